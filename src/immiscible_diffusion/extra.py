@@ -1,0 +1,28 @@
+"""Optional dependencies: imported where they are used, with an error that names the extra."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class MissingExtra(ImportError):
+    """A feature was used whose optional dependencies are not installed."""
+
+
+@contextmanager
+def needs_extra(extra: str, feature: str) -> Iterator[None]:
+    """Turn a missing module into an error that says what to install.
+
+    Use it around the import statement::
+
+        with needs_extra("train", "the U-Net"):
+            from diffusers import UNet2DModel
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("immiscible_diffusion"):
+            raise
+        raise MissingExtra(
+            f"{feature} needs the package '{error.name}', which is not installed; "
+            f"run: pip install 'immiscible-diffusion[{extra}]'"
+        ) from error
