@@ -1,0 +1,31 @@
+"""Losses. Noise and path are arguments: what pairs them has been decided upstream, once."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from immiscible_diffusion.path import Cond, Model, Path
+
+
+class Loss(Protocol):
+    """``loss_fn(model, path, data, noise, t, cond) -> [B]``, one loss per datum."""
+
+    def __call__(
+        self, model: Model, path: Path, data: Tensor, noise: Tensor, t: Tensor, cond: Cond | None
+    ) -> Tensor:
+        """Loss ``[B]`` of ``data`` and ``noise`` ``[B, *shape]`` at ``t`` ``[B]``."""
+
+
+@dataclass(frozen=True)
+class RegressionLoss:
+    """Weighted mean squared error between the model's output and the path's target."""
+
+    def __call__(
+        self, model: Model, path: Path, data: Tensor, noise: Tensor, t: Tensor, cond: Cond | None
+    ) -> Tensor:
+        """Loss ``[B]``: mean over the dimensions of a datum, times ``path.weight(t)``."""
+        point = path.sample(data, noise, t)
+        prediction = model(point.x_t, path.network_time(t), cond)
+        error = (prediction.float() - point.target.float()).square().flatten(1).mean(dim=1)
+        return path.weight(t) * error

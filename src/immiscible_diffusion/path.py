@@ -1,0 +1,135 @@
+"""Paths: how data and noise are mixed at time t, and what the network learns there.
+
+In every path t = 0 is data and t = 1 is noise.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+Cond = dict[str, Tensor]
+Model = Callable[[Tensor, Tensor, Cond | None], Tensor]
+"""``model(x_t [B, *shape], network_time [B], cond) -> [B, *shape]``."""
+Velocity = Callable[[Tensor, Tensor], Tensor]
+"""``velocity(x [B, *shape], t [B]) -> dx/dt [B, *shape]``."""
+
+
+@dataclass(frozen=True)
+class PathSample:
+    """A point of a path.
+
+    Attributes:
+        x_t: ``[B, *shape]``, the mixture.
+        t: ``[B]`` in [0, 1].
+        target: ``[B, *shape]``, what the network should say at ``(x_t, t)``.
+    """
+
+    x_t: Tensor
+    t: Tensor
+    target: Tensor
+
+
+class Path(Protocol):
+    """What losses, samplers and the trainer need of a path."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Share of the data in ``x_t``."""
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Share of the noise in ``x_t``."""
+
+    def sample(self, data: Tensor, noise: Tensor, t: Tensor) -> PathSample:
+        """Mix ``data`` and ``noise`` ``[B, *shape]`` at ``t`` ``[B]``."""
+
+    def sample_time(self, count: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """Times ``[count]`` to train at, on the device of the generator (CPU without one)."""
+
+    def weight(self, t: Tensor) -> Tensor:
+        """Weight ``[B]`` of the squared error at ``t``."""
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """What the network is told of ``t``."""
+
+    def velocity(self, model: Model, cond: Cond | None = None) -> Velocity:
+        """dx/dt along the path by the model's word: what ODE samplers integrate from t = 1 to 0."""
+
+
+def per_row(values: Tensor, like: Tensor) -> Tensor:
+    """``[B]`` reshaped to broadcast over ``[B, *shape]``."""
+    return values.to(like).view(-1, *(1,) * (like.ndim - 1))
+
+
+TIMES = ("uniform", "logit_normal")
+
+
+@dataclass(frozen=True)
+class FlowPath:
+    """Straight paths: ``x_t = (1 - t) data + t noise``, target ``noise - data``.
+
+    Flow matching, arXiv 2210.02747 / rectified flow, 2209.03003; most papers on it count time the
+    other way round.
+
+    Args:
+        time: law of training times: ``uniform``, or ``logit_normal`` (2403.03206, eq. 19).
+        mean: of the logit-normal's Gaussian; above 0 favours noise.
+        std: of the logit-normal's Gaussian.
+        shift: ``t -> shift t / (1 + (shift - 1) t)`` after drawing (2403.03206, eq. 23); above 1
+            favours noise, as suits larger images. Of training times only.
+        time_scale: the network sees ``time_scale * t``.
+    """
+
+    time: Literal["uniform", "logit_normal"] = "uniform"
+    mean: float = 0.0
+    std: float = 1.0
+    shift: float = 1.0
+    time_scale: float = 1000.0
+
+    def __post_init__(self) -> None:
+        if self.time not in TIMES:
+            raise ValueError(f"time must be one of {', '.join(TIMES)}, got {self.time!r}")
+        for name in ("std", "shift", "time_scale"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """``1 - t``."""
+        return 1 - t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """``t``."""
+        return t
+
+    def sample(self, data: Tensor, noise: Tensor, t: Tensor) -> PathSample:
+        """Mix ``data`` and ``noise`` ``[B, *shape]`` at ``t`` ``[B]`` in [0, 1]."""
+        if noise.shape != data.shape or t.shape != data.shape[:1]:
+            raise ValueError(
+                f"expected noise like data and t [B]; got data {tuple(data.shape)}, "
+                f"noise {tuple(noise.shape)}, t {tuple(t.shape)}"
+            )
+        time = per_row(t, data)
+        return PathSample(torch.lerp(data, noise, time), t, noise - data)
+
+    def sample_time(self, count: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """Times ``[count]`` in [0, 1], on the device of ``generator``."""
+        device = generator.device if generator is not None else "cpu"
+        if self.time == "uniform":
+            t = torch.rand(count, device=device, generator=generator)
+        else:
+            normal = torch.randn(count, device=device, generator=generator)
+            t = torch.sigmoid(self.mean + self.std * normal)
+        return self.shift * t / (1 + (self.shift - 1) * t)
+
+    def weight(self, t: Tensor) -> Tensor:
+        """One at every ``t``."""
+        return torch.ones_like(t)
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """``time_scale * t``."""
+        return self.time_scale * t
+
+    def velocity(self, model: Model, cond: Cond | None = None) -> Velocity:
+        """The model's output itself: it predicts dx/dt = noise - data."""
+        return lambda x, t: model(x, self.network_time(t), cond)
