@@ -174,7 +174,7 @@ def _nearest_rival(
     """
     directed = (length > 0).to(length.dtype)
     degrees = dim - directed
-    best = torch.full_like(length, torch.inf), length, length
+    best = torch.cat([torch.full_like(length, torch.inf), length, length], dim=1)
     piece = max(64, dim // 4)  # scalars in pieces that are no larger than the noise
     for start in range(0, count, piece):
         shape = (len(length), min(piece, count - start))
@@ -183,10 +183,9 @@ def _nearest_rival(
         )
         square = _chi_square(degrees.expand(shape), generator)
         distance, index = _distance(along, square, length).min(dim=1, keepdim=True)
-        found = distance, along.gather(1, index), square.gather(1, index).sqrt()
-        nearer = distance < best[0]
-        best = tuple(torch.where(nearer, new, old) for new, old in zip(found, best))
-    return torch.cat(best, dim=1)
+        found = torch.cat([distance, along.gather(1, index), square.gather(1, index).sqrt()], dim=1)
+        best = torch.where(distance < best[:, :1], found, best)
+    return best
 
 
 def _chi_square(degrees: Tensor, generator: torch.Generator | None) -> Tensor:
