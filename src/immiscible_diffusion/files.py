@@ -10,7 +10,7 @@ from typing import Any
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary sibling of ``path``; on success it becomes ``path``, on error it is removed.
+    """Yield a temporary sibling of ``path`` that becomes ``path`` on success, goes on error.
 
     A process that dies inside leaves ``path`` as it was.
     """

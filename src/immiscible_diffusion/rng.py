@@ -12,7 +12,7 @@ import torch
 
 
 def key(*parts: int | str) -> int:
-    """Hash ``parts`` to a seed in [0, 2^63): independent for different parts, equal on any machine."""
+    """Hash ``parts`` to a seed in [0, 2^63), the same on any machine."""
     text = "/".join(map(str, parts)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 

@@ -4,6 +4,7 @@ Each takes a velocity ``(x [B, *shape], t [B]) -> dx/dt`` (``path.velocity(model
 how often it called it.
 """
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -99,7 +100,7 @@ def _integrate(
         raise ValueError(f"steps must be at least 1, got {steps}")
     times = torch.linspace(1, 0, steps + 1, dtype=torch.float64).to(noise.dtype).to(noise.device)
     x = noise
-    for t, following in zip(times[:-1], times[1:], strict=True):
+    for t, following in itertools.pairwise(times):
         x = step(x, t.expand(len(x)), following - t)
     return Sampled(x, steps * evaluations)
 

@@ -24,7 +24,7 @@ class MLP:
     dropout: float = 0.0
 
     def build(self, shape: tuple[int, ...], num_classes: int | None) -> nn.Module:
-        """A fresh network for data ``[B, *shape]``; conditioned on ``label`` if there are classes."""
+        """A fresh network for data ``[B, *shape]``, conditioned on ``label`` if there are any."""
         return ResidualMLP(self, shape, num_classes)
 
 
@@ -38,9 +38,10 @@ class ResidualMLP(nn.Module):
         self.time = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
         self.label = nn.Embedding(num_classes, width) if num_classes else None
         self.blocks = nn.ModuleList(Block(width, config.dropout) for _ in range(config.depth))
-        self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, dim))
-        nn.init.zeros_(self.out[1].weight)
-        nn.init.zeros_(self.out[1].bias)
+        last = nn.Linear(width, dim)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.out = nn.Sequential(nn.LayerNorm(width), last)
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
         """Predict the target at ``x`` ``[B, *shape]`` and ``time`` ``[B]``."""
@@ -67,6 +68,7 @@ class Block(nn.Module):
         )
 
     def forward(self, hidden: Tensor, context: Tensor) -> Tensor:
+        """``[B, width]`` and its context ``[B, width]`` to ``[B, width]``."""
         scale, shift = self.modulate(nn.functional.silu(context)).chunk(2, dim=1)
         return hidden + self.layers(self.norm(hidden) * (1 + scale) + shift)
 

@@ -31,7 +31,7 @@ class UNet:
     dropout: float = 0.1
 
     def build(self, shape: tuple[int, ...], num_classes: int | None) -> nn.Module:
-        """A fresh network for images ``[B, C, S, S]``; conditioned on ``label`` if there are classes.
+        """A fresh network for images ``[B, C, S, S]``, conditioned on ``label`` if there are any.
 
         Raises:
             ValueError: images not square, or a size that the levels cannot halve.
