@@ -49,6 +49,11 @@ def append_jsonl(path: str | os.PathLike[str], record: dict[str, Any]) -> None:
         file.write(json.dumps(record, allow_nan=False) + "\n")
 
 
+def write_jsonl(path: str | os.PathLike[str], records: list[dict[str, Any]]) -> None:
+    """Write ``records``, one a line, whole or not at all."""
+    write_text(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
+
+
 def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Read the records of a JSONL file, oldest first; none if the file is absent.
 

@@ -36,6 +36,7 @@ class ResidualMLP(nn.Module):
         width, dim = config.width, math.prod(shape)
         self.embed = nn.Linear(dim, width)
         self.time = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
+        self.modulate = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
         self.label = nn.Embedding(num_classes, width) if num_classes else None
         self.blocks = nn.ModuleList(Block(width, config.dropout) for _ in range(config.depth))
         last = nn.Linear(width, dim)
@@ -50,26 +51,29 @@ class ResidualMLP(nn.Module):
             if cond is None or "label" not in cond:
                 raise ValueError("this model is class-conditional: give cond={'label': [B] int64}")
             context = context + self.label(cond["label"])
-        hidden = self.embed(x.flatten(1))
+        hidden, modulation = self.embed(x.flatten(1)), self.modulate(context)
         for block in self.blocks:
-            hidden = block(hidden, context)
+            hidden = block(hidden, modulation)
         return self.out(hidden).view(x.shape)
 
 
 class Block(nn.Module):
-    """Norm, shift and scale by the context, two layers, residual."""
+    """Norm, scale and shift by the context, two layers, residual.
+
+    The modulation is shared by all blocks but for an offset of each (PixArt-alpha, 2310.00426).
+    """
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulate = nn.Linear(width, 2 * width)
+        self.offset = nn.Parameter(torch.zeros(2 * width))
         self.layers = nn.Sequential(
             nn.Linear(width, width), nn.SiLU(), nn.Dropout(dropout), nn.Linear(width, width)
         )
 
-    def forward(self, hidden: Tensor, context: Tensor) -> Tensor:
-        """``[B, width]`` and its context ``[B, width]`` to ``[B, width]``."""
-        scale, shift = self.modulate(nn.functional.silu(context)).chunk(2, dim=1)
+    def forward(self, hidden: Tensor, modulation: Tensor) -> Tensor:
+        """``[B, width]`` and its modulation ``[B, 2 width]`` to ``[B, width]``."""
+        scale, shift = (modulation + self.offset).chunk(2, dim=1)
         return hidden + self.layers(self.norm(hidden) * (1 + scale) + shift)
 
 

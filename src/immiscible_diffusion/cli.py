@@ -1,0 +1,67 @@
+"""The command ``immiscible``: finds the subcommand, turns errors into one line and an exit code."""
+
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+
+from immiscible_diffusion import __version__
+from immiscible_diffusion.extra import MissingExtra, needs_extra
+from immiscible_diffusion.interrupt import Interrupted
+
+COMMANDS = {
+    "train": "train a recipe; the same command resumes",
+    "sample": "make images with a trained run",
+    "evaluate": "judge a trained run, or a folder of images",
+    "compare": "train with and without pairing at equal steps and report what it saves",
+    "demo": "the comparison to see first: digits, a few minutes on a CPU",
+    "recipes": "list the recipes, or show one",
+}
+USAGE = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code: 0 well, 2 bad input, 128 + n on signal n."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in ("--version", "-V"):
+        sys.stdout.write(f"immiscible {__version__}\n")
+        return 0
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        sys.stdout.write(overview())
+        return 0 if arguments else USAGE
+    try:
+        return run(arguments[0], arguments[1:])
+    except Interrupted as stop:
+        sys.stderr.write(f"{stop}\n")
+        return 128 + stop.signal_number
+    except (ValueError, MissingExtra, OSError) as error:
+        text = " ".join(str(error).split())
+        sys.stderr.write(f"immiscible: error: {text}\n")
+        return USAGE
+
+
+def run(command: str, arguments: list[str]) -> int:
+    """Run one subcommand."""
+    if command not in COMMANDS:
+        raise ValueError(f"unknown command '{command}'; known: {', '.join(COMMANDS)}")
+    warnings.simplefilter("default")
+    with needs_extra("train", "the command line"):
+        import tyro  # noqa: F401
+    module = importlib.import_module(f"immiscible_diffusion.command.{command}")
+    code = module.main(arguments)
+    return int(code or 0)
+
+
+def overview() -> str:
+    """What ``immiscible --help`` says."""
+    lines = [f"  {name:10}{text}" for name, text in COMMANDS.items()]
+    return (
+        "usage: immiscible COMMAND ...\n\n"
+        "Pair noise with data before diffusing: fewer training steps.\n\n"
+        + "\n".join(lines)
+        + "\n\nimmiscible COMMAND --help says more; immiscible recipes lists the recipes.\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

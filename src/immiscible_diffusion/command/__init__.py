@@ -1,0 +1,1 @@
+"""The subcommands of ``immiscible``, one per file; each has ``main(arguments)``."""

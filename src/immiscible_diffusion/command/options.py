@@ -1,0 +1,90 @@
+"""Command lines to dataclasses, by tyro; errors as ValueError, one line."""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import tyro
+
+from immiscible_diffusion.recipe import Recipe
+from immiscible_diffusion.recipes import RECIPES, recipe_from_name
+
+T = TypeVar("T")
+Device = Literal["auto", "cpu", "cuda", "mps"]
+WholeRecipe = Annotated[Recipe, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands]
+CONFIG = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
+_BOX = re.compile(r"[╭╮╰╯│─]+")
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def parse(kind: type[T], arguments: Sequence[str], prog: str, default: T | None = None) -> T:
+    """``arguments`` as a ``kind``; ``--help`` prints and exits.
+
+    Raises:
+        ValueError: unknown options or bad values, in one line.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            if default is None:
+                return tyro.cli(kind, args=list(arguments), prog=f"immiscible {prog}")
+            return tyro.cli(kind, args=list(arguments), prog=f"immiscible {prog}", default=default)
+    except SystemExit as stop:
+        if not stop.code:
+            sys.stderr.write(said.getvalue())
+            raise
+        raise ValueError(_one_line(said.getvalue())) from None
+
+
+def _one_line(text: str) -> str:
+    text = " ".join(_BOX.sub(" ", _ANSI.sub("", text)).split())
+    return text.removeprefix("Parsing error ").removeprefix("Unrecognized options ")
+
+
+def take_name(arguments: Sequence[str], command: str) -> tuple[str, list[str]]:
+    """Split off the recipe's name, the first argument that is no option."""
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0], list(arguments[1:])
+    known = ", ".join(RECIPES)
+    if "-h" in arguments or "--help" in arguments:
+        sys.stdout.write(
+            f"usage: immiscible {command} RECIPE [options]\n\nRecipes: {known}\n\n"
+            f"immiscible {command} {next(iter(RECIPES))} --help lists the options.\n"
+        )
+        raise SystemExit(0)
+    raise ValueError(f"which recipe? immiscible {command} RECIPE ...; known: {known}")
+
+
+def named_recipe(name: str, arguments: list[str]) -> tuple[Recipe, list[str]]:
+    """The recipe, shrunk if ``--tiny`` is among the arguments, and the other arguments.
+
+    ``--tiny`` acts before other options, which may then change what it set.
+    """
+    recipe = recipe_from_name(name)
+    if "--tiny" in arguments:
+        return recipe.tiny(), [argument for argument in arguments if argument != "--tiny"]
+    return recipe, arguments
+
+
+def run_path(out: Path | None, *parts: str) -> Path:
+    """``--out``, or runs/... below the working folder."""
+    return out or Path("runs").joinpath(*parts)
+
+
+def split_known(kind: type[T], recipe: Recipe, arguments: list[str], prog: str) -> tuple[T, Recipe]:
+    """Options of ``kind``, and what is left of ``arguments`` as fields of the recipe."""
+    if "-h" in arguments or "--help" in arguments:
+        parse(kind, ["--help"], prog)
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            options, rest = tyro.cli(
+                kind, args=arguments, prog=f"immiscible {prog}", return_unknown_args=True
+            )
+    except SystemExit:
+        raise ValueError(_one_line(said.getvalue())) from None
+    return options, parse(Recipe, rest, prog, recipe)

@@ -1,0 +1,92 @@
+"""``immiscible sample RUN``."""
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from torch import Tensor
+
+from immiscible_diffusion.command.options import Device, parse
+from immiscible_diffusion.files import atomic_path
+from immiscible_diffusion.generate import Generator
+from immiscible_diffusion.pictures import image_grid
+from immiscible_diffusion.progress import Progress
+from immiscible_diffusion.runfolder import RunFolder
+from immiscible_diffusion.sampler import Sampler
+from immiscible_diffusion.trained import Trained
+
+GRID = 64
+
+
+@dataclass(frozen=True)
+class Options:
+    """Make images with the averaged weights of a trained run.
+
+    Args:
+        run: the run folder.
+        out: folder for the pictures; by default RUN/images.
+        count: images to make; image i depends on the seed and i alone.
+        seed: of the start noise.
+        method: sampler (euler, heun, midpoint, dopri5); the recipe's by default.
+        steps: of the sampler.
+        batch_size: images at a time.
+        device: where to sample.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional]
+    out: Path | None = None
+    count: int = 64
+    seed: int = 0
+    method: str | None = None
+    steps: int | None = None
+    batch_size: int = 256
+    device: Device = "auto"
+
+
+def main(arguments: list[str]) -> int:
+    """Write count numbered PNG files and a grid of the first."""
+    options = parse(Options, arguments, "sample")
+    if options.count < 1:
+        raise ValueError(f"count must be at least 1, got {options.count}")
+    trained = Trained.load(RunFolder.existing(options.run), options.device)
+    sampler = chosen_sampler(trained.recipe.sampler, options.method, options.steps)
+    generator = Generator(trained.recipe, trained.dataset, trained.device, options.batch_size)
+    batches = generator(trained.model, options.count, seed=options.seed, sampler=sampler)
+    out = options.out or options.run / "images"
+    nfe = write_images(batches, out, options.count)
+    sys.stderr.write(
+        f"{out}: {options.count} images of step {trained.step}, {sampler} ({nfe} function "
+        f"evaluations)\n"
+    )
+    return 0
+
+
+def chosen_sampler(default: Sampler, method: str | None, steps: int | None) -> Sampler:
+    """The recipe's sampler, changed where options say so."""
+    return Sampler(method or default.method, steps or default.steps, default.tolerance)  # type: ignore[arg-type]
+
+
+def write_images(batches: Iterable[tuple[Tensor, int]], out: Path, total: int) -> int:
+    """Write images as 000000.png ... and the first as grid.png; the last batch's evaluations."""
+    done, nfe = 0, 0
+    first: list[Tensor] = []
+    with Progress(total, 0, "sampling") as show:
+        for images, nfe in batches:
+            for offset, image in enumerate(images):
+                write_png(image[None], out / f"{done + offset:06d}.png")
+            if done < GRID:
+                first.append(images[: GRID - done].cpu())
+            done += len(images)
+            show.update(done)
+    write_png(torch.cat(first), out / "grid.png")
+    return nfe
+
+
+def write_png(images: Tensor, path: Path) -> None:
+    """One picture of ``images`` ``[B, C, H, W]`` in [-1, 1]."""
+    with atomic_path(path) as temporary:
+        image_grid(images).save(temporary, format="PNG")

@@ -1,0 +1,1 @@
+"""Trains with and without pairing at equal steps."""

@@ -1,0 +1,121 @@
+"""From the run folders of a comparison to its report, whatever is there so far."""
+
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from immiscible_diffusion.compare.cells import CellRunner, headline_budget, is_finished
+from immiscible_diffusion.compare.plan import BASELINE, Cell, Plan
+from immiscible_diffusion.judge import Judge
+from immiscible_diffusion.report import Cell as CellRecord
+from immiscible_diffusion.report import (
+    Comparison,
+    CouplingEntry,
+    Dataset,
+    Floor,
+    LossPoint,
+    Quality,
+    findings,
+    write_report,
+)
+from immiscible_diffusion.runfolder import RunFolder, environment
+from immiscible_diffusion.setup import make_model
+
+QUALITY_FIELDS = set(Quality.__dataclass_fields__)
+
+
+def report(plan: Plan, command: str) -> tuple[Path, list[str]]:
+    """Write results and page into the plan's folder; the page's path and its sentences.
+
+    Raises:
+        ValueError: no cell has been judged yet.
+    """
+    comparison = gather(plan, command)
+    return write_report(comparison, plan.folder), list(findings(comparison))
+
+
+def gather(plan: Plan, command: str) -> Comparison:
+    """The record of a comparison; unfinished cells come with what they have."""
+    cells = [cell_record(plan, cell) for cell in plan.cells if plan.cell_folder(cell).exists()]
+    if not any(cell.quality for cell in cells):
+        raise ValueError(f"nothing has been judged yet in {plan.folder}; run some cells first")
+    runner, recipe = CellRunner(plan), plan.recipe
+    judge, dataset, seen = runner.judge, runner.dataset, environment()
+    return Comparison(
+        recipe=recipe.name,
+        command=command,
+        note=dataset.note,
+        hardware=seen["hardware"],
+        date=date.today().isoformat(),
+        versions=seen["versions"],
+        dataset=Dataset(dataset.name, len(dataset)),
+        features=judge.extractor.name,
+        accuracy=getattr(judge.extractor, "accuracy", None),
+        samples=recipe.evaluation.samples,
+        real_samples=len(judge.reference.real),
+        floor=floor_record(judge),
+        budgets=recipe.evaluation.budgets,
+        headline_budget=headline_budget(recipe),
+        sampler="euler",
+        eval_steps=plan.eval_steps,
+        batch_size=recipe.batch_size,
+        total_steps=recipe.steps,
+        parameters=sum(p.numel() for p in make_model(recipe, dataset).parameters()),
+        couplings=tuple(
+            CouplingEntry(name, name, plan.control_of(name), name == BASELINE)
+            for name in plan.couplings
+        ),
+        cells=tuple(cells),
+    )
+
+
+def floor_record(judge: Judge) -> Floor:
+    """The floor as the report wants it."""
+    floor = judge.reference.floor
+    if floor is None:
+        raise ValueError(
+            f"{len(judge.reference.real)} real data are too few to tell a floor in "
+            f"{judge.extractor.dim} dimensions; use more data or smaller features"
+        )
+    return Floor(floor.mean, floor.low, floor.high, floor.size)
+
+
+def cell_record(plan: Plan, cell: Cell) -> CellRecord:
+    """What a cell's run folder holds."""
+    folder = plan.cell_folder(cell)
+    run = RunFolder(folder)
+    training = run.records("train")
+    budget = headline_budget(plan.recipe)
+    grids = {
+        str(step): path.relative_to(plan.folder).as_posix()
+        for step in plan.eval_steps
+        if (path := folder / "samples" / f"euler{budget}_step_{step:06d}.png").exists()
+    }
+    return CellRecord(
+        coupling=cell.coupling,
+        seed=cell.seed,
+        quality=tuple(quality_record(record) for record in run.records("quality")),
+        seconds_per_step=mean_of(training, "seconds_per_step"),
+        pairing_share=mean_of(training, "pairing_share"),
+        pairing_ms=mean_of(training, "pairing_ms"),
+        validation=losses(run.records("validation")),
+        training=losses(training),
+        grids=grids,
+        finished=is_finished(plan, cell),
+    )
+
+
+def quality_record(record: dict[str, Any]) -> Quality:
+    """A line of metrics.jsonl as the report wants it."""
+    return Quality(**{name: value for name, value in record.items() if name in QUALITY_FIELDS})
+
+
+def losses(records: list[dict[str, Any]]) -> tuple[LossPoint, ...]:
+    """Steps and losses."""
+    return tuple(LossPoint(record["step"], record["loss"]) for record in records)
+
+
+def mean_of(records: list[dict[str, Any]], name: str) -> float | None:
+    """Mean of a field after the first record, which has the warm-up of the machine in it."""
+    values = [record[name] for record in records[1:] or records]
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,104 @@
+"""What a comparison consists of: one recipe, several couplings, several seeds."""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from immiscible_diffusion.coupling import coupling_from_name
+from immiscible_diffusion.files import read_json, write_json
+from immiscible_diffusion.moments import Moments
+from immiscible_diffusion.recipe import Recipe, differences
+
+BASELINE = "independent"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of a comparison."""
+
+    coupling: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.coupling}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison: ``recipe`` trained with every coupling at every seed.
+
+    Cells of a seed share the order of the data, the times, the initial weights and the start noise
+    of sampling.
+    """
+
+    folder: Path
+    recipe: Recipe
+    couplings: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for what, values in (("coupling", self.couplings), ("seed", self.seeds)):
+            if not values:
+                raise ValueError(f"a comparison needs at least one {what}, got none")
+            if len(set(values)) < len(values):
+                raise ValueError(f"a {what} is named twice: {', '.join(map(str, values))}")
+        for coupling in self.couplings:
+            coupling_from_name(coupling, _any_moments())  # a misspelt one fails here, not later
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """All cells, seed by seed, so that an unfinished comparison has whole seeds."""
+        return tuple(Cell(c, seed) for seed in self.seeds for c in self.couplings)
+
+    def cell_recipe(self, cell: Cell) -> Recipe:
+        """The recipe of a cell."""
+        return dataclasses.replace(self.recipe, coupling=cell.coupling, seed=cell.seed)
+
+    def cell_folder(self, cell: Cell) -> Path:
+        """The run folder of a cell."""
+        return self.folder / "cells" / slug(cell.coupling) / f"seed{cell.seed}"
+
+    @property
+    def eval_steps(self) -> tuple[int, ...]:
+        """The training steps at which every cell is judged."""
+        return self.recipe.evaluation.steps(self.recipe.steps)
+
+    def control_of(self, coupling: str) -> str | None:
+        """The coupling of this plan whose shuffled control ``coupling`` is."""
+        original = coupling.removeprefix("shuffled:")
+        return original if original != coupling and original in self.couplings else None
+
+    def keep(self) -> None:
+        """Write the plan; ValueError if the folder holds a comparison of another recipe.
+
+        Couplings and seeds may be added to a comparison; its finished cells are kept.
+        """
+        path = self.folder / "plan.json"
+        if path.exists():
+            before = Recipe.from_dict(read_json(path)["recipe"])
+            if changed := differences(before, self.recipe):
+                raise ValueError(
+                    f"{self.folder} holds a comparison of another recipe ({'; '.join(changed)}); "
+                    f"choose another --out"
+                )
+        values = {
+            "recipe": self.recipe.to_dict(),
+            "couplings": list(self.couplings),
+            "seeds": list(self.seeds),
+        }
+        try:
+            write_json(path, values)
+        except OSError as error:
+            raise ValueError(f"cannot write to {self.folder}: {error}") from error
+
+
+def slug(name: str) -> str:
+    """``name`` as a folder name; different names of couplings stay different."""
+    return re.sub(r"[^\w.=,+-]", "_", name.replace(":", "-"))
+
+
+def _any_moments() -> Moments:
+    import torch
+
+    return Moments(torch.zeros(1), 1.0, 1)

@@ -1,0 +1,149 @@
+"""Cells over several processes on one machine."""
+
+import multiprocessing
+import os
+import queue
+import time
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import torch
+
+from immiscible_diffusion.compare.cells import CellRunner, is_finished
+from immiscible_diffusion.compare.plan import Cell, Plan
+from immiscible_diffusion.files import read_jsonl
+from immiscible_diffusion.interrupt import Interrupted, InterruptGuard
+from immiscible_diffusion.progress import Progress
+
+POLL_SECONDS = 1.0
+
+
+def default_workers(device: str) -> int:
+    """One worker a core on a CPU, one in all on an accelerator."""
+    accelerated = device in ("cuda", "mps") or (device == "auto" and torch.cuda.is_available())
+    return 1 if accelerated else max(1, len(available_cores()))
+
+
+def available_cores() -> set[int]:
+    """The cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def run_cells(plan: Plan, *, device: str, workers: int) -> None:
+    """Run what is not finished of ``plan`` in ``workers`` processes, showing progress.
+
+    Raises:
+        ValueError: a cell failed; the others were run to their end.
+        Interrupted: on a signal; the cells in progress wrote checkpoints.
+    """
+    todo = [cell for cell in plan.cells if not is_finished(plan, cell)]
+    if not todo:
+        return
+    workers = min(workers, len(todo))
+    threads = max(1, len(available_cores()) // workers)
+    # spawn, not fork: torch's threads and CUDA do not survive a fork, and Windows has none.
+    context = multiprocessing.get_context("spawn")
+    tasks, outcomes = context.Queue(), context.Queue()
+    for cell in todo:
+        tasks.put(cell)
+    arguments = (plan, device, threads, tasks, outcomes)
+    processes: list[BaseProcess] = [
+        context.Process(target=_work, args=arguments, daemon=True) for _ in range(workers)
+    ]
+    with InterruptGuard() as guard, _one_thread_each(threads):
+        for process in processes:
+            process.start()
+        failures = _watch(plan, todo, processes, outcomes, guard)
+    if guard.received is not None:
+        raise Interrupted(
+            guard.received,
+            f"stopped; the same command goes on from the checkpoints in {plan.folder}",
+        )
+    if failures:
+        raise ValueError("; ".join(failures))
+
+
+class _one_thread_each:
+    """Children read the number of threads from the environment, before torch is imported."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+
+    def __enter__(self) -> None:
+        self.before = os.environ.get("OMP_NUM_THREADS")
+        os.environ["OMP_NUM_THREADS"] = str(self.threads)
+
+    def __exit__(self, *_: object) -> None:
+        del os.environ["OMP_NUM_THREADS"]
+        if self.before is not None:
+            os.environ["OMP_NUM_THREADS"] = self.before
+
+
+def _work(plan: Plan, device: str, threads: int, tasks: Any, outcomes: Any) -> None:
+    """A worker process: cells from ``tasks`` until there are none."""
+    torch.set_num_threads(threads)
+    runner = CellRunner(plan, device)
+    while True:
+        try:
+            cell = tasks.get(timeout=0.5)
+        except queue.Empty:
+            return
+        try:
+            runner(cell)
+            outcomes.put((cell, None))
+        except Interrupted:
+            return
+        except Exception as error:  # noqa: BLE001 - told to the parent, which raises it
+            outcomes.put((cell, f"{cell}: {error}"))
+
+
+def _watch(
+    plan: Plan,
+    todo: list[Cell],
+    processes: list[BaseProcess],
+    outcomes: Any,
+    guard: InterruptGuard,
+) -> list[str]:
+    """Show progress until the workers are done; pass signals on; the messages of failed cells."""
+    failures: list[str] = []
+    reported: set[Cell] = set()
+    forwarded = False
+    total = len(plan.cells) * plan.recipe.steps
+    label = f"{len(plan.couplings)} couplings x {len(plan.seeds)} seeds"
+    with Progress(total, _steps_done(plan), label) as show:
+        while any(process.is_alive() for process in processes):
+            time.sleep(POLL_SECONDS)
+            show.update(_steps_done(plan))
+            if guard.received is not None and not forwarded:
+                forwarded = True
+                for process in processes:
+                    process.terminate()  # SIGTERM: the cell writes a checkpoint and stops
+            _drain(outcomes, reported, failures)
+        _drain(outcomes, reported, failures)
+    lost = [cell for cell in todo if cell not in reported]
+    if lost and guard.received is None:
+        codes = ", ".join(str(process.exitcode) for process in processes)
+        failures.append(f"a worker died (exit codes {codes}) before finishing {lost[0]}")
+    return failures
+
+
+def _drain(outcomes: Any, reported: set[Cell], failures: list[str]) -> None:
+    while True:
+        try:
+            cell, failure = outcomes.get(timeout=0.05)
+        except queue.Empty:
+            return
+        reported.add(cell)
+        if failure is not None:
+            failures.append(failure)
+
+
+def _steps_done(plan: Plan) -> int:
+    """Steps trained so far over all cells, as far as their logs tell."""
+    done = 0
+    for cell in plan.cells:
+        records = read_jsonl(plan.cell_folder(cell) / "metrics.jsonl")
+        done += max((record["step"] for record in records), default=0)
+    return done

@@ -1,0 +1,68 @@
+"""What a run would take: shown before any GPU is paid for."""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from immiscible_diffusion.progress import duration
+from immiscible_diffusion.recipe import Recipe
+from immiscible_diffusion.runfolder import RunFolder, hardware
+from immiscible_diffusion.trainer import Trainer
+
+TIMED_STEPS = 20
+
+
+def dry_run(recipe: Recipe, device: str) -> str:
+    """The recipe, its parameters, what is missing, and hours, memory and disk of a run.
+
+    Times 20 real steps (after 3 that do not count), in a folder that is removed.
+    """
+    lines = [json.dumps(recipe.to_dict(), indent=2), f"hardware: {hardware()}"]
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            trainer = Trainer(recipe, RunFolder.open(folder, recipe), device=device)
+        except (ValueError, ImportError) as error:
+            return "\n".join([*lines, f"missing: {error}"])
+        lines += [
+            "missing: nothing",
+            f"data: {trainer.dataset.name}, {len(trainer.dataset):,} of shape "
+            f"{'x'.join(map(str, trainer.dataset.shape))}",
+            f"parameters: {sum(p.numel() for p in trainer.bare.parameters()):,}",
+            *_measured(trainer, recipe),
+        ]
+        trainer.save()
+        size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+    return "\n".join([*lines, f"disk: {size / 2**20:,.0f} MiB, and the previews"])
+
+
+def _measured(trainer: Trainer, recipe: Recipe) -> list[str]:
+    source = trainer.batches()
+    for _ in range(3):
+        trainer.train_step(source)
+    began, trainer.meter.pairing = trainer.meter.clock(), 0.0
+    for _ in range(TIMED_STEPS):
+        trainer.train_step(source)
+    seconds = (trainer.meter.clock() - began) / TIMED_STEPS
+    pairing = trainer.meter.pairing / TIMED_STEPS
+    return [
+        f"time: {1000 * seconds:.1f} ms a step over {TIMED_STEPS} steps, pairing "
+        f"{pairing / seconds:.1%} of it; {recipe.steps:,} steps take {duration(seconds * recipe.steps)}"
+        f" (without previews and validation)",
+        f"memory: {_peak_memory(trainer.device) / 2**30:.2f} GiB at its peak",
+    ]
+
+
+def _peak_memory(device: torch.device) -> float:
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    if sys.platform == "win32":
+        import psutil  # comes with accelerate
+
+        return float(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit

@@ -1,0 +1,49 @@
+"""Images from a trained model."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from immiscible_diffusion.data import DataSet
+from immiscible_diffusion.recipe import Recipe
+from immiscible_diffusion.sampler import Sampler, start_noise
+
+
+@dataclass(frozen=True)
+class Generator:
+    """Makes images with the model of a recipe; image i depends on ``(seed, i)``, not on batches.
+
+    Args:
+        recipe: names path and sampler.
+        dataset: for the shape of the data and the number of classes.
+        device: where the model is.
+        batch_size: images at a time.
+    """
+
+    recipe: Recipe
+    dataset: DataSet
+    device: torch.device | str = "cpu"
+    batch_size: int = 512
+
+    def __call__(
+        self, model: nn.Module, count: int, *, seed: int, sampler: Sampler | None = None
+    ) -> Iterator[tuple[Tensor, int]]:
+        """Batches ``[b, *shape]`` of ``count`` images, each with its function evaluations."""
+        sampler = sampler or self.recipe.sampler
+        model.eval()
+        for start in range(0, count, self.batch_size):
+            rows = range(start, min(start + self.batch_size, count))
+            noise = start_noise(seed, rows, self.dataset.shape, self.device)
+            velocity = self.recipe.path.velocity(model, self.labels(rows))
+            with torch.no_grad():
+                sampled = sampler(velocity, noise)
+            yield sampled.data, sampled.nfe
+
+    def labels(self, rows: range) -> dict[str, Tensor] | None:
+        """For a conditional model: image i is of class i mod the number of classes."""
+        classes = self.dataset.num_classes
+        if not self.recipe.conditional or not classes:
+            return None
+        return {"label": torch.tensor([row % classes for row in rows], device=self.device)}

@@ -1,0 +1,228 @@
+"""A recipe: one experiment, whole. Names one of each part and says how long to train."""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from immiscible_diffusion.data import DataConfig
+from immiscible_diffusion.model import MLP, UNet
+from immiscible_diffusion.path import FlowPath
+from immiscible_diffusion.sampler import Sampler
+
+
+@dataclass(frozen=True)
+class Optimiser:
+    """Adam, with warm-up, clipping and an average of the weights.
+
+    Args:
+        lr: learning rate after warm-up.
+        warmup: steps of linear warm-up from 0.
+        clip: bound on the gradient's norm; 0 = none.
+        betas: Adam's.
+        weight_decay: decoupled (AdamW); 0 = Adam.
+        ema: decay of the exponential moving average of the weights, in [0, 1).
+        ema_ramp: let the decay grow as (1 + step) / (10 + step) up to ``ema``, so that short runs
+            forget their start; off as published.
+    """
+
+    lr: float = 2e-4
+    warmup: int = 5000
+    clip: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    ema: float = 0.9999
+    ema_ramp: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0 or self.warmup < 0 or self.clip < 0 or not 0 <= self.ema < 1:
+            raise ValueError(
+                f"expected lr > 0, warmup >= 0, clip >= 0 and 0 <= ema < 1; got lr={self.lr}, "
+                f"warmup={self.warmup}, clip={self.clip}, ema={self.ema}"
+            )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How samples are judged.
+
+    Args:
+        features: feature space, ``classifier`` or ``pixels``.
+        samples: images generated for every figure.
+        budgets: numbers of Euler steps that ``compare`` samples with.
+        points: how many training steps ``compare`` evaluates at, spaced evenly in their logarithm.
+        first: the first of them, as a share of all steps.
+    """
+
+    features: Literal["classifier", "pixels"] = "classifier"
+    samples: int = 10_000
+    budgets: tuple[int, ...] = (2, 5, 20, 100)
+    points: int = 6
+    first: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.samples < 2 or self.points < 1 or not 0 < self.first <= 1:
+            raise ValueError(
+                f"expected samples >= 2, points >= 1 and 0 < first <= 1; got "
+                f"samples={self.samples}, points={self.points}, first={self.first}"
+            )
+        if not self.budgets or min(self.budgets) < 1:
+            raise ValueError(f"budgets must be numbers of steps >= 1, got {self.budgets}")
+
+    def steps(self, total: int) -> tuple[int, ...]:
+        """The training steps to evaluate at; the last is ``total``."""
+        shares = (self.first ** (1 - i / max(1, self.points - 1)) for i in range(self.points - 1))
+        return tuple(sorted({max(1, round(total * share)) for share in shares} | {total}))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One experiment.
+
+    Args:
+        name: what it is called.
+        data: the data set.
+        coupling: which noise goes with which datum: ``independent``, ``knn:k=16``,
+            ``knn:k=16,center=mean``, ``assignment``, ``shuffled:...``, or ``module:Class(k=3)``.
+        conditional: give the network the labels.
+        path: how data and noise are mixed.
+        model: the network.
+        optimiser: how it is fitted.
+        batch_size: data per step over all devices and accumulated micro-batches.
+        accumulation: micro-batches per step; the pairing sees one at a time.
+        steps: of training.
+        seed: of everything.
+        precision: mixed precision; ``no`` is float32.
+        sampler: how images are made for previews, ``sample`` and ``evaluate``.
+        evaluation: how they are judged.
+        log_every: steps between lines in metrics.jsonl.
+        validate_every: steps between losses on fixed, independent noise and times.
+        preview_every: steps between sample grids; 0 = none.
+        checkpoint_every: steps between checkpoints to resume from.
+        trackers: any of ``tensorboard`` and ``wandb``.
+    """
+
+    name: str
+    data: DataConfig = field(default_factory=DataConfig)
+    coupling: str = "independent"
+    conditional: bool = False
+    path: FlowPath = field(default_factory=FlowPath)
+    model: MLP | UNet = field(default_factory=UNet)
+    optimiser: Optimiser = field(default_factory=Optimiser)
+    batch_size: int = 256
+    accumulation: int = 1
+    steps: int = 400_000
+    seed: int = 0
+    precision: Literal["no", "fp16", "bf16"] = "no"
+    sampler: Sampler = field(default_factory=Sampler)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    log_every: int = 100
+    validate_every: int = 1000
+    preview_every: int = 20_000
+    checkpoint_every: int = 5000
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulation", "steps", "log_every", "validate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.checkpoint_every < 1 or self.preview_every < 0:
+            raise ValueError(
+                f"checkpoint_every must be >= 1 and preview_every >= 0, got "
+                f"{self.checkpoint_every} and {self.preview_every}"
+            )
+        if self.conditional and not self.data.labels:
+            raise ValueError("conditional needs labels; set data.labels or drop conditional")
+
+    def tiny(self) -> "Recipe":
+        """The same experiment shrunk to a CPU smoke run of seconds, through the same code."""
+        model: MLP | UNet = MLP(width=32, depth=1)
+        if isinstance(self.model, UNet):
+            model = dataclasses.replace(
+                self.model, channels=8, blocks=1, groups=4, head_channels=4, dropout=0.0
+            )
+        return dataclasses.replace(
+            self,
+            data=dataclasses.replace(self.data, limit=min(self.data.limit or 256, 256)),
+            model=model,
+            optimiser=dataclasses.replace(self.optimiser, warmup=2, ema=0.9, ema_ramp=True),
+            batch_size=16,
+            accumulation=1,
+            steps=8,
+            precision="no",
+            sampler=dataclasses.replace(self.sampler, steps=2, tolerance=1e-2),
+            evaluation=dataclasses.replace(
+                self.evaluation, samples=128, budgets=(1, 2), points=2, first=0.5
+            ),
+            log_every=2,
+            validate_every=4,
+            preview_every=4 if self.preview_every else 0,
+            checkpoint_every=4,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as JSON values; parts that could be of several kinds say which."""
+        return _to_json(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Recipe":
+        """The recipe that ``to_dict`` wrote; ValueError on unknown or missing fields."""
+        recipe = _from_json(cls, values, "recipe")
+        assert isinstance(recipe, Recipe)
+        return recipe
+
+
+def differences(one: Recipe, other: Recipe) -> list[str]:
+    """The fields in which two recipes differ, as ``field: value -> other value``."""
+    left, right = _flat(one.to_dict()), _flat(other.to_dict())
+    return [
+        f"{key}: {left.get(key)} -> {right.get(key)}"
+        for key in sorted(left.keys() | right.keys())
+        if left.get(key) != right.get(key)
+    ]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= (
+            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
+    return flat
+
+
+def _to_json(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: _to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"kind": type(value).__name__} | fields
+    if isinstance(value, (tuple, list)):
+        return [_to_json(item) for item in value]
+    return value
+
+
+def _from_json(kind: Any, value: Any, where: str) -> Any:
+    """``value`` as an instance of the annotation ``kind``, for the few kinds recipes use."""
+    options = [
+        option
+        for option in (typing.get_args(kind) if _is_union(kind) else (kind,))
+        if dataclasses.is_dataclass(option)
+    ]
+    if not options:
+        return tuple(value) if isinstance(value, list) else value
+    if value is None and _is_union(kind):
+        return None
+    names = {option.__name__: option for option in options}
+    if not isinstance(value, dict) or value.get("kind") not in names:
+        raise ValueError(f"{where} must be one of {', '.join(names)}, got {value!r}")
+    chosen = names[value["kind"]]
+    hints = typing.get_type_hints(chosen)
+    known = {f.name for f in dataclasses.fields(chosen)}
+    if wrong := (value.keys() - {"kind"}) ^ known:
+        raise ValueError(f"{where}: unknown or missing fields: {', '.join(sorted(wrong))}")
+    fields = {name: _from_json(hints[name], value[name], f"{where}.{name}") for name in known}
+    return chosen(**fields)
+
+
+def _is_union(kind: Any) -> bool:
+    return typing.get_origin(kind) in (typing.Union, types.UnionType)

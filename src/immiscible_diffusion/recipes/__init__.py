@@ -1,0 +1,21 @@
+"""The recipes by name; each is a function that returns a frozen Recipe."""
+
+import difflib
+from collections.abc import Callable
+
+from immiscible_diffusion.recipe import Recipe
+from immiscible_diffusion.recipes.flow_matching import cifar10_flow, digits_flow
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "digits-flow": digits_flow,
+    "cifar10-flow": cifar10_flow,
+}
+
+
+def recipe_from_name(name: str) -> Recipe:
+    """The recipe called ``name``; ValueError lists the names there are."""
+    if name not in RECIPES:
+        close = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        raise ValueError(f"unknown recipe '{name}'; known: {', '.join(RECIPES)}{hint}")
+    return RECIPES[name]()

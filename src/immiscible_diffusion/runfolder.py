@@ -1,0 +1,194 @@
+"""A run folder: the recipe, what it ran on, metrics, weights, pictures and the state to resume.
+
+recipe.json  environment.json  metrics.jsonl  moments.safetensors
+weights/model.safetensors  weights/model.json  samples/step_000500.png  checkpoint.pt
+"""
+
+import os
+import platform
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from immiscible_diffusion.extra import needs_extra
+from immiscible_diffusion.files import (
+    append_jsonl,
+    atomic_path,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+)
+from immiscible_diffusion.pictures import image_grid
+from immiscible_diffusion.recipe import Recipe, differences
+
+# These may change between a run and its continuation without making it another experiment.
+MAY_CHANGE = ("steps", "log_every", "preview_every", "checkpoint_every", "trackers", "evaluation")
+PACKAGES = ("immiscible-diffusion", "torch", "numpy", "scipy", "accelerate", "diffusers")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one run."""
+
+    root: Path
+
+    @classmethod
+    def open(cls, root: str | os.PathLike[str], recipe: Recipe) -> "RunFolder":
+        """Make the folder, or take up the run of the same recipe that is in it.
+
+        Raises:
+            ValueError: the folder cannot be written, or holds a run of another recipe.
+        """
+        run = cls(Path(root))
+        if (run.root / "recipe.json").exists():
+            run._check_same(recipe)
+        try:
+            run.root.mkdir(parents=True, exist_ok=True)
+            write_json(run.root / "recipe.json", recipe.to_dict())
+            write_json(run.root / "environment.json", environment())
+        except OSError as error:
+            raise ValueError(f"cannot write to the run folder {root}: {error}") from error
+        return run
+
+    @classmethod
+    def existing(cls, root: str | os.PathLike[str]) -> "RunFolder":
+        """The run in ``root``; ValueError if there is none."""
+        if not (Path(root) / "recipe.json").is_file():
+            raise ValueError(f"{root} is not a run folder (no recipe.json); train one first")
+        return cls(Path(root))
+
+    def _check_same(self, recipe: Recipe) -> None:
+        changed = [
+            line
+            for line in differences(self.recipe(), recipe)
+            if not line.startswith(tuple(f"{name}{mark}" for name in MAY_CHANGE for mark in ":."))
+        ]
+        if changed:
+            raise ValueError(
+                f"{self.root} holds a run of another recipe ({'; '.join(changed)}); "
+                f"choose another --out, or the recipe of that run"
+            )
+
+    def recipe(self) -> Recipe:
+        """The recipe of the run."""
+        return Recipe.from_dict(read_json(self.root / "recipe.json"))
+
+    @property
+    def checkpoint(self) -> Path:
+        """Everything needed to go on."""
+        return self.root / "checkpoint.pt"
+
+    @property
+    def moments(self) -> Path:
+        """Moments of the data, for couplings that use them."""
+        return self.root / "moments.safetensors"
+
+    def log(self, kind: str, step: int, **values: Any) -> None:
+        """Append a record to metrics.jsonl."""
+        append_jsonl(self.root / "metrics.jsonl", {"kind": kind, "step": step, **values})
+
+    def records(self, kind: str) -> list[dict[str, Any]]:
+        """The records of a kind, oldest first."""
+        every = read_jsonl(self.root / "metrics.jsonl")
+        return [record for record in every if record["kind"] == kind]
+
+    def forget_after(self, step: int) -> None:
+        """Drop the records of steps after ``step``: a resumed run makes them again."""
+        path = self.root / "metrics.jsonl"
+        if path.exists():
+            write_jsonl(path, [record for record in read_jsonl(path) if record["step"] <= step])
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        """Write the state to resume from, whole or not at all."""
+        with atomic_path(self.checkpoint) as temporary:
+            torch.save(state, temporary)
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The state to resume from, None if there is none; read without unpickling code."""
+        if not self.checkpoint.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(
+                self.checkpoint, map_location="cpu", weights_only=True
+            )
+        except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"{self.checkpoint} cannot be read ({error}); remove it to start from step 0"
+            ) from error
+        return state
+
+    def save_weights(self, model: nn.Module, step: int) -> None:
+        """Write the averaged weights to publish: safetensors, and JSON to build the model from."""
+        with needs_extra("train", "saving weights"):
+            from safetensors.torch import save_file
+        tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+        with atomic_path(self.root / "weights" / "model.safetensors") as temporary:
+            save_file(tensors, str(temporary), {"step": str(step)})
+        write_json(
+            self.root / "weights" / "model.json",
+            {"step": step, "recipe": self.recipe().to_dict()},
+        )
+
+    def load_weights(self, model: nn.Module) -> int:
+        """Put the averaged weights into ``model``, return their step."""
+        with needs_extra("train", "loading weights"):
+            from safetensors import SafetensorError, safe_open
+        path = self.root / "weights" / "model.safetensors"
+        if not path.is_file():
+            raise ValueError(f"{self.root} has no weights yet; train it further")
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                step = int((file.metadata() or {})["step"])
+                model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        except (SafetensorError, RuntimeError, KeyError) as error:
+            raise ValueError(f"{path} does not fit the recipe beside it ({error})") from error
+        return step
+
+    def save_grid(self, images: Tensor, name: str, columns: int | None = None) -> Path:
+        """Write ``images`` ``[B, C, H, W]`` in [-1, 1] as one picture in samples/."""
+        path = self.root / "samples" / f"{name}.png"
+        with atomic_path(path) as temporary:
+            image_grid(images, columns).save(temporary, format="PNG")
+        return path
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, for the record."""
+    return {
+        "command": " ".join(["immiscible", *sys.argv[1:]]),
+        "python": platform.python_version(),
+        "versions": dict(_versions(PACKAGES)),
+        "hardware": hardware(),
+    }
+
+
+def _versions(packages: Iterable[str]) -> Iterable[tuple[str, str]]:
+    for package in packages:
+        try:
+            yield package, version(package)
+        except PackageNotFoundError:
+            yield package, "not installed"
+
+
+def hardware() -> str:
+    """The accelerator, or the processor and its cores."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"{processor_name()}, {os.cpu_count()} cores, no GPU"
+
+
+def processor_name() -> str:
+    """The processor's own name where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,163 @@
+"""From a recipe to the objects that train: device, data, coupling, network, optimiser."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from immiscible_diffusion.coupling import Coupling, coupling_from_name
+from immiscible_diffusion.data import DataSet, load_images
+from immiscible_diffusion.extra import needs_extra
+from immiscible_diffusion.moments import Moments
+from immiscible_diffusion.recipe import Optimiser, Recipe
+from immiscible_diffusion.rng import Streams, key
+from immiscible_diffusion.runfolder import RunFolder
+
+MOMENTS_DATA = 10_000
+
+
+def make_accelerator(recipe: Recipe, device: str, run: RunFolder) -> Any:
+    """Accelerate's view of the machine; ``device`` is auto, cpu, cuda or mps."""
+    with needs_extra("train", "training"):
+        from accelerate import Accelerator
+    if device not in ("auto", "cpu", "cuda", "mps"):
+        raise ValueError(f"device must be auto, cpu, cuda or mps, got {device!r}")
+    accelerator = Accelerator(
+        cpu=device == "cpu",
+        mixed_precision=recipe.precision,
+        gradient_accumulation_steps=recipe.accumulation,
+        log_with=list(recipe.trackers) or None,
+        project_dir=str(run.root),
+    )
+    if device != "auto" and accelerator.device.type != device:
+        raise ValueError(f"device {device} is not available here; use auto or cpu")
+    if recipe.trackers:
+        accelerator.init_trackers("immiscible-diffusion", config={"recipe": recipe.name})
+    return accelerator
+
+
+def check_split(batch_size: int, parts: int) -> None:
+    """Raise ValueError unless the global batch divides into ``parts`` (devices x accumulation)."""
+    if batch_size % parts:
+        below = batch_size // parts * parts
+        choices = " or ".join(str(size) for size in (below, below + parts) if size)
+        raise ValueError(
+            f"batch_size {batch_size} is global and does not divide over {parts} parts "
+            f"(devices x accumulation); nearest: {choices}"
+        )
+
+
+def make_model(recipe: Recipe, dataset: DataSet) -> nn.Module:
+    """The network with its initial weights, which depend on the seed alone."""
+    classes = dataset.num_classes if recipe.conditional else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key(recipe.seed, "weights"))
+        return recipe.model.build(dataset.shape, classes)
+
+
+def make_coupling(
+    recipe: Recipe, dataset: DataSet, run: RunFolder, device: torch.device
+) -> Coupling:
+    """The recipe's coupling; moments are fitted on first use, kept in the run, read again later."""
+
+    def moments() -> Moments:
+        if not run.moments.exists():
+            Moments.fit(_some_data(dataset, recipe.seed)).save(run.moments)
+        return Moments.load(run.moments).to(device)
+
+    return coupling_from_name(recipe.coupling, moments)
+
+
+def _some_data(dataset: DataSet, seed: int) -> Iterator[Tensor]:
+    """About ten thousand augmented data, in batches."""
+    streams = Streams(seed, rank=0)
+    order = torch.randperm(len(dataset), generator=streams.order)[:MOMENTS_DATA]
+    augment = streams.augment
+    return (dataset.batch(rows, augment).data for rows in order.split(500))
+
+
+def make_optimiser(settings: Optimiser, model: nn.Module) -> tuple[Any, Any]:
+    """Adam (AdamW with weight decay) and its linear warm-up."""
+    kind = torch.optim.AdamW if settings.weight_decay else torch.optim.Adam
+    optimiser = kind(
+        model.parameters(),
+        lr=settings.lr,
+        betas=settings.betas,
+        weight_decay=settings.weight_decay,
+    )
+    warmup = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: min(1.0, (step + 1) / max(1, settings.warmup))
+    )
+    return optimiser, warmup
+
+
+class Average:
+    """The exponential moving average of a model's weights, in a copy of the model."""
+
+    def __init__(self, settings: Optimiser, model: nn.Module) -> None:
+        with needs_extra("train", "the average of the weights"):
+            from diffusers.training_utils import EMAModel
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        floor = 0.0 if settings.ema_ramp else settings.ema
+        self._ema = EMAModel(model.parameters(), decay=settings.ema, min_decay=floor)
+
+    def update(self, model: nn.Module) -> None:
+        """Take up the weights after a step."""
+        self._ema.step(model.parameters())
+
+    def current(self) -> nn.Module:
+        """The model with the averaged weights, in eval mode."""
+        self._ema.copy_to(self.model.parameters())
+        return self.model
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        state: dict[str, Any] = self._ema.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """From the checkpoint."""
+        self._ema.load_state_dict(state)
+        self._ema.to(device)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Fixed data, independent noise and times: the one loss that means the same at every step.
+
+    On the set's test split where it has one, else on training data (``split`` says which).
+    """
+
+    data: Tensor
+    noise: Tensor
+    t: Tensor
+    cond: dict[str, Tensor] | None
+    split: str
+
+    @classmethod
+    def of(cls, recipe: Recipe, dataset: DataSet, device: torch.device) -> "Validation":
+        """Up to 512 data; the same for every coupling and seed."""
+        held_out, split = _validation_set(recipe, dataset)
+        streams = Streams(0, rank=0)
+        rows = torch.randperm(len(held_out), generator=streams.order)[:512]
+        batch = held_out.batch(rows)
+        noise = torch.randn(batch.data.shape, generator=streams.noise)
+        t = recipe.path.sample_time(len(rows), generator=streams.time)
+        batch = batch.to(device)
+        cond = batch.cond if recipe.conditional else None
+        return cls(batch.data, noise.to(device), t.to(device), cond, split)
+
+
+def _validation_set(recipe: Recipe, dataset: DataSet) -> tuple[DataSet, str]:
+    import dataclasses
+
+    if recipe.data.name in ("cifar10", "fashion_mnist") and recipe.data.split == "train":
+        config = dataclasses.replace(recipe.data, split="test", limit=512)
+        try:
+            return load_images(config), "test"
+        except ValueError:  # a local folder without a test split
+            pass
+    return dataset, recipe.data.split

@@ -1,0 +1,46 @@
+"""A trained run, loaded to make images with."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from immiscible_diffusion.data import DataSet, load_images
+from immiscible_diffusion.recipe import Recipe
+from immiscible_diffusion.runfolder import RunFolder
+from immiscible_diffusion.setup import make_model
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run's recipe, its data set, and its averaged weights at ``step``."""
+
+    recipe: Recipe
+    dataset: DataSet
+    model: nn.Module
+    step: int
+    device: torch.device
+
+    @classmethod
+    def load(cls, run: RunFolder, device: str = "auto") -> "Trained":
+        """Load the run; ValueError if it has no weights yet."""
+        recipe = run.recipe()
+        dataset = load_images(recipe.data)
+        model = make_model(recipe, dataset)
+        step = run.load_weights(model)
+        where = pick_device(device)
+        return cls(recipe, dataset, model.to(where).eval().requires_grad_(False), step, where)
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto``: cuda if there is one, else mps, else cpu."""
+    if name != "auto":
+        available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": _has_mps()}
+        if not available.get(name, False):
+            raise ValueError(f"device {name} is not available here; use auto or cpu")
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
+
+
+def _has_mps() -> bool:
+    return torch.backends.mps.is_available()

@@ -1,0 +1,306 @@
+"""The one training loop."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from immiscible_diffusion.coupling import Coupling
+from immiscible_diffusion.data import Batch, DataOrder, DataSet, batches, load_images
+from immiscible_diffusion.generate import Generator
+from immiscible_diffusion.interrupt import Interrupted, InterruptGuard
+from immiscible_diffusion.loss import Loss, RegressionLoss
+from immiscible_diffusion.progress import Progress
+from immiscible_diffusion.recipe import Recipe
+from immiscible_diffusion.rng import Streams
+from immiscible_diffusion.runfolder import RunFolder
+from immiscible_diffusion.setup import (
+    Average,
+    Validation,
+    check_split,
+    make_accelerator,
+    make_coupling,
+    make_model,
+    make_optimiser,
+)
+
+PREVIEW_IMAGES = 64
+TIMED_EVERY = 10
+LISTEN_EVERY = 10
+Evaluate = Callable[[int, nn.Module], None]
+"""Called with a step and the averaged model at the steps it was asked for."""
+
+
+@dataclass
+class Meter:
+    """Loss and time since the last line of the log."""
+
+    device: torch.device
+    loss: list[Tensor] = field(default_factory=list)
+    steps: int = 0
+    pairing: float = 0.0
+    began: float = field(default_factory=time.perf_counter)
+
+    def clock(self) -> float:
+        """Now, once the device has done what it was told."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def timed(self, coupling: Coupling) -> Coupling:
+        """``coupling`` with its time taken; on a GPU at some steps only, as looking stalls it."""
+        every = TIMED_EVERY if self.device.type == "cuda" else 1
+        if self.steps % every:
+            return coupling
+
+        def paired(data: Tensor, **options: Any) -> Tensor:
+            began = self.clock()
+            noise = coupling(data, **options)
+            self.pairing += every * (self.clock() - began)
+            return noise
+
+        return paired
+
+    def record(self) -> dict[str, float]:
+        """What the log says of the steps since the last record; starts anew."""
+        now = self.clock()
+        seconds = now - self.began
+        record = {
+            "loss": float(torch.stack(self.loss).mean()),
+            "seconds_per_step": seconds / self.steps,
+            "pairing_ms": 1000 * self.pairing / self.steps,
+            "pairing_share": self.pairing / seconds,
+        }
+        self.loss, self.steps, self.pairing, self.began = [], 0, 0.0, now
+        return record
+
+
+class Trainer:
+    """Everything a run consists of, ready to train.
+
+    Args:
+        recipe: the experiment.
+        run: where its files go.
+        device: auto, cpu, cuda or mps.
+        dataset: data already loaded; otherwise the recipe's are.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        run: RunFolder,
+        *,
+        device: str = "auto",
+        dataset: DataSet | None = None,
+    ) -> None:
+        self.recipe, self.run = recipe, run
+        self.accelerator = make_accelerator(recipe, device, run)
+        self.device: torch.device = self.accelerator.device
+        world = self.accelerator.num_processes
+        check_split(recipe.batch_size, world * recipe.accumulation)
+        self.dataset: DataSet = dataset or load_images(recipe.data)
+        self.loss_fn: Loss = RegressionLoss()
+        self.coupling: Coupling = make_coupling(recipe, self.dataset, run, self.device)
+        self.validation = Validation.of(recipe, self.dataset, self.device)
+        self.bare = make_model(recipe, self.dataset).to(self.device)
+        self.average = Average(recipe.optimiser, self.bare)
+        optimiser, self.warmup = make_optimiser(recipe.optimiser, self.bare)
+        self.model, self.optimiser = self.accelerator.prepare(self.bare, optimiser)
+        self.step = 0
+        self.meter = Meter(self.device)
+
+    # -- the loop ---------------------------------------------------------------------------------
+
+    def train(
+        self,
+        *,
+        until: int | None = None,
+        evaluate: Evaluate | None = None,
+        evaluate_at: tuple[int, ...] = (),
+        quiet: bool = False,
+    ) -> None:
+        """Train from the checkpoint, if there is one, to step ``until`` (the recipe's last).
+
+        Raises:
+            Interrupted: on Ctrl-C, SIGTERM or SIGUSR1, after writing a checkpoint.
+        """
+        recipe, until = self.recipe, until or self.recipe.steps
+        self.resume()
+        source = self.batches()
+        name = f"{recipe.name} {recipe.coupling}"
+        show = Progress(until, self.step, name, quiet=quiet or not self.is_main)
+        with show, InterruptGuard() as guard:
+            while self.step < until:
+                self.train_step(source)
+                self.after_step(show, evaluate, evaluate_at)
+                if self.stop_asked(guard):
+                    self.save()
+                    raise self.interrupted(guard)
+            self.save()
+
+    def train_step(self, source: Iterator[Batch]) -> None:
+        """One optimiser step: ``accumulation`` micro-batches."""
+        path, loss_fn, model = self.recipe.path, self.loss_fn, self.model
+        coupling = self.meter.timed(self.coupling)
+        for micro in range(self.recipe.accumulation):
+            rng = self.streams(micro)
+            with self.accelerator.accumulate(model):
+                batch = self.to_device(next(source))
+                noise = coupling(batch.data, cond=batch.cond, generator=rng.noise)
+                t = path.sample_time(len(batch.data), generator=rng.time)
+                torch.manual_seed(rng.dropout)
+                loss = loss_fn(model, path, batch.data, noise, t, batch.cond).mean()
+                self.accelerator.backward(loss)
+                if self.recipe.optimiser.clip and self.accelerator.sync_gradients:
+                    self.accelerator.clip_grad_norm_(model.parameters(), self.recipe.optimiser.clip)
+                self.optimiser.step()
+                self.optimiser.zero_grad()
+                self.meter.loss.append(loss.detach())
+        self.warmup.step()
+        self.average.update(self.bare)
+        self.step += 1
+        self.meter.steps += 1
+
+    def streams(self, micro: int) -> Streams:
+        """The random streams of a micro-batch: a micro-batch is keyed as if it were a rank."""
+        chunk = micro * self.accelerator.num_processes + self.accelerator.process_index
+        return Streams(self.recipe.seed, self.step, chunk, self.device)
+
+    def batches(self) -> Iterator[Batch]:
+        """The micro-batches of this rank from the present step on."""
+        recipe = self.recipe
+        return batches(
+            self.dataset,
+            DataOrder(len(self.dataset), recipe.batch_size, recipe.seed),
+            start=self.step,
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+            accumulation=recipe.accumulation,
+            seed=recipe.seed,
+        )
+
+    def to_device(self, batch: Batch) -> Batch:
+        """The batch on the device, without labels unless the model is conditional."""
+        batch = batch.to(self.device)
+        return batch if self.recipe.conditional else Batch(batch.data)
+
+    # -- now and then -----------------------------------------------------------------------------
+
+    def after_step(
+        self, show: Progress, evaluate: Evaluate | None, evaluate_at: tuple[int, ...]
+    ) -> None:
+        """Log, validate, preview, evaluate and checkpoint, where this step is due for it."""
+        recipe, step = self.recipe, self.step
+        last = step == recipe.steps
+        if step % recipe.log_every == 0 or last:
+            self.log(show)
+        else:
+            show.update(step)
+        began = time.perf_counter()
+        if step % recipe.validate_every == 0 or last:
+            self.validate()
+        if recipe.preview_every and (step % recipe.preview_every == 0 or last):
+            self.preview()
+        if evaluate is not None and step in evaluate_at and self.is_main:
+            evaluate(step, self.average.current())
+        if step % recipe.checkpoint_every == 0 or last:
+            self.save()
+        self.meter.began += time.perf_counter() - began  # the log's times are of training alone
+
+    def log(self, show: Progress) -> None:
+        """A line in metrics.jsonl and in the trackers."""
+        record = self.meter.record()
+        record["lr"] = self.warmup.get_last_lr()[0]
+        if not record["loss"] == record["loss"]:
+            raise ValueError(
+                f"the loss is not a number at step {self.step}; lower optimiser.lr or check the data"
+            )
+        self.record("train", **record)
+        show.update(self.step, loss=record["loss"], pairing=record["pairing_share"])
+
+    def validate(self) -> None:
+        """Loss of the averaged model on fixed independent noise and times."""
+        v, path = self.validation, self.recipe.path
+        with torch.no_grad():
+            loss = self.loss_fn(self.average.current(), path, v.data, v.noise, v.t, v.cond)
+        self.record("validation", loss=float(loss.mean()), split=v.split)
+
+    def record(self, kind: str, **values: Any) -> None:
+        """Write a record, on the main process."""
+        if self.is_main:
+            self.run.log(kind, self.step, **values)
+            numbers = {f"{kind}/{k}": v for k, v in values.items() if isinstance(v, float)}
+            self.accelerator.log(numbers, step=self.step)
+
+    def preview(self) -> None:
+        """A grid of samples from the same noise every time."""
+        if not self.is_main:
+            return
+        generator = Generator(self.recipe, self.dataset, self.device)
+        made = generator(self.average.current(), PREVIEW_IMAGES, seed=self.recipe.seed)
+        images = torch.cat([data for data, _ in made])
+        self.run.save_grid(images, f"step_{self.step:06d}")
+
+    # -- stop and go ------------------------------------------------------------------------------
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files."""
+        return bool(self.accelerator.is_main_process)
+
+    def save(self) -> None:
+        """Write the checkpoint and the averaged weights."""
+        if self.is_main:
+            self.run.save_weights(self.average.current(), self.step)
+            self.run.save_checkpoint(self.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a step changes; randomness is keyed and needs no state."""
+        scaler = self.accelerator.scaler
+        return {
+            "step": self.step,
+            "model": self.bare.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "warmup": self.warmup.state_dict(),
+            "average": self.average.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+
+    def resume(self) -> None:
+        """Go back to the checkpoint, or to step 0 where there is none."""
+        state = self.run.load_checkpoint()
+        if state is not None:
+            self.bare.load_state_dict(state["model"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.warmup.load_state_dict(state["warmup"])
+            self.average.load_state_dict(state["average"], self.device)
+            if state["scaler"] is not None:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.step = state["step"]
+        if self.is_main:
+            self.run.forget_after(self.step)
+        self.meter = Meter(self.device)
+
+    def stop_asked(self, guard: InterruptGuard) -> bool:
+        """Whether any rank was told to stop. All must stop at the same step, so ranks ask around,
+        every few steps because asking stalls the device.
+        """
+        mine = guard.received is not None
+        if self.accelerator.num_processes == 1:
+            return mine
+        if self.step % LISTEN_EVERY:
+            return False
+        flag = torch.tensor([float(mine)], device=self.device)
+        return bool(self.accelerator.reduce(flag, "sum").item() > 0)
+
+    def interrupted(self, guard: InterruptGuard) -> Interrupted:
+        """What to raise on a signal: says where it stopped and how to go on."""
+        return Interrupted(
+            guard.received or 15,
+            f"stopped at step {self.step} of {self.recipe.steps}; the checkpoint is in "
+            f"{self.run.root}{os.sep}; the same command goes on from there",
+        )
