@@ -34,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as stop:
         sys.stderr.write(f"{stop}\n")
         return 128 + stop.signal_number
+    except BrokenPipeError:  # the reader of our output left: immiscible ... | head
+        return 128 + 13
     except (ValueError, MissingExtra, OSError) as error:
         text = " ".join(str(error).split())
         sys.stderr.write(f"immiscible: error: {text}\n")

@@ -33,6 +33,7 @@ def dry_run(recipe: Recipe, device: str) -> str:
             f"parameters: {sum(p.numel() for p in trainer.bare.parameters()):,}",
             *_measured(trainer, recipe),
         ]
+        trainer.run.begin(recipe)
         trainer.save()
         size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
     return "\n".join([*lines, f"disk: {size / 2**20:,.0f} MiB, and the previews"])
@@ -49,8 +50,8 @@ def _measured(trainer: Trainer, recipe: Recipe) -> list[str]:
     pairing = trainer.meter.pairing / TIMED_STEPS
     return [
         f"time: {1000 * seconds:.1f} ms a step over {TIMED_STEPS} steps, pairing "
-        f"{pairing / seconds:.1%} of it; {recipe.steps:,} steps take {duration(seconds * recipe.steps)}"
-        f" (without previews and validation)",
+        f"{pairing / seconds:.1%} of it; {recipe.steps:,} steps take "
+        f"{duration(seconds * recipe.steps)} (without previews and validation)",
         f"memory: {_peak_memory(trainer.device) / 2**30:.2f} GiB at its peak",
     ]
 

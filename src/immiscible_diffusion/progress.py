@@ -11,17 +11,21 @@ PLAIN_SECONDS = 30.0
 
 
 class Progress:
-    """Shows step, loss, steps/s, share of the step spent pairing, and time left.
+    """Shows step, loss, speed, share of the step spent pairing, and time left.
 
     Args:
         total: steps in all.
         start: steps already done.
-        label: what is being trained.
+        label: what is being done.
+        unit: what is counted.
         quiet: show nothing.
     """
 
-    def __init__(self, total: int, start: int, label: str, *, quiet: bool = False) -> None:
+    def __init__(
+        self, total: int, start: int, label: str, *, unit: str = "step", quiet: bool = False
+    ) -> None:
         self.total, self.start, self.label, self.quiet = total, start, label, quiet
+        self.unit = unit
         self.began = self.said = time.monotonic()
         self._bar: Any = None
         self._task: Any = None
@@ -62,12 +66,12 @@ class Progress:
         elif time.monotonic() - self.said > PLAIN_SECONDS or step == self.total:
             self.said = time.monotonic()
             left = (self.said - self.began) / max(1, step - self.start) * (self.total - step)
-            line = f"{self.label}: step {step}/{self.total}, {text}, {duration(left)} left"
+            line = f"{self.label}: {self.unit} {step}/{self.total}, {text}, {duration(left)} left"
             sys.stderr.write(line + "\n")
 
     def _text(self, step: int, loss: float | None, pairing: float | None) -> str:
         speed = (step - self.start) / max(1e-9, time.monotonic() - self.began)
-        parts = [f"{speed:.3g} steps/s"]
+        parts = [f"{speed:.3g} {self.unit}s/s"]
         if loss is not None:
             parts.insert(0, f"loss {loss:.4f}")
         if pairing is not None:

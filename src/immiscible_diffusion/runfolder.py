@@ -41,21 +41,24 @@ class RunFolder:
 
     @classmethod
     def open(cls, root: str | os.PathLike[str], recipe: Recipe) -> "RunFolder":
-        """Make the folder, or take up the run of the same recipe that is in it.
+        """A folder for a run of ``recipe``, new or with a run of it to go on with; writes nothing.
 
         Raises:
-            ValueError: the folder cannot be written, or holds a run of another recipe.
+            ValueError: the folder holds a run of another recipe.
         """
         run = cls(Path(root))
         if (run.root / "recipe.json").exists():
             run._check_same(recipe)
-        try:
-            run.root.mkdir(parents=True, exist_ok=True)
-            write_json(run.root / "recipe.json", recipe.to_dict())
-            write_json(run.root / "environment.json", environment())
-        except OSError as error:
-            raise ValueError(f"cannot write to the run folder {root}: {error}") from error
         return run
+
+    def begin(self, recipe: Recipe) -> None:
+        """Make the folder and write what is about to run; ValueError if it cannot be written."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            write_json(self.root / "recipe.json", recipe.to_dict())
+            write_json(self.root / "environment.json", environment())
+        except OSError as error:
+            raise ValueError(f"cannot write to the run folder {self.root}: {error}") from error
 
     @classmethod
     def existing(cls, root: str | os.PathLike[str]) -> "RunFolder":

@@ -1,7 +1,8 @@
 """From a recipe to the objects that train: device, data, coupling, network, optimiser."""
 
 import copy
-from collections.abc import Iterator
+import importlib.util
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from immiscible_diffusion.coupling import Coupling, coupling_from_name
 from immiscible_diffusion.data import DataSet, load_images
-from immiscible_diffusion.extra import needs_extra
+from immiscible_diffusion.extra import MissingExtra, needs_extra
 from immiscible_diffusion.moments import Moments
 from immiscible_diffusion.recipe import Optimiser, Recipe
 from immiscible_diffusion.rng import Streams, key
@@ -23,6 +24,7 @@ def make_accelerator(recipe: Recipe, device: str, run: RunFolder) -> Any:
     """Accelerate's view of the machine; ``device`` is auto, cpu, cuda or mps."""
     with needs_extra("train", "training"):
         from accelerate import Accelerator
+    check_trackers(recipe.trackers)
     if device not in ("auto", "cpu", "cuda", "mps"):
         raise ValueError(f"device must be auto, cpu, cuda or mps, got {device!r}")
     accelerator = Accelerator(
@@ -34,9 +36,17 @@ def make_accelerator(recipe: Recipe, device: str, run: RunFolder) -> Any:
     )
     if device != "auto" and accelerator.device.type != device:
         raise ValueError(f"device {device} is not available here; use auto or cpu")
-    if recipe.trackers:
-        accelerator.init_trackers("immiscible-diffusion", config={"recipe": recipe.name})
     return accelerator
+
+
+def check_trackers(names: Iterable[str]) -> None:
+    """Raise MissingExtra for a tracker that is not installed (accelerate would pass over it)."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise MissingExtra(
+                f"the tracker {name} is not installed; "
+                f"run: pip install 'immiscible-diffusion[{name}]'"
+            )
 
 
 def check_split(batch_size: int, parts: int) -> None:
@@ -87,6 +97,7 @@ def make_optimiser(settings: Optimiser, model: nn.Module) -> tuple[Any, Any]:
         lr=settings.lr,
         betas=settings.betas,
         weight_decay=settings.weight_decay,
+        foreach=True,
     )
     warmup = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: min(1.0, (step + 1) / max(1, settings.warmup))
@@ -102,7 +113,7 @@ class Average:
             from diffusers.training_utils import EMAModel
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         floor = 0.0 if settings.ema_ramp else settings.ema
-        self._ema = EMAModel(model.parameters(), decay=settings.ema, min_decay=floor)
+        self._ema = EMAModel(model.parameters(), decay=settings.ema, min_decay=floor, foreach=True)
 
     def update(self, model: nn.Module) -> None:
         """Take up the weights after a step."""

@@ -1,5 +1,6 @@
 """The one training loop."""
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -65,12 +66,15 @@ class Meter:
 
         return paired
 
+    def mean_loss(self) -> Tensor:
+        """Mean loss of this rank since the last record."""
+        return torch.stack(self.loss).mean()
+
     def record(self) -> dict[str, float]:
-        """What the log says of the steps since the last record; starts anew."""
+        """What the steps since the last record took; starts anew."""
         now = self.clock()
         seconds = now - self.began
         record = {
-            "loss": float(torch.stack(self.loss).mean()),
             "seconds_per_step": seconds / self.steps,
             "pairing_ms": 1000 * self.pairing / self.steps,
             "pairing_share": self.pairing / seconds,
@@ -129,6 +133,10 @@ class Trainer:
             Interrupted: on Ctrl-C, SIGTERM or SIGUSR1, after writing a checkpoint.
         """
         recipe, until = self.recipe, until or self.recipe.steps
+        if self.is_main:
+            self.run.begin(recipe)
+            self.start_trackers()
+        self.accelerator.wait_for_everyone()
         self.resume()
         source = self.batches()
         name = f"{recipe.name} {recipe.coupling}"
@@ -141,6 +149,7 @@ class Trainer:
                     self.save()
                     raise self.interrupted(guard)
             self.save()
+        self.accelerator.end_training()
 
     def train_step(self, source: Iterator[Batch]) -> None:
         """One optimiser step: ``accumulation`` micro-batches."""
@@ -180,7 +189,6 @@ class Trainer:
             rank=self.accelerator.process_index,
             world=self.accelerator.num_processes,
             accumulation=recipe.accumulation,
-            seed=recipe.seed,
         )
 
     def to_device(self, batch: Batch) -> Batch:
@@ -213,11 +221,13 @@ class Trainer:
 
     def log(self, show: Progress) -> None:
         """A line in metrics.jsonl and in the trackers."""
-        record = self.meter.record()
+        loss = self.accelerator.reduce(self.meter.mean_loss(), "mean")
+        record = {"loss": float(loss), **self.meter.record()}
         record["lr"] = self.warmup.get_last_lr()[0]
-        if not record["loss"] == record["loss"]:
+        if not math.isfinite(record["loss"]):
             raise ValueError(
-                f"the loss is not a number at step {self.step}; lower optimiser.lr or check the data"
+                f"the loss is not a number at step {self.step}; lower optimiser.lr, or check "
+                f"the data"
             )
         self.record("train", **record)
         show.update(self.step, loss=record["loss"], pairing=record["pairing_share"])
@@ -228,6 +238,12 @@ class Trainer:
         with torch.no_grad():
             loss = self.loss_fn(self.average.current(), path, v.data, v.noise, v.t, v.cond)
         self.record("validation", loss=float(loss.mean()), split=v.split)
+
+    def start_trackers(self) -> None:
+        """Open TensorBoard and W&B, where asked for."""
+        if self.recipe.trackers:
+            config = {"recipe": self.recipe.name, "coupling": self.recipe.coupling}
+            self.accelerator.init_trackers("immiscible-diffusion", config=config)
 
     def record(self, kind: str, **values: Any) -> None:
         """Write a record, on the main process."""
@@ -286,8 +302,9 @@ class Trainer:
         self.meter = Meter(self.device)
 
     def stop_asked(self, guard: InterruptGuard) -> bool:
-        """Whether any rank was told to stop. All must stop at the same step, so ranks ask around,
-        every few steps because asking stalls the device.
+        """Whether any rank was told to stop.
+
+        All must stop at the same step, so ranks ask around, every few steps as it stalls the device.
         """
         mine = guard.received is not None
         if self.accelerator.num_processes == 1:

@@ -156,5 +156,28 @@ def folder(comparison, tmp_path):
     for cell in comparison.cells:
         for path in cell.grids.values():
             (tmp_path / path).parent.mkdir(exist_ok=True)
-            (tmp_path / path).write_bytes(png(abs(hash((cell.seed, path))) % 2**31))
+            (tmp_path / path).write_bytes(png(binascii.crc32(path.encode())))
     return tmp_path
+
+
+@pytest.fixture
+def build():
+    """Make a comparison of 'independent', 'knn' and its control 'shuffled', without a floor."""
+    pair = (
+        CouplingEntry("independent", "independent", baseline=True),
+        CouplingEntry("knn", "KNN"),
+        CouplingEntry("shuffled", "shuffled", control_of="knn"),
+    )
+    return lambda cells, **changes: make(cells, couplings=pair, floor=None, **changes)
+
+
+@pytest.fixture
+def power():
+    """Make cells that follow an exact power law."""
+    return power_cell
+
+
+@pytest.fixture
+def empty():
+    """A comparison without a run."""
+    return make([])

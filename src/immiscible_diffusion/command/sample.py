@@ -74,7 +74,7 @@ def write_images(batches: Iterable[tuple[Tensor, int]], out: Path, total: int) -
     """Write images as 000000.png ... and the first as grid.png; the last batch's evaluations."""
     done, nfe = 0, 0
     first: list[Tensor] = []
-    with Progress(total, 0, "sampling") as show:
+    with Progress(total, 0, "sampling", unit="image") as show:
         for images, nfe in batches:
             for offset, image in enumerate(images):
                 write_png(image[None], out / f"{done + offset:06d}.png")

@@ -1,0 +1,18 @@
+"""Data sets, the batches they yield, and their order."""
+
+from immiscible_diffusion.data.batch import Batch, Cond, DataSet
+from immiscible_diffusion.data.images import ImageSet, LazyImageSet
+from immiscible_diffusion.data.order import DataOrder, batches
+from immiscible_diffusion.data.sources import DataConfig, load_images
+
+__all__ = [
+    "Batch",
+    "Cond",
+    "DataConfig",
+    "DataOrder",
+    "DataSet",
+    "ImageSet",
+    "LazyImageSet",
+    "batches",
+    "load_images",
+]

@@ -1,0 +1,41 @@
+"""A comparison's records become tables, plots, sentences and one self-contained page."""
+
+from immiscible_diffusion.report.findings import Finding, findings, missing, summary
+from immiscible_diffusion.report.page import render_page, write_report
+from immiscible_diffusion.report.results import (
+    Cell,
+    Comparison,
+    CouplingEntry,
+    Dataset,
+    LossPoint,
+    Quality,
+)
+from immiscible_diffusion.report.speedup import (
+    Kept,
+    Speedup,
+    kept_by_control,
+    speedup,
+    speedups,
+)
+from immiscible_diffusion.report.tables import speedup_markdown
+
+__all__ = [
+    "Cell",
+    "Comparison",
+    "CouplingEntry",
+    "Dataset",
+    "Finding",
+    "Kept",
+    "LossPoint",
+    "Quality",
+    "Speedup",
+    "findings",
+    "kept_by_control",
+    "missing",
+    "render_page",
+    "speedup",
+    "speedup_markdown",
+    "speedups",
+    "summary",
+    "write_report",
+]

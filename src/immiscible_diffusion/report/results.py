@@ -116,8 +116,9 @@ class Comparison:
     """Several couplings x seeds of one recipe, trained at equal steps.
 
     ``command`` made it, ``note`` goes into every caption, ``accuracy`` is the held-out accuracy of
-    the classifier behind ``features``, ``samples`` are generated per figure and compared with
-    ``real_samples``, ``floor`` is the Frechet distance between two halves of those. Cells may be missing or stop early; one coupling is the baseline.
+    the classifier behind ``features``. ``samples`` are generated per figure and compared with
+    ``real_samples``; ``floor`` is the Frechet distance between two halves of those. Cells may be
+    missing or stop early; one coupling is the baseline.
     """
 
     recipe: str

@@ -9,34 +9,11 @@ an unknown earlier step: the ratio is then only a bound.
 
 import math
 from dataclasses import dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 
 from immiscible_diffusion.metric.quality import Floor
+from immiscible_diffusion.report.estimate import SMALLEST, Estimate, arithmetic, geometric
 from immiscible_diffusion.report.results import Cell, Comparison
-
-CONFIDENCE = 0.95
-_SMALLEST = 1e-12  # a distance of exactly 0 has no logarithm
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds with its 95% t-interval.
-
-    ``low`` and ``high`` are None with one seed or where a seed gives only a bound. ``bound`` says
-    how the truth lies to ``value``: '' (an estimate), '>' or '<' (a bound), '~' (seeds bound it
-    from both sides: no statement).
-    """
-
-    value: float
-    low: float | None
-    high: float | None
-    seeds: int
-    bound: str = ""
-
-    @property
-    def excludes_one(self) -> bool:
-        """Whether an interval exists and 1 lies outside."""
-        return self.low is not None and self.high is not None and not self.low <= 1 <= self.high
 
 
 @dataclass(frozen=True)
@@ -96,10 +73,12 @@ class Speedup:
         A bound has no interval: it counts if it holds on every seed, points away from 1, and the
         interval on final quality agrees.
         """
-        if self.steps is None or self.quality_ratio is None:
+        if self.quality_ratio is None:
             return "missing"
-        if self.steps.seeds == 1:
+        if self.quality_ratio.seeds == 1:
             return "one seed"
+        if self.steps is None:
+            return "unresolved"
         if self.steps.excludes_one:
             return "helps" if self.steps.value > 1 else "hurts"
         if self.steps.bound in {">", "<"} and self.quality_ratio.excludes_one:
@@ -125,35 +104,6 @@ class Kept:
     control_final: float
     coupling_final: float
     share: float | None
-
-
-def t_interval(values: list[float]) -> tuple[float, float | None, float | None]:
-    """Mean and 95% t-interval of independent ``values``; no interval for fewer than two."""
-    mean = fmean(values)
-    if len(values) < 2:
-        return mean, None, None
-    from scipy.stats import t
-
-    half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * stdev(values)
-    half /= math.sqrt(len(values))
-    return mean, mean - half, mean + half
-
-
-def arithmetic(values: list[float]) -> Estimate:
-    """Mean with t-interval."""
-    return Estimate(*t_interval(values), seeds=len(values))
-
-
-def geometric(values: list[float], bounds: list[str] | None = None) -> Estimate:
-    """Geometric mean with a t-interval on the logs; a bound if any value is one."""
-    mean, low, high = t_interval([math.log(max(value, _SMALLEST)) for value in values])
-    kinds = {bound for bound in bounds or [] if bound}
-    if kinds:
-        bound = kinds.pop() if len(kinds) == 1 else "~"
-        return Estimate(math.exp(mean), None, None, len(values), bound)
-    if low is None or high is None:
-        return Estimate(math.exp(mean), None, None, len(values))
-    return Estimate(math.exp(mean), math.exp(low), math.exp(high), len(values))
 
 
 def best_so_far(cell: Cell, budget: int, until: int | None = None) -> Curve:
@@ -182,7 +132,7 @@ def steps_to(curve: Curve, target: float) -> tuple[float, bool]:
         if i == 0:
             return float(curve.steps[0]), True
         before, after, wanted = (
-            math.log(max(v, _SMALLEST)) for v in (curve.values[i - 1], value, target)
+            math.log(max(v, SMALLEST)) for v in (curve.values[i - 1], value, target)
         )
         share = (before - wanted) / (before - after) if before > after else 1.0
         left, right = math.log(curve.steps[i - 1]), math.log(curve.steps[i])
@@ -291,7 +241,7 @@ def floor_resolves(floor: Floor | None, first: float, second: float) -> bool:
 
 
 def _ratio(value: float, base: float) -> float:
-    return max(value, _SMALLEST) / max(base, _SMALLEST)
+    return max(value, SMALLEST) / max(base, SMALLEST)
 
 
 def _ratios(rows: tuple[SeedSpeedup, ...]) -> tuple[Estimate | None, Estimate | None]:

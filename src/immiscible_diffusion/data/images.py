@@ -1,0 +1,157 @@
+"""Images as data sets: held in memory as bytes, or decoded row by row."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from immiscible_diffusion.data.batch import Batch
+
+
+def to_batch(
+    images: Tensor, labels: Tensor | None, levels: int, flips: Tensor | None = None
+) -> Batch:
+    """Bytes ``[B, C, H, W]`` in 0 ... levels to a batch in [-1, 1]; rows in ``flips`` mirrored."""
+    data = images.float() * (2 / levels) - 1
+    if flips is not None:
+        data = torch.where(flips.view(-1, 1, 1, 1), data.flip(-1), data)
+    return Batch(data, None if labels is None else {"label": labels})
+
+
+def draw_flips(count: int, flip: bool, generator: torch.Generator | None) -> Tensor | None:
+    """Which of ``count`` rows to mirror, each with probability 1/2; None where none is."""
+    if not flip or generator is None:
+        return None
+    return torch.rand(count, generator=generator) < 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images in memory.
+
+    Attributes:
+        images: ``[N, C, H, W]`` uint8.
+        name: for reports.
+        labels: ``[N]`` int64 from 0, or None.
+        levels: the byte that maps to +1; 0 maps to -1.
+        note: what every figure made on it must say.
+        class_names: one per class, or None.
+        flip: mirror left and right at random when training.
+    """
+
+    images: Tensor
+    name: str
+    labels: Tensor | None = None
+    levels: int = 255
+    note: str = ""
+    class_names: tuple[str, ...] | None = None
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or not self.images.numel():
+            raise ValueError(
+                f"{self.name}: images must be uint8 [N, C, H, W] with N >= 1, got "
+                f"{self.images.dtype} {tuple(self.images.shape)}"
+            )
+        if int(self.images.max()) > self.levels:
+            raise ValueError(f"{self.name}: a byte is above levels = {self.levels}")
+        if self.labels is not None:
+            self._check_labels(self.labels)
+
+    def _check_labels(self, labels: Tensor) -> None:
+        if labels.shape != self.images.shape[:1] or labels.dtype != torch.int64:
+            raise ValueError(
+                f"{self.name}: labels must be int64 [{len(self.images)}], got {labels.dtype} "
+                f"{tuple(labels.shape)}"
+            )
+        top = len(self.class_names) if self.class_names is not None else None
+        if int(labels.min()) < 0 or (top is not None and int(labels.max()) >= top):
+            raise ValueError(
+                f"{self.name}: labels run from {int(labels.min())} to {int(labels.max())}; "
+                f"expected 0 to {top - 1 if top is not None else 'the number of classes - 1'}"
+            )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
+        return tuple(self.images.shape[1:])
+
+    @cached_property
+    def num_classes(self) -> int | None:
+        """Number of classes, None without labels."""
+        if self.labels is None:
+            return None
+        return len(self.class_names) if self.class_names else int(self.labels.max()) + 1
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of the content."""
+        content = hashlib.sha256(f"{self.shape}/{self.levels}".encode())
+        content.update(self.images.contiguous().numpy().tobytes())
+        if self.labels is not None:
+            content.update(self.labels.numpy().tobytes())
+        return content.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
+        """The images at ``indices`` ``[B]`` in [-1, 1]; mirrored at random iff a generator is given."""
+        labels = None if self.labels is None else self.labels[indices]
+        flips = draw_flips(len(indices), self.flip, generator)
+        return to_batch(self.images[indices], labels, self.levels, flips)
+
+    def subset(self, indices: Tensor) -> "ImageSet":
+        """The images at ``indices`` as a set of its own."""
+        labels = None if self.labels is None else self.labels[indices]
+        return replace(self, images=self.images[indices], labels=labels)
+
+
+@dataclass(frozen=True, eq=False)
+class LazyImageSet:
+    """Images too many to hold: decoded when a batch asks for them.
+
+    Attributes:
+        rows: an addressable ``datasets.Dataset``.
+        decode: a row to ``[C, H, W]`` uint8.
+        shape: (C, H, W).
+        name: for reports.
+        label: column of the labels, or None.
+        note: what every figure made on it must say.
+        class_names: one per class, or None.
+        flip: mirror left and right at random when training.
+    """
+
+    rows: Any
+    decode: Callable[[dict[str, Any]], Tensor] = field(repr=False)
+    shape: tuple[int, ...]
+    name: str
+    label: str | None = None
+    note: str = ""
+    class_names: tuple[str, ...] | None = None
+    flip: bool = False
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes, None without labels."""
+        return None if self.label is None or self.class_names is None else len(self.class_names)
+
+    @property
+    def digest(self) -> str:
+        """Hash of where the rows come from and how they are decoded."""
+        source = f"{self.rows._fingerprint}/{len(self.rows)}/{self.shape}/{self.label}"
+        return hashlib.sha256(source.encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
+        """The images at ``indices`` ``[B]`` in [-1, 1]; mirrored at random iff a generator is given."""
+        rows = [self.rows[int(index)] for index in indices]
+        images = torch.stack([self.decode(row) for row in rows])
+        labels = None if self.label is None else torch.tensor([row[self.label] for row in rows])
+        return to_batch(images, labels, 255, draw_flips(len(rows), self.flip, generator))

@@ -1,0 +1,133 @@
+"""The order of the data: a pure function of (seed, step), whatever the number of ranks."""
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from immiscible_diffusion.data.batch import Batch, DataSet
+from immiscible_diffusion.rng import Streams
+
+
+@dataclass(frozen=True)
+class DataOrder:
+    """An endless stream of epochs, each a permutation of the data, cut into global batches.
+
+    Args:
+        count: number of data.
+        batch_size: data per step, over all ranks; may exceed ``count``.
+        seed: the run's.
+    """
+
+    count: int
+    batch_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.batch_size < 1:
+            raise ValueError(
+                f"expected at least one datum and a batch of at least one, got {self.count} and "
+                f"{self.batch_size}"
+            )
+
+    def indices(self, step: int) -> Tensor:
+        """``[batch_size]`` int64: positions step x batch_size ... of the stream."""
+        positions = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs, offsets = positions // self.count, positions % self.count
+        return torch.cat(
+            [
+                _permutation(self.seed, int(epoch), self.count)[offsets[epochs == epoch]]
+                for epoch in epochs.unique()
+            ]
+        )
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, count: int) -> Tensor:
+    return torch.randperm(count, generator=Streams(seed, epoch).order)
+
+
+def batches(
+    dataset: DataSet,
+    order: DataOrder,
+    *,
+    start: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    accumulation: int = 1,
+    ahead: int = 2,
+) -> Iterator[Batch]:
+    """The micro-batches of one rank from step ``start`` on, made in a background thread.
+
+    A global batch is cut into ``accumulation x world`` equal chunks; micro-batch m of rank r is
+    chunk ``m world + r``, augmented by the stream of that chunk: so W ranks see what one process
+    sees in W micro-batches.
+
+    Args:
+        dataset: the data.
+        order: their order.
+        start: the first step.
+        rank: this process.
+        world: number of processes.
+        accumulation: micro-batches a step.
+        ahead: batches made in advance; 0 = no thread.
+
+    Raises:
+        ValueError: the batch does not divide into the chunks. Errors of the data set surface at
+            the ``next`` that would have returned the batch.
+    """
+    chunks = world * accumulation
+    if order.batch_size % chunks:
+        below = order.batch_size // chunks * chunks
+        raise ValueError(
+            f"batch_size {order.batch_size} does not divide over {chunks} parts (devices x "
+            f"accumulation); nearest: {' or '.join(str(b) for b in (below, below + chunks) if b)}"
+        )
+    made = _make(dataset, order, start, rank, world, accumulation)
+    return _prefetched(made, ahead) if ahead else made
+
+
+def _make(
+    dataset: DataSet, order: DataOrder, step: int, rank: int, world: int, accumulation: int
+) -> Iterator[Batch]:
+    while True:
+        parts = order.indices(step).chunk(world * accumulation)
+        for chunk in range(rank, world * accumulation, world):
+            yield dataset.batch(parts[chunk], Streams(order.seed, step, chunk).augment)
+        step += 1
+
+
+def _prefetched(source: Iterator[Batch], ahead: int) -> Iterator[Batch]:
+    """``source`` run in a thread, which ends when this iterator is closed or collected."""
+    ready: queue.Queue[Batch | BaseException] = queue.Queue(ahead)
+    stop = threading.Event()
+
+    def put(item: Batch | BaseException) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for batch in source:
+                put(batch)
+                if stop.is_set():
+                    return
+        except BaseException as error:  # noqa: BLE001 - raised again by the consumer
+            put(error)
+
+    threading.Thread(target=work, daemon=True, name="batches").start()
+    try:
+        while True:
+            item = ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()

@@ -1,0 +1,127 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from immiscible_diffusion.cli import main
+from immiscible_diffusion.compare.plan import Plan, slug
+from immiscible_diffusion.recipes import recipe_from_name
+
+MODULE = """
+from dataclasses import dataclass
+import torch
+
+@dataclass(frozen=True)
+class Halved:
+    k: int = 1
+
+    def __call__(self, data, *, cond=None, generator=None):
+        return torch.randn(data.shape, generator=generator) * (1 - 0.01 * self.k)
+"""
+
+
+def compare(folder, *options: str) -> int:
+    base = ["compare", "digits-flow", "--tiny", "--device", "cpu", "--out", str(folder)]
+    return main([*base, "--seeds", "0", "1", *options])
+
+
+def results(folder) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_a_comparison_end_to_end_with_a_coupling_of_ones_own(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    folder = tmp_path / "out"
+    named = ("knn:k=4,center=mean", "shuffled:knn:k=4,center=mean", "mine:Halved(k=3)")
+    options = [word for name in named for word in ("--coupling", name)]
+    assert compare(folder, *options, "--workers", "2") == 0
+    found = results(folder)
+    assert [c["name"] for c in found["couplings"]] == ["independent", *named]
+    assert len(found["cells"]) == 8
+    assert all(cell["finished"] and cell["pairing_ms"] > 0 for cell in found["cells"])
+    steps = {(q["step"], q["budget"]) for q in found["cells"][0]["quality"]}
+    assert steps == {(4, 1), (4, 2), (8, 1), (8, 2)}
+    page = (folder / "report.html").read_text()
+    assert "mine:Halved(k=3)" in page
+    assert "not comparable" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "report:" in capsys.readouterr().out
+    # The same start noise and initial weights: equal up to the first step's noise only.
+    before = (folder / "results.csv").read_text()
+    assert compare(folder, *options, "--workers", "1") == 0  # nothing left to do
+    assert (folder / "results.csv").read_text() == before
+
+
+def test_workers_do_not_change_the_figures(tmp_path):
+    options = ("--coupling", "knn:k=4")
+    assert compare(tmp_path / "one", *options, "--workers", "1") == 0
+    assert compare(tmp_path / "two", *options, "--workers", "2") == 0
+
+    def qualities(folder):
+        return [cell["quality"] for cell in results(folder)["cells"]]
+
+    assert qualities(tmp_path / "one") == qualities(tmp_path / "two")
+
+
+def test_job_array_list_cell_gather(tmp_path, capsys):
+    options = ("--coupling", "assignment")
+    assert compare(tmp_path, *options, "--list") == 0
+    assert capsys.readouterr().out.count("open") == 4
+    assert compare(tmp_path, *options, "--cell", "1") == 0
+    assert compare(tmp_path, *options, "--list") == 0
+    lines = capsys.readouterr().out.strip().splitlines()[-4:]
+    assert [line.split()[1] for line in lines] == ["open", "finished", "open", "open"]
+    assert compare(tmp_path, *options, "--cell", "0") == 0
+    assert compare(tmp_path, *options, "--gather") == 0  # a report of half the comparison
+    assert len(results(tmp_path)["cells"]) == 2
+    assert (tmp_path / "report.html").exists()
+
+
+def test_another_recipe_in_the_same_folder_is_refused(tmp_path, capsys):
+    assert compare(tmp_path, "--coupling", "knn:k=4", "--cell", "0") == 0
+    assert compare(tmp_path, "--coupling", "knn:k=4", "--cell", "0", "--batch-size", "8") == 2
+    assert "batch_size: 16 -> 8" in capsys.readouterr().err
+
+
+def test_a_failing_cell_is_reported_and_the_others_finish(tmp_path, monkeypatch, capsys):
+    (tmp_path / "broken.py").write_text(
+        "class Broken:\n    def __call__(self, data, *, cond=None, generator=None):\n"
+        "        raise RuntimeError('no noise today')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    folder = tmp_path / "out"
+    assert compare(folder, "--coupling", "broken:Broken", "--workers", "1") == 2
+    assert "no noise today" in capsys.readouterr().err
+    assert compare(folder, "--coupling", "broken:Broken", "--gather") == 0
+    assert sum(cell["finished"] for cell in results(folder)["cells"]) == 2
+
+
+def test_plan_refuses_repeats_and_nothing(tmp_path):
+    recipe = recipe_from_name("digits-flow")
+    with pytest.raises(ValueError, match="named twice"):
+        Plan(tmp_path, recipe, ("independent", "independent"), (0,))
+    with pytest.raises(ValueError, match="at least one seed"):
+        Plan(tmp_path, recipe, ("independent",), ())
+
+
+def test_cells_share_a_seed_s_recipe_and_folders_differ(tmp_path):
+    recipe = recipe_from_name("digits-flow")
+    plan = Plan(tmp_path, recipe, ("independent", "knn:k=4", "shuffled:knn:k=4"), (0, 1))
+    assert len({plan.cell_folder(cell) for cell in plan.cells}) == 6
+    assert [cell.seed for cell in plan.cells] == [0, 0, 0, 1, 1, 1]
+    assert plan.control_of("shuffled:knn:k=4") == "knn:k=4"
+    assert plan.control_of("knn:k=4") is None
+    assert slug("my.mod:C(k=3)") != slug("my.mod:C(k=4)")
+
+
+def test_demo_is_a_comparison(tmp_path):
+    options = ["demo", "--tiny", "--device", "cpu", "--seeds", "0", "--out", str(tmp_path)]
+    code = subprocess.run(
+        [sys.executable, "-m", "immiscible_diffusion", *options], check=False, capture_output=True
+    )
+    assert code.returncode == 0, code.stderr
+    assert len(results(tmp_path)["couplings"]) == 5

@@ -1,0 +1,36 @@
+"""Shared by all tests: one torch thread, no network, no cache but a temporary one."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+from immiscible_diffusion.recipe import Recipe
+from immiscible_diffusion.recipes import recipe_from_name
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Classifiers trained in tests are not left in the user's cache, nor taken from it."""
+    os.environ["IMMISCIBLE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def tiny() -> Recipe:
+    """digits-flow, shrunk: eight steps."""
+    return recipe_from_name("digits-flow").tiny()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data beside the project; skips where there is none."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared/data beside the project (CIFAR-10 and Push-T), absent here")
+    return folder

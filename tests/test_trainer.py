@@ -1,0 +1,204 @@
+import dataclasses
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from immiscible_diffusion.interrupt import Interrupted
+from immiscible_diffusion.model import MLP
+from immiscible_diffusion.recipe import Recipe
+from immiscible_diffusion.runfolder import RunFolder
+from immiscible_diffusion.setup import check_split
+from immiscible_diffusion.trainer import Trainer
+
+COUPLINGS = ["independent", "knn:k=4", "knn:k=4,center=mean", "assignment", "shuffled:knn:k=4"]
+
+
+def trained(recipe: Recipe, folder, until: int | None = None) -> Trainer:
+    trainer = Trainer(recipe, RunFolder.open(folder, recipe), device="cpu")
+    trainer.train(until=until, quiet=True)
+    return trainer
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return load_file(folder / "weights" / "model.safetensors")
+
+
+def assert_equal_weights(one, other) -> None:
+    left, right = weights(one), weights(other)
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def seen_batches(recipe: Recipe, folder, steps: int = 4):
+    """The data, times and noise of the first steps."""
+    trainer = Trainer(recipe, RunFolder.open(folder, recipe), device="cpu")
+    source, seen = trainer.batches(), []
+    for step in range(steps):
+        trainer.step = step
+        rng, data = trainer.streams(0), next(source).data
+        noise = trainer.coupling(data, generator=rng.noise)
+        seen.append((data, recipe.path.sample_time(len(data), generator=rng.time), noise))
+    source.close()
+    return seen
+
+
+def test_data_order_times_and_weights_are_the_same_for_every_coupling(tiny, tmp_path):
+    reference = seen_batches(tiny, tmp_path / "reference")
+    for index, coupling in enumerate(COUPLINGS[1:]):
+        recipe = dataclasses.replace(tiny, coupling=coupling)
+        for (data, t, noise), (data_0, t_0, noise_0) in zip(
+            seen_batches(recipe, tmp_path / str(index)), reference, strict=True
+        ):
+            assert torch.equal(data, data_0)
+            assert torch.equal(t, t_0)
+            assert not torch.equal(noise, noise_0)
+        first = Trainer(recipe, RunFolder.open(tmp_path / str(index), recipe), device="cpu").bare
+        other = Trainer(tiny, RunFolder.open(tmp_path / "reference", tiny), device="cpu").bare
+        for mine, theirs in zip(first.parameters(), other.parameters(), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
+def test_resumed_equals_uninterrupted_bit_for_bit(tiny, tmp_path, coupling):
+    recipe = dataclasses.replace(tiny, coupling=coupling)
+    trained(recipe, tmp_path / "whole")
+    trained(recipe, tmp_path / "parts", until=3)
+    trained(recipe, tmp_path / "parts")
+    assert_equal_weights(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_resume_is_exact_with_dropout_too(tiny, tmp_path):
+    recipe = dataclasses.replace(tiny, model=MLP(width=32, depth=1, dropout=0.5))
+    trained(recipe, tmp_path / "whole")
+    trained(recipe, tmp_path / "parts", until=5)
+    trained(recipe, tmp_path / "parts")
+    assert_equal_weights(tmp_path / "whole", tmp_path / "parts")
+
+
+def command(folder, *options: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "immiscible_diffusion", "train", "digits-flow", "--tiny"),
+        *("--device", "cpu", "--out", str(folder), "--preview-every", "0", *options),
+    ]
+
+
+def wait_for_step(run: RunFolder, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while max((record["step"] for record in run.records("train")), default=0) < step:
+        assert time.monotonic() < deadline, "the run did not start"
+        time.sleep(0.02)
+
+
+def test_killed_at_a_random_step_and_resumed_equals_uninterrupted(tmp_path):
+    options = ("--steps", "600", "--log-every", "1", "--checkpoint-every", "7")
+    subprocess.run(command(tmp_path / "whole", *options), check=True, capture_output=True)
+    process = subprocess.Popen(
+        command(tmp_path / "killed", *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    wait_for_step(RunFolder(tmp_path / "killed"), random.randrange(20, 200))
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
+    subprocess.run(command(tmp_path / "killed", *options), check=True, capture_output=True)
+    assert_equal_weights(tmp_path / "whole", tmp_path / "killed")
+    steps = [record["step"] for record in RunFolder(tmp_path / "killed").records("train")]
+    assert steps == list(range(1, 601)), "every step is logged once"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_signals_write_a_checkpoint_and_say_how_to_resume(tmp_path, number):
+    options = ("--steps", "100000", "--log-every", "1", "--checkpoint-every", "100000")
+    process = subprocess.Popen(
+        command(tmp_path / "run", *options), stderr=subprocess.PIPE, text=True
+    )
+    run = RunFolder(tmp_path / "run")
+    wait_for_step(run, 3)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "the same command goes on" in said
+    state = run.load_checkpoint()
+    assert state is not None
+    assert state["step"] == run.records("train")[-1]["step"]
+
+
+def test_a_signal_in_process_stops_at_the_next_step(tiny, tmp_path):
+    recipe = dataclasses.replace(tiny, steps=50, checkpoint_every=50)
+    trainer = Trainer(recipe, RunFolder.open(tmp_path, recipe), device="cpu")
+
+    def kill(step, model):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="step 7 of 50"):
+        trainer.train(evaluate=kill, evaluate_at=(7,), quiet=True)
+    trainer = trained(recipe, tmp_path)
+    assert trainer.step == 50
+
+
+def test_two_ranks_equal_one_process_that_accumulates(tmp_path):
+    options = ("--coupling", "knn:k=4,center=mean", "--optimiser.clip", "0.1")
+    subprocess.run(
+        command(tmp_path / "one", *options, "--accumulation", "2"), check=True, capture_output=True
+    )
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    two = command(tmp_path / "two", *options)
+    subprocess.run([two[0], *launch, *two[1:]], check=True, capture_output=True)
+    left, right = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in left:
+        torch.testing.assert_close(left[name], right[name], rtol=1e-5, atol=1e-6)
+
+
+def test_batch_size_must_divide():
+    check_split(256, 8)
+    with pytest.raises(ValueError, match=r"250.*8 parts.*nearest: 248 or 256"):
+        check_split(250, 8)
+
+
+def test_training_lowers_the_loss_on_independent_noise(tiny, tmp_path):
+    recipe = dataclasses.replace(tiny, steps=300, validate_every=5, preview_every=0)
+    run = trained(recipe, tmp_path).run
+    losses = [record["loss"] for record in run.records("validation")]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_run_folder_of_another_recipe_is_refused(tiny, tmp_path):
+    trained(tiny, tmp_path, until=1)
+    with pytest.raises(ValueError, match=r"another recipe \(batch_size: 16 -> 32\)"):
+        RunFolder.open(tmp_path, dataclasses.replace(tiny, batch_size=32))
+    RunFolder.open(tmp_path, dataclasses.replace(tiny, steps=100))  # training longer is the same
+
+
+def test_a_broken_checkpoint_is_named(tiny, tmp_path):
+    trained(tiny, tmp_path, until=1)
+    (tmp_path / "checkpoint.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match=r"checkpoint\.pt cannot be read"):
+        trained(tiny, tmp_path)
+
+
+def test_diverged_training_is_an_error(tiny, tmp_path):
+    recipe = dataclasses.replace(
+        tiny, optimiser=dataclasses.replace(tiny.optimiser, lr=1e30, clip=0), log_every=1
+    )
+    with pytest.raises(ValueError, match="loss is not a number at step"):
+        trained(recipe, tmp_path)
+
+
+def test_the_average_decays_as_published(tiny, tmp_path):
+    """Without a ramp the average is 0.9999 old + 0.0001 new from the initial weights on."""
+    settings = dataclasses.replace(tiny.optimiser, ema=0.99, ema_ramp=False)
+    recipe = dataclasses.replace(tiny, optimiser=settings, steps=1, preview_every=0)
+    trainer = Trainer(recipe, RunFolder.open(tmp_path, recipe), device="cpu")
+    before = [p.detach().clone() for p in trainer.bare.parameters()]
+    trainer.train(quiet=True)
+    for old, new, mean in zip(
+        before, trainer.bare.parameters(), trainer.average.current().parameters(), strict=True
+    ):
+        torch.testing.assert_close(mean, 0.99 * old + 0.01 * new, rtol=1e-5, atol=1e-7)
