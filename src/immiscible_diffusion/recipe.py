@@ -203,7 +203,7 @@ def _to_json(value: Any) -> Any:
 
 def _from_json(kind: Any, value: Any, where: str) -> Any:
     """``value`` as an instance of the annotation ``kind``, for the few kinds recipes use."""
-    options = [
+    options: list[Any] = [
         option
         for option in (typing.get_args(kind) if _is_union(kind) else (kind,))
         if dataclasses.is_dataclass(option)

@@ -304,7 +304,7 @@ class Trainer:
     def stop_asked(self, guard: InterruptGuard) -> bool:
         """Whether any rank was told to stop.
 
-        All must stop at the same step, so ranks ask around, every few steps as it stalls the device.
+        All must stop at the same step, so ranks ask around; every few steps, as asking stalls.
         """
         mine = guard.received is not None
         if self.accelerator.num_processes == 1:

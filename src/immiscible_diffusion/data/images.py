@@ -100,7 +100,7 @@ class ImageSet:
         return len(self.images)
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
-        """The images at ``indices`` ``[B]`` in [-1, 1]; mirrored at random iff a generator is given."""
+        """The images at ``indices`` ``[B]`` in [-1, 1]; mirrored iff a generator is given."""
         labels = None if self.labels is None else self.labels[indices]
         flips = draw_flips(len(indices), self.flip, generator)
         return to_batch(self.images[indices], labels, self.levels, flips)
@@ -150,7 +150,7 @@ class LazyImageSet:
         return len(self.rows)
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
-        """The images at ``indices`` ``[B]`` in [-1, 1]; mirrored at random iff a generator is given."""
+        """The images at ``indices`` ``[B]`` in [-1, 1]; mirrored iff a generator is given."""
         rows = [self.rows[int(index)] for index in indices]
         images = torch.stack([self.decode(row) for row in rows])
         labels = None if self.label is None else torch.tensor([row[self.label] for row in rows])

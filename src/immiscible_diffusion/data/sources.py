@@ -97,8 +97,8 @@ def _fashion_mnist(config: DataConfig) -> DataSet:
             return _prepared(config, data, target, FASHION)
     if config.path:
         raise ValueError(
-            f"{config.path} has no {prefix}-images-idx3-ubyte and {prefix}-labels-idx1-ubyte (plain "
-            f"or .gz)"
+            f"{config.path} lacks {prefix}-images-idx3-ubyte or {prefix}-labels-idx1-ubyte "
+            f"(plain or .gz)"
         )
     return _through_datasets(
         config, hint="or install Debian's package dataset-fashion-mnist, or set data.path"
