@@ -68,8 +68,8 @@ def test_from_dict_refuses_unknown_fields():
 
 def test_differences_names_what_changed():
     one = recipe_from_name("digits-flow")
-    other = dataclasses.replace(one, seed=3, model=MLP(width=8))
-    assert differences(one, other) == ["model.width: 192 -> 8", "seed: 0 -> 3"]
+    other = dataclasses.replace(one, seed=3, model=MLP(width=8, depth=2))
+    assert differences(one, other) == ["model.width: 160 -> 8", "seed: 0 -> 3"]
 
 
 def test_evaluation_steps_are_evenly_spaced_in_the_logarithm():

@@ -192,13 +192,17 @@ def test_diverged_training_is_an_error(tiny, tmp_path):
 
 
 def test_the_average_decays_as_published(tiny, tmp_path):
-    """Without a ramp the average is 0.9999 old + 0.0001 new from the initial weights on."""
+    """Without a ramp: 0.99 old + 0.01 new at every step, from the weights after the first on."""
     settings = dataclasses.replace(tiny.optimiser, ema=0.99, ema_ramp=False)
-    recipe = dataclasses.replace(tiny, optimiser=settings, steps=1, preview_every=0)
+    recipe = dataclasses.replace(tiny, optimiser=settings, steps=3, preview_every=0)
     trainer = Trainer(recipe, RunFolder.open(tmp_path, recipe), device="cpu")
-    before = [p.detach().clone() for p in trainer.bare.parameters()]
-    trainer.train(quiet=True)
-    for old, new, mean in zip(
-        before, trainer.bare.parameters(), trainer.average.current().parameters(), strict=True
+    source, seen = trainer.batches(), []
+    for _ in range(3):
+        trainer.train_step(source)
+        seen.append([p.detach().clone() for p in trainer.bare.parameters()])
+    source.close()
+    for first, second, third, mean in zip(
+        *seen, trainer.average.current().parameters(), strict=True
     ):
-        torch.testing.assert_close(mean, 0.99 * old + 0.01 * new, rtol=1e-5, atol=1e-7)
+        expected = 0.99 * (0.99 * first + 0.01 * second) + 0.01 * third
+        torch.testing.assert_close(mean, expected, rtol=1e-5, atol=1e-7)

@@ -4,6 +4,7 @@ recipe.json  environment.json  metrics.jsonl  moments.safetensors
 weights/model.safetensors  weights/model.json  samples/step_000500.png  checkpoint.pt
 """
 
+import json
 import os
 import platform
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -121,7 +123,7 @@ class RunFolder:
             state: dict[str, Any] = torch.load(
                 self.checkpoint, map_location="cpu", weights_only=True
             )
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        except (OSError, RuntimeError, EOFError, ValueError, KeyError, UnpicklingError) as error:
             raise ValueError(
                 f"{self.checkpoint} cannot be read ({error}); remove it to start from step 0"
             ) from error
@@ -160,6 +162,22 @@ class RunFolder:
         with atomic_path(path) as temporary:
             image_grid(images, columns).save(temporary, format="PNG")
         return path
+
+
+def last_step(metrics: Path) -> int:
+    """The step of the last whole record of a metrics.jsonl, from its end alone; 0 if none."""
+    try:
+        with metrics.open("rb") as file:
+            file.seek(max(0, metrics.stat().st_size - 4096))
+            tail = file.read().splitlines()
+    except FileNotFoundError:
+        return 0
+    for line in reversed(tail):
+        try:
+            return int(json.loads(line)["step"])
+        except (ValueError, KeyError, TypeError):  # a line being written, or cut by the seek
+            continue
+    return 0
 
 
 def environment() -> dict[str, Any]:

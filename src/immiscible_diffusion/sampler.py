@@ -88,7 +88,15 @@ def sample_dopri5(velocity: Velocity, noise: Tensor, *, tolerance: float = 1e-5)
         return velocity(x, t.to(x.dtype).expand(len(x)))
 
     times = torch.tensor([1.0, 0.0], device=noise.device)
-    states = odeint(field, noise, times, rtol=tolerance, atol=tolerance, method="dopri5")
+    states = odeint(
+        field,
+        noise,
+        times,
+        rtol=tolerance,
+        atol=tolerance,
+        method="dopri5",
+        options={"step_t": times[1:]},  # end there: by default it steps past, to times below 0
+    )
     return Sampled(states[-1], evaluations)
 
 

@@ -57,9 +57,11 @@ def test_time_floor_and_control_are_mentioned(comparison):
 
 def test_the_summary_sorts_the_couplings(comparison, empty):
     text = summary(comparison)
-    assert "Fewer training steps: KNN k=16, centred; linear assignment, B=256." in text
-    assert "More training steps (pairing hurts): KNN k=64 <raw>." in text
-    assert "Not measured: KNN k=16, centred" in summary(empty)
+    head, _, others = text.partition("With 20 Euler steps: ")[2].partition(". With")
+    assert "fewer with KNN k=16, centred and linear assignment, B=256" in head
+    assert "more (pairing hurts) with KNN k=64 <raw>" in head
+    assert all(f"{budget} Euler steps:" in others for budget in comparison.budgets if budget != 20)
+    assert "not measured for KNN k=16, centred" in summary(empty)
     assert "no coupling" in summary(replace(empty, couplings=empty.couplings[:1]))
 
 

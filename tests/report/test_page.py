@@ -75,7 +75,7 @@ def test_the_page_says_how_it_was_made_and_what_limits_it(comparison, folder):
     assert page.count(comparison.note) >= 7  # in every caption
     assert page.count("Floor (grey): two halves of the real data, 898 each") >= 5
     assert NOT_COMPARABLE in page
-    assert page.index("Fewer training steps") < page.index("<svg")
+    assert page.index("fewer with") < page.index("<svg")
 
 
 def test_everything_is_escaped(comparison, folder):

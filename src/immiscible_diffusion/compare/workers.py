@@ -11,11 +11,11 @@ import torch
 
 from immiscible_diffusion.compare.cells import CellRunner, is_finished
 from immiscible_diffusion.compare.plan import Cell, Plan
-from immiscible_diffusion.files import read_jsonl
 from immiscible_diffusion.interrupt import Interrupted, InterruptGuard
 from immiscible_diffusion.progress import Progress
+from immiscible_diffusion.runfolder import last_step
 
-POLL_SECONDS = 1.0
+POLL_SECONDS = 2.0
 
 
 def default_workers(device: str) -> int:
@@ -142,8 +142,4 @@ def _drain(outcomes: Any, reported: set[Cell], failures: list[str]) -> None:
 
 def _steps_done(plan: Plan) -> int:
     """Steps trained so far over all cells, as far as their logs tell."""
-    done = 0
-    for cell in plan.cells:
-        records = read_jsonl(plan.cell_folder(cell) / "metrics.jsonl")
-        done += max((record["step"] for record in records), default=0)
-    return done
+    return sum(last_step(plan.cell_folder(cell) / "metrics.jsonl") for cell in plan.cells)

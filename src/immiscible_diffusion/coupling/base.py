@@ -176,7 +176,8 @@ def _import_coupling(name: str, match: re.Match[str]) -> Coupling:
         raise ValueError(f"coupling '{name}' cannot be imported: {error}") from error
     try:
         call = ast.parse(f"f({arguments or ''})", mode="eval").body
-        assert isinstance(call, ast.Call)
+        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)):
+            raise ValueError("use one pair of brackets")
         if call.args or any(word.arg is None for word in call.keywords):
             raise ValueError("use option=value only")
         options = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}

@@ -1,12 +1,15 @@
 """Encoded pictures (parquet, folders, the hub) through the ``datasets`` library."""
 
+import glob
 import io
+import re
 import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +25,7 @@ DECODE_PIECE = 256
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 JPEG = b"\xff\xd8"
 JPEG_NOTE = "JPEG re-encoded"
-GREY_MODES = ("1", "L", "I;16", "I")
+GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
 
 
 @dataclass(frozen=True)
@@ -36,12 +39,12 @@ class Decoder:
     def __call__(self, row: dict[str, Any]) -> Tensor:
         """Decode one row; ValueError names a picture that is broken."""
         with needs_extra("train", "reading pictures"):
-            from PIL import Image, UnidentifiedImageError
+            from PIL import Image
         cell = row[self.column]
         try:
             with Image.open(_file(cell)) as picture:
-                image = picture.convert(self.mode)
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+                image = _upright(_eight_bit(picture)).convert(self.mode)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             where = cell.get("path") or "a picture of the data set"
             raise ValueError(f"{where} cannot be read as a picture: {error}") from error
         if self.size:
@@ -52,6 +55,26 @@ class Decoder:
 
 def _file(cell: dict[str, Any]) -> Any:
     return io.BytesIO(cell["bytes"]) if cell.get("bytes") is not None else cell["path"]
+
+
+def _eight_bit(picture: Any) -> Any:
+    """16-bit grey brought to 8 bits: PIL's ``convert`` would clip it at 255."""
+    if picture.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range; save 8 bits")
+    if not picture.mode.startswith("I"):
+        return picture
+    from PIL import Image
+
+    grey = np.asarray(picture).astype(np.float64).clip(0, 65535) / 257
+    return Image.fromarray(grey.round().astype(np.uint8))
+
+
+def _upright(picture: Any) -> Any:
+    """The picture turned as the camera noted in its EXIF data."""
+    from PIL import ImageOps
+
+    ImageOps.exif_transpose(picture, in_place=True)
+    return picture
 
 
 def _square(image: Any, size: int) -> Any:
@@ -70,14 +93,15 @@ def _square(image: Any, size: int) -> Any:
 def load_encoded(config: "DataConfig", hint: str) -> DataSet:
     """The set of ``config``: decoded into memory if it fits, else decoded when needed."""
     rows = _rows(config, hint)
-    if config.limit is not None:
-        rows = rows.select(range(min(config.limit, len(rows))))
     if len(rows) == 0:
         raise ValueError(f"{config.path or config.name} has no images in the split {config.split}")
     image_column, label_column = _columns(rows, config)
+    labels = _labels(rows, label_column) if label_column else None
+    names = _class_names(rows, label_column, labels) if label_column and labels else None
+    if config.limit is not None:
+        rows = rows.select(range(min(config.limit, len(rows))))
     decoder = Decoder(image_column, _mode(rows, image_column, config), config.size)
     first = decoder(rows[0])
-    names = _class_names(rows, label_column) if label_column else None
     common: dict[str, Any] = {
         "name": config.name.removeprefix("hub:"),
         "note": _note(config, rows[0][image_column]),
@@ -89,8 +113,8 @@ def load_encoded(config: "DataConfig", hint: str) -> DataSet:
         decode = partial(_of_shape, decoder, shape)
         return LazyImageSet(rows, decode, shape, label=label_column, **common)
     images = _decode_all(rows, decoder, first)
-    labels = torch.tensor(rows[label_column]) if label_column else None
-    return ImageSet(images, labels=labels, **common)
+    target = None if labels is None else torch.tensor(labels[: len(rows)])
+    return ImageSet(images, labels=target, **common)
 
 
 def _rows(config: "DataConfig", hint: str) -> Any:
@@ -108,7 +132,7 @@ def _rows(config: "DataConfig", hint: str) -> Any:
             raise ValueError(f"{config.path} cannot be read as images: {error}") from error
         raise ValueError(
             f"the data set {arguments['path']} cannot be had from the hub "
-            f"({type(error).__name__}); go online once, {hint}"
+            f"({type(error).__name__}: {str(error).partition(chr(10))[0]}); go online once, {hint}"
         ) from error
     for name, feature in rows.features.items():
         if isinstance(feature, datasets.Image) or name in ("img", "image"):
@@ -125,11 +149,15 @@ def _arguments(config: "DataConfig") -> dict[str, Any]:
     path = Path(config.path)
     if not path.exists():
         raise ValueError(f"data.path {path} does not exist")
-    parquet = [path] if path.suffix == ".parquet" else sorted(path.rglob("*.parquet"))
+    if path.is_file() and path.suffix != ".parquet":
+        raise ValueError(f"data.path {path} is neither a folder nor a .parquet file")
+    parquet = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
     if parquet:
-        files = [str(file) for file in parquet if config.split in file.name or path == file]
+        files = [glob.escape(str(file)) for file in parquet if _of_split(file, path, config.split)]
         if not files:
-            raise ValueError(f"{path} has parquet files but none with '{config.split}' in its name")
+            raise ValueError(
+                f"{path}: no parquet file there has '{config.split}' in its name or folder"
+            )
         return {"path": "parquet", "data_files": {config.split: files}}
     split = path / config.split
     if not split.is_dir() and config.split != "train":
@@ -137,12 +165,25 @@ def _arguments(config: "DataConfig") -> dict[str, Any]:
     folder = split if split.is_dir() else path
     if not any(_is_picture(file) for file in folder.rglob("*")):
         raise ValueError(f"{folder} has no images")
-    labelled = config.labels and any(_is_picture(file) for file in folder.glob("*/*"))
+    classes = any(_is_picture(file) for file in folder.glob("*/*"))
+    loose = any(_is_picture(file) for file in folder.iterdir())
     return {
         "path": "imagefolder",
-        "data_files": {config.split: f"{folder}/**"},
-        "drop_labels": not labelled,
+        "data_files": {config.split: f"{glob.escape(str(folder))}/**"},
+        "drop_labels": not config.labels or not classes or loose,
     }
+
+
+def _of_split(file: Path, root: Path, split: str) -> bool:
+    """Whether a parquet file is of ``split``, by the words of its name and folders.
+
+    A file given by itself is what was asked for as train, but a test split it must be by name:
+    else training rows would pass for held-out ones.
+    """
+    if file == root and split == "train":
+        return True
+    inside = file.name if file == root else str(file.relative_to(root))
+    return re.search(rf"(?<![a-z]){re.escape(split.lower())}", inside.lower()) is not None
 
 
 def _is_picture(path: Path) -> bool:
@@ -171,29 +212,43 @@ def _columns(rows: Any, config: "DataConfig") -> tuple[str, str | None]:
     labels = [
         name
         for name, kind in rows.features.items()
-        if isinstance(kind, datasets.ClassLabel) or (name == "label" and kind.dtype == "int64")
+        if isinstance(kind, datasets.ClassLabel) or (name == "label" and _is_integer(kind))
     ]
     return images[0], labels[0] if config.labels and labels else None
 
 
-def _class_names(rows: Any, column: str) -> tuple[str, ...]:
-    """Names of the classes; numbers where the column is of plain integers."""
+def _is_integer(kind: Any) -> bool:
+    return str(getattr(kind, "dtype", None)).startswith(("int", "uint"))
+
+
+def _labels(rows: Any, column: str) -> list[int]:
+    """The labels of all rows, read at once: row by row takes longer than the pictures."""
+    labels: list[int] = rows[column][:]
+    if any(label is None or label < 0 for label in labels):
+        raise ValueError(
+            f"column '{column}' has rows without a label (empty or negative); set data.labels false"
+        )
+    return labels
+
+
+def _class_names(rows: Any, column: str, labels: list[int]) -> tuple[str, ...]:
+    """Names of the classes of the whole split; numbers where the column is of plain integers."""
     names = getattr(rows.features[column], "names", None)
-    return tuple(names or map(str, range(max(rows[column]) + 1)))
+    return tuple(names or map(str, range(max(labels) + 1)))
 
 
 def _mode(rows: Any, column: str, config: "DataConfig") -> str:
     """PIL's mode: as asked for, else grey if the first hundred pictures all are."""
     if config.channels is not None:
         return "L" if config.channels == 1 else "RGB"
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     for row in rows.select(range(min(100, len(rows)))):
         try:
             with Image.open(_file(row[column])) as picture:
                 if picture.mode not in GREY_MODES:
                     return "RGB"
-        except (UnidentifiedImageError, OSError):
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             continue  # the decoder says which one, and why
     return "L"
 

@@ -91,9 +91,9 @@ class ImageSet:
     def digest(self) -> str:
         """Hash of the content."""
         content = hashlib.sha256(f"{self.shape}/{self.levels}".encode())
-        content.update(self.images.contiguous().numpy().tobytes())
+        content.update(self.images.contiguous().numpy().data)  # no copy: it may be gigabytes
         if self.labels is not None:
-            content.update(self.labels.numpy().tobytes())
+            content.update(self.labels.contiguous().numpy().data)
         return content.hexdigest()
 
     def __len__(self) -> int:

@@ -77,9 +77,14 @@ def batches(
         ahead: batches made in advance; 0 = no thread.
 
     Raises:
-        ValueError: the batch does not divide into the chunks. Errors of the data set surface at
-            the ``next`` that would have returned the batch.
+        ValueError: the batch does not divide into the chunks, or a number is out of range. Errors
+            of the data set surface at the ``next`` that would have returned the batch.
     """
+    if not 0 <= rank < world or accumulation < 1 or start < 0 or ahead < 0:
+        raise ValueError(
+            f"expected 0 <= rank < world, accumulation >= 1, start >= 0 and ahead >= 0; got rank "
+            f"{rank}, world {world}, accumulation {accumulation}, start {start}, ahead {ahead}"
+        )
     chunks = world * accumulation
     if order.batch_size % chunks:
         below = order.batch_size // chunks * chunks

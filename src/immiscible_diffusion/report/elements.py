@@ -28,7 +28,7 @@ def table(content: Table, comparison: Comparison) -> str:
 
 
 def _data_cell(text: str) -> str:
-    verdicts = {"helps", "hurts", "unresolved", "one seed", "missing"}
+    verdicts = {"helps", "hurts", "unresolved", "one seed", "missing", "ends better", "ends worse"}
     kind = f' class="badge {css_class(text)}"' if text in verdicts else ""
     return f"<td{kind}>{escape(text)}</td>"
 

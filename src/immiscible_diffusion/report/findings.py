@@ -47,26 +47,35 @@ def findings(comparison: Comparison) -> list[Finding]:
 
 
 def summary(comparison: Comparison) -> str:
-    """One sentence over all couplings at the headline budget."""
-    found = findings(comparison)
-    groups = {
-        "helps": "Fewer training steps",
-        "hurts": "More training steps (pairing hurts)",
-        "unresolved": "No difference resolved",
-        "one seed": "One seed only, so no interval",
-        "missing": "Not measured",
-    }
-    parts = []
-    for verdict, meaning in groups.items():
-        labels = [comparison.entry(f.coupling).label for f in found if f.verdict == verdict]
-        if labels:
-            parts.append(f"{meaning}: {'; '.join(labels)}.")
-    if not parts:
+    """What pairing does at every sampling budget, the headline budget first."""
+    if not comparison.treated:
         return "There is no coupling to compare with the baseline."
-    return (
-        f"Against {comparison.baseline.label}, to reach the same quality at "
-        f"{_budget(comparison, comparison.headline_budget)}. {' '.join(parts)}"
-    )
+    head = comparison.headline_budget
+    budgets = [head, *(budget for budget in comparison.budgets if budget != head)]
+    lines = " ".join(_at_budget(comparison, budget) for budget in budgets)
+    return f"Training steps to the quality of {comparison.baseline.label}. {lines}"
+
+
+MEANINGS = {
+    "helps": "fewer with",
+    "ends better": "not bounded, but better in the end with",
+    "hurts": "more (pairing hurts) with",
+    "ends worse": "not bounded, but worse in the end with",
+    "unresolved": "no difference resolved for",
+    "one seed": "one seed only, so no interval, for",
+    "missing": "not measured for",
+}
+
+
+def _at_budget(comparison: Comparison, budget: int) -> str:
+    """'With 20 Euler steps: fewer with assignment; more (pairing hurts) with knn:k=16.'."""
+    verdicts = {e.label: speedup(comparison, e.name, budget).verdict for e in comparison.treated}
+    parts = [
+        f"{meaning} {_join([label for label in verdicts if verdicts[label] == verdict])}"
+        for verdict, meaning in MEANINGS.items()
+        if verdict in verdicts.values()
+    ]
+    return f"With {_budget(comparison, budget)}: {'; '.join(parts)}."
 
 
 def missing(comparison: Comparison) -> list[str]:
@@ -109,7 +118,8 @@ def _headline(comparison: Comparison, result: Speedup) -> str:
     if result.verdict == "missing":
         return f"{label} {where}: no seed has been evaluated for both it and {base}."
     if steps is None or steps.bound == "~":
-        return f"{label} {where}: the evaluated steps do not bound a speed-up."
+        end = f", but it {result.verdict}" if result.verdict.startswith("ends") else ""
+        return f"{label} {where}: the evaluated steps do not bound a speed-up{end}."
     span = _span(steps, result)
     if result.verdict == "unresolved":
         return f"{label} {where}: no difference resolved; speed-up {span}."
@@ -175,7 +185,8 @@ def _brief(result: Speedup) -> str:
     if result.verdict == "missing":
         return "not measured"
     if result.steps is None or result.steps.bound == "~":
-        return "not bounded"
+        ratio = with_interval(result.quality_ratio)
+        return f"not bounded, final distance {ratio} times the baseline's"
     end = {"unresolved": ", no difference resolved", "hurts": ", hurts"}.get(result.verdict, "")
     return with_interval(result.steps) + end
 

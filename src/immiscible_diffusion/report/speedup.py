@@ -71,14 +71,15 @@ class Speedup:
         """'helps', 'hurts', 'unresolved', 'one seed' or 'missing', by the interval on steps.
 
         A bound has no interval: it counts if it holds on every seed, points away from 1, and the
-        interval on final quality agrees.
+        interval on final quality agrees. Where steps say nothing, because both were at the target
+        when first evaluated: 'ends better' or 'ends worse', by the interval on final quality.
         """
         if self.quality_ratio is None:
             return "missing"
         if self.quality_ratio.seeds == 1:
             return "one seed"
         if self.steps is None:
-            return "unresolved"
+            return _verdict_of_quality(self)
         if self.steps.excludes_one:
             return "helps" if self.steps.value > 1 else "hurts"
         if self.steps.bound in {">", "<"} and self.quality_ratio.excludes_one:
@@ -255,6 +256,13 @@ def _ratios(rows: tuple[SeedSpeedup, ...]) -> tuple[Estimate | None, Estimate | 
     if any(time is None for time in times):
         return steps, None
     return steps, geometric([r.ratio * (r.time_ratio or 1) for r in known], bounds)
+
+
+def _verdict_of_quality(result: Speedup) -> str:
+    ratio = result.quality_ratio
+    if ratio is None or not ratio.excludes_one or not result.resolved:
+        return "unresolved"
+    return "ends better" if ratio.value < 1 else "ends worse"
 
 
 def _verdict_of_bound(result: Speedup) -> str:

@@ -26,7 +26,8 @@ p { max-width: 78ch; margin: 0.5em 0; }
 .findings .helps { border-left-color: var(--good); }
 .findings .hurts { border-left-color: var(--bad); }
 .badge { font-weight: 600; } td.badge { border: 0; border-bottom: 1px solid var(--line); }
-.badge.helps { color: var(--good); } .badge.hurts { color: var(--bad); }
+.badge.helps, .badge.ends-better { color: var(--good); }
+.badge.hurts, .badge.ends-worse { color: var(--bad); }
 .badge.unresolved, .badge.one-seed, .badge.missing { color: var(--open); }
 .warning { background: var(--card); border: 1px solid var(--open); border-radius: 6px;
   padding: 8px 16px; }
@@ -44,9 +45,9 @@ figure { margin: 12px 0; } figcaption { margin-top: 8px; }
 .legend svg { width: 40px; height: 14px; vertical-align: middle; margin-right: 6px; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px;
   background: var(--card); margin: 8px 0; }
-table { border-collapse: collapse; width: 100%; font-size: 0.88rem;
+table { border-collapse: collapse; width: 100%; font-size: 0.84rem;
   font-variant-numeric: tabular-nums; }
-th, td { padding: 6px 10px; text-align: right; border-bottom: 1px solid var(--line);
+th, td { padding: 6px 8px; text-align: right; border-bottom: 1px solid var(--line);
   white-space: nowrap; }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
 tr:last-child td { border-bottom: 0 !important; }
