@@ -25,7 +25,7 @@ class Progress:
         self, total: int, start: int, label: str, *, unit: str = "step", quiet: bool = False
     ) -> None:
         self.total, self.start, self.label, self.quiet = total, start, label, quiet
-        self.unit = unit
+        self.unit, self.last = unit, start
         self.began = self.said = time.monotonic()
         self._bar: Any = None
         self._task: Any = None
@@ -63,11 +63,12 @@ class Progress:
         text = self._text(step, loss, pairing)
         if self._bar is not None:
             self._bar.update(self._task, completed=step, text=text)
-        elif time.monotonic() - self.said > PLAIN_SECONDS or step == self.total:
+        elif time.monotonic() - self.said > PLAIN_SECONDS or step == self.total > self.last:
             self.said = time.monotonic()
             left = (self.said - self.began) / max(1, step - self.start) * (self.total - step)
             line = f"{self.label}: {self.unit} {step}/{self.total}, {text}, {duration(left)} left"
             sys.stderr.write(line + "\n")
+        self.last = step
 
     def _text(self, step: int, loss: float | None, pairing: float | None) -> str:
         speed = (step - self.start) / max(1e-9, time.monotonic() - self.began)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import tyro
 
 from immiscible_diffusion.command.options import (
@@ -18,7 +19,7 @@ from immiscible_diffusion.command.options import (
 from immiscible_diffusion.compare.cells import CellRunner, is_finished
 from immiscible_diffusion.compare.gather import report
 from immiscible_diffusion.compare.plan import BASELINE, Plan
-from immiscible_diffusion.compare.workers import default_workers, run_cells
+from immiscible_diffusion.compare.workers import default_workers, run_cells, threads_each
 
 DEFAULT_COUPLINGS = (
     BASELINE,
@@ -100,6 +101,7 @@ def run_one(plan: Plan, options: Options) -> int:
     if not 0 <= options.cell < len(plan.cells):
         raise ValueError(f"cell must be 0 to {len(plan.cells) - 1}, got {options.cell}; see --list")
     cell = plan.cells[options.cell]
+    torch.set_num_threads(threads_each(options.device))
     CellRunner(plan, options.device, quiet=False)(cell)
     sys.stderr.write(f"cell {options.cell} ({cell}) is finished\n")
     return 0

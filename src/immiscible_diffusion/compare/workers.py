@@ -24,6 +24,15 @@ def default_workers(device: str) -> int:
     return 1 if accelerated else max(1, len(available_cores()))
 
 
+def threads_each(device: str) -> int:
+    """Torch threads of a worker.
+
+    One where it trains on the CPU, however many workers there are: sums are then made in one order,
+    so the figures do not depend on the number of workers (and two threads on busy cores are slow).
+    """
+    return max(1, len(available_cores()) // 2) if default_workers(device) == 1 else 1
+
+
 def available_cores() -> set[int]:
     """The cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -42,7 +51,7 @@ def run_cells(plan: Plan, *, device: str, workers: int) -> None:
     if not todo:
         return
     workers = min(workers, len(todo))
-    threads = max(1, len(available_cores()) // workers)
+    threads = threads_each(device)
     # spawn, not fork: torch's threads and CUDA do not survive a fork, and Windows has none.
     context = multiprocessing.get_context("spawn")
     tasks, outcomes = context.Queue(), context.Queue()

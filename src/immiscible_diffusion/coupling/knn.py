@@ -201,15 +201,14 @@ def _chi_square(degrees: Tensor, generator: torch.Generator | None) -> Tensor:
 def _move_to_nearest(noise: Tensor, offset: Tensor, scalars: Tensor, scratch: Tensor) -> None:
     """Give ``noise`` ``[n, D]``, in place, the lengths of its rival where the rival is nearer.
 
+    All rows are taken apart and put together again, in place: the fewest passes over memory.
     ``scalars`` ``[n, 5]``: length of the datum and its inverse (0 for a zero row), rival as above.
     """
     length, inverse, rival_distance, rival_along, rival_radius = scalars.split(1, dim=1)
-    torch.mul(noise, offset, out=scratch)
-    along = scratch.sum(dim=1, keepdim=True) * inverse
-    across = torch.addcmul(noise, offset, along * inverse, value=-1, out=scratch)
+    along = torch.mul(noise, offset, out=scratch).sum(dim=1, keepdim=True) * inverse
+    across = noise.addcmul_(offset, along * inverse, value=-1)
     radius = _length(across)
     nearer = rival_distance < _distance(along, radius.square(), length)
     tiny = torch.finfo(radius.dtype).tiny
-    stretch = torch.where(nearer, rival_radius / radius.clamp_min(tiny) - 1, 0)
-    shift = torch.where(nearer, rival_along - along, 0 * along)  # 0 * NaN: a bad row shows
-    noise.addcmul_(across, stretch).addcmul_(offset, shift * inverse)
+    across.mul_(torch.where(nearer, rival_radius / radius.clamp_min(tiny), 1))
+    noise.addcmul_(offset, torch.where(nearer, rival_along, along) * inverse)
