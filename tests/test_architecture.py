@@ -16,7 +16,7 @@ SOURCE = ROOT / "src" / PACKAGE
 ORDER = [
     "extra", "files", "rng", "moments", "data", "coupling", "path", "model", "loss", "sampler",
     "metric", "analysis", "report", "recipe", "recipes", "generate", "judge", "progress",
-    "interrupt", "pictures", "runfolder", "setup", "trainer",
+    "interrupt", "meter", "pictures", "runfolder", "setup", "trainer",
 ]
 EXTRAS = [
     "scipy", "diffusers", "accelerate", "datasets", "sklearn", "matplotlib", "tyro", "rich",

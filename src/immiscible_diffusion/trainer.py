@@ -4,17 +4,17 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from immiscible_diffusion.coupling import Coupling
 from immiscible_diffusion.data import Batch, DataOrder, DataSet, batches, load_images
 from immiscible_diffusion.generate import Generator
 from immiscible_diffusion.interrupt import Interrupted, InterruptGuard
 from immiscible_diffusion.loss import Loss, RegressionLoss
+from immiscible_diffusion.meter import Meter
 from immiscible_diffusion.progress import Progress
 from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.rng import Streams
@@ -30,57 +30,9 @@ from immiscible_diffusion.setup import (
 )
 
 PREVIEW_IMAGES = 64
-TIMED_EVERY = 10
 LISTEN_EVERY = 10
 Evaluate = Callable[[int, nn.Module], None]
 """Called with a step and the averaged model at the steps it was asked for."""
-
-
-@dataclass
-class Meter:
-    """Loss and time since the last line of the log."""
-
-    device: torch.device
-    loss: list[Tensor] = field(default_factory=list)
-    steps: int = 0
-    pairing: float = 0.0
-    began: float = field(default_factory=time.perf_counter)
-
-    def clock(self) -> float:
-        """Now, once the device has done what it was told."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    def timed(self, coupling: Coupling) -> Coupling:
-        """``coupling`` with its time taken; on a GPU at some steps only, as looking stalls it."""
-        every = TIMED_EVERY if self.device.type == "cuda" else 1
-        if self.steps % every:
-            return coupling
-
-        def paired(data: Tensor, **options: Any) -> Tensor:
-            began = self.clock()
-            noise = coupling(data, **options)
-            self.pairing += every * (self.clock() - began)
-            return noise
-
-        return paired
-
-    def mean_loss(self) -> Tensor:
-        """Mean loss of this rank since the last record."""
-        return torch.stack(self.loss).mean()
-
-    def record(self) -> dict[str, float]:
-        """What the steps since the last record took; starts anew."""
-        now = self.clock()
-        seconds = now - self.began
-        record = {
-            "seconds_per_step": seconds / self.steps,
-            "pairing_ms": 1000 * self.pairing / self.steps,
-            "pairing_share": self.pairing / seconds,
-        }
-        self.loss, self.steps, self.pairing, self.began = [], 0, 0.0, now
-        return record
 
 
 class Trainer:
