@@ -80,6 +80,14 @@ def test_job_array_list_cell_gather(tmp_path, capsys):
     assert (tmp_path / "report.html").exists()
 
 
+def test_fields_of_the_recipe_are_options_of_compare_too(tmp_path, capsys):
+    options = ("--model.width", "16", "--optimiser.lr", "1e-3", "--data.limit", "128")
+    assert compare(tmp_path, "--coupling", "knn:k=4", *options, "--cell", "0") == 0
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["recipe"]["model"]["width"] == 16
+    assert plan["recipe"]["optimiser"]["lr"] == 1e-3
+
+
 def test_another_recipe_in_the_same_folder_is_refused(tmp_path, capsys):
     assert compare(tmp_path, "--coupling", "knn:k=4", "--cell", "0") == 0
     assert compare(tmp_path, "--coupling", "knn:k=4", "--cell", "0", "--batch-size", "8") == 2

@@ -159,7 +159,7 @@ def test_half_precision_selects_in_single(dtype):
 
 def test_distances_are_taken_from_the_center():
     mean = torch.randn(2, 3, generator=seeded(9))
-    data = torch.randn(6, 2, 3, generator=seeded(10))
+    data = torch.randn(6, 2, 3, generator=seeded(10)).double()
     centered = KNN(4, center=Moments(mean, 1.0, 10))(data, generator=seeded(11))
     assert torch.equal(centered, KNN(4)(data - mean, generator=seeded(11)))
 

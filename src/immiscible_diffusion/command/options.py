@@ -15,8 +15,8 @@ from immiscible_diffusion.recipes import RECIPES, recipe_from_name
 
 T = TypeVar("T")
 Device = Literal["auto", "cpu", "cuda", "mps"]
-WholeRecipe = Annotated[Recipe, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands]
-CONFIG = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
+WholeRecipe = Annotated[Recipe, tyro.conf.arg(name="")]
+CONFIG = (tyro.conf.AvoidSubcommands,)
 _BOX = re.compile(r"[╭╮╰╯│─]+")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -30,9 +30,10 @@ def parse(kind: type[T], arguments: Sequence[str], prog: str, default: T | None 
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
+            words, name = list(arguments), f"immiscible {prog}"
             if default is None:
-                return tyro.cli(kind, args=list(arguments), prog=f"immiscible {prog}")
-            return tyro.cli(kind, args=list(arguments), prog=f"immiscible {prog}", default=default)
+                return tyro.cli(kind, args=words, prog=name, config=CONFIG)
+            return tyro.cli(kind, args=words, prog=name, default=default, config=CONFIG)
     except SystemExit as stop:
         if not stop.code:
             sys.stderr.write(said.getvalue())

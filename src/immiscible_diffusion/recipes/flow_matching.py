@@ -13,7 +13,7 @@ def digits_flow() -> Recipe:
         name="digits-flow",
         data=DataConfig(name="digits"),
         model=MLP(width=160, depth=2),
-        optimiser=Optimiser(lr=2e-3, warmup=100, ema=0.995, ema_ramp=True),
+        optimiser=Optimiser(lr=4e-3, warmup=100, ema=0.995, ema_ramp=True),
         batch_size=256,
         steps=1500,
         sampler=Sampler(steps=20),
