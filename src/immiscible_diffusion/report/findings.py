@@ -47,13 +47,11 @@ def findings(comparison: Comparison) -> list[Finding]:
 
 
 def summary(comparison: Comparison) -> str:
-    """What pairing does at every sampling budget, the headline budget first."""
+    """What pairing does at every sampling budget."""
     if not comparison.treated:
         return "There is no coupling to compare with the baseline."
-    head = comparison.headline_budget
-    budgets = [head, *(budget for budget in comparison.budgets if budget != head)]
-    lines = " ".join(_at_budget(comparison, budget) for budget in budgets)
-    return f"Training steps to the quality of {comparison.baseline.label}. {lines}"
+    lines = " ".join(_at_budget(comparison, budget) for budget in comparison.budgets)
+    return f"Training steps needed to equal {comparison.baseline.label}. {lines}"
 
 
 MEANINGS = {
