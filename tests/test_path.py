@@ -77,7 +77,7 @@ LAWS = [
 ]
 
 
-@pytest.mark.parametrize(("path", "distribution"), LAWS, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(("path", "distribution"), LAWS, ids=[str(path) for path, _ in LAWS])
 def test_times_follow_their_law(path, distribution):
     t = times(path)
     assert t.min() >= 0
