@@ -4,6 +4,7 @@ import importlib
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from immiscible_diffusion import __version__
 from immiscible_diffusion.extra import MissingExtra, needs_extra
@@ -47,6 +48,8 @@ def run(command: str, arguments: list[str]) -> int:
     if command not in COMMANDS:
         raise ValueError(f"unknown command '{command}'; known: {', '.join(COMMANDS)}")
     warnings.simplefilter("default")
+    if str(Path.cwd()) not in sys.path:  # --coupling my_module:MyCoupling finds ./my_module.py
+        sys.path.insert(0, str(Path.cwd()))
     with needs_extra("train", "the command line"):
         import tyro  # noqa: F401
     module = importlib.import_module(f"immiscible_diffusion.command.{command}")

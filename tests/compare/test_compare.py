@@ -32,8 +32,8 @@ def results(folder) -> dict:
 
 def test_a_comparison_end_to_end_with_a_coupling_of_ones_own(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text(MODULE)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)  # found in the working folder, by the workers too
+    monkeypatch.setattr(sys, "path", list(sys.path))
     folder = tmp_path / "out"
     named = ("knn:k=4,center=mean", "shuffled:knn:k=4,center=mean", "mine:Halved(k=3)")
     options = [word for name in named for word in ("--coupling", name)]
