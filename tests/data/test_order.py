@@ -197,8 +197,9 @@ def test_numbers_out_of_range_are_refused_at_once(dataset, options):
 @pytest.mark.parametrize("ahead", [0, 2])
 def test_an_error_surfaces_at_the_next_that_would_have_returned_the_batch(ahead):
     before, source = threads(), batches(Watched(fails_at=3), DataOrder(24, 4, 0), ahead=ahead)
-    assert len(list(islice(source, 3))) == 3
-    started = threads() - before
+    next(source)
+    started = threads() - before  # still there: two batches wait, the third finds no room
+    assert len(list(islice(source, 2))) == 2
     with pytest.raises(ValueError, match="row 7 is broken"):
         next(source)
     if ahead:
@@ -234,5 +235,5 @@ def test_no_thread_is_started_before_the_first_batch_or_without_ahead():
     before = threads()
     waiting = batches(Watched(), DataOrder(24, 4, 0))
     next(batches(Watched(), DataOrder(24, 4, 0), ahead=0))
-    assert threads() == before
+    assert threads() <= before  # those of other tests may end meanwhile
     waiting.close()
