@@ -215,3 +215,12 @@ def test_the_check_leaves_no_trace():
     state = torch.get_rng_state()
     check_coupling(KNN(4))
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_call_without_cond_is_named():
+    class Deaf:
+        def __call__(self, data):
+            return torch.randn_like(data)
+
+    with pytest.raises(CouplingError, match=r"expected a call coupling\(data, \*, cond=None"):
+        check_coupling(Deaf())

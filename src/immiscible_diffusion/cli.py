@@ -35,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as stop:
         sys.stderr.write(f"{stop}\n")
         return 128 + stop.signal_number
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted before there was anything to keep\n")
+        return 128 + 2
     except BrokenPipeError:  # the reader of our output left: immiscible ... | head
         return 128 + 13
     except (ValueError, MissingExtra, OSError) as error:

@@ -42,6 +42,11 @@ class Moments:
         batches = [data] if isinstance(data, Tensor) else data
         count, total, square = 0, torch.zeros(()), torch.zeros(())
         for batch in batches:
+            if not isinstance(batch, Tensor):
+                raise ValueError(
+                    f"batches must be tensors [B, *shape], got {type(batch).__name__}; "
+                    f"of a loader of pairs give (x for x, _ in loader)"
+                )
             batch = batch.detach().to("cpu", torch.float64)
             if count and batch.shape[1:] != total.shape:
                 raise ValueError(

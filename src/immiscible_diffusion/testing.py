@@ -9,6 +9,7 @@ Nothing is needed but torch; call it from any test framework::
 """
 
 import copy
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -49,6 +50,7 @@ def check_coupling(
         CouplingError: what was expected, what came, what to do.
     """
     conditions = conditions or _labels
+    _check_signature(coupling)
     ranks = [(4,), (3, 4), (3, 4, 4), (2, 3, 4, 4)] if shape == (3, 4, 4) else []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a batch of one may warn
@@ -60,6 +62,17 @@ def check_coupling(
         data, cond = _data(5, shape), conditions(5)
         for check in (_check_random, _check_inputs, _check_views, _check_length, _check_frozen):
             check(coupling, data, cond)
+
+
+def _check_signature(coupling: Coupling) -> None:
+    """``coupling(data, *, cond=None, generator=None)``."""
+    try:
+        inspect.signature(coupling).bind(None, cond=None, generator=None)
+    except TypeError as error:
+        raise CouplingError(
+            f"expected a call coupling(data, *, cond=None, generator=None), got {coupling!r}: "
+            f"{error}; take these arguments, also those you do not use"
+        ) from error
 
 
 def _labels(count: int) -> dict[str, Tensor]:

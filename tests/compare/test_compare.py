@@ -97,7 +97,8 @@ def test_another_recipe_in_the_same_folder_is_refused(tmp_path, capsys):
 def test_a_failing_cell_is_reported_and_the_others_finish(tmp_path, monkeypatch, capsys):
     (tmp_path / "broken.py").write_text(
         "class Broken:\n    def __call__(self, data, *, cond=None, generator=None):\n"
-        "        raise RuntimeError('no noise today')\n"
+        "        if len(data) == 16:\n            raise RuntimeError('no noise today')\n"
+        "        return data.clone()\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -106,6 +107,19 @@ def test_a_failing_cell_is_reported_and_the_others_finish(tmp_path, monkeypatch,
     assert "no noise today" in capsys.readouterr().err
     assert compare(folder, "--coupling", "broken:Broken", "--gather") == 0
     assert sum(cell["finished"] for cell in results(folder)["cells"]) == 2
+
+
+def test_a_coupling_that_always_fails_is_named_before_anything_is_trained(
+    tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "always.py").write_text(
+        "class Always:\n    def __call__(self, data, *, cond=None, generator=None):\n"
+        "        return undefined\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert compare(tmp_path / "out", "--coupling", "always:Always") == 2
+    assert "coupling 'always:Always' fails on the data" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_plan_refuses_repeats_and_nothing(tmp_path):

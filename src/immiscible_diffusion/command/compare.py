@@ -73,7 +73,6 @@ def main(arguments: list[str]) -> int:
         return list_cells(plan)
     if options.gather:
         return gather(plan, command)
-    plan.keep()
     if options.cell is not None:
         return run_one(plan, options)
     run_all(plan, options.device, options.workers)
@@ -92,6 +91,8 @@ def run_all(plan: Plan, device: str, workers: int | None) -> None:
         raise ValueError(f"workers must be at least 1, got {workers}")
     runner = CellRunner(plan, device)
     runner.judge  # noqa: B018 - fails here, once, if data or samples are too few
+    runner.try_couplings()
+    plan.keep()
     run_cells(plan, device=device, workers=workers or default_workers(device))
 
 
@@ -101,6 +102,7 @@ def run_one(plan: Plan, options: Options) -> int:
     if not 0 <= options.cell < len(plan.cells):
         raise ValueError(f"cell must be 0 to {len(plan.cells) - 1}, got {options.cell}; see --list")
     cell = plan.cells[options.cell]
+    plan.keep()
     torch.set_num_threads(threads_each(options.device))
     CellRunner(plan, options.device, quiet=False)(cell)
     sys.stderr.write(f"cell {options.cell} ({cell}) is finished\n")

@@ -58,8 +58,15 @@ def main(arguments: list[str]) -> int:
     existing = run.root / "evaluation.json"
     results = json.loads(existing.read_text(encoding="utf-8")) if existing.exists() else []
     write_json(existing, [*results, result])
-    sys.stdout.write("".join(f"{name:14}{value}\n" for name, value in result.items()))
+    sys.stdout.write("".join(f"{name:14}{said(value)}\n" for name, value in result.items()))
     return 0
+
+
+def said(value: Any) -> str:
+    """A figure to read; evaluation.json has all digits."""
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def of_run(options: Options, run: RunFolder) -> dict[str, Any]:

@@ -48,6 +48,8 @@ def _one_line(text: str) -> str:
 
 def take_name(arguments: Sequence[str], command: str) -> tuple[str, list[str]]:
     """Split off the recipe's name, the first argument that is no option."""
+    if list(arguments[:1]) == ["--tiny"]:
+        arguments = [*arguments[1:], "--tiny"]
     if arguments and not arguments[0].startswith("-"):
         return arguments[0], list(arguments[1:])
     known = ", ".join(RECIPES)

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -28,7 +28,7 @@ class Options:
 
     Args:
         run: the run folder.
-        out: folder for the pictures; by default RUN/images.
+        out: new folder for the pictures; by default RUN/images/STEP-SAMPLER-SEED.
         count: images to make; image i depends on the seed and i alone.
         seed: of the start noise.
         method: sampler (euler, heun, midpoint, dopri5); the recipe's by default.
@@ -48,15 +48,19 @@ class Options:
 
 
 def main(arguments: list[str]) -> int:
-    """Write count numbered PNG files and a grid of the first."""
+    """Write count numbered PNG files, and a grid of the first beside their folder."""
     options = parse(Options, arguments, "sample")
-    if options.count < 1:
-        raise ValueError(f"count must be at least 1, got {options.count}")
+    for name in ("count", "batch_size"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")
     trained = Trained.load(RunFolder.existing(options.run), options.device)
     sampler = chosen_sampler(trained.recipe.sampler, options.method, options.steps)
     generator = Generator(trained.recipe, trained.dataset, trained.device, options.batch_size)
     batches = generator(trained.model, options.count, seed=options.seed, sampler=sampler)
-    out = options.out or options.run / "images"
+    series = f"step{trained.step}-{str(sampler).replace(' ', '')}-seed{options.seed}"
+    out = options.out or options.run / "images" / series
+    if options.out and any(out.glob("*.png")):
+        raise ValueError(f"{out} holds pictures already, which would mix; choose another --out")
     nfe = write_images(batches, out, options.count)
     sys.stderr.write(
         f"{out}: {options.count} images of step {trained.step}, {sampler} ({nfe} function "
@@ -67,11 +71,12 @@ def main(arguments: list[str]) -> int:
 
 def chosen_sampler(default: Sampler, method: str | None, steps: int | None) -> Sampler:
     """The recipe's sampler, changed where options say so."""
-    return Sampler(method or default.method, steps or default.steps, default.tolerance)  # type: ignore[arg-type]
+    chosen: Any = default.method if method is None else method
+    return Sampler(chosen, default.steps if steps is None else steps, default.tolerance)
 
 
 def write_images(batches: Iterable[tuple[Tensor, int]], out: Path, total: int) -> int:
-    """Write images as 000000.png ... and the first as grid.png; the last batch's evaluations."""
+    """Write images as OUT/000000.png ... and the first as OUT-grid.png; evaluations an image."""
     done, nfe = 0, 0
     first: list[Tensor] = []
     with Progress(total, 0, "sampling", unit="image") as show:
@@ -83,7 +88,7 @@ def write_images(batches: Iterable[tuple[Tensor, int]], out: Path, total: int) -
                 first.append(images[: GRID - done].cpu())
             done += len(images)
             show.update(done)
-    write_png(torch.cat(first), out / "grid.png")
+    write_png(torch.cat(first), out.with_name(f"{out.name}-grid.png"))
     return nfe
 
 

@@ -22,7 +22,7 @@ from immiscible_diffusion.trainer import Trainer
 
 @dataclass(frozen=True)
 class Options:
-    """Train a recipe. The same command resumes; --tiny before all shrinks it to a smoke run.
+    """Train a recipe. The same command resumes; with --tiny it shrinks to a smoke run of seconds.
 
     Args:
         out: run folder; by default runs/RECIPE/COUPLING-seedN.

@@ -2,14 +2,17 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from immiscible_diffusion.compare.plan import Cell, Plan
+from immiscible_diffusion.coupling import coupling_from_name
 from immiscible_diffusion.data import DataSet, load_images
 from immiscible_diffusion.files import read_json, write_json
 from immiscible_diffusion.generate import Generator
 from immiscible_diffusion.judge import Judge, judged
 from immiscible_diffusion.metric import METRICS
+from immiscible_diffusion.moments import Moments
 from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.runfolder import RunFolder
 from immiscible_diffusion.sampler import Sampler
@@ -46,6 +49,17 @@ class CellRunner:
 
         trainer.train(evaluate=evaluate, evaluate_at=self.plan.eval_steps, quiet=self.quiet)
         write_json(folder / "finished.json", {"steps": recipe.steps})
+
+    def try_couplings(self) -> None:
+        """Call every coupling once; ValueError names one that fails, before hours are spent."""
+        batch = self.dataset.batch(torch.arange(min(4, len(self.dataset))))
+        cond = batch.cond if self.plan.recipe.conditional else None
+        for name in self.plan.couplings:
+            coupling = coupling_from_name(name, lambda: Moments.fit(batch.data))
+            try:
+                coupling(batch.data, cond=cond, generator=torch.Generator())
+            except Exception as error:
+                raise ValueError(f"coupling '{name}' fails on the data: {error}") from error
 
     @property
     def dataset(self) -> DataSet:

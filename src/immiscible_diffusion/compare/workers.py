@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import queue
+import signal
 import time
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -62,8 +63,7 @@ def run_cells(plan: Plan, *, device: str, workers: int) -> None:
         context.Process(target=_work, args=arguments, daemon=True) for _ in range(workers)
     ]
     with InterruptGuard() as guard, _one_thread_each(threads):
-        for process in processes:
-            process.start()
+        start_deaf(processes)
         failures = _watch(plan, todo, processes, outcomes, guard)
     if guard.received is not None:
         raise Interrupted(
@@ -72,6 +72,16 @@ def run_cells(plan: Plan, *, device: str, workers: int) -> None:
         )
     if failures:
         raise ValueError("; ".join(failures))
+
+
+def start_deaf(processes: list[BaseProcess]) -> None:
+    """Start workers deaf to Ctrl-C, which reaches the whole group; they are told by SIGTERM."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        for process in processes:
+            process.start()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _one_thread_each:

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import re
 import warnings
 from collections.abc import Callable
@@ -65,6 +66,10 @@ class Shuffled:
     """
 
     coupling: Coupling
+
+    def __post_init__(self) -> None:
+        if not callable(self.coupling):
+            raise ValueError(f"Shuffled needs a coupling, such as KNN(4), got {self.coupling!r}")
 
     @torch.no_grad()
     def __call__(
@@ -158,6 +163,11 @@ def _center(name: str, value: Any, moments: MomentsSource) -> Moments | None:
 
 
 def _make(kind: Callable[..., Any], options: dict[str, Any], name: str) -> Coupling:
+    if inspect.isfunction(kind) and "data" in inspect.signature(kind).parameters:
+        raise ValueError(
+            f"coupling '{name}' names a function of data; name a class whose objects are called "
+            f"with data, or a function that returns such an object"
+        )
     try:
         coupling = kind(**options)
     except TypeError as error:

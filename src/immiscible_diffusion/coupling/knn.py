@@ -94,7 +94,8 @@ class KNN:
             raise ValueError(f"k must be a whole number >= 1, got {self.k!r}")
         if self.center is not None and not isinstance(getattr(self.center, "mean", None), Tensor):
             raise ValueError(
-                f"center must be fitted Moments (or have a tensor .mean), got {self.center!r}"
+                f"center must be fitted Moments (or have a tensor .mean), got a "
+                f"{type(self.center).__name__}; see Moments.fit"
             )
 
     @torch.no_grad()
