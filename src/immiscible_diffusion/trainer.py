@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -258,18 +259,17 @@ class Trainer:
 
         All must stop at the same step, so ranks ask around; every few steps, as asking stalls.
         """
-        mine = guard.received is not None
-        if self.accelerator.num_processes == 1:
-            return mine
-        if self.step % LISTEN_EVERY:
-            return False
-        flag = torch.tensor([float(mine)], device=self.device)
-        return bool(self.accelerator.reduce(flag, "sum").item() > 0)
+        if self.accelerator.num_processes > 1:
+            if self.step % LISTEN_EVERY:
+                return False
+            mine = torch.tensor([guard.received or 0], device=self.device)
+            guard.received = int(self.accelerator.gather(mine).max()) or None
+        return guard.received is not None
 
     def interrupted(self, guard: InterruptGuard) -> Interrupted:
         """What to raise on a signal: says where it stopped and how to go on."""
         return Interrupted(
-            guard.received or 15,
+            guard.received or signal.SIGTERM,
             f"stopped at step {self.step} of {self.recipe.steps}; the checkpoint is in "
             f"{self.run.root}{os.sep}; the same command goes on from there",
         )
