@@ -43,14 +43,14 @@ def _measured(trainer: Trainer, recipe: Recipe) -> list[str]:
     source = trainer.batches()
     for _ in range(3):
         trainer.train_step(source)
-    began, trainer.meter.pairing = trainer.meter.clock(), 0.0
+    trainer.meter.record()  # starts the clock anew
     for _ in range(TIMED_STEPS):
         trainer.train_step(source)
-    seconds = (trainer.meter.clock() - began) / TIMED_STEPS
-    pairing = trainer.meter.pairing / TIMED_STEPS
+    taken = trainer.meter.record()
+    seconds = taken["seconds_per_step"]
     return [
         f"time: {1000 * seconds:.1f} ms a step over {TIMED_STEPS} steps, pairing "
-        f"{pairing / seconds:.1%} of it; {recipe.steps:,} steps take "
+        f"{taken['pairing_share']:.1%} of it; {recipe.steps:,} steps take "
         f"{duration(seconds * recipe.steps)} (without previews and validation)",
         f"memory: {_peak_memory(trainer.device) / 2**30:.2f} GiB at its peak",
     ]

@@ -27,6 +27,10 @@ class Generator:
     device: torch.device | str = "cpu"
     batch_size: int = 512
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+
     def __call__(
         self, model: nn.Module, count: int, *, seed: int, sampler: Sampler | None = None
     ) -> Iterator[tuple[Tensor, int]]:

@@ -20,24 +20,27 @@ class Meter:
     loss: list[Tensor] = field(default_factory=list)
     steps: int = 0
     pairing: float = 0.0
+    timed_steps: int = 0
     began: float = field(default_factory=time.perf_counter)
 
     def clock(self) -> float:
         """Now, once the device has done what it was told."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
         return time.perf_counter()
 
     def timed(self, coupling: Coupling) -> Coupling:
         """``coupling`` with its time taken; on a GPU at some steps only, as looking stalls it."""
-        every = TIMED_EVERY if self.device.type == "cuda" else 1
-        if self.steps % every:
+        if self.device.type != "cpu" and self.steps % TIMED_EVERY:
             return coupling
+        self.timed_steps += 1
 
         def paired(data: Tensor, **options: Any) -> Tensor:
             began = self.clock()
             noise = coupling(data, **options)
-            self.pairing += every * (self.clock() - began)
+            self.pairing += self.clock() - began
             return noise
 
         return paired
@@ -49,11 +52,12 @@ class Meter:
     def record(self) -> dict[str, float]:
         """What the steps since the last record took; starts anew."""
         now = self.clock()
-        seconds = now - self.began
+        step = (now - self.began) / self.steps
+        pairing = self.pairing / self.timed_steps
         record = {
-            "seconds_per_step": seconds / self.steps,
-            "pairing_ms": 1000 * self.pairing / self.steps,
-            "pairing_share": self.pairing / seconds,
+            "seconds_per_step": step,
+            "pairing_ms": 1000 * pairing,
+            "pairing_share": pairing / step,
         }
-        self.loss, self.steps, self.pairing, self.began = [], 0, 0.0, now
+        self.loss, self.steps, self.pairing, self.timed_steps, self.began = [], 0, 0.0, 0, now
         return record

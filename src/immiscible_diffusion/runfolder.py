@@ -49,25 +49,31 @@ class RunFolder:
             ValueError: the folder holds a run of another recipe.
         """
         run = cls(Path(root))
-        if (run.root / "recipe.json").exists():
+        if run.has_begun:
             run._check_same(recipe)
         return run
 
-    def begin(self, recipe: Recipe) -> None:
+    @property
+    def has_begun(self) -> bool:
+        """Whether a run was begun here."""
+        return (self.root / "recipe.json").is_file()
+
+    def begin(self, recipe: Recipe, device: torch.device | None = None, processes: int = 1) -> None:
         """Make the folder and write what is about to run; ValueError if it cannot be written."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             write_json(self.root / "recipe.json", recipe.to_dict())
-            write_json(self.root / "environment.json", environment())
+            write_json(self.root / "environment.json", environment(device, processes))
         except OSError as error:
             raise ValueError(f"cannot write to the run folder {self.root}: {error}") from error
 
     @classmethod
     def existing(cls, root: str | os.PathLike[str]) -> "RunFolder":
         """The run in ``root``; ValueError if there is none."""
-        if not (Path(root) / "recipe.json").is_file():
+        run = cls(Path(root))
+        if not run.has_begun:
             raise ValueError(f"{root} is not a run folder (no recipe.json); train one first")
-        return cls(Path(root))
+        return run
 
     def _check_same(self, recipe: Recipe) -> None:
         changed = [
@@ -180,13 +186,13 @@ def last_step(metrics: Path) -> int:
     return 0
 
 
-def environment() -> dict[str, Any]:
-    """Versions and hardware, for the record."""
+def environment(device: torch.device | None = None, processes: int = 1) -> dict[str, Any]:
+    """Versions and hardware, for the record; ``device`` is what each of ``processes`` runs on."""
     return {
         "command": " ".join(["immiscible", *sys.argv[1:]]),
         "python": platform.python_version(),
         "versions": dict(_versions(PACKAGES)),
-        "hardware": hardware(),
+        "hardware": hardware(device, processes),
     }
 
 
@@ -198,11 +204,17 @@ def _versions(packages: Iterable[str]) -> Iterable[tuple[str, str]]:
             yield package, "not installed"
 
 
-def hardware() -> str:
-    """The accelerator, or the processor and its cores."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"{processor_name()}, {os.cpu_count()} cores, no GPU"
+def hardware(device: torch.device | None = None, processes: int = 1) -> str:
+    """What a run on ``device`` uses: its accelerators, or the processor and its cores.
+
+    Without a device: the accelerators that are there.
+    """
+    if device is None and torch.cuda.is_available():
+        device, processes = torch.device("cuda"), torch.cuda.device_count()
+    if device is not None and device.type == "cuda":
+        return f"{processes} x {torch.cuda.get_device_name(device)}"
+    gpu = "its GPU (mps)" if device is not None and device.type == "mps" else "no GPU"
+    return f"{processor_name()}, {os.cpu_count()} cores, {gpu}"
 
 
 def processor_name() -> str:

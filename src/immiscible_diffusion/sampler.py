@@ -7,7 +7,7 @@ how often it called it.
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -88,6 +88,10 @@ def sample_dopri5(velocity: Velocity, noise: Tensor, *, tolerance: float = 1e-5)
         return velocity(x, t.to(x.dtype).expand(len(x)))
 
     times = torch.tensor([1.0, 0.0], device=noise.device)
+    # End there: by default it steps past, to times below 0.
+    options: dict[str, Any] = {"step_t": times[1:]}
+    if noise.device.type == "mps":  # has no float64, torchdiffeq's type for times
+        options["dtype"] = torch.float32
     states = odeint(
         field,
         noise,
@@ -95,7 +99,7 @@ def sample_dopri5(velocity: Velocity, noise: Tensor, *, tolerance: float = 1e-5)
         rtol=tolerance,
         atol=tolerance,
         method="dopri5",
-        options={"step_t": times[1:]},  # end there: by default it steps past, to times below 0
+        options=options,
     )
     return Sampled(states[-1], evaluations)
 

@@ -4,6 +4,7 @@ import copy
 import importlib.util
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -18,22 +19,35 @@ from immiscible_diffusion.rng import Streams, key
 from immiscible_diffusion.runfolder import RunFolder
 
 MOMENTS_DATA = 10_000
+PATIENCE = timedelta(days=2)  # ranks wait while one judges; the default gives up after 10 minutes
+SHARDED = ("DEEPSPEED", "FSDP", "MEGATRON_LM")
 
 
 def make_accelerator(recipe: Recipe, device: str, run: RunFolder) -> Any:
     """Accelerate's view of the machine; ``device`` is auto, cpu, cuda or mps."""
     with needs_extra("train", "training"):
         from accelerate import Accelerator
+        from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
     check_trackers(recipe.trackers)
     if device not in ("auto", "cpu", "cuda", "mps"):
         raise ValueError(f"device must be auto, cpu, cuda or mps, got {device!r}")
     accelerator = Accelerator(
         cpu=device == "cpu",
         mixed_precision=recipe.precision,
-        gradient_accumulation_steps=recipe.accumulation,
+        # As a plugin, since accelerate's environment overrides the plain number.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=recipe.accumulation, sync_with_dataloader=False
+        ),
         log_with=list(recipe.trackers) or None,
         project_dir=str(run.root),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
+    if accelerator.distributed_type.value in SHARDED:
+        raise ValueError(
+            f"{accelerator.distributed_type.value} splits the weights over ranks, which checkpoints "
+            f"and the average do not know; launch with plain data parallelism (accelerate "
+            f"launch --multi_gpu)"
+        )
     if device != "auto" and accelerator.device.type != device:
         raise ValueError(f"device {device} is not available here; use auto or cpu")
     return accelerator
@@ -61,8 +75,17 @@ def check_split(batch_size: int, parts: int) -> None:
 
 
 def make_model(recipe: Recipe, dataset: DataSet) -> nn.Module:
-    """The network with its initial weights, which depend on the seed alone."""
+    """The network with its initial weights, which depend on the seed alone.
+
+    Raises:
+        ValueError: the recipe is conditional and the data have no labels.
+    """
     classes = dataset.num_classes if recipe.conditional else None
+    if recipe.conditional and classes is None:
+        raise ValueError(
+            f"the recipe is conditional, and the data set {dataset.name} has no labels; "
+            f"give data with labels, or --no-conditional"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(recipe.seed, "weights"))
         return recipe.model.build(dataset.shape, classes)
@@ -71,10 +94,13 @@ def make_model(recipe: Recipe, dataset: DataSet) -> nn.Module:
 def make_coupling(
     recipe: Recipe, dataset: DataSet, run: RunFolder, device: torch.device
 ) -> Coupling:
-    """The recipe's coupling; moments are fitted on first use, kept in the run, read again later."""
+    """The recipe's coupling; moments are fitted on first use, kept in the run, read again later.
+
+    Those of a run that never began are not trusted: they may be of other data.
+    """
 
     def moments() -> Moments:
-        if not run.moments.exists():
+        if not (run.has_begun and run.moments.exists()):
             Moments.fit(_some_data(dataset, recipe.seed)).save(run.moments)
         return Moments.load(run.moments).to(device)
 

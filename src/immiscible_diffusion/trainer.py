@@ -59,14 +59,15 @@ class Trainer:
         self.device: torch.device = self.accelerator.device
         world = self.accelerator.num_processes
         check_split(recipe.batch_size, world * recipe.accumulation)
-        self.dataset: DataSet = dataset or load_images(recipe.data)
+        self.dataset: DataSet = load_images(recipe.data) if dataset is None else dataset
         self.loss_fn: Loss = RegressionLoss()
-        self.coupling: Coupling = make_coupling(recipe, self.dataset, run, self.device)
         self.validation = Validation.of(recipe, self.dataset, self.device)
         self.bare = make_model(recipe, self.dataset).to(self.device)
         self.average = Average(recipe.optimiser, self.bare)
         optimiser, self.warmup = make_optimiser(recipe.optimiser, self.bare)
         self.model, self.optimiser = self.accelerator.prepare(self.bare, optimiser)
+        # Last, as it may write the moments: nothing is left behind if another part is refused.
+        self.coupling: Coupling = make_coupling(recipe, self.dataset, run, self.device)
         self.step = 0
         self.meter = Meter(self.device)
 
@@ -87,7 +88,7 @@ class Trainer:
         """
         recipe, until = self.recipe, until or self.recipe.steps
         if self.is_main:
-            self.run.begin(recipe)
+            self.run.begin(recipe, self.device, self.accelerator.num_processes)
             self.start_trackers()
         self.accelerator.wait_for_everyone()
         self.resume()
@@ -100,6 +101,7 @@ class Trainer:
                 self.after_step(show, evaluate, evaluate_at)
                 if self.stop_asked(guard):
                     self.save()
+                    self.accelerator.end_training()
                     raise self.interrupted(guard)
             self.save()
         self.accelerator.end_training()
@@ -222,10 +224,14 @@ class Trainer:
         return bool(self.accelerator.is_main_process)
 
     def save(self) -> None:
-        """Write the checkpoint and the averaged weights."""
+        """Write the checkpoint and the averaged weights.
+
+        All ranks wait: one that ended sooner would have its launcher stop the one that writes.
+        """
         if self.is_main:
             self.run.save_weights(self.average.current(), self.step)
             self.run.save_checkpoint(self.state_dict())
+        self.accelerator.wait_for_everyone()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a step changes; randomness is keyed and needs no state."""
@@ -243,16 +249,26 @@ class Trainer:
         """Go back to the checkpoint, or to step 0 where there is none."""
         state = self.run.load_checkpoint()
         if state is not None:
-            self.bare.load_state_dict(state["model"])
-            self.optimiser.load_state_dict(state["optimiser"])
-            self.warmup.load_state_dict(state["warmup"])
-            self.average.load_state_dict(state["average"], self.device)
-            if state["scaler"] is not None:
-                self.accelerator.scaler.load_state_dict(state["scaler"])
-            self.step = state["step"]
+            try:
+                self.load_state_dict(state)
+            except (KeyError, RuntimeError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{self.run.checkpoint} is not a checkpoint of this recipe ({error}); "
+                    f"choose another --out, or remove it to start from step 0"
+                ) from error
         if self.is_main:
             self.run.forget_after(self.step)
         self.meter = Meter(self.device)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up what ``state_dict`` gave."""
+        self.bare.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.warmup.load_state_dict(state["warmup"])
+        self.average.load_state_dict(state["average"], self.device)
+        if state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.step = state["step"]
 
     def stop_asked(self, guard: InterruptGuard) -> bool:
         """Whether any rank was told to stop.

@@ -1,5 +1,6 @@
 """``immiscible compare RECIPE``."""
 
+import os
 import shlex
 import sys
 from dataclasses import dataclass
@@ -68,6 +69,7 @@ def main(arguments: list[str]) -> int:
     plan = Plan(
         run_path(options.out, "compare", recipe.name), recipe, couplings(options), options.seeds
     )
+    plan.check()
     command = shlex.join(["immiscible", "compare", *arguments])
     if options.list:
         return list_cells(plan)
@@ -89,6 +91,11 @@ def run_all(plan: Plan, device: str, workers: int | None) -> None:
     """Make the judge once, so that workers find its classifier cached, then run all cells."""
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
+    if (ranks := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise ValueError(
+            f"launched as {ranks} ranks, each of which would run the whole comparison; start it "
+            f"plainly, or give every job one --cell"
+        )
     runner = CellRunner(plan, device)
     runner.judge  # noqa: B018 - fails here, once, if data or samples are too few
     runner.try_couplings()

@@ -6,6 +6,7 @@ from typing import Any
 
 from immiscible_diffusion.compare.cells import CellRunner, headline_budget, is_finished
 from immiscible_diffusion.compare.plan import BASELINE, Cell, Plan
+from immiscible_diffusion.files import read_json
 from immiscible_diffusion.report import Cell as CellRecord
 from immiscible_diffusion.report import (
     Comparison,
@@ -17,7 +18,7 @@ from immiscible_diffusion.report import (
     summary,
     write_report,
 )
-from immiscible_diffusion.runfolder import RunFolder, environment
+from immiscible_diffusion.runfolder import RunFolder
 from immiscible_diffusion.setup import make_model
 
 QUALITY_FIELDS = set(Quality.__dataclass_fields__)
@@ -40,14 +41,15 @@ def gather(plan: Plan, command: str) -> Comparison:
     if not any(cell.quality for cell in cells):
         raise ValueError(f"nothing has been judged yet in {plan.folder}; run some cells first")
     runner, recipe = CellRunner(plan), plan.recipe
-    judge, dataset, seen = runner.judge, runner.dataset, environment()
+    judge, dataset = runner.judge, runner.dataset
+    hardware, versions = trained_on(plan)
     return Comparison(
         recipe=recipe.name,
         command=command,
         note=dataset.note,
-        hardware=seen["hardware"],
+        hardware=hardware,
         date=date.today().isoformat(),
-        versions=seen["versions"],
+        versions=versions,
         dataset=Dataset(dataset.name, len(dataset)),
         features=judge.extractor.name,
         accuracy=getattr(judge.extractor, "accuracy", None),
@@ -67,6 +69,18 @@ def gather(plan: Plan, command: str) -> Comparison:
         ),
         cells=tuple(cells),
     )
+
+
+def trained_on(plan: Plan) -> tuple[str, dict[str, str]]:
+    """Hardware and versions that the cells were trained with, which need not be those here."""
+    files = [plan.cell_folder(cell) / "environment.json" for cell in plan.cells]
+    seen = [read_json(file) for file in files if file.exists()]
+    names = dict.fromkeys(name for record in seen for name in record["versions"])
+    versions = {
+        name: " / ".join(sorted({record["versions"].get(name, "unknown") for record in seen}))
+        for name in names
+    }
+    return "; ".join(sorted({record["hardware"] for record in seen})), versions
 
 
 def cell_record(plan: Plan, cell: Cell) -> CellRecord:

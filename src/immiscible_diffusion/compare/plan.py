@@ -43,6 +43,11 @@ class Plan:
                 raise ValueError(f"a comparison needs at least one {what}, got none")
             if len(set(values)) < len(values):
                 raise ValueError(f"a {what} is named twice: {', '.join(map(str, values))}")
+        if len({slug(coupling).lower() for coupling in self.couplings}) < len(self.couplings):
+            raise ValueError(
+                f"two couplings would share a folder, as their names differ in case or in signs "
+                f"alone: {', '.join(self.couplings)}"
+            )
         for coupling in self.couplings:
             coupling_from_name(coupling, _any_moments())  # a misspelt one fails here, not later
 
@@ -69,11 +74,8 @@ class Plan:
         original = coupling.removeprefix("shuffled:")
         return original if original != coupling and original in self.couplings else None
 
-    def keep(self) -> None:
-        """Write the plan; ValueError if the folder holds a comparison of another recipe.
-
-        Couplings and seeds may be added to a comparison; its finished cells are kept.
-        """
+    def check(self) -> None:
+        """Raise ValueError if the folder holds a comparison of another recipe."""
         path = self.folder / "plan.json"
         if path.exists():
             before = Recipe.from_dict(read_json(path)["recipe"])
@@ -82,19 +84,26 @@ class Plan:
                     f"{self.folder} holds a comparison of another recipe ({'; '.join(changed)}); "
                     f"choose another --out"
                 )
+
+    def keep(self) -> None:
+        """Write the plan; ValueError if the folder holds a comparison of another recipe.
+
+        Couplings and seeds may be added to a comparison; its finished cells are kept.
+        """
+        self.check()
         values = {
             "recipe": self.recipe.to_dict(),
             "couplings": list(self.couplings),
             "seeds": list(self.seeds),
         }
         try:
-            write_json(path, values)
+            write_json(self.folder / "plan.json", values)
         except OSError as error:
             raise ValueError(f"cannot write to {self.folder}: {error}") from error
 
 
 def slug(name: str) -> str:
-    """``name`` as a folder name; different names of couplings stay different."""
+    """``name`` as a folder name."""
     return re.sub(r"[^\w.=,+-]", "_", name.replace(":", "-"))
 
 

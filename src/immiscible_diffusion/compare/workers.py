@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import queue
 import signal
+import sys
+import threading
 import time
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -15,13 +17,14 @@ from immiscible_diffusion.compare.plan import Cell, Plan
 from immiscible_diffusion.interrupt import Interrupted, InterruptGuard
 from immiscible_diffusion.progress import Progress
 from immiscible_diffusion.runfolder import last_step
+from immiscible_diffusion.trained import pick_device
 
 POLL_SECONDS = 2.0
 
 
 def default_workers(device: str) -> int:
     """One worker a core on a CPU, one in all on an accelerator."""
-    accelerated = device in ("cuda", "mps") or (device == "auto" and torch.cuda.is_available())
+    accelerated = pick_device(device).type != "cpu"
     return 1 if accelerated else max(1, len(available_cores()))
 
 
@@ -100,8 +103,24 @@ class _one_thread_each:
             os.environ["OMP_NUM_THREADS"] = self.before
 
 
+def end_with_parent() -> None:
+    """Stop this worker as by SIGTERM when its parent is gone, even killed.
+
+    An orphan would write into the same run folders as the workers of the command given again.
+    """
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True, name="end-with-parent").start()
+
+
 def _work(plan: Plan, device: str, threads: int, tasks: Any, outcomes: Any) -> None:
     """A worker process: cells from ``tasks`` until there are none."""
+    end_with_parent()
     torch.set_num_threads(threads)
     runner = CellRunner(plan, device)
     while True:
@@ -137,8 +156,7 @@ def _watch(
             show.update(_steps_done(plan))
             if guard.received is not None and not forwarded:
                 forwarded = True
-                for process in processes:
-                    process.terminate()  # SIGTERM: the cell writes a checkpoint and stops
+                _tell(processes)
             _drain(outcomes, reported, failures)
         _drain(outcomes, reported, failures)
     lost = [cell for cell in todo if cell not in reported]
@@ -146,6 +164,16 @@ def _watch(
         codes = ", ".join(str(process.exitcode) for process in processes)
         failures.append(f"a worker died (exit codes {codes}) before finishing {lost[0]}")
     return failures
+
+
+def _tell(processes: list[BaseProcess]) -> None:
+    """SIGTERM, on which a cell writes a checkpoint and stops.
+
+    Not on Windows, where it would kill at once: there the console tells the workers of Ctrl-C.
+    """
+    if sys.platform != "win32":
+        for process in processes:
+            process.terminate()
 
 
 def _drain(outcomes: Any, reported: set[Cell], failures: list[str]) -> None:

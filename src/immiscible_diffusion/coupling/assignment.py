@@ -84,4 +84,6 @@ class LinearAssignment:
         data, noise = data.flatten(1).to(dtype), noise.flatten(1).to(dtype)
         if self.cost == "norm":
             return torch.cdist(data, noise)
-        return -(data @ noise.T)
+        # With out=, as autocast would otherwise take the product in half precision.
+        product = torch.mm(data, noise.T, out=data.new_empty(len(data), len(data)))
+        return product.neg_()

@@ -214,7 +214,7 @@ def share(value: float | None) -> str:
 
 
 def _budget(comparison: Comparison, budget: int) -> str:
-    return f"{budget} {comparison.sampler.capitalize()} steps"
+    return f"{budget} {comparison.sampler.capitalize()} step{'s' if budget > 1 else ''}"
 
 
 def _seeds(seeds: list[int]) -> str:

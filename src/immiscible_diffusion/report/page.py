@@ -255,7 +255,7 @@ def _evidence(comparison: Comparison) -> str:
 
 def _note(comparison: Comparison) -> str:
     note = comparison.note.strip()
-    return note if not note or note.endswith(".") else f"{note}."
+    return f"({note})" if note else ""
 
 
 def _legend(comparison: Comparison, floor: bool = False) -> str:

@@ -182,7 +182,7 @@ def _markdown_note(comparison: Comparison) -> str:
         f"{_markdown(comparison.features)}; * = not resolved from the baseline."
     )
     if comparison.note:
-        note += f" {_markdown(comparison.note)}."
+        note += f" ({_markdown(comparison.note)})"
     fence = "``" if "`" in comparison.command else "`"
     return f"{note} Made with {fence}{' '.join(comparison.command.split())}{fence}."
 
