@@ -10,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from immiscible_diffusion.interrupt import Interrupted
+from immiscible_diffusion.data import Batch
+from immiscible_diffusion.interrupt import Interrupted, InterruptGuard
 from immiscible_diffusion.model import MLP
+from immiscible_diffusion.moments import Moments
 from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.runfolder import RunFolder
 from immiscible_diffusion.setup import check_split
@@ -143,6 +145,22 @@ def test_a_signal_in_process_stops_at_the_next_step(tiny, tmp_path):
     assert trainer.step == 50
 
 
+def test_a_signal_that_comes_while_ranks_ask_around_is_kept(tiny, tmp_path):
+    trainer, guard = Trainer(tiny, RunFolder.open(tmp_path, tiny), device="cpu"), InterruptGuard()
+
+    class TwoRanks:
+        num_processes = 2
+
+        def gather(self, mine):
+            guard.received = signal.SIGTERM
+            return torch.cat([mine, mine])
+
+    trainer.accelerator = TwoRanks()
+    assert not trainer.stop_asked(guard), "the other rank has not heard of it"
+    assert guard.received == signal.SIGTERM
+    assert trainer.stop_asked(guard)
+
+
 def test_two_ranks_equal_one_process_that_accumulates(tmp_path):
     options = ("--coupling", "knn:k=4,center=mean", "--optimiser.clip", "0.1")
     subprocess.run(
@@ -181,6 +199,41 @@ def test_a_broken_checkpoint_is_named(tiny, tmp_path):
     (tmp_path / "checkpoint.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(ValueError, match=r"checkpoint\.pt cannot be read"):
         trained(tiny, tmp_path)
+
+
+def test_a_checkpoint_of_another_recipe_is_named(tiny, tmp_path):
+    trained(tiny, tmp_path / "one", until=1)
+    wider = dataclasses.replace(tiny, model=MLP(width=16, depth=1))
+    trained(wider, tmp_path / "other", until=1)
+    (tmp_path / "one" / "checkpoint.pt").replace(tmp_path / "other" / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is not a checkpoint of this recipe"):
+        trained(wider, tmp_path / "other")
+
+
+def test_moments_of_a_run_that_never_began_are_not_used(tiny, tmp_path):
+    recipe = dataclasses.replace(tiny, coupling="knn:k=4,center=mean")
+    run = RunFolder.open(tmp_path, recipe)
+    Moments(torch.ones(1, 8, 8), 1.0, 1).save(run.moments)
+    assert not torch.equal(
+        Trainer(recipe, run, device="cpu").coupling.center.mean, torch.ones(1, 8, 8)
+    )
+    assert Moments.load(run.moments).count > 1
+
+
+def test_conditional_without_labels_is_refused(tiny, tmp_path):
+    class Unlabelled:
+        name, note, shape, num_classes = "scenes", "", (1, 8, 8), None
+
+        def __len__(self):
+            return 32
+
+        def batch(self, indices, generator=None):
+            return Batch(torch.zeros(len(indices), 1, 8, 8))
+
+    recipe = dataclasses.replace(tiny, conditional=True)
+    with pytest.raises(ValueError, match=r"conditional, and the data set scenes has no labels"):
+        Trainer(recipe, RunFolder.open(tmp_path, recipe), device="cpu", dataset=Unlabelled())
+    assert not list(tmp_path.iterdir())
 
 
 def test_diverged_training_is_an_error(tiny, tmp_path):

@@ -44,9 +44,8 @@ def make_accelerator(recipe: Recipe, device: str, run: RunFolder) -> Any:
     )
     if accelerator.distributed_type.value in SHARDED:
         raise ValueError(
-            f"{accelerator.distributed_type.value} splits the weights over ranks, which checkpoints "
-            f"and the average do not know; launch with plain data parallelism (accelerate "
-            f"launch --multi_gpu)"
+            f"{accelerator.distributed_type.value} splits weights or their state over ranks, which "
+            f"checkpoints and the average do not know; use accelerate launch --multi_gpu"
         )
     if device != "auto" and accelerator.device.type != device:
         raise ValueError(f"device {device} is not available here; use auto or cpu")

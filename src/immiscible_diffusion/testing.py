@@ -37,7 +37,7 @@ def check_coupling(
 
     Small batches on the CPU, a second or less: shape, dtype and device of the noise; no gradient;
     randomness from the generator alone; data and conditions left as they were; views; a sane
-    length of the noise; no state.
+    length of the noise; no state; use inside autocast.
 
     Args:
         coupling: the coupling, made and ready to be called.
@@ -60,7 +60,7 @@ def check_coupling(
         for dtype in DTYPES:
             _check_form(coupling, _data(5, shape).to(dtype), conditions(5))
         data, cond = _data(5, shape), conditions(5)
-        for check in (_check_random, _check_inputs, _check_views, _check_length, _check_frozen):
+        for check in CHECKS:
             check(coupling, data, cond)
 
 
@@ -202,6 +202,28 @@ def _check_frozen(coupling: Coupling, data: Tensor, cond: dict[str, Tensor]) -> 
         "another noise after a call in between",
         advice,
     )
+
+
+def _check_autocast(coupling: Coupling, data: Tensor, cond: dict[str, Tensor]) -> None:
+    """Trainers call couplings inside mixed precision."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        noise = _draw(coupling, data, cond)
+    _require(
+        noise.dtype == data.dtype and bool(torch.isfinite(noise).all()),
+        f"finite noise of {data.dtype} inside autocast",
+        noise.dtype,
+        "compute outside autocast, or with out=, and return the dtype of the data",
+    )
+
+
+CHECKS = (
+    _check_random,
+    _check_inputs,
+    _check_views,
+    _check_length,
+    _check_frozen,
+    _check_autocast,
+)
 
 
 def _state(coupling: Any) -> dict[str, Any]:

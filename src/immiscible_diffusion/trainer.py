@@ -279,7 +279,9 @@ class Trainer:
             if self.step % LISTEN_EVERY:
                 return False
             mine = torch.tensor([guard.received or 0], device=self.device)
-            guard.received = int(self.accelerator.gather(mine).max()) or None
+            heard = int(self.accelerator.gather(mine).max())
+            guard.received = guard.received or heard or None  # it may have come while asking
+            return heard > 0
         return guard.received is not None
 
     def interrupted(self, guard: InterruptGuard) -> Interrupted:

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from immiscible_diffusion.cli import main
@@ -92,6 +93,47 @@ def test_another_recipe_in_the_same_folder_is_refused(tmp_path, capsys):
     assert compare(tmp_path, "--coupling", "knn:k=4", "--cell", "0") == 0
     assert compare(tmp_path, "--coupling", "knn:k=4", "--cell", "0", "--batch-size", "8") == 2
     assert "batch_size: 16 -> 8" in capsys.readouterr().err
+    assert compare(tmp_path, "--coupling", "knn:k=4", "--gather", "--batch-size", "8") == 2
+    assert "batch_size: 16 -> 8" in capsys.readouterr().err
+
+
+def test_the_report_names_the_machine_that_trained(tmp_path):
+    assert compare(tmp_path, "--coupling", "knn:k=4", "--cell", "0") == 0
+    [file] = tmp_path.rglob("environment.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"hardware": "8 x Elsewhere"}))
+    assert compare(tmp_path, "--coupling", "knn:k=4", "--gather") == 0
+    assert results(tmp_path)["hardware"] == "8 x Elsewhere"
+
+
+def test_a_launcher_of_ranks_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert compare(tmp_path / "out") == 2
+    assert "launched as 2 ranks" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    (tmp_path / "orphan.py").write_text(
+        "import multiprocessing, time\n"
+        "from immiscible_diffusion.compare.workers import end_with_parent\n\n"
+        "def work(ready):\n    end_with_parent()\n    ready.set()\n    time.sleep(600)\n\n"
+        "if __name__ == '__main__':\n"
+        "    context = multiprocessing.get_context('spawn')\n"
+        "    ready = context.Event()\n"
+        "    worker = context.Process(target=work, args=(ready,), daemon=True)\n"
+        "    worker.start()\n    ready.wait()\n    print(worker.pid, flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "orphan.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    worker = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.communicate()
+    psutil.wait_procs([worker], timeout=30)
+    assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_failing_cell_is_reported_and_the_others_finish(tmp_path, monkeypatch, capsys):
@@ -126,6 +168,8 @@ def test_plan_refuses_repeats_and_nothing(tmp_path):
     recipe = recipe_from_name("digits-flow")
     with pytest.raises(ValueError, match="named twice"):
         Plan(tmp_path, recipe, ("independent", "independent"), (0,))
+    with pytest.raises(ValueError, match="would share a folder"):
+        Plan(tmp_path, recipe, ("knn:k=4", "knn-k=4"), (0,))
     with pytest.raises(ValueError, match="at least one seed"):
         Plan(tmp_path, recipe, ("independent",), ())
 
