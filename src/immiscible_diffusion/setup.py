@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -194,6 +195,6 @@ def _validation_set(recipe: Recipe, dataset: DataSet) -> tuple[DataSet, str]:
         config = dataclasses.replace(recipe.data, split="test", limit=512)
         try:
             return load_images(config), "test"
-        except ValueError:  # a local folder without a test split
-            pass
+        except ValueError as error:  # a local folder without a test split, say
+            warnings.warn(f"validation uses training data: {error}", stacklevel=2)
     return dataset, recipe.data.split

@@ -176,16 +176,20 @@ class Trainer:
 
     def log(self, show: Progress) -> None:
         """A line in metrics.jsonl and in the trackers."""
-        loss = self.accelerator.reduce(self.meter.mean_loss(), "mean")
-        record = {"loss": float(loss), **self.meter.record()}
+        record = {"loss": self.finite_loss(), **self.meter.record()}
         record["lr"] = self.warmup.get_last_lr()[0]
-        if not math.isfinite(record["loss"]):
+        self.record("train", **record)
+        show.update(self.step, loss=record["loss"], pairing=record["pairing_share"])
+
+    def finite_loss(self) -> float:
+        """Mean loss over the ranks since the last record; ValueError if it is not a number."""
+        loss = float(self.accelerator.reduce(self.meter.mean_loss(), "mean"))
+        if not math.isfinite(loss):
             raise ValueError(
                 f"the loss is not a number at step {self.step}; lower optimiser.lr, or check "
                 f"the data"
             )
-        self.record("train", **record)
-        show.update(self.step, loss=record["loss"], pairing=record["pairing_share"])
+        return loss
 
     def validate(self) -> None:
         """Loss of the averaged model on fixed independent noise and times."""
@@ -228,6 +232,8 @@ class Trainer:
 
         All ranks wait: one that ended sooner would have its launcher stop the one that writes.
         """
+        if self.meter.loss:
+            self.finite_loss()  # a checkpoint that is not finite could never be resumed
         if self.is_main:
             self.run.save_weights(self.average.current(), self.step)
             self.run.save_checkpoint(self.state_dict())

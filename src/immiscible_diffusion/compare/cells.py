@@ -16,6 +16,7 @@ from immiscible_diffusion.moments import Moments
 from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.runfolder import RunFolder
 from immiscible_diffusion.sampler import Sampler
+from immiscible_diffusion.trained import pick_device
 from immiscible_diffusion.trainer import Trainer
 
 GRID_IMAGES = 32
@@ -70,9 +71,9 @@ class CellRunner:
 
     @property
     def judge(self) -> Judge:
-        """The judge of the recipe, on the CPU: the same on every machine."""
+        """The judge of the recipe, on the device that trains."""
         if self._judge is None:
-            self._judge = Judge.of(self.plan.recipe, self.dataset)
+            self._judge = Judge.of(self.plan.recipe, self.dataset, pick_device(self.device))
         return self._judge
 
 
