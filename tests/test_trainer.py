@@ -10,13 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from immiscible_diffusion.data import Batch
+from immiscible_diffusion.data import Batch, check_split
 from immiscible_diffusion.interrupt import Interrupted, InterruptGuard
 from immiscible_diffusion.model import MLP
 from immiscible_diffusion.moments import Moments
 from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.runfolder import RunFolder
-from immiscible_diffusion.setup import check_split
 from immiscible_diffusion.trainer import Trainer
 
 COUPLINGS = ["independent", "knn:k=4", "knn:k=4,center=mean", "assignment", "shuffled:knn:k=4"]

@@ -7,15 +7,13 @@ from pathlib import Path
 
 import torch
 
-from immiscible_diffusion.coupling import coupling_from_name
-from immiscible_diffusion.moments import Moments
+from immiscible_diffusion.coupling import check_coupling_name
 from immiscible_diffusion.progress import duration
 from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.runfolder import RunFolder, hardware
 from immiscible_diffusion.trainer import Trainer
 
 TIMED_STEPS = 20
-NO_MOMENTS = Moments(torch.zeros(1), 1.0, 1)
 
 
 def dry_run(recipe: Recipe, device: str) -> str:
@@ -23,7 +21,7 @@ def dry_run(recipe: Recipe, device: str) -> str:
 
     Times 20 real steps (after 3 that do not count), in a folder that is removed.
     """
-    coupling_from_name(recipe.coupling, NO_MOMENTS)  # a misspelt one is an error, not missing
+    check_coupling_name(recipe.coupling)  # a misspelt one is an error, not missing
     lines = [json.dumps(recipe.to_dict(), indent=2), f"hardware: {hardware()}"]
     with tempfile.TemporaryDirectory() as folder:
         try:

@@ -63,17 +63,6 @@ def check_trackers(names: Iterable[str]) -> None:
             )
 
 
-def check_split(batch_size: int, parts: int) -> None:
-    """Raise ValueError unless the global batch divides into ``parts`` (devices x accumulation)."""
-    if batch_size % parts:
-        below = batch_size // parts * parts
-        choices = " or ".join(str(size) for size in (below, below + parts) if size)
-        raise ValueError(
-            f"batch_size {batch_size} is global and does not divide over {parts} parts "
-            f"(devices x accumulation); nearest: {choices}"
-        )
-
-
 def make_model(recipe: Recipe, dataset: DataSet) -> nn.Module:
     """The network with its initial weights, which depend on the seed alone.
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from immiscible_diffusion.coupling import Coupling
-from immiscible_diffusion.data import Batch, DataOrder, DataSet, batches, load_images
+from immiscible_diffusion.data import Batch, DataOrder, DataSet, batches, check_split, load_images
 from immiscible_diffusion.generate import Generator
 from immiscible_diffusion.interrupt import Interrupted, InterruptGuard
 from immiscible_diffusion.loss import Loss, RegressionLoss
@@ -23,7 +23,6 @@ from immiscible_diffusion.runfolder import RunFolder
 from immiscible_diffusion.setup import (
     Average,
     Validation,
-    check_split,
     make_accelerator,
     make_coupling,
     make_model,

@@ -5,9 +5,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from immiscible_diffusion.coupling import coupling_from_name
+from immiscible_diffusion.coupling import check_coupling_name
 from immiscible_diffusion.files import read_json, write_json
-from immiscible_diffusion.moments import Moments
 from immiscible_diffusion.recipe import Recipe, differences
 
 BASELINE = "independent"
@@ -49,7 +48,7 @@ class Plan:
                 f"alone: {', '.join(self.couplings)}"
             )
         for coupling in self.couplings:
-            coupling_from_name(coupling, _any_moments())  # a misspelt one fails here, not later
+            check_coupling_name(coupling)  # a misspelt one fails here, not later
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -105,9 +104,3 @@ class Plan:
 def slug(name: str) -> str:
     """``name`` as a folder name."""
     return re.sub(r"[^\w.=,+-]", "_", name.replace(":", "-"))
-
-
-def _any_moments() -> Moments:
-    import torch
-
-    return Moments(torch.zeros(1), 1.0, 1)

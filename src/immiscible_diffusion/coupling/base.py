@@ -128,6 +128,11 @@ def coupling_from_name(name: str, moments: MomentsSource = None) -> Coupling:
     )
 
 
+def check_coupling_name(name: str) -> None:
+    """Raise ValueError if ``name`` spells no coupling, before there are data to fit moments to."""
+    coupling_from_name(name, Moments(torch.zeros(1), 1.0, 1))
+
+
 def _parse_options(name: str, options: str, moments: MomentsSource) -> dict[str, Any]:
     parsed: dict[str, Any] = {}
     for item in filter(None, options.split(",")):

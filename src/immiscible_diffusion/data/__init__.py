@@ -2,7 +2,7 @@
 
 from immiscible_diffusion.data.batch import Batch, Cond, DataSet
 from immiscible_diffusion.data.images import ImageSet, LazyImageSet
-from immiscible_diffusion.data.order import DataOrder, batches
+from immiscible_diffusion.data.order import DataOrder, batches, check_split
 from immiscible_diffusion.data.sources import DataConfig, load_images
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "ImageSet",
     "LazyImageSet",
     "batches",
+    "check_split",
     "load_images",
 ]

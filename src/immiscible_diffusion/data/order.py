@@ -51,6 +51,17 @@ def _permutation(seed: int, epoch: int, count: int) -> Tensor:
     return torch.randperm(count, generator=Streams(seed, epoch).order)
 
 
+def check_split(batch_size: int, parts: int) -> None:
+    """Raise ValueError unless the global batch divides into ``parts`` (devices x accumulation)."""
+    if batch_size % parts:
+        below = batch_size // parts * parts
+        choices = " or ".join(str(size) for size in (below, below + parts) if size)
+        raise ValueError(
+            f"batch_size {batch_size} is global and does not divide over {parts} parts "
+            f"(devices x accumulation); nearest: {choices}"
+        )
+
+
 def batches(
     dataset: DataSet,
     order: DataOrder,
@@ -85,13 +96,7 @@ def batches(
             f"expected 0 <= rank < world, accumulation >= 1, start >= 0 and ahead >= 0; got rank "
             f"{rank}, world {world}, accumulation {accumulation}, start {start}, ahead {ahead}"
         )
-    chunks = world * accumulation
-    if order.batch_size % chunks:
-        below = order.batch_size // chunks * chunks
-        raise ValueError(
-            f"batch_size {order.batch_size} does not divide over {chunks} parts (devices x "
-            f"accumulation); nearest: {' or '.join(str(b) for b in (below, below + chunks) if b)}"
-        )
+    check_split(order.batch_size, world * accumulation)
     made = _make(dataset, order, start, rank, world, accumulation)
     return _prefetched(made, ahead) if ahead else made
 
