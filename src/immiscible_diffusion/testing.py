@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.coupling.base import Coupling
+from immiscible_diffusion.coupling.base import Coupling, check_takes_mask
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 Conditions = Callable[[int], dict[str, Tensor]]
@@ -37,7 +37,7 @@ def check_coupling(
 
     Small batches on the CPU, a second or less: shape, dtype and device of the noise; no gradient;
     randomness from the generator alone; data and conditions left as they were; views; a sane
-    length of the noise; no state; use inside autocast.
+    length of the noise; no state; use inside autocast; a mask refused or respected.
 
     Args:
         coupling: the coupling, made and ready to be called.
@@ -146,6 +146,27 @@ def _check_random(coupling: Coupling, data: Tensor, cond: dict[str, Tensor]) -> 
     )
 
 
+def _check_mask(coupling: Coupling, data: Tensor, cond: dict[str, Tensor]) -> None:
+    """A mask is refused or respected: data that are not valid are not read."""
+    mask = torch.ones(data.shape, dtype=torch.bool)
+    mask[:, ..., -1] = data.shape[-1] == 1
+    try:
+        check_takes_mask(coupling)
+        noises = []
+        for filler in (0.0, float("nan")):
+            generator = torch.Generator().manual_seed(0)
+            filled = data.masked_fill(~mask, filler)
+            noises.append(coupling(filled, cond=cond, mask=mask, generator=generator))
+    except ValueError:
+        return  # refused
+    _require(
+        torch.equal(*noises) and bool(noises[0].isfinite().all()),
+        "finite noise that does not depend on data where the mask is False",
+        "noise that does",
+        "select over valid positions, or raise ValueError for a mask",
+    )
+
+
 def _check_inputs(coupling: Coupling, data: Tensor, cond: dict[str, Tensor]) -> None:
     """Data and conditions stay as they are, in order, bit for bit."""
     data_before, cond_before = data.clone(), {name: row.clone() for name, row in cond.items()}
@@ -218,6 +239,7 @@ def _check_autocast(coupling: Coupling, data: Tensor, cond: dict[str, Tensor]) -
 
 CHECKS = (
     _check_random,
+    _check_mask,
     _check_inputs,
     _check_views,
     _check_length,

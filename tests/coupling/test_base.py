@@ -186,7 +186,7 @@ def test_moments_are_fitted_only_if_needed():
         ("knn:k=", "'k=' is not of the form"),
         ("knn:k=2,k=3", "'k' is given twice"),
         ("knn:k=2,centre=mean", "centre.*options: k, center"),
-        ("knn:k=2,center=label", "center=label is unknown; use center=mean"),
+        ("knn:k=2,center=sum", "center=sum is unknown; use one of mean, label, channel"),
         ("knn:k=2,center=mean", "needs the moments of the data"),
         ("assignment:cost=l2", "inner, norm, got 'l2'"),
         ("independent:k=2", "options: none"),

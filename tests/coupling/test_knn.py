@@ -9,7 +9,7 @@ from scipy import stats
 from torch.profiler import ProfilerActivity, profile
 
 from immiscible_diffusion import KNN, Moments
-from immiscible_diffusion.coupling import knn
+from immiscible_diffusion.coupling import inputs
 
 ROWS = {1: 4000, 2: 4000, 5: 4000, 64: 3000, 3072: 400}
 
@@ -81,7 +81,7 @@ def test_the_comparison_tells_four_candidates_from_five():
 def test_same_law_whatever_the_blocks(monkeypatch):
     x, p = datum("plain", 5), []
     for rows_of_block in (0, 1, 7, 64, 1000, 10_000):
-        monkeypatch.setattr(knn, "BLOCK_ELEMENTS", 5 * rows_of_block)
+        monkeypatch.setattr(inputs, "BLOCK_ELEMENTS", 5 * rows_of_block)
         noise = KNN(4)(x.expand(1003, 5), generator=seeded(rows_of_block))
         assert bool(noise.isfinite().all())
         assert len(noise.unique(dim=0)) == 1003  # every row written, none twice
@@ -90,8 +90,8 @@ def test_same_law_whatever_the_blocks(monkeypatch):
 
 
 def test_blocks_cover_every_row_once(monkeypatch):
-    monkeypatch.setattr(knn, "BLOCK_ELEMENTS", 6)
-    covered = [row for block in knn.row_blocks(torch.zeros(10, 2)) for row in range(10)[block]]
+    monkeypatch.setattr(inputs, "BLOCK_ELEMENTS", 6)
+    covered = [row for block in inputs.row_blocks(torch.zeros(10, 2)) for row in range(10)[block]]
     assert covered == list(range(10))
 
 

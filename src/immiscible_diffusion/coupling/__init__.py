@@ -1,14 +1,13 @@
 """The papers' ideas, one per file."""
 
 from immiscible_diffusion.coupling.assignment import LinearAssignment
-from immiscible_diffusion.coupling.base import (
-    Coupling,
-    Independent,
-    Shuffled,
+from immiscible_diffusion.coupling.base import Coupling, Independent, Shuffled, draw, pair
+from immiscible_diffusion.coupling.knn import KNN
+from immiscible_diffusion.coupling.names import (
+    NoiseLaw,  # LEAD: temporary
     check_coupling_name,
     coupling_from_name,
 )
-from immiscible_diffusion.coupling.knn import KNN
 
 __all__ = [
     "KNN",
@@ -18,4 +17,6 @@ __all__ = [
     "Shuffled",
     "check_coupling_name",
     "coupling_from_name",
+    "draw",
+    "pair",
 ]

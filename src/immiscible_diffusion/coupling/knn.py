@@ -3,68 +3,45 @@
 *Improved Immiscible Diffusion* (arXiv 2505.18521, Algorithm 1) draws k Gaussian noises per datum
 and keeps the nearest: O(k D) time and memory per datum. Here the same law costs O(k + D).
 
-This file depends on torch alone: a trainer may vendor it.
+This file, ``nearest.py`` and ``inputs.py`` depend on torch alone: a trainer may vendor them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-# Rows are worked in blocks that stay in a CPU cache: 2 MiB a buffer, 170 images of CIFAR-10.
-BLOCK_ELEMENTS = 1 << 19
-FEW_DIMENSIONS = 64
-SHORTEST = 1e-15  # data shorter than this have no direction: their pull is below rounding
+from immiscible_diffusion.coupling.inputs import (
+    BLOCK_ELEMENTS,
+    can_look,
+    check_data,
+    check_rows_finite,
+    row_blocks,
+    valid_positions,
+)
+from immiscible_diffusion.coupling.nearest import (
+    distances_to,
+    length_of,
+    move_to_nearest,
+    nearest_rivals,
+    offset_of,
+)
+
+CENTERS = {"mean": "mean", "label": "label_mean", "channel": "channel_mean"}
 
 
 class HasMean(Protocol):
-    """What ``KNN.center`` needs: the mean of the data (``immiscible_diffusion.Moments`` has it)."""
+    """What a centre is taken from; ``immiscible_diffusion.Moments`` has it all.
+
+    ``center="label"`` also needs ``label_mean`` ``[L, *shape]``, ``center="channel"`` needs
+    ``channel_mean`` ``[C]``.
+    """
 
     @property
     def mean(self) -> Tensor:
         """``[*shape]``, floating point."""
-
-
-def check_data(data: Tensor) -> None:
-    """Raise ValueError unless ``data`` is a floating-point tensor ``[B, *shape]``, B and D >= 1."""
-    if not isinstance(data, Tensor) or not data.is_floating_point():
-        kind = data.dtype if isinstance(data, Tensor) else type(data).__name__
-        raise ValueError(f"data must be a floating-point tensor [B, ...], got {kind}")
-    if data.ndim < 2 or data.numel() == 0:
-        raise ValueError(
-            f"data must have shape [B, ...] with at least one datum of at least one dimension, "
-            f"got {tuple(data.shape)}"
-        )
-
-
-def check_rows_finite(size: Tensor, first_row: int = 0) -> None:
-    """Raise ValueError naming the first row whose ``size`` (``[n, ...]``) is not finite.
-
-    Only on the CPU: elsewhere the look would stall the device, and a bad row gives NaN noise.
-    """
-    if size.device.type != "cpu" or bool(torch.isfinite(size).all()):
-        return
-    bad = int((~torch.isfinite(size.flatten(1)).all(dim=1)).nonzero()[0])
-    raise ValueError(
-        f"data row {first_row + bad} is not finite (or longer than its dtype can square); "
-        f"mend the data before pairing it with noise"
-    )
-
-
-def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype to select in: float64 for float64 data, float32 for everything shorter."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def row_blocks(data: Tensor) -> Iterator[slice]:
-    """Slices over the rows of ``data``: cache-sized on a CPU, everything at once elsewhere."""
-    rows = len(data)
-    if data.device.type == "cpu":
-        rows = max(1, BLOCK_ELEMENTS * len(data) // data.numel())
-    for start in range(0, len(data), rows):
-        yield slice(start, min(start + rows, len(data)))
 
 
 @dataclass(frozen=True)
@@ -83,20 +60,38 @@ class KNN:
 
     Args:
         k: candidates per datum, >= 1; ``k = 1`` is ``torch.randn`` bit for bit.
-        center: fitted ``Moments``; distances are then taken from ``data - center.mean``.
+        center: what distances are taken from: fitted ``Moments`` (their mean), or with ``moments``
+            given ``"mean"``, ``"label"`` (the mean of the datum's label, in ``cond[label_key]``),
+            or ``"channel"`` (one mean a channel, so data of any size).
+        moments: for a ``center`` that is a word.
+        label_key: the condition that holds the labels ``[B]``, for ``center="label"``.
     """
 
     k: int
-    center: HasMean | None = None
+    center: HasMean | Literal["mean", "label", "channel"] | None = None
+    moments: HasMean | None = None
+    label_key: str = "label"
 
     def __post_init__(self) -> None:
         if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
             raise ValueError(f"k must be a whole number >= 1, got {self.k!r}")
-        if self.center is not None and not isinstance(getattr(self.center, "mean", None), Tensor):
+        if isinstance(self.center, str) and self.center not in CENTERS:
+            raise ValueError(f"center must be {', '.join(CENTERS)} or Moments, got {self.center!r}")
+        if isinstance(self.center, str) == (self.moments is None):
             raise ValueError(
-                f"center must be fitted Moments (or have a tensor .mean), got a "
-                f"{type(self.center).__name__}; see Moments.fit"
+                f"center={self.center!r} and moments={self.moments!r} do not go together: a center "
+                f"that is a word needs moments=Moments.fit(...), any other takes none"
             )
+        if self.center is not None and not isinstance(self._means(), Tensor):
+            raise ValueError(
+                f"center must be fitted Moments with a tensor .{self._attribute}, got a "
+                f"{type(self.moments or self.center).__name__}; see Moments.fit (label: on pairs)"
+            )
+
+    @property
+    def keeps_law(self) -> bool:
+        """Whether the noise is N(0, I) over any data set."""
+        return self.k == 1
 
     @torch.no_grad()
     def __call__(
@@ -104,118 +99,166 @@ class KNN:
         data: Tensor,
         *,
         cond: dict[str, Tensor] | None = None,
+        mask: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Draw the noise of every datum.
 
         Args:
             data: ``[B, *shape]``, floating point, any device.
-            cond: ignored; every datum has candidates of its own.
+            cond: conditions of the data; only labels are used, for ``center="label"``.
+            mask: boolean, broadcasts to ``data``: True where data are valid. A datum is its valid
+                positions, however many (data elsewhere are not read); the others get independent
+                N(0, I) noise.
             generator: on the device of ``data``.
 
         Returns:
             Noise like ``data`` in shape, dtype and device; without gradient.
 
         Raises:
-            ValueError: ``data`` is empty, not floating, of another shape than ``center``, or (CPU)
-                has a row that is not finite; elsewhere such a row gets NaN noise.
+            ValueError: ``data`` is empty, not floating, or does not fit ``center``; a bad mask; or
+                (CPU) a row is not finite; elsewhere such a row gets NaN noise.
         """
         check_data(data)
-        if self.k == 1:
-            return torch.randn(
-                data.shape, dtype=data.dtype, device=data.device, generator=generator
+        if self.k > 1:
+            noise = torch.empty(data.shape, dtype=data.dtype, device=data.device)
+            return self._select(noise, data, cond, mask, generator, draw=True)
+        valid_positions(mask, data)
+        return torch.randn(data.shape, dtype=data.dtype, device=data.device, generator=generator)
+
+    @torch.no_grad()
+    def pair(
+        self,
+        data: Tensor,
+        noise: Tensor,
+        *,
+        cond: dict[str, Tensor] | None = None,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The same law from Gaussian ``noise`` ``[B, *shape]`` of your own, the first candidate.
+
+        It is returned, as a new tensor, with its length along the datum and across it changed where
+        one of the k - 1 others is nearer. For noise that is not N(0, I) see ``select``.
+        """
+        check_data(data)
+        if noise.shape != data.shape:
+            raise ValueError(
+                f"noise must be {tuple(data.shape)} like data, got {tuple(noise.shape)}"
             )
+        own = noise.to(data, copy=True, memory_format=torch.contiguous_format)
+        return self._select(own, data, cond, mask, generator) if self.k > 1 else own
+
+    @torch.no_grad()
+    def select(
+        self,
+        data: Tensor,
+        candidates: Tensor,
+        *,
+        cond: dict[str, Tensor] | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """The nearest of ``candidates`` ``[B, k, *shape]`` to every datum, over valid positions.
+
+        For noise that is not isotropic (offset noise, coloured noise). Candidates are worked in
+        pieces; no tensor of their size is made.
+        """
+        check_data(data)
+        if candidates.shape != (len(data), self.k, *data.shape[1:]):
+            raise ValueError(
+                f"candidates must be {(len(data), self.k, *data.shape[1:])}, k = {self.k} for each "
+                f"datum, got {tuple(candidates.shape)}"
+            )
+        valid = valid_positions(mask, data)
+        offset = offset_of(data, valid, self._center_of(data, cond)(slice(None)))
+        check_rows_finite(length_of(offset))
+        pieces = candidates.split(max(1, BLOCK_ELEMENTS // data.numel()), dim=1)
+        distance = torch.cat([distances_to(piece, offset, valid) for piece in pieces], dim=1)
+        if can_look(distance) and not bool(distance.isfinite().all()):
+            raise ValueError("candidates are not finite (or longer than their dtype can square)")
+        return candidates[torch.arange(len(data), device=data.device), distance.argmin(dim=1)]
+
+    def _select(
+        self,
+        noise: Tensor,
+        data: Tensor,
+        cond: dict[str, Tensor] | None,
+        mask: Tensor | None,
+        generator: torch.Generator | None,
+        draw: bool = False,
+    ) -> Tensor:
+        """``noise``, drawn first where asked, moved in place to the nearest candidates."""
+        valid, center = valid_positions(mask, data), self._center_of(data, cond)
         blocks = list(row_blocks(data))
-        length = torch.cat([_length(self._offset(data[rows])) for rows in blocks])
+        valids = [None if valid is None else valid[rows] for rows in blocks]
+        pairs = list(zip(blocks, valids, strict=True))
+        length = torch.cat([length_of(offset_of(data[r], v, center(r))) for r, v in pairs])
         check_rows_finite(length)
         dim = data[0].numel()
-        rivals = _nearest_rivals(length, dim, self.k - 1, generator)
-        noise = torch.empty(data.shape, dtype=data.dtype, device=data.device)
+        dims = torch.full_like(length, dim)
+        if valid is not None:
+            dims = torch.cat([valid[rows].flatten(1).sum(dim=1, keepdim=True) for rows in blocks])
+        # Scalars in pieces that are no larger than the noise.
+        rivals = nearest_rivals(length, dims, self.k - 1, max(64, dim // 4), generator)
         scratch = length.new_empty(blocks[0].stop, dim)
-        for rows in blocks:
-            offset, out = self._offset(data[rows]), noise[rows]
-            drawn = out.flatten(1).to(offset.dtype).normal_(generator=generator)
-            _move_to_nearest(drawn, offset, rivals[rows], scratch[: len(drawn)])
-            if drawn.dtype != out.dtype:
-                out.copy_(drawn.view(out.shape))
+        for rows, v in pairs:
+            offset, out = offset_of(data[rows], v, center(rows)), noise[rows]
+            own = out.flatten(1).to(offset.dtype)
+            own = own.normal_(generator=generator) if draw else own
+            flat = None if v is None else v.flatten(1)
+            move_to_nearest(own, offset, rivals[rows], scratch[: len(own)], flat)
+            if own.dtype != out.dtype:
+                out.copy_(own.view(out.shape))
         return noise
 
-    def _offset(self, data: Tensor) -> Tensor:
-        """``[n, D]``: the data, less the center, in the dtype to select in."""
-        offset = data.to(_selection_dtype(data))
-        if self.center is not None:
-            mean = self.center.mean
-            if mean.shape != data.shape[1:]:
-                raise ValueError(
-                    f"center was fitted on data of shape {tuple(mean.shape)}, "
-                    f"got {tuple(data.shape[1:])}; fit Moments on data of this shape"
-                )
-            offset = offset - mean.to(offset)
-        return offset.flatten(1)
+    def _means(self) -> Tensor | None:
+        source = self.moments if isinstance(self.center, str) else self.center
+        return getattr(source, self._attribute, None)
+
+    @property
+    def _attribute(self) -> str:
+        return CENTERS[self.center] if isinstance(self.center, str) else "mean"
+
+    def _center_of(
+        self, data: Tensor, cond: dict[str, Tensor] | None
+    ) -> Callable[[slice], Tensor | None]:
+        """Rows of ``data`` to what their distances are taken from."""
+        means = self._means() if self.center is not None else None
+        if means is None:
+            return lambda rows: None
+        shape, fitted = tuple(data.shape[1:]), tuple(means.shape)
+        if self.center == "channel":
+            _check_fitted(fitted, shape[:1], "fit Moments on data of as many channels")
+            spread = means.view(-1, *(1 for _ in shape[1:]))
+            return lambda rows: spread
+        advice = 'fit Moments on data of this shape, or use center="channel" for data of many sizes'
+        if self.center != "label":
+            _check_fitted(fitted, shape, advice)
+            return lambda rows: means
+        _check_fitted(fitted[1:], shape, advice)
+        labels = _labels(cond, self.label_key, len(data), len(means))
+        return lambda rows: means[labels[rows]]
 
 
-def _selection_dtype(data: Tensor) -> torch.dtype:
-    """float64 also in few dimensions, where a noise may lie almost along its datum."""
-    few = data[0].numel() < FEW_DIMENSIONS and data.device.type != "mps"
-    return torch.float64 if few else working_dtype(data.dtype)
+def _check_fitted(fitted: tuple[int, ...], shape: tuple[int, ...], advice: str) -> None:
+    if fitted != shape:
+        raise ValueError(f"center was fitted on data of shape {fitted}, got {shape}; {advice}")
 
 
-def _length(rows: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-
-
-def _nearest_rivals(
-    length: Tensor, dim: int, count: int, generator: torch.Generator | None
-) -> Tensor:
-    """The nearest of ``count`` noises to each datum of ``length`` ``[B, 1]``, as scalars.
-
-    Returns ``[B, 4]``: 1 / length^2 (0 for a zero row), then of the rival its squared distance less
-    length^2, its length along the datum in units of ``length``, and its length across. A zero row
-    has no direction: all its noise counts as across.
-
-    The distance is r^2 + a^2 - 2 a |x|: (a - |x|)^2 + r^2 loses its digits for long data and then
-    picks wrongly.
-    """
-    directed = length > SHORTEST
-    inverse = torch.where(directed, 1 / length, 0 * length)
-    degrees = dim - directed.to(length.dtype)
-    best = torch.cat([torch.full_like(length, torch.inf), length, length], dim=1)
-    piece = max(64, dim // 4)  # scalars in pieces that are no larger than the noise
-    for start in range(0, count, piece):
-        shape = (len(length), min(piece, count - start))
-        along = directed * torch.randn(
-            shape, dtype=length.dtype, device=length.device, generator=generator
+def _labels(cond: dict[str, Tensor] | None, key: str, count: int, classes: int) -> Tensor:
+    """``cond[key]``: whole numbers ``[count]`` below ``classes``."""
+    if cond is None or key not in cond:
+        known = ", ".join(cond or {}) or "none"
+        raise ValueError(f'center="label" needs cond["{key}"]; conditions given: {known}')
+    labels = cond[key]
+    if labels.shape != (count,) or labels.is_floating_point():
+        raise ValueError(
+            f'cond["{key}"] must be whole numbers [{count}], got {labels.dtype} '
+            f"{tuple(labels.shape)}"
         )
-        square = _chi_square(degrees.expand(shape), generator)
-        distance, index = (square + along * (along - 2 * length)).min(dim=1, keepdim=True)
-        found = torch.cat([distance, along.gather(1, index), square.gather(1, index).sqrt()], dim=1)
-        best = torch.where(distance < best[:, :1], found, best)
-    distance, along, radius = best.split(1, dim=1)
-    return torch.cat([inverse.square(), distance, along * inverse, radius], dim=1)
-
-
-def _chi_square(degrees: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Chi-square draws, on the CPU for devices that have no gamma sampler (MPS)."""
-    device = degrees.device
-    if device.type in ("cpu", "cuda"):
-        return torch._standard_gamma(degrees / 2, generator=generator).mul_(2)
-    seed = torch.randint(2**31, (1,), device=device, generator=generator)
-    on_cpu = torch.Generator().manual_seed(int(seed))
-    return torch._standard_gamma(degrees.cpu() / 2, generator=on_cpu).mul_(2).to(device)
-
-
-def _move_to_nearest(noise: Tensor, offset: Tensor, rivals: Tensor, scratch: Tensor) -> None:
-    """Give ``noise`` ``[n, D]``, in place, the lengths of its rival where the rival is nearer.
-
-    Few passes over the noise and few operations on scalars: both count (``benchmarks/``). A row of
-    data that is not finite stays at nothing and gets NaN.
-    """
-    inverse_square, rival_distance, rival_along, rival_radius = rivals.split(1, dim=1)
-    dot = torch.mul(noise, offset, out=scratch).sum(dim=1, keepdim=True)
-    square = _length(noise).square()
-    stays = torch.sub(square, dot, alpha=2) <= rival_distance
-    along = dot * inverse_square  # in units of the datum's length, as rival_along
-    across = torch.addcmul(square, dot, along, value=-1).clamp_min_(torch.finfo(square.dtype).tiny)
-    stretch = across.rsqrt_().mul_(rival_radius)
-    shift = torch.addcmul(rival_along, stretch, along, value=-1)
-    noise.mul_(stretch.masked_fill_(stays, 1)).addcmul_(offset, shift.masked_fill_(stays, 0))
+    if can_look(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ValueError(
+            f'cond["{key}"] runs from {int(labels.min())} to {int(labels.max())}; the moments know '
+            f"labels 0 to {classes - 1} (give the true label, also where the model's is dropped)"
+        )
+    return labels.long()
