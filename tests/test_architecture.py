@@ -14,9 +14,9 @@ SOURCE = ROOT / "src" / PACKAGE
 # A module imports from those before it only. Modules that are not named come after all of these.
 # fmt: off
 ORDER = [
-    "extra", "files", "rng", "moments", "data", "coupling", "path", "model", "loss", "sampler",
-    "metric", "analysis", "report", "recipe", "recipes", "generate", "judge", "progress",
-    "interrupt", "meter", "pictures", "runfolder", "setup", "trainer",
+    "extra", "files", "rng", "principal", "ahead", "moments", "data", "coupling", "interop", "path",
+    "model", "loss", "sampler", "metric", "analysis", "report", "recipe", "recipes", "generate", "judge", "progress",
+    "interrupt", "meter", "pictures", "runfolder", "setup", "feed", "trainer",
 ]
 EXTRAS = [
     "scipy", "diffusers", "accelerate", "datasets", "sklearn", "matplotlib", "tyro", "rich",

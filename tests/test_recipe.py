@@ -41,6 +41,7 @@ def test_unknown_recipe_lists_names_and_guesses():
         {"batch_size": 0},
         {"steps": 0},
         {"checkpoint_every": 0},
+        {"prefetch": -1},
         {"conditional": True, "data": DataConfig(labels=False)},
     ],
 )
@@ -64,6 +65,16 @@ def test_from_dict_refuses_unknown_fields():
         Recipe.from_dict({**values, "colour": 1})
     with pytest.raises(ValueError, match=r"recipe\.model must be one of MLP, UNet"):
         Recipe.from_dict({**values, "model": {"kind": "os.system"}})
+
+
+def test_recipes_from_before_a_field_was_there_can_be_read():
+    recipe = recipe_from_name("digits-flow")
+    values = recipe.to_dict()
+    del values["scaling"], values["prefetch"]
+    assert Recipe.from_dict(values) == recipe
+    del values["name"]
+    with pytest.raises(ValueError, match="unknown or missing fields: name"):
+        Recipe.from_dict(values)
 
 
 def test_differences_names_what_changed():

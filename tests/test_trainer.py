@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
+from itertools import islice
 
 import pytest
 import torch
@@ -40,13 +42,12 @@ def assert_equal_weights(one, other) -> None:
 def seen_batches(recipe: Recipe, folder, steps: int = 4):
     """The data, times and noise of the first steps."""
     trainer = Trainer(recipe, RunFolder.open(folder, recipe), device="cpu")
-    source, seen = trainer.batches(), []
-    for step in range(steps):
-        trainer.step = step
-        rng, data = trainer.streams(0), next(source).data
-        noise = trainer.coupling(data, generator=rng.noise)
-        seen.append((data, recipe.path.sample_time(len(data), generator=rng.time), noise))
-    source.close()
+    seen = []
+    with closing(trainer.pairs()) as pairs:
+        for step, (data, noise, _) in enumerate(islice(pairs, steps)):
+            rng = trainer.feed.streams(step)
+            assert torch.equal(noise, trainer.coupling(data, generator=rng.noise))
+            seen.append((data, recipe.path.sample_time(len(data), generator=rng.time), noise))
     return seen
 
 
@@ -160,14 +161,15 @@ def test_a_signal_that_comes_while_ranks_ask_around_is_kept(tiny, tmp_path):
     assert trainer.stop_asked(guard)
 
 
-def test_two_ranks_equal_one_process_that_accumulates(tmp_path):
-    options = ("--coupling", "knn:k=4,center=mean", "--optimiser.clip", "0.1")
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_two_ranks_equal_one_process_that_accumulates(tmp_path, accumulation):
+    options = ("--coupling", "knn:k=4,center=mean", "--optimiser.clip", "0.1", "--accumulation")
     subprocess.run(
-        command(tmp_path / "one", *options, "--accumulation", "2"), check=True, capture_output=True
+        command(tmp_path / "one", *options, str(2 * accumulation)), check=True, capture_output=True
     )
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    two = command(tmp_path / "two", *options)
-    subprocess.run([two[0], *launch, *two[1:]], check=True, capture_output=True)
+    two = command(tmp_path / "two", *options, str(accumulation))
+    subprocess.run([two[0], *launch, *two[1:]], check=True, capture_output=True, timeout=300)
     left, right = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name in left:
         torch.testing.assert_close(left[name], right[name], rtol=1e-5, atol=1e-6)
@@ -248,11 +250,11 @@ def test_the_average_decays_as_published(tiny, tmp_path):
     settings = dataclasses.replace(tiny.optimiser, ema=0.99, ema_ramp=False)
     recipe = dataclasses.replace(tiny, optimiser=settings, steps=3, preview_every=0)
     trainer = Trainer(recipe, RunFolder.open(tmp_path, recipe), device="cpu")
-    source, seen = trainer.batches(), []
-    for _ in range(3):
-        trainer.train_step(source)
-        seen.append([p.detach().clone() for p in trainer.bare.parameters()])
-    source.close()
+    seen = []
+    with closing(trainer.pairs()) as pairs:
+        for _ in range(3):
+            trainer.train_step(pairs)
+            seen.append([p.detach().clone() for p in trainer.bare.parameters()])
     for first, second, third, mean in zip(
         *seen, trainer.average.current().parameters(), strict=True
     ):

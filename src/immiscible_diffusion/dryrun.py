@@ -3,6 +3,7 @@
 import json
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -42,17 +43,18 @@ def dry_run(recipe: Recipe, device: str) -> str:
 
 
 def _measured(trainer: Trainer, recipe: Recipe) -> list[str]:
-    source = trainer.batches()
-    for _ in range(3):
-        trainer.train_step(source)
-    trainer.meter.record()  # starts the clock anew
-    for _ in range(TIMED_STEPS):
-        trainer.train_step(source)
-    taken = trainer.meter.record()
+    with closing(trainer.pairs()) as pairs:
+        for _ in range(3):
+            trainer.train_step(pairs)
+        trainer.meter.record()  # starts the clock anew
+        for _ in range(TIMED_STEPS):
+            trainer.train_step(pairs)
+        taken = trainer.meter.record()
     seconds = taken["seconds_per_step"]
     return [
-        f"time: {1000 * seconds:.1f} ms a step over {TIMED_STEPS} steps, pairing "
-        f"{taken['pairing_share']:.1%} of it; {recipe.steps:,} steps take "
+        f"time: {1000 * seconds:.1f} ms a step over {TIMED_STEPS} steps, waiting for pairing "
+        f"{taken['pairing_share']:.1%} of it (pairing takes {taken['pairing_ms']:.1f} ms, "
+        f"{'in a thread' if recipe.prefetch else 'in the step'}); {recipe.steps:,} steps take "
         f"{duration(seconds * recipe.steps)} (without previews and validation)",
         f"memory: {_peak_memory(trainer.device) / 2**30:.2f} GiB at its peak",
     ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from immiscible_diffusion.coupling import NoiseLaw
 from immiscible_diffusion.data import DataSet
 from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.sampler import Sampler, start_noise
@@ -20,12 +21,14 @@ class Generator:
         dataset: for the shape of the data and the number of classes.
         device: where the model is.
         batch_size: images at a time.
+        law: of the noise the model was trained on; needed by a sampler with the matched start.
     """
 
     recipe: Recipe
     dataset: DataSet
     device: torch.device | str = "cpu"
     batch_size: int = 512
+    law: NoiseLaw | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -39,11 +42,21 @@ class Generator:
         model.eval()
         for start in range(0, count, self.batch_size):
             rows = range(start, min(start + self.batch_size, count))
-            noise = start_noise(seed, rows, self.dataset.shape, self.device)
-            velocity = self.recipe.path.velocity(model, self.labels(rows))
+            noise, labels = self.start(sampler, seed, rows), self.labels(rows)
+            velocity = self.recipe.path.velocity(model, labels)
             with torch.no_grad():
                 sampled = sampler(velocity, noise)
-            yield sampled.data, sampled.nfe
+            yield self.recipe.scaling.undo(sampled.data), sampled.nfe
+
+    def start(self, sampler: Sampler, seed: int, rows: range) -> Tensor:
+        """What sampling starts from, ``[len(rows), *shape]``."""
+        noise = start_noise(seed, rows, self.dataset.shape, self.device)
+        if sampler.start == "normal":
+            return noise
+        if self.law is None:
+            raise ValueError("start=matched needs the law of the noise the model was trained on")
+        labels = self.labels(rows)
+        return self.law.color(noise, labels and labels["label"])
 
     def labels(self, rows: range) -> dict[str, Tensor] | None:
         """For a conditional model: image i is of class i mod the number of classes."""

@@ -6,6 +6,7 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from immiscible_diffusion.coupling.scaling import ImageScaling
 from immiscible_diffusion.data import DataConfig
 from immiscible_diffusion.model import MLP, UNet
 from immiscible_diffusion.path import FlowPath
@@ -86,11 +87,13 @@ class Recipe:
         coupling: which noise goes with which datum: ``independent``, ``knn:k=16``,
             ``knn:k=16,center=mean``, ``assignment``, ``shuffled:...``, or ``module:Class(k=3)``.
         conditional: give the network the labels.
+        scaling: of the data before they are diffused; undone after sampling.
         path: how data and noise are mixed.
         model: the network.
         optimiser: how it is fitted.
         batch_size: data per step over all devices and accumulated micro-batches.
-        accumulation: micro-batches per step; the pairing sees one at a time.
+        accumulation: micro-batches per step; the pairing sees one at a time, or ``pool`` of them.
+        prefetch: micro-batches (pools) paired in a thread before they are needed; 0 = in the step.
         steps: of training.
         seed: of everything.
         precision: mixed precision; ``no`` is float32.
@@ -107,11 +110,13 @@ class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
     coupling: str = "independent"
     conditional: bool = False
+    scaling: ImageScaling = field(default_factory=ImageScaling)
     path: FlowPath = field(default_factory=FlowPath)
     model: MLP | UNet = field(default_factory=UNet)
     optimiser: Optimiser = field(default_factory=Optimiser)
     batch_size: int = 256
     accumulation: int = 1
+    prefetch: int = 1
     steps: int = 400_000
     seed: int = 0
     precision: Literal["no", "fp16", "bf16"] = "no"
@@ -127,10 +132,10 @@ class Recipe:
         for name in ("batch_size", "accumulation", "steps", "log_every", "validate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.checkpoint_every < 1 or self.preview_every < 0:
+        if self.checkpoint_every < 1 or self.preview_every < 0 or self.prefetch < 0:
             raise ValueError(
-                f"checkpoint_every must be >= 1 and preview_every >= 0, got "
-                f"{self.checkpoint_every} and {self.preview_every}"
+                f"checkpoint_every must be >= 1, preview_every and prefetch >= 0, got "
+                f"{self.checkpoint_every}, {self.preview_every} and {self.prefetch}"
             )
         if self.conditional and not self.data.labels:
             raise ValueError("conditional needs labels; set data.labels or drop conditional")
@@ -167,7 +172,10 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Recipe":
-        """The recipe that ``to_dict`` wrote; ValueError on unknown or missing fields."""
+        """The recipe that ``to_dict`` wrote; ValueError on unknown or missing fields.
+
+        Fields that an older version did not know may be missing: they get their defaults.
+        """
         recipe = _from_json(cls, values, "recipe")
         assert isinstance(recipe, Recipe)
         return recipe
@@ -217,11 +225,14 @@ def _from_json(kind: Any, value: Any, where: str) -> Any:
         raise ValueError(f"{where} must be one of {', '.join(names)}, got {value!r}")
     chosen = names[value["kind"]]
     hints = typing.get_type_hints(chosen)
-    known = {f.name for f in dataclasses.fields(chosen)}
-    if wrong := (value.keys() - {"kind"}) ^ known:
+    known = dataclasses.fields(chosen)
+    given = value.keys() - {"kind"}
+    needed = {f.name for f in known if f.default is f.default_factory is dataclasses.MISSING}
+    if wrong := (given - {f.name for f in known}) | (needed - given):
         raise ValueError(f"{where}: unknown or missing fields: {', '.join(sorted(wrong))}")
-    fields = {name: _from_json(hints[name], value[name], f"{where}.{name}") for name in known}
-    return chosen(**fields)
+    return chosen(
+        **{name: _from_json(hints[name], value[name], f"{where}.{name}") for name in given}
+    )
 
 
 def _is_union(kind: Any) -> bool:

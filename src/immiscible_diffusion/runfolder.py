@@ -1,6 +1,7 @@
 """A run folder: the recipe, what it ran on, metrics, weights, pictures and the state to resume.
 
-recipe.json  environment.json  metrics.jsonl  moments.safetensors
+recipe.json  environment.json  metrics.jsonl
+moments.safetensors  calibration.safetensors  law.safetensors
 weights/model.safetensors  weights/model.json  samples/step_000500.png  checkpoint.pt
 """
 
@@ -100,6 +101,16 @@ class RunFolder:
     def moments(self) -> Path:
         """Moments of the data, for couplings that use them."""
         return self.root / "moments.safetensors"
+
+    @property
+    def calibration(self) -> Path:
+        """Law of the noise before a calibrated coupling mends it."""
+        return self.root / "calibration.safetensors"
+
+    @property
+    def law(self) -> Path:
+        """Law of the noise the model was trained on, for the matched start."""
+        return self.root / "law.safetensors"
 
     def log(self, kind: str, step: int, **values: Any) -> None:
         """Append a record to metrics.jsonl."""

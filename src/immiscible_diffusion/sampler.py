@@ -117,6 +117,7 @@ def _integrate(
     return Sampled(x, steps * evaluations)
 
 
+STARTS = ("normal", "matched")
 METHODS = {"euler": sample_euler, "heun": sample_heun, "midpoint": sample_midpoint}
 
 
@@ -128,13 +129,18 @@ class Sampler:
         method: ``euler``, ``heun``, ``midpoint`` or ``dopri5``.
         steps: equal steps, for the first three.
         tolerance: relative and absolute, for ``dopri5``.
+        start: the law to start from: ``normal``, N(0, I) as everyone does, or ``matched``, the law
+            of the noise the model was trained on (``NoiseLaw``).
     """
 
     method: Literal["euler", "heun", "midpoint", "dopri5"] = "euler"
     steps: int = 50
     tolerance: float = 1e-5
+    start: Literal["normal", "matched"] = "normal"
 
     def __post_init__(self) -> None:
+        if self.start not in STARTS:
+            raise ValueError(f"start must be one of {', '.join(STARTS)}, got {self.start!r}")
         if self.method not in (*METHODS, "dopri5"):
             known = ", ".join((*METHODS, "dopri5"))
             raise ValueError(f"sampler method must be one of {known}, got {self.method!r}")
@@ -150,8 +156,5 @@ class Sampler:
         return METHODS[self.method](velocity, noise, steps=self.steps)
 
     def __str__(self) -> str:
-        return (
-            f"dopri5 {self.tolerance:g}"
-            if self.method == "dopri5"
-            else f"{self.method} {self.steps}"
-        )
+        length = f"{self.tolerance:g}" if self.method == "dopri5" else str(self.steps)
+        return f"{self.method} {length}" + (" matched" if self.start == "matched" else "")

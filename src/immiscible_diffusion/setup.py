@@ -6,13 +6,14 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from immiscible_diffusion.coupling import Coupling, coupling_from_name
-from immiscible_diffusion.data import DataSet, load_images
+from immiscible_diffusion.coupling import Coupling, NoiseLaw, coupling_from_name
+from immiscible_diffusion.data import Batch, DataSet, load_images
 from immiscible_diffusion.extra import MissingExtra, needs_extra
 from immiscible_diffusion.moments import Moments
 from immiscible_diffusion.recipe import Optimiser, Recipe
@@ -20,6 +21,7 @@ from immiscible_diffusion.rng import Streams, key
 from immiscible_diffusion.runfolder import RunFolder
 
 MOMENTS_DATA = 10_000
+LAW_NOISES, LAW_PASSES = 50_000, 50
 PATIENCE = timedelta(days=2)  # ranks wait while one judges; the default gives up after 10 minutes
 SHARDED = ("DEEPSPEED", "FSDP", "MEGATRON_LM")
 
@@ -83,25 +85,65 @@ def make_model(recipe: Recipe, dataset: DataSet) -> nn.Module:
 def make_coupling(
     recipe: Recipe, dataset: DataSet, run: RunFolder, device: torch.device
 ) -> Coupling:
-    """The recipe's coupling; moments are fitted on first use, kept in the run, read again later.
+    """The recipe's coupling; moments and law are measured on first use, and kept in the run."""
 
-    Those of a run that never began are not trusted: they may be of other data.
-    """
+    def law(inner: Coupling) -> NoiseLaw:
+        return _law(recipe, dataset, run, inner, run.calibration).to(device)
 
-    def moments() -> Moments:
-        if not (run.has_begun and run.moments.exists()):
-            Moments.fit(_some_data(dataset, recipe.seed)).save(run.moments)
-        return Moments.load(run.moments).to(device)
-
-    return coupling_from_name(recipe.coupling, moments)
+    return coupling_from_name(
+        recipe.coupling, lambda: _moments(recipe, dataset, run).to(device), law
+    )
 
 
-def _some_data(dataset: DataSet, seed: int) -> Iterator[Tensor]:
-    """About ten thousand augmented data, in batches."""
-    streams = Streams(seed, rank=0)
+def start_law(
+    recipe: Recipe, dataset: DataSet, run: RunFolder, coupling: Coupling, device: torch.device
+) -> NoiseLaw | None:
+    """The law that ``coupling`` trains the model on, if the recipe's sampler starts from it."""
+    if recipe.sampler.start != "matched":
+        return None
+    return _law(recipe, dataset, run, coupling, run.law).to(device)
+
+
+def _moments(recipe: Recipe, dataset: DataSet, run: RunFolder) -> Moments:
+    """Fitted once and read again; those of a run that never began may be of other data."""
+    if not (run.has_begun and run.moments.exists()):
+        Moments.fit(_labelled(_some_data(recipe, dataset))).save(run.moments)
+    return Moments.load(run.moments)
+
+
+def _law(
+    recipe: Recipe, dataset: DataSet, run: RunFolder, coupling: Coupling, path: Path
+) -> NoiseLaw:
+    """The law of the coupling's noise, measured once and read again, as the moments."""
+    if not (run.has_begun and path.exists()):
+        count = min(len(dataset), MOMENTS_DATA)
+        passes = range(min(LAW_PASSES, -(-LAW_NOISES // count)))
+        batches = (batch for epoch in passes for batch in _some_data(recipe, dataset, epoch))
+        NoiseLaw.measure(
+            coupling,
+            _labelled(batches),
+            _moments(recipe, dataset, run),
+            by_label=recipe.conditional,
+            generator=Streams(recipe.seed, rank=0).noise,
+        ).save(path)
+    return NoiseLaw.load(path)
+
+
+def _some_data(recipe: Recipe, dataset: DataSet, epoch: int = 0) -> Iterator[Batch]:
+    """About ten thousand data, augmented and scaled as in training, in batches of its size."""
+    streams = Streams(recipe.seed, epoch, rank=0)
     order = torch.randperm(len(dataset), generator=streams.order)[:MOMENTS_DATA]
     augment = streams.augment
-    return (dataset.batch(rows, augment).data for rows in order.split(500))
+    for rows in order.split(recipe.batch_size // recipe.accumulation):
+        batch = dataset.batch(rows, augment)
+        yield Batch(recipe.scaling.apply(batch.data), batch.cond)
+
+
+def _labelled(batches: Iterable[Batch]) -> Iterator[Any]:
+    """Data with their labels, where they have any."""
+    for batch in batches:
+        labels = (batch.cond or {}).get("label")
+        yield batch.data if labels is None else (batch.data, labels)
 
 
 def make_optimiser(settings: Optimiser, model: nn.Module) -> tuple[Any, Any]:
@@ -165,7 +207,7 @@ class Validation:
 
     @classmethod
     def of(cls, recipe: Recipe, dataset: DataSet, device: torch.device) -> "Validation":
-        """Up to 512 data; the same for every coupling and seed."""
+        """Up to 512 data, scaled as in training; the same for every coupling and seed."""
         held_out, split = _validation_set(recipe, dataset)
         streams = Streams(0, rank=0)
         rows = torch.randperm(len(held_out), generator=streams.order)[:512]
@@ -174,7 +216,8 @@ class Validation:
         t = recipe.path.sample_time(len(rows), generator=streams.time)
         batch = batch.to(device)
         cond = batch.cond if recipe.conditional else None
-        return cls(batch.data, noise.to(device), t.to(device), cond, split)
+        data = recipe.scaling.apply(batch.data)
+        return cls(data, noise.to(device), t.to(device), cond, split)
 
 
 def _validation_set(recipe: Recipe, dataset: DataSet) -> tuple[DataSet, str]:

@@ -1,14 +1,17 @@
 """A trained run, loaded to make images with."""
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from immiscible_diffusion.data import DataSet, load_images
+from immiscible_diffusion.generate import Generator
 from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.runfolder import RunFolder
-from immiscible_diffusion.setup import make_model
+from immiscible_diffusion.sampler import Sampler
+from immiscible_diffusion.setup import make_coupling, make_model, start_law
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class Trained:
     model: nn.Module
     step: int
     device: torch.device
+    run: RunFolder
 
     @classmethod
     def load(cls, run: RunFolder, device: str = "auto") -> "Trained":
@@ -29,7 +33,17 @@ class Trained:
         model = make_model(recipe, dataset)
         step = run.load_weights(model)
         where = pick_device(device)
-        return cls(recipe, dataset, model.to(where).eval().requires_grad_(False), step, where)
+        model = model.to(where).eval().requires_grad_(False)
+        return cls(recipe, dataset, model, step, where, run)
+
+    def generator(self, sampler: Sampler, batch_size: int = 512) -> Generator:
+        """What makes its images by ``sampler``; for the matched start it knows the law."""
+        recipe = dataclasses.replace(self.recipe, sampler=sampler)
+        law = None
+        if sampler.start == "matched":
+            coupling = make_coupling(recipe, self.dataset, self.run, self.device)
+            law = start_law(recipe, self.dataset, self.run, coupling, self.device)
+        return Generator(recipe, self.dataset, self.device, batch_size, law)
 
 
 def pick_device(name: str) -> torch.device:

@@ -5,20 +5,22 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import torch
 from torch import nn
 
 from immiscible_diffusion.coupling import Coupling
-from immiscible_diffusion.data import Batch, DataOrder, DataSet, batches, check_split, load_images
+from immiscible_diffusion.coupling.prefetch import Paired, Pairs
+from immiscible_diffusion.data import DataSet, check_split, load_images
+from immiscible_diffusion.feed import Feed
 from immiscible_diffusion.generate import Generator
 from immiscible_diffusion.interrupt import Interrupted, InterruptGuard
 from immiscible_diffusion.loss import Loss, RegressionLoss
-from immiscible_diffusion.meter import Meter
+from immiscible_diffusion.meter import Meter, Timed
 from immiscible_diffusion.progress import Progress
 from immiscible_diffusion.recipe import Recipe
-from immiscible_diffusion.rng import Streams
 from immiscible_diffusion.runfolder import RunFolder
 from immiscible_diffusion.setup import (
     Average,
@@ -27,6 +29,7 @@ from immiscible_diffusion.setup import (
     make_coupling,
     make_model,
     make_optimiser,
+    start_law,
 )
 
 PREVIEW_IMAGES = 64
@@ -56,9 +59,10 @@ class Trainer:
         self.recipe, self.run = recipe, run
         self.accelerator = make_accelerator(recipe, device, run)
         self.device: torch.device = self.accelerator.device
-        world = self.accelerator.num_processes
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
         check_split(recipe.batch_size, world * recipe.accumulation)
         self.dataset: DataSet = load_images(recipe.data) if dataset is None else dataset
+        self.feed = Feed(recipe, self.dataset, self.device, rank, world)
         self.loss_fn: Loss = RegressionLoss()
         self.validation = Validation.of(recipe, self.dataset, self.device)
         self.bare = make_model(recipe, self.dataset).to(self.device)
@@ -67,6 +71,7 @@ class Trainer:
         self.model, self.optimiser = self.accelerator.prepare(self.bare, optimiser)
         # Last, as it may write the moments: nothing is left behind if another part is refused.
         self.coupling: Coupling = make_coupling(recipe, self.dataset, run, self.device)
+        self.law = start_law(recipe, self.dataset, run, self.coupling, self.device)
         self.step = 0
         self.meter = Meter(self.device)
 
@@ -91,32 +96,30 @@ class Trainer:
             self.start_trackers()
         self.accelerator.wait_for_everyone()
         self.resume()
-        source = self.batches()
         name = f"{recipe.name} {recipe.coupling}"
         show = Progress(until, self.step, name, quiet=quiet or not self.is_main)
-        with show, InterruptGuard() as guard:
-            while self.step < until:
-                self.train_step(source)
+        stopped = False
+        with closing(self.pairs()) as pairs, show, InterruptGuard() as guard:
+            while self.step < until and not stopped:
+                self.train_step(pairs)
                 self.after_step(show, evaluate, evaluate_at)
-                if self.stop_asked(guard):
-                    self.save()
-                    self.accelerator.end_training()
-                    raise self.interrupted(guard)
+                stopped = self.stop_asked(guard)
             self.save()
         self.accelerator.end_training()
+        if stopped:
+            raise self.interrupted(guard)
 
-    def train_step(self, source: Iterator[Batch]) -> None:
+    def train_step(self, pairs: Iterator[Paired]) -> None:
         """One optimiser step: ``accumulation`` micro-batches."""
         path, loss_fn, model = self.recipe.path, self.loss_fn, self.model
-        coupling = self.meter.timed(self.coupling)
         for micro in range(self.recipe.accumulation):
-            rng = self.streams(micro)
+            rng = self.feed.streams(self.step * self.recipe.accumulation + micro)
             with self.accelerator.accumulate(model):
-                batch = self.to_device(next(source))
-                noise = coupling(batch.data, cond=batch.cond, generator=rng.noise)
-                t = path.sample_time(len(batch.data), generator=rng.time)
+                with self.meter.waiting():
+                    data, noise, cond = next(pairs)  # noise = coupling(data, cond=cond), ahead
+                t = path.sample_time(len(data), generator=rng.time)
                 torch.manual_seed(rng.dropout)
-                loss = loss_fn(model, path, batch.data, noise, t, batch.cond).mean()
+                loss = loss_fn(model, path, data, noise, t, cond).mean()
                 self.accelerator.backward(loss)
                 if self.recipe.optimiser.clip and self.accelerator.sync_gradients:
                     self.accelerator.clip_grad_norm_(model.parameters(), self.recipe.optimiser.clip)
@@ -128,27 +131,9 @@ class Trainer:
         self.step += 1
         self.meter.steps += 1
 
-    def streams(self, micro: int) -> Streams:
-        """The random streams of a micro-batch: a micro-batch is keyed as if it were a rank."""
-        chunk = micro * self.accelerator.num_processes + self.accelerator.process_index
-        return Streams(self.recipe.seed, self.step, chunk, self.device)
-
-    def batches(self) -> Iterator[Batch]:
-        """The micro-batches of this rank from the present step on."""
-        recipe = self.recipe
-        return batches(
-            self.dataset,
-            DataOrder(len(self.dataset), recipe.batch_size, recipe.seed),
-            start=self.step,
-            rank=self.accelerator.process_index,
-            world=self.accelerator.num_processes,
-            accumulation=recipe.accumulation,
-        )
-
-    def to_device(self, batch: Batch) -> Batch:
-        """The batch on the device, without labels unless the model is conditional."""
-        batch = batch.to(self.device)
-        return batch if self.recipe.conditional else Batch(batch.data)
+    def pairs(self) -> Pairs:
+        """The paired micro-batches of this rank from the present step on; close it in the end."""
+        return self.feed.pairs(self.step, Timed(self.coupling, self.meter))
 
     # -- now and then -----------------------------------------------------------------------------
 
@@ -214,7 +199,7 @@ class Trainer:
         """A grid of samples from the same noise every time."""
         if not self.is_main:
             return
-        generator = Generator(self.recipe, self.dataset, self.device)
+        generator = Generator(self.recipe, self.dataset, self.device, law=self.law)
         made = generator(self.average.current(), PREVIEW_IMAGES, seed=self.recipe.seed)
         images = torch.cat([data for data, _ in made])
         self.run.save_grid(images, f"step_{self.step:06d}")
@@ -243,6 +228,7 @@ class Trainer:
         scaler = self.accelerator.scaler
         return {
             "step": self.step,
+            "scaling": self.recipe.scaling.factor,
             "model": self.bare.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "warmup": self.warmup.state_dict(),
@@ -266,7 +252,13 @@ class Trainer:
         self.meter = Meter(self.device)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what ``state_dict`` gave."""
+        """Take up what ``state_dict`` gave; ValueError if it was of data scaled otherwise."""
+        factor = state.get("scaling", 1.0)
+        if factor != self.recipe.scaling.factor:
+            raise ValueError(
+                f"it was trained with scaling.factor {factor}, the recipe has "
+                f"{self.recipe.scaling.factor}"
+            )
         self.bare.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.warmup.load_state_dict(state["warmup"])

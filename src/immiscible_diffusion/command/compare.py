@@ -17,7 +17,7 @@ from immiscible_diffusion.command.options import (
     split_known,
     take_name,
 )
-from immiscible_diffusion.compare.cells import CellRunner, is_finished
+from immiscible_diffusion.compare.cells import CellRunner, is_carried, is_finished
 from immiscible_diffusion.compare.gather import report
 from immiscible_diffusion.compare.plan import BASELINE, Plan
 from immiscible_diffusion.compare.workers import default_workers, run_cells, threads_each
@@ -40,8 +40,10 @@ class Options:
 
     Args:
         coupling: a coupling to compare, repeated for each: independent (the baseline, always in),
-            knn:k=16, knn:k=16,center=mean, assignment, shuffled:ANY (its control), or your own as
-            "my_module:MyCoupling(k=3)". By default five of them.
+            knn:k=16, knn:k=16,center=mean (or label, channel), assignment, transport:eps=4,
+            shuffled:ANY (its control), calibrated:ANY (its noise brought back to mean 0 and
+            covariance I), matched:ANY (ANY sampled from the law of the noise it was trained on), or
+            your own as "my_module:MyCoupling(k=3)". By default five of them.
         seeds: one run of every coupling for each.
         out: folder; by default runs/compare/RECIPE.
         workers: processes; by default one a core on a CPU, one in all on an accelerator.
@@ -110,6 +112,10 @@ def run_one(plan: Plan, options: Options) -> int:
         raise ValueError(f"cell must be 0 to {len(plan.cells) - 1}, got {options.cell}; see --list")
     cell = plan.cells[options.cell]
     plan.keep()
+    if is_carried(plan, cell):
+        number = plan.cells.index(cell.unmatched)
+        sys.stderr.write(f"cell {options.cell} ({cell}) is judged along with cell {number}\n")
+        return 0
     torch.set_num_threads(threads_each(options.device))
     CellRunner(plan, options.device, quiet=False)(cell)
     sys.stderr.write(f"cell {options.cell} ({cell}) is finished\n")

@@ -16,7 +16,6 @@ from immiscible_diffusion.command.options import Device, parse
 from immiscible_diffusion.command.sample import chosen_sampler
 from immiscible_diffusion.data import DataConfig, DataSet, load_images
 from immiscible_diffusion.files import write_json
-from immiscible_diffusion.generate import Generator
 from immiscible_diffusion.judge import Judge, judged
 from immiscible_diffusion.metric import Quality
 from immiscible_diffusion.runfolder import RunFolder
@@ -34,6 +33,8 @@ class Options:
         seed: of the start noise.
         method: sampler (euler, heun, midpoint, dopri5); the recipe's by default.
         steps: of the sampler.
+        start: normal, N(0, I), or matched, the law of the noise the run was trained on; the
+            recipe's by default.
         features: feature space, classifier or pixels; the recipe's by default.
         batch_size: images at a time.
         device: where to sample.
@@ -45,6 +46,7 @@ class Options:
     seed: int = 0
     method: str | None = None
     steps: int | None = None
+    start: str | None = None
     features: str | None = None
     batch_size: int = 512
     device: Device = "auto"
@@ -73,8 +75,8 @@ def of_run(options: Options, run: RunFolder) -> dict[str, Any]:
     """Judge what the run's model makes."""
     trained = Trained.load(run, options.device)
     recipe = with_options(options, trained.recipe)
-    sampler = chosen_sampler(recipe.sampler, options.method, options.steps)
-    generator = Generator(recipe, trained.dataset, trained.device, options.batch_size)
+    sampler = chosen_sampler(recipe.sampler, options)
+    generator = dataclasses.replace(trained.generator(sampler, options.batch_size), recipe=recipe)
     judge = Judge.of(recipe, trained.dataset)
     quality, nfe, _ = judged(generator, judge, trained.model, options.seed, sampler)
     how = {"step": trained.step, "sampler": str(sampler), "nfe": nfe, "seed": options.seed}

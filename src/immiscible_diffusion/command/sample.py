@@ -1,10 +1,11 @@
 """``immiscible sample RUN``."""
 
+import dataclasses
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import torch
 import tyro
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from immiscible_diffusion.command.options import Device, parse
 from immiscible_diffusion.files import atomic_path
-from immiscible_diffusion.generate import Generator
 from immiscible_diffusion.pictures import image_grid
 from immiscible_diffusion.progress import Progress
 from immiscible_diffusion.runfolder import RunFolder
@@ -33,6 +33,8 @@ class Options:
         seed: of the start noise.
         method: sampler (euler, heun, midpoint, dopri5); the recipe's by default.
         steps: of the sampler.
+        start: normal, N(0, I), or matched, the law of the noise the run was trained on (measured
+            now and kept in the run if it is not there); the recipe's by default.
         batch_size: images at a time.
         device: where to sample.
     """
@@ -43,6 +45,7 @@ class Options:
     seed: int = 0
     method: str | None = None
     steps: int | None = None
+    start: str | None = None
     batch_size: int = 256
     device: Device = "auto"
 
@@ -54,8 +57,8 @@ def main(arguments: list[str]) -> int:
         if getattr(options, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")
     trained = Trained.load(RunFolder.existing(options.run), options.device)
-    sampler = chosen_sampler(trained.recipe.sampler, options.method, options.steps)
-    generator = Generator(trained.recipe, trained.dataset, trained.device, options.batch_size)
+    sampler = chosen_sampler(trained.recipe.sampler, options)
+    generator = trained.generator(sampler, options.batch_size)
     batches = generator(trained.model, options.count, seed=options.seed, sampler=sampler)
     series = f"step{trained.step}-{str(sampler).replace(' ', '')}-seed{options.seed}"
     out = options.out or options.run / "images" / series
@@ -69,10 +72,27 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def chosen_sampler(default: Sampler, method: str | None, steps: int | None) -> Sampler:
+class SamplerOptions(Protocol):
+    """Options that change the recipe's sampler; None leaves it."""
+
+    @property
+    def method(self) -> str | None:
+        """Sampler."""
+
+    @property
+    def steps(self) -> int | None:
+        """Its steps."""
+
+    @property
+    def start(self) -> str | None:
+        """Law to start from."""
+
+
+def chosen_sampler(default: Sampler, options: SamplerOptions) -> Sampler:
     """The recipe's sampler, changed where options say so."""
-    chosen: Any = default.method if method is None else method
-    return Sampler(chosen, default.steps if steps is None else steps, default.tolerance)
+    named = {name: getattr(options, name) for name in ("method", "steps", "start")}
+    changes: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+    return dataclasses.replace(default, **changes)
 
 
 def write_images(batches: Iterable[tuple[Tensor, int]], out: Path, total: int) -> int:

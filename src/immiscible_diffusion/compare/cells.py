@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from immiscible_diffusion.compare.plan import Cell, Plan
-from immiscible_diffusion.coupling import coupling_from_name
+from immiscible_diffusion.coupling import Coupling, NoiseLaw, coupling_from_name
 from immiscible_diffusion.data import DataSet, load_images
 from immiscible_diffusion.files import read_json, write_json
 from immiscible_diffusion.generate import Generator
@@ -16,10 +16,12 @@ from immiscible_diffusion.moments import Moments
 from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.runfolder import RunFolder
 from immiscible_diffusion.sampler import Sampler
+from immiscible_diffusion.setup import start_law
 from immiscible_diffusion.trained import pick_device
 from immiscible_diffusion.trainer import Trainer
 
 GRID_IMAGES = 32
+TRIED = 64
 
 
 @dataclass
@@ -38,27 +40,43 @@ class CellRunner:
         Raises:
             Interrupted: on a signal, after writing a checkpoint.
         """
-        recipe, folder = self.plan.cell_recipe(cell), self.plan.cell_folder(cell)
-        run = RunFolder.open(folder, recipe)
-        if is_finished(self.plan, cell):
+        if is_finished(self.plan, cell) or is_carried(self.plan, cell):
             return
+        recipe, folder = self.plan.cell_recipe(cell), self.plan.cell_folder(cell)
+        companion = companion_of(self.plan, cell)
+        run = RunFolder.open(folder, recipe)
         trainer = Trainer(recipe, run, device=self.device, dataset=self.dataset)
-        generator = Generator(recipe, self.dataset, trainer.device)
+        outputs = [(run, self.generator(recipe, trainer))]
+        if companion is not None:
+            matched = self.plan.cell_recipe(companion)
+            beside = RunFolder.open(self.plan.cell_folder(companion), matched)
+            beside.begin(matched, trainer.device)
+            outputs.append((beside, self.generator(matched, trainer)))
 
         def evaluate(step: int, model: nn.Module) -> None:
-            judge_all_budgets(run, generator, self.judge, model, step)
+            for where, generator in outputs:
+                if where is not run:
+                    where.forget_after(step - 1)  # an earlier attempt; the run drops its own
+                judge_all_budgets(where, generator, self.judge, model, step)
 
         trainer.train(evaluate=evaluate, evaluate_at=self.plan.eval_steps, quiet=self.quiet)
-        write_json(folder / "finished.json", {"steps": recipe.steps})
+        for where, _ in outputs:
+            write_json(where.root / "finished.json", {"steps": recipe.steps})
+
+    def generator(self, recipe: Recipe, trainer: Trainer) -> Generator:
+        """What makes the samples of ``recipe``, with the law to start from where it needs one."""
+        law = start_law(recipe, self.dataset, trainer.run, trainer.coupling, trainer.device)
+        return Generator(recipe, self.dataset, trainer.device, law=law)
 
     def try_couplings(self) -> None:
         """Call every coupling once; ValueError names one that fails, before hours are spent."""
-        batch = self.dataset.batch(torch.arange(min(4, len(self.dataset))))
-        cond = batch.cond if self.plan.recipe.conditional else None
-        for name in self.plan.couplings:
-            coupling = coupling_from_name(name, lambda: Moments.fit(batch.data))
+        recipe = self.plan.recipe
+        batch = self.dataset.batch(torch.arange(min(TRIED, len(self.dataset))))
+        data, cond = recipe.scaling.apply(batch.data), batch.cond
+        for name in {cell.unmatched.coupling: None for cell in self.plan.cells}:
             try:
-                coupling(batch.data, cond=cond, generator=torch.Generator())
+                coupling = trial_coupling(name, data, cond)
+                coupling(data, cond=cond, generator=torch.Generator())
             except Exception as error:
                 raise ValueError(f"coupling '{name}' fails on the data: {error}") from error
 
@@ -86,7 +104,7 @@ def judge_all_budgets(
     """
     recipe = generator.recipe
     for budget in recipe.evaluation.budgets:
-        sampler = Sampler("euler", budget)
+        sampler = Sampler("euler", budget, start=recipe.sampler.start)
         metrics = METRICS if step == recipe.steps else ("frechet",)
         quality, nfe, images = judged(
             generator, judge, model, recipe.seed, sampler, metrics=metrics, keep=GRID_IMAGES
@@ -105,3 +123,37 @@ def is_finished(plan: Plan, cell: Cell) -> bool:
     """Whether ``cell`` was trained to the end of the plan."""
     path = plan.cell_folder(cell) / "finished.json"
     return path.exists() and read_json(path)["steps"] >= plan.recipe.steps
+
+
+def companion_of(plan: Plan, cell: Cell) -> Cell | None:
+    """The matched cell that is judged along with the training of ``cell``.
+
+    None if there is none, or it came into the plan when this training was under way already: then
+    it trains by itself.
+    """
+    matched = plan.matched_cell(cell)
+    if matched is None or is_finished(plan, matched):
+        return None
+    begun, beside = (RunFolder(plan.cell_folder(c)).has_begun for c in (cell, matched))
+    return matched if beside or not begun else None
+
+
+def is_carried(plan: Plan, cell: Cell) -> bool:
+    """Whether ``cell`` is judged along with the training of another that is not finished."""
+    other = cell.unmatched
+    if not cell.is_matched or other not in plan.cells or is_finished(plan, other):
+        return False
+    return companion_of(plan, other) == cell
+
+
+def trial_coupling(name: str, data: Tensor, cond: dict[str, Tensor] | None) -> Coupling:
+    """The coupling of that name, fitted to a handful of data."""
+
+    def moments() -> Moments:
+        labels = (cond or {}).get("label")
+        return Moments.fit(data if labels is None else [(data, labels)])
+
+    def law(_: Coupling) -> NoiseLaw:
+        return NoiseLaw.standard(moments())
+
+    return coupling_from_name(name, moments, law)

@@ -86,8 +86,10 @@ def trained_on(plan: Plan) -> tuple[str, dict[str, str]]:
 def cell_record(plan: Plan, cell: Cell) -> CellRecord:
     """What a cell's run folder holds."""
     folder = plan.cell_folder(cell)
-    run = RunFolder(folder)
-    training = run.records("train")
+    run, trained = RunFolder(folder), RunFolder(folder)
+    if cell.is_matched and not run.records("train"):  # judged along with that training
+        trained = RunFolder(plan.cell_folder(cell.unmatched))
+    training = trained.records("train")
     budget = headline_budget(plan.recipe)
     grids = {
         str(step): path.relative_to(plan.folder).as_posix()
@@ -101,7 +103,7 @@ def cell_record(plan: Plan, cell: Cell) -> CellRecord:
         seconds_per_step=mean_of(training, "seconds_per_step"),
         pairing_share=mean_of(training, "pairing_share"),
         pairing_ms=mean_of(training, "pairing_ms"),
-        validation=losses(run.records("validation")),
+        validation=losses(trained.records("validation")),
         training=losses(training),
         grids=grids,
         finished=is_finished(plan, cell),

@@ -10,6 +10,7 @@ from immiscible_diffusion.files import read_json, write_json
 from immiscible_diffusion.recipe import Recipe, differences
 
 BASELINE = "independent"
+MATCHED = "matched:"
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,16 @@ class Cell:
 
     coupling: str
     seed: int
+
+    @property
+    def unmatched(self) -> "Cell":
+        """The cell with the same training, sampled from N(0, I); itself, unless ``matched:``."""
+        return Cell(self.coupling.removeprefix(MATCHED), self.seed)
+
+    @property
+    def is_matched(self) -> bool:
+        """Whether its samples start from the law of the noise it was trained on."""
+        return self.coupling.startswith(MATCHED)
 
     def __str__(self) -> str:
         return f"{self.coupling}, seed {self.seed}"
@@ -28,7 +39,7 @@ class Plan:
     """A comparison: ``recipe`` trained with every coupling at every seed.
 
     Cells of a seed share the order of the data, the times, the initial weights and the start noise
-    of sampling.
+    of sampling. ``matched:ANY`` is ANY sampled from the law of the noise it was trained on.
     """
 
     folder: Path
@@ -48,7 +59,8 @@ class Plan:
                 f"alone: {', '.join(self.couplings)}"
             )
         for coupling in self.couplings:
-            check_coupling_name(coupling)  # a misspelt one fails here, not later
+            # A misspelt one fails here, not later.
+            check_coupling_name(coupling.removeprefix(MATCHED))
 
     @property
     def cells(self) -> tuple[Cell, ...]:
@@ -57,7 +69,17 @@ class Plan:
 
     def cell_recipe(self, cell: Cell) -> Recipe:
         """The recipe of a cell."""
-        return dataclasses.replace(self.recipe, coupling=cell.coupling, seed=cell.seed)
+        recipe = dataclasses.replace(self.recipe, coupling=cell.unmatched.coupling, seed=cell.seed)
+        if not cell.is_matched:
+            return recipe
+        return dataclasses.replace(
+            recipe, sampler=dataclasses.replace(recipe.sampler, start="matched")
+        )
+
+    def matched_cell(self, cell: Cell) -> Cell | None:
+        """The cell of this plan that has the training of ``cell`` and the matched start."""
+        name = MATCHED + cell.coupling
+        return Cell(name, cell.seed) if name in self.couplings else None
 
     def cell_folder(self, cell: Cell) -> Path:
         """The run folder of a cell."""

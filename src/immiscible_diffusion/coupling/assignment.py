@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.coupling.knn import check_data, check_rows_finite, working_dtype
+from immiscible_diffusion.coupling.inputs import check_data, check_rows_finite, working_dtype
 
 COSTS = ("inner", "norm")
 

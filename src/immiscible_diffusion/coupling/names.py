@@ -11,13 +11,10 @@ import torch
 
 from immiscible_diffusion.coupling.assignment import LinearAssignment
 from immiscible_diffusion.coupling.base import Coupling, Independent, Shuffled
+from immiscible_diffusion.coupling.calibrated import Calibrated
 from immiscible_diffusion.coupling.knn import CENTERS, KNN
-
-try:  # LEAD: temporary, until these files are there
-    from immiscible_diffusion.coupling.law import Calibrated, NoiseLaw
-    from immiscible_diffusion.coupling.transport import GaussianTransport
-except ImportError:
-    Calibrated = NoiseLaw = GaussianTransport = Independent
+from immiscible_diffusion.coupling.law import NoiseLaw
+from immiscible_diffusion.coupling.transport import GaussianTransport
 from immiscible_diffusion.moments import Moments
 
 MomentsSource = Moments | Callable[[], Moments] | None
@@ -71,7 +68,8 @@ def coupling_from_name(name: str, moments: MomentsSource = None, law: LawSource 
 def check_coupling_name(name: str) -> None:
     """Raise ValueError if ``name`` spells no coupling, before there are data to fit moments to."""
     data = torch.tensor([[0.0], [1.0]])
-    coupling_from_name(name, Moments(torch.zeros(1), 1.0, 1))
+    moments = Moments.fit([(data, torch.tensor([0, 1]))])
+    coupling_from_name(name, moments, lambda _: NoiseLaw.standard(moments))
 
 
 def _parse_options(name: str, head: str, options: str, moments: MomentsSource) -> dict[str, Any]:

@@ -1,14 +1,13 @@
 """The order of the data: a pure function of (seed, step), whatever the number of ranks."""
 
-import queue
-import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from immiscible_diffusion.ahead import run_ahead
 from immiscible_diffusion.data.batch import Batch, DataSet
 from immiscible_diffusion.rng import Streams
 
@@ -71,7 +70,7 @@ def batches(
     world: int = 1,
     accumulation: int = 1,
     ahead: int = 2,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """The micro-batches of one rank from step ``start`` on, made in a background thread.
 
     A global batch is cut into ``accumulation x world`` equal chunks; micro-batch m of rank r is
@@ -85,7 +84,7 @@ def batches(
         rank: this process.
         world: number of processes.
         accumulation: micro-batches a step.
-        ahead: batches made in advance; 0 = no thread.
+        ahead: batches that wait, while one more is in the making; 0 = no thread.
 
     Raises:
         ValueError: the batch does not divide into the chunks, or a number is out of range. Errors
@@ -98,46 +97,14 @@ def batches(
         )
     check_split(order.batch_size, world * accumulation)
     made = _make(dataset, order, start, rank, world, accumulation)
-    return _prefetched(made, ahead) if ahead else made
+    return run_ahead(made, ahead + 1, name="batches", finish=False) if ahead else made
 
 
 def _make(
     dataset: DataSet, order: DataOrder, step: int, rank: int, world: int, accumulation: int
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     while True:
         parts = order.indices(step).chunk(world * accumulation)
         for chunk in range(rank, world * accumulation, world):
             yield dataset.batch(parts[chunk], Streams(order.seed, step, chunk).augment)
         step += 1
-
-
-def _prefetched(source: Iterator[Batch], ahead: int) -> Iterator[Batch]:
-    """``source`` run in a thread, which ends when this iterator is closed or collected."""
-    ready: queue.Queue[Batch | BaseException] = queue.Queue(ahead)
-    stop = threading.Event()
-
-    def put(item: Batch | BaseException) -> None:
-        while not stop.is_set():
-            try:
-                return ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for batch in source:
-                put(batch)
-                if stop.is_set():
-                    return
-        except BaseException as error:  # noqa: BLE001 - raised again by the consumer
-            put(error)
-
-    threading.Thread(target=work, daemon=True, name="batches").start()
-    try:
-        while True:
-            item = ready.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()

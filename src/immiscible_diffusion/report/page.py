@@ -179,8 +179,8 @@ def _grids(comparison: Comparison, folder: Path) -> str:
 
 def _cost(comparison: Comparison) -> str:
     caption = (
-        f"Time of one training step on {comparison.hardware}; the dark part is spent pairing; dots "
-        f"are seeds. {_note(comparison)}"
+        f"Time of one training step on {comparison.hardware}; the dark part waits for pairing, "
+        f"which is otherwise done in a thread meanwhile; dots are seeds. {_note(comparison)}"
     )
     return (
         '<h2>What pairing costs</h2>\n<figure><div class="panels two">'

@@ -144,7 +144,7 @@ def losses_against_steps(comparison: Comparison, kind: str) -> str:
 
 
 def pairing_cost(comparison: Comparison) -> str:
-    """Time of a training step by coupling; the dark part is spent pairing; dots are seeds."""
+    """Time of a training step by coupling; the dark part waits for pairing; dots are seeds."""
     entries = [e for e in comparison.couplings if _times(comparison.cells_of(e.name))]
     entries.reverse()
     chosen = looks(comparison)
@@ -152,10 +152,11 @@ def pairing_cost(comparison: Comparison) -> str:
         for row, entry in enumerate(entries):
             cells = comparison.cells_of(entry.name)
             times = _times(cells)
-            total, pairing = fmean(times), fmean([cell.pairing_ms or 0.0 for cell in cells])
+            total = fmean(times)
+            waiting = total * fmean([cell.pairing_share or 0.0 for cell in cells])
             colour = chosen[entry.name].colour
             axes.barh(row, total, height=0.62, color=colour, alpha=0.25, linewidth=0)
-            axes.barh(row, min(pairing, total), height=0.62, color=colour, linewidth=0)
+            axes.barh(row, waiting, height=0.62, color=colour, linewidth=0)
             axes.plot(times, [row] * len(times), "o", color=colour, markersize=3.5)
             axes.annotate(
                 f"{total:.3g} ms",

@@ -107,8 +107,8 @@ def control_table(comparison: Comparison) -> Table | None:
 
 
 def cost_table(comparison: Comparison) -> Table:
-    """Time of a training step and the part spent pairing, means over the runs."""
-    header = ["Coupling", "ms per step", "pairing, ms", "pairing", "Runs"]
+    """Time of a training step, of pairing, and of the step's waiting for it; means over runs."""
+    header = ["Coupling", "ms per step", "pairing, ms", "step waits for it", "Runs"]
     rows = []
     for entry in comparison.couplings:
         cells = comparison.cells_of(entry.name)

@@ -1,0 +1,79 @@
+"""Calibration: the noise of a coupling brought back to mean 0 and covariance I."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from immiscible_diffusion.coupling.base import Coupling, draw, pair
+from immiscible_diffusion.coupling.law import NoiseLaw
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """The noise of ``coupling``, mapped so that over the data set it has mean 0 and covariance I.
+
+    An affine map, one for all data (or all of a label), so the noise is paired as before and
+    sampling starts from N(0, I). First two moments only: the law is not exactly N(0, I).
+
+    Args:
+        coupling: what pairs.
+        law: of its noise on this data set, ``NoiseLaw.measure(coupling, data, moments)``.
+        label_key: the condition that holds the labels, if the law has labels.
+    """
+
+    coupling: Coupling
+    law: NoiseLaw
+    label_key: str = "label"
+
+    keeps_law = False
+
+    def __post_init__(self) -> None:
+        if not callable(self.coupling) or not isinstance(self.law, NoiseLaw):
+            raise ValueError(
+                f"Calibrated needs a coupling and its NoiseLaw, got {self.coupling!r} and "
+                f"{self.law!r}"
+            )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        data: Tensor,
+        *,
+        cond: dict[str, Tensor] | None = None,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Noise for ``data`` ``[B, *shape]``; ValueError for a mask: the law is of whole data."""
+        labels = self._labels(cond, mask)
+        return self.law.whiten(draw(self.coupling, data, cond=cond, generator=generator), labels)
+
+    @torch.no_grad()
+    def pair(
+        self,
+        data: Tensor,
+        noise: Tensor,
+        *,
+        cond: dict[str, Tensor] | None = None,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The same from Gaussian ``noise`` ``[B, *shape]`` of your own."""
+        labels = self._labels(cond, mask)
+        paired = pair(self.coupling, data, noise, cond=cond, generator=generator)
+        return self.law.whiten(paired, labels)
+
+    def _labels(self, cond: dict[str, Tensor] | None, mask: Tensor | None) -> Tensor | None:
+        if mask is not None:
+            raise ValueError(
+                "Calibrated takes no mask: its law was measured on whole data, and differs for "
+                "every mask; use the coupling inside it, or drop the mask"
+            )
+        if self.law.label_mean is None:
+            return None
+        if cond is None or self.label_key not in cond:
+            known = ", ".join(cond or {}) or "none"
+            raise ValueError(
+                f'a law by label needs cond["{self.label_key}"]; conditions given: {known}'
+            )
+        return cond[self.label_key]

@@ -1,0 +1,225 @@
+"""The law of the paired noise: its mean and covariance over a data set.
+
+Training sees the noise that a coupling makes, sampling starts from N(0, I). Where the two differ
+either the noise is brought back (``Calibrated``) or sampling starts from the law (``color``).
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from immiscible_diffusion.coupling.base import Coupling, draw
+from immiscible_diffusion.coupling.inputs import working_dtype
+from immiscible_diffusion.coupling.sums import LEAST_VARIANCE, NoiseSums
+from immiscible_diffusion.extra import needs_extra
+from immiscible_diffusion.files import atomic_path
+from immiscible_diffusion.moments import Moments
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseLaw:
+    """Mean and covariance of the noise that a coupling makes over a data set.
+
+    The covariance is free in the span of a basis, the leading directions of the data, and
+    ``scale^2`` times the identity outside; the mean lies in the span (outside, an estimate would be
+    sampling noise, 1 / sqrt(count) in each of D dimensions). Immutable, compared by content.
+
+    Attributes:
+        shape: of a datum.
+        basis: ``[r, D]`` orthonormal.
+        mean: ``[r]`` along the basis.
+        covariance: ``[r, r]`` along the basis.
+        scale: standard deviation outside the span.
+        kurtosis: ``[r]`` excess kurtosis along the basis: 0 for a Gaussian.
+        count: noises it was measured from.
+        label_mean: ``[L, r]`` of every label, or None.
+        label_covariance: ``[L, r, r]``, drawn towards that within all labels where a label had few
+            noises, or None.
+    """
+
+    shape: tuple[int, ...]
+    basis: Tensor
+    mean: Tensor
+    covariance: Tensor
+    scale: float
+    kurtosis: Tensor
+    count: int
+    label_mean: Tensor | None = None
+    label_covariance: Tensor | None = None
+
+    @classmethod
+    def standard(cls, moments: Moments, count: int = 0) -> "NoiseLaw":
+        """N(0, I), as it is without pairing and with a square assignment."""
+        basis = basis_of(moments)
+        one = torch.eye(len(basis))
+        return cls(tuple(moments.mean.shape), basis, one[0] * 0, one, 1.0, one[0] * 0, count)
+
+    @classmethod
+    def measure(
+        cls,
+        coupling: Coupling,
+        batches: Iterable[Tensor | tuple[Tensor, Tensor]],
+        moments: Moments,
+        *,
+        by_label: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> "NoiseLaw":
+        """Draw the noise of every batch and take its moments; nothing is kept.
+
+        Args:
+            coupling: that the model will be trained with.
+            batches: of the size of training, ``[B, *shape]`` or ``(data, labels)``; several passes
+                over the data make several noises for each. ``cond={"label": labels}`` is given.
+            moments: of the data; their directions are the basis.
+            by_label: also one law a label, where there are labels.
+            generator: on the device of the data.
+
+        Raises:
+            ValueError: too few noises to tell a covariance.
+        """
+        if getattr(coupling, "keeps_law", False):
+            return cls.standard(moments)
+        sums = NoiseSums(basis_of(moments).double(), tuple(moments.mean.shape))
+        for batch in batches:
+            data, labels = batch if isinstance(batch, (tuple, list)) else (batch, None)
+            cond = None if labels is None else {"label": labels}
+            noise = draw(coupling, data, cond=cond, generator=generator)
+            sums.add(noise.cpu(), labels if by_label else None)
+        return cls(sums.shape, sums.basis.float(), **sums.fields())
+
+    def whiten(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
+        """``C^(-1/2) (noise - m)``: noise of this law ``[B, *shape]`` to mean 0, covariance I."""
+        return self._map(noise, labels, white=True)
+
+    def color(self, white: Tensor, labels: Tensor | None = None) -> Tensor:
+        """``m + C^(1/2) white``: the inverse of ``whiten``; N(0, I) gets this law's two moments."""
+        return self._map(white, labels, white=False)
+
+    def _map(self, noise: Tensor, labels: Tensor | None, white: bool) -> Tensor:
+        if tuple(noise.shape[1:]) != self.shape:
+            raise ValueError(
+                f"the law was measured on data of shape {self.shape}, got {tuple(noise.shape[1:])}"
+            )
+        dtype = working_dtype(noise.dtype)
+        rows, basis = noise.flatten(1).to(dtype), self.basis.to(noise.device, dtype)
+        scale = 1 / self.scale if white else self.scale
+        mean, root = (x.to(noise.device, dtype) for x in self._of(labels, white))
+        inside = _product(rows, basis.T)
+        moved = inside - mean if white else inside
+        moved = (root @ moved[..., None])[..., 0] if root.ndim == 3 else _product(moved, root)
+        moved = moved if white else moved + mean
+        mapped = torch.addmm(
+            rows * scale, moved - scale * inside, basis, out=torch.empty_like(rows)
+        )
+        return mapped.view(noise.shape).to(noise.dtype)
+
+    def _of(self, labels: Tensor | None, white: bool) -> tuple[Tensor, Tensor]:
+        """Mean and root of the covariance (or its inverse), for all or row by row."""
+        if self.label_mean is None or labels is None:
+            return self.mean, self._roots[white]
+        assert self._label_roots is not None
+        return self.label_mean[labels], self._label_roots[white][labels]
+
+    @cached_property
+    def _roots(self) -> tuple[Tensor, Tensor]:
+        return _root(self.covariance, 0.5), _root(self.covariance, -0.5)
+
+    @cached_property
+    def _label_roots(self) -> tuple[Tensor, Tensor] | None:
+        if self.label_covariance is None:
+            return None
+        return _root(self.label_covariance, 0.5), _root(self.label_covariance, -0.5)
+
+    def to(self, device: torch.device | str) -> "NoiseLaw":
+        """The law on ``device``; move it once, so that no step pays for it."""
+        return replace(self, **{name: value.to(device) for name, value in self._tensors.items()})
+
+    @property
+    def _tensors(self) -> dict[str, Tensor]:
+        every = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in every.items() if isinstance(value, Tensor)}
+
+    @property
+    def digest(self) -> str:
+        """Short hash of the content: 16 hex digits."""
+        content = hashlib.sha256(f"{self.shape}/{self.scale!r}/{self.count}".encode())
+        for name, value in self._tensors.items():
+            content.update(f"{name}/{tuple(value.shape)}".encode())
+            content.update(value.cpu().contiguous().numpy().tobytes())
+        return content.hexdigest()[:16]
+
+    def __eq__(self, other: Any) -> bool:
+        return isinstance(other, NoiseLaw) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        return f"NoiseLaw(shape={self.shape}, count={self.count}, digest={self.digest})"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write to ``path`` (safetensors), whole or not at all."""
+        with needs_extra("train", "saving a law of noise"):
+            from safetensors.torch import save_file
+        shape = ",".join(map(str, self.shape))
+        metadata = {"scale": repr(self.scale), "count": str(self.count), "shape": shape}
+        tensors = {name: value.cpu().contiguous() for name, value in self._tensors.items()}
+        with atomic_path(path) as temporary:
+            save_file(tensors, str(temporary), metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "NoiseLaw":
+        """Read what ``save`` wrote; ValueError names a file that is not such a file."""
+        with needs_extra("train", "loading a law of noise"):
+            from safetensors import SafetensorError, safe_open
+        if not Path(path).is_file():
+            raise ValueError(f"{path} does not exist; expected a law saved by NoiseLaw.save")
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            shape = tuple(int(size) for size in metadata["shape"].split(","))
+            scale, count = float(metadata["scale"]), int(metadata["count"])
+            return cls(shape=shape, scale=scale, count=count, **tensors)
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} does not hold a law of noise ({error})") from error
+
+
+def basis_of(moments: Moments) -> Tensor:
+    """``[r, D]``: the directions of the moments, and what the means add to their span.
+
+    Noise that is not centred drifts to the mean of the data, which need not lie in the span.
+    """
+    if moments.directions is None:
+        raise ValueError("the law of noise needs moments with directions; see Moments.fit")
+    rows = [moments.directions, moments.mean.flatten()[None]]
+    if moments.label_mean is not None and len(moments.label_mean) <= len(moments.directions):
+        rows.append((moments.label_mean - moments.mean).flatten(1))
+    every = torch.cat(rows).double()
+    every = every / torch.linalg.vector_norm(every, dim=1, keepdim=True).clamp_min(1e-30)
+    basis = every[: len(moments.directions)]
+    for row in every[len(basis) :]:
+        rest = row - (row @ basis.T) @ basis
+        rest = rest - (rest @ basis.T) @ basis  # twice is enough
+        if len(basis) < basis.shape[1] and float(rest.norm()) > 1e-3:
+            basis = torch.cat([basis, rest[None] / rest.norm()])
+    return basis.float()
+
+
+def _product(rows: Tensor, matrix: Tensor) -> Tensor:
+    """A matrix product that autocast leaves in its precision."""
+    return torch.mm(rows, matrix, out=rows.new_empty(len(rows), matrix.shape[1]))
+
+
+def _root(covariance: Tensor, power: float) -> Tensor:
+    """A power of symmetric positive matrices ``[..., r, r]``."""
+    values, vectors = torch.linalg.eigh(covariance.double())
+    powers = values.clamp_min(LEAST_VARIANCE) ** power
+    return ((vectors * powers[..., None, :]) @ vectors.mT).to(covariance.dtype)

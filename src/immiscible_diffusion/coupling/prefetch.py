@@ -1,0 +1,203 @@
+"""Pairs batch n+1 in a background thread while the device trains on batch n."""
+
+import contextlib
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from immiscible_diffusion.ahead import run_ahead
+from immiscible_diffusion.coupling.base import Coupling
+from immiscible_diffusion.coupling.pool import pair_pool, pool_size
+from immiscible_diffusion.data import Batch
+from immiscible_diffusion.rng import Streams
+
+try:  # PART C: temporary, until this file is there
+    from immiscible_diffusion.coupling.ranks import pairing_group, uses_ranks
+except ImportError:
+    pairing_group, uses_ranks = (lambda: None), (lambda coupling: False)
+
+Pairs = Generator["Paired", None, None]
+_END = object()
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A batch and its noise: ``data, noise, cond = paired``; ``paired.mask`` where it has one."""
+
+    data: Tensor
+    noise: Tensor
+    cond: dict[str, Tensor] | None = None
+    mask: Tensor | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.data, self.noise, self.cond))
+
+
+def prefetch(
+    loader: Iterable[Any],
+    coupling: Coupling,
+    encode: Callable[[Any], Any] | None = None,
+    *,
+    seed: int = 0,
+    streams: Callable[[int], Streams] | None = None,
+    device: torch.device | str | None = None,
+    ahead: int = 1,
+) -> Pairs:
+    """``(data, noise, cond)`` for every batch of ``loader``, paired one batch ahead in a thread.
+
+        for data, noise, cond in prefetch(loader, KNN(16), device="cuda"): ...
+
+    Batch n gets the same noise whatever the timing and ``ahead``: it is drawn from ``streams(n)``.
+    An error is raised when its batch is due. The thread ends with the loader, with an error, and
+    when this is closed (``contextlib.closing``) or dropped; it then closes the loader too, if that
+    has a ``close``. In it gradients and autocast are off. On CUDA it has a stream of its own; on
+    MPS, where two threads crash (pytorch/pytorch#197805), there is none, as with ``ahead=0``.
+
+    Args:
+        loader: of ``Batch``, data ``[B, *shape]``, or ``(data, labels)``, where labels are a tensor
+            (then ``cond["label"]``) or a dictionary.
+        coupling: draws from the generator it is given only. One with ``pool=m`` pairs batches
+            0 ... m-1 as one, then m ... 2m-1, and so on.
+        encode: makes one of these of what the loader yields, in the thread; a VAE, say.
+        seed: of the noise; for several ranks give each its own, or ``streams``.
+        streams: the random streams of batch n, by default ``Streams(seed, n)``.
+        device: where data are moved before they are paired; by default they stay.
+        ahead: batches (pools) paired in advance; 0 = no thread.
+
+    Raises:
+        ValueError: ``ahead`` is negative, or the loader yields something else.
+    """
+    if ahead < 0:
+        raise ValueError(f"ahead must be a number of batches >= 0, got {ahead}")
+    if uses_ranks(coupling) and torch.distributed.is_initialized():
+        pairing_group()  # made by all ranks at the same place, which the thread's work is not
+    device = None if device is None else torch.device(device)
+    ahead = 0 if device is not None and device.type == "mps" else ahead
+    pool, stream = pool_size(coupling), _stream(device) if ahead else None
+    made = _Pairing(coupling, encode, seed, streams, device, stream).run(loader, pool)
+    return _taken(run_ahead(made, ahead * pool, name="prefetch") if ahead else made)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A paired batch, and the event after which a CUDA device has made it."""
+
+    paired: Paired
+    event: torch.cuda.Event | None
+
+    def take(self) -> Paired:
+        """The batch, for the stream of the caller."""
+        if self.event is not None:
+            paired = self.paired
+            stream = torch.cuda.current_stream(paired.data.device)
+            stream.wait_event(self.event)
+            for tensor in (paired.data, paired.noise, paired.mask, *(paired.cond or {}).values()):
+                if tensor is not None and tensor.is_cuda:
+                    tensor.record_stream(stream)
+        return self.paired
+
+
+def _taken(made: Generator[_Ready, None, None]) -> Pairs:
+    with contextlib.closing(made):
+        yield from map(_Ready.take, made)
+
+
+@dataclass(frozen=True)
+class _Pairing:
+    """What happens in the thread."""
+
+    coupling: Coupling
+    encode: Callable[[Any], Any] | None
+    seed: int
+    streams: Callable[[int], Streams] | None
+    device: torch.device | None
+    stream: torch.cuda.Stream | None
+
+    def run(self, loader: Iterable[Any], pool: int) -> Generator[_Ready, None, None]:
+        """Fetch windows of ``pool`` batches and pair them."""
+        items, number = iter(loader), 0
+        try:
+            for window in _windows(lambda: self.fetch(items), pool):
+                yield from self.pair(window, number)
+                number += len(window)
+        finally:
+            if callable(close := getattr(items, "close", None)):
+                close()
+
+    def fetch(self, items: Iterator[Any]) -> Batch | None:
+        """The next batch, encoded and on the device; None after the last."""
+        with torch.no_grad(), self.on_stream():
+            if (item := next(items, _END)) is _END:
+                return None
+            batch = as_batch(item if self.encode is None else self.encode(item))
+            return batch if self.device is None else batch.to(self.device)
+
+    def pair(self, window: list[Batch], number: int) -> list[_Ready]:
+        """The batches from ``number`` on with their noise."""
+        with torch.no_grad(), self.on_stream():
+            if self.streams is None:
+                streams = Streams(self.seed, number, device=window[0].data.device)
+            else:
+                streams = self.streams(number)
+            noises = pair_pool(self.coupling, window, generator=streams.noise)
+            return [
+                _Ready(Paired(batch.data, noise, batch.cond, batch.mask), _event(batch.data))
+                for batch, noise in zip(window, noises, strict=True)
+            ]
+
+    def on_stream(self) -> contextlib.AbstractContextManager[Any]:
+        """Within, CUDA work goes to the thread's stream and device."""
+        return contextlib.nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+
+
+def as_batch(item: Any) -> Batch:
+    """What a loader yields as a ``Batch``; ValueError if it is none of the known kinds."""
+    if isinstance(item, Batch):
+        return item
+    data, labels = item, None
+    if isinstance(item, (tuple, list)) and 1 <= len(item) <= 2:
+        data, labels = item if len(item) == 2 else (item[0], None)
+    if isinstance(data, Tensor) and (labels is None or isinstance(labels, (Tensor, dict))):
+        return Batch(data, {"label": labels} if isinstance(labels, Tensor) else labels)
+    kinds = [type(part).__name__ for part in item] if isinstance(item, (tuple, list)) else ""
+    raise ValueError(
+        f"expected a Batch, a tensor, or (data, labels) with labels a tensor or a dictionary, got "
+        f"{type(item).__name__} {kinds}; give encode= a function that makes one of them"
+    )
+
+
+def _windows(fetch: Callable[[], Batch | None], size: int) -> Generator[list[Batch], None, None]:
+    """Lists of ``size`` batches, the last perhaps shorter; an error comes after those before it."""
+    more = True
+    while more:
+        window: list[Batch] = []
+        failed: Exception | None = None
+        try:
+            while len(window) < size and (batch := fetch()) is not None:
+                window.append(batch)
+        except Exception as error:  # noqa: BLE001 - raised below
+            failed = error
+        more = len(window) == size
+        if window:
+            yield window
+        if failed is not None:
+            raise failed
+
+
+def _stream(device: torch.device | None) -> torch.cuda.Stream | None:
+    """A new stream on ``device`` (None: the current one), after what the caller's has to do."""
+    if device is None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        device = torch.device("cuda", torch.cuda.current_device())
+    if device is None or device.type != "cuda":
+        return None
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    return stream
+
+
+def _event(data: Tensor) -> torch.cuda.Event | None:
+    """Reached when the current stream has done its work."""
+    return torch.cuda.current_stream(data.device).record_event() if data.is_cuda else None

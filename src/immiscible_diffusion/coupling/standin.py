@@ -1,0 +1,99 @@
+"""What assignment does to noise, simulated on isotropic Gaussian data in place of the real ones.
+
+Assignment has no closed form. It sees data and noise through their inner products and lengths
+only, so a batch of B in any dimension is drawn as B + 1 numbers a row, with the same law.
+"""
+
+import dataclasses
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from immiscible_diffusion.coupling.base import Coupling, draw, pair
+from immiscible_diffusion.coupling.budget import Expected
+
+LARGEST_BATCH = 2048
+MOST_NUMBERS = 1 << 22  # in a batch that has to be drawn whole
+
+
+def simulated(coupling: Coupling, dim: int, rms: float, batch: int, *, seed: int = 0) -> Expected:
+    """Expectations of a ``LinearAssignment`` on N(0, rms^2 I) data, with standard errors.
+
+    Args:
+        coupling: a ``LinearAssignment``; its ``pool`` counts as a larger batch.
+        dim: numbers in a datum.
+        rms: root mean square of the data.
+        batch: data that are assigned together, before ``pool``.
+        seed: of the draws.
+
+    Raises:
+        ValueError: it needs conditions, or would take long.
+    """
+    rows = batch * getattr(coupling, "pool", 1)
+    whole: Any = _alone(coupling)
+    if rows > LARGEST_BATCH:
+        raise ValueError(f"{rows} data assigned together take too long; at most {LARGEST_BATCH}")
+    generator = torch.Generator().manual_seed(seed)
+    repeats = max(2, min(512, 2 * LARGEST_BATCH // rows))
+    figures = torch.stack([_once(whole, dim, rms, rows, generator) for _ in range(repeats)])
+    pull, moment, reduction = figures.mean(dim=0).tolist()
+    errors = (figures.std(dim=0) / math.sqrt(repeats)).tolist()
+    moment = 1.0 if getattr(whole, "keeps_law", False) else moment
+    return Expected(pull, moment, moment - pull**2 / dim, reduction, errors[0], errors[2])
+
+
+def _alone(coupling: Any) -> Any:
+    """``coupling`` as one process calls it on a whole pool."""
+    if getattr(coupling, "cond_key", None) is not None:
+        raise ValueError(f"cond_key={coupling.cond_key!r} pairs by the conditions of the data")
+    single = {"pool": 1, "across_ranks": False}
+    return dataclasses.replace(
+        coupling, **{name: value for name, value in single.items() if hasattr(coupling, name)}
+    )
+
+
+def _once(coupling: Any, dim: int, rms: float, rows: int, generator: torch.Generator) -> Tensor:
+    """``[3]``: pull, second moment a dimension, distance reduction of one batch."""
+    turned = coupling.cost in ("inner", "norm") and getattr(coupling, "surplus", 1) == 1
+    make = _reduced if turned and dim > rows + 1 else _whole
+    data, noise = make(dim, rows, generator)
+    data = rms * data
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of batches of one datum
+        if getattr(coupling, "surplus", 1) == 1:
+            chosen = pair(coupling, data, noise, generator=generator)
+        else:
+            chosen = draw(coupling, data, generator=generator)
+    along = (chosen * data).sum(dim=1) / data.norm(dim=1).clamp_min(1e-30)
+    near, any_one = ((n - data).norm(dim=1).mean() for n in (chosen, noise))
+    return torch.stack([along.mean(), chosen.square().sum() / (rows * dim), 1 - near / any_one])
+
+
+def _reduced(dim: int, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Gaussian data and noise turned so that the data span the first ``rows`` axes.
+
+    Data: the triangular factor of a Wishart matrix (Bartlett). Noise: its part within their span,
+    and the length of the rest.
+    """
+    data = torch.randn(rows, rows + 1, dtype=torch.float64, generator=generator).tril(-1)
+    noise = torch.randn(rows, rows + 1, dtype=torch.float64, generator=generator)
+    data[:, :rows] += _chi(dim - torch.arange(rows), generator).diag()
+    noise[:, rows] = _chi(torch.full((rows,), dim - rows), generator)
+    return data, noise
+
+
+def _whole(dim: int, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    if rows * dim > MOST_NUMBERS:
+        raise ValueError(
+            f"with this cost {rows} data of {dim} numbers have to be drawn whole; at most "
+            f"{MOST_NUMBERS} numbers"
+        )
+    data = torch.randn(rows, dim, dtype=torch.float64, generator=generator)
+    return data, torch.randn(rows, dim, dtype=torch.float64, generator=generator)
+
+
+def _chi(degrees: Tensor, generator: torch.Generator) -> Tensor:
+    return (2 * torch._standard_gamma(degrees.double() / 2, generator=generator)).sqrt()

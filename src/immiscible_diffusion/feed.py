@@ -1,0 +1,80 @@
+"""What training steps are fed with: the micro-batches of a rank, paired with noise."""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+
+from immiscible_diffusion.coupling import Coupling
+from immiscible_diffusion.coupling.pool import pool_size
+from immiscible_diffusion.coupling.prefetch import Pairs, prefetch
+from immiscible_diffusion.data import Batch, DataOrder, DataSet, batches
+from immiscible_diffusion.recipe import Recipe
+from immiscible_diffusion.rng import Streams
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The micro-batches of one rank, counted from step 0 on: functions of the recipe alone.
+
+    Args:
+        recipe: names the seed, the batch size, scaling and what else matters.
+        dataset: the data.
+        device: where the model is.
+        rank: this process.
+        world: number of processes.
+    """
+
+    recipe: Recipe
+    dataset: DataSet
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+
+    def streams(self, index: int) -> Streams:
+        """The random streams of a micro-batch: it is keyed as if it were a rank."""
+        step, micro = divmod(index, self.recipe.accumulation)
+        return Streams(self.recipe.seed, step, micro * self.world + self.rank, self.device)
+
+    def batches(self, step: int) -> Generator[Batch, None, None]:
+        """The data from a step on, as the data set has them."""
+        recipe = self.recipe
+        return batches(
+            self.dataset,
+            DataOrder(len(self.dataset), recipe.batch_size, recipe.seed),
+            start=step,
+            rank=self.rank,
+            world=self.world,
+            accumulation=recipe.accumulation,
+        )
+
+    def pairs(self, step: int, coupling: Coupling) -> Pairs:
+        """The data from a step on, scaled and on the device, each with its noise and conditions.
+
+        Pools start at multiples of their size from step 0; of one that ``step`` lies within, what
+        comes before it is paired too and dropped, so that a resumed run sees the same noise.
+        """
+        index, pool = step * self.recipe.accumulation, pool_size(coupling)
+        first = index - index % pool
+        start, into = divmod(first, self.recipe.accumulation)
+        loader = self.batches(start)
+        for _ in islice(loader, into):
+            pass
+        paired = prefetch(
+            loader,
+            coupling,
+            self.prepare,
+            streams=lambda number: self.streams(first + number),
+            device=self.device,
+            ahead=self.recipe.prefetch,
+        )
+        for _ in islice(paired, index - first):
+            pass
+        return paired
+
+    def prepare(self, batch: Batch) -> Batch:
+        """The batch on the device as the model sees it: scaled, and labels iff conditional."""
+        batch = batch.to(self.device)
+        cond = batch.cond if self.recipe.conditional else None
+        return Batch(self.recipe.scaling.apply(batch.data), cond, batch.mask)
