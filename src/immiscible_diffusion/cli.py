@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "judge a trained run, or a folder of images",
     "compare": "train with and without pairing at equal steps and report what it saves",
     "demo": "the comparison to see first: digits, a few minutes on a CPU",
+    "explain": "what to expect of a coupling on data of a shape, without data",
     "recipes": "list the recipes, or show one",
 }
 USAGE = 2

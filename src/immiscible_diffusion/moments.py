@@ -14,6 +14,7 @@ from immiscible_diffusion.extra import needs_extra
 from immiscible_diffusion.files import atomic_path
 from immiscible_diffusion.principal import IncrementalPCA
 
+AT_A_TIME = 512  # rows; the directions cost (rank + rows)^2 D each time
 Data = Tensor | Iterable[Tensor | tuple[Tensor, Tensor]]
 
 
@@ -191,7 +192,8 @@ class _Sums:
         self.total = self.total + batch.sum(dim=0)
         self.square = self.square + batch.square().sum(dim=0)
         if self.pca is not None:
-            self.pca.update(batch.flatten(1))
+            for part in batch.flatten(1).split(AT_A_TIME):
+                self.pca.update(part)
         if labels is not None:
             self._add_labels(batch, labels.long().cpu())
 

@@ -32,7 +32,10 @@ from immiscible_diffusion.pictures import image_grid
 from immiscible_diffusion.recipe import Recipe, differences
 
 # These may change between a run and its continuation without making it another experiment.
-MAY_CHANGE = ("steps", "log_every", "preview_every", "checkpoint_every", "trackers", "evaluation")
+MAY_CHANGE = (
+    *("steps", "log_every", "preview_every", "checkpoint_every", "trackers", "evaluation"),
+    "prefetch",
+)
 PACKAGES = ("immiscible-diffusion", "torch", "numpy", "scipy", "accelerate", "diffusers")
 
 

@@ -137,7 +137,7 @@ def test_a_row_that_is_not_finite_is_named(cost):
 
 def test_errors_say_what_came():
     data, noise = drawn(6, 3)
-    with pytest.raises(ValueError, match="inner, norm, got 'l2'"):
+    with pytest.raises(ValueError, match="inner, norm, l1, got 'l2'"):
         LinearAssignment(cost="l2")
     with pytest.raises(ValueError, match=r"noise must be \(6, 3\) like data, got \(5, 3\)"):
         LinearAssignment().pair(data, noise[:5])

@@ -188,7 +188,7 @@ def test_moments_are_fitted_only_if_needed():
         ("knn:k=2,centre=mean", "centre.*options: k, center"),
         ("knn:k=2,center=sum", "center=sum is unknown; use one of mean, label, channel"),
         ("knn:k=2,center=mean", "needs the moments of the data"),
-        ("assignment:cost=l2", "inner, norm, got 'l2'"),
+        ("assignment:cost=l2", "inner, norm, l1, got 'l2'"),
         ("independent:k=2", "options: none"),
         ("shuffled:", "unknown coupling ''"),
         ("no_such_module:Mine", "cannot be imported: No module named 'no_such_module'"),

@@ -215,7 +215,7 @@ def test_what_is_refused():
     calibrated = Calibrated(KNN(64), law)
     with pytest.raises(ValueError, match="takes no mask"):
         calibrated(data, cond={"label": torch.zeros(20).long()}, mask=torch.ones(12).bool())
-    with pytest.raises(ValueError, match='needs cond."label".; conditions given: text'):
+    with pytest.raises(ValueError, match=r'needs cond."label".; conditions given: text'):
         calibrated(data, cond={"text": data})
     with pytest.raises(ValueError, match="needs a coupling and its NoiseLaw"):
         Calibrated(KNN(64), moments)

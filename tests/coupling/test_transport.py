@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from scipy.special import logsumexp
 
 from immiscible_diffusion import Moments
 from immiscible_diffusion.coupling import GaussianTransport
@@ -25,17 +24,17 @@ def one_direction(s):
     )
 
 
-def sinkhorn_correlation(s, eps, points=401, width=7):
+def sinkhorn_correlation(s, eps, points=161, width=5.5):
     """Correlation under the entropic plan between N(0, s^2) and N(0, 1), on a grid."""
     x, n = (np.linspace(-width, width, points) * scale for scale in (s, 1))
-    a, b = (stats.norm.logpdf(grid / scale) for grid, scale in ((x, s), (n, 1)))
-    a, b = a - logsumexp(a), b - logsumexp(b)
-    cost = (x[:, None] - n[None]) ** 2 / eps
-    f, g = np.zeros(points), np.zeros(points)
-    for _ in range(3000):
-        f = a - logsumexp(g[None] - cost, axis=1)
-        g = b - logsumexp(f[:, None] - cost, axis=0)
-    plan = np.exp(f[:, None] + g[None] - cost)
+    a, b = np.exp(-((x / s) ** 2) / 2), np.exp(-(n**2) / 2)
+    a, b = a / a.sum(), b / b.sum()
+    kernel = np.exp(2 * x[:, None] * n[None] / eps)  # the squares go into the two factors
+    v = np.ones(points)
+    for _ in range(200):
+        u = a / (kernel @ v)
+        v = b / (kernel.T @ u)
+    plan = u[:, None] * kernel * v[None]
     return float((plan * x[:, None] * n[None]).sum()) / s
 
 
@@ -130,7 +129,5 @@ def test_what_is_refused(make, message):
 
 
 def test_keeps_the_promises_of_a_coupling():
-    moments = Moments.fit(torch.randn(200, 3, 4, 4, generator=seeded(9)))
-    check_coupling(
-        GaussianTransport(moments), shape=(3, 4, 4), conditions=lambda n: {"a": torch.arange(n)}
-    )
+    moments = Moments.fit(torch.randn(200, 3, 4, 5, generator=seeded(9)))
+    check_coupling(GaussianTransport(moments), shape=(3, 4, 5))

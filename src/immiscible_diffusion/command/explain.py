@@ -4,40 +4,23 @@ import dataclasses
 import json
 import math
 import sys
+import textwrap
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
-import torch
 import tyro
 
 from immiscible_diffusion.command.options import Device, parse
-from immiscible_diffusion.coupling import (
-    KNN,
-    Coupling,
-    Independent,
-    LinearAssignment,
-    NoiseLaw,
-    Shuffled,
-    coupling_from_name,
-)
-from immiscible_diffusion.coupling.budget import (
-    Expected,
-    assignment_budget,
-    information_budget,
-    knn_expectation,
-)
-from immiscible_diffusion.coupling.expense import Expense, expense
-from immiscible_diffusion.coupling.standin import simulated
-from immiscible_diffusion.moments import Moments
+from immiscible_diffusion.explanation import Circumstances, Explained, explain
 
-FEW_NUMBERS = 1 << 21  # of data and candidates, in a batch that is timed unasked
-MANY_NUMBERS = 1 << 28  # in one that is timed when asked for
-UNPAIRED = Expected(0.0, 1.0, 1.0, 0.0)
+WIDTH = 100
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to expect of couplings on data of a given shape, before there are data.
+    """What to expect of couplings on data of a shape: no data, a second or two.
 
     Pull of the noise along its datum, noise variance, distance reduction, information budget, and
     time and memory on this machine. Examples:
@@ -49,14 +32,14 @@ class Options:
     immiscible explain assignment shuffled:knn:k=4 --shape 3,32,32 --rms 0.5 --batch 512 --json
 
     Args:
-        couplings: one or several, side by side: independent, knn:k=16, knn:k=16,center=mean,
-            assignment, shuffled:ANY. What others do depends on the data: immiscible compare.
+        couplings: one or several, side by side: independent, knn:k=16, knn:k=16,center=mean (or
+            label, channel), assignment, shuffled:ANY. Of others it says that they depend on data.
         shape: of one datum as the model sees it, without the batch, such as 3,32,32.
-        rms: root mean square of the data, less their centre for center=...: about 0.5 for images
+        rms: root mean square of the data, less their centre for center=...; about 0.5 for images
             in [-1, 1], 1 for latents scaled to it.
-        data_count: data in the set, to set the information budget beside what tells them apart.
-        batch: data that assignment sees together (256 by default) and the batch that is timed (by
-            default as many as take a moment).
+        data_count: data in the set: puts the budget beside log N, what it takes to tell them apart.
+        batch: data that assignment sees together (by default 256), and the batch that is timed (by
+            default what takes a moment).
         device: where to measure time and memory.
         json: print JSON.
     """
@@ -70,167 +53,137 @@ class Options:
     json: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
 
 
-@dataclass(frozen=True)
-class Explained:
-    """What there is to say of one coupling; None where there is no figure.
-
-    Attributes:
-        name: as given.
-        keeps_law: whether the noise over any data set is exactly N(0, I).
-        expected: see ``Expected``.
-        budget: nats of information about its datum that a noise carries at most.
-        expense: see ``Expense``.
-        notes: sentences.
-    """
-
-    name: str
-    keeps_law: bool | None = None
-    expected: Expected | None = None
-    budget: float | None = None
-    expense: Expense | None = None
-    notes: tuple[str, ...] = ()
-
-    def with_note(self, note: str, **changes: Any) -> "Explained":
-        """With changes, and a sentence about them."""
-        return dataclasses.replace(self, notes=(*self.notes, note), **changes)
-
-
 def main(arguments: list[str]) -> int:
-    """Print the table, or JSON."""
+    """Print a table, or JSON."""
     options = parse(Options, arguments, "explain")
-    shape = checked(options)
-    explained = [explain(name, shape, options) for name in options.couplings]
-    text = as_json(explained, shape, options) if options.json else as_table(
-        explained, shape, options
-    )
-    sys.stdout.write(text + "\n")
+    if not options.couplings:
+        raise ValueError("which coupling? for example: immiscible explain knn:k=8 --shape 3,32,32")
+    if options.data_count is not None and options.data_count < 2:
+        raise ValueError(f"data-count must be at least 2, got {options.data_count}")
+    where = Circumstances(sizes(options.shape), options.rms, options.batch, options.device)
+    explained = [explain(name, where) for name in options.couplings]
+    said = as_json if options.json else as_table
+    sys.stdout.write(said(explained, where, options.data_count) + "\n")
     return 0
 
 
-def checked(options: Options) -> tuple[int, ...]:
-    """The shape; ValueError for options without sense."""
-    if not options.couplings:
-        raise ValueError("which coupling? for example: immiscible explain knn:k=8 --shape 3,32,32")
-    if not math.isfinite(options.rms) or options.rms < 0:
-        raise ValueError(f"rms must be a number >= 0, got {options.rms}")
-    for name, value, least in (("data-count", options.data_count, 2), ("batch", options.batch, 1)):
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+def sizes(text: str) -> tuple[int, ...]:
+    """``"3,32,32"`` or ``"3x32x32"`` as numbers."""
     try:
-        shape = tuple(int(size) for size in options.shape.replace("x", ",").split(","))
+        shape = tuple(int(size) for size in text.replace("x", ",").split(","))
     except ValueError:
         shape = ()
     if not shape or min(shape) < 1:
         raise ValueError(
-            f"shape must be the sizes of one datum, such as --shape 3,32,32 (without the batch), "
-            f"got '{options.shape}'"
+            f"shape must be the sizes of one datum, without the batch, such as --shape 3,32,32, "
+            f"got '{text}'"
         )
     return shape
 
 
-def explain(name: str, shape: tuple[int, ...], options: Options) -> Explained:
-    """All about the coupling called ``name``."""
-    coupling = spelled(name.removeprefix("matched:"))
-    if name.startswith("matched:"):
-        return depends(Explained(name))
-    return described(Explained(name), coupling, shape, options)
+def as_json(explained: Iterable[Explained], where: Circumstances, count: int | None) -> str:
+    """For machines: figures as they are, null where there is none."""
+    record = {
+        "shape": where.shape,
+        "dimension": where.dim,
+        "rms": where.rms,
+        "data_count": count,
+        "log_data_count": None if count is None else math.log(count),
+        "couplings": [dataclasses.asdict(one) for one in explained],
+    }
+    return json.dumps(_without_nan(record), indent=2)
 
 
-def spelled(name: str) -> Coupling:
-    """The coupling, with moments and laws of no data in particular."""
-    data = torch.tensor([[0.0], [1.0]])
-    moments = Moments.fit([(data, torch.tensor([0, 1]))])
-    return coupling_from_name(name, moments, lambda _: NoiseLaw.standard(moments))
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def depends(said: Explained) -> Explained:
-    """For couplings of which nothing can be said without data."""
-    return said.with_note(f"{said.name} depends on the data: immiscible compare measures it")
+def as_table(explained: list[Explained], where: Circumstances, count: int | None) -> str:
+    """For people: a column for each coupling, and what the rows mean."""
+    rows = [
+        [title, *(said(one) for one in explained)]
+        for title, said in [("", lambda one: one.name), *figures(count)]
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+        for row in rows
+    ]
+    size = "x".join(map(str, where.shape))
+    head = f"data {size}: D = {where.dim:,} numbers of rms {where.rms:g}"
+    notes = dict.fromkeys(note for one in explained for note in one.notes)
+    prose = [textwrap.fill(text, WIDTH) for text in [*meanings(count), *notes]]
+    return "\n".join([head, "", *lines, "", *prose])
 
 
-def described(
-    said: Explained, coupling: Coupling, shape: tuple[int, ...], options: Options
-) -> Explained:
-    """``said`` with what is known of ``coupling``."""
-    law = getattr(coupling, "keeps_law", None)
-    if isinstance(coupling, Shuffled):
-        return shuffled(said, coupling, shape, options)
-    if isinstance(coupling, KNN):
-        said = dataclasses.replace(
-            said,
-            keeps_law=law,
-            expected=knn_expectation(coupling.k, math.prod(shape), options.rms),
-            budget=information_budget(coupling.k),
-        )
-        if coupling.center is not None:
-            said = said.with_note(f"{said.name}: rms and pull are of the data less their centre")
-            coupling = KNN(coupling.k)  # the centre costs next to nothing
-        return timed(said, coupling, shape, options, weight=8 * coupling.k)
-    if isinstance(coupling, Independent):
-        said = dataclasses.replace(said, keeps_law=law, expected=UNPAIRED, budget=0.0)
-        return timed(said, coupling, shape, options)
-    if isinstance(coupling, LinearAssignment):
-        return assigned(dataclasses.replace(said, keeps_law=law), coupling, shape, options)
-    return depends(dataclasses.replace(said, keeps_law=law))
+def figures(count: int | None) -> list[tuple[str, Callable[[Explained], str]]]:
+    """Rows of the table: title, and what stands there of a coupling."""
+    rows: list[tuple[str, Callable[[Explained], str]]] = [
+        ("noise stays N(0, I)", lambda one: {True: "yes", False: "no", None: "-"}[one.keeps_law]),
+        ("pull along the datum", lambda one: _of(one.expected, "pull", _plain)),
+        ("noise variance", lambda one: _of(one.expected, "second_moment", _fine)),
+        ("  about its mean given the datum", lambda one: _of(one.expected, "variance", _fine)),
+        ("distance reduction", lambda one: _of(one.expected, "distance_reduction", _percent)),
+        ("information budget, nats", lambda one: _at_most(one) + _of(one, "budget", _plain)),
+    ]
+    if count is not None:
+        nats = math.log(count)
+        share = partial(_of, name="budget", spell=lambda budget: _percent(budget / nats))
+        rows.append(("  share of log N", lambda one: _at_most(one) + share(one)))
+    return [
+        *rows,
+        ("time of a call, ms", lambda one: _of(one.expense, "milliseconds", _short)),
+        ("  data in the call", lambda one: _of(one.expense, "rows", str)),
+        ("  in units of torch.randn", lambda one: _of(one.expense, "times_randn", _short)),
+        ("memory, in units of the data", lambda one: _of(one.expense, "memory", _short)),
+    ]
 
 
-def shuffled(
-    said: Explained, coupling: Shuffled, shape: tuple[int, ...], options: Options
-) -> Explained:
-    """The law of the noise of the coupling inside, and nothing of its pairing."""
-    inner = described(Explained(said.name), coupling.coupling, shape, options)
-    moment = 1.0 if inner.keeps_law else getattr(inner.expected, "second_moment", math.nan)
-    law = "which is N(0, I)" if inner.keeps_law else "which is not N(0, I)"
-    expected = Expected(0.0, moment, moment, math.nan)
-    notes = tuple(note for note in inner.notes if "stand-in" not in note)
-    return Explained(said.name, inner.keeps_law, expected, 0.0, inner.expense, notes).with_note(
-        f"{said.name}: no pairing is left, only the law of the noise, {law}"
+def meanings(count: int | None) -> list[str]:
+    """What the rows mean."""
+    apart = "log N" if count is None else f"log {count:,} = {math.log(count):.3g}"
+    return [
+        "Pull: mean of <noise, datum / |datum|>, in standard deviations of the noise.",
+        "Noise variance: E |noise|^2 / D, the variance a dimension over data of mean zero.",
+        "Distance reduction misleads across sizes: at the same pull it is many percent for actions "
+        "and a fraction of one for video latents. Compare pull and budget.",
+        f"Budget: KL(noise given its datum, N(0, I)), for KNN log k - 1 + 1/k whatever the data; "
+        f"it takes {apart} nats to tell all data apart.",
+        "Time: the least of some calls on this machine, on a CPU by one thread.",
+    ]
+
+
+def _of(record: Any, name: str, spell: Callable[[Any], str]) -> str:
+    value = None if record is None else getattr(record, name)
+    return (
+        "-" if value is None or (isinstance(value, float) and math.isnan(value)) else spell(value)
     )
 
 
-def assigned(
-    said: Explained, coupling: LinearAssignment, shape: tuple[int, ...], options: Options
-) -> Explained:
-    """What is exact of assignment, and a simulation."""
-    batch = 256 if options.batch is None else options.batch
-    rows = batch * getattr(coupling, "pool", 1)
-    if getattr(coupling, "surplus", 1) == 1:
-        said = dataclasses.replace(said, budget=assignment_budget(rows))
-    try:
-        said = said.with_note(
-            f"{said.name}: simulated on isotropic Gaussian data of rms {options.rms:g}, {rows} at "
-            f"a time, a stand-in for yours; the budget is the most it can be, log({rows}!)/{rows}",
-            expected=simulated(coupling, math.prod(shape), options.rms, batch),
-        )
-    except ValueError as error:
-        said = said.with_note(f"{said.name}: not simulated: {error}")
-        if getattr(coupling, "cond_key", None) is not None:
-            return said
-    alone = LinearAssignment(cost=coupling.cost)
-    return timed(said, alone, shape, dataclasses.replace(options, batch=rows))
+def _at_most(one: Explained) -> str:
+    return "<= " if one.bounded else ""
 
 
-def timed(
-    said: Explained,
-    coupling: Coupling,
-    shape: tuple[int, ...],
-    options: Options,
-    weight: int = 0,
-) -> Explained:
-    """With time and memory, unless that would take long. ``weight``: scalars a datum costs."""
-    dim = math.prod(shape)
-    rows = options.batch or max(1, min(256, FEW_NUMBERS // (dim + weight)))
-    if rows * dim > MANY_NUMBERS:
-        return said.with_note(f"{said.name}: {rows} data of this shape are too many to time here")
-    data = options.rms * torch.randn(rows, *shape, device=chosen(options.device))
-    return dataclasses.replace(said, expense=expense(coupling, data))
+def _plain(value: float) -> str:
+    return f"{value:.2f}"
 
 
-def chosen(device: str) -> torch.device:
-    """``auto``: CUDA where there is one, else the CPU."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(device, True):
-        raise ValueError(f"device {device} is not available here; use auto or cpu")
-    if device == "auto":
-        return torch.device("cuda" if there["cuda"] else "cpu")
-    return torch.device(device)
+def _fine(value: float) -> str:
+    """Enough digits to tell a variance from 1."""
+    return "1" if value == 1 else f"{value:.{min(6, max(3, 1 - _magnitude(1 - value)))}f}"
+
+
+def _magnitude(value: float) -> int:
+    return math.floor(math.log10(max(abs(value), 1e-9)))
+
+
+def _percent(share: float) -> str:
+    return "0 %" if share == 0 else f"{100 * share:.2g} %"
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}"

@@ -1,6 +1,6 @@
 """Linear assignment of a batch of noise to a batch of data.
 
-*Immiscible Diffusion* (arXiv 2406.12303, Algorithm 1).
+*Immiscible Diffusion* (arXiv 2406.12303, Algorithm 1); conditions after C2OT (arXiv 2503.10636).
 """
 
 import warnings
@@ -10,9 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.coupling.inputs import check_data, check_rows_finite, working_dtype
-
-COSTS = ("inner", "norm")
+from immiscible_diffusion.coupling.conditions import add_condition_cost, groups_of, take_condition
+from immiscible_diffusion.coupling.costs import COSTS, assignment_cost
+from immiscible_diffusion.coupling.inputs import check_data, check_rows_finite, valid_positions
+from immiscible_diffusion.coupling.ranks import pair_across_ranks, ranks_in_use
 
 
 @dataclass(frozen=True)
@@ -20,19 +21,61 @@ class LinearAssignment:
     """One-to-one pairing of a batch of data with a batch of noise at least total cost.
 
     The set of noises is the one drawn, so the law of the noise stays N(0, I) exactly; only which
-    datum gets which noise changes. A batch of one datum is legal, pairs nothing and warns.
+    datum gets which noise changes. A batch of one datum is legal, pairs nothing and warns. Solved
+    on the CPU by scipy: hide its time with ``prefetch``.
 
     Args:
         cost: ``"inner"``: the squared distance, whose best permutation is that of the inner
             products alone (one matrix product, no ``[B, B, D]``); ``"norm"``: the distance not
-            squared, as the paper's code has it (slower to solve, for parity).
+            squared, as the paper's code has it (slower to solve, for parity); ``"l1"``: the sum of
+            absolute differences (the paper's ablation).
+        flipped: hand out minus the noise that was assigned: pairs stay as tied and are far instead
+            of near (the paper's ablation without optimal transport).
+        pool: batches paired as one, by ``prefetch`` or ``pair_pool``; a call by itself pairs the
+            batch it is given, and warns.
+        surplus: noises drawn for every datum, of which all but one go unused. More than 1 changes
+            the law of the noise as KNN does (``keeps_law``): shorter noises are picked.
+        cond_key: the condition that noise must not cross: the noise of row j carries the condition
+            of row j, and is given to data of like condition. Without it noise and condition become
+            dependent, which sampling given the condition does not know of.
+        cond_cost: ``"hard"``: noise moves between equal conditions only; ``"soft"``: other
+            conditions cost extra, 1 for other labels, 1 - cosine for other vectors, times a weight.
+        crossing: sets that weight: of the pairs with different conditions, this share still costs
+            less than the datum's own draw (1/2 would do so at weight 0).
+        across_ranks: one assignment over all processes of ``torch.distributed``; all must call.
+        max_size: split larger problems at random into parts of at most so many data.
     """
 
-    cost: Literal["inner", "norm"] = "inner"
+    cost: Literal["inner", "norm", "l1"] = "inner"
+    flipped: bool = False
+    pool: int = 1
+    surplus: int = 1
+    cond_key: str | None = None
+    cond_cost: Literal["hard", "soft"] = "hard"
+    crossing: float = 0.05
+    across_ranks: bool = False
+    max_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.cost not in COSTS:
             raise ValueError(f"cost must be one of {', '.join(COSTS)}, got {self.cost!r}")
+        if self.cond_cost not in ("hard", "soft"):
+            raise ValueError(f"cond_cost must be hard or soft, got {self.cond_cost!r}")
+        for name in ("pool", "surplus"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+        if self.surplus > 1 and self.cost != "inner":
+            raise ValueError(f"surplus > 1 needs cost='inner', got {self.cost!r}")
+        if not 0 < self.crossing < 0.5:
+            raise ValueError(f"crossing must be above 0 and below 1/2, got {self.crossing}")
+        if self.max_size is not None and self.max_size < 2:
+            raise ValueError(f"max_size must be at least 2, got {self.max_size}")
+
+    @property
+    def keeps_law(self) -> bool:
+        """Whether the noise is N(0, I) over any data set."""
+        return self.surplus == 1
 
     @torch.no_grad()
     def __call__(
@@ -40,6 +83,7 @@ class LinearAssignment:
         data: Tensor,
         *,
         cond: dict[str, Tensor] | None = None,
+        mask: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Draw noise for ``data`` ``[B, *shape]`` and assign it.
@@ -48,42 +92,133 @@ class LinearAssignment:
             Noise like ``data`` in shape, dtype and device; without gradient.
 
         Raises:
-            ValueError: ``data`` is empty, not floating, or has a row that is not finite.
+            ValueError: ``data`` is empty, not floating, or has a row that is not finite; a bad mask
+                or condition. Across ranks: on all of them, if one is at fault.
         """
-        check_data(data)
-        noise = torch.randn(data.shape, dtype=data.dtype, device=data.device, generator=generator)
-        return self.pair(data, noise)
+        rows = (self.surplus * len(data), *data.shape[1:]) if isinstance(data, Tensor) else ()
+        if not self.across_ranks or not isinstance(data, Tensor) or not data.is_floating_point():
+            check_data(data)
+        noise = torch.randn(rows, dtype=data.dtype, device=data.device, generator=generator)
+        return self.pair(data, noise, cond=cond, mask=mask, generator=generator)
 
     @torch.no_grad()
-    def pair(self, data: Tensor, noise: Tensor) -> Tensor:
-        """Your own ``noise`` ``[B, *shape]``, its rows put in the order that suits ``data``."""
-        return noise[self.assign(data, noise)]
+    def pair(
+        self,
+        data: Tensor,
+        noise: Tensor,
+        *,
+        cond: dict[str, Tensor] | None = None,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Your own ``noise`` ``[surplus B, *shape]``, its rows in the order that suits ``data``.
+
+        Row j B + i of a surplus was drawn for datum i. ``generator`` serves ``max_size`` alone;
+        across ranks that of rank 0 does.
+        """
+        if self.across_ranks and ranks_in_use():
+            return pair_across_ranks(self, data, noise, cond, mask, generator)
+        return self.pair_here(data, noise, cond=cond, mask=mask, generator=generator)
 
     @torch.no_grad()
-    def assign(self, data: Tensor, noise: Tensor) -> Tensor:
-        """The permutation ``[B]`` (int64): datum i gets ``noise[permutation[i]]``."""
-        check_data(data)
-        if noise.shape != data.shape:
-            raise ValueError(
-                f"noise must be {tuple(data.shape)} like data, got {tuple(noise.shape)}"
-            )
+    def pair_here(
+        self,
+        data: Tensor,
+        noise: Tensor,
+        *,
+        cond: dict[str, Tensor] | None = None,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """``pair`` within this process, whatever ``across_ranks`` says."""
+        paired = noise[self.assign(data, noise, cond=cond, mask=mask, generator=generator)]
+        return -paired if self.flipped else paired
+
+    @torch.no_grad()
+    def assign(
+        self,
+        data: Tensor,
+        noise: Tensor,
+        *,
+        cond: dict[str, Tensor] | None = None,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Which noise each datum gets, ``[B]`` int64: datum i gets ``noise[index[i]]``.
+
+        A permutation, unless there is a surplus.
+        """
+        self.check(data, noise, cond, mask)
+        self._warn(data)
+        valid = valid_positions(mask, data)
+        condition = take_condition(cond, self.cond_key, len(data))
+        index = torch.arange(len(data), device=data.device)
+        for rows in self._problems(data, condition, generator):
+            columns = torch.cat([rows + j * len(data) for j in range(self.surplus)])
+            own = None if valid is None else valid[rows]
+            like = condition[rows] if condition is not None and self.cond_cost == "soft" else None
+            index[rows] = columns[self._solve(data[rows], noise[columns], own, like)]
+        return index
+
+    def check(
+        self,
+        data: Tensor,
+        noise: Tensor,
+        cond: dict[str, Tensor] | None,
+        mask: Tensor | None,
+    ) -> None:
+        """Raise ValueError unless all of it fits together; data may be empty across ranks."""
+        if not (self.across_ranks and isinstance(data, Tensor) and len(data) == 0):
+            check_data(data)
+        expected = (self.surplus * len(data), *data.shape[1:])
+        if tuple(noise.shape) != expected:
+            like = "like data" if self.surplus == 1 else f"with surplus={self.surplus}"
+            raise ValueError(f"noise must be {expected} {like}, got {tuple(noise.shape)}")
+        valid = valid_positions(mask, data)
+        check_rows_finite(data if valid is None else data.masked_fill(~valid, 0))
+        take_condition(cond, self.cond_key, len(data))
+
+    def _warn(self, data: Tensor) -> None:
         if len(data) == 1:
             warnings.warn(
-                "LinearAssignment pairs nothing in a batch of one datum; KNN(k) does", stacklevel=2
+                "LinearAssignment pairs nothing in a batch of one datum; KNN(k) does", stacklevel=4
             )
-        cost = self._cost(data, noise).cpu()
+        if self.pool > 1:
+            warnings.warn(
+                f"pool={self.pool} joins batches in prefetch or pair_pool; a call pairs its own "
+                f"batch alone",
+                stacklevel=4,
+            )
+
+    def _problems(
+        self, data: Tensor, condition: Tensor | None, generator: torch.Generator | None
+    ) -> list[Tensor]:
+        """Rows that are assigned together: of equal condition, and not too many."""
+        hard = condition is not None and self.cond_cost == "hard"
+        groups = groups_of(condition) if hard else [torch.arange(len(data), device=data.device)]
+        if self.max_size is None:
+            return groups
+        parts: list[Tensor] = []
+        for rows in groups:
+            if len(rows) > self.max_size:
+                order = torch.randperm(len(rows), device=rows.device, generator=generator)
+                parts += rows[order].split(self.max_size)
+            else:
+                parts.append(rows)
+        return parts
+
+    def _solve(
+        self, data: Tensor, noise: Tensor, valid: Tensor | None, condition: Tensor | None
+    ) -> Tensor:
+        """The column of every row of one problem."""
+        if len(noise) == 1:
+            return torch.zeros(1, dtype=torch.int64, device=data.device)
+        squared = self.surplus > 1 or condition is not None
+        cost = assignment_cost(self.cost, data, noise, valid, squared=squared).cpu()
         check_rows_finite(cost)
+        if condition is not None:
+            cost = add_condition_cost(cost, condition.cpu(), self.crossing)
         from scipy.optimize import linear_sum_assignment  # keeps the package's import light
 
         _, column = linear_sum_assignment(cost.numpy())
         return torch.as_tensor(column, device=data.device)
-
-    def _cost(self, data: Tensor, noise: Tensor) -> Tensor:
-        """``[B, B]``: cost of giving noise j to datum i."""
-        dtype = working_dtype(data.dtype)
-        data, noise = data.flatten(1).to(dtype), noise.flatten(1).to(dtype)
-        if self.cost == "norm":
-            return torch.cdist(data, noise)
-        # With out=, as autocast would otherwise take the product in half precision.
-        product = torch.mm(data, noise.T, out=data.new_empty(len(data), len(data)))
-        return product.neg_()

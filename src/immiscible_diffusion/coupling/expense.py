@@ -40,10 +40,24 @@ class Expense:
 
 
 def expense(coupling: Coupling, data: Tensor) -> Expense:
-    """Time and memory of ``coupling(data)``, in some 0.2 s where a call is shorter than that."""
+    """Time and memory of ``coupling(data)``, in some 0.2 s where a call is shorter than that.
+
+    On a CPU by one thread: several that wait for one another on a busy machine tell nothing.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _measured(coupling, data)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measured(coupling: Coupling, data: Tensor) -> Expense:
     memory = peak_bytes(lambda: coupling(data), data) / data.nbytes  # warms up, too
     torch.randn_like(data)
-    ours, randn, began = [], [], time.perf_counter()
+    ours: list[float] = []
+    randn: list[float] = []
+    began = time.perf_counter()
     while _goes_on(len(ours), time.perf_counter() - began):
         ours.append(_seconds(lambda: coupling(data), data.device))
         randn.append(_seconds(lambda: torch.randn_like(data), data.device))

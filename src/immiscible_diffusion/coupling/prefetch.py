@@ -11,13 +11,9 @@ from torch import Tensor
 from immiscible_diffusion.ahead import run_ahead
 from immiscible_diffusion.coupling.base import Coupling
 from immiscible_diffusion.coupling.pool import pair_pool, pool_size
+from immiscible_diffusion.coupling.ranks import pairing_group, uses_ranks
 from immiscible_diffusion.data import Batch
 from immiscible_diffusion.rng import Streams
-
-try:  # PART C: temporary, until this file is there
-    from immiscible_diffusion.coupling.ranks import pairing_group, uses_ranks
-except ImportError:
-    pairing_group, uses_ranks = (lambda: None), (lambda coupling: False)
 
 Pairs = Generator["Paired", None, None]
 _END = object()

@@ -12,43 +12,45 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.coupling.base import Coupling, draw, pair
+from immiscible_diffusion.coupling.base import draw, pair
 from immiscible_diffusion.coupling.budget import Expected
 
 LARGEST_BATCH = 2048
 MOST_NUMBERS = 1 << 22  # in a batch that has to be drawn whole
 
 
-def simulated(coupling: Coupling, dim: int, rms: float, batch: int, *, seed: int = 0) -> Expected:
+def simulated(coupling: Any, dim: int, rms: float, rows: int, *, seed: int = 0) -> Expected:
     """Expectations of a ``LinearAssignment`` on N(0, rms^2 I) data, with standard errors.
 
     Args:
-        coupling: a ``LinearAssignment``; its ``pool`` counts as a larger batch.
+        coupling: a ``LinearAssignment``, as ``single`` leaves it.
         dim: numbers in a datum.
         rms: root mean square of the data.
-        batch: data that are assigned together, before ``pool``.
+        rows: data that are assigned together.
         seed: of the draws.
 
     Raises:
-        ValueError: it needs conditions, or would take long.
+        ValueError: it would take long.
     """
-    rows = batch * getattr(coupling, "pool", 1)
-    whole: Any = _alone(coupling)
     if rows > LARGEST_BATCH:
         raise ValueError(f"{rows} data assigned together take too long; at most {LARGEST_BATCH}")
     generator = torch.Generator().manual_seed(seed)
     repeats = max(2, min(512, 2 * LARGEST_BATCH // rows))
-    figures = torch.stack([_once(whole, dim, rms, rows, generator) for _ in range(repeats)])
+    figures = torch.stack([_once(coupling, dim, rms, rows, generator) for _ in range(repeats)])
     pull, moment, reduction = figures.mean(dim=0).tolist()
     errors = (figures.std(dim=0) / math.sqrt(repeats)).tolist()
-    moment = 1.0 if getattr(whole, "keeps_law", False) else moment
+    moment = 1.0 if getattr(coupling, "keeps_law", False) else moment
     return Expected(pull, moment, moment - pull**2 / dim, reduction, errors[0], errors[2])
 
 
-def _alone(coupling: Any) -> Any:
-    """``coupling`` as one process calls it on a whole pool."""
+def single(coupling: Any) -> Any:
+    """The assignment ``coupling`` as one process calls it on a whole pool.
+
+    Raises:
+        ValueError: it pairs by conditions, of which nothing is known.
+    """
     if getattr(coupling, "cond_key", None) is not None:
-        raise ValueError(f"cond_key={coupling.cond_key!r} pairs by the conditions of the data")
+        raise ValueError(f"cond_key={coupling.cond_key!r} pairs by conditions of the data")
     single = {"pool": 1, "across_ranks": False}
     return dataclasses.replace(
         coupling, **{name: value for name, value in single.items() if hasattr(coupling, name)}
