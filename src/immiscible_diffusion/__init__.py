@@ -2,12 +2,19 @@
 
 from immiscible_diffusion.coupling import (
     KNN,
+    Calibrated,
     Coupling,
+    GaussianTransport,
+    ImageScaling,
     Independent,
     LinearAssignment,
+    NoiseLaw,
     Shuffled,
     coupling_from_name,
+    pair_pool,
+    prefetch,
 )
+from immiscible_diffusion.interop import as_torchcfm
 from immiscible_diffusion.loss import RegressionLoss
 from immiscible_diffusion.moments import Moments
 from immiscible_diffusion.path import FlowPath, PathSample
@@ -17,15 +24,22 @@ __version__ = "0.1.0"
 
 __all__ = [
     "KNN",
+    "Calibrated",
     "Coupling",
     "FlowPath",
+    "GaussianTransport",
+    "ImageScaling",
     "Independent",
     "LinearAssignment",
     "Moments",
+    "NoiseLaw",
     "PathSample",
     "RegressionLoss",
     "Shuffled",
     "Streams",
     "__version__",
+    "as_torchcfm",
     "coupling_from_name",
+    "pair_pool",
+    "prefetch",
 ]

@@ -74,7 +74,9 @@ class Feed:
         return paired
 
     def prepare(self, batch: Batch) -> Batch:
-        """The batch on the device as the model sees it: scaled, and labels iff conditional."""
+        """The batch on the device, scaled as the model sees it.
+
+        With labels, which the coupling may use even if the model does not.
+        """
         batch = batch.to(self.device)
-        cond = batch.cond if self.recipe.conditional else None
-        return Batch(self.recipe.scaling.apply(batch.data), cond, batch.mask)
+        return Batch(self.recipe.scaling.apply(batch.data), batch.cond, batch.mask)

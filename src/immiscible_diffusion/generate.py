@@ -56,7 +56,7 @@ class Generator:
         if self.law is None:
             raise ValueError("start=matched needs the law of the noise the model was trained on")
         labels = self.labels(rows)
-        return self.law.color(noise, labels and labels["label"])
+        return self.law.color(noise, None if labels is None else labels["label"])
 
     def labels(self, rows: range) -> dict[str, Tensor] | None:
         """For a conditional model: image i is of class i mod the number of classes."""

@@ -90,7 +90,8 @@ class Moments:
 
     def to(self, device: torch.device | str) -> "Moments":
         """The moments on ``device``; move them once, so that no step pays for it."""
-        return replace(self, **{name: value.to(device) for name, value in self._tensors.items()})
+        moved: dict[str, Any] = {name: value.to(device) for name, value in self._tensors.items()}
+        return replace(self, **moved)
 
     @property
     def _tensors(self) -> dict[str, Tensor]:
@@ -216,7 +217,7 @@ class _Sums:
             found = replace(found, directions=rows.float(), spectrum=spectrum.float())
         return found if not self.labelled else replace(found, **self._labels(mean))
 
-    def _labels(self, mean: Tensor) -> dict[str, Tensor]:
+    def _labels(self, mean: Tensor) -> dict[str, Any]:
         if self.labelled != self.count:
             raise ValueError(f"{self.labelled} of {self.count} data came with labels; give all")
         seen = (self.label_count > 0).view(-1, *(1 for _ in self.shape))

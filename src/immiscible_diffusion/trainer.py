@@ -117,6 +117,7 @@ class Trainer:
             with self.accelerator.accumulate(model):
                 with self.meter.waiting():
                     data, noise, cond = next(pairs)  # noise = coupling(data, cond=cond), ahead
+                cond = cond if self.recipe.conditional else None
                 t = path.sample_time(len(data), generator=rng.time)
                 torch.manual_seed(rng.dropout)
                 loss = loss_fn(model, path, data, noise, t, cond).mean()

@@ -194,8 +194,9 @@ class LinearAssignment:
         self, data: Tensor, condition: Tensor | None, generator: torch.Generator | None
     ) -> list[Tensor]:
         """Rows that are assigned together: of equal condition, and not too many."""
-        hard = condition is not None and self.cond_cost == "hard"
-        groups = groups_of(condition) if hard else [torch.arange(len(data), device=data.device)]
+        groups = [torch.arange(len(data), device=data.device)]
+        if condition is not None and self.cond_cost == "hard":
+            groups = groups_of(condition)
         if self.max_size is None:
             return groups
         parts: list[Tensor] = []

@@ -139,7 +139,8 @@ class NoiseLaw:
 
     def to(self, device: torch.device | str) -> "NoiseLaw":
         """The law on ``device``; move it once, so that no step pays for it."""
-        return replace(self, **{name: value.to(device) for name, value in self._tensors.items()})
+        moved: dict[str, Any] = {name: value.to(device) for name, value in self._tensors.items()}
+        return replace(self, **moved)
 
     @property
     def _tensors(self) -> dict[str, Tensor]:
