@@ -12,7 +12,12 @@ from torch import Tensor
 
 from immiscible_diffusion.coupling.conditions import add_condition_cost, groups_of, take_condition
 from immiscible_diffusion.coupling.costs import COSTS, assignment_cost
-from immiscible_diffusion.coupling.inputs import check_data, check_rows_finite, valid_positions
+from immiscible_diffusion.coupling.inputs import (
+    can_look,
+    check_data,
+    check_rows_finite,
+    valid_positions,
+)
 from immiscible_diffusion.coupling.ranks import pair_across_ranks, ranks_in_use
 
 
@@ -69,8 +74,9 @@ class LinearAssignment:
             raise ValueError(f"surplus > 1 needs cost='inner', got {self.cost!r}")
         if not 0 < self.crossing < 0.5:
             raise ValueError(f"crossing must be above 0 and below 1/2, got {self.crossing}")
-        if self.max_size is not None and self.max_size < 2:
-            raise ValueError(f"max_size must be at least 2, got {self.max_size}")
+        most = self.max_size
+        if most is not None and (not isinstance(most, int) or most < 2):
+            raise ValueError(f"max_size must be at least 2, got {most!r}; give a whole number")
 
     @property
     def keeps_law(self) -> bool:
@@ -95,11 +101,18 @@ class LinearAssignment:
             ValueError: ``data`` is empty, not floating, or has a row that is not finite; a bad mask
                 or condition. Across ranks: on all of them, if one is at fault.
         """
-        rows = (self.surplus * len(data), *data.shape[1:]) if isinstance(data, Tensor) else ()
-        if not self.across_ranks or not isinstance(data, Tensor) or not data.is_floating_point():
-            check_data(data)
-        noise = torch.randn(rows, dtype=data.dtype, device=data.device, generator=generator)
-        return self.pair(data, noise, cond=cond, mask=mask, generator=generator)
+        if self.across_ranks and ranks_in_use():
+            return pair_across_ranks(
+                self, data, lambda: self.draw(data, generator), cond, mask, generator
+            )
+        noise = self.draw(data, generator)
+        return self.pair_here(data, noise, cond=cond, mask=mask, generator=generator)
+
+    def draw(self, data: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The noise ``[surplus B, *shape]`` that a call starts from."""
+        self.check_data(data)
+        rows = (self.surplus * len(data), *data.shape[1:])
+        return torch.randn(rows, dtype=data.dtype, device=data.device, generator=generator)
 
     @torch.no_grad()
     def pair(
@@ -131,7 +144,8 @@ class LinearAssignment:
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """``pair`` within this process, whatever ``across_ranks`` says."""
-        paired = noise[self.assign(data, noise, cond=cond, mask=mask, generator=generator)]
+        index = self.assign(data, noise, cond=cond, mask=mask, generator=generator)
+        paired = noise.to(data)[index]
         return -paired if self.flipped else paired
 
     @torch.no_grad()
@@ -151,7 +165,10 @@ class LinearAssignment:
         self.check(data, noise, cond, mask)
         self._warn(data)
         valid = valid_positions(mask, data)
+        if valid is not None and bool(valid.all()):
+            valid = None  # ranks leave such a mask out, and rounding must not differ
         condition = take_condition(cond, self.cond_key, len(data))
+        condition = None if condition is None else condition.to(data.device)
         index = torch.arange(len(data), device=data.device)
         for rows in self._problems(data, condition, generator):
             columns = torch.cat([rows + j * len(data) for j in range(self.surplus)])
@@ -168,18 +185,33 @@ class LinearAssignment:
         mask: Tensor | None,
     ) -> None:
         """Raise ValueError unless all of it fits together; data may be empty across ranks."""
-        if not (self.across_ranks and isinstance(data, Tensor) and len(data) == 0):
-            check_data(data)
+        self.check_data(data)
+        if not isinstance(noise, Tensor) or not noise.is_floating_point():
+            kind = noise.dtype if isinstance(noise, Tensor) else type(noise).__name__
+            raise ValueError(f"noise must be a floating-point tensor like data, got {kind}")
         expected = (self.surplus * len(data), *data.shape[1:])
         if tuple(noise.shape) != expected:
             like = "like data" if self.surplus == 1 else f"with surplus={self.surplus}"
             raise ValueError(f"noise must be {expected} {like}, got {tuple(noise.shape)}")
         valid = valid_positions(mask, data)
         check_rows_finite(data if valid is None else data.masked_fill(~valid, 0))
+        if can_look(noise) and not bool(noise.isfinite().all()):
+            bad = int((~noise.flatten(1).isfinite().all(dim=1)).nonzero()[0])
+            raise ValueError(f"noise row {bad} is not finite; draw it with torch.randn")
         take_condition(cond, self.cond_key, len(data))
 
+    def check_data(self, data: Tensor) -> None:
+        """As everywhere, but across ranks a rank may have no rows."""
+        if not isinstance(data, Tensor) or not self.across_ranks or len(data) > 0:
+            check_data(data)
+        elif not data.is_floating_point() or data.ndim < 2:
+            raise ValueError(
+                f"a rank without rows brings floating-point data [0, *shape], got "
+                f"{tuple(data.shape)} {data.dtype}"
+            )
+
     def _warn(self, data: Tensor) -> None:
-        if len(data) == 1:
+        if len(data) == 1 and self.surplus == 1:
             warnings.warn(
                 "LinearAssignment pairs nothing in a batch of one datum; KNN(k) does", stacklevel=4
             )
@@ -203,7 +235,7 @@ class LinearAssignment:
         for rows in groups:
             if len(rows) > self.max_size:
                 order = torch.randperm(len(rows), device=rows.device, generator=generator)
-                parts += rows[order].split(self.max_size)
+                parts += rows[order].tensor_split(-(-len(rows) // self.max_size))
             else:
                 parts.append(rows)
         return parts
@@ -212,8 +244,8 @@ class LinearAssignment:
         self, data: Tensor, noise: Tensor, valid: Tensor | None, condition: Tensor | None
     ) -> Tensor:
         """The column of every row of one problem."""
-        if len(noise) == 1:
-            return torch.zeros(1, dtype=torch.int64, device=data.device)
+        if len(noise) <= 1:
+            return torch.zeros(len(data), dtype=torch.int64, device=data.device)
         squared = self.surplus > 1 or condition is not None
         cost = assignment_cost(self.cost, data, noise, valid, squared=squared).cpu()
         check_rows_finite(cost)

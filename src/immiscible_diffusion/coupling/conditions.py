@@ -11,24 +11,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from immiscible_diffusion.coupling.inputs import can_look
+
 FEW_MOVABLE = 0.25
 
 
 def take_condition(cond: dict[str, Tensor] | None, key: str | None, count: int) -> Tensor | None:
     """``cond[key]`` ``[count, ...]``; None without a key; ValueError if it is not there."""
-    if key is None:
+    if key is None or (count == 0 and not cond):  # a rank without rows needs none
         return None
     if cond is None or key not in cond:
         known = ", ".join(cond or {}) or "none"
         raise ValueError(f'cond_key="{key}" needs cond["{key}"]; conditions given: {known}')
-    if len(cond[key]) != count:
-        raise ValueError(f'cond["{key}"] must have {count} rows, got {len(cond[key])}')
-    return cond[key]
+    condition = cond[key]
+    if not isinstance(condition, Tensor) or condition.ndim == 0:
+        raise ValueError(f'cond["{key}"] must be a tensor [{count}, ...], got {condition!r}')
+    if len(condition) != count:
+        raise ValueError(f'cond["{key}"] must have {count} rows, got {len(condition)}')
+    if can_look(condition) and not bool(condition.isfinite().all()):
+        raise ValueError(f'cond["{key}"] is not finite; mend it before pairing by it')
+    return condition
+
+
+def _flat(condition: Tensor) -> Tensor:
+    """``[B, k]``, of no rows too."""
+    return condition[:, None] if condition.ndim == 1 else condition.flatten(1)
 
 
 def groups_of(condition: Tensor) -> list[Tensor]:
     """The rows ``[n]`` of each distinct condition; warns where few rows share theirs."""
-    rows = condition.reshape(len(condition), -1)
+    if len(condition) == 0:
+        return []
+    rows = _flat(condition)
     _, kind, counts = torch.unique(rows, dim=0, return_inverse=True, return_counts=True)
     movable = float(counts[counts > 1].sum()) / max(1, len(condition))
     if movable < FEW_MOVABLE and len(condition) > 1:
@@ -42,9 +56,15 @@ def groups_of(condition: Tensor) -> list[Tensor]:
 
 def condition_distance(condition: Tensor) -> Tensor:
     """``[B, B]``: 0 or 1 for labels, 1 - cosine for vectors; conditions are left as they are."""
-    rows = condition.reshape(len(condition), -1)
+    rows = _flat(condition)
     if not rows.is_floating_point():
-        return (rows[:, None] != rows[None]).any(dim=2).to(torch.float64)
+        kind = torch.unique(rows, dim=0, return_inverse=True)[1]
+        return (kind[:, None] != kind[None]).to(torch.float64)
+    if rows.shape[1] == 1:
+        raise ValueError(
+            "cond_cost='soft' compares directions, and a condition of one number has none; give "
+            "whole numbers (bins), or a vector such as [cos, sin]"
+        )
     rows = rows.double()
     unit = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1e-30)
     return (1 - unit @ unit.T).clamp_min(0)

@@ -1,5 +1,6 @@
 """One assignment over all processes: rows go to rank 0, which solves, and come back."""
 
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,6 +15,8 @@ _DTYPES = (
     *(torch.float32, torch.float64, torch.float16, torch.bfloat16),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
 )
+# What user input can raise before or in the solve: told to the other ranks, which would wait.
+FAULTS = (ValueError, TypeError, RuntimeError, MemoryError, ImportError)
 # Kept no longer than the default group: a group that outlives it aborts the process at its end.
 _groups: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
@@ -45,24 +48,26 @@ def pairing_group() -> Any:
 def pair_across_ranks(
     coupling: Any,
     data: Tensor,
-    noise: Tensor,
+    noise: Tensor | Callable[[], Tensor],
     cond: dict[str, Tensor] | None,
     mask: Tensor | None,
     generator: torch.Generator | None,
 ) -> Tensor:
     """``coupling.pair_here`` on the rows of all ranks, in their order; this rank's noise.
 
-    Ranks may bring any number of rows, also none. Rows of one shape are assigned together.
+    Ranks may bring any number of rows, also none; ``noise`` that is a function is
+    drawn here, where a fault is told to all. Rows of one shape are assigned together.
 
     Raises:
         ValueError: on all ranks, if one brought what does not fit, or rank 0 could not solve.
     """
     group, parcel, fault = pairing_group(), [], None
     try:
+        noise = noise() if callable(noise) else noise
         coupling.check(data, noise, cond, mask)
         parcel = _parcel(coupling, data, noise, cond, mask)
         header = _describe(parcel)
-    except ValueError as error:  # told to all, so that none waits for the others
+    except FAULTS as error:  # told to all, so that none waits for the others
         fault, header = error, torch.full((_HEADER,), -1, dtype=torch.int64)
     headers = [torch.empty_like(header) for _ in range(dist.get_world_size())]
     dist.all_gather(headers, header, group=group)
@@ -73,19 +78,19 @@ def pair_across_ranks(
         raise ValueError(f"rank {bad[0]} could not pair its batch; its own error says why")
     if dist.get_rank() == 0:
         return _serve(coupling, headers, parcel, group, generator).to(data)
-    return _visit(parcel, noise[: len(data)], group)
+    return _visit(parcel, data, group)
 
 
-def _visit(parcel: list[Tensor], noise: Tensor, group: Any) -> Tensor:
+def _visit(parcel: list[Tensor], data: Tensor, group: Any) -> Tensor:
     """Send the rows to rank 0 and receive their noise."""
     for tensor in parcel:
-        if len(noise):
+        if len(data):
             dist.send(tensor, dst=0, group=group)
     _agree(True, group)
-    found = torch.empty(noise.shape, dtype=parcel[0].dtype)
-    if len(noise):
+    found = torch.empty(data.shape, dtype=parcel[0].dtype)
+    if len(data):
         dist.recv(found, src=0, group=group)
-    return found.to(noise)
+    return found.to(data)
 
 
 def _serve(
@@ -104,7 +109,7 @@ def _serve(
     device = generator.device if generator is not None else torch.device("cpu")
     try:
         noises = _paired(coupling, brought, generator, device)
-    except ValueError:
+    except FAULTS:
         _agree(False, group)
         raise
     _agree(True, group)
@@ -136,6 +141,7 @@ def _paired(
         if len(data):
             kinds.setdefault((data.shape[1:], data.dtype), []).append(rank)
     for ranks in kinds.values():
+        _check_conditions(brought, ranks)
         parcels = [brought[rank] for rank in ranks]
         data = torch.cat([parcel[0] for parcel in parcels])
         noise = torch.cat([parcel[1] for parcel in parcels], dim=1)  # [surplus, B, *shape]
@@ -155,6 +161,17 @@ def _paired(
     return noises
 
 
+def _check_conditions(brought: dict[int, list[Tensor]], ranks: list[int]) -> None:
+    """Raise ValueError unless the conditions of all have the same form."""
+    forms = {rank: [(t.shape[1:], t.dtype) for t in brought[rank][3:]] for rank in ranks}
+    for rank, form in forms.items():
+        if form != forms[ranks[0]]:
+            raise ValueError(
+                f"conditions of all ranks must have one shape and dtype; rank {ranks[0]} brought "
+                f"{forms[ranks[0]]}, rank {rank} {form}; pad them to one shape"
+            )
+
+
 def _parcel(
     coupling: Any,
     data: Tensor,
@@ -172,7 +189,7 @@ def _parcel(
         noise.to("cpu", dtype).unflatten(0, (coupling.surplus, len(data))),
         valid,
     ]
-    if coupling.cond_key is not None and cond is not None:
+    if coupling.cond_key is not None and cond:
         parcel.append(cond[coupling.cond_key].cpu())
     return [tensor.contiguous() for tensor in parcel]
 
