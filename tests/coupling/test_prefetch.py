@@ -95,7 +95,7 @@ def test_a_data_loader_of_pairs_and_a_mask():
     assert [paired.cond for paired in seen] == [None] * 3
     mask = torch.rand(10, 3) < 0.9
     mask[:, 0] = True
-    (only,) = prefetch([Batch(data, None, mask)], KNN(2))
+    (only,) = prefetch([Batch(data, None, mask)], KNN(2), seed=0)
     assert torch.equal(only.mask, mask)
     assert torch.equal(only.noise, KNN(2)(data, mask=mask, generator=Streams(0, 0).noise))
     (only,) = prefetch([(data, {"text": labels})], KNN(2))
@@ -295,3 +295,15 @@ def test_batches_before_an_error_within_a_pool_are_not_lost(ahead):
     assert len(list(islice(made, 5))) == 5
     with pytest.raises(OSError, match="disk"):
         next(made)
+
+
+def test_every_call_has_noise_of_its_own_unless_it_is_given_a_seed():
+    def noise(**options):
+        return torch.cat([n for _, n, _ in prefetch([torch.zeros(3, 2)] * 2, KNN(1), **options)])
+
+    torch.manual_seed(0)
+    first, second = noise(), noise()
+    assert not torch.equal(first, second)  # two epochs
+    torch.manual_seed(0)
+    assert torch.equal(noise(), first)
+    assert torch.equal(noise(seed=4), noise(seed=4))

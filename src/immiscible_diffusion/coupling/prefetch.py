@@ -37,7 +37,7 @@ def prefetch(
     coupling: Coupling,
     encode: Callable[[Any], Any] | None = None,
     *,
-    seed: int = 0,
+    seed: int | None = None,
     streams: Callable[[int], Streams] | None = None,
     device: torch.device | str | None = None,
     ahead: int = 1,
@@ -58,7 +58,8 @@ def prefetch(
         coupling: draws from the generator it is given only. One with ``pool=m`` pairs batches
             0 ... m-1 as one, then m ... 2m-1, and so on.
         encode: makes one of these of what the loader yields, in the thread; a VAE, say.
-        seed: of the noise; for several ranks give each its own, or ``streams``.
+        seed: of the noise, one for each epoch and rank; by default drawn from torch's generator
+            when this is called, so that every call has noise of its own.
         streams: the random streams of batch n, by default ``Streams(seed, n)``.
         device: where data are moved before they are paired; by default they stay.
         ahead: batches (pools) paired in advance; 0 = no thread.
@@ -70,6 +71,8 @@ def prefetch(
         raise ValueError(f"ahead must be a number of batches >= 0, got {ahead}")
     if uses_ranks(coupling) and torch.distributed.is_initialized():
         pairing_group()  # made by all ranks at the same place, which the thread's work is not
+    if seed is None and streams is None:
+        seed = int(torch.randint(2**62, ()))
     device = None if device is None else torch.device(device)
     ahead = 0 if device is not None and device.type == "mps" else ahead
     pool, stream = pool_size(coupling), _stream(device) if ahead else None
@@ -107,7 +110,7 @@ class _Pairing:
 
     coupling: Coupling
     encode: Callable[[Any], Any] | None
-    seed: int
+    seed: int | None
     streams: Callable[[int], Streams] | None
     device: torch.device | None
     stream: torch.cuda.Stream | None
@@ -135,7 +138,7 @@ class _Pairing:
         """The batches from ``number`` on with their noise."""
         with torch.no_grad(), self.on_stream():
             if self.streams is None:
-                streams = Streams(self.seed, number, device=window[0].data.device)
+                streams = Streams(self.seed or 0, number, device=window[0].data.device)
             else:
                 streams = self.streams(number)
             noises = pair_pool(self.coupling, window, generator=streams.noise)
