@@ -65,6 +65,7 @@ class Feed:
             loader,
             coupling,
             self.prepare,
+            seed=self.recipe.seed,
             streams=lambda number: self.streams(first + number),
             device=self.device,
             ahead=self.recipe.prefetch,

@@ -88,6 +88,12 @@ class KNN:
                 f"{type(self.moments or self.center).__name__}; see Moments.fit (label: on pairs)"
             )
 
+    def __repr__(self) -> str:
+        given = [f"k={self.k}"]
+        if self.center is not None:
+            given.append(f"center={self.center!r}")
+        return f"KNN({', '.join(given)})"
+
     @property
     def keeps_law(self) -> bool:
         """Whether the noise is N(0, I) over any data set."""

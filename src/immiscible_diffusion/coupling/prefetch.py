@@ -71,13 +71,15 @@ def prefetch(
         raise ValueError(f"ahead must be a number of batches >= 0, got {ahead}")
     if uses_ranks(coupling) and torch.distributed.is_initialized():
         pairing_group()  # made by all ranks at the same place, which the thread's work is not
-    if seed is None and streams is None:
-        seed = int(torch.randint(2**62, ()))
     device = None if device is None else torch.device(device)
     ahead = 0 if device is not None and device.type == "mps" else ahead
     pool, stream = pool_size(coupling), _stream(device) if ahead else None
-    made = _Pairing(coupling, encode, seed, streams, device, stream).run(loader, pool)
+    made = _Pairing(coupling, encode, _drawn(seed), streams, device, stream).run(loader, pool)
     return _taken(run_ahead(made, ahead * pool, name="prefetch") if ahead else made)
+
+
+def _drawn(seed: int | None) -> int:
+    return int(torch.randint(2**62, ())) if seed is None else seed
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ class _Pairing:
 
     coupling: Coupling
     encode: Callable[[Any], Any] | None
-    seed: int | None
+    seed: int
     streams: Callable[[int], Streams] | None
     device: torch.device | None
     stream: torch.cuda.Stream | None
@@ -138,7 +140,7 @@ class _Pairing:
         """The batches from ``number`` on with their noise."""
         with torch.no_grad(), self.on_stream():
             if self.streams is None:
-                streams = Streams(self.seed or 0, number, device=window[0].data.device)
+                streams = Streams(self.seed, number, device=window[0].data.device)
             else:
                 streams = self.streams(number)
             noises = pair_pool(self.coupling, window, generator=streams.noise)
