@@ -57,9 +57,11 @@ class Moments:
             directions: how many leading directions to keep; 0 = none.
 
         Raises:
-            ValueError: no data, data not finite, batches of different shapes, or some with labels
-                and some without.
+            ValueError: no data, data not finite, batches of different shapes, bad labels, or some
+                batches with labels and some without.
         """
+        if directions < 0:
+            raise ValueError(f"directions must be 0 (none) or more, got {directions}")
         sums = _Sums(2 * directions + 64 if directions else 0)
         for batch, labels in _batches(data):
             sums.add(batch, labels)
@@ -139,7 +141,7 @@ class Moments:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             mean = tensors.pop("mean")
             return cls(mean, float(metadata["variance"]), int(metadata["count"]), **tensors)
-        except (SafetensorError, KeyError, TypeError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} does not hold moments ({error})") from error
 
 
@@ -159,15 +161,21 @@ def _batches(data: Data) -> Iterator[tuple[Tensor, Tensor | None]]:
         if not bool(values.isfinite().all()):
             raise ValueError("data are not finite; mend them before fitting moments")
         if labels is not None:
-            _check_labels(labels, len(values))
+            check_labels(labels, len(values))
         if len(values):
             yield values.detach().to("cpu", torch.float64), labels
 
 
-def _check_labels(labels: Any, count: int) -> None:
-    whole = isinstance(labels, Tensor) and not labels.is_floating_point()
-    if not whole or labels.shape != (count,) or (count and int(labels.min()) < 0):
-        raise ValueError(f"labels must be whole numbers >= 0 [{count}], got {labels!r}")
+def check_labels(labels: Any, count: int) -> None:
+    """Raise ValueError unless ``labels`` are whole numbers ``[count]`` from 0."""
+    if not isinstance(labels, Tensor):
+        raise ValueError(f"labels must be a tensor [{count}], got {type(labels).__name__}")
+    if labels.is_floating_point() or labels.shape != (count,):
+        raise ValueError(
+            f"labels must be whole numbers [{count}], got {labels.dtype} {tuple(labels.shape)}"
+        )
+    if count and int(labels.min()) < 0:
+        raise ValueError(f"labels must be 0 or more, got {int(labels.min())}")
 
 
 class _Sums:

@@ -18,7 +18,7 @@ class Calibrated:
 
     Args:
         coupling: what pairs.
-        law: of its noise on this data set, ``NoiseLaw.measure(coupling, data, moments)``.
+        law: of its noise on this data set, ``NoiseLaw.measure(coupling, batches, moments)``.
         label_key: the condition that holds the labels, if the law has labels.
     """
 

@@ -84,6 +84,8 @@ class NoiseLaw:
         Raises:
             ValueError: too few noises to tell a covariance.
         """
+        if isinstance(batches, Tensor):
+            raise ValueError("give batches as in training, such as data.split(256), not one tensor")
         if getattr(coupling, "keeps_law", False):
             return cls.standard(moments)
         sums = NoiseSums(basis_of(moments).double(), tuple(moments.mean.shape))

@@ -118,7 +118,7 @@ def _law(name: str, inner: Coupling, law: LawSource) -> NoiseLaw:
     if law is None:
         raise ValueError(
             f"coupling '{name}' needs the law of the noise: coupling_from_name('{name}', moments, "
-            f"NoiseLaw.measure(coupling, data, moments))"
+            f"NoiseLaw.measure(coupling, batches, moments))"
         )
     return law if isinstance(law, NoiseLaw) else law(inner)
 

@@ -34,13 +34,19 @@ class GaussianTransport:
     keeps_law = False
 
     def __post_init__(self) -> None:
-        if getattr(self.moments, "directions", None) is None:
-            raise ValueError("GaussianTransport needs Moments with directions; see Moments.fit")
+        given = (getattr(self.moments, name, None) for name in ("directions", "spectrum"))
+        if any(part is None for part in given):
+            raise ValueError(
+                "GaussianTransport needs Moments with directions and spectrum; see Moments.fit"
+            )
+        if isinstance(self.eps, bool) or not isinstance(self.eps, (int, float)):
+            raise ValueError(f"eps must be a number above 0, got {self.eps!r}")
         if not 0 < self.eps < float("inf"):
             raise ValueError(f"eps must be above 0 (large = independent noise), got {self.eps}")
-        if self.rank is not None and not 1 <= self.rank <= len(self._every()):
+        known = len(self._every())
+        if self.rank is not None and not (type(self.rank) is int and 1 <= self.rank <= known):
             raise ValueError(
-                f"rank must be 1 to {len(self._every())}, the directions there are, got {self.rank}"
+                f"rank must be 1 to {known}, the directions there are, got {self.rank!r}"
             )
 
     @torch.no_grad()
