@@ -95,7 +95,6 @@ def test_masked_law_with_a_center_and_blocks(monkeypatch):
     [
         (torch.ones(2, 4), "boolean tensor, True where data are valid, got torch.float32"),
         ([[True]], "boolean tensor, True where data are valid, got list"),
-        (torch.ones(2, dtype=torch.bool), "may be one for each datum or one for all"),
         (torch.ones(2, 3, dtype=torch.bool), r"mask \(2, 3\) does not broadcast to data \(2, 4\)"),
         (torch.ones(1, 2, 4, dtype=torch.bool), "does not broadcast"),
         (torch.tensor([[1, 0, 0, 0], [0, 0, 0, 0]]).bool(), "mask leaves datum 1 no valid"),
@@ -105,6 +104,13 @@ def test_masked_law_with_a_center_and_blocks(monkeypatch):
 def test_bad_masks_are_refused(mask, message, k):
     with pytest.raises(ValueError, match=message):
         KNN(k)(torch.zeros(2, 4), mask=mask)
+
+
+def test_a_mask_that_may_be_read_in_two_ways_is_read_as_torch_does_and_said():
+    data, mask = torch.ones(4, 4, 8), torch.arange(32).view(4, 8) % 3 > 0
+    with pytest.warns(UserWarning, match="taken as one for all of data"):
+        noise = KNN(4)(data, mask=mask, generator=seeded(15))
+    assert torch.equal(noise, KNN(4)(data, mask=mask[None], generator=seeded(15)))
 
 
 # -- centres --------------------------------------------------------------------------------------

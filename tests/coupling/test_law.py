@@ -110,6 +110,7 @@ def test_the_shift_of_classes_and_its_two_remedies(digits):
     assert shift(Independent()) > 1e-4
     assert shift(KNN(16)) < 1e-12
     assert shift(KNN(16, center=moments)) < 1e-12  # within a class the mean is not 0
+    # Not null but too small to be seen here: the next test.
     assert shift(KNN(16, center="label", moments=moments)) > 1e-4
     coupling = KNN(16)
     law = NoiseLaw.measure(coupling, passes(data, labels, 12, 20), moments, generator=seeded(21))
@@ -118,6 +119,27 @@ def test_the_shift_of_classes_and_its_two_remedies(digits):
         coupling, passes(data, labels, 12, 20), moments, by_label=False, generator=seeded(21)
     )
     assert shift(Calibrated(coupling, for_all), law.count) < 1e-12
+
+
+def test_a_centre_by_label_leaves_one_part_in_twenty_of_the_shift_at_most(digits):
+    # E[noise | datum] = c(|x|) x / |x|: its mean over a class is 0 only where the class lies evenly
+    # about its mean. Integrated over digits the rms shift is 1.16 raw, 0.67 with one centre, 0.013
+    # with a centre by label: more noises would show it, so what is claimed is the factor.
+    data, labels = digits
+    moments = Moments.fit([digits])
+
+    def square(coupling, count=20):
+        """Mean squared shift of the classes, unbiased: by two sets of noises."""
+        means = []
+        for seed in (50, 90):
+            noise, kinds = draws(coupling, passes(data, labels, count, seed), seed)
+            means.append(torch.stack([noise[kinds == c].double().mean(dim=0) for c in range(10)]))
+        return float((means[0] * means[1]).sum(dim=1).mean())
+
+    raw = square(KNN(16))
+    assert raw == pytest.approx(1.16**2, rel=0.03)
+    assert square(KNN(16, center=moments)) > raw / 4
+    assert square(KNN(16, center="label", moments=moments)) < raw / 20**2
 
 
 def some_law(labels=True, count=4000, dim=12):
@@ -137,9 +159,10 @@ def test_color_undoes_whiten(by_label, dtype):
     noise = torch.randn(50, 12, generator=seeded(31)).to(dtype)
     back = law.color(law.whiten(noise, labels), labels)
     assert back.dtype == dtype
-    tolerance = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 1e-2}[dtype]
-    assert torch.allclose(back, noise, atol=tolerance)
-    assert torch.allclose(law.whiten(law.color(noise, labels), labels), noise, atol=tolerance)
+    tolerance = {torch.float64: 1e-13, torch.float32: 1e-4, torch.float16: 1e-2}[dtype]
+    assert torch.allclose(back, noise, rtol=0, atol=tolerance)
+    again = law.whiten(law.color(noise, labels), labels)
+    assert torch.allclose(again, noise, rtol=0, atol=tolerance)
 
 
 def test_color_gives_white_noise_the_moments_that_were_measured():
@@ -151,6 +174,62 @@ def test_color_gives_white_noise_the_moments_that_were_measured():
     outside = noise - inside @ law.basis.double()
     per_dimension = float(outside.square().sum(dim=1).mean()) / (12 - len(law.basis))
     assert per_dimension == pytest.approx(law.scale**2, rel=0.01)
+
+
+def test_color_by_label_gives_every_label_its_own_moments():
+    law = some_law()
+    labels = torch.arange(240_000) % 3
+    inside = law.color(torch.randn(240_000, 12, generator=seeded(41)), labels) @ law.basis.T
+    for label in range(3):
+        mine = inside[labels == label].double()
+        assert torch.allclose(mine.mean(dim=0), law.label_mean[label].double(), atol=0.02)
+        assert torch.allclose(torch.cov(mine.T), law.label_covariance[label].double(), atol=0.03)
+    assert not torch.allclose(law.label_mean[0], law.label_mean[1], atol=0.02)
+
+
+def test_covariance_of_a_label_is_drawn_to_that_within_labels():
+    generator = seeded(42)
+    data = torch.randn(2000, 8, generator=generator) * torch.linspace(2, 0.5, 8)
+    labels = (torch.arange(2000) % 2).where(torch.arange(2000) >= 3, 3)  # of label 3 three, 2 none
+    moments = Moments.fit([(data, labels)], directions=4)
+    law = NoiseLaw.measure(KNN(16), [(data, labels)], moments, generator=seeded(43))
+    noise = KNN(16)(data, generator=seeded(43)).double() @ law.basis.double().T
+    r, groups = len(law.basis), {c: noise[labels == c] for c in (0, 1, 3)}
+    scatter = {c: torch.cov(rows.T, correction=0) * len(rows) for c, rows in groups.items()}
+    within = sum(scatter.values()) / len(data)
+    for c, rows in groups.items():
+        expected = (scatter[c] + r * within) / (len(rows) + r)
+        assert torch.allclose(law.label_covariance[c].double(), expected, atol=1e-5)
+    assert torch.allclose(law.label_covariance[2].double(), within, atol=1e-5)
+    assert torch.allclose(law.label_mean[2], law.mean)
+
+
+def test_noise_without_spread_does_not_explode():
+    def constant(data, *, cond=None, generator=None):
+        return torch.ones_like(data)
+
+    data = torch.randn(100, 6, generator=seeded(44))
+    law = NoiseLaw.measure(constant, [data], Moments.fit(data))
+    assert bool(law.whiten(torch.randn(9, 6, generator=seeded(45))).isfinite().all())
+    assert torch.allclose(law.whiten(torch.ones(1, 6)), torch.zeros(1, 6), atol=1e-2)
+
+
+def test_labels_under_a_name_of_ones_own():
+    data, labels = torch.randn(300, 5, generator=seeded(46)), torch.arange(300) % 3
+    moments = Moments.fit([(data, labels)])
+    coupling = KNN(4, center="label", moments=moments, label_key="kind")
+    law = NoiseLaw.measure(coupling, [(data, labels)], moments, label_key="kind")
+    noise = Calibrated(coupling, law, label_key="kind")(data, cond={"kind": labels})
+    assert noise.shape == data.shape
+
+
+def test_mixed_precision_leaves_the_law_alone():
+    law, labels = some_law(), torch.arange(50) % 3
+    noise = torch.randn(50, 12, generator=seeded(47))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = [law.whiten(noise, labels), law.color(noise)]
+    assert torch.equal(inside[0], law.whiten(noise, labels))
+    assert torch.equal(inside[1], law.color(noise))
 
 
 def test_measured_moments_are_those_of_the_noise():
@@ -209,9 +288,25 @@ def test_what_is_refused():
         NoiseLaw.measure(KNN(4), [data], moments)
     with pytest.raises(ValueError, match="moments with directions"):
         NoiseLaw.measure(KNN(4), [data], Moments(torch.zeros(12), 1.0, 1))
+    with pytest.raises(ValueError, match=r"shape \(12,\), got \(3, 4\)"):
+        NoiseLaw.measure(KNN(4), [data.view(20, 3, 4)], moments)
+    with pytest.raises(ValueError, match="not finite; it has no law"):
+        NoiseLaw.measure(lambda data, **_: data / 0, [data], moments)
+    with pytest.raises(ValueError, match="0 or more, got -1"):
+        NoiseLaw.measure(KNN(4), [(data, torch.arange(20) - 1)], moments)
+    with pytest.raises(ValueError, match="some without"):
+        NoiseLaw.measure(KNN(4), [(data, torch.arange(20)), data], moments)
     law = some_law()
     with pytest.raises(ValueError, match=r"data of shape \(12,\), got \(13,\)"):
         law.whiten(torch.zeros(2, 13))
+    for labels, message in [
+        (torch.tensor([0, -1]), "0 or more, got -1"),
+        (torch.tensor([0, 3]), "knows labels 0 to 2, got 3"),
+        (torch.zeros(2), r"whole numbers \[2\], got torch.float32"),
+        (torch.zeros(3).long(), r"whole numbers \[2\], got torch.int64 \(3,\)"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            law.color(torch.zeros(2, 12), labels)
     calibrated = Calibrated(KNN(64), law)
     with pytest.raises(ValueError, match="takes no mask"):
         calibrated(data, cond={"label": torch.zeros(20).long()}, mask=torch.ones(12).bool())

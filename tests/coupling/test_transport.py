@@ -1,6 +1,7 @@
 """Gaussian transport is the entropic plan, and keeps two moments."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -115,8 +116,12 @@ def test_outside_the_rank_noise_is_left_alone():
     [
         (lambda m: GaussianTransport(m, eps=0.0), "eps must be above 0"),
         (lambda m: GaussianTransport(m, eps=float("nan")), "eps must be above 0"),
+        (lambda m: GaussianTransport(m, eps="4"), "eps must be a number above 0, got '4'"),
         (lambda m: GaussianTransport(m, rank=7), "rank must be 1 to 6"),
+        (lambda m: GaussianTransport(m, rank=0), "rank must be 1 to 6"),
+        (lambda m: GaussianTransport(m, rank=2.0), "rank must be 1 to 6"),
         (lambda m: GaussianTransport(Moments(torch.zeros(6), 1.0, 1)), "with directions"),
+        (lambda m: GaussianTransport(replace(m, spectrum=None)), "directions and spectrum"),
         (lambda m: GaussianTransport(m)(torch.zeros(2, 7)), r"shape \(6,\), got \(7,\)"),
         (lambda m: GaussianTransport(m).pair(torch.zeros(2, 6), torch.zeros(1, 6)), "like data"),
         (lambda m: GaussianTransport(m)(torch.full((2, 6), torch.nan)), "row 0 is not finite"),
@@ -126,6 +131,19 @@ def test_outside_the_rank_noise_is_left_alone():
 def test_what_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make(Moments.fit(torch.randn(50, 6, generator=seeded(8))))
+
+
+def test_data_all_alike_get_noise_as_it_came():
+    transport = GaussianTransport(Moments.fit(torch.ones(20, 6)))
+    noise = torch.randn(3, 6, generator=seeded(10))
+    assert torch.equal(transport.pair(torch.ones(3, 6), noise), noise)
+
+
+def test_a_datum_is_paired_by_itself():
+    data = torch.randn(300, 5, generator=seeded(11))
+    transport, noise = GaussianTransport(Moments.fit(data)), torch.randn(7, 5, generator=seeded(12))
+    one_by_one = [transport.pair(data[i : i + 1], noise[i : i + 1]) for i in range(7)]
+    assert torch.allclose(torch.cat(one_by_one), transport.pair(data[:7], noise), atol=1e-6)
 
 
 def test_keeps_the_promises_of_a_coupling():

@@ -1,5 +1,6 @@
 """What couplings ask of data and masks before they touch them. Depends on torch alone."""
 
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -53,10 +54,11 @@ def valid_positions(mask: Tensor | None, data: Tensor) -> Tensor | None:
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(f"mask must be a boolean tensor, True where data are valid, got {kind}")
-    if 0 < mask.ndim < data.ndim and mask.shape[0] == len(data) > 1:
-        raise ValueError(
-            f"mask {tuple(mask.shape)} may be one for each datum or one for all of data "
-            f"{tuple(data.shape)}; give it {data.ndim} dimensions: mask[:, None] or mask[None]"
+    if 0 < mask.ndim < data.ndim and mask.shape[0] == len(data) > 1 and not _is_compiling():
+        warnings.warn(
+            f"mask {tuple(mask.shape)} is taken as one for all of data {tuple(data.shape)}, as torch "
+            f"broadcasts it; for one each give {data.ndim} dimensions, such as mask[:, None]",
+            stacklevel=4,
         )
     try:
         valid = mask.broadcast_to(data.shape)

@@ -6,7 +6,7 @@ either the noise is brought back (``Calibrated``) or sampling starts from the la
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.coupling.base import Coupling, draw
-from immiscible_diffusion.coupling.inputs import working_dtype
+from immiscible_diffusion.coupling.base import Coupling, check_noise, draw
+from immiscible_diffusion.coupling.inputs import can_look, working_dtype
 from immiscible_diffusion.coupling.sums import LEAST_VARIANCE, NoiseSums
 from immiscible_diffusion.extra import needs_extra
 from immiscible_diffusion.files import atomic_path
-from immiscible_diffusion.moments import Moments
+from immiscible_diffusion.moments import Moments, check_labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,9 +39,9 @@ class NoiseLaw:
         scale: standard deviation outside the span.
         kurtosis: ``[r]`` excess kurtosis along the basis: 0 for a Gaussian.
         count: noises it was measured from.
-        label_mean: ``[L, r]`` of every label, or None.
-        label_covariance: ``[L, r, r]``, drawn towards that within all labels where a label had few
-            noises, or None.
+        label_mean: ``[L, r]`` of every label (of one never seen, that of all), or None.
+        label_covariance: ``[L, r, r]``, or None. The covariance within all labels counts as r more
+            noises of every label: few noises draw towards it, a label never seen has just it.
     """
 
     shape: tuple[int, ...]
@@ -69,6 +69,7 @@ class NoiseLaw:
         moments: Moments,
         *,
         by_label: bool = True,
+        label_key: str = "label",
         generator: torch.Generator | None = None,
     ) -> "NoiseLaw":
         """Draw the noise of every batch and take its moments; nothing is kept.
@@ -76,28 +77,35 @@ class NoiseLaw:
         Args:
             coupling: that the model will be trained with.
             batches: of the size of training, ``[B, *shape]`` or ``(data, labels)``; several passes
-                over the data make several noises for each. ``cond={"label": labels}`` is given.
+                over the data make several noises for each.
             moments: of the data; their directions are the basis.
             by_label: also one law a label, where there are labels.
+            label_key: the labels are given to the coupling as ``cond={label_key: labels}``.
             generator: on the device of the data.
 
         Raises:
-            ValueError: too few noises to tell a covariance.
+            ValueError: too few noises to tell a covariance, noise that is not finite, data of
+                another shape than the moments', bad labels, or only some batches with labels.
         """
         if isinstance(batches, Tensor):
             raise ValueError("give batches as in training, such as data.split(256), not one tensor")
         if getattr(coupling, "keeps_law", False):
             return cls.standard(moments)
         sums = NoiseSums(basis_of(moments).double(), tuple(moments.mean.shape))
-        for batch in batches:
-            data, labels = batch if isinstance(batch, (tuple, list)) else (batch, None)
-            cond = None if labels is None else {"label": labels}
-            noise = draw(coupling, data, cond=cond, generator=generator)
-            sums.add(noise.cpu(), labels if by_label else None)
+        for data, labels in _checked(batches, sums.shape, by_label):
+            cond = None if labels is None else {label_key: labels}
+            noise = draw(coupling, data, cond=cond, generator=generator).cpu()
+            check_noise(data, noise)
+            if not bool(noise.isfinite().all()):
+                raise ValueError(f"{coupling} made noise that is not finite; it has no law")
+            sums.add(noise, labels.long() if labels is not None and by_label else None)
         return cls(sums.shape, sums.basis.float(), **sums.fields())
 
     def whiten(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
-        """``C^(-1/2) (noise - m)``: noise of this law ``[B, *shape]`` to mean 0, covariance I."""
+        """``C^(-1/2) (noise - m)``: noise of this law ``[B, *shape]`` to mean 0, covariance I.
+
+        With ``labels`` ``[B]`` by the law of every label, if it was measured; else by that of all.
+        """
         return self._map(noise, labels, white=True)
 
     def color(self, white: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -110,37 +118,41 @@ class NoiseLaw:
                 f"the law was measured on data of shape {self.shape}, got {tuple(noise.shape[1:])}"
             )
         dtype = working_dtype(noise.dtype)
-        rows, basis = noise.flatten(1).to(dtype), self.basis.to(noise.device, dtype)
-        scale = 1 / self.scale if white else self.scale
-        mean, root = (x.to(noise.device, dtype) for x in self._of(labels, white))
+        rows, scale = noise.flatten(1).to(dtype), 1 / self.scale if white else self.scale
+        labelled = self.label_mean is not None and labels is not None
+        basis, mean, root = self._tables(noise.device, dtype, labelled, white)
+        if labelled:
+            index = _index(labels, len(rows), len(mean), rows.device)
+            mean, root = mean[index], root[index]
         inside = _product(rows, basis.T)
         moved = inside - mean if white else inside
-        moved = (root @ moved[..., None])[..., 0] if root.ndim == 3 else _product(moved, root)
+        moved = _product_by_row(moved, root) if labelled else _product(moved, root)
         moved = moved if white else moved + mean
-        mapped = torch.addmm(
-            rows * scale, moved - scale * inside, basis, out=torch.empty_like(rows)
-        )
+        mapped = (rows * scale).addmm_(moved - scale * inside, basis)
         return mapped.view(noise.shape).to(noise.dtype)
 
-    def _of(self, labels: Tensor | None, white: bool) -> tuple[Tensor, Tensor]:
-        """Mean and root of the covariance (or its inverse), for all or row by row."""
-        if self.label_mean is None or labels is None:
-            return self.mean, self._roots[white]
-        assert self._label_roots is not None
-        return self.label_mean[labels], self._label_roots[white][labels]
+    def _tables(
+        self, device: torch.device, dtype: torch.dtype, labelled: bool, white: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Basis, mean and root of the covariance (or its inverse), made once for every device."""
+        key = (device, dtype, labelled, white)
+        if key not in self._made:
+            mean, covariance = self.mean, self.covariance
+            if labelled:
+                assert self.label_mean is not None
+                assert self.label_covariance is not None
+                mean, covariance = self.label_mean, self.label_covariance
+            root = _root(covariance, -0.5 if white else 0.5)
+            basis = _orthonormal(self.basis) if dtype == torch.float64 else self.basis
+            self._made[key] = tuple(x.to(dtype).to(device) for x in (basis, mean, root))
+        return self._made[key]
 
     @cached_property
-    def _roots(self) -> tuple[Tensor, Tensor]:
-        return _root(self.covariance, 0.5), _root(self.covariance, -0.5)
-
-    @cached_property
-    def _label_roots(self) -> tuple[Tensor, Tensor] | None:
-        if self.label_covariance is None:
-            return None
-        return _root(self.label_covariance, 0.5), _root(self.label_covariance, -0.5)
+    def _made(self) -> dict[Any, Any]:
+        return {}
 
     def to(self, device: torch.device | str) -> "NoiseLaw":
-        """The law on ``device``; move it once, so that no step pays for it."""
+        """The law on ``device``; the first step moves what it needs, and no other pays for it."""
         moved: dict[str, Any] = {name: value.to(device) for name, value in self._tensors.items()}
         return replace(self, **moved)
 
@@ -198,14 +210,15 @@ class NoiseLaw:
 def basis_of(moments: Moments) -> Tensor:
     """``[r, D]``: the directions of the moments, and what the means add to their span.
 
-    Noise that is not centred drifts to the mean of the data, which need not lie in the span.
+    Noise that is not centred drifts to the mean of the data, which need not lie in the span. Means
+    of more labels than there are directions are not added: the directions hold most of them.
     """
     if moments.directions is None:
         raise ValueError("the law of noise needs moments with directions; see Moments.fit")
     rows = [moments.directions, moments.mean.flatten()[None]]
     if moments.label_mean is not None and len(moments.label_mean) <= len(moments.directions):
         rows.append((moments.label_mean - moments.mean).flatten(1))
-    every = torch.cat(rows).double()
+    every = torch.cat(rows).cpu().double()
     every = every / torch.linalg.vector_norm(every, dim=1, keepdim=True).clamp_min(1e-30)
     basis = every[: len(moments.directions)]
     for row in every[len(basis) :]:
@@ -221,8 +234,47 @@ def _product(rows: Tensor, matrix: Tensor) -> Tensor:
     return torch.mm(rows, matrix, out=rows.new_empty(len(rows), matrix.shape[1]))
 
 
+def _product_by_row(rows: Tensor, matrices: Tensor) -> Tensor:
+    """``matrices[i] @ rows[i]``, left in their precision by autocast."""
+    return torch.bmm(matrices, rows[..., None], out=torch.empty_like(rows[..., None]))[..., 0]
+
+
 def _root(covariance: Tensor, power: float) -> Tensor:
-    """A power of symmetric positive matrices ``[..., r, r]``."""
-    values, vectors = torch.linalg.eigh(covariance.double())
+    """A power of symmetric positive matrices ``[..., r, r]``, float64 on the CPU."""
+    values, vectors = torch.linalg.eigh(covariance.cpu().double())
     powers = values.clamp_min(LEAST_VARIANCE) ** power
-    return ((vectors * powers[..., None, :]) @ vectors.mT).to(covariance.dtype)
+    return (vectors * powers[..., None, :]) @ vectors.mT
+
+
+def _orthonormal(basis: Tensor) -> Tensor:
+    """The rows, orthonormal in float32, made so in float64."""
+    q, r = torch.linalg.qr(basis.cpu().double().T)
+    return (q * r.diagonal().sign()).T
+
+
+def _index(labels: Any, count: int, known: int, device: torch.device) -> Tensor:
+    """Labels ``[count]`` on ``device``; ValueError (on the CPU) for one the law does not know."""
+    if not isinstance(labels, Tensor) or can_look(labels):
+        check_labels(labels, count)
+        if count and int(labels.max()) >= known:
+            raise ValueError(f"the law knows labels 0 to {known - 1}, got {int(labels.max())}")
+    return labels.to(device).long()
+
+
+def _checked(
+    batches: Iterable[Tensor | tuple[Tensor, Tensor]], shape: tuple[int, ...], by_label: bool
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Data and labels of every batch."""
+    kinds = set()
+    for batch in batches:
+        data, labels = batch if isinstance(batch, (tuple, list)) else (batch, None)
+        if tuple(data.shape[1:]) != shape:
+            raise ValueError(
+                f"the moments were fitted on data of shape {shape}, got {tuple(data.shape[1:])}"
+            )
+        if labels is not None:
+            check_labels(labels, len(data))
+        kinds.add(labels is None)
+        if by_label and len(kinds) > 1:
+            raise ValueError("some batches came with labels and some without; give all labels")
+        yield data, labels
