@@ -56,8 +56,8 @@ def valid_positions(mask: Tensor | None, data: Tensor) -> Tensor | None:
         raise ValueError(f"mask must be a boolean tensor, True where data are valid, got {kind}")
     if 0 < mask.ndim < data.ndim and mask.shape[0] == len(data) > 1 and not _is_compiling():
         warnings.warn(
-            f"mask {tuple(mask.shape)} is taken as one for all of data {tuple(data.shape)}, as torch "
-            f"broadcasts it; for one each give {data.ndim} dimensions, such as mask[:, None]",
+            f"mask {tuple(mask.shape)} is taken as one for all of data {tuple(data.shape)}, as "
+            f"torch broadcasts it; for one each give {data.ndim} dimensions, such as mask[:, None]",
             stacklevel=4,
         )
     try:
@@ -65,7 +65,7 @@ def valid_positions(mask: Tensor | None, data: Tensor) -> Tensor | None:
     except RuntimeError:
         raise ValueError(
             f"mask {tuple(mask.shape)} does not broadcast to data {tuple(data.shape)}; give one "
-            f"of {data.ndim} dimensions, such as mask[..., None]"
+            f"of {data.ndim} dimensions, 1 wherever it says the same for all positions"
         ) from None
     if can_look(mask) and not bool(mask.all()):
         empty = ~valid.flatten(1).any(dim=1)
