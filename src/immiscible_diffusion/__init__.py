@@ -17,7 +17,7 @@ from immiscible_diffusion.coupling import (
 from immiscible_diffusion.interop import as_torchcfm
 from immiscible_diffusion.loss import RegressionLoss
 from immiscible_diffusion.moments import Moments
-from immiscible_diffusion.path import FlowPath, PathSample
+from immiscible_diffusion.path import DiffusionPath, FlowPath, PathSample, SigmaPath
 from immiscible_diffusion.rng import Streams
 
 __version__ = "0.1.0"
@@ -26,6 +26,7 @@ __all__ = [
     "KNN",
     "Calibrated",
     "Coupling",
+    "DiffusionPath",
     "FlowPath",
     "GaussianTransport",
     "ImageScaling",
@@ -36,6 +37,7 @@ __all__ = [
     "PathSample",
     "RegressionLoss",
     "Shuffled",
+    "SigmaPath",
     "Streams",
     "__version__",
     "as_torchcfm",
