@@ -80,6 +80,8 @@ def test_train_sample_evaluate(capsys, tmp_path):
     assert again[0] == 2
     assert "would mix" in again[2]
     assert outcome(capsys, "sample", run, "--steps", "0")[0] == 2
+    assert outcome(capsys, "sample", run, "--count", "3", "--device", "cpu")[0] == 0
+    assert sorted(path.name for path in folder.iterdir()) == [f"00000{i}.png" for i in range(3)]
     code, text, said = outcome(capsys, "evaluate", run, "--method", "dopri5", "--samples", "100")
     assert code == 0, said
     assert "frechet" in text

@@ -95,7 +95,7 @@ def test_a_pool_is_a_larger_batch(capsys):
 
 
 @pytest.mark.parametrize(
-    "name", ["transport:eps=2", "calibrated:knn:k=4", "matched:knn:k=4", "shuffled:transport"]
+    "name", ["transport:eps=2", "calibrated:knn:k=4", "calibrated:transport", "shuffled:transport"]
 )
 def test_what_depends_on_data_says_so(capsys, name):
     code, text, _ = outcome(capsys, name, "--shape", "3,8,8")
@@ -137,3 +137,14 @@ def test_help_has_examples(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["explain", "--help"])
     assert "immiscible explain knn:k=64 --shape" in capsys.readouterr().out
+
+
+def test_a_matched_start_changes_sampling_alone(capsys):
+    plain, matched = record(capsys, "knn:k=4", "matched:knn:k=4", "--shape", "3,8,8")["couplings"]
+    assert matched["expected"] == plain["expected"]
+    assert any("law of its noise" in note for note in matched["notes"])
+
+
+def test_calibration_keeps_the_information(capsys):
+    plain, mapped = record(capsys, "knn:k=4", "calibrated:knn:k=4", "--shape", "3,8,8")["couplings"]
+    assert mapped["budget"] == plain["budget"]

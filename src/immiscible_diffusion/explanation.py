@@ -10,6 +10,7 @@ import torch
 
 from immiscible_diffusion.coupling import (
     KNN,
+    Calibrated,
     Coupling,
     Independent,
     LinearAssignment,
@@ -32,6 +33,7 @@ from immiscible_diffusion.moments import Moments
 FEW_NUMBERS = 1 << 21  # of data and candidates, in a batch that is timed unasked
 MANY_NUMBERS = 1 << 28  # in one that is timed when asked for
 USUAL_BATCH = 256
+MATCHED = "matched:"
 UNPAIRED = Expected(0.0, 1.0, 1.0, 0.0)
 
 
@@ -99,10 +101,10 @@ def explain(name: str, where: Circumstances) -> Explained:
     Raises:
         ValueError: there is no such coupling, or no such device.
     """
-    coupling = _spelled(name.removeprefix("matched:"))
-    if name.startswith("matched:"):
-        return _on_data(Explained(name))
-    return _described(name, coupling, where)
+    said = _described(name, _spelled(name.removeprefix(MATCHED)), where)
+    if not name.startswith(MATCHED):
+        return said
+    return said.but("trained as without matched:; sampling starts from the law of its noise")
 
 
 def _spelled(name: str) -> Coupling:
@@ -124,6 +126,8 @@ def _described(name: str, coupling: Coupling, where: Circumstances) -> Explained
         return _nearest(said, coupling, where)
     if isinstance(coupling, LinearAssignment):
         return _assigned(said, coupling, where)
+    if isinstance(coupling, Calibrated):
+        return _calibrated(said, coupling, where)
     if isinstance(coupling, Independent):
         return _timed(said.but(expected=UNPAIRED, budget=0.0), coupling, where)
     return _on_data(said)
@@ -176,6 +180,16 @@ def _shuffled(said: Explained, coupling: Shuffled, where: Circumstances) -> Expl
         expected=Expected(0.0, moment, moment, math.nan),
         budget=0.0,
         expense=inner.expense,
+    )
+
+
+def _calibrated(said: Explained, coupling: Calibrated, where: Circumstances) -> Explained:
+    """What an affine map of the noise leaves: the information on the datum."""
+    inner = _described(said.name, coupling.coupling, where)
+    said = said.but(budget=inner.budget, bounded=inner.bounded)
+    return said.but(
+        "tells as much of its datum as the coupling inside, with mean 0 and covariance I over the "
+        "data; the rest depends on the data: use immiscible compare"
     )
 
 

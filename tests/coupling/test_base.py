@@ -214,3 +214,21 @@ def test_a_name_that_makes_no_coupling(monkeypatch):
     monkeypatch.setitem(sys.modules, "mine", module)
     with pytest.raises(ValueError, match="which cannot be called with data"):
         coupling_from_name("mine:Number")
+
+
+def test_a_coupling_of_another_signature_is_refused_by_name(monkeypatch):
+    class Older:
+        def __call__(self, data):
+            return data
+
+    module = types.ModuleType("mine")
+    module.Older = Older
+    monkeypatch.setitem(sys.modules, "mine", module)
+    with pytest.raises(ValueError, match=r"cannot be called as coupling\(data, cond=cond"):
+        coupling_from_name("mine:Older")
+
+
+def test_switches_are_read_in_small_letters():
+    assert coupling_from_name("assignment:across_ranks=true,flipped=False") == LinearAssignment(
+        across_ranks=True
+    )

@@ -64,6 +64,8 @@ def main(arguments: list[str]) -> int:
     out = options.out or options.run / "images" / series
     if options.out and any(out.glob("*.png")):
         raise ValueError(f"{out} holds pictures already, which would mix; choose another --out")
+    for surplus in sorted(out.glob("[0-9]*.png"))[options.count :]:  # of a longer call before
+        surplus.unlink()
     nfe = write_images(batches, out, options.count)
     sys.stderr.write(
         f"{out}: {options.count} images of step {trained.step}, {sampler} ({nfe} function "

@@ -20,6 +20,8 @@ from immiscible_diffusion.coupling.inputs import (
 )
 from immiscible_diffusion.coupling.ranks import pair_across_ranks, ranks_in_use
 
+CROSSING = 0.05
+
 
 @dataclass(frozen=True)
 class LinearAssignment:
@@ -57,7 +59,7 @@ class LinearAssignment:
     surplus: int = 1
     cond_key: str | None = None
     cond_cost: Literal["hard", "soft"] = "hard"
-    crossing: float = 0.05
+    crossing: float = CROSSING
     across_ranks: bool = False
     max_size: int | None = None
 
@@ -74,6 +76,11 @@ class LinearAssignment:
             raise ValueError(f"surplus > 1 needs cost='inner', got {self.cost!r}")
         if not 0 < self.crossing < 0.5:
             raise ValueError(f"crossing must be above 0 and below 1/2, got {self.crossing}")
+        if self.cond_key is None and (self.cond_cost, self.crossing) != ("hard", CROSSING):
+            raise ValueError(
+                "cond_cost and crossing are of conditions: say which with cond_key, such as "
+                "cond_key='label'"
+            )
         most = self.max_size
         if most is not None and (not isinstance(most, int) or most < 2):
             raise ValueError(f"max_size must be at least 2, got {most!r}; give a whole number")

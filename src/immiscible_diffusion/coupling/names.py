@@ -83,14 +83,13 @@ def _parse_options(name: str, head: str, options: str, moments: MomentsSource) -
         parsed[key.strip()] = _literal(text.strip())
     if head == "transport":
         parsed["moments"] = _moments(name, moments)
-    if parsed.get("center") == "none":
-        parsed["center"] = None
     if "center" in parsed and parsed["center"] is not None:
         parsed |= _center(name, parsed["center"], moments)
     return parsed
 
 
 def _literal(text: str) -> Any:
+    text = {"true": "True", "false": "False", "none": "None"}.get(text.lower(), text)
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -136,6 +135,13 @@ def _make(kind: Callable[..., Any], options: dict[str, Any], name: str) -> Coupl
         raise ValueError(f"coupling '{name}': {error}; options: {fields}") from error
     if not callable(coupling):
         raise ValueError(f"coupling '{name}' made {coupling!r}, which cannot be called with data")
+    try:
+        inspect.signature(coupling).bind(None, cond=None, generator=None)
+    except TypeError as error:
+        raise ValueError(
+            f"coupling '{name}' cannot be called as coupling(data, cond=cond, "
+            f"generator=generator): {error}"
+        ) from error
     return coupling
 
 

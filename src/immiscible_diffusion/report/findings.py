@@ -191,6 +191,8 @@ def _brief(result: Speedup) -> str:
 
 def _control(comparison: Comparison, name: str) -> str:
     control = comparison.control(name)
+    if name.startswith("shuffled:"):
+        return "It is itself a control: its noises are those of a pairing, given to other data."
     if control is None:
         return "There is no shuffled control, so how much of this is pairing is not known."
     kept = [kept_by_control(comparison, name, budget) for budget in comparison.budgets]
