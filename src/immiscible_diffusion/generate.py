@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -43,9 +44,14 @@ class Generator:
         for start in range(0, count, self.batch_size):
             rows = range(start, min(start + self.batch_size, count))
             noise, labels = self.start(sampler, seed, rows), self.labels(rows)
-            velocity = self.recipe.path.velocity(model, labels)
             with torch.no_grad():
-                sampled = sampler(velocity, noise)
+                sampled = sampler.sample(
+                    self.recipe.path,
+                    model,
+                    noise,
+                    cond=labels,
+                    step_noise=partial(self._step_noise, seed, rows),
+                )
             yield self.recipe.scaling.undo(sampled.data), sampled.nfe
 
     def start(self, sampler: Sampler, seed: int, rows: range) -> Tensor:
@@ -57,6 +63,9 @@ class Generator:
             raise ValueError("start=matched needs the law of the noise the model was trained on")
         labels = self.labels(rows)
         return self.law.color(noise, None if labels is None else labels["label"])
+
+    def _step_noise(self, seed: int, rows: range, step: int) -> Tensor:
+        return start_noise(seed, rows, self.dataset.shape, self.device, step)
 
     def labels(self, rows: range) -> dict[str, Tensor] | None:
         """For a conditional model: image i is of class i mod the number of classes."""

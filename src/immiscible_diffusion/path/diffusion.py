@@ -64,6 +64,11 @@ class DiffusionPath:
                 "use prediction v or data"
             )
 
+    @property
+    def betas(self) -> Tensor:
+        """``[steps]`` float64, before any rescaling to zero SNR."""
+        return _betas(self)
+
     def alpha(self, t: Tensor) -> Tensor:
         """Root of the cumulative product of ``1 - beta``."""
         return self._angle(t)[0].cos()

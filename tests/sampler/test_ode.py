@@ -148,7 +148,7 @@ def test_half_precision_times_are_rounded_once():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Sampler("rk4"), "euler, heun, midpoint, dopri5, got 'rk4'"),
+        (lambda: Sampler("rk4"), "edm, consistency, got 'rk4'"),
         (lambda: Sampler(steps=0), "steps must be >= 1"),
         (lambda: Sampler("dopri5", tolerance=0), "tolerance above 0"),
         (lambda: sample_euler(field, noise_of(), steps=0), "steps must be at least 1, got 0"),

@@ -5,42 +5,15 @@ how often it called it.
 """
 
 import itertools
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from immiscible_diffusion.extra import needs_extra
 from immiscible_diffusion.path import Velocity
-from immiscible_diffusion.rng import keyed_generator
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """What a sampler made.
-
-    Attributes:
-        data: ``[B, *shape]``.
-        nfe: number of function evaluations: calls of the velocity on the batch.
-    """
-
-    data: Tensor
-    nfe: int
-
-
-def start_noise(
-    seed: int, indices: Iterable[int], shape: tuple[int, ...], device: torch.device | str = "cpu"
-) -> Tensor:
-    """Noise ``[len(indices), *shape]`` to start from: row i depends on ``(seed, index)`` alone.
-
-    So an image does not depend on how sampling was split in batches or over devices.
-    """
-    rows = [
-        torch.randn(shape, generator=keyed_generator(seed, index, "sample")) for index in indices
-    ]
-    return torch.stack(rows).to(device)
+from immiscible_diffusion.sampler.base import Sampled
 
 
 def sample_euler(velocity: Velocity, noise: Tensor, *, steps: int = 50) -> Sampled:
@@ -115,46 +88,3 @@ def _integrate(
     for t, following in itertools.pairwise(times):
         x = step(x, t.expand(len(x)), following - t)
     return Sampled(x, steps * evaluations)
-
-
-STARTS = ("normal", "matched")
-METHODS = {"euler": sample_euler, "heun": sample_heun, "midpoint": sample_midpoint}
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """Which sampler, and how long.
-
-    Args:
-        method: ``euler``, ``heun``, ``midpoint`` or ``dopri5``.
-        steps: equal steps, for the first three.
-        tolerance: relative and absolute, for ``dopri5``.
-        start: the law to start from: ``normal``, N(0, I) as everyone does, or ``matched``, the law
-            of the noise the model was trained on (``NoiseLaw``).
-    """
-
-    method: Literal["euler", "heun", "midpoint", "dopri5"] = "euler"
-    steps: int = 50
-    tolerance: float = 1e-5
-    start: Literal["normal", "matched"] = "normal"
-
-    def __post_init__(self) -> None:
-        if self.start not in STARTS:
-            raise ValueError(f"start must be one of {', '.join(STARTS)}, got {self.start!r}")
-        if self.method not in (*METHODS, "dopri5"):
-            known = ", ".join((*METHODS, "dopri5"))
-            raise ValueError(f"sampler method must be one of {known}, got {self.method!r}")
-        if self.steps < 1 or not self.tolerance > 0:
-            raise ValueError(
-                f"steps must be >= 1 and tolerance above 0, got {self.steps} and {self.tolerance}"
-            )
-
-    def __call__(self, velocity: Velocity, noise: Tensor) -> Sampled:
-        """Integrate from ``noise`` ``[B, *shape]`` at t = 1 to data at t = 0."""
-        if self.method == "dopri5":
-            return sample_dopri5(velocity, noise, tolerance=self.tolerance)
-        return METHODS[self.method](velocity, noise, steps=self.steps)
-
-    def __str__(self) -> str:
-        length = f"{self.tolerance:g}" if self.method == "dopri5" else str(self.steps)
-        return f"{self.method} {length}" + (" matched" if self.start == "matched" else "")

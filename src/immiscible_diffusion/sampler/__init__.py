@@ -1,0 +1,32 @@
+"""Samplers: plain functions from noise (t = 1) to data (t = 0)."""
+
+from immiscible_diffusion.sampler.base import Sampled, StepNoise, start_noise
+from immiscible_diffusion.sampler.choice import METHODS, STARTS, Sampler
+from immiscible_diffusion.sampler.diffusion import chosen_steps, sample_ddim, sample_dpm
+from immiscible_diffusion.sampler.guidance import guided
+from immiscible_diffusion.sampler.ode import (
+    sample_dopri5,
+    sample_euler,
+    sample_heun,
+    sample_midpoint,
+)
+from immiscible_diffusion.sampler.sigma import sample_consistency, sample_edm
+
+__all__ = [
+    "METHODS",
+    "STARTS",
+    "Sampled",
+    "Sampler",
+    "StepNoise",
+    "chosen_steps",
+    "guided",
+    "sample_consistency",
+    "sample_ddim",
+    "sample_dopri5",
+    "sample_dpm",
+    "sample_edm",
+    "sample_euler",
+    "sample_heun",
+    "sample_midpoint",
+    "start_noise",
+]
