@@ -1,20 +1,10 @@
-"""Losses. Noise and path are arguments: what pairs them has been decided upstream, once."""
+"""The loss of diffusion and flow matching."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Tensor
 
 from immiscible_diffusion.path import Cond, Model, Path
-
-
-class Loss(Protocol):
-    """``loss_fn(model, path, data, noise, t, cond) -> [B]``, one loss per datum."""
-
-    def __call__(
-        self, model: Model, path: Path, data: Tensor, noise: Tensor, t: Tensor, cond: Cond | None
-    ) -> Tensor:
-        """Loss ``[B]`` of ``data`` and ``noise`` ``[B, *shape]`` at ``t`` ``[B]``."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,22 @@
+"""What a loss is. Noise and path are arguments: what pairs them has been decided upstream, once."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from immiscible_diffusion.path import Cond, Model, Path
+
+
+class Loss(Protocol):
+    """``loss_fn(model, path, data, noise, t, cond) -> [B]``, one loss per datum."""
+
+    def __call__(
+        self, model: Model, path: Path, data: Tensor, noise: Tensor, t: Tensor, cond: Cond | None
+    ) -> Tensor:
+        """Loss ``[B]`` of ``data`` and ``noise`` ``[B, *shape]`` at ``t`` ``[B]``."""
+
+
+def at_share(loss: Loss, share: float) -> Loss:
+    """``loss`` as it is after that share of training, for one that has a curriculum (``at``)."""
+    at = getattr(loss, "at", None)
+    return loss if at is None else at(share)
