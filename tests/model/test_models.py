@@ -1,14 +1,20 @@
 import pytest
 import torch
 
-from immiscible_diffusion.model import MLP, UNet
+from immiscible_diffusion.model import MLP, DiT, UNet
 from immiscible_diffusion.model.mlp import time_features
 
 TINY = UNet(channels=16, multipliers=(1, 2), blocks=1, attention=(4,), head_channels=8, groups=8)
+SMALL = DiT(heads=2, head_channels=8, depth=2)
 
 
 def kinds():
-    return [(MLP(width=32, depth=2), (3, 8, 8)), (MLP(width=16, depth=1), (5,)), (TINY, (3, 8, 8))]
+    return [
+        (MLP(width=32, depth=2), (3, 8, 8)),
+        (MLP(width=16, depth=1), (5,)),
+        (TINY, (3, 8, 8)),
+        (SMALL, (3, 8, 8)),
+    ]
 
 
 def inputs(shape, count=4):
@@ -18,7 +24,7 @@ def inputs(shape, count=4):
 
 
 def built(config, shape, num_classes):
-    if isinstance(config, UNet):
+    if isinstance(config, (DiT, UNet)):
         pytest.importorskip("diffusers")
     torch.manual_seed(0)
     model = config.build(shape, num_classes).eval()
@@ -39,7 +45,7 @@ def test_output_is_like_the_input(config, shape, num_classes):
 
 @pytest.mark.parametrize(("config", "shape"), kinds())
 def test_a_fresh_model_says_zero(config, shape):
-    if isinstance(config, UNet):
+    if isinstance(config, (DiT, UNet)):
         pytest.importorskip("diffusers")
     x, time, _ = inputs(shape)
     assert not config.build(shape, None).eval()(x, time, None).any()
@@ -128,3 +134,14 @@ def test_attention_stands_where_it_is_asked_for():
     up = [type(block).__name__ for block in model.unet.up_blocks]
     assert down == ["DownBlock2D", "AttnDownBlock2D"]
     assert up == ["AttnUpBlock2D", "UpBlock2D"]
+
+
+def test_a_dit_drops_no_label_of_its_own():
+    model = built(SMALL, (1, 8, 8), 3).train()
+    x, time, cond = inputs((1, 8, 8))
+    assert torch.equal(model(x, time, cond), model(x, time, cond))
+
+
+def test_a_dit_takes_whole_patches():
+    with pytest.raises(ValueError, match=r"set data\.size or model\.patch"):
+        DiT(patch=4).build((1, 14, 14), None)
