@@ -1,0 +1,79 @@
+"""What an analysis allows to say before training, in sentences."""
+
+import math
+from typing import Any
+
+NEAR_NOISE = 0.98
+KNOWN = (
+    "How many training steps this saves does not follow from these figures: nothing is recommended "
+    "here. Measure it on your data: immiscible probe (minutes, a small network), or immiscible "
+    "compare (a recipe)."
+)
+
+
+def advice(analysis: dict[str, Any]) -> dict[str, Any]:
+    """``{"recommends": bool, "sentences": [...]}`` for the values of an analysis.json."""
+    couplings = [entry for entry in analysis["couplings"] if entry.get("miscibility")]
+    sentences = [_mixed(couplings)] if couplings else []
+    sentences += [said for entry in couplings if (said := _changed(entry))]
+    sentences += [said for entry in couplings if (said := _distorted(entry))]
+    if said := _small(analysis["data"]):
+        sentences.append(said)
+    return {"recommends": False, "sentences": [*sentences, KNOWN]}
+
+
+def _near_noise(entry: dict[str, Any]) -> dict[str, Any]:
+    """The level nearest to t = 0.98: at 1 the posterior of independent noise is flat anyway."""
+    levels = entry["miscibility"]["levels"]
+    found: dict[str, Any] = min(levels, key=lambda level: abs(level["t"] - NEAR_NOISE))
+    return found
+
+
+def _mixed(couplings: list[dict[str, Any]]) -> str:
+    entry = couplings[0]
+    level, count = _near_noise(entry), entry["miscibility"]["candidates"]["value"]
+    return (
+        f"With {entry['name']} a noisy point at t = {level['t']:g} may come from "
+        f"{level['effective']['value']:.0f} of {count:.0f} images."
+    )
+
+
+def _changed(entry: dict[str, Any]) -> str:
+    """What a coupling tells the network of the datum."""
+    noise = entry.get("noise")
+    if not noise or entry["name"] == "independent" or not _finite(noise["information"]):
+        return ""
+    nats, whole = noise["information"]["value"], math.log(max(2, noise["images"]))
+    estimate = " (an estimate)" if noise["estimate"] else ""
+    return (
+        f"{entry['name']}: the noise tells {max(0.0, nats):.2f}{estimate} of the {whole:.1f} nats "
+        f"that tell all images apart; at t = {_near_noise(entry)['t']:g} "
+        f"{_near_noise(entry)['effective']['value']:.0f} images stay possible."
+    )
+
+
+def _distorted(entry: dict[str, Any]) -> str:
+    """What sampling from N(0, I) gets wrong after training with a coupling."""
+    noise = entry.get("noise")
+    if not noise or not _finite(noise["kl"]):
+        return ""
+    value, error = noise["kl"]["value"], noise["kl"]["error"]
+    if value < 3 * error or value < 0.01:
+        return ""
+    return (
+        f"{entry['name']}: its noise is {value:.2f} nats from N(0, I), where sampling starts; use "
+        f"calibrated:{entry['name']}, or sample with --start matched."
+    )
+
+
+def _small(data: dict[str, Any]) -> str:
+    if data["images"] >= 1000:
+        return ""
+    return (
+        f"There are {data['images']} images only: few enough for a network to know them by heart, "
+        f"with or without pairing."
+    )
+
+
+def _finite(mean: dict[str, Any]) -> bool:
+    return mean["value"] is not None and math.isfinite(mean["value"])
