@@ -10,6 +10,8 @@ from immiscible_diffusion.coupling import Coupling
 from immiscible_diffusion.coupling.pool import pool_size
 from immiscible_diffusion.coupling.prefetch import Pairs, prefetch
 from immiscible_diffusion.data import Batch, DataOrder, DataSet, batches
+from immiscible_diffusion.model.labels import dropped_labels
+from immiscible_diffusion.path import Cond
 from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.rng import Streams
 
@@ -31,6 +33,15 @@ class Feed:
     device: torch.device
     rank: int = 0
     world: int = 1
+
+    def seen(self, cond: Cond | None, rng: Streams) -> Cond | None:
+        """What the network is told of the conditions."""
+        if not self.recipe.conditional or cond is None:
+            return None
+        share, classes = self.recipe.label_dropout, self.dataset.num_classes
+        if not share or classes is None:
+            return cond
+        return dropped_labels(cond, classes, share, rng.labels)
 
     def streams(self, index: int) -> Streams:
         """The random streams of a micro-batch: it is keyed as if it were a rank."""

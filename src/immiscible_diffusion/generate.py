@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from immiscible_diffusion.coupling import NoiseLaw
 from immiscible_diffusion.data import DataSet
+from immiscible_diffusion.model.labels import dropped_labels
+from immiscible_diffusion.path import Model
 from immiscible_diffusion.recipe import Recipe
-from immiscible_diffusion.sampler import Sampler, start_noise
+from immiscible_diffusion.sampler import Sampler, guided, start_noise
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Generator:
             with torch.no_grad():
                 sampled = sampler.sample(
                     self.recipe.path,
-                    model,
+                    self.guided(model, sampler),
                     noise,
                     cond=labels,
                     step_noise=partial(self._step_noise, seed, rows),
@@ -63,6 +65,11 @@ class Generator:
             raise ValueError("start=matched needs the law of the noise the model was trained on")
         labels = self.labels(rows)
         return self.law.color(noise, None if labels is None else labels["label"])
+
+    def guided(self, model: nn.Module, sampler: Sampler) -> Model:
+        """``model``, pushed towards its labels if ``sampler`` asks for it."""
+        classes = self.dataset.num_classes or 0
+        return guided(model, sampler.guidance, lambda cond: dropped_labels(cond, classes, 1.0))
 
     def _step_noise(self, seed: int, rows: range, step: int) -> Tensor:
         return start_noise(seed, rows, self.dataset.shape, self.device, step)

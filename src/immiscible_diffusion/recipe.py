@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from immiscible_diffusion.coupling.scaling import ImageScaling
 from immiscible_diffusion.data import DataConfig
-from immiscible_diffusion.model import MLP, UNet
-from immiscible_diffusion.path import FlowPath
+from immiscible_diffusion.loss import ConsistencyLoss, RegressionLoss
+from immiscible_diffusion.model import MLP, DiT, UNet
+from immiscible_diffusion.path import DiffusionPath, FlowPath, SigmaPath
 from immiscible_diffusion.sampler import Sampler
 
 
@@ -87,8 +88,12 @@ class Recipe:
         coupling: which noise goes with which datum: ``independent``, ``knn:k=16``,
             ``knn:k=16,center=mean``, ``assignment``, ``shuffled:...``, or ``module:Class(k=3)``.
         conditional: give the network the labels.
+        label_dropout: share of labels that a conditional network does not see in training, so that
+            it can be guided (2207.12598); usually 0.1.
         scaling: of the data before they are diffused; undone after sampling.
         path: how data and noise are mixed.
+        loss: what the network is fitted by: ``RegressionLoss``, or ``ConsistencyLoss`` on a
+            SigmaPath.
         model: the network.
         optimiser: how it is fitted.
         batch_size: data per step over all devices and accumulated micro-batches.
@@ -110,9 +115,11 @@ class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
     coupling: str = "independent"
     conditional: bool = False
+    label_dropout: float = 0.0
     scaling: ImageScaling = field(default_factory=ImageScaling)
-    path: FlowPath = field(default_factory=FlowPath)
-    model: MLP | UNet = field(default_factory=UNet)
+    path: FlowPath | DiffusionPath | SigmaPath = field(default_factory=FlowPath)
+    loss: RegressionLoss | ConsistencyLoss = field(default_factory=RegressionLoss)
+    model: MLP | UNet | DiT = field(default_factory=UNet)
     optimiser: Optimiser = field(default_factory=Optimiser)
     batch_size: int = 256
     accumulation: int = 1
@@ -139,14 +146,29 @@ class Recipe:
             )
         if self.conditional and not self.data.labels:
             raise ValueError("conditional needs labels; set data.labels or drop conditional")
+        if not 0 <= self.label_dropout < 1 or (self.label_dropout and not self.conditional):
+            raise ValueError(
+                f"label_dropout must be from 0 to below 1, and is of conditional recipes, got "
+                f"{self.label_dropout}"
+            )
+        if self.sampler.guidance != 1 and not self.label_dropout:
+            raise ValueError(
+                f"sampler.guidance {self.sampler.guidance} needs a network that was trained "
+                f"without labels as well; set label_dropout"
+            )
+        if isinstance(self.loss, ConsistencyLoss) and not isinstance(self.path, SigmaPath):
+            raise ValueError(f"ConsistencyLoss needs a SigmaPath, got {type(self.path).__name__}")
+        self.sampler.check(self.path)
 
     def tiny(self) -> "Recipe":
         """The same experiment shrunk to a CPU smoke run of seconds, through the same code."""
-        model: MLP | UNet = MLP(width=32, depth=1)
+        model: MLP | UNet | DiT = MLP(width=32, depth=1)
         if isinstance(self.model, UNet):
             model = dataclasses.replace(
                 self.model, channels=8, blocks=1, groups=4, head_channels=4, dropout=0.0
             )
+        if isinstance(self.model, DiT):
+            model = dataclasses.replace(self.model, heads=2, head_channels=8, depth=2)
         return dataclasses.replace(
             self,
             data=dataclasses.replace(self.data, limit=min(self.data.limit or 256, 256)),

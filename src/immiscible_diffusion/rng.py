@@ -64,6 +64,11 @@ class Streams:
         return self._stream("time")
 
     @property
+    def labels(self) -> torch.Generator:
+        """Which labels are dropped."""
+        return self._stream("labels")
+
+    @property
     def dropout(self) -> int:
         """Seed for the global generators, which is where dropout layers draw."""
         return key(self.seed, self.step, self.rank, "dropout")

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from immiscible_diffusion.coupling import Coupling, NoiseLaw, coupling_from_name
 from immiscible_diffusion.data import Batch, DataSet, load_images
 from immiscible_diffusion.extra import MissingExtra, needs_extra
+from immiscible_diffusion.loss import ConsistencyLoss
 from immiscible_diffusion.moments import Moments
+from immiscible_diffusion.path import Preconditioned, SigmaPath
 from immiscible_diffusion.recipe import Optimiser, Recipe
 from immiscible_diffusion.rng import Streams, key
 from immiscible_diffusion.runfolder import RunFolder
@@ -77,9 +79,15 @@ def make_model(recipe: Recipe, dataset: DataSet) -> nn.Module:
             f"the recipe is conditional, and the data set {dataset.name} has no labels; "
             f"give data with labels, or --no-conditional"
         )
+    if classes is not None and recipe.label_dropout:
+        classes += 1  # the last stands for no label
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(recipe.seed, "weights"))
-        return recipe.model.build(dataset.shape, classes)
+        model = recipe.model.build(dataset.shape, classes)
+    if not isinstance(recipe.path, SigmaPath):
+        return model
+    ends = recipe.path.sigma_min if isinstance(recipe.loss, ConsistencyLoss) else 0.0
+    return Preconditioned(model, recipe.path.sigma_data, ends)
 
 
 def make_coupling(

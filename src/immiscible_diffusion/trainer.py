@@ -17,8 +17,8 @@ from immiscible_diffusion.data import DataSet, check_split, load_images
 from immiscible_diffusion.feed import Feed
 from immiscible_diffusion.generate import Generator
 from immiscible_diffusion.interrupt import Interrupted, InterruptGuard
-from immiscible_diffusion.loss import Loss, RegressionLoss
-from immiscible_diffusion.meter import Meter, Timed
+from immiscible_diffusion.loss import Loss, at_share
+from immiscible_diffusion.meter import Meter, Timed, loss_by_time
 from immiscible_diffusion.progress import Progress
 from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.runfolder import RunFolder
@@ -63,7 +63,7 @@ class Trainer:
         check_split(recipe.batch_size, world * recipe.accumulation)
         self.dataset: DataSet = load_images(recipe.data) if dataset is None else dataset
         self.feed = Feed(recipe, self.dataset, self.device, rank, world)
-        self.loss_fn: Loss = RegressionLoss()
+        self.loss_fn: Loss = recipe.loss
         self.validation = Validation.of(recipe, self.dataset, self.device)
         self.bare = make_model(recipe, self.dataset).to(self.device)
         self.average = Average(recipe.optimiser, self.bare)
@@ -111,22 +111,23 @@ class Trainer:
 
     def train_step(self, pairs: Iterator[Paired]) -> None:
         """One optimiser step: ``accumulation`` micro-batches."""
-        path, loss_fn, model = self.recipe.path, self.loss_fn, self.model
+        path, model = self.recipe.path, self.model
+        loss_fn = at_share(self.loss_fn, self.step / self.recipe.steps)
         for micro in range(self.recipe.accumulation):
             rng = self.feed.streams(self.step * self.recipe.accumulation + micro)
             with self.accelerator.accumulate(model):
                 with self.meter.waiting():
                     data, noise, cond = next(pairs)  # noise = coupling(data, cond=cond), ahead
-                cond = cond if self.recipe.conditional else None
+                cond = self.feed.seen(cond, rng)
                 t = path.sample_time(len(data), generator=rng.time)
                 torch.manual_seed(rng.dropout)
-                loss = loss_fn(model, path, data, noise, t, cond).mean()
-                self.accelerator.backward(loss)
+                losses = loss_fn(model, path, data, noise, t, cond)
+                self.accelerator.backward(losses.mean())
                 if self.recipe.optimiser.clip and self.accelerator.sync_gradients:
                     self.accelerator.clip_grad_norm_(model.parameters(), self.recipe.optimiser.clip)
                 self.optimiser.step()
                 self.optimiser.zero_grad()
-                self.meter.loss.append(loss.detach())
+                self.meter.add(losses, t)
         self.warmup.step()
         self.average.update(self.bare)
         self.step += 1
@@ -161,7 +162,8 @@ class Trainer:
 
     def log(self, show: Progress) -> None:
         """A line in metrics.jsonl and in the trackers."""
-        record = {"loss": self.finite_loss(), **self.meter.record()}
+        sums = self.accelerator.reduce(self.meter.sums_by_time(), "sum")
+        record = {"loss": self.finite_loss(), **loss_by_time(sums), **self.meter.record()}
         record["lr"] = self.warmup.get_last_lr()[0]
         self.record("train", **record)
         show.update(self.step, loss=record["loss"], pairing=record["pairing_share"])

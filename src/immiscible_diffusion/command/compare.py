@@ -51,6 +51,8 @@ class Options:
         list: print the cells (number, state, coupling, seed) and stop.
         cell: run this cell alone (for job arrays).
         gather: make the report from what is there and stop.
+        irreducible: compute the loss that no network can go below, for the report's excess loss
+            (kept in irreducible.json; a set too large for it is left out, and the report says so).
     """
 
     coupling: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -61,6 +63,7 @@ class Options:
     list: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     cell: int | None = None
     gather: bool = False
+    irreducible: bool = True
 
 
 def main(arguments: list[str]) -> int:
@@ -76,11 +79,11 @@ def main(arguments: list[str]) -> int:
     if options.list:
         return list_cells(plan)
     if options.gather:
-        return gather(plan, command)
+        return gather(plan, command, options.irreducible)
     if options.cell is not None:
         return run_one(plan, options)
     run_all(plan, options.device, options.workers)
-    return gather(plan, command)
+    return gather(plan, command, options.irreducible)
 
 
 def couplings(options: Options) -> tuple[str, ...]:
@@ -130,8 +133,8 @@ def list_cells(plan: Plan) -> int:
     return 0
 
 
-def gather(plan: Plan, command: str) -> int:
+def gather(plan: Plan, command: str, irreducible: bool) -> int:
     """Write the report of what is there and say what was found."""
-    page, sentences = report(plan, command)
+    page, sentences = report(plan, command, irreducible=irreducible)
     sys.stdout.write("\n".join([*sentences, "", f"report: {page}"]) + "\n")
     return 0

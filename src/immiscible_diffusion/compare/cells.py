@@ -1,10 +1,13 @@
 """One cell of a comparison: train it, judging it at the steps and budgets of the plan."""
 
+import dataclasses
+import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from immiscible_diffusion.compare.denoising import Probes, keep_losses, losses_by_level
 from immiscible_diffusion.compare.plan import Cell, Plan
 from immiscible_diffusion.coupling import Coupling, NoiseLaw, coupling_from_name
 from immiscible_diffusion.data import DataSet, load_images
@@ -16,7 +19,7 @@ from immiscible_diffusion.moments import Moments
 from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.runfolder import RunFolder
 from immiscible_diffusion.sampler import Sampler
-from immiscible_diffusion.setup import start_law
+from immiscible_diffusion.setup import make_coupling, start_law
 from immiscible_diffusion.trained import pick_device
 from immiscible_diffusion.trainer import Trainer
 
@@ -53,7 +56,13 @@ class CellRunner:
             beside.begin(matched, trainer.device)
             outputs.append((beside, self.generator(matched, trainer)))
 
+        probes: list[Probes] = []
+
         def evaluate(step: int, model: nn.Module) -> None:
+            if not probes:  # not before, as the run's moments count once it has begun
+                probes.append(self.probes(recipe, run))
+            losses = losses_by_level(recipe, model.eval(), probes[0], trainer.device)
+            keep_losses(run, step, losses)
             for where, generator in outputs:
                 if where is not run:
                     where.forget_after(step - 1)  # an earlier attempt; the run drops its own
@@ -68,6 +77,11 @@ class CellRunner:
         law = start_law(recipe, self.dataset, trainer.run, trainer.coupling, trainer.device)
         return Generator(recipe, self.dataset, trainer.device, law=law)
 
+    def probes(self, recipe: Recipe, run: RunFolder) -> Probes:
+        """Noisy images to measure the loss on, of the run's own coupling."""
+        coupling = make_coupling(recipe, self.dataset, run, torch.device("cpu"))
+        return Probes.draw(recipe, self.dataset, coupling)
+
     def try_couplings(self) -> None:
         """Call every coupling once; ValueError names one that fails, before hours are spent."""
         recipe = self.plan.recipe
@@ -75,8 +89,10 @@ class CellRunner:
         data, cond = recipe.scaling.apply(batch.data), batch.cond
         for name in {cell.unmatched.coupling: None for cell in self.plan.cells}:
             try:
-                coupling = trial_coupling(name, data, cond)
-                coupling(data, cond=cond, generator=torch.Generator())
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of a pool, which is the trainer's to give
+                    coupling = trial_coupling(name, data, cond)
+                    coupling(data, cond=cond, generator=torch.Generator())
             except Exception as error:
                 raise ValueError(f"coupling '{name}' fails on the data: {error}") from error
 
@@ -98,19 +114,25 @@ class CellRunner:
 def judge_all_budgets(
     run: RunFolder, generator: Generator, judge: Judge, model: nn.Module, step: int
 ) -> None:
-    """Record quality at every budget of Euler steps, with a grid of the first images.
+    """Record quality at every budget of sampler steps, with a grid of the first images.
 
     The Frechet distance at every step; the slower metrics at the last.
     """
     recipe = generator.recipe
     for budget in recipe.evaluation.budgets:
-        sampler = Sampler("euler", budget, start=recipe.sampler.start)
+        sampler = of_budget(recipe.sampler, budget)
         metrics = METRICS if step == recipe.steps else ("frechet",)
         quality, nfe, images = judged(
             generator, judge, model, recipe.seed, sampler, metrics=metrics, keep=GRID_IMAGES
         )
         run.log("quality", step, budget=budget, nfe=nfe, **quality.as_dict())
-        run.save_grid(images, f"euler{budget}_step_{step:06d}", columns=8)
+        run.save_grid(images, f"{sampler.method}{budget}_step_{step:06d}", columns=8)
+
+
+def of_budget(sampler: Sampler, budget: int) -> Sampler:
+    """The recipe's sampler in ``budget`` steps; Euler's for one that chooses its steps itself."""
+    method = "euler" if sampler.method == "dopri5" else sampler.method
+    return dataclasses.replace(sampler, method=method, steps=budget)
 
 
 def headline_budget(recipe: Recipe) -> int:

@@ -4,7 +4,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from immiscible_diffusion.compare.cells import CellRunner, headline_budget, is_finished
+from immiscible_diffusion.compare.cells import CellRunner, headline_budget, is_finished, of_budget
+from immiscible_diffusion.compare.excess import excess_of, excess_points
 from immiscible_diffusion.compare.plan import BASELINE, Cell, Plan
 from immiscible_diffusion.files import read_json
 from immiscible_diffusion.report import Cell as CellRecord
@@ -12,6 +13,7 @@ from immiscible_diffusion.report import (
     Comparison,
     CouplingEntry,
     Dataset,
+    Excess,
     LossPoint,
     Quality,
     findings,
@@ -24,23 +26,29 @@ from immiscible_diffusion.setup import make_model
 QUALITY_FIELDS = set(Quality.__dataclass_fields__)
 
 
-def report(plan: Plan, command: str) -> tuple[Path, list[str]]:
+def report(plan: Plan, command: str, *, irreducible: bool = True) -> tuple[Path, list[str]]:
     """Write results and page into the plan's folder; the page's path and its sentences.
+
+    Args:
+        plan: what is compared.
+        command: that made it.
+        irreducible: compute the irreducible losses too, for the excess loss.
 
     Raises:
         ValueError: no cell has been judged yet.
     """
-    comparison = gather(plan, command)
+    comparison = gather(plan, command, irreducible=irreducible)
     page = write_report(comparison, plan.folder)
     return page, [summary(comparison), *(finding.text for finding in findings(comparison))]
 
 
-def gather(plan: Plan, command: str) -> Comparison:
+def gather(plan: Plan, command: str, *, irreducible: bool = True) -> Comparison:
     """The record of a comparison; unfinished cells come with what they have."""
-    cells = [cell_record(plan, cell) for cell in plan.cells if plan.cell_folder(cell).exists()]
-    if not any(cell.quality for cell in cells):
+    begun = [cell for cell in plan.cells if plan.cell_folder(cell).exists()]
+    if not any(RunFolder(plan.cell_folder(cell)).records("quality") for cell in begun):
         raise ValueError(f"nothing has been judged yet in {plan.folder}; run some cells first")
     runner, recipe = CellRunner(plan), plan.recipe
+    excess = excess_of(plan, runner.dataset) if irreducible else None
     judge, dataset = runner.judge, runner.dataset
     hardware, versions = trained_on(plan)
     return Comparison(
@@ -58,7 +66,7 @@ def gather(plan: Plan, command: str) -> Comparison:
         floor=judge.reference.floor,
         budgets=recipe.evaluation.budgets,
         headline_budget=headline_budget(recipe),
-        sampler="euler",
+        sampler=of_budget(recipe.sampler, 1).method,
         eval_steps=plan.eval_steps,
         batch_size=recipe.batch_size,
         total_steps=recipe.steps,
@@ -67,7 +75,8 @@ def gather(plan: Plan, command: str) -> Comparison:
             CouplingEntry(name, name, plan.control_of(name), name == BASELINE)
             for name in plan.couplings
         ),
-        cells=tuple(cells),
+        cells=tuple(cell_record(plan, cell, excess) for cell in begun),
+        excess=excess,
     )
 
 
@@ -83,18 +92,21 @@ def trained_on(plan: Plan) -> tuple[str, dict[str, str]]:
     return "; ".join(sorted({record["hardware"] for record in seen})), versions
 
 
-def cell_record(plan: Plan, cell: Cell) -> CellRecord:
+def cell_record(plan: Plan, cell: Cell, excess: Excess | None = None) -> CellRecord:
     """What a cell's run folder holds."""
+    known = [] if excess is None else [e.coupling for e in excess.couplings if not e.skipped]
+    coupling = cell.unmatched.coupling
     folder = plan.cell_folder(cell)
     run, trained = RunFolder(folder), RunFolder(folder)
     if cell.is_matched and not run.records("train"):  # judged along with that training
         trained = RunFolder(plan.cell_folder(cell.unmatched))
     training = trained.records("train")
     budget = headline_budget(plan.recipe)
+    method = of_budget(plan.recipe.sampler, budget).method
     grids = {
         str(step): path.relative_to(plan.folder).as_posix()
         for step in plan.eval_steps
-        if (path := folder / "samples" / f"euler{budget}_step_{step:06d}.png").exists()
+        if (path := folder / "samples" / f"{method}{budget}_step_{step:06d}.png").exists()
     }
     return CellRecord(
         coupling=cell.coupling,
@@ -107,6 +119,7 @@ def cell_record(plan: Plan, cell: Cell) -> CellRecord:
         training=losses(training),
         grids=grids,
         finished=is_finished(plan, cell),
+        excess=excess_points(plan, trained, coupling) if coupling in known else (),
     )
 
 

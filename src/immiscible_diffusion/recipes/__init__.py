@@ -4,11 +4,24 @@ import difflib
 from collections.abc import Callable
 
 from immiscible_diffusion.recipe import Recipe
+from immiscible_diffusion.recipes.consistency import (
+    celeba_consistency,
+    cifar10_consistency,
+    digits_consistency,
+    tiny_imagenet_consistency,
+)
+from immiscible_diffusion.recipes.diffusion import cifar10_ddim, digits_ddim
 from immiscible_diffusion.recipes.flow_matching import cifar10_flow, digits_flow
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "digits-flow": digits_flow,
     "cifar10-flow": cifar10_flow,
+    "digits-ddim": digits_ddim,
+    "cifar10-ddim": cifar10_ddim,
+    "digits-consistency": digits_consistency,
+    "cifar10-consistency": cifar10_consistency,
+    "celeba-consistency": celeba_consistency,
+    "tiny-imagenet-consistency": tiny_imagenet_consistency,
 }
 
 

@@ -7,6 +7,8 @@ from dataclasses import fields
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+OPTIONAL = {"optional": True}
+"""Metadata of a field that a record written by an older version may lack: it has a default."""
 
 
 def plain(value: Any) -> Any:
@@ -28,10 +30,11 @@ def decode(kind: type[T], record: Any, where: str) -> T:
         raise ValueError(f"{where} is {type(record).__name__}; expected an object")
     hints = get_type_hints(kind)
     known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    needed = {f.name for f in fields(kind) if not f.metadata.get("optional")}  # type: ignore[arg-type]
     unknown = sorted(set(record) - known)
     if unknown:
         raise ValueError(f"{where} has unknown fields {unknown}; expected some of {sorted(known)}")
-    missing = sorted(known - set(record))
+    missing = sorted(needed - set(record))
     if missing:
         raise ValueError(f"{where} lacks the fields {missing} (None where not measured)")
     return kind(

@@ -175,7 +175,7 @@ def _wall(result: Speedup) -> str:
 
 def _elsewhere(comparison: Comparison, results: list[Speedup]) -> str:
     parts = [f"{result.budget}: {_brief(result)}" for result in results]
-    sampler = comparison.sampler.capitalize()
+    sampler = comparison.sampler_name
     return f"Speed-up at other numbers of {sampler} steps: {'; '.join(parts)}." if parts else ""
 
 
@@ -204,7 +204,7 @@ def _control(comparison: Comparison, name: str) -> str:
     parts = [f"{share(k.share)} at {k.budget}" for k in clear]
     return (
         f"The same noises shuffled over the batch, so without pairing, keep {_join(parts)} "
-        f"{comparison.sampler.capitalize()} steps of the final gain."
+        f"{comparison.sampler_name} steps of the final gain."
     )
 
 
@@ -216,7 +216,7 @@ def share(value: float | None) -> str:
 
 
 def _budget(comparison: Comparison, budget: int) -> str:
-    return f"{budget} {comparison.sampler.capitalize()} step{'s' if budget > 1 else ''}"
+    return f"{budget} {comparison.sampler_name} step{'s' if budget > 1 else ''}"
 
 
 def _seeds(seeds: list[int]) -> str:

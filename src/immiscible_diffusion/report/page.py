@@ -6,14 +6,21 @@ from pathlib import Path
 
 from immiscible_diffusion.files import write_json, write_text
 from immiscible_diffusion.report import plots, tables
-from immiscible_diffusion.report.elements import css_class, image, panel, table
+from immiscible_diffusion.report.elements import (
+    css_class,
+    definitions,
+    document,
+    facts,
+    image,
+    legend,
+    panel,
+    table,
+)
+from immiscible_diffusion.report.excess import excess_section
 from immiscible_diffusion.report.findings import findings, missing, number, summary
 from immiscible_diffusion.report.results import Cell, Comparison
-from immiscible_diffusion.report.style import CSS
 
 _COLUMNS = 4  # steps shown in the sample grids: as many as fit a desk screen
-# The browser itself refuses to fetch anything.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _HOW_SPEEDUP = (
     "Speed-up = steps(baseline) / steps(coupling) to reach the same quality: above 1 is faster. "
     "Quality is the best Frechet distance so far, log-linear between evaluations; the target is "
@@ -54,30 +61,23 @@ def render_page(comparison: Comparison, folder: str | os.PathLike[str]) -> str:
         _controls(comparison),
         _grids(comparison, Path(folder)),
         _cost(comparison),
+        excess_section(comparison, _legend(comparison), _note(comparison)),
         _losses(comparison),
         _metrics(comparison),
         _how(comparison),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(section for section in sections if section)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return document(title, sections)
 
 
 def _head(comparison: Comparison, title: str) -> str:
     dataset = comparison.dataset
-    facts = [
+    figures = [
         (f"{comparison.total_steps:,}", f"training steps of batch {comparison.batch_size:,}"),
         (str(len(comparison.seeds)), "seeds" if len(comparison.seeds) != 1 else "seed"),
         (f"{dataset.count:,}", f"data ({dataset.name})"),
         (f"{comparison.parameters:,}", "parameters"),
         (comparison.hardware, comparison.date),
     ]
-    listed = "".join(f"<li><b>{escape(a)}</b> {escape(b)}</li>" for a, b in facts)
     found = "".join(
         f'<li class="{css_class(f.verdict)}"><p><span class="badge {css_class(f.verdict)}">'
         f"{escape(f.verdict)}</span> · <b>{escape(f.headline)}</b></p>"
@@ -85,7 +85,7 @@ def _head(comparison: Comparison, title: str) -> str:
         for f in findings(comparison)
     )
     return (
-        f'<h1>{escape(title)}</h1>\n<ul class="facts">{listed}</ul>\n'
+        f"<h1>{escape(title)}</h1>\n{facts(figures)}\n"
         f'<p class="lead">{escape(summary(comparison))}</p>\n<ul class="findings">{found}</ul>\n'
         f'<p class="note">{escape(_evidence(comparison))}</p>'
     )
@@ -129,7 +129,7 @@ def _speedups(comparison: Comparison) -> str:
     parts = ["<h2>Speed-up and final quality</h2>", f'<p class="note">{escape(_HOW_SPEEDUP)}</p>']
     for budget in [first, *(b for b in comparison.budgets if b != first)]:
         headline = ", headline" if budget == first else ""
-        parts.append(f"<h3>{budget} {escape(comparison.sampler.capitalize())} steps{headline}</h3>")
+        parts.append(f"<h3>{budget} {escape(comparison.sampler_name)} steps{headline}</h3>")
         parts.append(table(tables.speedup_table(comparison, budget), comparison))
     note = "* the floor hides the difference: not resolved. Below 1 the ratio favours the coupling."
     return "\n".join([*parts, f'<p class="note">{note} {escape(_evidence(comparison))}</p>'])
@@ -163,7 +163,8 @@ def _grids(comparison: Comparison, folder: Path) -> str:
     for entry in comparison.couplings:
         grids = (cells[entry.name].grids or {}) if entry.name in cells else {}
         images = [
-            image(folder, grids.get(str(step)), f"{entry.label}, step {step:,}") for step in steps
+            image(folder, grids.get(str(step)), f"Samples: {entry.label}, step {step:,}")
+            for step in steps
         ]
         shown = "".join(f"<td>{grid}</td>" for grid in images)
         rows.append(f"<tr><td>{escape(entry.label)}</td>{shown}</tr>")
@@ -215,7 +216,7 @@ def _how(comparison: Comparison) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in comparison.versions.items())
     names = ", ".join(f"{entry.label} = {entry.name}" for entry in comparison.couplings)
     steps = ", ".join(f"{step:,}" for step in comparison.eval_steps)
-    facts = {
+    made = {
         "Recipe": comparison.recipe,
         "Couplings": names,
         "Seeds": ", ".join(map(str, comparison.seeds)) or "none yet",
@@ -227,11 +228,10 @@ def _how(comparison: Comparison) -> str:
         "Numbers": "results.json, results.csv and speedups.csv beside this page",
         "Missing": " ".join(missing(comparison)) or "nothing",
     }
-    listed = "".join(f"<dt>{escape(a)}</dt><dd>{escape(b)}</dd>" for a, b in facts.items())
     return (
-        f"<h2>How this was made</h2>\n<pre>{escape(comparison.command)}</pre>\n<dl>{listed}</dl>\n"
-        "<p>All couplings of one seed share initial weights, data order and times; only the noise "
-        "differs.</p>"
+        f"<h2>How this was made</h2>\n<pre>{escape(comparison.command)}</pre>\n"
+        f"{definitions(made)}\n<p>All couplings of one seed share initial weights, data order and "
+        "times; only the noise differs.</p>"
     )
 
 
@@ -259,12 +259,10 @@ def _note(comparison: Comparison) -> str:
 
 
 def _legend(comparison: Comparison, floor: bool = False) -> str:
-    items = []
-    for entry in comparison.couplings:
-        items.append(f"<li>{plots.legend_key(comparison, entry.name)}{escape(entry.label)}</li>")
+    items = [(plots.legend_key(comparison, e.name), e.label) for e in comparison.couplings]
     if floor and comparison.floor is not None:
-        items.append(f"<li>{plots.FLOOR_KEY}floor</li>")
-    return f'<ul class="legend">{"".join(items)}</ul>'
+        items.append((plots.FLOOR_KEY, "floor"))
+    return legend(items)
 
 
 def _with_grids(comparison: Comparison, seed: int) -> dict[str, Cell]:

@@ -4,17 +4,19 @@ Each function draws one panel with room for one phone screen and no legend: ``lo
 coupling is drawn, and the page writes one legend for all panels.
 """
 
-import html
-import io
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from immiscible_diffusion.extra import needs_extra
 from immiscible_diffusion.report.estimate import SMALLEST
+from immiscible_diffusion.report.panels import (
+    BASELINE,
+    Look,
+    look_key,
+    looks_of,
+    short,
+    svg_panel,
+)
 from immiscible_diffusion.report.results import Cell, Comparison
 from immiscible_diffusion.report.series import (
     Series,
@@ -27,73 +29,17 @@ NOT_COMPARABLE = (
     "Losses of different couplings are not comparable: paired training loss is lower by "
     "construction, loss on independent noise is not what paired training minimises."
 )
-BASELINE = "#222222"
-# Okabe and Ito's palette, told apart with every common colour blindness; yellow is left out.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("s", "^", "D", "v", "P", "X")
-# The same markers, drawn by hand for the legend.
-_SHAPES = {
-    "o": "M20 3a4 4 0 1 0 .01 0z",
-    "s": "M16 3h8v8h-8z",
-    "^": "M20 2l5 9h-10z",
-    "D": "M20 2l5 5-5 5-5-5z",
-    "v": "M20 12l5-9h-10z",
-    "P": "M18 2h4v3h3v4h-3v3h-4v-3h-3v-4h3z",
-    "X": "M17 2l3 3 3-3 2 2-3 3 3 3-2 2-3-3-3 3-2-2 3-3-3-3z",
-}
 FLOOR_KEY = (
     '<svg viewBox="0 0 40 14" aria-hidden="true"><path d="M1 2H39V12H1z" fill="#888888" '
     'fill-opacity="0.3"/></svg>'
 )
-_STYLE = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.size": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#666666",
-    "axes.labelcolor": "#222222",
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-}
-
-
-@dataclass(frozen=True)
-class Look:
-    """How a coupling is drawn: the same in every plot; controls are dashed and hollow."""
-
-    colour: str
-    marker: str
-    control: bool
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Arguments for a matplotlib line."""
-        return {
-            "color": self.colour,
-            "marker": self.marker,
-            "markersize": 5,
-            "linewidth": 1.2 if self.control else 1.9,
-            "linestyle": (0, (4, 3)) if self.control else "-",
-            "markerfacecolor": "white" if self.control else self.colour,
-        }
 
 
 def looks(comparison: Comparison) -> dict[str, Look]:
     """The look of each coupling; a control has its coupling's colour."""
     names = [entry.name for entry in comparison.couplings if entry.control_of is None]
     names = [name for name in names if name != comparison.baseline.name]
-    chosen = {
-        name: Look(
-            PALETTE[i % len(PALETTE)], MARKERS[(i + i // len(PALETTE)) % len(MARKERS)], False
-        )
-        for i, name in enumerate(names)
-    }
+    chosen = looks_of(names)
     chosen[comparison.baseline.name] = Look(BASELINE, "o", False)
     for entry in comparison.couplings:
         if entry.control_of is not None:
@@ -104,8 +50,8 @@ def looks(comparison: Comparison) -> dict[str, Look]:
 
 def quality_against_steps(comparison: Comparison, budget: int) -> str:
     """Frechet distance against training steps at one sampling budget, both logarithmic."""
-    title = f"{budget} {comparison.sampler.capitalize()} steps"
-    with _panel(f"quality-{budget}", title) as (axes, output):
+    title = f"{budget} {comparison.sampler_name} steps"
+    with svg_panel(f"quality-{budget}", title) as (axes, output):
         found = {e.name: quality_series(comparison, e.name, budget) for e in comparison.couplings}
         _lines(axes, comparison, found)
         _floor_band(axes, comparison)
@@ -116,12 +62,12 @@ def quality_against_steps(comparison: Comparison, budget: int) -> str:
 
 def quality_against_budget(comparison: Comparison) -> str:
     """Frechet distance at the last step against the number of sampler steps."""
-    with _panel("budgets", "At the end of training") as (axes, output):
+    with svg_panel("budgets", "At the end of training") as (axes, output):
         found = {e.name: final_quality_series(comparison, e.name) for e in comparison.couplings}
         _lines(axes, comparison, found)
         _floor_band(axes, comparison)
         _log_axes(axes, list(comparison.budgets))
-        sampler = comparison.sampler.capitalize()
+        sampler = comparison.sampler_name
         axes.set(xlabel=f"{sampler} steps of the sampler", ylabel="Frechet distance")
     return output[0]
 
@@ -133,7 +79,7 @@ def losses_against_steps(comparison: Comparison, kind: str) -> str:
     """
     noise = {"validation": "independent noise", "training": "the paired noise"}
     found = {e.name: loss_series(comparison, e.name, kind) for e in comparison.couplings}
-    with _panel(f"loss-{kind}", f"{kind.capitalize()} loss on {noise[kind]}") as (axes, output):
+    with svg_panel(f"loss-{kind}", f"{kind.capitalize()} loss on {noise[kind]}") as (axes, output):
         _lines(axes, comparison, found)
         steps = [x for series in found.values() if series for x in series.x]
         _log_axes(axes, list(comparison.eval_steps), y=False)
@@ -148,7 +94,7 @@ def pairing_cost(comparison: Comparison) -> str:
     entries = [e for e in comparison.couplings if _times(comparison.cells_of(e.name))]
     entries.reverse()
     chosen = looks(comparison)
-    with _panel("cost", "Time of a training step", 0.9 + 0.42 * len(entries)) as (axes, output):
+    with svg_panel("cost", "Time of a training step", 0.9 + 0.42 * len(entries)) as (axes, output):
         for row, entry in enumerate(entries):
             cells = comparison.cells_of(entry.name)
             times = _times(cells)
@@ -165,7 +111,7 @@ def pairing_cost(comparison: Comparison) -> str:
                 textcoords="offset points",
                 va="center",
             )
-        labels = [_short(entry.label) for entry in entries]
+        labels = [short(entry.label) for entry in entries]
         axes.set_yticks(range(len(entries)), labels, parse_math=False)
         axes.set(xlabel="milliseconds per step", xlim=(0, axes.get_xlim()[1] * 1.18))
         axes.grid(axis="x")
@@ -175,54 +121,11 @@ def pairing_cost(comparison: Comparison) -> str:
 
 def legend_key(comparison: Comparison, name: str) -> str:
     """A small SVG of the line that stands for the coupling ``name``."""
-    look = looks(comparison)[name]
-    dash = ' stroke-dasharray="5 3"' if look.control else ""
-    fill = "#ffffff" if look.control else look.colour
-    return (
-        f'<svg viewBox="0 0 40 14" aria-hidden="true"><path d="M1 7H39" stroke="{look.colour}" '
-        f'stroke-width="2"{dash}/><path d="{_SHAPES[look.marker]}" fill="{fill}" '
-        f'stroke="{look.colour}" stroke-width="1.3"/></svg>'
-    )
+    return look_key(looks(comparison)[name])
 
 
 def _times(cells: Sequence[Cell]) -> list[float]:
     return [1000 * cell.seconds_per_step for cell in cells if cell.seconds_per_step is not None]
-
-
-def _short(label: str, limit: int = 26) -> str:
-    return label if len(label) <= limit else label[: limit - 1] + "…"
-
-
-@contextmanager
-def _panel(name: str, title: str, height: float = 3.6) -> Iterator[tuple[Any, list[str]]]:
-    """Yield axes to draw on and a list that holds the SVG text afterwards."""
-    with needs_extra("train", "plots"):
-        import matplotlib
-        from matplotlib.backends.backend_svg import FigureCanvasSVG
-        from matplotlib.figure import Figure
-    output: list[str] = []
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=(5.2, height), layout="constrained")
-        FigureCanvasSVG(figure)
-        axes = figure.add_subplot()
-        # A label such as "5 $ a step" is text, never a formula.
-        axes.set_title(title, parse_math=False)
-        yield axes, output
-        buffer = io.StringIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    output.append(_inline(buffer.getvalue(), name, title))
-
-
-def _inline(svg: str, name: str, title: str) -> str:
-    """Make matplotlib's SVG file an element: scales with the page, ids unique, nothing fetched."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'(url\(|href=")#', rf"\1#{name}-", svg)
-    head = f'<svg role="img" aria-label="{html.escape(title)}" '
-    svg = head + svg.removeprefix("<svg ")
-    return re.sub(r"^<svg[^>]*>", lambda tag: re.sub(r' (width|height)="[^"]*"', "", tag[0]), svg)
 
 
 def _lines(axes: Any, comparison: Comparison, found: dict[str, Series | None]) -> None:

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
 from immiscible_diffusion.metric.quality import METRICS, Floor
-from immiscible_diffusion.report.decode import decode, plain
+from immiscible_diffusion.report.decode import OPTIONAL, decode, plain
 
 SCHEMA_VERSION = 1
 
@@ -75,6 +75,54 @@ class LossPoint:
 
 
 @dataclass(frozen=True)
+class ExcessPoint:
+    """Loss of the averaged weights by noise level at one step, not weighted, on fresh paired noise.
+
+    ``excess`` is the loss less that of the optimal denoiser on the same noisy images, ``error`` its
+    standard error, ``mean`` its mean over t.
+    """
+
+    step: int
+    loss: tuple[float, ...]
+    excess: tuple[float, ...]
+    error: tuple[float, ...]
+    mean: float
+    mean_error: float
+
+
+@dataclass(frozen=True)
+class Irreducible:
+    """The loss that no network can go below, by level; ``reached`` on the very noisy images.
+
+    ``estimate`` says how the coupling's density was estimated, empty for a closed form; ``skipped``
+    why there are no figures.
+    """
+
+    coupling: str
+    value: tuple[float, ...] = ()
+    error: tuple[float, ...] = ()
+    reached: tuple[float, ...] = ()
+    estimate: str = ""
+    skipped: str = ""
+
+
+@dataclass(frozen=True)
+class Excess:
+    """What excess losses are measured on: ``probes`` noisy images per level.
+
+    The first ``averaged`` levels are the middles of equal bins of t. ``images`` may be the source
+    of a noisy one, ``given`` the condition (empty: none).
+    """
+
+    levels: tuple[float, ...]
+    averaged: int
+    probes: int
+    images: int
+    given: str
+    couplings: tuple[Irreducible, ...]
+
+
+@dataclass(frozen=True)
 class Cell:
     """One training run: a coupling and a seed.
 
@@ -94,6 +142,7 @@ class Cell:
     training: tuple[LossPoint, ...] = ()
     grids: Mapping[str, str] | None = None
     finished: bool = False
+    excess: tuple[ExcessPoint, ...] = field(default=(), metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         where = f"cell {self.coupling!r}, seed {self.seed}"
@@ -144,6 +193,7 @@ class Comparison:
     couplings: tuple[CouplingEntry, ...]
     cells: tuple[Cell, ...]
     version: int = SCHEMA_VERSION
+    excess: Excess | None = field(default=None, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         if self.version != SCHEMA_VERSION:
@@ -156,6 +206,12 @@ class Comparison:
         _refuse_repeats("cells", [(cell.coupling, cell.seed) for cell in self.cells])
         _refuse_repeats("budgets", list(self.budgets))
         self._check_names()
+
+    @property
+    def sampler_name(self) -> str:
+        """The sampler as people write it."""
+        known = {"ddim": "DDIM", "ddpm": "DDPM", "dpm": "DPM-Solver++", "edm": "EDM"}
+        return known.get(self.sampler, self.sampler.capitalize())
 
     def _check_names(self) -> None:
         names = [entry.name for entry in self.couplings]

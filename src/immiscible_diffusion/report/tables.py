@@ -152,7 +152,7 @@ def speedup_markdown(comparison: Comparison) -> str:
     In brackets the final Frechet distance; the headline budget is bold. A line below says what it
     is and which command made it.
     """
-    sampler = comparison.sampler.capitalize()
+    sampler = comparison.sampler_name
     titles = [_bold(str(b), b == comparison.headline_budget) for b in comparison.budgets]
     lines = [f"| coupling | {' | '.join(f'{title} {sampler} steps' for title in titles)} |"]
     lines.append("|---" * (len(comparison.budgets) + 1) + "|")

@@ -45,6 +45,7 @@ class Sampler:
             ``quadratic`` or ``trailing``.
         eta: share of fresh noise in ``ddim``; ``ddpm`` is 1.
         clip: predicted data are clamped to plus and minus this in ``ddim`` and ``ddpm``.
+        guidance: weight of the condition (2207.12598): 1 is none, above 1 pushes towards it.
     """
 
     method: Literal[
@@ -56,6 +57,7 @@ class Sampler:
     spacing: Literal["linear", "quadratic", "trailing"] = "trailing"
     eta: float = 0.0
     clip: float | None = None
+    guidance: float = 1.0
 
     def __post_init__(self) -> None:
         if self.start not in STARTS:
@@ -153,4 +155,6 @@ class Sampler:
         more = f" eta {self.eta:g}" if self.method == "ddim" and self.eta else ""
         if self.method in ("ddim", "ddpm", "dpm") and self.spacing != "trailing":
             more += f" {self.spacing}"
+        if self.guidance != 1:
+            more += f" guidance {self.guidance:g}"
         return f"{self.method} {length}{more}" + (" matched" if self.start == "matched" else "")

@@ -1,0 +1,66 @@
+"""Loss less irreducible loss, for the report of a comparison."""
+
+from typing import Any
+
+from torch import Tensor
+
+from immiscible_diffusion.analysis.estimates import mean_of
+from immiscible_diffusion.compare.denoising import AVERAGED, LEVELS, kept_losses, row_count
+from immiscible_diffusion.compare.irreducible import best_on_probes, find_irreducible, probes_used
+from immiscible_diffusion.compare.plan import Plan
+from immiscible_diffusion.data import DataSet
+from immiscible_diffusion.report.results import Excess, ExcessPoint, Irreducible
+from immiscible_diffusion.runfolder import RunFolder
+
+
+def excess_of(plan: Plan, dataset: DataSet) -> Excess | None:
+    """The irreducible losses of the couplings trained so far; None if no loss by level is kept."""
+    found = find_irreducible(plan, dataset)
+    couplings = [_irreducible(name, values) for name, values in found["couplings"].items()]
+    couplings += [Irreducible(name, skipped=reason) for name, reason in found["skipped"].items()]
+    if not couplings:
+        return None
+    return Excess(
+        levels=LEVELS,
+        averaged=AVERAGED,
+        probes=probes_used(plan.recipe, dataset),
+        images=row_count(plan.recipe, dataset),
+        given="the label" if plan.recipe.conditional else "",
+        couplings=tuple(couplings),
+    )
+
+
+def _irreducible(name: str, values: dict[str, Any]) -> Irreducible:
+    means, reached = values["irreducible"], values["reached"]
+    return Irreducible(
+        name,
+        tuple(mean["value"] for mean in means),
+        tuple(mean["error"] for mean in means),
+        tuple(mean["value"] for mean in reached),
+        values["estimate"],
+    )
+
+
+def excess_points(plan: Plan, run: RunFolder, coupling: str) -> tuple[ExcessPoint, ...]:
+    """The excess loss of ``run``, trained with ``coupling``, at every step where it was measured.
+
+    Each noisy image's best possible loss is taken off the loss on that image, so that most of the
+    noise of both goes.
+    """
+    best = best_on_probes(plan, coupling)
+    points = []
+    for step in sorted({record["step"] for record in run.records("denoising")}):
+        losses = kept_losses(run, step)
+        if losses is not None:
+            same = losses[:, : best.shape[1]]
+            points.append(_point(step, same, same - best))
+    return tuple(points)
+
+
+def _point(step: int, losses: Tensor, above: Tensor) -> ExcessPoint:
+    by_level = [mean_of(row) for row in above]
+    whole = mean_of(above[:AVERAGED].mean(dim=0))
+    loss = tuple(float(row.mean()) for row in losses)
+    excess = tuple(mean.value for mean in by_level)
+    error = tuple(mean.error for mean in by_level)
+    return ExcessPoint(step, loss, excess, error, whole.value, whole.error)

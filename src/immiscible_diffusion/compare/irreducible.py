@@ -1,0 +1,199 @@
+"""The loss that no network can go below, for every coupling of a comparison; kept in its folder.
+
+irreducible.json  what it was computed from, means by level, what was left out and why
+irreducible/NAME.npy  the best possible loss on each of the noisy images of ``denoising``
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from immiscible_diffusion.analysis.density import PairDensity, has_closed_form
+from immiscible_diffusion.analysis.estimates import mean_of
+from immiscible_diffusion.analysis.fitted import density_for
+from immiscible_diffusion.analysis.probing import blocks, check_levels, probe
+from immiscible_diffusion.compare.denoising import (
+    LEVELS,
+    PROBES,
+    SEED,
+    Probes,
+    images_at,
+    paired_at_once,
+    row_count,
+)
+from immiscible_diffusion.compare.plan import Cell, Plan, slug
+from immiscible_diffusion.coupling import Coupling
+from immiscible_diffusion.data import Batch, DataSet
+from immiscible_diffusion.files import atomic_path, read_json, write_json
+from immiscible_diffusion.loss import RegressionLoss
+from immiscible_diffusion.progress import Progress
+from immiscible_diffusion.recipe import Recipe
+from immiscible_diffusion.runfolder import RunFolder
+from immiscible_diffusion.setup import make_coupling
+
+FORMAT = 1
+MOST_WORK = 1e12  # probes x images x levels x D of a coupling: about 10 minutes on a core
+MOST_ELEMENTS = 2e9  # of images, held at once: 8 GB
+FEWEST = 64  # probes
+
+
+@dataclass(frozen=True, eq=False)
+class Best:
+    """The optimal denoiser's losses, ``[levels, P]`` each, not weighted.
+
+    Attributes:
+        irreducible: variance of the target given the noisy image, over all images.
+        reached: its loss on that image; the same on average where the density is exact.
+        estimate: how the density was estimated; empty for a closed form.
+    """
+
+    irreducible: Tensor
+    reached: Tensor
+    estimate: str
+
+
+def best_losses(recipe: Recipe, dataset: DataSet, coupling: Coupling, progress: Any = None) -> Best:
+    """By level on the probes of ``denoising``, among all images that training shows.
+
+    Given the label for a conditional recipe. Of a large set only the first probes are used.
+    """
+    images = images_at(recipe, dataset, torch.arange(row_count(recipe, dataset)))
+    probes = Probes.draw(recipe, dataset, coupling)
+    size = paired_at_once(recipe, coupling)
+    density = density_for(coupling, images, batch_size=size, seed=SEED)
+    return _measured(recipe, images, probes.first(probes_used(recipe, dataset)), density, progress)
+
+
+def _measured(
+    recipe: Recipe, images: Batch, probes: Probes, density: PairDensity, progress: Any
+) -> Best:
+    labels = (images.cond or {}).get("label") if recipe.conditional else None
+    count, done = len(probes.rows), 0
+    irreducible, reached = torch.zeros(2, len(LEVELS), count).double()
+    for block in blocks(images, probes.rows, probes.noise, labels, None):
+        for level, t in enumerate(LEVELS):
+            values = probe(block, density, recipe.path, t).by_name
+            irreducible[level, block.at] = values["irreducible"]
+            reached[level, block.at] = values["reached"]
+            done += len(block.at)
+            if progress is not None:
+                progress(done)
+    return Best(irreducible, reached, density.estimate)
+
+
+def find_irreducible(plan: Plan, dataset: DataSet) -> dict[str, Any]:
+    """The contents of irreducible.json for the couplings trained so far, computed where missing."""
+    path, basis = plan.folder / "irreducible.json", _basis(plan.recipe, dataset)
+    kept = read_json(path) if path.exists() else {}
+    same = kept.get("format") == FORMAT and kept.get("computed_from") == basis
+    found: dict[str, Any] = dict(kept["couplings"]) if same else {}
+    skipped: dict[str, str] = {}
+    for name, cell in _trained(plan).items():
+        if name in found and best_file(plan, name).exists():
+            continue
+        reason = no_bound(plan.recipe) or too_large(plan.recipe, dataset)
+        try:
+            if not reason:
+                found[name] = _computed(plan, cell, dataset)
+        except (ValueError, torch.linalg.LinAlgError) as error:
+            reason = str(error)
+        if reason:
+            found.pop(name, None)
+            skipped[name] = reason
+    values = {"format": FORMAT, "computed_from": basis, "couplings": found, "skipped": skipped}
+    write_json(path, values)
+    return values
+
+
+def _computed(plan: Plan, cell: Cell, dataset: DataSet) -> dict[str, Any]:
+    check_levels(LEVELS, plan.recipe.path)
+    recipe, run = plan.cell_recipe(cell), RunFolder(plan.cell_folder(cell))
+    name = recipe.coupling
+    coupling = make_coupling(recipe, dataset, run, torch.device("cpu"))
+    with Progress(len(LEVELS) * PROBES, 0, f"irreducible loss, {name}", unit="point") as show:
+        best = best_losses(recipe, dataset, coupling, show.update)
+    if not bool(torch.stack([best.irreducible, best.reached]).isfinite().all()):
+        raise ValueError("the posterior over the images is not finite")
+    with atomic_path(best_file(plan, name)) as temporary, temporary.open("wb") as file:
+        np.save(file, best.reached.numpy(), allow_pickle=False)
+    return {
+        "closed_form": has_closed_form(coupling),
+        "estimate": best.estimate,
+        "irreducible": [mean_of(row)._asdict() for row in best.irreducible],
+        "reached": [mean_of(row)._asdict() for row in best.reached],
+    }
+
+
+def _trained(plan: Plan) -> dict[str, Cell]:
+    """The first cell of every coupling that has losses by level.
+
+    A matched start is of sampling alone, so it counts as the coupling that it trains with.
+    """
+    first: dict[str, Cell] = {}
+    for cell in sorted(plan.cells, key=lambda cell: cell.is_matched):
+        if (plan.cell_folder(cell) / "denoising").is_dir():
+            first.setdefault(cell.unmatched.coupling, cell)
+    return first
+
+
+def _basis(recipe: Recipe, dataset: DataSet) -> dict[str, Any]:
+    """What the figures depend on besides the coupling."""
+    values = recipe.to_dict()
+    names = ("data", "scaling", "path", "conditional", "batch_size", "accumulation")
+    return {
+        **{name: values[name] for name in names},
+        "images": row_count(recipe, dataset),
+        "content": getattr(dataset, "digest", None),
+        "levels": list(LEVELS),
+        "probes": probes_used(recipe, dataset),
+        "seed": SEED,
+    }
+
+
+def no_bound(recipe: Recipe) -> str:
+    """Why the recipe's loss has no such bound; empty if it has."""
+    if isinstance(recipe.loss, RegressionLoss):
+        return ""
+    kind = type(recipe.loss).__name__
+    return f"the recipe trains with {kind}, whose network is no denoiser: the bound is of denoising"
+
+
+def probes_used(recipe: Recipe, dataset: DataSet) -> int:
+    """How many probes the work allows, ``PROBES`` at most."""
+    return min(PROBES, int(MOST_WORK / _work_of_one(recipe, dataset)))
+
+
+def _work_of_one(recipe: Recipe, dataset: DataSet) -> float:
+    return float(len(LEVELS)) * row_count(recipe, dataset) * math.prod(dataset.shape)
+
+
+def too_large(recipe: Recipe, dataset: DataSet) -> str:
+    """Why the posterior over all images is not computed; empty if it is."""
+    images, dim = row_count(recipe, dataset), math.prod(dataset.shape)
+    if images * dim > MOST_ELEMENTS:
+        return (
+            f"too large: {images:,} images of {dim:,} dimensions are {4 * images * dim / 1e9:.2g} "
+            f"GB, and {4 * MOST_ELEMENTS / 1e9:.2g} GB is the most that is held at once"
+        )
+    work = FEWEST * _work_of_one(recipe, dataset)
+    if work > MOST_WORK:
+        return (
+            f"too large: even {FEWEST} noisy images x {images:,} images x {len(LEVELS)} levels x "
+            f"{dim:,} dimensions are {work:.2g} multiplications, and {MOST_WORK:.2g} is the most"
+        )
+    return ""
+
+
+def best_file(plan: Plan, coupling: str) -> Path:
+    """Where the best possible loss on every noisy image is."""
+    return plan.folder / "irreducible" / f"{slug(coupling)}.npy"
+
+
+def best_on_probes(plan: Plan, coupling: str) -> Tensor:
+    """The optimal denoiser's loss ``[levels, P]`` on the noisy images of ``coupling``."""
+    return torch.from_numpy(np.load(best_file(plan, coupling), allow_pickle=False))

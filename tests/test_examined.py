@@ -1,0 +1,86 @@
+"""The papers' tests of trained models, on runs of a few steps."""
+
+import dataclasses
+import json
+
+import pytest
+
+from immiscible_diffusion.examined import examine
+from immiscible_diffusion.runfolder import RunFolder
+from immiscible_diffusion.trainer import Trainer
+
+
+def trained(recipe, folder):
+    run = RunFolder.open(folder, recipe)
+    Trainer(recipe, run, device="cpu").train(quiet=True)
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    from immiscible_diffusion.recipes import recipe_from_name
+
+    recipe = dataclasses.replace(recipe_from_name("digits-flow").tiny(), coupling="knn:k=16")
+    return trained(recipe, tmp_path_factory.mktemp("run"))
+
+
+def rows(section):
+    return {row["label"]: row for row in section["rows"]}
+
+
+def test_both_tests_of_a_run(run, tmp_path):
+    seen = []
+    found = examine(
+        run, device="cpu", folder=tmp_path, noises=32, progress=lambda *part: seen.append(part)
+    )
+    json.dumps(found, allow_nan=False)
+    assert [section["stands_for"] for section in found] == [
+        "Fig. 3 of arXiv 2505.18521",
+        "Fig. 3 of arXiv 2406.12303",
+    ]
+    assert seen == [(1, 2), (2, 2)]
+    stability, layers = map(rows, found)
+    changes = [stability[f"W = {w} %, as it is: change"] for w in (10, 20, 30)]
+    values = [row["measured"]["value"] for row in changes]
+    assert 0 < values[0] < values[1] < values[2]
+    assert [row["expected"] for row in changes] == pytest.approx([0.005, 0.02, 0.045])
+    # The best denoiser of KNN noise tells images apart at pure noise already.
+    assert layers["t = 1.00 (pure noise): spread"]["expected"] > 0.3
+    for section in found:
+        for picture in section["pictures"]:
+            assert (tmp_path / picture["file"]).stat().st_size > 100
+        assert section["pictures"]
+
+
+def test_the_same_twice_and_pictures_on_request(run):
+    one, two = (examine(run.root, device="cpu", noises=16) for _ in range(2))
+    assert one == two
+    assert not any(section["pictures"] for section in one)
+
+
+def test_without_pairing_the_best_there_can_be_knows_nothing(tiny, tmp_path):
+    found = examine(trained(tiny, tmp_path), device="cpu", noises=16)
+    assert rows(found[1])["t = 1.00 (pure noise): spread"]["expected"] < 1e-6
+
+
+def test_a_matched_start_is_examined_as_well(tiny, tmp_path):
+    sampler = dataclasses.replace(tiny.sampler, start="matched")
+    recipe = dataclasses.replace(tiny, coupling="knn:k=16", sampler=sampler)
+    found = examine(trained(recipe, tmp_path), device="cpu", noises=16)
+    titles = [section["title"] for section in found]
+    assert len(set(titles)) == 4
+    assert [", matched start" in title for title in titles] == [False, False, True, True]
+    plain, matched = (rows(found[i])["W = 10 %, as it is: change"] for i in (0, 2))
+    assert plain["measured"] != matched["measured"]
+
+
+def test_a_conditional_run_is_compared_within_its_labels(tiny, tmp_path):
+    recipe = dataclasses.replace(tiny, conditional=True)
+    found = examine(trained(recipe, tmp_path), device="cpu", noises=40)
+    assert "pure noise" in found[1]["rows"][0]["label"]
+    assert found[1]["rows"][0]["expected"] is None
+
+
+def test_what_is_no_run_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="not a run folder"):
+        examine(tmp_path)
