@@ -5,6 +5,7 @@ import math
 import struct
 import zlib
 from dataclasses import replace
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -38,6 +39,29 @@ BEHAVIOUR = {
     "shuffled(knn:k=64)": (1.1, (37.0, 11.0, 9.0, 9.2)),
     "assignment": (1.9, (10.2, 3.8, 1.7, 1.2)),
 }
+
+
+class Structure(HTMLParser):
+    """Every opened element is closed; collects what could reach the network or run."""
+
+    VOID = frozenset({"meta", "img", "br", "wbr", "link", "input"})
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.images, self.tags = [], [], set()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        if tag == "img":
+            self.images.append(dict(attrs))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.add(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
 
 
 def png(seed, size=96):
@@ -181,3 +205,16 @@ def power():
 def empty():
     """A comparison without a run."""
     return make([])
+
+
+@pytest.fixture
+def parsed():
+    """Read a page: fails where an element is not closed."""
+
+    def read(page):
+        structure = Structure()
+        structure.feed(page)
+        assert structure.open == []
+        return structure
+
+    return read

@@ -3,7 +3,6 @@
 import csv
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
 
@@ -20,37 +19,7 @@ from immiscible_diffusion.report import (
 from immiscible_diffusion.report.plots import NOT_COMPARABLE
 
 
-class Structure(HTMLParser):
-    """Every opened element is closed; collects what could reach the network or run."""
-
-    VOID = frozenset({"meta", "img", "br", "link", "input"})
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.images, self.tags = [], [], set()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        if tag == "img":
-            self.images.append(dict(attrs))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.add(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
-def parsed(page):
-    structure = Structure()
-    structure.feed(page)
-    assert structure.open == []
-    return structure
-
-
-def test_the_report_is_one_page_that_fetches_and_runs_nothing(comparison, folder):
+def test_the_report_is_one_page_that_fetches_and_runs_nothing(comparison, folder, parsed):
     path = write_report(comparison, folder)
     page = path.read_text(encoding="utf-8")
     structure = parsed(page)
@@ -78,7 +47,7 @@ def test_the_page_says_how_it_was_made_and_what_limits_it(comparison, folder):
     assert page.index("fewer with") < page.index("<svg")
 
 
-def test_everything_is_escaped(comparison, folder):
+def test_everything_is_escaped(comparison, folder, parsed):
     evil = '<script>alert("x")</script>&'
     couplings = tuple(replace(e, label=f"{e.label}{evil}") for e in comparison.couplings)
     texts = dict.fromkeys(("recipe", "command", "note", "hardware", "date", "features"), evil)
@@ -86,7 +55,7 @@ def test_everything_is_escaped(comparison, folder):
     assert "script" not in parsed(render_page(changed, folder)).tags
 
 
-def test_incomplete_comparisons_say_what_is_missing(partial, empty, folder, tmp_path):
+def test_incomplete_comparisons_say_what_is_missing(partial, empty, folder, tmp_path, parsed):
     page = render_page(partial, folder)
     parsed(page)
     assert "This comparison is not complete." in page
