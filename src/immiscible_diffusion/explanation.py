@@ -14,9 +14,7 @@ from immiscible_diffusion.coupling import (
     Coupling,
     Independent,
     LinearAssignment,
-    NoiseLaw,
     Shuffled,
-    coupling_from_name,
 )
 from immiscible_diffusion.coupling.budget import (
     LONGEST,
@@ -26,9 +24,9 @@ from immiscible_diffusion.coupling.budget import (
     knn_expectation,
 )
 from immiscible_diffusion.coupling.expense import Expense, expense
+from immiscible_diffusion.coupling.names import spelled
 from immiscible_diffusion.coupling.pool import pool_size
 from immiscible_diffusion.coupling.standin import simulated, single
-from immiscible_diffusion.moments import Moments
 
 FEW_NUMBERS = 1 << 21  # of data and candidates, in a batch that is timed unasked
 MANY_NUMBERS = 1 << 28  # in one that is timed when asked for
@@ -101,17 +99,10 @@ def explain(name: str, where: Circumstances) -> Explained:
     Raises:
         ValueError: there is no such coupling, or no such device.
     """
-    said = _described(name, _spelled(name.removeprefix(MATCHED)), where)
+    said = _described(name, spelled(name.removeprefix(MATCHED)), where)
     if not name.startswith(MATCHED):
         return said
     return said.but("trained as without matched:; sampling starts from the law of its noise")
-
-
-def _spelled(name: str) -> Coupling:
-    """The coupling, with moments and a law of no data in particular."""
-    data = torch.tensor([[0.0], [1.0]])
-    moments = Moments.fit([(data, torch.tensor([0, 1]))])
-    return coupling_from_name(name, moments, lambda _: NoiseLaw.standard(moments))
 
 
 def _on_data(said: Explained) -> Explained:

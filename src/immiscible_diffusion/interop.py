@@ -13,6 +13,7 @@ from torch.utils.data import default_collate
 
 from immiscible_diffusion.coupling.base import Coupling, check_noise, draw, pair
 from immiscible_diffusion.coupling.inputs import valid_positions
+from immiscible_diffusion.coupling.ranks import uses_ranks
 
 Key = str | int
 
@@ -115,7 +116,7 @@ class Collate:
     cond: Mapping[str, Key] | None = None
 
     def __post_init__(self) -> None:
-        if getattr(self.coupling, "across_ranks", False):
+        if uses_ranks(self.coupling):
             raise ValueError(
                 "across_ranks=True needs the process group, in which loader workers are not; pair "
                 "in the training loop, or without across_ranks"

@@ -65,7 +65,18 @@ class Moments:
         sums = _Sums(2 * directions + 64 if directions else 0)
         for batch, labels in _batches(data):
             sums.add(batch, labels)
-        return sums.moments(directions)
+        found = sums.moments(directions)
+        return found._with_spectrum_of(data) if isinstance(data, Tensor) else found
+
+    def _with_spectrum_of(self, data: Tensor) -> "Moments":
+        """Variances along the directions measured anew: what batches dropped made them smaller."""
+        if self.directions is None:
+            return self
+        parts = (part.flatten(1).cpu().float() for part in data.split(1024))
+        mean, axes = self.mean.flatten(), self.directions.T
+        along = torch.cat([(part - mean) @ axes for part in parts]).double()
+        spectrum, order = along.square().mean(dim=0).sort(descending=True)
+        return replace(self, directions=self.directions[order], spectrum=spectrum.float())
 
     @classmethod
     def fit_channels(cls, data: Data) -> "Moments":

@@ -64,6 +64,11 @@ class Streams:
         return self._stream("time")
 
     @property
+    def encode(self) -> torch.Generator:
+        """What an encoder draws, such as the latents of a VAE."""
+        return self._stream("encode")
+
+    @property
     def labels(self) -> torch.Generator:
         """Which labels are dropped."""
         return self._stream("labels")

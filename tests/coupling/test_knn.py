@@ -224,3 +224,29 @@ def test_frozen_and_equal_by_value():
     assert hash(KNN(4)) == hash(KNN(4))
     with pytest.raises(AttributeError):
         KNN(4).k = 5
+
+
+@pytest.mark.parametrize("valid", [1, 2, 3, 5])
+def test_few_valid_positions_of_many_have_the_law_of_few(valid):
+    """In float32 a noise may lie so nearly along its datum that no digit of the rest is left."""
+    generator = torch.Generator().manual_seed(valid)
+    data = torch.zeros(64)
+    data[:valid] = torch.randn(valid, generator=generator)
+    mask = torch.arange(64) < valid
+    noise = KNN(8)(data.expand(30_000, 64), mask=mask[None], generator=generator)[:, :valid]
+    drawn = torch.randn(30_000, 8, valid, generator=generator)
+    nearest = (drawn - data[:valid]).square().sum(2).argmin(1)
+    brute = drawn[torch.arange(30_000), nearest]
+    for one, other in ((noise.norm(dim=1), brute.norm(dim=1)), (noise[:, 0], brute[:, 0])):
+        assert stats.ks_2samp(one, other).pvalue > 1e-3
+
+
+def test_no_noise_is_ever_huge():
+    generator = torch.Generator().manual_seed(0)
+    mask = (torch.arange(64) < 2)[None]
+    for _ in range(8):
+        data = torch.randn(50_000, 64, generator=generator)
+        noise = KNN(4)(data, mask=mask, generator=generator)
+        assert float(noise.abs().max()) < 8
+    x = torch.randn(1000, 64, generator=generator)
+    assert float(KNN(64).pair(x, -x, generator=generator).abs().max()) < 1e4

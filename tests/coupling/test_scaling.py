@@ -7,6 +7,7 @@ from torch import nn
 from immiscible_diffusion.coupling.scaling import ImageScaling
 from immiscible_diffusion.data import DataConfig, load_images
 from immiscible_diffusion.generate import Generator
+from immiscible_diffusion.path import DiffusionPath
 from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.sampler import Sampler, start_noise
 
@@ -60,3 +61,13 @@ def test_samples_are_unscaled_and_nothing_else():
     assert torch.equal(made[1.0], start_noise(1, range(7), dataset.shape, "cpu"))
     assert torch.equal(made[2.0], made[1.0] / 2)
     assert torch.equal(made[4.0], made[1.0] / 4)
+
+
+def test_the_bound_on_predicted_data_is_scaled_as_they_are():
+    dataset = load_images(DataConfig(name="digits", limit=8))
+    recipe = Recipe("r", scaling=ImageScaling(4.0), path=DiffusionPath(), sampler=Sampler("ddim"))
+    generator = Generator(recipe, dataset)
+    assert generator.of_scaled_data(Sampler("ddim", clip=1.0)).clip == 4.0
+    assert generator.of_scaled_data(Sampler("ddim")) == Sampler("ddim")
+    [(images, _)] = generator(Zero(), 2, seed=1, sampler=Sampler("ddim", 2, clip=1.0))
+    assert float(images.abs().max()) == pytest.approx(1.0)  # nothing predicted exceeds the bound

@@ -19,6 +19,7 @@ from immiscible_diffusion.coupling.inputs import (
     valid_positions,
 )
 from immiscible_diffusion.coupling.ranks import pair_across_ranks, ranks_in_use
+from immiscible_diffusion.extra import MissingExtra
 
 CROSSING = 0.05
 
@@ -89,6 +90,10 @@ class LinearAssignment:
     def keeps_law(self) -> bool:
         """Whether the noise is N(0, I) over any data set."""
         return self.surplus == 1
+
+    def keeps_law_within(self, key: str) -> bool:
+        """Whether the noise is N(0, I) given ``cond[key]`` as well: if it never crosses it."""
+        return self.keeps_law and self.cond_key == key and self.cond_cost == "hard"
 
     @torch.no_grad()
     def __call__(
@@ -258,7 +263,9 @@ class LinearAssignment:
         check_rows_finite(cost)
         if condition is not None:
             cost = add_condition_cost(cost, condition.cpu(), self.crossing)
-        from scipy.optimize import linear_sum_assignment  # keeps the package's import light
-
+        try:
+            from scipy.optimize import linear_sum_assignment  # keeps the package's import light
+        except ModuleNotFoundError as error:
+            raise MissingExtra("linear assignment needs scipy; run: pip install scipy") from error
         _, column = linear_sum_assignment(cost.numpy())
         return torch.as_tensor(column, device=data.device)

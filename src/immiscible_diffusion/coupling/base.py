@@ -85,6 +85,16 @@ def pair(
     return noise_for
 
 
+def may_shift_labels(coupling: Coupling, key: str) -> bool:
+    """Whether the noise of ``coupling`` may depend on ``cond[key]``, though it is N(0, I) over all.
+
+    So it is with an assignment over a batch of many labels: noises go where they suit. A coupling
+    says that it does not by a method ``keeps_law_within(key)``.
+    """
+    keeps: Any = getattr(coupling, "keeps_law_within", None)
+    return keeps is None or not keeps(key)
+
+
 def check_noise(data: Tensor, noise: Tensor) -> None:
     """Raise ValueError unless ``noise`` is a tensor of the shape of ``data``."""
     if noise.shape != data.shape:
@@ -96,6 +106,10 @@ class Independent:
     """No pairing: ``torch.randn``, as diffusion models are commonly trained."""
 
     keeps_law = True
+
+    def keeps_law_within(self, key: str) -> bool:
+        """Given any condition the noise is N(0, I)."""
+        return True
 
     @torch.no_grad()
     def __call__(

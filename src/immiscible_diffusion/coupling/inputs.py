@@ -29,8 +29,8 @@ def can_look(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and not _is_compiling()
 
 
-def check_rows_finite(size: Tensor, first_row: int = 0) -> None:
-    """Raise ValueError naming the first row whose ``size`` (``[n, ...]``) is not finite.
+def check_rows_finite(size: Tensor, first_row: int = 0, what: str = "data") -> None:
+    """Raise ValueError naming the first row of ``what`` with a ``size`` ``[n, ...]`` not finite.
 
     Only where ``can_look``; elsewhere a bad row gives NaN noise.
     """
@@ -38,8 +38,8 @@ def check_rows_finite(size: Tensor, first_row: int = 0) -> None:
         return
     bad = int((~torch.isfinite(size.flatten(1)).all(dim=1)).nonzero()[0])
     raise ValueError(
-        f"data row {first_row + bad} is not finite (or longer than its dtype can square); "
-        f"mend the data before pairing it with noise"
+        f"{what} row {first_row + bad} is not finite (or longer than its dtype can square); "
+        f"mend it before pairing"
     )
 
 

@@ -99,6 +99,10 @@ class KNN:
         """Whether the noise is N(0, I) over any data set."""
         return self.k == 1
 
+    def keeps_law_within(self, key: str) -> bool:
+        """Whether it is N(0, I) given ``cond[key]`` as well."""
+        return self.k == 1
+
     @torch.no_grad()
     def __call__(
         self,
@@ -152,6 +156,7 @@ class KNN:
             raise ValueError(
                 f"noise must be {tuple(data.shape)} like data, got {tuple(noise.shape)}"
             )
+        check_rows_finite(length_of(noise.flatten(1)), what="noise")
         own = noise.to(data, copy=True, memory_format=torch.contiguous_format)
         return self._select(own, data, cond, mask, generator) if self.k > 1 else own
 
@@ -232,6 +237,7 @@ class KNN:
         means = self._means() if self.center is not None else None
         if means is None:
             return lambda rows: None
+        means = means.to(data.device)  # a copy at every call, unless they are there already
         shape, fitted = tuple(data.shape[1:]), tuple(means.shape)
         if self.center == "channel":
             _check_fitted(fitted, shape[:1], "fit Moments on data of as many channels")
@@ -242,8 +248,17 @@ class KNN:
             _check_fitted(fitted, shape, advice)
             return lambda rows: means
         _check_fitted(fitted[1:], shape, advice)
-        labels = _labels(cond, self.label_key, len(data), len(means))
-        return lambda rows: means[labels[rows]]
+        labels = _labels(cond, self.label_key, len(data), len(means), data.device)
+        if can_look(labels):
+            return lambda rows: means[labels[rows]]
+        known = (labels >= 0) & (labels < len(means))  # others get NaN: to look would stall
+
+        def centers(rows: slice) -> Tensor:
+            found = means[labels[rows].clamp(0, len(means) - 1)]
+            wrong = ~known[rows].view(-1, *(1 for _ in shape))
+            return found.masked_fill(wrong, torch.nan)
+
+        return centers
 
 
 def _check_fitted(fitted: tuple[int, ...], shape: tuple[int, ...], advice: str) -> None:
@@ -251,7 +266,9 @@ def _check_fitted(fitted: tuple[int, ...], shape: tuple[int, ...], advice: str) 
         raise ValueError(f"center was fitted on data of shape {fitted}, got {shape}; {advice}")
 
 
-def _labels(cond: dict[str, Tensor] | None, key: str, count: int, classes: int) -> Tensor:
+def _labels(
+    cond: dict[str, Tensor] | None, key: str, count: int, classes: int, device: torch.device
+) -> Tensor:
     """``cond[key]``: whole numbers ``[count]`` below ``classes``."""
     if cond is None or key not in cond:
         known = ", ".join(cond or {}) or "none"
@@ -267,4 +284,4 @@ def _labels(cond: dict[str, Tensor] | None, key: str, count: int, classes: int) 
             f'cond["{key}"] runs from {int(labels.min())} to {int(labels.max())}; the moments know '
             f"labels 0 to {classes - 1} (give the true label, also where the model's is dropped)"
         )
-    return labels.long()
+    return labels.long().to(device)

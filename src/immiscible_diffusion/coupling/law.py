@@ -8,14 +8,13 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.coupling.base import Coupling, check_noise, draw
+from immiscible_diffusion.coupling.base import Coupling, check_noise, draw, may_shift_labels
 from immiscible_diffusion.coupling.inputs import can_look, working_dtype
 from immiscible_diffusion.coupling.sums import LEAST_VARIANCE, NoiseSums
 from immiscible_diffusion.extra import needs_extra
@@ -53,6 +52,7 @@ class NoiseLaw:
     count: int
     label_mean: Tensor | None = None
     label_covariance: Tensor | None = None
+    _made: ClassVar[dict[Any, Any]]
 
     @classmethod
     def standard(cls, moments: Moments, count: int = 0) -> "NoiseLaw":
@@ -89,7 +89,8 @@ class NoiseLaw:
         """
         if isinstance(batches, Tensor):
             raise ValueError("give batches as in training, such as data.split(256), not one tensor")
-        if getattr(coupling, "keeps_law", False):
+        keeps = bool(getattr(coupling, "keeps_law", False))
+        if keeps and not (by_label and may_shift_labels(coupling, label_key)):
             return cls.standard(moments)
         sums = NoiseSums(basis_of(moments).double(), tuple(moments.mean.shape))
         for data, labels in _checked(batches, sums.shape, by_label):
@@ -99,7 +100,15 @@ class NoiseLaw:
             if not bool(noise.isfinite().all()):
                 raise ValueError(f"{coupling} made noise that is not finite; it has no law")
             sums.add(noise, labels.long() if labels is not None and by_label else None)
-        return cls(sums.shape, sums.basis.float(), **sums.fields())
+            if keeps and not sums.labelled:
+                break
+        if keeps and not sums.labelled:
+            return cls.standard(moments)
+        found = cls(sums.shape, sums.basis.float(), **sums.fields())
+        return found if not keeps else cls.standard(moments, found.count)._with_labels_of(found)
+
+    def _with_labels_of(self, other: "NoiseLaw") -> "NoiseLaw":
+        return replace(self, label_mean=other.label_mean, label_covariance=other.label_covariance)
 
     def whiten(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """``C^(-1/2) (noise - m)``: noise of this law ``[B, *shape]`` to mean 0, covariance I.
@@ -123,7 +132,7 @@ class NoiseLaw:
         basis, mean, root = self._tables(noise.device, dtype, labelled, white)
         if labelled:
             index = _index(labels, len(rows), len(mean), rows.device)
-            mean, root = mean[index], root[index]
+            mean, root = mean[index[0]].masked_fill(index[1][:, None], torch.nan), root[index[0]]
         inside = _product(rows, basis.T)
         moved = inside - mean if white else inside
         moved = _product_by_row(moved, root) if labelled else _product(moved, root)
@@ -147,9 +156,9 @@ class NoiseLaw:
             self._made[key] = tuple(x.to(dtype).to(device) for x in (basis, mean, root))
         return self._made[key]
 
-    @cached_property
-    def _made(self) -> dict[Any, Any]:
-        return {}
+    def __post_init__(self) -> None:
+        # Not a cached_property, whose lock torch.compile cannot trace.
+        object.__setattr__(self, "_made", {})
 
     def to(self, device: torch.device | str) -> "NoiseLaw":
         """The law on ``device``; the first step moves what it needs, and no other pays for it."""
@@ -252,13 +261,17 @@ def _orthonormal(basis: Tensor) -> Tensor:
     return (q * r.diagonal().sign()).T
 
 
-def _index(labels: Any, count: int, known: int, device: torch.device) -> Tensor:
-    """Labels ``[count]`` on ``device``; ValueError (on the CPU) for one the law does not know."""
+def _index(labels: Any, count: int, known: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Labels ``[count]`` on ``device``, and which the law does not know.
+
+    Those are a ValueError on the CPU, where looking is free; elsewhere they get NaN.
+    """
     if not isinstance(labels, Tensor) or can_look(labels):
         check_labels(labels, count)
         if count and int(labels.max()) >= known:
             raise ValueError(f"the law knows labels 0 to {known - 1}, got {int(labels.max())}")
-    return labels.to(device).long()
+    labels = labels.to(device).long()
+    return labels.clamp(0, known - 1), (labels < 0) | (labels >= known)
 
 
 def _checked(

@@ -67,9 +67,14 @@ def coupling_from_name(name: str, moments: MomentsSource = None, law: LawSource 
 
 def check_coupling_name(name: str) -> None:
     """Raise ValueError if ``name`` spells no coupling, before there are data to fit moments to."""
-    data = torch.tensor([[0.0], [1.0]])
-    moments = Moments.fit([(data, torch.tensor([0, 1]))])
-    coupling_from_name(name, moments, lambda _: NoiseLaw.standard(moments))
+    spelled(name)
+
+
+def spelled(name: str) -> Coupling:
+    """The coupling that ``name`` spells, with moments and a law of no data in particular."""
+    data = torch.randn(66, 64, generator=torch.Generator().manual_seed(0))
+    moments = Moments.fit([(data, torch.arange(66) % 2)])  # as many directions as of any data
+    return coupling_from_name(name, moments, lambda _: NoiseLaw.standard(moments))
 
 
 def _parse_options(name: str, head: str, options: str, moments: MomentsSource) -> dict[str, Any]:

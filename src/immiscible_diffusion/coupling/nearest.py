@@ -93,7 +93,10 @@ def move_to_nearest(
     square = length_of(inside).square()
     stays = torch.sub(square, dot, alpha=2) <= rival_distance
     along = dot * inverse_square  # in units of the datum's length, as rival_along
-    across = torch.addcmul(square, dot, along, value=-1).clamp_min_(torch.finfo(square.dtype).tiny)
+    limits = torch.finfo(square.dtype)
+    across = torch.addcmul(square, dot, along, value=-1).clamp_min_(limits.tiny)
+    # Of noise almost along its datum (few valid positions) no digit of the rest is left.
+    across = torch.maximum(across, 4 * limits.eps * square)
     stretch = across.rsqrt_().mul_(rival_radius)
     shift = torch.addcmul(rival_along, stretch, along, value=-1).masked_fill_(stays, 0)
     stretch = stretch.masked_fill_(stays, 1)

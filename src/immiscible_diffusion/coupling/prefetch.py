@@ -1,8 +1,10 @@
 """Pairs batch n+1 in a background thread while the device trains on batch n."""
 
 import contextlib
+import inspect
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,12 +13,19 @@ from torch import Tensor
 from immiscible_diffusion.ahead import run_ahead
 from immiscible_diffusion.coupling.base import Coupling
 from immiscible_diffusion.coupling.pool import pair_pool, pool_size
-from immiscible_diffusion.coupling.ranks import pairing_group, uses_ranks
+from immiscible_diffusion.coupling.ranks import (
+    fail_across_ranks,
+    finish_across_ranks,
+    pairing_group,
+    ranks_in_use,
+    uses_ranks,
+)
 from immiscible_diffusion.data import Batch
 from immiscible_diffusion.rng import Streams
 
 Pairs = Generator["Paired", None, None]
 _END = object()
+_across_ranks = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ class Paired:
 def prefetch(
     loader: Iterable[Any],
     coupling: Coupling,
-    encode: Callable[[Any], Any] | None = None,
+    encode: Callable[..., Any] | None = None,
     *,
     seed: int | None = None,
     streams: Callable[[int], Streams] | None = None,
@@ -48,19 +57,20 @@ def prefetch(
 
     Batch n gets the same noise whatever the timing and ``ahead``: it is drawn from ``streams(n)``.
     An error is raised when its batch is due. The thread ends with the loader, with an error, and
-    when this is closed (``contextlib.closing``) or dropped; it then closes the loader too, if that
-    has a ``close``. In it gradients and autocast are off. On CUDA it has a stream of its own; on
-    MPS, where two threads crash (pytorch/pytorch#197805), there is none, as with ``ahead=0``.
+    when this is closed (``contextlib.closing``) or dropped, and closes the loader. In it gradients
+    and autocast are off. On CUDA it has a stream of its own; on MPS, where two threads crash
+    (pytorch/pytorch#197805), there is none, as with ``ahead=0``.
 
     Args:
         loader: of ``Batch``, data ``[B, *shape]``, or ``(data, labels)``, where labels are a tensor
             (then ``cond["label"]``) or a dictionary.
-        coupling: draws from the generator it is given only. One with ``pool=m`` pairs batches
-            0 ... m-1 as one, then m ... 2m-1, and so on.
-        encode: makes one of these of what the loader yields, in the thread; a VAE, say.
-        seed: of the noise, one for each epoch and rank; by default drawn from torch's generator
-            when this is called, so that every call has noise of its own.
-        streams: the random streams of batch n, by default ``Streams(seed, n)``.
+        coupling: draws from the generator it is given only. ``pool=m`` pairs m batches as one.
+        encode: makes one of these of what the loader yields, in the thread; a VAE, say. What it
+            draws it should draw from ``generator=``, given to it if it takes that: torch's own
+            serves the training loop at the same time.
+        seed: of the noise, one for each epoch; by default drawn from torch's generator by this call
+            (ranks differ anyway).
+        streams: the random streams of batch n, by default ``Streams(seed, n, rank)``.
         device: where data are moved before they are paired; by default they stay.
         ahead: batches (pools) paired in advance; 0 = no thread.
 
@@ -74,12 +84,31 @@ def prefetch(
     device = None if device is None else torch.device(device)
     ahead = 0 if device is not None and device.type == "mps" else ahead
     pool, stream = pool_size(coupling), _stream(device) if ahead else None
-    made = _Pairing(coupling, encode, _drawn(seed), streams, device, stream).run(loader, pool)
-    return _taken(run_ahead(made, ahead * pool, name="prefetch") if ahead else made)
+    work = _Pairing(coupling, encode, streams or _streams(seed), device, stream)
+    made = work.run(loader, pool)
+    taken = _taken(run_ahead(made, ahead * pool, name="prefetch") if ahead else made)
+    return _alone(taken) if work.ranks else taken
 
 
-def _drawn(seed: int | None) -> int:
-    return int(torch.randint(2**62, ())) if seed is None else seed
+def _streams(seed: int | None) -> Callable[[int], Streams]:
+    """Of batch n: those of this rank, as ranks are often seeded alike."""
+    seed = int(torch.randint(2**62, ())) if seed is None else seed
+    rank = torch.distributed.get_rank() if ranks_in_use() else 0
+    return lambda number: Streams(seed, number, rank)
+
+
+def _alone(taken: Pairs) -> Pairs:
+    """``taken``, unless another prefetch across ranks is under way: ranks could not tell them."""
+    if not _across_ranks.acquire(blocking=False):
+        raise ValueError(
+            "another prefetch across ranks is under way; finish it, or close it "
+            "(contextlib.closing), before the next begins"
+        )
+    try:
+        with contextlib.closing(taken):
+            yield from taken
+    finally:
+        _across_ranks.release()
 
 
 @dataclass(frozen=True)
@@ -111,38 +140,67 @@ class _Pairing:
     """What happens in the thread."""
 
     coupling: Coupling
-    encode: Callable[[Any], Any] | None
-    seed: int
-    streams: Callable[[int], Streams] | None
+    encode: Callable[..., Any] | None
+    streams: Callable[[int], Streams]
     device: torch.device | None
     stream: torch.cuda.Stream | None
+
+    @property
+    def ranks(self) -> bool:
+        """Whether other processes wait for this one's batches."""
+        return uses_ranks(self.coupling) and ranks_in_use()
 
     def run(self, loader: Iterable[Any], pool: int) -> Generator[_Ready, None, None]:
         """Fetch windows of ``pool`` batches and pair them."""
         items, number = iter(loader), 0
+        numbered = enumerate(items)
         try:
-            for window in _windows(lambda: self.fetch(items), pool):
+            for window in self.told(_windows(lambda: self.fetch(numbered), pool)):
                 yield from self.pair(window, number)
                 number += len(window)
+            if self.ranks:
+                finish_across_ranks(
+                    self.coupling, lambda n: self.on_device(number + n * pool).noise
+                )
         finally:
             if callable(close := getattr(items, "close", None)):
                 close()
 
-    def fetch(self, items: Iterator[Any]) -> Batch | None:
+    def told(self, windows: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
+        """``windows``; an error among them is told to the other ranks, which would wait."""
+        try:
+            yield from windows
+        except Exception:
+            if self.ranks:
+                fail_across_ranks()
+            raise
+
+    def fetch(self, items: Iterator[tuple[int, Any]]) -> Batch | None:
         """The next batch, encoded and on the device; None after the last."""
         with torch.no_grad(), self.on_stream():
-            if (item := next(items, _END)) is _END:
+            number, item = next(items, (0, _END))
+            if item is _END:
                 return None
-            batch = as_batch(item if self.encode is None else self.encode(item))
+            batch = as_batch(self.encoded(item, number))
             return batch if self.device is None else batch.to(self.device)
+
+    def encoded(self, item: Any, number: int) -> Any:
+        """What ``encode`` makes of ``item``, with a generator of this batch if it takes one."""
+        if self.encode is None:
+            return item
+        if not _takes_generator(self.encode):
+            return self.encode(item)
+        return self.encode(item, generator=self.on_device(number).encode)
+
+    def on_device(self, number: int) -> Streams:
+        """The streams of batch ``number``, where the data are moved to."""
+        streams = self.streams(number)
+        return streams if self.device is None else replace(streams, device=self.device)
 
     def pair(self, window: list[Batch], number: int) -> list[_Ready]:
         """The batches from ``number`` on with their noise."""
         with torch.no_grad(), self.on_stream():
-            if self.streams is None:
-                streams = Streams(self.seed, number, device=window[0].data.device)
-            else:
-                streams = self.streams(number)
+            streams = replace(self.streams(number), device=window[0].data.device)
             noises = pair_pool(self.coupling, window, generator=streams.noise)
             return [
                 _Ready(Paired(batch.data, noise, batch.cond, batch.mask), _event(batch.data))
@@ -152,6 +210,13 @@ class _Pairing:
     def on_stream(self) -> contextlib.AbstractContextManager[Any]:
         """Within, CUDA work goes to the thread's stream and device."""
         return contextlib.nullcontext() if self.stream is None else torch.cuda.stream(self.stream)
+
+
+def _takes_generator(encode: Callable[..., Any]) -> bool:
+    try:
+        return "generator" in inspect.signature(encode).parameters
+    except (TypeError, ValueError):  # of what is not written in Python
+        return False
 
 
 def as_batch(item: Any) -> Batch:

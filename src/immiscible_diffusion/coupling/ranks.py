@@ -1,5 +1,6 @@
 """One assignment over all processes: rows go to rank 0, which solves, and come back."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from immiscible_diffusion.coupling.inputs import working_dtype
 
+COMPARED = 16  # numbers of two ranks' noise, to tell whether they were seeded alike
 _HEADER = 32  # numbers that describe what a rank brings
 _DTYPES = (
     *(torch.float32, torch.float64, torch.float16, torch.bfloat16),
@@ -73,12 +75,54 @@ def pair_across_ranks(
     dist.all_gather(headers, header, group=group)
     if fault is not None:
         raise fault
+    _check_headers(headers)
+    if dist.get_rank() == 0:
+        return _serve(coupling, headers, parcel, group, generator)[0].to(data)
+    return _visit(parcel, data, group)
+
+
+def finish_across_ranks(coupling: Any, generator: Callable[[int], torch.Generator]) -> None:
+    """Take part without rows until all ranks have come to the end of their batches.
+
+    Args:
+        coupling: that works across ranks, or wraps one that does.
+        generator: for the n-th round of the others; rank 0 solves for them.
+
+    Raises:
+        ValueError: another rank was at fault.
+    """
+    group, inner = pairing_group(), _across(coupling)
+    for number in itertools.count():
+        header = torch.zeros(_HEADER, dtype=torch.int64)  # no tensors: has come to its end
+        headers = [torch.empty_like(header) for _ in range(dist.get_world_size())]
+        dist.all_gather(headers, header, group=group)
+        _check_headers(headers)
+        if not any(int(other[1]) for other in headers):
+            return
+        if dist.get_rank() == 0:
+            _serve(inner, headers, [], group, generator(number))
+        else:
+            _agree(True, group)
+
+
+def fail_across_ranks() -> None:
+    """Tell the other ranks, who wait for this one's rows, that there will be none."""
+    header = torch.full((_HEADER,), -1, dtype=torch.int64)
+    headers = [torch.empty_like(header) for _ in range(dist.get_world_size())]
+    dist.all_gather(headers, header, group=pairing_group())
+
+
+def _check_headers(headers: list[Tensor]) -> None:
     bad = [rank for rank, other in enumerate(headers) if int(other[0]) < 0]
     if bad:
         raise ValueError(f"rank {bad[0]} could not pair its batch; its own error says why")
-    if dist.get_rank() == 0:
-        return _serve(coupling, headers, parcel, group, generator).to(data)
-    return _visit(parcel, data, group)
+
+
+def _across(coupling: Any) -> Any:
+    """The coupling itself, or the one inside, that works across ranks."""
+    while not getattr(coupling, "across_ranks", False):
+        coupling = coupling.coupling
+    return coupling
 
 
 def _visit(parcel: list[Tensor], data: Tensor, group: Any) -> Tensor:
@@ -99,10 +143,12 @@ def _serve(
     own: list[Tensor],
     group: Any,
     generator: torch.Generator | None,
-) -> Tensor:
-    """Rank 0: gather, pair, hand out."""
-    brought = {0: own}
+) -> dict[int, Tensor]:
+    """Rank 0: gather, pair, hand out. Ranks that have come to their end bring nothing."""
+    brought = {0: own} if own else {}
     for rank, header in enumerate(headers[1:], start=1):
+        if not int(header[1]):
+            continue
         brought[rank] = _blank(header)
         for tensor in brought[rank] if int(header[0]) else ():
             dist.recv(tensor, src=rank, group=group)
@@ -113,10 +159,10 @@ def _serve(
         _agree(False, group)
         raise
     _agree(True, group)
-    for rank in range(1, len(headers)):
-        if len(noises[rank]):
-            dist.send(noises[rank], dst=rank, group=group)
-    return noises[0]
+    for rank, noise in sorted(noises.items()):
+        if rank and len(noise):
+            dist.send(noise, dst=rank, group=group)
+    return noises
 
 
 def _agree(well: bool, group: Any) -> None:
@@ -142,6 +188,7 @@ def _paired(
             kinds.setdefault((data.shape[1:], data.dtype), []).append(rank)
     for ranks in kinds.values():
         _check_conditions(brought, ranks)
+        _check_seeds(brought, ranks)
         parcels = [brought[rank] for rank in ranks]
         data = torch.cat([parcel[0] for parcel in parcels])
         noise = torch.cat([parcel[1] for parcel in parcels], dim=1)  # [surplus, B, *shape]
@@ -159,6 +206,20 @@ def _paired(
         sizes = [len(parcel[0]) for parcel in parcels]
         noises |= zip(ranks, (part.cpu().contiguous() for part in paired.split(sizes)), strict=True)
     return noises
+
+
+def _check_seeds(brought: dict[int, list[Tensor]], ranks: list[int]) -> None:
+    """Raise ValueError if two ranks drew the same noise, from generators seeded alike."""
+    first: dict[tuple[float, ...], int] = {}
+    for rank in ranks:
+        drawn = tuple(brought[rank][1][0].flatten()[:COMPARED].tolist())
+        if len(drawn) < COMPARED:  # so few numbers may be alike by chance
+            continue
+        if (other := first.setdefault(drawn, rank)) != rank:
+            raise ValueError(
+                f"ranks {other} and {rank} drew the same noise: seed them differently, such as "
+                f"torch.manual_seed(seed + rank), or give each a generator of its own"
+            )
 
 
 def _check_conditions(brought: dict[int, list[Tensor]], ranks: list[int]) -> None:

@@ -68,11 +68,20 @@ class NoiseSums:
         return central / variance**2 - 3
 
     def _by_label(self, mean: Tensor) -> dict[str, Tensor]:
-        """Covariance of a label: r more noises of the pooled one within labels are mixed in."""
+        """Covariance of a label: r more noises of the pooled one within labels are mixed in.
+
+        Means of labels are drawn to that of all by as much as few noises scatter them (empirical
+        Bayes): with few of each label they would else be more sampling noise than shift.
+        """
         r, counts = len(self.basis), self.counts.double()[:, None]
         means = torch.where(counts > 0, self.totals / counts.clamp_min(1), mean)
         outer = means[:, :, None] * means[:, None, :]
         scatter = self.products - counts[:, :, None] * outer
         within = scatter.sum(dim=0) / self.count
         covariance = (scatter + r * within) / (counts[:, :, None] + r)
+        error = within.diagonal() / counts.clamp_min(1)  # variance of a label's mean, [L, r]
+        seen = counts[:, 0] > 0
+        between = ((means - mean).square() - error)[seen].mean(dim=0).clamp_min(0)
+        share = between / (between + error).clamp_min(1e-30)
+        means = mean + share * (means - mean)
         return {"label_mean": means.float(), "label_covariance": covariance.float()}

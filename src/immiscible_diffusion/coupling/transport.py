@@ -81,6 +81,7 @@ class GaussianTransport:
         basis = self._every()[: self.rank].to(data.device, dtype)
         rows, fresh = self._offset(data, dtype), noise.flatten(1).to(dtype)
         check_rows_finite(rows)
+        check_rows_finite(fresh, what="noise")
         along, own = _product(rows, basis.T), _product(fresh, basis.T)
         gain, rho = (x.to(data.device, dtype) for x in (self.gain, self.correlation))
         change = gain * along + ((1 - rho.square()).clamp_min(0).sqrt() - 1) * own
