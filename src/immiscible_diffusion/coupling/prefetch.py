@@ -68,8 +68,7 @@ def prefetch(
         encode: makes one of these of what the loader yields, in the thread; a VAE, say. What it
             draws it should draw from ``generator=``, given to it if it takes that: torch's own
             serves the training loop at the same time.
-        seed: of the noise, one for each epoch; by default drawn from torch's generator by this call
-            (ranks differ anyway).
+        seed: of the noise, one for each epoch (ranks differ anyway); by default a random one.
         streams: the random streams of batch n, by default ``Streams(seed, n, rank)``.
         device: where data are moved before they are paired; by default they stay.
         ahead: batches (pools) paired in advance; 0 = no thread.
@@ -81,13 +80,16 @@ def prefetch(
         raise ValueError(f"ahead must be a number of batches >= 0, got {ahead}")
     if uses_ranks(coupling) and torch.distributed.is_initialized():
         pairing_group()  # made by all ranks at the same place, which the thread's work is not
-    device = None if device is None else torch.device(device)
+    device = torch.device(device) if device is not None else None
     ahead = 0 if device is not None and device.type == "mps" else ahead
     pool, stream = pool_size(coupling), _stream(device) if ahead else None
     work = _Pairing(coupling, encode, streams or _streams(seed), device, stream)
-    made = work.run(loader, pool)
-    taken = _taken(run_ahead(made, ahead * pool, name="prefetch") if ahead else made)
+    taken = _taken(_ahead(work.run(loader, pool), ahead * pool))
     return _alone(taken) if work.ranks else taken
+
+
+def _ahead(made: Generator["_Ready", None, None], count: int) -> Generator["_Ready", None, None]:
+    return run_ahead(made, count, name="prefetch") if count else made
 
 
 def _streams(seed: int | None) -> Callable[[int], Streams]:

@@ -79,8 +79,10 @@ class NoiseSums:
         scatter = self.products - counts[:, :, None] * outer
         within = scatter.sum(dim=0) / self.count
         covariance = (scatter + r * within) / (counts[:, :, None] + r)
-        error = within.diagonal() / counts.clamp_min(1)  # variance of a label's mean, [L, r]
         seen = counts[:, 0] > 0
+        free = max(1, self.count - int(seen.sum()))  # degrees of freedom within labels
+        # Variance of a label's mean, [L, r].
+        error = within.diagonal() * (self.count / free) / counts.clamp_min(1)
         between = ((means - mean).square() - error)[seen].mean(dim=0).clamp_min(0)
         share = between / (between + error).clamp_min(1e-30)
         means = mean + share * (means - mean)
