@@ -25,7 +25,7 @@ def said(*entries, images=2000):
 
 def test_it_leads_with_the_mixing_and_recommends_nothing():
     found = said(entry("independent", 1990))
-    assert "may come from 1950 of 2000 images" in found["sentences"][0]
+    assert "may come from 1950 of 2000 data" in found["facts"][0]
     assert found["sentences"][-1] == KNOWN
     assert found["recommends"] is False
 
@@ -36,16 +36,18 @@ def test_distortion_is_named_with_its_remedy_where_it_is_resolved():
     assert "knn:k=4: its noise is 0.40 nats from N(0, I)" in text
     assert "calibrated:knn:k=4" in text
     assert "calibrated:knn:k=2" not in text
+    mapped = said(entry("calibrated:knn:k=4", 900, 0.5, (0.4, 0.01)))["sentences"][0]
+    assert "calibrated:calibrated" not in mapped
 
 
 def test_estimates_are_called_so():
-    text = " ".join(said(entry("assignment", 60, 3.0, estimate="from pairs"))["sentences"])
+    text = " ".join(said(entry("assignment", 60, 3.0, estimate="from pairs"))["facts"])
     assert "3.00 (an estimate) of the 7.6 nats" in text
 
 
 def test_small_sets_are_told_that_they_are():
     assert any(
-        "12 images only" in line for line in said(entry("independent", 9), images=12)["sentences"]
+        "12 data only" in line for line in said(entry("independent", 9), images=12)["sentences"]
     )
 
 
@@ -53,5 +55,6 @@ def test_missing_figures_are_passed_over():
     broken = entry("knn:k=4", 900)
     broken["noise"]["kl"]["value"] = None
     broken["noise"]["information"]["value"] = float("nan")
-    assert len(said(broken)["sentences"]) == 2
+    assert said(broken)["sentences"] == [KNOWN]
+    assert len(said(broken)["facts"]) == 1
     assert said({"name": "mine", "miscibility": None, "noise": None})["sentences"] == [KNOWN]

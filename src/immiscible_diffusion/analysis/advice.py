@@ -12,14 +12,17 @@ KNOWN = (
 
 
 def advice(analysis: dict[str, Any]) -> dict[str, Any]:
-    """``{"recommends": bool, "sentences": [...]}`` for the values of an analysis.json."""
+    """``{"recommends": bool, "facts": [...], "sentences": [...]}`` of an analysis.json.
+
+    The facts are its leading figures in words; the sentences what to do about them.
+    """
     couplings = [entry for entry in analysis["couplings"] if entry.get("miscibility")]
-    sentences = [_mixed(couplings)] if couplings else []
-    sentences += [said for entry in couplings if (said := _changed(entry))]
-    sentences += [said for entry in couplings if (said := _distorted(entry))]
+    facts = [_mixed(couplings)] if couplings else []
+    facts += [said for entry in couplings if (said := _changed(entry))]
+    sentences = [said for entry in couplings if (said := _distorted(entry))]
     if said := _small(analysis["data"]):
         sentences.append(said)
-    return {"recommends": False, "sentences": [*sentences, KNOWN]}
+    return {"recommends": False, "facts": facts, "sentences": [*sentences, KNOWN]}
 
 
 def _near_noise(entry: dict[str, Any]) -> dict[str, Any]:
@@ -34,7 +37,7 @@ def _mixed(couplings: list[dict[str, Any]]) -> str:
     level, count = _near_noise(entry), entry["miscibility"]["candidates"]["value"]
     return (
         f"With {entry['name']} a noisy point at t = {level['t']:g} may come from "
-        f"{level['effective']['value']:.0f} of {count:.0f} images."
+        f"{level['effective']['value']:.0f} of {count:.0f} data."
     )
 
 
@@ -47,8 +50,8 @@ def _changed(entry: dict[str, Any]) -> str:
     estimate = " (an estimate)" if noise["estimate"] else ""
     return (
         f"{entry['name']}: the noise tells {max(0.0, nats):.2f}{estimate} of the {whole:.1f} nats "
-        f"that tell all images apart; at t = {_near_noise(entry)['t']:g} "
-        f"{_near_noise(entry)['effective']['value']:.0f} images stay possible."
+        f"that tell all data apart; at t = {_near_noise(entry)['t']:g} "
+        f"{_near_noise(entry)['effective']['value']:.0f} data stay possible."
     )
 
 
@@ -60,9 +63,11 @@ def _distorted(entry: dict[str, Any]) -> str:
     value, error = noise["kl"]["value"], noise["kl"]["error"]
     if value < 3 * error or value < 0.01:
         return ""
+    name = entry["name"]
+    remedy = "" if "calibrated:" in name else f"train with calibrated:{name}, or "
     return (
-        f"{entry['name']}: its noise is {value:.2f} nats from N(0, I), where sampling starts; use "
-        f"calibrated:{entry['name']}, or sample with --start matched."
+        f"{name}: its noise is {value:.2f} nats from N(0, I), where sampling starts; {remedy}sample "
+        f"with --start matched."
     )
 
 
@@ -70,7 +75,7 @@ def _small(data: dict[str, Any]) -> str:
     if data["images"] >= 1000:
         return ""
     return (
-        f"There are {data['images']} images only: few enough for a network to know them by heart, "
+        f"There are {data['images']} data only: few enough for a network to know them by heart, "
         f"with or without pairing."
     )
 
