@@ -9,8 +9,11 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from made_analysis import made_analysis
 
+from immiscible_diffusion.files import write_json
 from immiscible_diffusion.metric.quality import Floor
+from immiscible_diffusion.report.analysis import write_analysis_page
 from immiscible_diffusion.report.results import (
     Cell,
     Comparison,
@@ -218,3 +221,30 @@ def parsed():
         return structure
 
     return read
+
+
+@pytest.fixture
+def analysis():
+    """A made-up analysis.json."""
+    return made_analysis()
+
+
+def analysis_in(folder):
+    """Write the made-up analysis and its pictures."""
+    (folder / "pictures").mkdir()
+    for number, name in enumerate(("d", "x0", "x1", "x2")):
+        (folder / "pictures" / f"{name}.png").write_bytes(png(number))
+    write_json(folder / "analysis.json", made_analysis())
+    return folder
+
+
+@pytest.fixture
+def analysis_folder(tmp_path):
+    """The folder of an analysis with its pictures."""
+    return analysis_in(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def analysis_page(tmp_path_factory):
+    """The page of the made-up analysis, drawn once."""
+    return write_analysis_page(analysis_in(tmp_path_factory.mktemp("analysis")))

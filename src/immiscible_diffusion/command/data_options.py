@@ -1,5 +1,6 @@
 """Which data, as ``analyse`` and ``probe`` ask it: a name, a folder, or the user's own arrays."""
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -84,13 +85,23 @@ class DataOptions:
         whole = load_whole(self.config, self.images, seed=seed)
         if LABEL in self.cond and not whole.batch.cond:
             raise ValueError(f"--cond {LABEL}: {whole.name} has no labels")
-        return whole
+        return whole if self._is_named else dataclasses.replace(whole, name=self._folder)
+
+    @property
+    def _is_named(self) -> bool:
+        return self.data in SOURCES or self.data.startswith("hub:")
+
+    @property
+    def _folder(self) -> str:
+        return Path(self.data).resolve().name
 
     @property
     def config(self) -> DataConfig:
         """The images as training would name them."""
         name, path = self.data, self.path
-        if name not in SOURCES and not name.startswith("hub:"):
+        if not self._is_named:
+            if path is not None:
+                raise ValueError(f"--path is for a named data set, and '{name}' is none")
             if not Path(name).exists():
                 known = ", ".join(SOURCES)
                 raise ValueError(

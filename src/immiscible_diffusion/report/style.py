@@ -21,6 +21,7 @@ p { max-width: 78ch; margin: 0.5em 0; }
 .facts b { font-variant-numeric: tabular-nums; }
 .findings { list-style: none; padding: 0; display: grid; gap: 10px; }
 .findings li { background: var(--card); border: 1px solid var(--line); padding: 12px 16px;
+  min-width: 0; overflow-wrap: anywhere;
   border-left: 5px solid var(--soft); border-radius: 6px; }
 .findings p { max-width: 110ch; margin: 0.2em 0; }
 .findings .helps { border-left-color: var(--good); }
@@ -42,6 +43,7 @@ figure { margin: 12px 0; } figcaption { margin-top: 8px; }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 18px; padding: 8px 12px; margin: 0 0 10px;
   background: #ffffff; color: #222222; border: 1px solid var(--line); border-radius: 6px;
   font-size: 0.88rem; list-style: none; }
+.legend li { min-width: 0; overflow-wrap: anywhere; }
 .legend svg { width: 40px; height: 14px; vertical-align: middle; margin-right: 6px; }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px;
   background: var(--card); margin: 8px 0; }
@@ -53,6 +55,8 @@ th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
 tr:last-child td { border-bottom: 0 !important; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0; z-index: 1;
   background: var(--card); white-space: normal; min-width: 9em; }
+@media (max-width: 640px) { th:first-child, td:first-child { max-width: 42vw;
+  overflow-wrap: anywhere; } }
 tr.control td:first-child { padding-left: 24px; color: var(--soft); }
 .grids td, .grids th { text-align: center; padding: 6px; }
 .grids img { display: block; width: clamp(130px, 21vw, 230px); height: auto; margin: 0 auto;

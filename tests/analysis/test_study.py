@@ -1,0 +1,208 @@
+import json
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import pytest
+import torch
+
+from immiscible_diffusion.analysis import subject
+from immiscible_diffusion.analysis.miscibility import miscibility
+from immiscible_diffusion.analysis.papers import Extent
+from immiscible_diffusion.analysis.settings import Settings
+from immiscible_diffusion.analysis.study import analyse
+from immiscible_diffusion.analysis.survival import log_survival
+from immiscible_diffusion.coupling import KNN
+from immiscible_diffusion.path import DiffusionPath
+
+GENERATOR = torch.Generator().manual_seed(0)
+LABEL = torch.arange(60) % 3
+DATA = torch.randn(60, 1, 3, 3, generator=GENERATOR) * 0.3 + LABEL.view(-1, 1, 1, 1) * 0.2
+SMALL = Settings(levels=(0.5, 0.9), probes=20, pairs=40, show=1)
+COUPLINGS = ["independent", "knn:k=4"]
+
+
+@dataclass(frozen=True)
+class Mine:
+    """KNN under another name, with its density stated."""
+
+    k: int = 4
+
+    def __call__(self, data, *, cond=None, generator=None):
+        return KNN(self.k)(data, generator=generator)
+
+    def log_density(self, noise, data, *, cond=None):
+        noise, data = noise.flatten(1).double(), data.flatten(1).double()
+        dim = noise.shape[1]
+        normal = -noise.square().sum(dim=1) / 2 - dim / 2 * math.log(2 * math.pi)
+        distance, length = (noise - data).square().sum(dim=1), data.square().sum(dim=1)
+        survival = log_survival(distance[None], torch.tensor(float(dim)), length)[0]
+        return math.log(self.k) + normal + (self.k - 1) * survival
+
+
+class Wrong:
+    def __call__(self, data, *, cond=None, generator=None):
+        return data[:, :, :1]
+
+
+def plain(values):
+    """Without what may differ from run to run."""
+    if isinstance(values, dict):
+        left = ("seconds", "date")
+        return {name: plain(value) for name, value in values.items() if name not in left}
+    return [plain(value) for value in values] if isinstance(values, list) else values
+
+
+def test_the_values_are_those_of_miscibility():
+    values = analyse(DATA, COUPLINGS, cond={"label": LABEL}, settings=SMALL)
+    entry = values["couplings"][1]
+    settings = {"levels": SMALL.levels, "probes": SMALL.probes, "cond": {"label": LABEL}}
+    whole = miscibility(DATA, KNN(4), **settings)
+    within = miscibility(DATA, KNN(4), labels=LABEL, **settings)
+    assert entry["miscibility"]["levels"] == json.loads(json.dumps(whole.to_json()["levels"]))
+    assert entry["given"][0]["levels"] == json.loads(json.dumps(within.to_json()["levels"]))
+    assert entry["given"][0]["candidates"]["value"] == 20
+    assert set(entry["noise"]["per_label"]) == {"0", "1", "2"}
+    assert (entry["k"], values["couplings"][0]["k"]) == (4, None)
+    assert entry["removable"] == pytest.approx(math.log(4) - 1 + 1 / 4)
+    assert values["data"]["cond"] == ["label"]
+    assert "log 20 = 3.00 nats" in values["given_summary"]
+    json.dumps(values, allow_nan=False)
+
+
+def test_conditions_of_couplings_need_not_be_given():
+    values = analyse(DATA, COUPLINGS, cond={"label": LABEL}, given=(), settings=SMALL)
+    assert values["couplings"][1]["given"] == []
+    assert set(values["couplings"][1]["noise"]["per_label"]) == {"0", "1", "2"}
+    assert values["given_summary"] == ""
+
+
+def test_a_continuous_condition_comes_at_three_bandwidths():
+    obs = torch.randn(60, 2, generator=GENERATOR)
+    values = analyse(DATA, ["knn:k=4"], cond={"obs": obs}, settings=SMALL)
+    counts = [one["candidates"]["value"] for one in values["couplings"][0]["given"]]
+    assert counts[1] < counts[0] < counts[2] < 60
+    assert "at the other bandwidths" in values["given_summary"]
+
+
+def test_a_killed_analysis_goes_on_and_ends_as_one_that_was_not(tmp_path, monkeypatch):
+    whole = analyse(DATA, COUPLINGS, settings=SMALL, folder=tmp_path / "whole")
+    kill, seen = tmp_path / "killed", []
+    measure = subject.measure_noise
+
+    def killed(*arguments, **options):
+        seen.append(arguments)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return measure(*arguments, **options)
+
+    monkeypatch.setattr(subject, "measure_noise", killed)
+    with pytest.raises(KeyboardInterrupt):
+        analyse(DATA, COUPLINGS, settings=SMALL, folder=kill)
+    assert not (kill / "analysis.json").exists()
+    assert len(list((kill / "parts").iterdir())) == 3
+    again = analyse(DATA, COUPLINGS, settings=SMALL, folder=kill)
+    assert len(seen) == 3
+    assert plain(again) == plain(whole)
+    written = json.loads((kill / "analysis.json").read_text())
+    assert written == again
+    for shown in again["couplings"][1]["pictures"]:
+        for name in [shown["truth"], *(f[k] for f in shown["files"] for k in ("x_t", "denoised"))]:
+            ours, theirs = (tmp_path / one / name for one in ("whole", "killed"))
+            assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_couplings_and_parts_may_be_added(tmp_path, monkeypatch):
+    first = analyse(DATA, COUPLINGS, settings=SMALL, folder=tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").iterdir()}
+    small = partial(subject.papers_measurements, extent=Extent((16,), 32, images=4, points=20))
+    monkeypatch.setattr(subject, "papers_measurements", small)
+    more = Settings(levels=(0.5, 0.9), probes=20, pairs=40, show=1, papers=True)
+    added = analyse(DATA, ["knn:k=8,center=mean"], settings=more, folder=tmp_path)
+    assert [one["name"] for one in added["couplings"]] == [*COUPLINGS, "knn:k=8,center=mean"]
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert added["couplings"][1]["miscibility"] == first["couplings"][1]["miscibility"]
+    assert added["couplings"][1]["papers"]
+
+
+def test_other_data_or_settings_are_refused(tmp_path):
+    analyse(DATA, COUPLINGS, settings=SMALL, folder=tmp_path, name="one")
+    with pytest.raises(ValueError, match=r"other data than the one there.*another folder"):
+        analyse(DATA + 1, COUPLINGS, settings=SMALL, folder=tmp_path)
+    with pytest.raises(ValueError, match="other data"):
+        analyse(DATA, COUPLINGS, cond={"label": LABEL}, given=(), settings=SMALL, folder=tmp_path)
+    other = Settings(levels=(0.5, 0.9), probes=21, pairs=40, show=1)
+    with pytest.raises(ValueError, match="probes: 20 -> 21"):
+        analyse(DATA, COUPLINGS, settings=other, folder=tmp_path)
+
+
+def test_a_lost_picture_is_made_again(tmp_path):
+    values = analyse(DATA, COUPLINGS, settings=SMALL, folder=tmp_path)
+    (tmp_path / values["couplings"][0]["pictures"][0]["truth"]).unlink()
+    with pytest.warns(UserWarning, match="measured anew"):
+        again = analyse(DATA, COUPLINGS, settings=SMALL, folder=tmp_path)
+    assert plain(again) == plain(values)
+    assert (tmp_path / values["couplings"][0]["pictures"][0]["truth"]).is_file()
+
+
+def test_a_users_coupling_is_exact_where_it_states_its_density():
+    mine, own = analyse(DATA, [Mine(), "knn:k=4"], settings=SMALL)["couplings"]
+    assert mine["name"] == "Mine(k=4)"
+    assert mine["miscibility"]["estimate"] == ""
+    for ours, theirs in zip(
+        mine["miscibility"]["levels"], own["miscibility"]["levels"], strict=True
+    ):
+        assert ours["effective"]["value"] == pytest.approx(theirs["effective"]["value"], rel=1e-6)
+
+
+def test_masked_data_and_what_takes_no_mask(tmp_path):
+    mask = torch.ones(60, 1, 3, 3, dtype=torch.bool)
+    mask[::2, :, 2] = False
+    values = analyse(DATA, COUPLINGS, mask=mask, settings=SMALL, folder=tmp_path)
+    assert values["data"]["masked"]
+    rms = float(DATA[mask].square().mean().sqrt())
+    assert values["data"]["rms"] == pytest.approx(rms)
+    with pytest.raises(ValueError, match="assignment cannot be analysed on data with a mask"):
+        analyse(DATA, ["assignment"], mask=mask, settings=SMALL)
+    papers = Settings(papers=True)
+    with pytest.raises(ValueError, match="take no mask"):
+        analyse(DATA, COUPLINGS, mask=mask, settings=papers)
+
+
+def test_what_is_wrong_is_said_before_anything_is_written(tmp_path):
+    folder = tmp_path / "out"
+    for couplings, expected in (
+        ([], "which couplings"),
+        (["knn:k=4", "knm"], "unknown coupling 'knm'"),
+        (["knn:k=4,center=label"], "label"),
+        ([Wrong()], "noise"),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            analyse(DATA, couplings, settings=SMALL, folder=folder)
+    with pytest.raises(ValueError, match="at least 2 data"):
+        analyse(DATA[:1], COUPLINGS, settings=SMALL, folder=folder)
+    with pytest.raises(ValueError, match="bandwidth is for continuous"):
+        analyse(DATA, COUPLINGS, settings=Settings(bandwidth=1.0), folder=folder)
+    assert not folder.exists()
+
+
+def test_other_paths():
+    path = DiffusionPath(schedule="cosine", prediction="v")
+    settings = Settings(path=path, levels=(0.3, 0.9), probes=10, pairs=20)
+    values = analyse(DATA, COUPLINGS, settings=settings)
+    assert values["path"]["kind"] == "DiffusionPath"
+    assert values["path"]["prediction"] == "v"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"probes": 1}, "probes must be at least 2"),
+        ({"levels": (0.0, 0.5)}, "levels must be times above 0"),
+        ({"levels": (0.5, 0.5)}, "given twice"),
+        ({"bandwidth": 0.0}, "bandwidth must be above 0"),
+    ],
+)
+def test_bad_settings_are_refused(options, expected):
+    with pytest.raises(ValueError, match=expected):
+        Settings(**options)
