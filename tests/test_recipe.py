@@ -30,6 +30,22 @@ def test_cifar10_flow_is_as_published():
     assert sum(p.numel() for p in model.parameters()) == 35_746_307  # TorchCFM's count
 
 
+@pytest.mark.parametrize(
+    ("name", "batch_size", "steps"),
+    [
+        ("cifar10-ddim", 256, 200_000),
+        ("cifar10-consistency", 512, 800_000),
+        ("celeba-consistency", 1024, 800_000),
+        ("tiny-imagenet-consistency", 2048, 800_000),
+    ],
+)
+def test_the_others_have_the_published_batch(name, batch_size, steps):
+    recipe = recipe_from_name(name)
+    assert (recipe.batch_size, recipe.steps, recipe.data.flip) == (batch_size, steps, True)
+    size = recipe.data.size or 32
+    recipe.model.check((3, size, size))
+
+
 def test_unknown_recipe_lists_names_and_guesses():
     with pytest.raises(ValueError, match=r"known: digits-flow.*did you mean 'digits-flow'"):
         recipe_from_name("digit-flow")
@@ -81,6 +97,31 @@ def test_differences_names_what_changed():
     one = recipe_from_name("digits-flow")
     other = dataclasses.replace(one, seed=3, model=MLP(width=8, depth=2))
     assert differences(one, other) == ["model.width: 160 -> 8", "seed: 0 -> 3"]
+
+
+def test_evaluation_steps_may_be_given():
+    evaluation = Evaluation(at=(400, 20, 100))
+    assert evaluation.steps(400) == (20, 100, 400)
+    assert evaluation.steps(150) == (20, 100, 150)
+    assert evaluation.steps(500) == (20, 100, 400, 500)
+    with pytest.raises(ValueError, match="at must be training steps"):
+        Evaluation(at=(0, 5))
+    assert recipe_from_name("cifar10-flow").tiny().evaluation.steps(8) == (4, 8)
+
+
+def test_the_papers_steps_are_evaluated():
+    flow = recipe_from_name("cifar10-flow")
+    assert flow.evaluation.steps(flow.steps) == (20_000, 100_000, 200_000, 400_000)
+    ddim = recipe_from_name("cifar10-ddim")
+    assert {70_200, 163_800} < set(ddim.evaluation.steps(ddim.steps))
+
+
+def test_cifar10_otcfm_is_cifar10_flow_but_for_torchcfms_settings():
+    flow, otcfm = recipe_from_name("cifar10-flow"), recipe_from_name("cifar10-otcfm")
+    assert (otcfm.batch_size, otcfm.coupling) == (128, "assignment")
+    assert str(otcfm.sampler) == "dopri5 1e-05"
+    changed = {line.split(":")[0].split(".")[0] for line in differences(flow, otcfm)}
+    assert changed == {"name", "batch_size", "coupling", "sampler"}
 
 
 def test_evaluation_steps_are_evenly_spaced_in_the_logarithm():

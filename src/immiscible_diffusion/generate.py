@@ -1,5 +1,6 @@
 """Images from a trained model."""
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -41,7 +42,7 @@ class Generator:
         self, model: nn.Module, count: int, *, seed: int, sampler: Sampler | None = None
     ) -> Iterator[tuple[Tensor, int]]:
         """Batches ``[b, *shape]`` of ``count`` images, each with its function evaluations."""
-        sampler = sampler or self.recipe.sampler
+        sampler = self.of_scaled_data(sampler or self.recipe.sampler)
         model.eval()
         for start in range(0, count, self.batch_size):
             rows = range(start, min(start + self.batch_size, count))
@@ -65,6 +66,12 @@ class Generator:
             raise ValueError("start=matched needs the law of the noise the model was trained on")
         labels = self.labels(rows)
         return self.law.color(noise, None if labels is None else labels["label"])
+
+    def of_scaled_data(self, sampler: Sampler) -> Sampler:
+        """``sampler`` with its bound on predicted data scaled as the data are."""
+        if sampler.clip is None:
+            return sampler
+        return dataclasses.replace(sampler, clip=sampler.clip * self.recipe.scaling.factor)
 
     def guided(self, model: nn.Module, sampler: Sampler) -> Model:
         """``model``, pushed towards its labels if ``sampler`` asks for it."""

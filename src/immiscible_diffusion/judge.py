@@ -11,12 +11,19 @@ from immiscible_diffusion.generate import Generator
 from immiscible_diffusion.metric import (
     METRICS,
     FeatureExtractor,
+    FeatureStatistics,
+    Floor,
     Quality,
     Reference,
+    cache_folder,
+    check_metrics,
     extract,
     extractor_from_name,
+    floor_of,
+    halves,
     make_reference,
     measure,
+    stream_statistics,
 )
 from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.sampler import Sampler
@@ -47,7 +54,8 @@ class Judge:
                 f"evaluation.samples {recipe.evaluation.samples} is too few for a Frechet distance "
                 f"in {extractor.dim} dimensions; use at least {extractor.dim + 1}"
             )
-        return cls(extractor, make_reference(dataset, extractor, seed=JUDGE_SEED), dataset)
+        reference = make_reference(dataset, extractor, seed=JUDGE_SEED, cache=cache_folder())
+        return cls(extractor, reference, dataset)
 
     def __call__(
         self,
@@ -56,9 +64,42 @@ class Judge:
         *,
         allow_few: bool = False,
     ) -> Quality:
-        """The quality of ``batches`` of images ``[b, C, H, W]`` in [-1, 1]; none is kept."""
-        features = extract(self.extractor, (batch.clamp(-1, 1) for batch in batches))
+        """The quality of ``batches`` of images ``[b, C, H, W]`` in [-1, 1]; none is kept.
+
+        Their features are, in float32, unless the Frechet distance alone is asked for.
+        """
+        check_metrics(metrics)
+        images = (batch.clamp(-1, 1) for batch in batches)
+        features: Tensor | FeatureStatistics
+        if set(metrics) <= {"frechet"}:
+            features = stream_statistics(self.extractor.dim, map(self.extractor, images))
+        else:
+            features = extract(self.extractor, images)
         return measure(features, self.reference, metrics=metrics, allow_few=allow_few)
+
+    def real_against_real(
+        self, samples: int, metrics: Sequence[str] = METRICS
+    ) -> tuple[Floor | None, Quality]:
+        """How two disjoint random sets of real data score against each other.
+
+        Each is of ``samples`` data, or half of all if that is less: the Frechet distance depends
+        on the count, so only figures from as many samples compare with it.
+
+        Returns:
+            The Frechet distance over 10 splits, None where they are too few for it; and the other
+            ``metrics`` on the first split.
+        """
+        size, seed = min(samples, self.reference.statistics.count // 2), self.reference.seed
+        if size == self.reference.statistics.count // 2:
+            floor = self.reference.floor
+        else:
+            floor = floor_of(self.reference.real, size, seed)
+        rest = [name for name in metrics if name != "frechet"]
+        if not rest:
+            return floor, Quality(size, self.extractor.name)
+        one, other = halves(self.reference.real, size, seed, 0)
+        reference = Reference.of(other, self.extractor.name, seed)
+        return floor, measure(one, reference, metrics=rest)
 
 
 def judged(

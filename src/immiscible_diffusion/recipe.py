@@ -13,6 +13,8 @@ from immiscible_diffusion.model import MLP, DiT, UNet
 from immiscible_diffusion.path import DiffusionPath, FlowPath, SigmaPath
 from immiscible_diffusion.sampler import Sampler
 
+DECAYS = ("none", "linear", "cosine")
+
 
 @dataclass(frozen=True)
 class Optimiser:
@@ -21,6 +23,8 @@ class Optimiser:
     Args:
         lr: learning rate after warm-up.
         warmup: steps of linear warm-up from 0.
+        decay: of the learning rate after warm-up, to 0 at the last step: ``none`` (as published),
+            ``linear`` or ``cosine``.
         clip: bound on the gradient's norm; 0 = none.
         betas: Adam's.
         weight_decay: decoupled (AdamW); 0 = Adam.
@@ -31,6 +35,7 @@ class Optimiser:
 
     lr: float = 2e-4
     warmup: int = 5000
+    decay: Literal["none", "linear", "cosine"] = "none"
     clip: float = 1.0
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
@@ -43,6 +48,8 @@ class Optimiser:
                 f"expected lr > 0, warmup >= 0, clip >= 0 and 0 <= ema < 1; got lr={self.lr}, "
                 f"warmup={self.warmup}, clip={self.clip}, ema={self.ema}"
             )
+        if self.decay not in DECAYS:
+            raise ValueError(f"decay must be one of {', '.join(DECAYS)}, got {self.decay!r}")
 
 
 @dataclass(frozen=True)
@@ -50,18 +57,22 @@ class Evaluation:
     """How samples are judged.
 
     Args:
-        features: feature space, ``classifier`` or ``pixels``.
+        features: feature space: ``classifier``, ``pixels``, or of a pretrained network
+            ``efficientnet``, ``inception`` (FID) or ``dinov2`` (FD-DINOv2); docs/evaluate.md.
         samples: images generated for every figure.
         budgets: numbers of Euler steps that ``compare`` samples with.
         points: how many training steps ``compare`` evaluates at, spaced evenly in their logarithm.
         first: the first of them, as a share of all steps.
+        at: the training steps themselves, instead of ``points`` and ``first``; those beyond the
+            end of training are left out, and the last step is always among them.
     """
 
-    features: Literal["classifier", "pixels"] = "classifier"
+    features: Literal["classifier", "pixels", "efficientnet", "inception", "dinov2"] = "classifier"
     samples: int = 10_000
     budgets: tuple[int, ...] = (2, 5, 20, 100)
     points: int = 6
     first: float = 0.1
+    at: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.samples < 2 or self.points < 1 or not 0 < self.first <= 1:
@@ -71,9 +82,13 @@ class Evaluation:
             )
         if not self.budgets or min(self.budgets) < 1:
             raise ValueError(f"budgets must be numbers of steps >= 1, got {self.budgets}")
+        if self.at and min(self.at) < 1:
+            raise ValueError(f"at must be training steps >= 1, got {self.at}")
 
     def steps(self, total: int) -> tuple[int, ...]:
         """The training steps to evaluate at; the last is ``total``."""
+        if self.at:
+            return tuple(sorted({step for step in self.at if step < total} | {total}))
         shares = (self.first ** (1 - i / max(1, self.points - 1)) for i in range(self.points - 1))
         return tuple(sorted({max(1, round(total * share)) for share in shares} | {total}))
 
@@ -180,7 +195,7 @@ class Recipe:
             precision="no",
             sampler=dataclasses.replace(self.sampler, steps=2, tolerance=1e-2),
             evaluation=dataclasses.replace(
-                self.evaluation, samples=128, budgets=(1, 2), points=2, first=0.5
+                self.evaluation, samples=128, budgets=(1, 2), points=2, first=0.5, at=()
             ),
             log_every=2,
             validate_every=4,

@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from immiscible_diffusion.rng import Streams, key
 from immiscible_diffusion.runfolder import RunFolder
 
 MOMENTS_DATA = 10_000
+DATA_PER_LABEL = 100
 LAW_NOISES, LAW_PASSES = 50_000, 50
 PATIENCE = timedelta(days=2)  # ranks wait while one judges; the default gives up after 10 minutes
 SHARDED = ("DEEPSPEED", "FSDP", "MEGATRON_LM")
@@ -138,9 +140,15 @@ def _law(
 
 
 def _some_data(recipe: Recipe, dataset: DataSet, epoch: int = 0) -> Iterator[Batch]:
-    """About ten thousand data, augmented and scaled as in training, in batches of its size."""
+    """Some data, augmented and scaled as in training, in batches of its size.
+
+    About ten thousand, and more where a conditional recipe has many labels.
+    """
+    wanted = MOMENTS_DATA
+    if recipe.conditional and dataset.num_classes:
+        wanted = max(wanted, DATA_PER_LABEL * dataset.num_classes)
     streams = Streams(recipe.seed, epoch, rank=0)
-    order = torch.randperm(len(dataset), generator=streams.order)[:MOMENTS_DATA]
+    order = torch.randperm(len(dataset), generator=streams.order)[:wanted]
     augment = streams.augment
     for rows in order.split(recipe.batch_size // recipe.accumulation):
         batch = dataset.batch(rows, augment)
@@ -154,8 +162,8 @@ def _labelled(batches: Iterable[Batch]) -> Iterator[Any]:
         yield batch.data if labels is None else (batch.data, labels)
 
 
-def make_optimiser(settings: Optimiser, model: nn.Module) -> tuple[Any, Any]:
-    """Adam (AdamW with weight decay) and its linear warm-up."""
+def make_optimiser(settings: Optimiser, model: nn.Module, steps: int = 0) -> tuple[Any, Any]:
+    """Adam (AdamW with weight decay) and its schedule of the learning rate over ``steps``."""
     kind = torch.optim.AdamW if settings.weight_decay else torch.optim.Adam
     optimiser = kind(
         model.parameters(),
@@ -164,10 +172,22 @@ def make_optimiser(settings: Optimiser, model: nn.Module) -> tuple[Any, Any]:
         weight_decay=settings.weight_decay,
         foreach=True,
     )
-    warmup = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min(1.0, (step + 1) / max(1, settings.warmup))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: rate_at(settings, step, steps)
     )
-    return optimiser, warmup
+    return optimiser, schedule
+
+
+def rate_at(settings: Optimiser, step: int, steps: int) -> float:
+    """Share of ``settings.lr`` at ``step`` of ``steps``: warm-up, then decay to 0."""
+    warm = min(1.0, (step + 1) / max(1, settings.warmup))
+    if settings.decay == "none":
+        return warm
+    if steps < 1:
+        raise ValueError(f"decay {settings.decay} needs the number of steps, got {steps}")
+    start = min(settings.warmup, steps - 1)
+    left = 1 - min(1.0, max(0, step - start) / (steps - start))
+    return warm * (left if settings.decay == "linear" else (1 - math.cos(math.pi * left)) / 2)
 
 
 class Average:

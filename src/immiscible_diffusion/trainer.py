@@ -67,7 +67,7 @@ class Trainer:
         self.validation = Validation.of(recipe, self.dataset, self.device)
         self.bare = make_model(recipe, self.dataset).to(self.device)
         self.average = Average(recipe.optimiser, self.bare)
-        optimiser, self.warmup = make_optimiser(recipe.optimiser, self.bare)
+        optimiser, self.warmup = make_optimiser(recipe.optimiser, self.bare, recipe.steps)
         self.model, self.optimiser = self.accelerator.prepare(self.bare, optimiser)
         # Last, as it may write the moments: nothing is left behind if another part is refused.
         self.coupling: Coupling = make_coupling(recipe, self.dataset, run, self.device)

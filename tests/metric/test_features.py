@@ -137,8 +137,8 @@ def test_pixels_are_the_values(digits):
 
 
 def test_bad_requests_are_named(digits, classifier):
-    with pytest.raises(ValueError, match="'inception'; options: classifier, pixels"):
-        extractor_from_name("inception", digits)
+    with pytest.raises(ValueError, match="'fid'; options: classifier, pixels, efficientnet"):
+        extractor_from_name("fid", digits)
     with pytest.raises(ValueError, match="has none; use the features 'pixels'"):
         extractor_from_name("classifier", replace(digits, labels=None, num_classes=None))
     with pytest.raises(ValueError, match=r"at least 8 x 8, got \[1, 7, 8\]"):

@@ -28,7 +28,7 @@ def reference(digits, classifier) -> Reference:
 
 def gaussian_reference(generator, count=600, dim=4):
     real = torch.randn(count, dim, generator=generator)
-    return Reference(real, FeatureStatistics.of(real), "gaussian (4-d)")
+    return Reference.of(real, "gaussian (4-d)")
 
 
 def test_floor_lies_between_its_splits_and_follows_the_seed(digits, classifier, reference):

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,13 +13,18 @@ import tyro
 from torch import Tensor
 
 from immiscible_diffusion.command.options import Device, parse
+from immiscible_diffusion.command.published import checkpoint_images, load_checkpoint
 from immiscible_diffusion.command.sample import chosen_sampler
 from immiscible_diffusion.data import DataConfig, DataSet, load_images
+from immiscible_diffusion.data.encoded import PICTURES
+from immiscible_diffusion.extra import needs_extra
 from immiscible_diffusion.files import write_json
 from immiscible_diffusion.judge import Judge, judged
-from immiscible_diffusion.metric import Quality
+from immiscible_diffusion.metric import METRICS, SPLITS, Quality, check_metrics
+from immiscible_diffusion.recipe import Optimiser
 from immiscible_diffusion.runfolder import RunFolder
-from immiscible_diffusion.trained import Trained
+from immiscible_diffusion.sampler import Sampler
+from immiscible_diffusion.trained import Trained, pick_device
 
 
 @dataclass(frozen=True)
@@ -29,25 +34,34 @@ class Options:
     Args:
         run: the run folder.
         folder: judge the images in this folder instead of making some.
+        checkpoint: judge a public unconditional DDPM instead, by its name on the hub
+            (google/ddpm-cifar10-32) or its folder: made by diffusers with DDIM, it checks the
+            judge against a published figure. Takes steps (100 by default), seed and samples.
         samples: images to make; the recipe's number by default.
         seed: of the start noise.
         method: sampler (euler, heun, midpoint, dopri5); the recipe's by default.
         steps: of the sampler.
         start: normal, N(0, I), or matched, the law of the noise the run was trained on; the
             recipe's by default.
-        features: feature space, classifier or pixels; the recipe's by default.
+        features: feature space: classifier, pixels, efficientnet, inception (FID) or dinov2
+            (FD-DINOv2); the recipe's by default.
+        metrics: which; frechet alone keeps no features, so any number of samples fits.
+        calibrate: score real against real first: what no generator can be expected to beat.
         batch_size: images at a time.
-        device: where to sample.
+        device: where to sample and to judge.
     """
 
     run: Annotated[Path, tyro.conf.Positional]
     folder: Path | None = None
+    checkpoint: str | None = None
     samples: int | None = None
     seed: int = 0
     method: str | None = None
     steps: int | None = None
     start: str | None = None
     features: str | None = None
+    metrics: tuple[str, ...] = METRICS
+    calibrate: bool = False
     batch_size: int = 512
     device: Device = "auto"
 
@@ -55,13 +69,24 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Print the metrics and append them to RUN/evaluation.json."""
     options = parse(Options, arguments, "evaluate")
+    check_metrics(options.metrics)
     run = RunFolder.existing(options.run)
-    result = of_folder(options, run) if options.folder else of_run(options, run)
+    result = judged_of(options)(options, run)
     existing = run.root / "evaluation.json"
     results = json.loads(existing.read_text(encoding="utf-8")) if existing.exists() else []
     write_json(existing, [*results, result])
-    sys.stdout.write("".join(f"{name:14}{said(value)}\n" for name, value in result.items()))
+    shown = {name: value for name, value in result.items() if name != "calibration"}
+    sys.stdout.write("".join(f"{name:16}{said(value)}\n" for name, value in shown.items()))
     return 0
+
+
+def judged_of(options: Options) -> Callable[[Options, RunFolder], dict[str, Any]]:
+    """What is to be judged: a folder, a public checkpoint, or the run's model."""
+    if options.folder and options.checkpoint:
+        raise ValueError("folder and checkpoint are two things to judge; give one")
+    if options.folder:
+        return of_folder
+    return of_checkpoint if options.checkpoint else of_run
 
 
 def said(value: Any) -> str:
@@ -77,10 +102,20 @@ def of_run(options: Options, run: RunFolder) -> dict[str, Any]:
     recipe = with_options(options, trained.recipe)
     sampler = chosen_sampler(recipe.sampler, options)
     generator = dataclasses.replace(trained.generator(sampler, options.batch_size), recipe=recipe)
-    judge = Judge.of(recipe, trained.dataset)
-    quality, nfe, _ = judged(generator, judge, trained.model, options.seed, sampler)
-    how = {"step": trained.step, "sampler": str(sampler), "nfe": nfe, "seed": options.seed}
-    return how | described(quality, judge, trained.dataset)
+    judge = Judge.of(recipe, trained.dataset, trained.device)
+    calibration = calibrated(options, judge, recipe.evaluation.samples)
+    quality, nfe, _ = judged(
+        generator, judge, trained.model, options.seed, sampler, metrics=options.metrics
+    )
+    how = {
+        "step": trained.step,
+        "ema": averaging(recipe.optimiser),
+        "sampler": str(sampler),
+        "step_selection": step_selection(sampler),
+        "nfe": nfe,
+        "seed": options.seed,
+    }
+    return how | described(quality, judge, trained.dataset) | calibration
 
 
 def of_folder(options: Options, run: RunFolder) -> dict[str, Any]:
@@ -95,8 +130,92 @@ def of_folder(options: Options, run: RunFolder) -> dict[str, Any]:
     recipe = dataclasses.replace(
         recipe, evaluation=dataclasses.replace(recipe.evaluation, samples=len(images))
     )
-    judge = Judge.of(recipe, dataset)
-    return {"folder": str(options.folder)} | described(judge(in_batches(images)), judge, dataset)
+    judge = Judge.of(recipe, dataset, pick_device(options.device))
+    calibration = calibrated(options, judge, len(images))
+    quality = judge(in_batches(images), options.metrics)
+    assert options.folder is not None
+    how = {"folder": str(options.folder), "pictures": of_pictures(options.folder, shape[-1])}
+    return how | described(quality, judge, dataset) | calibration
+
+
+def of_checkpoint(options: Options, run: RunFolder) -> dict[str, Any]:
+    """Judge a public checkpoint against the run's data."""
+    recipe = with_options(options, run.recipe())
+    if options.method not in (None, "ddim") or options.start not in (None, "normal"):
+        raise ValueError(
+            "a checkpoint is sampled by ddim from normal noise; leave method and start"
+        )
+    steps = 100 if options.steps is None else options.steps
+    if steps < 1 or options.batch_size < 1:
+        raise ValueError(f"expected steps and batch_size >= 1, got {steps}, {options.batch_size}")
+    dataset, device = load_images(recipe.data), pick_device(options.device)
+    assert options.checkpoint is not None
+    pipeline = load_checkpoint(options.checkpoint, dataset.shape, device)
+    judge = Judge.of(recipe, dataset, device)
+    samples = recipe.evaluation.samples
+    calibration = calibrated(options, judge, samples)
+    images = checkpoint_images(
+        pipeline, samples, steps=steps, seed=options.seed, batch_size=options.batch_size
+    )
+    how = {
+        "checkpoint": options.checkpoint,
+        "ema": "as published",
+        "sampler": f"ddim {steps}",
+        "step_selection": f"{pipeline.scheduler.config['timestep_spacing']}, as diffusers",
+        "nfe": steps,
+        "seed": options.seed,
+    }
+    return how | described(judge(images, options.metrics), judge, dataset) | calibration
+
+
+def calibrated(options: Options, judge: Judge, samples: int) -> dict[str, Any]:
+    """Real against real, said before anything is made; nothing unless it is asked for."""
+    if not options.calibrate:
+        return {}
+    floor, quality = judge.real_against_real(samples, options.metrics)
+    values = {name: value for name, value in quality.as_dict().items() if value is not None}
+    if floor is not None:
+        values |= {"frechet": floor.mean, "frechet_low": floor.low, "frechet_high": floor.high}
+    figures = [
+        f"{name} {said(values[name])}" for name in METRICS if name != "frechet" and name in values
+    ]
+    distance = judge.extractor.distance
+    if floor is None:
+        figures.insert(0, f"too few real data for a {distance}")
+    else:
+        interval = f"{said(floor.low)} to {said(floor.high)} over {SPLITS} splits"
+        figures.insert(0, f"{distance} {said(floor.mean)} ({interval})")
+    sys.stdout.write(f"real against real, {quality.samples:,} each: {', '.join(figures)}\n")
+    sys.stdout.flush()
+    return {"calibration": values}
+
+
+def averaging(optimiser: Optimiser) -> str:
+    """How the weights that are judged were averaged."""
+    if not optimiser.ema:
+        return "none"
+    return f"{optimiser.ema:g}" + (", ramped up" if optimiser.ema_ramp else "")
+
+
+def step_selection(sampler: Sampler) -> str:
+    """Where the steps of a sampler lie."""
+    if sampler.method == "dopri5":
+        return f"adaptive, tolerance {sampler.tolerance:g}"
+    if sampler.method in ("ddim", "ddpm", "dpm"):
+        return f"{sampler.spacing} among those of training"
+    return "in sigma" if sampler.method in ("edm", "consistency") else "equal in t"
+
+
+def of_pictures(folder: Path, size: int) -> str:
+    """How the pictures of a folder are encoded, and whether they were resized, as far as seen."""
+    with needs_extra("train", "reading pictures"):
+        from PIL import Image
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in PICTURES)
+    kinds = ", ".join(sorted({file.suffix.lower().lstrip(".") for file in files}))
+    with Image.open(files[0]) as first:
+        width, height = first.size
+    same = (width, height) == (size, size)
+    return kinds if same else f"{kinds}, resized from {width} x {height} to {size} x {size}"
 
 
 def with_options(options: Options, recipe: Any) -> Any:
@@ -119,6 +238,9 @@ def described(quality: Quality, judge: Judge, dataset: DataSet) -> dict[str, Any
     """The figures, and what must stand beside them."""
     floor = judge.reference.floor
     return quality.as_dict() | {
+        "distance": judge.extractor.distance,
+        "preprocessing": judge.extractor.preprocessing,
         "data": f"{dataset.name}{f' ({dataset.note})' if dataset.note else ''}, {len(dataset)}",
+        "encoding": dataset.note or "as published",
         "floor": floor.note if floor is not None else "too few real data to tell",
     }

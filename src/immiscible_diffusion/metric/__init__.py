@@ -1,5 +1,6 @@
 """How good samples are: Frechet and kernel distances, nearest neighbours, and features."""
 
+from immiscible_diffusion.metric.cache import cache_folder, load_statistics, save_statistics
 from immiscible_diffusion.metric.features import (
     EXTRACTORS,
     ClassifierFeatures,
@@ -8,6 +9,7 @@ from immiscible_diffusion.metric.features import (
     extract,
     extractor_from_name,
 )
+from immiscible_diffusion.metric.floor import SPLITS, Floor, floor_of, halves
 from immiscible_diffusion.metric.frechet import FeatureStatistics, frechet_distance
 from immiscible_diffusion.metric.kernel import KernelDistance, kernel_distance
 from immiscible_diffusion.metric.neighbours import (
@@ -18,36 +20,55 @@ from immiscible_diffusion.metric.neighbours import (
     precision,
     recall,
 )
+from immiscible_diffusion.metric.pretrained import (
+    NetworkFeatures,
+    dinov2_features,
+    efficientnet_features,
+    inception_features,
+)
 from immiscible_diffusion.metric.quality import (
     METRICS,
-    Floor,
     Quality,
     Reference,
+    check_metrics,
     make_reference,
     measure,
+    stream_statistics,
 )
 
 __all__ = [
     "EXTRACTORS",
     "METRICS",
+    "SPLITS",
     "ClassifierFeatures",
     "FeatureExtractor",
     "FeatureStatistics",
     "Floor",
     "KernelDistance",
     "Manifold",
+    "NetworkFeatures",
     "PixelFeatures",
     "Quality",
     "Reference",
+    "cache_folder",
+    "check_metrics",
     "coverage",
     "density",
+    "dinov2_features",
+    "efficientnet_features",
     "extract",
     "extractor_from_name",
+    "floor_of",
     "frechet_distance",
+    "halves",
+    "inception_features",
     "kernel_distance",
+    "load_statistics",
     "make_reference",
     "measure",
     "memorisation",
     "precision",
     "recall",
+    "save_statistics",
+    "stream_statistics",
 ]

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from immiscible_diffusion.data.batch import DataSet
 from immiscible_diffusion.extra import needs_extra
 from immiscible_diffusion.files import atomic_path, read_json, write_json
+from immiscible_diffusion.metric.cache import cache_folder
 from immiscible_diffusion.rng import key, keyed_generator
 
 log = logging.getLogger(__name__)
@@ -171,9 +171,10 @@ def _cache_file(dataset: DataSet, seed: int, cache: Path | None) -> Path | None:
     digest = getattr(dataset, "digest", None)
     if digest is None:
         return None
-    folder = cache or os.environ.get("IMMISCIBLE_CACHE")
-    folder = Path(folder) if folder else Path.home() / ".cache" / "immiscible-diffusion"
-    return folder / f"classifier-v{VERSION}-{key(str(digest), VERSION, seed):016x}.safetensors"
+    return (
+        cache_folder(cache)
+        / f"classifier-v{VERSION}-{key(str(digest), VERSION, seed):016x}.safetensors"
+    )
 
 
 def _save(file: Path, network: Classifier, record: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from immiscible_diffusion.data.batch import DataSet
 from immiscible_diffusion.metric.classifier import FEATURES, Classifier, trained_classifier
+from immiscible_diffusion.metric.preprocess import weights_digest
+from immiscible_diffusion.metric.pretrained import PRETRAINED
 
 
 class FeatureExtractor(Protocol):
@@ -23,6 +26,18 @@ class FeatureExtractor(Protocol):
     @property
     def dim(self) -> int:
         """Number of feature dimensions."""
+
+    @property
+    def distance(self) -> str:
+        """What the Frechet distance of these features is called, such as 'FID'."""
+
+    @property
+    def preprocessing(self) -> str:
+        """What is done to data before the network sees them, in words."""
+
+    @property
+    def identity(self) -> str | None:
+        """Equal for equal features: name, preprocessing, weights. None: keep no statistics."""
 
     def __call__(self, data: Tensor) -> Tensor:
         """Features of ``data``."""
@@ -37,6 +52,14 @@ class PixelFeatures:
     """
 
     shape: tuple[int, ...]
+
+    distance = "Frechet distance of pixels (not FID)"
+    preprocessing = "none"
+
+    @property
+    def identity(self) -> str:
+        """Pixels of this shape."""
+        return f"pixels {self.shape}"
 
     @property
     def dim(self) -> int:
@@ -74,6 +97,13 @@ class ClassifierFeatures:
 
     dim = FEATURES
     name = f"classifier ({FEATURES}-d)"
+    distance = "Frechet distance in features of the set's own classifier (not FID)"
+    preprocessing = "none"
+
+    @cached_property
+    def identity(self) -> str:
+        """Name and a hash of the weights, which follow data and seed."""
+        return f"{self.name} / weights {weights_digest(self.network)}"
 
     @classmethod
     def of(
@@ -113,7 +143,7 @@ class ClassifierFeatures:
             return self.network.features(data.to(device, torch.float32))
 
 
-EXTRACTORS = ("classifier", "pixels")
+EXTRACTORS = ("classifier", "pixels", "efficientnet", "inception", "dinov2")
 
 
 def extractor_from_name(
@@ -124,16 +154,24 @@ def extractor_from_name(
     device: torch.device | str = "cpu",
     cache: Path | None = None,
 ) -> FeatureExtractor:
-    """The extractor ``classifier`` (:class:`ClassifierFeatures`) or ``pixels`` for a data set.
+    """The extractor of a name of :data:`EXTRACTORS` for a data set.
+
+    ``classifier`` (:class:`ClassifierFeatures`), ``pixels`` (:class:`PixelFeatures`), or a
+    pretrained network: ``efficientnet``, ``inception`` (FID) or ``dinov2`` (FD-DINOv2).
 
     Raises:
-        ValueError: on another name, or where the data set does not suit the extractor.
+        ValueError: on another name, where the data set does not suit the extractor, or where the
+            weights of a pretrained network are not there.
+        MissingExtra: the packages of a pretrained network are not installed.
     """
     if name == "classifier":
         return ClassifierFeatures.of(dataset, seed=seed, device=device, cache=cache)
     if name == "pixels":
         return PixelFeatures(tuple(dataset.shape))
-    raise ValueError(f"unknown features {name!r}; options: {', '.join(EXTRACTORS)}")
+    if name not in PRETRAINED:
+        raise ValueError(f"unknown features {name!r}; options: {', '.join(EXTRACTORS)}")
+    _check_pictures(name, dataset)
+    return PRETRAINED[name](device)
 
 
 def extract(extractor: FeatureExtractor, batches: Iterable[Tensor]) -> Tensor:
@@ -169,4 +207,13 @@ def _check_labelled_images(dataset: DataSet) -> None:
         raise ValueError(
             "classifier features need at least 2 classes and 10 images, got "
             f"{dataset.num_classes} and {len(dataset)}; use the features 'pixels'"
+        )
+
+
+def _check_pictures(name: str, dataset: DataSet) -> None:
+    shape = tuple(dataset.shape)
+    if len(shape) != 3 or shape[0] not in (1, 3):
+        raise ValueError(
+            f"{name} features need images [1 or 3, H, W], got {list(shape)}; "
+            "use the features 'pixels'"
         )

@@ -1,14 +1,17 @@
 """How good a set of samples is, against a reference made once per data set."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from immiscible_diffusion.data.batch import DataSet
+from immiscible_diffusion.metric.cache import StoredStatistics
 from immiscible_diffusion.metric.features import FeatureExtractor, data_batches, extract
+from immiscible_diffusion.metric.floor import SPLITS, Floor, floor_of
 from immiscible_diffusion.metric.frechet import FeatureStatistics, frechet_distance
 from immiscible_diffusion.metric.kernel import kernel_distance
 from immiscible_diffusion.metric.neighbours import (
@@ -23,35 +26,7 @@ from immiscible_diffusion.metric.neighbours import (
 from immiscible_diffusion.rng import keyed_generator
 
 METRICS = ("frechet", "kid", "precision", "recall", "density", "coverage", "memorisation")
-_SPLITS = 10
-
-
-@dataclass(frozen=True)
-class Floor:
-    """Frechet distance between random disjoint halves of the real set: what cannot be resolved.
-
-    It is made with ``size`` features a side. Fewer features mean a larger distance, so samples
-    measured against the whole set can fall below it; differences smaller than it mean little.
-
-    Attributes:
-        mean: over the random splits.
-        low: the smallest.
-        high: the largest.
-        size: features in each half.
-    """
-
-    mean: float
-    low: float
-    high: float
-    size: int
-
-    @property
-    def note(self) -> str:
-        """The floor in words, for reports."""
-        return (
-            f"two random halves of the real set ({self.size} each) are {self.mean:.3g} apart "
-            f"({self.low:.3g} to {self.high:.3g} over {_SPLITS} splits)"
-        )
+_HELD = 2**30  # bytes of real features that are kept; larger sets are gone through again
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,31 +34,41 @@ class Reference:
     """The real side of every comparison. What takes time is computed once, when first asked for.
 
     Attributes:
-        real: features [N, F], float32 on the CPU.
-        statistics: of ``real``.
+        statistics: of the real features.
         features: name of the extractor.
         seed: of the random splits and subsets.
+        extracted: gives the real features [N, F], float32 on the CPU.
+        stored: where statistics and floor are kept on disk, if they are.
+        known: the floor as read from there.
     """
 
-    real: Tensor
     statistics: FeatureStatistics
     features: str
-    seed: int = 0
+    seed: int
+    extracted: Callable[[], Tensor]
+    stored: StoredStatistics | None = None
+    known: Floor | None = None
+
+    @classmethod
+    def of(cls, real: Tensor, features: str, seed: int = 0) -> "Reference":
+        """The reference of real features [N, F], named ``features``."""
+        return cls(FeatureStatistics.of(real), features, seed, lambda: real)
+
+    @cached_property
+    def real(self) -> Tensor:
+        """The real features [N, F]: only metrics other than the Frechet distance need them."""
+        return self.extracted()
 
     @cached_property
     def floor(self) -> Floor | None:
         """Frechet distance between real halves; None if a half has fewer than F + 1 features."""
-        size = len(self.real) // 2
-        if size < self.statistics.dim + 1:
-            return None
-        values = [self._distance_of_halves(split, size) for split in range(_SPLITS)]
-        return Floor(sum(values) / len(values), min(values), max(values), size)
-
-    def _distance_of_halves(self, split: int, size: int) -> float:
-        generator = keyed_generator(self.seed, "floor", split)
-        order = torch.randperm(len(self.real), generator=generator)
-        halves = (self.real[order[:size]], self.real[order[size : 2 * size]])
-        return frechet_distance(*map(FeatureStatistics.of, halves))
+        size = self.statistics.count // 2
+        if self.known is not None or size < self.statistics.dim + 1:
+            return self.known
+        floor = floor_of(self.real, size, self.seed)
+        if self.stored is not None:
+            self.stored.write(self.statistics, floor)
+        return floor
 
     @cached_property
     def manifold(self) -> Manifold:
@@ -102,7 +87,12 @@ class Reference:
 
 
 def make_reference(
-    dataset: DataSet, extractor: FeatureExtractor, *, limit: int | None = None, seed: int = 0
+    dataset: DataSet,
+    extractor: FeatureExtractor,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    cache: Path | None = None,
 ) -> Reference:
     """The reference of a data set under an extractor.
 
@@ -112,6 +102,8 @@ def make_reference(
         limit: use this many data, chosen at random by ``seed``; all by default. Copies of data
             left out are not seen as such.
         seed: of that choice, of the splits of the floor, and of KID's subsets.
+        cache: folder where statistics are kept, and looked for; None for none. Needs a data set
+            with a ``digest`` and an extractor with an ``identity``.
 
     Raises:
         ValueError: if ``limit`` or the data set is below 2.
@@ -123,8 +115,54 @@ def make_reference(
     if count < len(dataset):
         order = torch.randperm(len(dataset), generator=keyed_generator(seed, "reference"))
         indices = order[:count].sort().values
-    real = extract(extractor, data_batches(dataset, indices))
-    return Reference(real, FeatureStatistics.of(real), extractor.name, seed)
+    stored = _place(dataset, extractor, count, seed, cache)
+    extracted = partial(_extracted, dataset, extractor, indices)
+    if found := stored and stored.read():
+        return Reference(found[0], extractor.name, seed, extracted, stored, found[1])
+    if 4 * count * extractor.dim <= _HELD:
+        real = extracted()
+        extracted = partial(_same, real)
+        statistics = stream_statistics(extractor.dim, real.split(4096))
+    else:
+        batches = data_batches(dataset, indices)
+        statistics = stream_statistics(extractor.dim, map(extractor, batches))
+    if stored is not None:
+        stored.write(statistics)
+    return Reference(statistics, extractor.name, seed, extracted, stored)
+
+
+def _extracted(dataset: DataSet, extractor: FeatureExtractor, indices: Tensor) -> Tensor:
+    return extract(extractor, data_batches(dataset, indices))
+
+
+def _same(real: Tensor) -> Tensor:
+    return real
+
+
+def _place(
+    dataset: DataSet, extractor: FeatureExtractor, count: int, seed: int, cache: Path | None
+) -> StoredStatistics | None:
+    """Where the statistics belong; None if data or features cannot be told from others."""
+    digest = getattr(dataset, "digest", None)
+    identity = getattr(extractor, "identity", None)
+    if cache is None or digest is None or identity is None:
+        return None
+    chosen = "all" if count == len(dataset) else f"{count} of {len(dataset)}, seed {seed}"
+    about = {
+        "data": str(digest),
+        "extractor": identity,
+        "chosen": chosen,
+        "splits": f"{SPLITS}, seed {seed}",
+    }
+    return StoredStatistics.of(about, cache)
+
+
+def stream_statistics(dim: int, features: Iterable[Tensor]) -> FeatureStatistics:
+    """Statistics of batches of features [B, dim], none of which is kept."""
+    statistics = FeatureStatistics.empty(dim)
+    for part in features:
+        statistics = statistics.update(part)
+    return statistics
 
 
 @dataclass(frozen=True)
@@ -161,7 +199,7 @@ class Quality:
 
 
 def measure(
-    samples_features: Tensor,
+    samples_features: Tensor | FeatureStatistics,
     reference: Reference,
     *,
     metrics: Sequence[str] = METRICS,
@@ -170,22 +208,26 @@ def measure(
     """Measure samples, given as features [M, F], against a reference.
 
     Args:
-        samples_features: from the extractor that made the reference.
+        samples_features: from the extractor that made the reference; statistics are enough for the
+            Frechet distance alone.
         reference: the real side.
         metrics: which to compute, of :data:`METRICS`.
         allow_few: accept a Frechet distance from fewer than F + 1 features.
 
     Raises:
         ValueError: on an unknown metric, features of another dimension, that are not finite, or
-            too few for a metric that was asked for.
+            too few for a metric that was asked for, or statistics where features are needed.
     """
-    unknown = [name for name in metrics if name not in METRICS]
-    if unknown:
-        raise ValueError(f"unknown metrics {unknown}; options: {', '.join(METRICS)}")
+    check_metrics(metrics)
+    if isinstance(samples_features, FeatureStatistics):
+        if needed := [name for name in metrics if name != "frechet"]:
+            raise ValueError(f"{', '.join(needed)} need features, got their statistics alone")
+        frechet = frechet_distance(samples_features, reference.statistics, allow_few=allow_few)
+        return Quality(samples_features.count, reference.features, frechet if metrics else None)
     values: dict[str, float | None] = {}
     for name in metrics:
         if name == "frechet":
-            statistics = FeatureStatistics.of(samples_features)
+            statistics = stream_statistics(samples_features.shape[-1], samples_features.split(4096))
             values[name] = frechet_distance(statistics, reference.statistics, allow_few=allow_few)
         elif name == "kid":
             kid = kernel_distance(samples_features, reference.real, seed=reference.seed)
@@ -193,6 +235,13 @@ def measure(
         else:
             values[name] = _NEIGHBOURS[name](samples_features, reference)
     return Quality(samples=len(samples_features), features=reference.features, **values)
+
+
+def check_metrics(metrics: Sequence[str]) -> None:
+    """ValueError if one of ``metrics`` is unknown."""
+    unknown = [name for name in metrics if name not in METRICS]
+    if unknown:
+        raise ValueError(f"unknown metrics {unknown}; options: {', '.join(METRICS)}")
 
 
 _NEIGHBOURS: dict[str, Callable[[Tensor, Reference], float]] = {

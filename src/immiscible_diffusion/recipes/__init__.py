@@ -11,11 +11,18 @@ from immiscible_diffusion.recipes.consistency import (
     tiny_imagenet_consistency,
 )
 from immiscible_diffusion.recipes.diffusion import cifar10_ddim, digits_ddim
-from immiscible_diffusion.recipes.flow_matching import cifar10_flow, digits_flow
+from immiscible_diffusion.recipes.flow_matching import (
+    cifar10_flow,
+    cifar10_otcfm,
+    digits_flow,
+    fashion_flow,
+)
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "digits-flow": digits_flow,
+    "fashion-flow": fashion_flow,
     "cifar10-flow": cifar10_flow,
+    "cifar10-otcfm": cifar10_otcfm,
     "digits-ddim": digits_ddim,
     "cifar10-ddim": cifar10_ddim,
     "digits-consistency": digits_consistency,

@@ -44,7 +44,8 @@ class Sampler:
         spacing: which of the path's steps ``ddim``, ``ddpm`` and ``dpm`` take: ``linear``,
             ``quadratic`` or ``trailing``.
         eta: share of fresh noise in ``ddim``; ``ddpm`` is 1.
-        clip: predicted data are clamped to plus and minus this in ``ddim`` and ``ddpm``.
+        clip: predicted data are clamped to plus and minus this in ``ddim`` and ``ddpm``; of data
+            before any image scaling.
         guidance: weight of the condition (2207.12598): 1 is none, above 1 pushes towards it.
     """
 

@@ -1,0 +1,217 @@
+"""Tables, correlations and the figure of predict_speedup.py."""
+
+import csv
+import json
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from predict_speedup import BUDGETS, COUPLINGS, SETS
+
+from immiscible_diffusion.report.speedup import Curve, steps_to
+
+PREDICTORS = {
+    "loss": "irreducible loss, mean over t (main)",
+    "noisy": "irreducible loss at t = 0.85 and 0.95",
+    "effective": "log of the effective number of data at t = 0.98",
+    "information": "information in the noise, nats",
+    "kl": "KL from N(0, I), nats",
+}
+REPEATS = 4000
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One coupling on one data set: what was predicted, and logs of what was measured."""
+
+    set: str
+    coupling: str
+    known: dict[str, float]
+    speedup: dict[tuple[str, int], list[float]]
+    final: dict[tuple[str, int], list[float]]
+    bounded: int
+
+    @property
+    def control(self) -> bool:
+        """Whether its noises were shuffled."""
+        return self.coupling.startswith("shuffled:")
+
+
+def points_of(found: dict[str, Any]) -> list[Point]:
+    """All couplings of a data set but the baseline."""
+    curves: dict[tuple[int, int, str, int], dict[int, float]] = {}
+    for row in found["quality"]:
+        key = (row["coupling"], row["seed"], row["start"], row["budget"])
+        curves.setdefault(key, {})[row["step"]] = row["frechet"]
+    base, points = found["known"][0], []
+    for number, name in enumerate(COUPLINGS[1:], start=1):
+        speedup: dict[tuple[str, int], list[float]] = {}
+        final: dict[tuple[str, int], list[float]] = {}
+        bounded = 0
+        for coupling, seed, start, budget in curves:
+            if coupling != number:
+                continue
+            pair = [best(curves[c, seed, start, budget]) for c in (0, number)]
+            target = max(curve.values[-1] for curve in pair)
+            (without, low), (steps, high) = (steps_to(curve, target) for curve in pair)
+            bounded += low or high
+            speedup.setdefault((start, budget), []).append(math.log(without / steps))
+            ratio = pair[1].values[-1] / pair[0].values[-1]
+            final.setdefault((start, budget), []).append(-math.log(ratio))
+        known = reduction(base, found["known"][number])
+        points.append(Point(found["set"], name, known, speedup, final, bounded))
+    return points
+
+
+def reduction(base: dict[str, float], known: dict[str, float]) -> dict[str, float]:
+    """Predictors: how much less than without pairing; 0 for controls, which pair nothing."""
+    if not math.isfinite(known["loss"]):
+        return dict.fromkeys(PREDICTORS, 0.0) | {"kl": math.nan}
+    shares = {name: 1 - known[name] / base[name] for name in ("loss", "noisy")}
+    return shares | {
+        "effective": math.log(base["effective"] / known["effective"]),
+        "information": known["information"],
+        "kl": known["kl"],
+    }
+
+
+def best(curve: dict[int, float]) -> Curve:
+    """The best so far."""
+    steps = sorted(curve)
+    return Curve(tuple(steps), tuple(np.minimum.accumulate([curve[s] for s in steps]).tolist()))
+
+
+def correlation(x: np.ndarray, y: np.ndarray) -> float:
+    """Pearson's; NaN without spread."""
+    return float(np.corrcoef(x, y)[0, 1]) if x.std() > 0 and y.std() > 0 else math.nan
+
+
+def ranks(x: np.ndarray) -> np.ndarray:
+    """For Spearman's; ties have their mean."""
+    from scipy.stats import rankdata
+
+    return np.asarray(rankdata(x))
+
+
+def interval(points: list[Point], x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """95 %: data sets drawn with replacement, then couplings within them."""
+    groups = [np.flatnonzero([p.set == name for p in points]) for name in SETS]
+    groups, found = [group for group in groups if len(group)], []
+    generator = np.random.default_rng(0)
+    for _ in range(REPEATS):
+        drawn = [groups[i] for i in generator.integers(len(groups), size=len(groups))]
+        rows = np.concatenate([generator.choice(group, len(group)) for group in drawn])
+        found.append(correlation(x[rows], y[rows]))
+    low, high = np.nanpercentile(found, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def described(points: list[Point], predictor: str, outcome: tuple[str, int], kind: str) -> str:
+    """A row: correlations of a predictor with an outcome."""
+    kept = [p for p in points if not p.control and math.isfinite(p.known[predictor])]
+    x = np.array([p.known[predictor] for p in kept])
+    y = np.array([np.mean(getattr(p, kind)[outcome]) for p in kept])
+    low, high = interval(kept, x, y)
+    out = []
+    for name in SETS:
+        rest = np.array([p.set != name for p in kept])
+        if rest.any() and not rest.all():
+            out.append(correlation(x[rest], y[rest]))
+    within = [
+        correlation(x[mine], y[mine])
+        for name in SETS
+        if (mine := np.array([p.set == name for p in kept])).any()
+    ]
+    start, budget = outcome
+    sizes = f"{min(out):.2f} to {max(out):.2f}" if out else "-"
+    return (
+        f"| {PREDICTORS[predictor]} | {kind}, {budget} steps, {start} | {len(kept)} | "
+        f"{correlation(x, y):.2f} ({low:.2f} to {high:.2f}) | "
+        f"{correlation(ranks(x), ranks(y)):.2f} | {sizes} | "
+        f"{', '.join(f'{value:.2f}' for value in within)} |"
+    )
+
+
+def write_tables(folder: Path, figure: Path | None) -> int:
+    """Markdown on stdout, points.csv in ``folder``, and the figure."""
+    points = [
+        point
+        for name in SETS
+        if (folder / f"{name}.json").exists()
+        for point in points_of(json.loads((folder / f"{name}.json").read_text()))
+    ]
+    outcomes = [(start, budget) for start in ("normal", "matched") for budget in BUDGETS]
+    head = "| predictor | outcome | points | Pearson (95 %) | Spearman | without a set | within |"
+    lines = [head, "|---|---|--:|---|--:|---|---|"]
+    lines += [described(points, "loss", ("normal", budget), "speedup") for budget in BUDGETS]
+    for kind in ("speedup", "final"):
+        for predictor in PREDICTORS:
+            for outcome in outcomes:
+                lines.append(described(points, predictor, outcome, kind))
+    sys.stdout.write("\n".join(lines) + "\n\n" + table(points) + "\n")
+    with (folder / "points.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        names = [f"{kind} {b} {s}" for kind in ("speedup", "final") for s, b in outcomes]
+        writer.writerow(["set", "coupling", *PREDICTORS, *names])
+        for p in points:
+            values = [np.exp(np.mean(part[o])) for part in (p.speedup, p.final) for o in outcomes]
+            rounded = [f"{v:.4g}" for v in (*(p.known[n] for n in PREDICTORS), *values)]
+            writer.writerow([p.set, p.coupling, *rounded])
+    if figure is not None:
+        draw(points, figure)
+    return 0
+
+
+def table(points: list[Point]) -> str:
+    """Every point: predicted reduction and measured speed-ups."""
+    lines = [
+        "| data | coupling | loss reduced by | 5 steps | 20 steps | 5, matched | 20, matched |"
+    ]
+    lines.append("|---|---|--:|--:|--:|--:|--:|")
+    for p in points:
+        cells = [
+            f"{math.exp(np.mean(p.speedup[start, budget])):.2f}"
+            for start in ("normal", "matched")
+            for budget in BUDGETS
+        ]
+        lines.append(f"| {p.set} | {p.coupling} | {p.known['loss']:.0%} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(points: list[Point], figure: Path) -> None:
+    """Predicted against measured, a panel for each budget and start."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    grid, axes = pyplot.subplots(2, 2, figsize=(9, 7), sharex=True, layout="constrained")
+    outcomes = [(start, budget) for start in ("normal", "matched") for budget in BUDGETS]
+    for panel, outcome in zip(axes.flat, outcomes, strict=True):
+        for name, colour in zip(SETS, COLOURS, strict=True):
+            for control in (False, True):
+                mine = [p for p in points if p.set == name and p.control is control]
+                x = [100 * p.known["loss"] for p in mine]
+                logs = [np.array(p.speedup[outcome]) for p in mine]
+                y = [np.exp(v.mean()) for v in logs]
+                error = [[m - np.exp(v.min()) for m, v in zip(y, logs, strict=True)]]
+                error += [[np.exp(v.max()) - m for m, v in zip(y, logs, strict=True)]]
+                style = {"mfc": "white" if control else colour, "color": colour, "fmt": "o"}
+                label = name if not control and panel is axes.flat[0] else None
+                panel.errorbar(x, y, error, ms=5, lw=0.8, label=label, **style)
+        panel.axhline(1, color="#888888", lw=0.8)
+        panel.set_yscale("log")
+        panel.set_yticks([0.25, 0.5, 1, 2, 4], ["0.25", "0.5", "1", "2", "4"])
+        panel.minorticks_off()
+        start = "N(0, I)" if outcome[0] == "normal" else "matched start"
+        panel.set_title(f"{outcome[1]} Euler steps, {start}", fontsize=11)
+    for panel in axes[1]:
+        panel.set_xlabel("irreducible loss reduced by (%, closed form)")
+    for panel in axes[:, 0]:
+        panel.set_ylabel("measured speed-up (x)")
+    axes.flat[2].legend(fontsize=8, title="hollow: shuffled controls", title_fontsize=8, ncols=2)
+    grid.savefig(figure, dpi=110)

@@ -1,0 +1,62 @@
+"""What a Frechet distance cannot resolve: how far real data are from real data."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from immiscible_diffusion.metric.frechet import FeatureStatistics, frechet_distance
+from immiscible_diffusion.rng import keyed_generator
+
+SPLITS = 10
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Frechet distance between random disjoint halves of the real set: what cannot be resolved.
+
+    It is made with ``size`` features a side. Fewer features mean a larger distance, so samples
+    measured against the whole set can fall below it; differences smaller than it mean little.
+
+    Attributes:
+        mean: over the random splits.
+        low: the smallest.
+        high: the largest.
+        size: features in each half.
+    """
+
+    mean: float
+    low: float
+    high: float
+    size: int
+
+    @property
+    def note(self) -> str:
+        """The floor in words, for reports."""
+        return (
+            f"two random halves of the real set ({self.size} each) are {self.mean:.3g} apart "
+            f"({self.low:.3g} to {self.high:.3g} over {SPLITS} splits)"
+        )
+
+
+def floor_of(real: Tensor, size: int, seed: int) -> Floor | None:
+    """Distance between random disjoint sets of ``size`` of the features [N, F], over 10 splits.
+
+    None if ``size`` is below F + 1. The splits share features, so low and high are the spread over
+    splits of one set, a little less than that over new sets.
+    """
+    if size < real.shape[1] + 1:
+        return None
+    values = [_distance(*halves(real, size, seed, split)) for split in range(SPLITS)]
+    return Floor(sum(values) / len(values), min(values), max(values), size)
+
+
+def halves(real: Tensor, size: int, seed: int, split: int) -> tuple[Tensor, Tensor]:
+    """Two random disjoint sets [size, F] of the features [N, F]."""
+    generator = keyed_generator(seed, "floor", split)
+    order = torch.randperm(len(real), generator=generator)
+    return real[order[:size]], real[order[size : 2 * size]]
+
+
+def _distance(one: Tensor, other: Tensor) -> float:
+    return frechet_distance(FeatureStatistics.of(one), FeatureStatistics.of(other))

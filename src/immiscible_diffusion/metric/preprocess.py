@@ -1,0 +1,96 @@
+"""What turns data in [-1, 1] into what a pretrained network reads: bytes first, as a file holds."""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+_CHUNK = 64  # images in a network at a time: more is no faster, and takes memory
+
+
+def to_bytes(data: Tensor) -> Tensor:
+    """Data [B, 1 or 3, H, W] in [-1, 1] as colour pictures [B, 3, H, W] uint8.
+
+    Rounded as the pictures that ``sample`` writes: features of images and of their files are equal.
+
+    Raises:
+        ValueError: on other shapes.
+    """
+    if data.ndim != 4 or data.shape[1] not in (1, 3):
+        raise ValueError(
+            f"pretrained features need images [B, 1 or 3, H, W], got {list(data.shape)}; "
+            "use the features 'pixels'"
+        )
+    levels = ((data.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return levels.expand(-1, 3, -1, -1)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Bicubic resizing of bytes to a square, as Pillow does it, then ``(byte - mean) / std``.
+
+    Args:
+        size: side of the square, pixels.
+        mean: of each colour, in bytes.
+        std: of each colour, in bytes.
+        rounded: round to bytes after resizing, as Pillow does on 8-bit pictures.
+    """
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    rounded: bool = False
+
+    def __call__(self, pictures: Tensor) -> Tensor:
+        """Pictures [B, 3, H, W] uint8 as [B, 3, size, size] float32."""
+        resized = pictures.float()
+        if self.rounded:  # between its passes too, along rows first
+            resized = _bicubic(resized, (resized.shape[2], self.size)).clamp(0, 255).round()
+        resized = _bicubic(resized, (self.size, self.size)).clamp(0, 255)
+        if self.rounded:
+            resized = resized.round()
+        mean, std = (resized.new_tensor(value).view(3, 1, 1) for value in (self.mean, self.std))
+        return (resized - mean) / std
+
+    def __str__(self) -> str:
+        rounded = ", rounded to bytes" if self.rounded else ""
+        mean, std = (" ".join(f"{v:g}" for v in value) for value in (self.mean, self.std))
+        return (
+            f"bytes in colour, {self.size} px bicubic antialiased{rounded}, (x - {mean}) / ({std})"
+        )
+
+
+def _bicubic(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+    return nn.functional.interpolate(
+        pictures, size=size, mode="bicubic", align_corners=False, antialias=True
+    )
+
+
+def exactly(network: nn.Module, pictures: Tensor) -> Tensor:
+    """``network`` of pictures [B, ...] in pieces, in full float32: no autocast, no TF32.
+
+    Features in TF32 would differ from those on a CPU in the third digit.
+    """
+    device = next(network.parameters()).device
+    matmul = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with (
+            torch.no_grad(),
+            torch.autocast(device.type, enabled=False),
+            torch.backends.cudnn.flags(allow_tf32=False),
+        ):
+            parts = [network(part.to(device)).float() for part in pictures.split(_CHUNK)]
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = matmul
+    return torch.cat(parts)
+
+
+def weights_digest(network: nn.Module) -> str:
+    """Hash of all weights: features of other weights are other features."""
+    content = hashlib.blake2b(digest_size=8)
+    for name, value in sorted(network.state_dict().items()):
+        content.update(name.encode())
+        content.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return content.hexdigest()
