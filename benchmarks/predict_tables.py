@@ -201,7 +201,7 @@ def draw(points: list[Point], figure: Path) -> None:
                 error = [[m - np.exp(v.min()) for m, v in zip(y, logs, strict=True)]]
                 error += [[np.exp(v.max()) - m for m, v in zip(y, logs, strict=True)]]
                 style = {"mfc": "white" if control else colour, "color": colour, "fmt": "o"}
-                label = name if not control and panel is axes.flat[0] else None
+                label = name if not control and panel is axes.flat[2] else None
                 panel.errorbar(x, y, error, ms=5, lw=0.8, label=label, **style)
         panel.axhline(1, color="#888888", lw=0.8)
         panel.set_yscale("log")
@@ -213,5 +213,7 @@ def draw(points: list[Point], figure: Path) -> None:
         panel.set_xlabel("irreducible loss reduced by (%, closed form)")
     for panel in axes[:, 0]:
         panel.set_ylabel("measured speed-up (x)")
-    axes.flat[2].legend(fontsize=8, title="hollow: shuffled controls", title_fontsize=8, ncols=2)
+    axes.flat[2].legend(
+        fontsize=8, title="hollow: shuffled controls", title_fontsize=8, ncols=3, loc="lower right"
+    )
     grid.savefig(figure, dpi=110)
