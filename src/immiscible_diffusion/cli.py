@@ -15,8 +15,13 @@ COMMANDS = {
     "sample": "make images with a trained run",
     "evaluate": "judge a trained run, or a folder of images",
     "compare": "train with and without pairing at equal steps and report what it saves",
+    "report": "write a comparison's page anew, or its tables as LaTeX and CSV",
     "demo": "the comparison to see first: digits, a few minutes on a CPU",
+    "analyse": "see how mixed data are, and what a coupling changes, in closed form",
+    "probe": "ten minutes on your own data: does pairing help?",
+    "toy": "two dimensions where everything is exact: a picture and an animation of pairing",
     "explain": "what to expect of a coupling on data of a shape, without data",
+    "fetch": "bring data and judge of a recipe before a job without a network",
     "recipes": "list the recipes, or show one",
 }
 USAGE = 2

@@ -6,11 +6,11 @@ from typing import Any
 NEAR_NOISE = 0.98
 # docs/results/prediction_2-core-cpu_2026-11-23.md: 50 points, stated before they were measured.
 KNOWN = (
-    "How many training steps this saves does not follow from these figures (where we measured both, "
-    "the reduction of the irreducible loss did not predict the speed-up: correlation 0.05 at 5 and "
-    "0.14 at 20 Euler steps), so no coupling is recommended. What did go with harm was the distance "
-    "of the noise from N(0, I) (-0.75 and -0.81), if sampling starts there. Measure it on your data: "
-    "immiscible probe (minutes, a small network), or immiscible compare (a recipe)."
+    "How many training steps this saves does not follow from these figures (where we measured "
+    "both, the reduction of the irreducible loss did not predict the speed-up: correlation 0.05 at "
+    "5 and 0.14 at 20 Euler steps), so no coupling is recommended. What did go with harm was the "
+    "distance of the noise from N(0, I) (-0.75 and -0.81), if sampling starts there. Measure it on "
+    "your data: immiscible probe (minutes, a small network), or immiscible compare (a recipe)."
 )
 
 
@@ -69,8 +69,8 @@ def _distorted(entry: dict[str, Any]) -> str:
     name = entry["name"]
     remedy = "" if "calibrated:" in name else f"train with calibrated:{name}, or "
     return (
-        f"{name}: its noise is {value:.2f} nats from N(0, I), where sampling starts; {remedy}sample "
-        f"with --start matched."
+        f"{name}: its noise is {value:.2f} nats from N(0, I), where sampling starts; {remedy}"
+        f"sample with --start matched."
     )
 
 
