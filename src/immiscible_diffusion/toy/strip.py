@@ -73,7 +73,8 @@ def _figure(columns: int) -> Iterator[Any]:
         from matplotlib.layout_engine import ConstrainedLayoutEngine
     layout = ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.05, wspace=0.01, hspace=0.02)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9, 1.2 + 3.55 * 8.5 / max(columns, 2)), layout=layout)
+        wide = min(9, 0.5 + 2.125 * columns)
+        figure = Figure(figsize=(wide, 1.2 + 3.55 * (wide - 0.5) / columns), layout=layout)
         FigureCanvasAgg(figure)
         yield figure
 
@@ -141,7 +142,8 @@ def _destinations(axes: Any, world: ToyPoints, scene: Scene) -> None:
     _points(axes, world)
     effective = scene.figures["effective_points"]["value"]
     if effective > 0.999 * len(world):
-        axes.text(0, 0, "nothing:\nevery point is\nas likely", ha="center", va="center", color=SOFT)
+        said = axes.text(0, 0, "nothing:\nevery point is\nas likely", ha="center", va="center")
+        said.set(color=SOFT, bbox={"color": "white", "alpha": 0.85, "linewidth": 0}, zorder=5)
     _plane(axes, f"{_number(effective)} of {len(world)} points possible")
 
 

@@ -15,7 +15,7 @@ from immiscible_diffusion.analysis.lineup import Lineup, strength
 from immiscible_diffusion.analysis.miscibility import Miscibility, miscibility
 from immiscible_diffusion.analysis.pairs import choose_rows, draw_noise
 from immiscible_diffusion.analysis.posterior import OptimalDenoiser
-from immiscible_diffusion.coupling import Coupling, Independent, LinearAssignment
+from immiscible_diffusion.coupling import KNN, Coupling, Independent, LinearAssignment
 from immiscible_diffusion.data.batch import Batch
 from immiscible_diffusion.data.toy import ToyPoints
 from immiscible_diffusion.path import FlowPath
@@ -191,4 +191,7 @@ def meaning_of(coupling: Coupling, batch_size: int) -> str:
     if isinstance(coupling, LinearAssignment):
         return f"best one-to-one pairs of {batch_size}"
     k = strength(coupling)
-    return "" if k is None else f"the nearest of {k} noises"
+    if k is None:
+        return ""
+    centred = isinstance(coupling, KNN) and coupling.center is not None
+    return f"the nearest of {k} noises{', centred' if centred else ''}"
