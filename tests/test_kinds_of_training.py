@@ -6,11 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from immiscible_diffusion.data import DataConfig
 from immiscible_diffusion.loss import ConsistencyLoss, RegressionLoss
-from immiscible_diffusion.model import DiT
+from immiscible_diffusion.model import MLP, DiT
 from immiscible_diffusion.model.labels import dropped_labels
 from immiscible_diffusion.path import DiffusionPath, FlowPath, SigmaPath
 from immiscible_diffusion.recipe import Recipe
+from immiscible_diffusion.recipes import RECIPES, recipe_from_name
 from immiscible_diffusion.runfolder import RunFolder
 from immiscible_diffusion.sampler import Sampler
 from immiscible_diffusion.trained import Trained
@@ -70,6 +72,25 @@ def test_k_of_one_gives_the_weights_of_independent_noise(tiny, tmp_path, kind):
     plain = trained(recipe, tmp_path / "plain")
     one = trained(dataclasses.replace(recipe, coupling="knn:k=1"), tmp_path / "one")
     assert all(torch.equal(plain[name], one[name]) for name in plain)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_k_of_one_of_every_recipe_gives_the_weights_of_independent_noise(tmp_path, name):
+    recipe = recipe_from_name(name)
+    channels = 1 if isinstance(recipe.model, MLP) else 3
+    size = 16 if channels == 3 else 8
+    recipe = dataclasses.replace(
+        recipe.tiny(),
+        data=DataConfig("digits", size=size, channels=channels, limit=64, flip=recipe.data.flip),
+        preview_every=0,
+        steps=3,
+    )
+    plain, one, four = (
+        trained(dataclasses.replace(recipe, coupling=coupling), tmp_path / folder)
+        for folder, coupling in (("plain", "independent"), ("one", "knn:k=1"), ("four", "knn:k=4"))
+    )
+    assert all(torch.equal(plain[part], one[part]) for part in plain)
+    assert not all(torch.equal(plain[part], four[part]) for part in plain)
 
 
 def test_labels_are_dropped_at_their_share_and_nothing_else_changes():

@@ -13,7 +13,7 @@ from immiscible_diffusion.data import DataSet
 from immiscible_diffusion.model.labels import dropped_labels
 from immiscible_diffusion.path import Model
 from immiscible_diffusion.recipe import Recipe
-from immiscible_diffusion.sampler import Sampler, guided, start_noise
+from immiscible_diffusion.sampler import Sampled, Sampler, Watched, guided, start_noise, strip_rows
 
 
 @dataclass(frozen=True)
@@ -39,23 +39,49 @@ class Generator:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
 
     def __call__(
-        self, model: nn.Module, count: int, *, seed: int, sampler: Sampler | None = None
+        self,
+        model: nn.Module,
+        count: int | range,
+        *,
+        seed: int,
+        sampler: Sampler | None = None,
     ) -> Iterator[tuple[Tensor, int]]:
-        """Batches ``[b, *shape]`` of ``count`` images, each with its function evaluations."""
+        """Batches ``[b, *shape]`` of ``count`` images, each with its function evaluations.
+
+        A range names the images themselves: ranks that share a set make one each.
+        """
+        images = range(count) if isinstance(count, int) else count
         sampler = self.of_scaled_data(sampler or self.recipe.sampler)
         model.eval()
-        for start in range(0, count, self.batch_size):
-            rows = range(start, min(start + self.batch_size, count))
-            noise, labels = self.start(sampler, seed, rows), self.labels(rows)
-            with torch.no_grad():
-                sampled = sampler.sample(
-                    self.recipe.path,
-                    self.guided(model, sampler),
-                    noise,
-                    cond=labels,
-                    step_noise=partial(self._step_noise, seed, rows),
-                )
+        for start in range(0, len(images), self.batch_size):
+            rows = images[start : start + self.batch_size]
+            sampled = self._sampled(self.guided(model, sampler), rows, seed, sampler)
             yield self.recipe.scaling.undo(sampled.data), sampled.nfe
+
+    def strip(
+        self,
+        model: nn.Module,
+        count: int,
+        *,
+        seed: int,
+        sampler: Sampler | None = None,
+        columns: int = 8,
+    ) -> Tensor:
+        """``count`` images on their way from noise to data, as ``strip_rows`` lays them out."""
+        sampler = self.of_scaled_data(sampler or self.recipe.sampler)
+        watched = Watched(self.guided(model.eval(), sampler), self.recipe.path)
+        last = self._sampled(watched, range(count), seed, sampler).data
+        return self.recipe.scaling.undo(strip_rows(watched.frames, last, columns))
+
+    def _sampled(self, model: Model, rows: range, seed: int, sampler: Sampler) -> Sampled:
+        with torch.no_grad():
+            return sampler.sample(
+                self.recipe.path,
+                model,
+                self.start(sampler, seed, rows),
+                cond=self.labels(rows),
+                step_noise=partial(self._step_noise, seed, rows),
+            )
 
     def start(self, sampler: Sampler, seed: int, rows: range) -> Tensor:
         """What sampling starts from, ``[len(rows), *shape]``."""

@@ -26,10 +26,12 @@ class Trained:
     run: RunFolder
 
     @classmethod
-    def load(cls, run: RunFolder, device: str = "auto") -> "Trained":
-        """Load the run; ValueError if it has no weights yet."""
+    def load(
+        cls, run: RunFolder, device: str = "auto", dataset: DataSet | None = None
+    ) -> "Trained":
+        """Load the run (with its data, unless given); ValueError if it has no weights yet."""
         recipe = run.recipe()
-        dataset = load_images(recipe.data)
+        dataset = load_images(recipe.data) if dataset is None else dataset
         model = make_model(recipe, dataset)
         step = run.load_weights(model)
         where = pick_device(device)

@@ -4,6 +4,7 @@ import sys
 
 import psutil
 import pytest
+from PIL import Image
 
 from immiscible_diffusion.cli import main
 from immiscible_diffusion.compare.plan import Plan, slug
@@ -45,7 +46,12 @@ def test_a_comparison_end_to_end_with_a_coupling_of_ones_own(tmp_path, monkeypat
     assert all(cell["finished"] and cell["pairing_ms"] > 0 for cell in found["cells"])
     steps = {(q["step"], q["budget"]) for q in found["cells"][0]["quality"]}
     assert steps == {(4, 1), (4, 2), (8, 1), (8, 2)}
+    strips = [folder / cell["strip"] for cell in found["cells"] if cell["strip"]]
+    assert len(strips) == 4  # of the first seed
+    with Image.open(strips[0]) as strip:  # 3 images, two rows each; 2 steps and the image
+        assert strip.size == (3 * 9 - 1, 6 * 9 - 1)
     page = (folder / "report.html").read_text()
+    assert "Denoising: mine:Halved(k=3)" in page
     assert "mine:Halved(k=3)" in page
     assert "not comparable" in page
     assert "http://" not in page.replace("http://www.w3.org", "")

@@ -64,6 +64,7 @@ def test_incomplete_comparisons_say_what_is_missing(partial, empty, folder, tmp_
     blank = write_report(empty, tmp_path / "new").read_text(encoding="utf-8")
     assert "No run has been evaluated yet." in blank
     assert "No sample grids were recorded." in blank
+    assert "Denoising" not in blank
     parsed(render_page(replace(partial, floor=None, accuracy=None, note=""), folder))
 
 

@@ -43,6 +43,7 @@ def _set(record, keys, value):
         (["cells", 0, "pairing_share"], 40.0, "expected 0 to 1"),
         (["cells", 0, "grids", "250"], "/etc/passwd", "inside the folder"),
         (["cells", 0, "grids", "250"], "../other.png", "inside the folder"),
+        (["cells", 0, "strip"], "/etc/passwd", "inside the folder"),
         (["cells", 0, "grids", "last"], "a.png", "expected a training step"),
     ],
 )

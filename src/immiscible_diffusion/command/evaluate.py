@@ -14,7 +14,7 @@ from torch import Tensor
 
 from immiscible_diffusion.command.options import Device, parse
 from immiscible_diffusion.command.published import checkpoint_images, load_checkpoint
-from immiscible_diffusion.command.sample import chosen_sampler
+from immiscible_diffusion.command.sampling import SamplerChanges
 from immiscible_diffusion.data import DataConfig, DataSet, load_images
 from immiscible_diffusion.data.encoded import PICTURES
 from immiscible_diffusion.extra import needs_extra
@@ -27,8 +27,8 @@ from immiscible_diffusion.sampler import Sampler
 from immiscible_diffusion.trained import Trained, pick_device
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(SamplerChanges):
     """Judge the images of a trained run against its data set.
 
     Args:
@@ -39,10 +39,6 @@ class Options:
             judge against a published figure. Takes steps (100 by default), seed and samples.
         samples: images to make; the recipe's number by default.
         seed: of the start noise.
-        method: sampler (euler, heun, midpoint, dopri5); the recipe's by default.
-        steps: of the sampler.
-        start: normal, N(0, I), or matched, the law of the noise the run was trained on; the
-            recipe's by default.
         features: feature space: classifier, pixels, efficientnet, inception (FID) or dinov2
             (FD-DINOv2); the recipe's by default.
         metrics: which; frechet alone keeps no features, so any number of samples fits.
@@ -56,9 +52,6 @@ class Options:
     checkpoint: str | None = None
     samples: int | None = None
     seed: int = 0
-    method: str | None = None
-    steps: int | None = None
-    start: str | None = None
     features: str | None = None
     metrics: tuple[str, ...] = METRICS
     calibrate: bool = False
@@ -100,7 +93,7 @@ def of_run(options: Options, run: RunFolder) -> dict[str, Any]:
     """Judge what the run's model makes."""
     trained = Trained.load(run, options.device)
     recipe = with_options(options, trained.recipe)
-    sampler = chosen_sampler(recipe.sampler, options)
+    sampler = options.of(recipe.sampler)
     generator = dataclasses.replace(trained.generator(sampler, options.batch_size), recipe=recipe)
     judge = Judge.of(recipe, trained.dataset, trained.device)
     calibration = calibrated(options, judge, recipe.evaluation.samples)
@@ -141,9 +134,11 @@ def of_folder(options: Options, run: RunFolder) -> dict[str, Any]:
 def of_checkpoint(options: Options, run: RunFolder) -> dict[str, Any]:
     """Judge a public checkpoint against the run's data."""
     recipe = with_options(options, run.recipe())
-    if options.method not in (None, "ddim") or options.start not in (None, "normal"):
+    given = options.of(Sampler("ddim", spacing="trailing"))
+    if dataclasses.replace(given, steps=50) != Sampler("ddim", spacing="trailing"):
         raise ValueError(
-            "a checkpoint is sampled by ddim from normal noise; leave method and start"
+            "a checkpoint is sampled by ddim from normal noise, its steps selected as diffusers "
+            "does; leave method, start, spacing, eta and guidance"
         )
     steps = 100 if options.steps is None else options.steps
     if steps < 1 or options.batch_size < 1:

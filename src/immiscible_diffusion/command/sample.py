@@ -1,40 +1,39 @@
 """``immiscible sample RUN``."""
 
-import dataclasses
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
+import numpy as np
 import torch
 import tyro
 from torch import Tensor
 
 from immiscible_diffusion.command.options import Device, parse
+from immiscible_diffusion.command.sampling import SamplerChanges
+from immiscible_diffusion.extra import needs_extra
 from immiscible_diffusion.files import atomic_path
 from immiscible_diffusion.pictures import image_grid
 from immiscible_diffusion.progress import Progress
 from immiscible_diffusion.runfolder import RunFolder
-from immiscible_diffusion.sampler import Sampler
 from immiscible_diffusion.trained import Trained
 
 GRID = 64
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(SamplerChanges):
     """Make images with the averaged weights of a trained run.
+
+    Under accelerate launch every process makes its share; the images are the same.
 
     Args:
         run: the run folder.
         out: new folder for the pictures; by default RUN/images/STEP-SAMPLER-SEED.
         count: images to make; image i depends on the seed and i alone.
         seed: of the start noise.
-        method: sampler (euler, heun, midpoint, dopri5); the recipe's by default.
-        steps: of the sampler.
-        start: normal, N(0, I), or matched, the law of the noise the run was trained on (measured
-            now and kept in the run if it is not there); the recipe's by default.
         batch_size: images at a time.
         device: where to sample.
     """
@@ -43,9 +42,6 @@ class Options:
     out: Path | None = None
     count: int = 64
     seed: int = 0
-    method: str | None = None
-    steps: int | None = None
-    start: str | None = None
     batch_size: int = 256
     device: Device = "auto"
 
@@ -56,62 +52,68 @@ def main(arguments: list[str]) -> int:
     for name in ("count", "batch_size"):
         if getattr(options, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")
+    ranks = ranks_of(options.device)
     trained = Trained.load(RunFolder.existing(options.run), options.device)
-    sampler = chosen_sampler(trained.recipe.sampler, options)
+    sampler = options.of(trained.recipe.sampler)
     generator = trained.generator(sampler, options.batch_size)
-    batches = generator(trained.model, options.count, seed=options.seed, sampler=sampler)
     series = f"step{trained.step}-{str(sampler).replace(' ', '')}-seed{options.seed}"
     out = options.out or options.run / "images" / series
     if options.out and any(out.glob("*.png")):
         raise ValueError(f"{out} holds pictures already, which would mix; choose another --out")
-    for surplus in sorted(out.glob("[0-9]*.png"))[options.count :]:  # of a longer call before
-        surplus.unlink()
-    nfe = write_images(batches, out, options.count)
-    sys.stderr.write(
-        f"{out}: {options.count} images of step {trained.step}, {sampler} ({nfe} function "
-        f"evaluations)\n"
-    )
+    ranks.wait_for_everyone()  # all have looked before one writes
+    rows = share_of(options.count, ranks.process_index, ranks.num_processes)
+    batches = generator(trained.model, rows, seed=options.seed, sampler=sampler)
+    nfe = write_images(batches, out, rows, quiet=not ranks.is_main_process)
+    ranks.wait_for_everyone()
+    if ranks.is_main_process:
+        for surplus in sorted(out.glob("[0-9]*.png"))[options.count :]:  # of a longer call before
+            surplus.unlink()
+        write_grid(out, min(GRID, options.count))
+        sys.stderr.write(
+            f"{out}: {options.count} images of step {trained.step}, {sampler} ({nfe} function "
+            f"evaluations)\n"
+        )
     return 0
 
 
-class SamplerOptions(Protocol):
-    """Options that change the recipe's sampler; None leaves it."""
-
-    @property
-    def method(self) -> str | None:
-        """Sampler."""
-
-    @property
-    def steps(self) -> int | None:
-        """Its steps."""
-
-    @property
-    def start(self) -> str | None:
-        """Law to start from."""
+def ranks_of(device: Device) -> Any:
+    """The processes that ``accelerate launch`` started, or this one alone."""
+    with needs_extra("train", "sampling"):
+        from accelerate import PartialState
+    return PartialState(cpu=device == "cpu")
 
 
-def chosen_sampler(default: Sampler, options: SamplerOptions) -> Sampler:
-    """The recipe's sampler, changed where options say so."""
-    named = {name: getattr(options, name) for name in ("method", "steps", "start")}
-    changes: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
-    return dataclasses.replace(default, **changes)
+def share_of(count: int, rank: int, world: int) -> range:
+    """The images that a rank makes: a run of them, of equal length but for one."""
+    return range(count * rank // world, count * (rank + 1) // world)
 
 
-def write_images(batches: Iterable[tuple[Tensor, int]], out: Path, total: int) -> int:
-    """Write images as OUT/000000.png ... and the first as OUT-grid.png; evaluations an image."""
+def write_images(
+    batches: Iterable[tuple[Tensor, int]], out: Path, rows: range, *, quiet: bool = False
+) -> int:
+    """Write the images ``rows`` as OUT/000000.png ...; function evaluations of an image."""
     done, nfe = 0, 0
-    first: list[Tensor] = []
-    with Progress(total, 0, "sampling", unit="image") as show:
+    out.mkdir(parents=True, exist_ok=True)
+    with Progress(len(rows), 0, "sampling", unit="image", quiet=quiet) as show:
         for images, evaluations in batches:
             nfe = evaluations
-            for offset, image in enumerate(images):
-                write_png(image[None], out / f"{done + offset:06d}.png")
-            if done < GRID:
-                first.append(images[: GRID - done].cpu())
+            for image, row in zip(images, rows[done:], strict=False):
+                write_png(image[None], out / f"{row:06d}.png")
             done += len(images)
             show.update(done)
-    write_png(torch.cat(first), out.with_name(f"{out.name}-grid.png"))
     return nfe
+
+
+def write_grid(out: Path, count: int) -> None:
+    """The first ``count`` pictures of a folder as one, beside it."""
+    with needs_extra("train", "reading pictures"):
+        from PIL import Image
+    arrays = []
+    for row in range(count):
+        with Image.open(out / f"{row:06d}.png") as picture:
+            arrays.append(np.array(picture).reshape(picture.height, picture.width, -1))
+    images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    write_png(images, out.with_name(f"{out.name}-grid.png"))
 
 
 def write_png(images: Tensor, path: Path) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 from immiscible_diffusion.compare.cells import CellRunner, headline_budget, is_finished, of_budget
 from immiscible_diffusion.compare.excess import excess_of, excess_points
 from immiscible_diffusion.compare.plan import BASELINE, Cell, Plan
+from immiscible_diffusion.compare.strips import strip_of
+from immiscible_diffusion.data import DataSet
 from immiscible_diffusion.files import read_json
 from immiscible_diffusion.report import Cell as CellRecord
 from immiscible_diffusion.report import (
@@ -75,7 +77,7 @@ def gather(plan: Plan, command: str, *, irreducible: bool = True) -> Comparison:
             CouplingEntry(name, name, plan.control_of(name), name == BASELINE)
             for name in plan.couplings
         ),
-        cells=tuple(cell_record(plan, cell, excess) for cell in begun),
+        cells=tuple(cell_record(plan, cell, dataset, excess) for cell in begun),
         excess=excess,
     )
 
@@ -92,7 +94,9 @@ def trained_on(plan: Plan) -> tuple[str, dict[str, str]]:
     return "; ".join(sorted({record["hardware"] for record in seen})), versions
 
 
-def cell_record(plan: Plan, cell: Cell, excess: Excess | None = None) -> CellRecord:
+def cell_record(
+    plan: Plan, cell: Cell, dataset: DataSet, excess: Excess | None = None
+) -> CellRecord:
     """What a cell's run folder holds."""
     known = [] if excess is None else [e.coupling for e in excess.couplings if not e.skipped]
     coupling = cell.unmatched.coupling
@@ -108,6 +112,7 @@ def cell_record(plan: Plan, cell: Cell, excess: Excess | None = None) -> CellRec
         for step in plan.eval_steps
         if (path := folder / "samples" / f"{method}{budget}_step_{step:06d}.png").exists()
     }
+    strip = strip_of(plan, cell, dataset)
     return CellRecord(
         coupling=cell.coupling,
         seed=cell.seed,
@@ -118,6 +123,7 @@ def cell_record(plan: Plan, cell: Cell, excess: Excess | None = None) -> CellRec
         validation=losses(trained.records("validation")),
         training=losses(training),
         grids=grids,
+        strip=None if strip is None else strip.relative_to(plan.folder).as_posix(),
         finished=is_finished(plan, cell),
         excess=excess_points(plan, trained, coupling) if coupling in known else (),
     )

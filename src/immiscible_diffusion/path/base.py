@@ -10,6 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from immiscible_diffusion.path.convert import Mixture, Prediction
+
 Cond = dict[str, Tensor]
 Model = Callable[[Tensor, Tensor, Cond | None], Tensor]
 """``model(x_t [B, *shape], network_time [B], cond) -> [B, *shape]``."""
@@ -35,6 +37,10 @@ class PathSample:
 class Path(Protocol):
     """What losses, samplers and the trainer need of a path."""
 
+    @property
+    def prediction(self) -> Prediction:
+        """What the network says."""
+
     def alpha(self, t: Tensor) -> Tensor:
         """Share of the data in ``x_t``."""
 
@@ -52,6 +58,12 @@ class Path(Protocol):
 
     def network_time(self, t: Tensor) -> Tensor:
         """What the network is told of ``t``."""
+
+    def time_seen(self, network_time: Tensor) -> Tensor:
+        """The ``t`` of which the network is told ``network_time``."""
+
+    def mixture(self, t: Tensor, like: Tensor) -> Mixture:
+        """Shares at ``t`` ``[B]`` and their slopes, to broadcast over ``like`` ``[B, *shape]``."""
 
     def velocity(self, model: Model, cond: Cond | None = None) -> Velocity:
         """dx/dt along the path by the model's word: what ODE samplers integrate from t = 1 to 0."""

@@ -119,6 +119,10 @@ class DiffusionPath:
         """The integer step, as the network was trained; between steps (ODE solvers) a fraction."""
         return (self._place(t) - 1).clamp_min(0)
 
+    def time_seen(self, network_time: Tensor) -> Tensor:
+        """The ``t`` of which the network is told ``network_time``."""
+        return (network_time + 1) / self.steps
+
     def velocity(self, model: Model, cond: Cond | None = None) -> Velocity:
         """dx/dt of the probability-flow ODE, which is v times the slope of the angle."""
 

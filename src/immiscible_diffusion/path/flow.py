@@ -1,12 +1,13 @@
 """Straight paths between data and noise."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from immiscible_diffusion.path.base import Cond, Model, PathSample, Velocity, check_sample, per_row
+from immiscible_diffusion.path.convert import Mixture, Prediction
 
 TIMES = ("uniform", "logit_normal")
 
@@ -26,6 +27,8 @@ class FlowPath:
             favours noise, as suits larger images. Of training times only.
         time_scale: the network sees ``time_scale * t``.
     """
+
+    prediction: ClassVar[Prediction] = "velocity"
 
     time: Literal["uniform", "logit_normal"] = "uniform"
     mean: float = 0.0
@@ -71,6 +74,15 @@ class FlowPath:
     def network_time(self, t: Tensor) -> Tensor:
         """``time_scale * t``."""
         return self.time_scale * t
+
+    def time_seen(self, network_time: Tensor) -> Tensor:
+        """The ``t`` of which the network is told ``network_time``."""
+        return network_time / self.time_scale
+
+    def mixture(self, t: Tensor, like: Tensor) -> Mixture:
+        """Shares at ``t`` ``[B]`` and their slopes, to broadcast over ``like`` ``[B, *shape]``."""
+        time = per_row(t, like)
+        return Mixture(1 - time, time, -torch.ones_like(time), torch.ones_like(time))
 
     def velocity(self, model: Model, cond: Cond | None = None) -> Velocity:
         """The model's output itself: it predicts dx/dt = noise - data."""

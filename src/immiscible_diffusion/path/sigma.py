@@ -2,13 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from immiscible_diffusion.path.base import Cond, Model, PathSample, Velocity, check_sample, per_row
-from immiscible_diffusion.path.convert import Mixture
+from immiscible_diffusion.path.convert import Mixture, Prediction
 
 TIMES = ("lognormal", "discrete")
 
@@ -26,11 +26,14 @@ class SigmaPath:
         rho: bends the way between.
         sigma_data: standard deviation of the data.
         time: law of training times: ``lognormal`` (log sigma is Gaussian), or ``discrete``: the
-            same Gaussian on ``levels`` equal steps of t (iCT, 2310.14189, eq. 10).
+            upper ends of ``levels - 1`` equal steps of t, each as often as the Gaussian falls
+            into the step (iCT, 2310.14189, eq. 10: the student's noise level).
         mean: of log sigma; -1.2 in EDM, -1.1 in iCT.
         std: of log sigma; 1.2 in EDM, 2.0 in iCT.
-        levels: steps of ``discrete``.
+        levels: noise levels of ``discrete``, ``sigma_min`` and ``sigma_max`` among them.
     """
+
+    prediction: ClassVar[Prediction] = "data"
 
     sigma_min: float = 0.002
     sigma_max: float = 80.0
@@ -83,7 +86,7 @@ class SigmaPath:
         edges = (self.sigma(grid).log() - self.mean) / (self.std * math.sqrt(2))
         shares = edges.erf().diff()
         chosen = torch.multinomial(shares, count, replacement=True, generator=generator)
-        return grid[chosen]
+        return grid[chosen + 1]
 
     def weight(self, t: Tensor) -> Tensor:
         """``(sigma^2 + sigma_data^2) / (sigma sigma_data)^2``: the network's own error counts."""
@@ -93,6 +96,10 @@ class SigmaPath:
     def network_time(self, t: Tensor) -> Tensor:
         """``log(sigma) / 4``, EDM's ``c_noise``."""
         return self.sigma(t).log() / 4
+
+    def time_seen(self, network_time: Tensor) -> Tensor:
+        """The ``t`` of which the network is told ``network_time``."""
+        return self.time_of((4 * network_time).exp())
 
     def mixture(self, t: Tensor, like: Tensor) -> Mixture:
         """Shares at ``t`` ``[B]`` and their slopes, to broadcast over ``like`` ``[B, *shape]``."""

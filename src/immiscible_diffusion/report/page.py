@@ -11,16 +11,15 @@ from immiscible_diffusion.report.elements import (
     definitions,
     document,
     facts,
-    image,
     legend,
     panel,
     table,
 )
 from immiscible_diffusion.report.excess import excess_section
 from immiscible_diffusion.report.findings import findings, missing, number, summary
-from immiscible_diffusion.report.results import Cell, Comparison
+from immiscible_diffusion.report.results import Comparison
+from immiscible_diffusion.report.samples import denoising_section, samples_section
 
-_COLUMNS = 4  # steps shown in the sample grids: as many as fit a desk screen
 _HOW_SPEEDUP = (
     "Speed-up = steps(baseline) / steps(coupling) to reach the same quality: above 1 is faster. "
     "Quality is the best Frechet distance so far, log-linear between evaluations; the target is "
@@ -59,7 +58,8 @@ def render_page(comparison: Comparison, folder: str | os.PathLike[str]) -> str:
         _main_figure(comparison),
         _speedups(comparison),
         _controls(comparison),
-        _grids(comparison, Path(folder)),
+        samples_section(comparison, Path(folder), _note(comparison)),
+        denoising_section(comparison, Path(folder), _note(comparison)),
         _cost(comparison),
         excess_section(comparison, _legend(comparison), _note(comparison)),
         _losses(comparison),
@@ -152,32 +152,6 @@ def _controls(comparison: Comparison) -> str:
     return f"<h2>Controls</h2><p>{text}</p>{table(kept, comparison)}{note}"
 
 
-def _grids(comparison: Comparison, folder: Path) -> str:
-    seed = next((s for s in comparison.seeds if _with_grids(comparison, s)), None)
-    if seed is None:
-        return "<h2>Samples</h2><p>No sample grids were recorded.</p>"
-    cells = _with_grids(comparison, seed)
-    steps = _spread(sorted({int(step) for cell in cells.values() for step in cell.grids or {}}))
-    header = "".join(f"<th>step {step:,}</th>" for step in steps)
-    rows = []
-    for entry in comparison.couplings:
-        grids = (cells[entry.name].grids or {}) if entry.name in cells else {}
-        images = [
-            image(folder, grids.get(str(step)), f"Samples: {entry.label}, step {step:,}")
-            for step in steps
-        ]
-        shown = "".join(f"<td>{grid}</td>" for grid in images)
-        rows.append(f"<tr><td>{escape(entry.label)}</td>{shown}</tr>")
-    caption = (
-        f"Samples at equal training steps, seed {seed}, from the same start noise in every row. "
-    )
-    return (
-        '<h2>Samples</h2>\n<figure><div class="scroll"><table class="grids">'
-        f"<tr><th>Coupling</th>{header}</tr>{''.join(rows)}</table></div>"
-        f"<figcaption>{escape(caption + _note(comparison))}</figcaption></figure>"
-    )
-
-
 def _cost(comparison: Comparison) -> str:
     caption = (
         f"Time of one training step on {comparison.hardware}; the dark part waits for pairing, "
@@ -263,14 +237,3 @@ def _legend(comparison: Comparison, floor: bool = False) -> str:
     if floor and comparison.floor is not None:
         items.append((plots.FLOOR_KEY, "floor"))
     return legend(items)
-
-
-def _with_grids(comparison: Comparison, seed: int) -> dict[str, Cell]:
-    return {cell.coupling: cell for cell in comparison.cells if cell.seed == seed and cell.grids}
-
-
-def _spread(steps: list[int]) -> list[int]:
-    """Choose at most four steps, evenly spread in their order, the first and last among them."""
-    if len(steps) <= _COLUMNS:
-        return steps
-    return [steps[round(i * (len(steps) - 1) / (_COLUMNS - 1))] for i in range(_COLUMNS)]

@@ -128,7 +128,8 @@ class Cell:
 
     ``validation`` is the loss on fixed independent noise and times, ``training`` the loss on the
     paired noise; ``grids`` maps a step, as text, to a PNG path relative to results.json, made from
-    the same start noise for every coupling. ``pairing_ms`` is what pairing takes per step, in
+    the same start noise for every coupling, ``strip`` a PNG of images on their way from noise to
+    data. ``pairing_ms`` is what pairing takes per step, in
     whatever thread; ``pairing_share`` [0, 1] the share of the step that waits for it.
     """
 
@@ -143,6 +144,7 @@ class Cell:
     grids: Mapping[str, str] | None = None
     finished: bool = False
     excess: tuple[ExcessPoint, ...] = field(default=(), metadata=OPTIONAL)
+    strip: str | None = field(default=None, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         where = f"cell {self.coupling!r}, seed {self.seed}"
@@ -154,11 +156,9 @@ class Cell:
         for step, path in (self.grids or {}).items():
             if not step.isdigit():
                 raise ValueError(f"{where}: grid key is {step!r}; expected a training step")
-            if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-                raise ValueError(
-                    f"{where}: grid path is {path!r}; expected a path inside the folder of "
-                    "results.json, relative to it"
-                )
+            _refuse_outside(f"{where}: grid", path)
+        if self.strip is not None:
+            _refuse_outside(f"{where}: strip", self.strip)
 
 
 @dataclass(frozen=True)
@@ -283,3 +283,11 @@ def _refuse_repeats(what: str, keys: list[Any]) -> None:
     repeated = sorted({key for key in keys if keys.count(key) > 1})
     if repeated:
         raise ValueError(f"{what} has {repeated[0]!r} more than once; expected each once")
+
+
+def _refuse_outside(what: str, path: str) -> None:
+    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+        raise ValueError(
+            f"{what} path is {path!r}; expected a path inside the folder of results.json, "
+            "relative to it"
+        )

@@ -61,6 +61,7 @@ tr.control td:first-child { padding-left: 24px; color: var(--soft); }
 .grids td, .grids th { text-align: center; padding: 6px; }
 .grids img { display: block; width: clamp(130px, 21vw, 230px); height: auto; margin: 0 auto;
   image-rendering: pixelated; background: #ffffff; }
+.strips img { width: clamp(260px, 60vw, 620px); }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 6px;
   padding: 10px 14px; white-space: pre-wrap; overflow-wrap: anywhere; }
 details summary { cursor: pointer; font-weight: 600; margin: 1em 0 0.4em; }
@@ -74,5 +75,5 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
   .panels, .panels.two { grid-template-columns: 1fr 1fr; }
   figure, tr, .findings li, .panels > * { min-width: 0; }
 .panel { break-inside: avoid; } h2, h3 { break-after: avoid; }
-  .grids img { width: 100%; max-width: 150px; } }
+  .grids img { width: 100%; max-width: 150px; } .strips img { max-width: 420px; } }
 """

@@ -11,13 +11,16 @@ from immiscible_diffusion.sampler.ode import (
     sample_midpoint,
 )
 from immiscible_diffusion.sampler.sigma import sample_consistency, sample_edm
+from immiscible_diffusion.sampler.strip import Frame, Watched, strip_rows
 
 __all__ = [
     "METHODS",
     "STARTS",
+    "Frame",
     "Sampled",
     "Sampler",
     "StepNoise",
+    "Watched",
     "chosen_steps",
     "guided",
     "sample_consistency",
@@ -29,4 +32,5 @@ __all__ = [
     "sample_heun",
     "sample_midpoint",
     "start_noise",
+    "strip_rows",
 ]
