@@ -26,6 +26,7 @@ from immiscible_diffusion.metric import (
     stream_statistics,
 )
 from immiscible_diffusion.recipe import Recipe
+from immiscible_diffusion.rng import keyed_generator
 from immiscible_diffusion.sampler import Sampler
 
 JUDGE_SEED = 0  # the judge is the same for every seed of a comparison
@@ -100,6 +101,18 @@ class Judge:
         one, other = halves(self.reference.real, size, seed, 0)
         reference = Reference.of(other, self.extractor.name, seed)
         return floor, measure(one, reference, metrics=rest)
+
+    def noise_distance(self, samples: int, batch_size: int = 512) -> float | None:
+        """Frechet distance of pure noise, N(0, I), as images: what learning nothing scores."""
+        sizes = [min(batch_size, samples - start) for start in range(0, samples, batch_size)]
+        batches = (
+            torch.randn(
+                (size, *self.dataset.shape),
+                generator=keyed_generator(JUDGE_SEED, number, "noise floor"),
+            )
+            for number, size in enumerate(sizes)
+        )
+        return self(batches, ("frechet",), allow_few=True).frechet
 
 
 def judged(

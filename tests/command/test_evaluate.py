@@ -57,6 +57,8 @@ def test_calibration_comes_first_and_is_of_as_many_real_data(run, capsys):
     assert known["samples"] == 120
     assert known["frechet_low"] < known["frechet"] < known["frechet_high"] < result["frechet"]
     assert known["kid"] < result["kid"]
+    assert text.splitlines()[1].startswith("pure noise, 120: Frechet distance")
+    assert known["frechet_of_noise"] > 5 * known["frechet"]
     assert "precision" not in known
     assert "calibration" not in text
 

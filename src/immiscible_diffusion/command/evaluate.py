@@ -42,7 +42,8 @@ class Options(SamplerChanges):
         features: feature space: classifier, pixels, efficientnet, inception (FID) or dinov2
             (FD-DINOv2); the recipe's by default.
         metrics: which; frechet alone keeps no features, so any number of samples fits.
-        calibrate: score real against real first: what no generator can be expected to beat.
+        calibrate: score real against real first, what no generator can be expected to beat, and
+            pure noise, what learning nothing scores.
         batch_size: images at a time.
         device: where to sample and to judge.
     """
@@ -164,7 +165,7 @@ def of_checkpoint(options: Options, run: RunFolder) -> dict[str, Any]:
 
 
 def calibrated(options: Options, judge: Judge, samples: int) -> dict[str, Any]:
-    """Real against real, said before anything is made; nothing unless it is asked for."""
+    """Real against real, and noise: said before anything is made; nothing unless asked for."""
     if not options.calibrate:
         return {}
     floor, quality = judge.real_against_real(samples, options.metrics)
@@ -181,8 +182,10 @@ def calibrated(options: Options, judge: Judge, samples: int) -> dict[str, Any]:
         interval = f"{said(floor.low)} to {said(floor.high)} over {SPLITS} splits"
         figures.insert(0, f"{distance} {said(floor.mean)} ({interval})")
     sys.stdout.write(f"real against real, {quality.samples:,} each: {', '.join(figures)}\n")
+    noise = judge.noise_distance(samples)
+    sys.stdout.write(f"pure noise, {samples:,}: {distance} {said(noise)}\n")
     sys.stdout.flush()
-    return {"calibration": values}
+    return {"calibration": values | {"frechet_of_noise": noise}}
 
 
 def averaging(optimiser: Optimiser) -> str:
