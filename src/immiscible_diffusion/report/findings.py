@@ -150,7 +150,7 @@ def _quality(comparison: Comparison, result: Speedup) -> str:
     base, other, ratio = result.baseline_final, result.coupling_final, result.quality_ratio
     if base is None or other is None or ratio is None:
         return ""
-    text = f"It ends at a Frechet distance of {number(other.value)} against {number(base.value)}"
+    text = f"Its {comparison.measure} ends at {number(other.value)} against {number(base.value)}"
     if ratio.low is not None and ratio.high is not None:
         text += f" (ratio {number(ratio.value)}, {number(ratio.low)} to {number(ratio.high)})"
     if result.resolved is False and comparison.floor is not None:

@@ -6,7 +6,7 @@ from immiscible_diffusion.report.findings import number
 from immiscible_diffusion.report.results import Comparison
 from immiscible_diffusion.report.tables import speedup_table
 
-COLUMNS = ("Coupling", "Speed-up in steps", "Final Frechet", "Ratio to baseline", "Seeds")
+COLUMNS = ("Coupling", "Speed-up in steps", "Final", "Ratio to baseline", "Seeds")
 _SPECIAL = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -46,7 +46,8 @@ def escaped(text: str) -> str:
 
 def _block(comparison: Comparison, budget: int) -> list[str]:
     header, rows = speedup_table(comparison, budget)
-    chosen = [header.index(name) for name in COLUMNS]
+    titles = [f"Final {comparison.measure_name}" if name == "Final" else name for name in COLUMNS]
+    chosen = [header.index(title) for title in titles]
     steps = f"{budget} {comparison.sampler_name} step{'s' if budget > 1 else ''}"
     if budget == comparison.headline_budget:
         steps += ", headline"
@@ -62,7 +63,7 @@ def _caption(comparison: Comparison) -> str:
     seeds = len(comparison.seeds)
     text = (
         f"{comparison.recipe}: training steps to equal quality against "
-        f"{comparison.baseline.label} (speed-up, above 1 is faster) and final Frechet distance "
+        f"{comparison.baseline.label} (speed-up, above 1 is faster) and final {comparison.measure} "
         f"(lower is better); in brackets 95% intervals over {seeds} "
         f"seed{'s' if seeds != 1 else ''}, not corrected for the number of comparisons. "
         f"{comparison.total_steps:,} steps of batch {comparison.batch_size:,} on "

@@ -22,7 +22,7 @@ from immiscible_diffusion.report.samples import denoising_section, samples_secti
 
 _HOW_SPEEDUP = (
     "Speed-up = steps(baseline) / steps(coupling) to reach the same quality: above 1 is faster. "
-    "Quality is the best Frechet distance so far, log-linear between evaluations; the target is "
+    "Quality is the best figure so far, log-linear between evaluations; the target is "
     "the worse of the two final qualities, so that both reach it. Mean over seeds is geometric, "
     "the 95% interval is a paired t-interval on the logs, not corrected for the number of "
     "comparisons. '> x' or '< x': a run was at the target when first evaluated on some seed, so "
@@ -113,8 +113,8 @@ def _main_figure(comparison: Comparison) -> str:
     )
     panels += panel(plots.quality_against_budget(comparison))
     caption = (
-        "Frechet distance against training steps, one panel per sampling budget (outlined: the "
-        "headline budget), and at the end of training. Lines: geometric mean over seeds as "
+        f"{comparison.measure} against training steps, one panel per sampling budget (outlined: "
+        "the headline budget), and at the end of training. Lines: geometric mean over seeds as "
         "evaluated; bands: smallest to largest seed; dashed: shuffled controls. "
     )
     return (
@@ -144,7 +144,7 @@ def _controls(comparison: Comparison) -> str:
         )
     text = (
         "A control trains with the same noises shuffled over the batch: the same law of the noise, "
-        "no pairing. What it keeps of the gain in final Frechet distance is not due to pairing. "
+        "no pairing. What it keeps of the final gain is not due to pairing. "
         "Shares are ratios of means, given where the gain exceeds the spread of the floor and "
         "is positive on every seed."
     )

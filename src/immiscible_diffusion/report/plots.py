@@ -49,26 +49,26 @@ def looks(comparison: Comparison) -> dict[str, Look]:
 
 
 def quality_against_steps(comparison: Comparison, budget: int) -> str:
-    """Frechet distance against training steps at one sampling budget, both logarithmic."""
+    """The measure against training steps at one sampling budget, both logarithmic."""
     title = f"{budget} {comparison.sampler_name} steps"
     with svg_panel(f"quality-{budget}", title) as (axes, output):
         found = {e.name: quality_series(comparison, e.name, budget) for e in comparison.couplings}
         _lines(axes, comparison, found)
         _floor_band(axes, comparison)
         _log_axes(axes, list(comparison.eval_steps))
-        axes.set(xlabel="training steps", ylabel="Frechet distance (lower is better)")
+        axes.set(xlabel="training steps", ylabel=f"{comparison.measure} (lower is better)")
     return output[0]
 
 
 def quality_against_budget(comparison: Comparison) -> str:
-    """Frechet distance at the last step against the number of sampler steps."""
+    """The measure at the last step against the number of sampler steps."""
     with svg_panel("budgets", "At the end of training") as (axes, output):
         found = {e.name: final_quality_series(comparison, e.name) for e in comparison.couplings}
         _lines(axes, comparison, found)
         _floor_band(axes, comparison)
         _log_axes(axes, list(comparison.budgets))
         sampler = comparison.sampler_name
-        axes.set(xlabel=f"{sampler} steps of the sampler", ylabel="Frechet distance")
+        axes.set(xlabel=f"{sampler} steps of the sampler", ylabel=comparison.measure)
     return output[0]
 
 

@@ -22,12 +22,12 @@ class Series:
 
 
 def quality_series(comparison: Comparison, name: str, budget: int) -> Series | None:
-    """Frechet distance against steps, geometric mean over the seeds that got furthest."""
+    """The measure against steps, geometric mean over the seeds that got furthest."""
     horizon, seeds = common_seeds(comparison, (name,), budget)
     if horizon is None:
         return None
     runs = [
-        {q.step: q.frechet for q in cell.quality if q.budget == budget and q.frechet is not None}
+        {q.step: q.value for q in cell.quality if q.budget == budget and q.value is not None}
         for cell in comparison.cells_of(name)
         if cell.seed in seeds
     ]
@@ -36,7 +36,7 @@ def quality_series(comparison: Comparison, name: str, budget: int) -> Series | N
 
 
 def final_quality_series(comparison: Comparison, name: str) -> Series | None:
-    """Frechet distance against sampling budget at the last step."""
+    """The measure against sampling budget at the last step."""
     points = {b: quality_series(comparison, name, b) for b in sorted(comparison.budgets)}
     known = {budget: series for budget, series in points.items() if series is not None}
     if not known:

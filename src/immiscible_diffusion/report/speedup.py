@@ -1,7 +1,7 @@
 """How many times fewer steps: speed-ups at equal quality, with intervals over seeds.
 
 For one seed and sampling budget, the speed-up is steps(baseline) / steps(coupling) to the same
-quality, on best-so-far curves that are linear in log step and log Frechet distance between
+quality, on best-so-far curves that are linear in log step and log of the measure between
 neighbouring evaluations. The target is the worse of the two final qualities, so that both reach
 it; below 1 the coupling is slower. A curve that is at the target when first evaluated got there at
 an unknown earlier step: the ratio is then only a bound.
@@ -18,7 +18,7 @@ from immiscible_diffusion.report.results import Cell, Comparison
 
 @dataclass(frozen=True)
 class Curve:
-    """Best Frechet distance so far at ascending training steps."""
+    """Best value of the measure so far at ascending training steps."""
 
     steps: tuple[int, ...]
     values: tuple[float, ...]
@@ -48,7 +48,7 @@ class Speedup:
     """A coupling against the baseline at one sampling budget.
 
     ``steps`` is the speed-up in training steps, ``wall`` in training time; ``quality_ratio`` is
-    final Frechet distance coupling / baseline (below 1: the coupling is better); finals are means
+    final measure coupling / baseline (below 1: the coupling is better); finals are means
     of best-so-far values at ``horizon``, the last step that the seeds have in common. ``left_out``
     are seeds whose runs stop earlier or are missing. ``resolved`` is False where the floor hides
     the difference of the finals. All None without a seed in common.
@@ -91,7 +91,7 @@ class Speedup:
 class Kept:
     """The share of a coupling's gain in final quality that its shuffled control keeps.
 
-    share = (baseline - control) / (baseline - coupling) in Frechet distance at ``horizon``, a
+    share = (baseline - control) / (baseline - coupling) in the measure at ``horizon``, a
     ratio of means over the seeds that all three have; ``share`` is None where the gain is not
     resolved: smaller than the width of the floor, or not positive on every seed.
     """
@@ -108,9 +108,9 @@ class Kept:
 
 
 def best_so_far(cell: Cell, budget: int, until: int | None = None) -> Curve:
-    """Return the running minimum of the Frechet distance at ``budget``, up to step ``until``."""
+    """Return the running minimum of the measure at ``budget``, up to step ``until``."""
     points = sorted(
-        (q.step, q.frechet) for q in cell.quality if q.budget == budget and q.frechet is not None
+        (q.step, q.value) for q in cell.quality if q.budget == budget and q.value is not None
     )
     steps: list[int] = []
     values: list[float] = []
@@ -163,7 +163,7 @@ def compare_seed(baseline: Cell, coupling: Cell, budget: int, horizon: int) -> S
 
 
 def last_steps(comparison: Comparison, name: str, budget: int) -> dict[int, int]:
-    """Last step with a Frechet distance at ``budget``, by seed; seeds without one are absent."""
+    """Last step with the measure at ``budget``, by seed; seeds without one are absent."""
     curves = {cell.seed: best_so_far(cell, budget) for cell in comparison.cells_of(name)}
     return {seed: curve.steps[-1] for seed, curve in curves.items() if curve.steps}
 
@@ -235,7 +235,7 @@ def kept_by_control(comparison: Comparison, name: str, budget: int) -> Kept | No
 
 
 def floor_resolves(floor: Floor | None, first: float, second: float) -> bool:
-    """Whether two Frechet distances differ by more than the floor hides (True without a floor)."""
+    """Whether two values differ by more than the floor hides (True without a floor)."""
     if floor is None:
         return True
     return not (max(first, second) < floor.high or abs(first - second) < floor.high - floor.low)

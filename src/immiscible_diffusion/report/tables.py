@@ -62,7 +62,13 @@ def _speedup_rows(result: Speedup) -> list[list[Any]]:
 
 def speedup_table(comparison: Comparison, budget: int) -> Table:
     """Every coupling at one budget: speed-ups in steps and time, final qualities, verdict."""
-    header = ["Coupling", "Verdict", "Speed-up in steps", "in time", "Final Frechet"]
+    header = [
+        "Coupling",
+        "Verdict",
+        "Speed-up in steps",
+        "in time",
+        f"Final {comparison.measure_name}",
+    ]
     header += ["Ratio to baseline", "Seeds"]
     rows = [_baseline_row(comparison, budget)]
     for entry in comparison.couplings:
@@ -81,7 +87,7 @@ def speedup_table(comparison: Comparison, budget: int) -> Table:
 def _baseline_row(comparison: Comparison, budget: int) -> list[str]:
     baseline = comparison.baseline
     horizon, seeds = common_seeds(comparison, (baseline.name,), budget)
-    final = _final(comparison, baseline.name, "frechet", budget, horizon, seeds, best=True)
+    final = _final(comparison, baseline.name, "value", budget, horizon, seeds, best=True)
     return [baseline.label, "baseline", "1", "1", with_interval(final), "1", str(len(seeds))]
 
 
@@ -149,7 +155,7 @@ def metric_table(comparison: Comparison) -> Table:
 def speedup_markdown(comparison: Comparison) -> str:
     """A markdown table for a README: the speed-up of every coupling at every budget.
 
-    In brackets the final Frechet distance; the headline budget is bold. A line below says what it
+    In brackets the final measure; the headline budget is bold. A line below says what it
     is and which command made it.
     """
     sampler = comparison.sampler_name
@@ -178,7 +184,7 @@ def _markdown_note(comparison: Comparison) -> str:
     note = (
         f"Speed-up in training steps against {_markdown(comparison.baseline.label)} at equal "
         f"quality (95% interval, {seeds} seed{'s' if seeds != 1 else ''}; above 1 is faster), in "
-        f"brackets the final Frechet distance, {comparison.samples:,} samples, features "
+        f"brackets the final {comparison.measure}, {comparison.samples:,} samples, features "
         f"{_markdown(comparison.features)}; * = not resolved from the baseline."
     )
     if comparison.note:
