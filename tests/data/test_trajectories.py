@@ -58,6 +58,14 @@ def test_padding_is_at_the_ends_and_no_longer_than_it_may_be():
     assert int((~inside[:, 0]).sum()) == int((~inside[:, -1]).sum()) / (EXECUTE - 1) == 3
 
 
+def test_whole_windows_have_no_padding():
+    windows = Windows.of(episodes())
+    whole = windows.whole
+    inside = windows.batch(torch.arange(len(windows))).mask.flatten(1).all(dim=1)
+    assert whole.tolist() == inside.nonzero()[:, 0].tolist()
+    assert len(whole) == (20 + 31 + 25) - 3 * (HORIZON - 1)
+
+
 def test_copies_may_be_learned():
     windows = Windows.of(episodes(), learn_copies=True)
     same = Windows.of(episodes())

@@ -236,6 +236,14 @@ class Windows:
         mask = None if self.learn_copies else inside[..., None]
         return Batch(self._action[rows], {OBSERVATION: seen}, mask)
 
+    @property
+    def whole(self) -> Tensor:
+        """``[n]``: the windows that lie within their episode, as every plan of a policy does."""
+        first, episode = self._first
+        ends = self.episodes.ends[episode]
+        inside = (first >= self.episodes.starts[episode]) & (first + self.horizon <= ends)
+        return inside.nonzero()[:, 0]
+
     def place(self, index: int) -> tuple[int, int]:
         """Episode, and step of the last observation, of window ``index``."""
         first = torch.tensor([index])
