@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.coupling.conditions import add_condition_cost, groups_of, take_condition
-from immiscible_diffusion.coupling.costs import COSTS, assignment_cost
+from immiscible_diffusion.coupling.costs import COSTS, assignment_cost, standardised
 from immiscible_diffusion.coupling.inputs import (
     can_look,
     check_data,
@@ -52,6 +52,10 @@ class LinearAssignment:
             less than the datum's own draw (1/2 would do so at weight 0).
         across_ranks: one assignment over all processes of ``torch.distributed``; all must call.
         max_size: split larger problems at random into parts of at most so many data.
+        standardised: measure distances from data of mean 0 and variance 1 in every coordinate over
+            what is paired (Immiscible Diffusion Policy, arXiv 2610.09369, has it so, with
+            ``cost="norm"``): actions whose coordinates differ in spread then count alike. The data
+            and the law of the noise stay as they are.
     """
 
     cost: Literal["inner", "norm", "l1"] = "inner"
@@ -63,6 +67,7 @@ class LinearAssignment:
     crossing: float = CROSSING
     across_ranks: bool = False
     max_size: int | None = None
+    standardised: bool = False
 
     def __post_init__(self) -> None:
         if self.cost not in COSTS:
@@ -182,11 +187,12 @@ class LinearAssignment:
         condition = take_condition(cond, self.cond_key, len(data))
         condition = None if condition is None else condition.to(data.device)
         index = torch.arange(len(data), device=data.device)
+        places = standardised(data, valid) if self.standardised else data
         for rows in self._problems(data, condition, generator):
             columns = torch.cat([rows + j * len(data) for j in range(self.surplus)])
             own = None if valid is None else valid[rows]
             like = condition[rows] if condition is not None and self.cond_cost == "soft" else None
-            index[rows] = columns[self._solve(data[rows], noise[columns], own, like)]
+            index[rows] = columns[self._solve(places[rows], noise[columns], own, like)]
         return index
 
     def check(

@@ -6,6 +6,7 @@ from torch import Tensor
 from immiscible_diffusion.coupling.inputs import working_dtype
 
 COSTS = ("inner", "norm", "l1")
+CONSTANT = 1e-6  # a coordinate that varies by less is left out of what is standardised
 
 
 def assignment_cost(
@@ -29,6 +30,20 @@ def assignment_cost(
         return torch.cdist(rows, columns)
     half = rows.square().sum(dim=1, keepdim=True) / 2 + _inner(rows, columns, inside, True)
     return (2 * half).clamp_min_(0).sqrt_()
+
+
+def standardised(data: Tensor, valid: Tensor | None) -> Tensor:
+    """``data`` ``[B, *shape]`` with mean 0 and variance 1 in every coordinate over the batch.
+
+    Over valid positions; a coordinate that does not vary is 0. float32, or float64 as ``data``.
+    """
+    rows = data.to(working_dtype(data.dtype))
+    inside = torch.ones_like(rows, dtype=torch.bool) if valid is None else valid
+    count = inside.sum(dim=0).clamp_min(1)
+    rows = rows.masked_fill(~inside, 0)
+    rows = (rows - rows.sum(dim=0) / count).masked_fill(~inside, 0)
+    spread = (rows.square().sum(dim=0) / count).sqrt()
+    return torch.where(spread > CONSTANT, rows / spread.clamp_min(CONSTANT), torch.zeros_like(rows))
 
 
 def _inner(rows: Tensor, columns: Tensor, inside: Tensor | None, squared: bool) -> Tensor:

@@ -3,5 +3,6 @@
 from immiscible_diffusion.model.dit import DiT
 from immiscible_diffusion.model.mlp import MLP
 from immiscible_diffusion.model.unet import UNet
+from immiscible_diffusion.model.unet1d import UNet1D
 
-__all__ = ["MLP", "DiT", "UNet"]
+__all__ = ["MLP", "DiT", "UNet", "UNet1D"]
