@@ -15,8 +15,9 @@ SOURCE = ROOT / "src" / PACKAGE
 # fmt: off
 ORDER = [
     "extra", "files", "rng", "principal", "ahead", "moments", "data", "coupling", "interop", "path",
-    "model", "loss", "sampler", "metric", "analysis", "report", "recipe", "recipes", "generate",
-    "judge", "progress", "interrupt", "meter", "pictures", "runfolder", "setup", "feed", "trainer",
+    "model", "loss", "sampler", "metric", "analysis", "report", "evaluation", "recipe", "recipes",
+    "generate", "judge", "progress", "interrupt", "meter", "pictures", "runfolder", "setup",
+    "feed", "trainer",
 ]
 EXTRAS = [
     "scipy", "diffusers", "accelerate", "datasets", "sklearn", "matplotlib", "tyro", "rich",

@@ -48,11 +48,11 @@ class Judge:
             ValueError: too few samples or data for the feature space.
         """
         extractor = extractor_from_name(
-            recipe.evaluation.features, dataset, seed=JUDGE_SEED, device=str(device)
+            recipe.of_images.features, dataset, seed=JUDGE_SEED, device=str(device)
         )
-        if recipe.evaluation.samples < extractor.dim + 1:
+        if recipe.of_images.samples < extractor.dim + 1:
             raise ValueError(
-                f"evaluation.samples {recipe.evaluation.samples} is too few for a Frechet distance "
+                f"evaluation.samples {recipe.of_images.samples} is too few for a Frechet distance "
                 f"in {extractor.dim} dimensions; use at least {extractor.dim + 1}"
             )
         reference = make_reference(dataset, extractor, seed=JUDGE_SEED, cache=cache_folder())
@@ -135,7 +135,7 @@ def judged(
     kept: list[Tensor] = []
 
     def images() -> Iterator[Tensor]:
-        count = generator.recipe.evaluation.samples
+        count = generator.recipe.of_images.samples
         for batch, nfe in generator(model, count, seed=seed, sampler=sampler):
             evaluations.append(nfe)
             if sum(map(len, kept)) < keep:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from immiscible_diffusion.coupling.scaling import ImageScaling
-from immiscible_diffusion.data import DataConfig
+from immiscible_diffusion.data import DataConfig, DemonstrationConfig
+from immiscible_diffusion.evaluation import Evaluation, PolicyEvaluation
 from immiscible_diffusion.loss import ConsistencyLoss, RegressionLoss
-from immiscible_diffusion.model import MLP, DiT, UNet
+from immiscible_diffusion.model import MLP, DiT, UNet, UNet1D
 from immiscible_diffusion.path import DiffusionPath, FlowPath, SigmaPath
 from immiscible_diffusion.sampler import Sampler
 
@@ -53,47 +54,6 @@ class Optimiser:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """How samples are judged.
-
-    Args:
-        features: feature space: ``classifier``, ``pixels``, or of a pretrained network
-            ``efficientnet``, ``inception`` (FID) or ``dinov2`` (FD-DINOv2); docs/evaluate.md.
-        samples: images generated for every figure.
-        budgets: numbers of Euler steps that ``compare`` samples with.
-        points: how many training steps ``compare`` evaluates at, spaced evenly in their logarithm.
-        first: the first of them, as a share of all steps.
-        at: the training steps themselves, instead of ``points`` and ``first``; those beyond the
-            end of training are left out, and the last step is always among them.
-    """
-
-    features: Literal["classifier", "pixels", "efficientnet", "inception", "dinov2"] = "classifier"
-    samples: int = 10_000
-    budgets: tuple[int, ...] = (2, 5, 20, 100)
-    points: int = 6
-    first: float = 0.1
-    at: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.samples < 2 or self.points < 1 or not 0 < self.first <= 1:
-            raise ValueError(
-                f"expected samples >= 2, points >= 1 and 0 < first <= 1; got "
-                f"samples={self.samples}, points={self.points}, first={self.first}"
-            )
-        if not self.budgets or min(self.budgets) < 1:
-            raise ValueError(f"budgets must be numbers of steps >= 1, got {self.budgets}")
-        if self.at and min(self.at) < 1:
-            raise ValueError(f"at must be training steps >= 1, got {self.at}")
-
-    def steps(self, total: int) -> tuple[int, ...]:
-        """The training steps to evaluate at; the last is ``total``."""
-        if self.at:
-            return tuple(sorted({step for step in self.at if step < total} | {total}))
-        shares = (self.first ** (1 - i / max(1, self.points - 1)) for i in range(self.points - 1))
-        return tuple(sorted({max(1, round(total * share)) for share in shares} | {total}))
-
-
-@dataclass(frozen=True)
 class Recipe:
     """One experiment.
 
@@ -127,14 +87,14 @@ class Recipe:
     """
 
     name: str
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig | DemonstrationConfig = field(default_factory=DataConfig)
     coupling: str = "independent"
     conditional: bool = False
     label_dropout: float = 0.0
     scaling: ImageScaling = field(default_factory=ImageScaling)
     path: FlowPath | DiffusionPath | SigmaPath = field(default_factory=FlowPath)
     loss: RegressionLoss | ConsistencyLoss = field(default_factory=RegressionLoss)
-    model: MLP | UNet | DiT = field(default_factory=UNet)
+    model: MLP | UNet | DiT | UNet1D = field(default_factory=UNet)
     optimiser: Optimiser = field(default_factory=Optimiser)
     batch_size: int = 256
     accumulation: int = 1
@@ -143,7 +103,7 @@ class Recipe:
     seed: int = 0
     precision: Literal["no", "fp16", "bf16"] = "no"
     sampler: Sampler = field(default_factory=Sampler)
-    evaluation: Evaluation = field(default_factory=Evaluation)
+    evaluation: Evaluation | PolicyEvaluation = field(default_factory=Evaluation)
     log_every: int = 100
     validate_every: int = 1000
     preview_every: int = 20_000
@@ -174,19 +134,40 @@ class Recipe:
         if isinstance(self.loss, ConsistencyLoss) and not isinstance(self.path, SigmaPath):
             raise ValueError(f"ConsistencyLoss needs a SigmaPath, got {type(self.path).__name__}")
         self.sampler.check(self.path)
+        if self.is_policy != isinstance(self.evaluation, PolicyEvaluation):
+            raise ValueError(
+                f"demonstrations are judged by PolicyEvaluation and images by Evaluation, got "
+                f"{type(self.data).__name__} and {type(self.evaluation).__name__}"
+            )
+        if self.is_policy and self.preview_every:
+            raise ValueError("previews are pictures, and plans are none; set preview_every 0")
+
+    @property
+    def of_images(self) -> Evaluation:
+        """How the images are judged; ValueError for a policy, which makes none."""
+        if not isinstance(self.evaluation, Evaluation):
+            raise ValueError(f"{self.name} trains a policy, which makes no images to judge")
+        return self.evaluation
+
+    @property
+    def is_policy(self) -> bool:
+        """Whether it is actions that are generated, given observations."""
+        return isinstance(self.data, DemonstrationConfig)
 
     def tiny(self) -> "Recipe":
         """The same experiment shrunk to a CPU smoke run of seconds, through the same code."""
-        model: MLP | UNet | DiT = MLP(width=32, depth=1)
+        model: MLP | UNet | DiT | UNet1D = MLP(width=32, depth=1)
         if isinstance(self.model, UNet):
             model = dataclasses.replace(
                 self.model, channels=8, blocks=1, groups=4, head_channels=4, dropout=0.0
             )
         if isinstance(self.model, DiT):
             model = dataclasses.replace(self.model, heads=2, head_channels=8, depth=2)
+        if isinstance(self.model, UNet1D):
+            model = dataclasses.replace(self.model, channels=(8, 16), embedding=16)
         return dataclasses.replace(
             self,
-            data=dataclasses.replace(self.data, limit=min(self.data.limit or 256, 256)),
+            data=self.data.tiny(),
             model=model,
             optimiser=dataclasses.replace(self.optimiser, warmup=2, ema=0.9, ema_ramp=True),
             batch_size=16,
@@ -194,9 +175,7 @@ class Recipe:
             steps=8,
             precision="no",
             sampler=dataclasses.replace(self.sampler, steps=2, tolerance=1e-2),
-            evaluation=dataclasses.replace(
-                self.evaluation, samples=128, budgets=(1, 2), points=2, first=0.5, at=()
-            ),
+            evaluation=self.evaluation.tiny(),
             log_every=2,
             validate_every=4,
             preview_every=4 if self.preview_every else 0,

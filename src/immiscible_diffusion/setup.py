@@ -5,7 +5,7 @@ import importlib.util
 import math
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from immiscible_diffusion.coupling import Coupling, NoiseLaw, coupling_from_name
-from immiscible_diffusion.data import Batch, DataSet, load_images
+from immiscible_diffusion.data import (
+    Batch,
+    DataSet,
+    DemonstrationConfig,
+    load_images,
+    load_windows,
+)
 from immiscible_diffusion.extra import MissingExtra, needs_extra
 from immiscible_diffusion.loss import ConsistencyLoss
+from immiscible_diffusion.model import UNet1D
 from immiscible_diffusion.moments import Moments
 from immiscible_diffusion.path import Preconditioned, SigmaPath
 from immiscible_diffusion.recipe import Optimiser, Recipe
@@ -76,7 +83,8 @@ def make_model(recipe: Recipe, dataset: DataSet) -> nn.Module:
         ValueError: the recipe is conditional and the data have no labels.
     """
     classes = dataset.num_classes if recipe.conditional else None
-    if recipe.conditional and classes is None:
+    told = getattr(dataset, "condition_shapes", {})  # what besides labels
+    if recipe.conditional and classes is None and not told:
         raise ValueError(
             f"the recipe is conditional, and the data set {dataset.name} has no labels; "
             f"give data with labels, or --no-conditional"
@@ -85,7 +93,10 @@ def make_model(recipe: Recipe, dataset: DataSet) -> nn.Module:
         classes += 1  # the last stands for no label
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(recipe.seed, "weights"))
-        model = recipe.model.build(dataset.shape, classes)
+        if told and isinstance(recipe.model, UNet1D):
+            model = recipe.model.build(dataset.shape, classes, conditions=told)
+        else:
+            model = recipe.model.build(dataset.shape, classes)
     if not isinstance(recipe.path, SigmaPath):
         return model
     ends = recipe.path.sigma_min if isinstance(recipe.loss, ConsistencyLoss) else 0.0
@@ -133,7 +144,7 @@ def _law(
             coupling,
             _labelled(batches),
             _moments(recipe, dataset, run),
-            by_label=recipe.conditional,
+            by_label=recipe.conditional and dataset.num_classes is not None,
             generator=Streams(recipe.seed, rank=0).noise,
         ).save(path)
     return NoiseLaw.load(path)
@@ -148,10 +159,12 @@ def _some_data(recipe: Recipe, dataset: DataSet, epoch: int = 0) -> Iterator[Bat
     if recipe.conditional and dataset.num_classes:
         wanted = max(wanted, DATA_PER_LABEL * dataset.num_classes)
     streams = Streams(recipe.seed, epoch, rank=0)
-    order = torch.randperm(len(dataset), generator=streams.order)[:wanted]
+    # Of actions only windows within their episode: such are the plans that a policy samples.
+    rows = getattr(dataset, "whole", torch.arange(len(dataset)))
+    order = rows[torch.randperm(len(rows), generator=streams.order)][:wanted]
     augment = streams.augment
-    for rows in order.split(recipe.batch_size // recipe.accumulation):
-        batch = dataset.batch(rows, augment)
+    for chosen in order.split(recipe.batch_size // recipe.accumulation):
+        batch = dataset.batch(chosen, augment)
         yield Batch(recipe.scaling.apply(batch.data), batch.cond)
 
 
@@ -232,6 +245,7 @@ class Validation:
     t: Tensor
     cond: dict[str, Tensor] | None
     split: str
+    mask: Tensor | None = None
 
     @classmethod
     def of(cls, recipe: Recipe, dataset: DataSet, device: torch.device) -> "Validation":
@@ -245,14 +259,16 @@ class Validation:
         batch = batch.to(device)
         cond = batch.cond if recipe.conditional else None
         data = recipe.scaling.apply(batch.data)
-        return cls(data, noise.to(device), t.to(device), cond, split)
+        if batch.mask is not None:
+            data = data.masked_fill(~batch.mask, 0)
+        return cls(data, noise.to(device), t.to(device), cond, split, batch.mask)
 
 
 def _validation_set(recipe: Recipe, dataset: DataSet) -> tuple[DataSet, str]:
-    import dataclasses
-
+    if isinstance(recipe.data, DemonstrationConfig):
+        return load_windows(recipe.data)[1], "held-out episodes"
     if recipe.data.name in ("cifar10", "fashion_mnist") and recipe.data.split == "train":
-        config = dataclasses.replace(recipe.data, split="test", limit=512)
+        config = replace(recipe.data, split="test", limit=512)
         try:
             return load_images(config), "test"
         except ValueError as error:  # a local folder without a test split, say

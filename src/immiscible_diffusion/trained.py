@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from immiscible_diffusion.data import DataSet, load_images
+from immiscible_diffusion.data import DataSet, load_data
 from immiscible_diffusion.generate import Generator
 from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.runfolder import RunFolder
@@ -31,7 +31,7 @@ class Trained:
     ) -> "Trained":
         """Load the run (with its data, unless given); ValueError if it has no weights yet."""
         recipe = run.recipe()
-        dataset = load_images(recipe.data) if dataset is None else dataset
+        dataset = load_data(recipe.data) if dataset is None else dataset
         model = make_model(recipe, dataset)
         step = run.load_weights(model)
         where = pick_device(device)

@@ -13,7 +13,7 @@ from torch import nn
 
 from immiscible_diffusion.coupling import Coupling
 from immiscible_diffusion.coupling.prefetch import Paired, Pairs
-from immiscible_diffusion.data import DataSet, check_split, load_images
+from immiscible_diffusion.data import DataSet, check_split, load_data
 from immiscible_diffusion.feed import Feed
 from immiscible_diffusion.generate import Generator
 from immiscible_diffusion.interrupt import Interrupted, InterruptGuard
@@ -61,7 +61,7 @@ class Trainer:
         self.device: torch.device = self.accelerator.device
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         check_split(recipe.batch_size, world * recipe.accumulation)
-        self.dataset: DataSet = load_images(recipe.data) if dataset is None else dataset
+        self.dataset: DataSet = load_data(recipe.data) if dataset is None else dataset
         self.feed = Feed(recipe, self.dataset, self.device, rank, world)
         self.loss_fn: Loss = recipe.loss
         self.validation = Validation.of(recipe, self.dataset, self.device)
@@ -117,11 +117,12 @@ class Trainer:
             rng = self.feed.streams(self.step * self.recipe.accumulation + micro)
             with self.accelerator.accumulate(model):
                 with self.meter.waiting():
-                    data, noise, cond = next(pairs)  # noise = coupling(data, cond=cond), ahead
+                    batch = next(pairs)
+                data, noise, cond = batch  # noise = coupling(data, cond=cond), ahead
                 cond = self.feed.seen(cond, rng)
                 t = path.sample_time(len(data), generator=rng.time)
                 torch.manual_seed(rng.dropout)
-                losses = loss_fn(model, path, data, noise, t, cond)
+                losses = loss_fn(model, path, data, noise, t, cond, batch.mask)
                 self.accelerator.backward(losses.mean())
                 if self.recipe.optimiser.clip and self.accelerator.sync_gradients:
                     self.accelerator.clip_grad_norm_(model.parameters(), self.recipe.optimiser.clip)
@@ -182,7 +183,7 @@ class Trainer:
         """Loss of the averaged model on fixed independent noise and times."""
         v, path = self.validation, self.recipe.path
         with torch.no_grad():
-            loss = self.loss_fn(self.average.current(), path, v.data, v.noise, v.t, v.cond)
+            loss = self.loss_fn(self.average.current(), path, v.data, v.noise, v.t, v.cond, v.mask)
         self.record("validation", loss=float(loss.mean()), split=v.split)
 
     def start_trackers(self) -> None:

@@ -308,8 +308,8 @@ def test_what_is_refused():
         with pytest.raises(ValueError, match=message):
             law.color(torch.zeros(2, 12), labels)
     calibrated = Calibrated(KNN(64), law)
-    with pytest.raises(ValueError, match="takes no mask"):
-        calibrated(data, cond={"label": torch.zeros(20).long()}, mask=torch.ones(12).bool())
+    with pytest.raises(ValueError, match="the mask cuts every datum"):
+        calibrated(data, cond={"label": torch.zeros(20).long()}, mask=torch.arange(12) < 6)
     with pytest.raises(ValueError, match=r'needs cond."label".; conditions given: text'):
         calibrated(data, cond={"text": data})
     with pytest.raises(ValueError, match="needs a coupling and its NoiseLaw"):
@@ -324,3 +324,23 @@ def test_calibrated_keeps_the_promises_of_a_coupling():
     data = torch.randn(5, 12, generator=seeded(40))
     plain = Calibrated(KNN(1), some_law(labels=False))
     assert torch.allclose(plain.pair(data, noise), plain.law.whiten(noise))
+
+
+def test_data_that_a_mask_cuts_get_independent_noise_and_whole_data_theirs():
+    law = some_law(labels=False)
+    calibrated = Calibrated(KNN(64), law)
+    data = torch.randn(4000, 12, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(4000, 12).bool()
+    mask[::2, 6:] = False
+    noise = calibrated(data, mask=mask, generator=torch.Generator().manual_seed(1))
+    cut, whole = noise[::2], noise[1::2]
+    assert abs(float((cut * data[::2]).mean())) < 0.02  # tells nothing of its datum
+    assert cut.var(dim=0).sub(1).abs().max() < 0.12
+    assert float((whole * data[1::2]).mean()) > 0.1
+    other = data.masked_fill(~mask, 100.0)
+    again = calibrated(other, mask=mask, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(again[1::2], whole)
+    own = torch.randn(4000, 12, generator=torch.Generator().manual_seed(2))
+    paired = calibrated.pair(data, own, mask=mask, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(paired[::2], own[::2])
+    assert not torch.equal(paired[1::2], own[1::2])

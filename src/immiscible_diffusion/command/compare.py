@@ -102,7 +102,7 @@ def run_all(plan: Plan, device: str, workers: int | None) -> None:
             f"plainly, or give every job one --cell"
         )
     runner = CellRunner(plan, device)
-    runner.judge  # noqa: B018 - fails here, once, if data or samples are too few
+    runner.ready()  # fails here, once, if data, samples or simulator are missing
     runner.try_couplings()
     plan.keep()
     run_cells(plan, device=device, workers=workers or default_workers(device))

@@ -15,10 +15,12 @@ from immiscible_diffusion.command.options import (
     take_name,
 )
 from immiscible_diffusion.coupling import check_coupling_name
-from immiscible_diffusion.data import DataSet, load_images
+from immiscible_diffusion.data import DataConfig, DataSet, load_data, load_images
+from immiscible_diffusion.evaluation import PolicyEvaluation
 from immiscible_diffusion.extra import MissingExtra
 from immiscible_diffusion.judge import JUDGE_SEED
 from immiscible_diffusion.metric import extractor_from_name
+from immiscible_diffusion.pusht.simulator import simulator_at_hand
 from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.recipes import digits_flow
 from immiscible_diffusion.setup import check_trackers, make_model
@@ -104,7 +106,7 @@ def _packages(recipe: Recipe) -> str:
 
 
 def _data(recipe: Recipe, kept: list[DataSet]) -> str:
-    dataset = load_images(recipe.data)
+    dataset = load_data(recipe.data)
     kept.append(dataset)
     where = recipe.data.path or "the cache"
     if recipe.data.name == "digits":
@@ -114,6 +116,7 @@ def _data(recipe: Recipe, kept: list[DataSet]) -> str:
 
 
 def _held_out(recipe: Recipe) -> str:
+    assert isinstance(recipe.data, DataConfig)
     held_out = load_images(replace(recipe.data, split="test", limit=512))
     return f"{held_out.name}, test split"
 
@@ -124,9 +127,11 @@ def _network(recipe: Recipe, dataset: DataSet) -> str:
 
 
 def _judge(recipe: Recipe, dataset: DataSet, device: str) -> str:
+    if isinstance(recipe.evaluation, PolicyEvaluation):
+        return simulator_at_hand()
     where = "cpu" if device == "auto" else device
     extractor = extractor_from_name(
-        recipe.evaluation.features, dataset, seed=JUDGE_SEED, device=where
+        recipe.of_images.features, dataset, seed=JUDGE_SEED, device=where
     )
     accuracy = getattr(extractor, "accuracy", math.nan)
     known = "" if math.isnan(accuracy) else f", held-out accuracy {accuracy:.1%}"

@@ -2,20 +2,25 @@
 
 import dataclasses
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from immiscible_diffusion.compare.denoising import Probes, keep_losses, losses_by_level
 from immiscible_diffusion.compare.plan import Cell, Plan
-from immiscible_diffusion.coupling import Coupling, NoiseLaw, coupling_from_name
-from immiscible_diffusion.data import DataSet, load_images
+from immiscible_diffusion.coupling import Coupling, NoiseLaw, coupling_from_name, draw
+from immiscible_diffusion.data import DataSet, load_data
 from immiscible_diffusion.files import read_json, write_json
 from immiscible_diffusion.generate import Generator
 from immiscible_diffusion.judge import Judge, judged
 from immiscible_diffusion.metric import METRICS
 from immiscible_diffusion.moments import Moments
+from immiscible_diffusion.policy import PolicyJudge, keep_rollouts
+from immiscible_diffusion.pusht.simulator import simulator_at_hand
 from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.runfolder import RunFolder
 from immiscible_diffusion.sampler import Sampler
@@ -23,6 +28,8 @@ from immiscible_diffusion.setup import make_coupling, start_law
 from immiscible_diffusion.trained import pick_device
 from immiscible_diffusion.trainer import Trainer
 
+Judging = Callable[[RunFolder, nn.Module, int], None]
+"""Judges a model at a step and records what it found in a run folder."""
 GRID_IMAGES = 32
 TRIED = 64
 
@@ -49,33 +56,37 @@ class CellRunner:
         companion = companion_of(self.plan, cell)
         run = RunFolder.open(folder, recipe)
         trainer = Trainer(recipe, run, device=self.device, dataset=self.dataset)
-        outputs = [(run, self.generator(recipe, trainer))]
+        outputs = [(run, self.judging(recipe, trainer))]
         if companion is not None:
             matched = self.plan.cell_recipe(companion)
             beside = RunFolder.open(self.plan.cell_folder(companion), matched)
             beside.begin(matched, trainer.device)
-            outputs.append((beside, self.generator(matched, trainer)))
+            outputs.append((beside, self.judging(matched, trainer)))
 
         probes: list[Probes] = []
 
         def evaluate(step: int, model: nn.Module) -> None:
-            if not probes:  # not before, as the run's moments count once it has begun
-                probes.append(self.probes(recipe, run))
-            losses = losses_by_level(recipe, model.eval(), probes[0], trainer.device)
-            keep_losses(run, step, losses)
-            for where, generator in outputs:
+            if not recipe.is_policy:
+                if not probes:  # not before, as the run's moments count once it has begun
+                    probes.append(self.probes(recipe, run))
+                losses = losses_by_level(recipe, model.eval(), probes[0], trainer.device)
+                keep_losses(run, step, losses)
+            for where, judge in outputs:
                 if where is not run:
                     where.forget_after(step - 1)  # an earlier attempt; the run drops its own
-                judge_all_budgets(where, generator, self.judge, model, step)
+                judge(where, model, step)
 
         trainer.train(evaluate=evaluate, evaluate_at=self.plan.eval_steps, quiet=self.quiet)
         for where, _ in outputs:
             write_json(where.root / "finished.json", {"steps": recipe.steps})
 
-    def generator(self, recipe: Recipe, trainer: Trainer) -> Generator:
-        """What makes the samples of ``recipe``, with the law to start from where it needs one."""
+    def judging(self, recipe: Recipe, trainer: Trainer) -> Judging:
+        """What judges models of ``recipe``, with the law to start from where it needs one."""
         law = start_law(recipe, self.dataset, trainer.run, trainer.coupling, trainer.device)
-        return Generator(recipe, self.dataset, trainer.device, law=law)
+        if recipe.is_policy:
+            return partial(judge_policy, PolicyJudge.of(recipe, self.dataset, trainer.device, law))
+        generator = Generator(recipe, self.dataset, trainer.device, law=law)
+        return partial(judge_all_budgets, generator, self.judge)
 
     def probes(self, recipe: Recipe, run: RunFolder) -> Probes:
         """Noisy images to measure the loss on, of the run's own coupling."""
@@ -86,21 +97,30 @@ class CellRunner:
         """Call every coupling once; ValueError names one that fails, before hours are spent."""
         recipe = self.plan.recipe
         batch = self.dataset.batch(torch.arange(min(TRIED, len(self.dataset))))
-        data, cond = recipe.scaling.apply(batch.data), batch.cond
+        data, cond, mask = recipe.scaling.apply(batch.data), batch.cond, batch.mask
         for name in {cell.unmatched.coupling: None for cell in self.plan.cells}:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of a pool, which is the trainer's to give
                     coupling = trial_coupling(name, data, cond)
-                    coupling(data, cond=cond, generator=torch.Generator())
+                    draw(coupling, data, cond=cond, mask=mask, generator=torch.Generator())
             except Exception as error:
                 raise ValueError(f"coupling '{name}' fails on the data: {error}") from error
+
+    def ready(self) -> None:
+        """Make the judge; raises, before hours are spent, if something that it needs is missing."""
+        if not self.plan.recipe.is_policy:
+            self.judge  # noqa: B018
+            return
+        judge = PolicyJudge.of(self.plan.recipe, self.dataset)
+        if judge.evaluation.episodes:
+            simulator_at_hand()
 
     @property
     def dataset(self) -> DataSet:
         """The data of the recipe."""
         if self._dataset is None:
-            self._dataset = load_images(self.plan.recipe.data)
+            self._dataset = load_data(self.plan.recipe.data)
         return self._dataset
 
     @property
@@ -112,7 +132,7 @@ class CellRunner:
 
 
 def judge_all_budgets(
-    run: RunFolder, generator: Generator, judge: Judge, model: nn.Module, step: int
+    generator: Generator, judge: Judge, run: RunFolder, model: nn.Module, step: int
 ) -> None:
     """Record quality at every budget of sampler steps, with a grid of the first images.
 
@@ -127,6 +147,24 @@ def judge_all_budgets(
         )
         run.log("quality", step, budget=budget, nfe=nfe, **quality.as_dict())
         run.save_grid(images, f"{sampler.method}{budget}_step_{step:06d}", columns=8)
+
+
+def judge_policy(judge: PolicyJudge, run: RunFolder, model: nn.Module, step: int) -> None:
+    """Record the error of actions at every budget, and the score of the headline one."""
+    recipe = judge.recipe
+    headline = headline_budget(recipe)
+    for budget in recipe.evaluation.budgets:
+        due = step == recipe.steps or judge.evaluation.rollouts == "all"
+        sampler = of_budget(recipe.sampler, budget)
+        figures, done = judge(model, sampler, at_work=due and budget == headline)
+        run.log("quality", step, budget=budget, **figures)
+        if done is not None:
+            keep_rollouts(rollouts_file(run, step), done)
+
+
+def rollouts_file(run: RunFolder, step: int) -> Path:
+    """Where the rollouts at ``step`` are."""
+    return run.root / "rollouts" / f"step_{step:06d}.npz"
 
 
 def of_budget(sampler: Sampler, budget: int) -> Sampler:

@@ -1,5 +1,6 @@
 """From the run folders of a comparison to its report, whatever is there so far."""
 
+import dataclasses
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -7,9 +8,11 @@ from typing import Any
 from immiscible_diffusion.compare.cells import CellRunner, headline_budget, is_finished, of_budget
 from immiscible_diffusion.compare.excess import excess_of, excess_points
 from immiscible_diffusion.compare.plan import BASELINE, Cell, Plan
+from immiscible_diffusion.compare.policies import draw_film, policy_entries
 from immiscible_diffusion.compare.strips import strip_of
 from immiscible_diffusion.data import DataSet
 from immiscible_diffusion.files import read_json
+from immiscible_diffusion.policy import PolicyJudge
 from immiscible_diffusion.report import Cell as CellRecord
 from immiscible_diffusion.report import (
     Comparison,
@@ -50,10 +53,10 @@ def gather(plan: Plan, command: str, *, irreducible: bool = True) -> Comparison:
     if not any(RunFolder(plan.cell_folder(cell)).records("quality") for cell in begun):
         raise ValueError(f"nothing has been judged yet in {plan.folder}; run some cells first")
     runner, recipe = CellRunner(plan), plan.recipe
-    excess = excess_of(plan, runner.dataset) if irreducible else None
-    judge, dataset = runner.judge, runner.dataset
+    dataset, policy = runner.dataset, recipe.is_policy
+    excess = excess_of(plan, dataset) if irreducible and not policy else None
     hardware, versions = trained_on(plan)
-    return Comparison(
+    comparison = Comparison(
         recipe=recipe.name,
         command=command,
         note=dataset.note,
@@ -61,11 +64,7 @@ def gather(plan: Plan, command: str, *, irreducible: bool = True) -> Comparison:
         date=date.today().isoformat(),
         versions=versions,
         dataset=Dataset(dataset.name, len(dataset)),
-        features=judge.extractor.name,
-        accuracy=getattr(judge.extractor, "accuracy", None),
-        samples=recipe.evaluation.samples,
-        real_samples=judge.reference.statistics.count,
-        floor=judge.reference.floor,
+        **(of_policies(runner) if policy else of_images(runner)),
         budgets=recipe.evaluation.budgets,
         headline_budget=headline_budget(recipe),
         sampler=of_budget(recipe.sampler, 1).method,
@@ -80,6 +79,39 @@ def gather(plan: Plan, command: str, *, irreducible: bool = True) -> Comparison:
         cells=tuple(cell_record(plan, cell, dataset, excess) for cell in begun),
         excess=excess,
     )
+    return with_rollouts(plan, comparison) if policy else comparison
+
+
+def of_images(runner: CellRunner) -> dict[str, Any]:
+    """How a comparison of images was judged."""
+    judge = runner.judge
+    return {
+        "features": judge.extractor.name,
+        "accuracy": getattr(judge.extractor, "accuracy", None),
+        "samples": runner.plan.recipe.of_images.samples,
+        "real_samples": judge.reference.statistics.count,
+        "floor": judge.reference.floor,
+    }
+
+
+def of_policies(runner: CellRunner) -> dict[str, Any]:
+    """How a comparison of policies was judged."""
+    judge = PolicyJudge.of(runner.plan.recipe, runner.dataset)
+    return {
+        "features": "actions",
+        "accuracy": None,
+        "samples": len(judge.probes),
+        "real_samples": len(judge.held_out),
+        "floor": None,
+        "measure": "action error",
+    }
+
+
+def with_rollouts(plan: Plan, comparison: Comparison) -> Comparison:
+    """``comparison`` with what the policies did in the simulator, if they were there."""
+    film = draw_film(plan)
+    name = None if film is None else film.relative_to(plan.folder).as_posix()
+    return dataclasses.replace(comparison, policies=policy_entries(plan), film=name)
 
 
 def trained_on(plan: Plan) -> tuple[str, dict[str, str]]:
@@ -112,7 +144,7 @@ def cell_record(
         for step in plan.eval_steps
         if (path := folder / "samples" / f"{method}{budget}_step_{step:06d}.png").exists()
     }
-    strip = strip_of(plan, cell, dataset)
+    strip = None if plan.recipe.is_policy else strip_of(plan, cell, dataset)
     return CellRecord(
         coupling=cell.coupling,
         seed=cell.seed,

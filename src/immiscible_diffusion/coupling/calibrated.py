@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.coupling.base import Coupling, draw, pair
+from immiscible_diffusion.coupling.base import Coupling, Independent, draw, pair
+from immiscible_diffusion.coupling.inputs import can_look, valid_positions
 from immiscible_diffusion.coupling.law import NoiseLaw
 
 
@@ -15,6 +16,9 @@ class Calibrated:
 
     An affine map, one for all data (or all of a label), so the noise is paired as before and
     sampling starts from N(0, I). First two moments only: the law is not exactly N(0, I).
+
+    Data that a mask cuts are not paired: the law was measured on whole data and differs for every
+    mask. They get N(0, I), as calibration aims at.
 
     Args:
         coupling: what pairs.
@@ -44,9 +48,14 @@ class Calibrated:
         mask: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Noise for ``data`` ``[B, *shape]``; ValueError for a mask: the law is of whole data."""
-        labels = self._labels(cond, mask)
-        return self.law.whiten(draw(self.coupling, data, cond=cond, generator=generator), labels)
+        """Noise for ``data`` ``[B, *shape]``; ValueError for a mask that cuts them all."""
+        labels, cut = self._labels(cond), self._cut(data, mask)
+        noise = draw(self.coupling, data, cond=cond, mask=mask, generator=generator)
+        paired = self.law.whiten(noise, labels)
+        if cut is None:
+            return paired
+        own = Independent()(data, generator=generator)
+        return torch.where(cut, own, paired)
 
     @torch.no_grad()
     def pair(
@@ -59,16 +68,25 @@ class Calibrated:
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """The same from Gaussian ``noise`` ``[B, *shape]`` of your own."""
-        labels = self._labels(cond, mask)
-        paired = pair(self.coupling, data, noise, cond=cond, generator=generator)
-        return self.law.whiten(paired, labels)
+        labels, cut = self._labels(cond), self._cut(data, mask)
+        paired = pair(self.coupling, data, noise, cond=cond, mask=mask, generator=generator)
+        paired = self.law.whiten(paired, labels)
+        return paired if cut is None else torch.where(cut, noise.to(paired), paired)
 
-    def _labels(self, cond: dict[str, Tensor] | None, mask: Tensor | None) -> Tensor | None:
-        if mask is not None:
+    def _cut(self, data: Tensor, mask: Tensor | None) -> Tensor | None:
+        """``[B, 1, ...]``: which data the mask cuts; None without one."""
+        valid = valid_positions(mask, data)
+        if valid is None:
+            return None
+        cut = ~valid.flatten(1).all(dim=1)
+        if can_look(cut) and bool(cut.all()):
             raise ValueError(
-                "Calibrated takes no mask: its law was measured on whole data, and differs for "
-                "every mask; use the coupling inside it, or drop the mask"
+                "the mask cuts every datum, and the law of Calibrated was measured on whole data; "
+                "use the coupling inside it, or drop the mask"
             )
+        return cut.view(-1, *(1,) * (data.ndim - 1))
+
+    def _labels(self, cond: dict[str, Tensor] | None) -> Tensor | None:
         if self.law.label_mean is None:
             return None
         if cond is None or self.label_key not in cond:

@@ -14,6 +14,7 @@ from immiscible_diffusion.coupling.base import Coupling, Independent, Shuffled
 from immiscible_diffusion.coupling.calibrated import Calibrated
 from immiscible_diffusion.coupling.knn import CENTERS, KNN
 from immiscible_diffusion.coupling.law import NoiseLaw
+from immiscible_diffusion.coupling.schedule import WarmUp
 from immiscible_diffusion.coupling.transport import GaussianTransport
 from immiscible_diffusion.moments import Moments
 
@@ -36,7 +37,8 @@ def coupling_from_name(name: str, moments: MomentsSource = None, law: LawSource 
     Args:
         name: ``"independent"``, ``"knn:k=16"``, ``"knn:k=16,center=mean"`` (or ``label``,
             ``channel``), ``"assignment"``, ``"assignment:cost=norm"`` (and the other options of
-            ``LinearAssignment``), ``"transport:eps=4"``, ``"shuffled:"`` or ``"calibrated:"``
+            ``LinearAssignment``), any of these with ``start_step=N`` (no pairing before that
+            training step), ``"transport:eps=4"``, ``"shuffled:"`` or ``"calibrated:"``
             before any of these, or a coupling of your own by import path,
             ``"my_module:MyCoupling(k=3)"``.
         moments: moments of the data for ``center=`` and ``transport``, or a function that fits
@@ -55,7 +57,10 @@ def coupling_from_name(name: str, moments: MomentsSource = None, law: LawSource 
         return Calibrated(inner, _law(name, inner, law))
     head, _, options = name.partition(":")
     if head in COUPLINGS:
-        return _make(COUPLINGS[head], _parse_options(name, head, options, moments), name)
+        parsed = _parse_options(name, head, options, moments)
+        start = parsed.pop("start_step", None)
+        coupling = _make(COUPLINGS[head], parsed, name)
+        return coupling if start is None else WarmUp(coupling, start)
     if match := _IMPORT.fullmatch(name):
         return _import_coupling(name, match)
     raise ValueError(

@@ -20,6 +20,7 @@ from immiscible_diffusion.coupling.ranks import (
     ranks_in_use,
     uses_ranks,
 )
+from immiscible_diffusion.coupling.schedule import at_step
 from immiscible_diffusion.data import Batch
 from immiscible_diffusion.rng import Streams
 
@@ -203,7 +204,8 @@ class _Pairing:
         """The batches from ``number`` on with their noise."""
         with torch.no_grad(), self.on_stream():
             streams = replace(self.streams(number), device=window[0].data.device)
-            noises = pair_pool(self.coupling, window, generator=streams.noise)
+            coupling = at_step(self.coupling, streams.step)
+            noises = pair_pool(coupling, window, generator=streams.noise)
             return [
                 _Ready(Paired(batch.data, noise, batch.cond, batch.mask), _event(batch.data))
                 for batch, noise in zip(window, noises, strict=True)

@@ -5,6 +5,7 @@ from immiscible_diffusion.data.demonstrations import load_demonstrations
 from immiscible_diffusion.data.images import ImageSet, LazyImageSet
 from immiscible_diffusion.data.normalise import MinMax
 from immiscible_diffusion.data.order import DataOrder, batches, check_split
+from immiscible_diffusion.data.recorded import DemonstrationConfig, load_windows
 from immiscible_diffusion.data.sources import DataConfig, load_images
 from immiscible_diffusion.data.trajectories import Episodes, Windows
 
@@ -14,6 +15,7 @@ __all__ = [
     "DataConfig",
     "DataOrder",
     "DataSet",
+    "DemonstrationConfig",
     "Episodes",
     "ImageSet",
     "LazyImageSet",
@@ -21,6 +23,15 @@ __all__ = [
     "Windows",
     "batches",
     "check_split",
+    "load_data",
     "load_demonstrations",
     "load_images",
+    "load_windows",
 ]
+
+
+def load_data(config: DataConfig | DemonstrationConfig) -> DataSet:
+    """The data to train on that ``config`` names; ValueError says what is missing."""
+    if isinstance(config, DemonstrationConfig):
+        return load_windows(config)[0]
+    return load_images(config)

@@ -1,7 +1,7 @@
 """Where images come from: by name, from local files or from the hub."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,10 @@ class DataConfig:
             raise ValueError(f"data.size must be at least 1, got {self.size}")
         if self.channels not in (None, 1, 3):
             raise ValueError(f"data.channels must be 1 or 3, got {self.channels}")
+
+    def tiny(self) -> "DataConfig":
+        """Of a smoke run."""
+        return replace(self, limit=min(self.limit or 256, 256))
 
 
 def load_images(config: DataConfig) -> DataSet:

@@ -11,12 +11,31 @@ class Loss(Protocol):
     """``loss_fn(model, path, data, noise, t, cond) -> [B]``, one loss per datum."""
 
     def __call__(
-        self, model: Model, path: Path, data: Tensor, noise: Tensor, t: Tensor, cond: Cond | None
+        self,
+        model: Model,
+        path: Path,
+        data: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        cond: Cond | None,
+        mask: Tensor | None = None,
     ) -> Tensor:
-        """Loss ``[B]`` of ``data`` and ``noise`` ``[B, *shape]`` at ``t`` ``[B]``."""
+        """Loss ``[B]`` of ``data`` and ``noise`` ``[B, *shape]`` at ``t`` ``[B]``.
+
+        Where ``mask``, broadcast to ``data``, is False the data count for nothing.
+        """
 
 
 def at_share(loss: Loss, share: float) -> Loss:
     """``loss`` as it is after that share of training, for one that has a curriculum (``at``)."""
     at = getattr(loss, "at", None)
     return loss if at is None else at(share)
+
+
+def mean_over(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean ``[B]`` of ``values`` ``[B, *shape]`` over what ``mask`` says is valid; 0 of nothing."""
+    if mask is None:
+        return values.flatten(1).mean(dim=1)
+    valid = mask.expand_as(values)
+    total = values.masked_fill(~valid, 0).flatten(1).sum(dim=1)
+    return total / valid.flatten(1).sum(dim=1).clamp_min(1)

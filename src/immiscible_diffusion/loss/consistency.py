@@ -73,7 +73,14 @@ class ConsistencyLoss:
         return (sigma * (1 - gap)).clamp_min(sigma_min)
 
     def __call__(
-        self, model: Model, path: Path, data: Tensor, noise: Tensor, t: Tensor, cond: Cond | None
+        self,
+        model: Model,
+        path: Path,
+        data: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        cond: Cond | None,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Loss ``[B]``; ValueError for another path than SigmaPath.
 
@@ -90,7 +97,10 @@ class ConsistencyLoss:
         with torch.no_grad():
             point = path.sample(data, noise, earlier)
             wanted = model(point.x_t, path.network_time(earlier), cond)
-        distance = (said.float() - wanted.float()).square().flatten(1).sum(dim=1)
+        error = (said.float() - wanted.float()).square()
+        if mask is not None:
+            error = error.masked_fill(~mask.expand_as(error), 0)
+        distance = error.flatten(1).sum(dim=1)
         size = self.huber * math.sqrt(data[0].numel())
         # The root has no slope at 0, where the two agree.
         loss = (distance + size**2 + 1e-12).sqrt() - size

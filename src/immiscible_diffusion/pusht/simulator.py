@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from importlib.metadata import version
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,3 +123,9 @@ def replayed(state: Array, action: Array) -> Array:
         simulator.place(before)
         found.append(simulator.step(chosen[None]).state[0])
     return np.array(found)
+
+
+def simulator_at_hand() -> str:
+    """Which simulator there is; MissingExtra if there is none."""
+    Simulator()
+    return f"gym-pusht {version('gym-pusht')}"

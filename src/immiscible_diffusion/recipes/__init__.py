@@ -17,6 +17,7 @@ from immiscible_diffusion.recipes.flow_matching import (
     digits_flow,
     fashion_flow,
 )
+from immiscible_diffusion.recipes.push_t import pusht_policy, pusht_policy_small
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "digits-flow": digits_flow,
@@ -29,6 +30,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "cifar10-consistency": cifar10_consistency,
     "celeba-consistency": celeba_consistency,
     "tiny-imagenet-consistency": tiny_imagenet_consistency,
+    "pusht-policy-small": pusht_policy_small,
+    "pusht-policy": pusht_policy,
 }
 
 

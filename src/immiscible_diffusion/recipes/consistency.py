@@ -62,7 +62,7 @@ def celeba_consistency() -> Recipe:
     judge on, so FID judges it.
     """
     recipe = _of_size_64("celeba-consistency", DataConfig(name="hub:nielsr/CelebA-faces"), 1024)
-    judged = dataclasses.replace(recipe.evaluation, features="inception")
+    judged = dataclasses.replace(recipe.of_images, features="inception")
     return dataclasses.replace(recipe, evaluation=judged)
 
 

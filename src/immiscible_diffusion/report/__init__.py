@@ -11,6 +11,7 @@ from immiscible_diffusion.report.results import (
     ExcessPoint,
     Irreducible,
     LossPoint,
+    PolicyEntry,
     Quality,
 )
 from immiscible_diffusion.report.speedup import (
@@ -33,6 +34,7 @@ __all__ = [
     "Irreducible",
     "Kept",
     "LossPoint",
+    "PolicyEntry",
     "Quality",
     "Speedup",
     "findings",

@@ -72,18 +72,19 @@ def _data_cell(text: str) -> str:
 
 
 def image(folder: Path, path: str | None, title: str) -> str:
-    """The PNG at ``folder / path`` as a data URI, or the word 'missing'.
+    """The PNG or GIF at ``folder / path`` as a data URI, or the word 'missing'.
 
     Raises:
-        ValueError: the file is no PNG.
+        ValueError: the file is of neither kind, by its content and its name.
     """
     if path is None or not (folder / path).is_file():
         return '<span class="soft">missing</span>'
     content = (folder / path).read_bytes()
-    if not content.startswith(_PNG):
-        raise ValueError(f"{folder / path} is not a PNG; expected a picture: {title}")
+    kind, start = ("gif", b"GIF8") if path.endswith(".gif") else ("png", _PNG)
+    if not content.startswith(start):
+        raise ValueError(f"{folder / path} is not a {kind.upper()}; expected a picture: {title}")
     data = b64encode(content).decode("ascii")
-    return f'<img alt="{escape(title)}" src="data:image/png;base64,{data}">'
+    return f'<img alt="{escape(title)}" src="data:image/{kind};base64,{data}">'
 
 
 def css_class(verdict: str) -> str:

@@ -17,6 +17,7 @@ from immiscible_diffusion.report.elements import (
 )
 from immiscible_diffusion.report.excess import excess_section
 from immiscible_diffusion.report.findings import findings, missing, number, summary
+from immiscible_diffusion.report.policies import policy_section
 from immiscible_diffusion.report.results import Comparison
 from immiscible_diffusion.report.samples import denoising_section, samples_section
 
@@ -57,6 +58,7 @@ def render_page(comparison: Comparison, folder: str | os.PathLike[str]) -> str:
         _missing(comparison),
         _main_figure(comparison),
         _speedups(comparison),
+        policy_section(comparison, Path(folder), _note(comparison)),
         _controls(comparison),
         samples_section(comparison, Path(folder), _note(comparison)),
         denoising_section(comparison, Path(folder), _note(comparison)),
@@ -113,7 +115,7 @@ def _main_figure(comparison: Comparison) -> str:
     )
     panels += panel(plots.quality_against_budget(comparison))
     caption = (
-        f"{comparison.measure} against training steps, one panel per sampling budget (outlined: "
+        f"{comparison.measure.capitalize()} against training steps, one panel per sampling budget (outlined: "
         "the headline budget), and at the end of training. Lines: geometric mean over seeds as "
         "evaluated; bands: smallest to largest seed; dashed: shuffled controls. "
     )
@@ -178,6 +180,8 @@ def _losses(comparison: Comparison) -> str:
 
 
 def _metrics(comparison: Comparison) -> str:
+    if comparison.policies:
+        return ""  # what there is of a policy stands above
     return (
         "<h2>All metrics at the last evaluated step</h2>\n"
         f"{table(tables.metric_table(comparison), comparison)}"
@@ -211,6 +215,12 @@ def _how(comparison: Comparison) -> str:
 
 def _evidence(comparison: Comparison) -> str:
     """What stands beside every figure: features, counts, floor and note."""
+    if comparison.policies or comparison.measure != "Frechet distance":
+        text = (
+            f"The {comparison.measure} is of {comparison.samples:,} held-out windows, one plan for "
+            f"each, in the range [-1, 1]."
+        )
+        return f"{text} {_note(comparison)}".strip()
     accuracy = comparison.accuracy
     features = f"Features: {comparison.features}"
     if accuracy is not None:

@@ -23,6 +23,7 @@ __all__ = [
     "ExcessPoint",
     "Irreducible",
     "LossPoint",
+    "PolicyEntry",
     "Quality",
 ]
 
@@ -35,6 +36,27 @@ class Dataset:
 
     name: str
     count: int
+
+
+@dataclass(frozen=True)
+class PolicyEntry:
+    """What policies of one coupling did in the simulator after the last step, over all seeds.
+
+    Each figure is ``(value, low, high)``: a mean with its 95% interval. ``score`` is the mean over
+    episodes of the largest share of the goal covered, ``success`` the share of episodes that
+    reached it, ``gain`` the score less the baseline's on the same seeds and episodes (None for the
+    baseline), ``latency_ms`` the median time of a plan for all episodes at once.
+    """
+
+    coupling: str
+    score: tuple[float, float, float]
+    success: tuple[float, float, float]
+    gain: tuple[float, float, float] | None
+    last: float
+    best: float
+    latency_ms: float
+    seeds: int
+    episodes: int
 
 
 @dataclass(frozen=True)
@@ -114,6 +136,8 @@ class Comparison:
     version: int = SCHEMA_VERSION
     excess: Excess | None = field(default=None, metadata=OPTIONAL)
     measure: str = field(default="Frechet distance", metadata=OPTIONAL)
+    policies: tuple[PolicyEntry, ...] = field(default=(), metadata=OPTIONAL)
+    film: str | None = field(default=None, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         if self.version != SCHEMA_VERSION:

@@ -12,6 +12,8 @@ _COLUMNS = 4  # steps shown in the sample grids: as many as fit a desk screen
 def samples_section(comparison: Comparison, folder: Path, note: str) -> str:
     """Grids of one seed, a row for each coupling, a column for each of some training steps."""
     seed = next((s for s in comparison.seeds if _with_grids(comparison, s)), None)
+    if seed is None and comparison.policies:
+        return ""
     if seed is None:
         return "<h2>Samples</h2><p>No sample grids were recorded.</p>"
     cells = _with_grids(comparison, seed)

@@ -61,6 +61,7 @@ tr.control td:first-child { padding-left: 24px; color: var(--soft); }
 .grids td, .grids th { text-align: center; padding: 6px; }
 .grids img { display: block; width: clamp(130px, 21vw, 230px); height: auto; margin: 0 auto;
   image-rendering: pixelated; background: #ffffff; }
+.film img { max-width: 100%; height: auto; }
 .strips img { width: clamp(260px, 60vw, 620px); }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 6px;
   padding: 10px 14px; white-space: pre-wrap; overflow-wrap: anywhere; }
