@@ -115,8 +115,8 @@ def _main_figure(comparison: Comparison) -> str:
     )
     panels += panel(plots.quality_against_budget(comparison))
     caption = (
-        f"{comparison.measure.capitalize()} against training steps, one panel per sampling budget (outlined: "
-        "the headline budget), and at the end of training. Lines: geometric mean over seeds as "
+        f"{comparison.measure.capitalize()} against training steps, one panel per sampling budget "
+        "(outlined: the headline budget), and at the end of training. Lines: geometric mean over seeds as "
         "evaluated; bands: smallest to largest seed; dashed: shuffled controls. "
     )
     return (
