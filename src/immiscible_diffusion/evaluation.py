@@ -32,7 +32,7 @@ class Evaluation:
         features: feature space: ``classifier``, ``pixels``, or of a pretrained network
             ``efficientnet``, ``inception`` (FID) or ``dinov2`` (FD-DINOv2); docs/evaluate.md.
         samples: images generated for every figure.
-        budgets: numbers of Euler steps that ``compare`` samples with.
+        budgets: numbers of steps that ``compare`` samples with, by the recipe's sampler.
         points: how many training steps ``compare`` evaluates at, spaced evenly in their logarithm.
         first: the first of them, as a share of all steps.
         at: the training steps themselves, instead of ``points`` and ``first``; those beyond the

@@ -56,7 +56,8 @@ class Generator:
         for start in range(0, len(images), self.batch_size):
             rows = images[start : start + self.batch_size]
             sampled = self._sampled(self.guided(model, sampler), rows, seed, sampler)
-            yield self.recipe.scaling.undo(sampled.data), sampled.nfe
+            doubled = 1 if sampler.guidance == 1 else 2  # with the label and without
+            yield self.recipe.scaling.undo(sampled.data), doubled * sampled.nfe
 
     def strip(
         self,
@@ -69,14 +70,14 @@ class Generator:
     ) -> Tensor:
         """``count`` images on their way from noise to data, as ``strip_rows`` lays them out."""
         sampler = self.of_scaled_data(sampler or self.recipe.sampler)
-        watched = Watched(self.guided(model.eval(), sampler), self.recipe.path)
+        watched = Watched(self.guided(model.eval(), sampler), self.recipe.noise_path)
         last = self._sampled(watched, range(count), seed, sampler).data
         return self.recipe.scaling.undo(strip_rows(watched.frames, last, columns))
 
     def _sampled(self, model: Model, rows: range, seed: int, sampler: Sampler) -> Sampled:
         with torch.no_grad():
             return sampler.sample(
-                self.recipe.path,
+                self.recipe.noise_path,
                 model,
                 self.start(sampler, seed, rows),
                 cond=self.labels(rows),

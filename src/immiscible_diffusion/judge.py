@@ -70,7 +70,7 @@ class Judge:
         Their features are, in float32, unless the Frechet distance alone is asked for.
         """
         check_metrics(metrics)
-        images = (batch.clamp(-1, 1) for batch in batches)
+        images = (_finite(batch).clamp(-1, 1) for batch in batches)
         features: Tensor | FeatureStatistics
         if set(metrics) <= {"frechet"}:
             features = stream_statistics(self.extractor.dim, map(self.extractor, images))
@@ -101,6 +101,11 @@ class Judge:
         one, other = halves(self.reference.real, size, seed, 0)
         reference = Reference.of(other, self.extractor.name, seed)
         return floor, measure(one, reference, metrics=rest)
+
+    def floor(self, samples: int) -> Floor | None:
+        """What ``samples`` of the data's own law would score against the reference, about."""
+        found = self.reference.floor
+        return None if found is None else found.at(samples, self.reference.statistics.count)
 
     def noise_distance(self, samples: int, batch_size: int = 512) -> float | None:
         """Frechet distance of pure noise, N(0, I), as images: what learning nothing scores."""
@@ -145,3 +150,13 @@ def judged(
     quality = judge(images(), metrics)
     shown = torch.cat(kept)[:keep] if kept else torch.empty(0, *generator.dataset.shape)
     return quality, round(sum(evaluations) / len(evaluations)), shown
+
+
+def _finite(batch: Tensor) -> Tensor:
+    """``batch``; ValueError for NaN or infinity, which bytes would hide."""
+    wrong = int((~batch.flatten(1).isfinite().all(dim=1)).sum())
+    if wrong:
+        raise ValueError(
+            f"{wrong} of {len(batch)} images hold NaN or infinity; the model has probably diverged"
+        )
+    return batch

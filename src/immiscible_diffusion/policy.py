@@ -72,7 +72,7 @@ class PolicyJudge:
         """The policy in the units of the recordings."""
         return Planner(
             model,
-            self.recipe.path,
+            self.recipe.noise_path,
             sampler,
             self.train.shape,
             self.train.observed,
@@ -95,7 +95,7 @@ class PolicyJudge:
         if sampler.start == "matched" and self.law is not None:
             noise = self.law.color(noise)
         plans = sampler.sample(
-            self.recipe.path, model.eval(), noise, cond=batch.cond, step_noise=draw
+            self.recipe.noise_path, model.eval(), noise, cond=batch.cond, step_noise=draw
         ).data
         first = self.train.observations - 1
         done = slice(first, first + self.train.execute)

@@ -134,6 +134,7 @@ class Recipe:
         if isinstance(self.loss, ConsistencyLoss) and not isinstance(self.path, SigmaPath):
             raise ValueError(f"ConsistencyLoss needs a SigmaPath, got {type(self.path).__name__}")
         self.sampler.check(self.path)
+        self._check_consistency()
         if self.is_policy != isinstance(self.evaluation, PolicyEvaluation):
             raise ValueError(
                 f"demonstrations are judged by PolicyEvaluation and images by Evaluation, got "
@@ -141,6 +142,28 @@ class Recipe:
             )
         if self.is_policy and self.preview_every:
             raise ValueError("previews are pictures, and plans are none; set preview_every 0")
+
+    def _check_consistency(self) -> None:
+        """Raise ValueError for what a network trained so cannot do."""
+        trained = isinstance(self.loss, ConsistencyLoss)
+        if trained != (self.sampler.method == "consistency") and isinstance(self.path, SigmaPath):
+            raise ValueError(
+                f"sampler.method consistency goes with ConsistencyLoss, and nothing else does; got "
+                f"{self.sampler.method} and {type(self.loss).__name__}"
+            )
+        if trained and isinstance(self.path, SigmaPath) and self.path.time == "discrete":
+            raise ValueError(
+                "ConsistencyLoss has the curriculum of ECT, whose noise levels are continuous; "
+                "path.time discrete is iCT's, which is not built: use lognormal"
+            )
+
+    @property
+    def noise_path(self) -> FlowPath | DiffusionPath | SigmaPath:
+        """``path`` for the data as they are diffused: scaled data have another sigma_data."""
+        if not isinstance(self.path, SigmaPath) or self.scaling.factor == 1:
+            return self.path
+        wide = self.path.sigma_data * self.scaling.factor
+        return dataclasses.replace(self.path, sigma_data=wide)
 
     @property
     def of_images(self) -> Evaluation:

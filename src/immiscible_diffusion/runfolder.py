@@ -28,6 +28,7 @@ from immiscible_diffusion.files import (
     write_json,
     write_jsonl,
 )
+from immiscible_diffusion.loss import ConsistencyLoss
 from immiscible_diffusion.pictures import image_grid
 from immiscible_diffusion.recipe import Recipe, differences
 
@@ -80,6 +81,13 @@ class RunFolder:
         return run
 
     def _check_same(self, recipe: Recipe) -> None:
+        before = self.recipe()
+        planned = recipe.optimiser.decay != "none" or isinstance(recipe.loss, ConsistencyLoss)
+        if planned and before.steps != recipe.steps and self.checkpoint.exists():
+            raise ValueError(
+                f"{self.root} holds a run of {before.steps} steps, and learning rate or curriculum "
+                f"follow their number; with {recipe.steps} they would jump: choose another --out"
+            )
         changed = [
             line
             for line in differences(self.recipe(), recipe)

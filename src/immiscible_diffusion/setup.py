@@ -100,7 +100,7 @@ def make_model(recipe: Recipe, dataset: DataSet) -> nn.Module:
     if not isinstance(recipe.path, SigmaPath):
         return model
     ends = recipe.path.sigma_min if isinstance(recipe.loss, ConsistencyLoss) else 0.0
-    return Preconditioned(model, recipe.path.sigma_data, ends)
+    return Preconditioned(model, recipe.path.sigma_data * recipe.scaling.factor, ends)
 
 
 def make_coupling(

@@ -111,7 +111,7 @@ class Trainer:
 
     def train_step(self, pairs: Iterator[Paired]) -> None:
         """One optimiser step: ``accumulation`` micro-batches."""
-        path, model = self.recipe.path, self.model
+        path, model = self.recipe.noise_path, self.model
         loss_fn = at_share(self.loss_fn, self.step / self.recipe.steps)
         for micro in range(self.recipe.accumulation):
             rng = self.feed.streams(self.step * self.recipe.accumulation + micro)
@@ -181,9 +181,10 @@ class Trainer:
 
     def validate(self) -> None:
         """Loss of the averaged model on fixed independent noise and times."""
-        v, path = self.validation, self.recipe.path
+        v, path = self.validation, self.recipe.noise_path
+        loss_fn = at_share(self.loss_fn, 1.0)  # one loss at every step, also under a curriculum
         with torch.no_grad():
-            loss = self.loss_fn(self.average.current(), path, v.data, v.noise, v.t, v.cond, v.mask)
+            loss = loss_fn(self.average.current(), path, v.data, v.noise, v.t, v.cond, v.mask)
         self.record("validation", loss=float(loss.mean()), split=v.split)
 
     def start_trackers(self) -> None:

@@ -75,5 +75,9 @@ def test_options_change_the_recipe_s_sampler_and_nothing_else():
     assert SamplerChanges(eta=0.0, guidance=1.0).of(Sampler("ddim", eta=0.5, guidance=3.0)) == (
         Sampler("ddim")
     )
+    with pytest.raises(ValueError, match="spacing means something in ddim and ddpm and dpm only"):
+        SamplerChanges(spacing="quadratic").of(Sampler("euler"))
+    with pytest.raises(ValueError, match="clip means something"):
+        SamplerChanges(clip=1.0, method="dpm").of(recipe)
     with pytest.raises(ValueError, match="eta must be from 0 to 1"):
         SamplerChanges(eta=2.0).of(recipe)

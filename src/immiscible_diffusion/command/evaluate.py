@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -42,8 +43,8 @@ class Options(SamplerChanges):
         features: feature space: classifier, pixels, efficientnet, inception (FID) or dinov2
             (FD-DINOv2); the recipe's by default.
         metrics: which; frechet alone keeps no features, so any number of samples fits.
-        calibrate: score real against real first, what no generator can be expected to beat, and
-            pure noise, what learning nothing scores.
+        calibrate: score real against real first, and pure noise, what learning nothing scores:
+            the two ends of the scale.
         batch_size: images at a time.
         device: where to sample and to judge.
     """
@@ -64,6 +65,11 @@ def main(arguments: list[str]) -> int:
     """Print the metrics and append them to RUN/evaluation.json."""
     options = parse(Options, arguments, "evaluate")
     check_metrics(options.metrics)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ValueError(
+            "evaluate runs in one process, and several would each do all of it; start it plainly "
+            "(immiscible sample shares its work: sample first, then evaluate --folder)"
+        )
     run = RunFolder.existing(options.run)
     result = judged_of(options)(options, run)
     existing = run.root / "evaluation.json"
@@ -234,11 +240,11 @@ def in_batches(images: DataSet) -> Iterator[Tensor]:
 
 def described(quality: Quality, judge: Judge, dataset: DataSet) -> dict[str, Any]:
     """The figures, and what must stand beside them."""
-    floor = judge.reference.floor
+    floor = judge.floor(quality.samples)
     return quality.as_dict() | {
         "distance": judge.extractor.distance,
         "preprocessing": judge.extractor.preprocessing,
         "data": f"{dataset.name}{f' ({dataset.note})' if dataset.note else ''}, {len(dataset)}",
-        "encoding": dataset.note or "as published",
+        "encoding": dataset.note or "of the source",
         "floor": floor.note if floor is not None else "too few real data to tell",
     }

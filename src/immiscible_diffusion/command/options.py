@@ -1,17 +1,22 @@
 """Command lines to dataclasses, by tyro; errors as ValueError, one line."""
 
 import contextlib
+import dataclasses
 import io
 import re
 import sys
+import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from immiscible_diffusion.loss import ConsistencyLoss
+from immiscible_diffusion.path import DiffusionPath, SigmaPath
 from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.recipes import RECIPES, recipe_from_name
+from immiscible_diffusion.sampler import Sampler
 
 T = TypeVar("T")
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -65,12 +70,54 @@ def take_name(arguments: Sequence[str], command: str) -> tuple[str, list[str]]:
 def named_recipe(name: str, arguments: list[str]) -> tuple[Recipe, list[str]]:
     """The recipe, shrunk if ``--tiny`` is among the arguments, and the other arguments.
 
-    ``--tiny`` acts before other options, which may then change what it set.
+    ``--tiny`` acts before other options, which may then change what it set; ``--model.kind``,
+    ``--path.kind`` and ``--loss.kind`` act before it.
     """
-    recipe = recipe_from_name(name)
+    recipe, arguments = with_kinds(recipe_from_name(name), arguments)
     if "--tiny" in arguments:
         return recipe.tiny(), [argument for argument in arguments if argument != "--tiny"]
     return recipe, arguments
+
+
+def with_kinds(recipe: Recipe, arguments: list[str]) -> tuple[Recipe, list[str]]:
+    """The recipe with parts of other kinds, as ``--model.kind DiT`` asks, and the other arguments.
+
+    A part of another kind has its defaults, and so has the sampler where path or loss need another;
+    later options change them.
+    """
+    rest, chosen = list(arguments), {}
+    for part in ("model", "path", "loss"):
+        word = f"--{part}.kind"
+        if word not in rest:
+            continue
+        place = rest.index(word)
+        asked = rest[place + 1] if place + 1 < len(rest) else ""
+        kinds = kinds_of(part)
+        kind = {name.lower(): kind for name, kind in kinds.items()}.get(asked.lower())
+        if kind is None:
+            raise ValueError(f"{word} must be one of {', '.join(kinds)}, got {asked!r}")
+        if not isinstance(getattr(recipe, part), kind):
+            chosen[part] = kind()
+        del rest[place : place + 2]
+    path, loss = chosen.get("path", recipe.path), chosen.get("loss", recipe.loss)
+    if "path" in chosen or "loss" in chosen:
+        chosen["sampler"] = sampler_of(path, loss)
+    return dataclasses.replace(recipe, **chosen), rest
+
+
+def sampler_of(path: Any, loss: Any) -> Sampler:
+    """The usual sampler of a path, or of consistency models."""
+    if isinstance(loss, ConsistencyLoss):
+        return Sampler("consistency", steps=1)
+    if isinstance(path, DiffusionPath):
+        return Sampler("ddim", steps=50)
+    return Sampler("edm", steps=18) if isinstance(path, SigmaPath) else Sampler()
+
+
+def kinds_of(part: str) -> dict[str, type]:
+    """The kinds that a part of a recipe may be of, by name."""
+    kinds = typing.get_args(typing.get_type_hints(Recipe)[part])
+    return {kind.__name__: kind for kind in kinds}
 
 
 def run_path(out: Path | None, *parts: str) -> Path:

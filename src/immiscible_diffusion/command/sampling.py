@@ -6,6 +6,13 @@ from typing import Any, Literal
 
 from immiscible_diffusion.sampler import Sampler
 
+ONLY = {
+    "spacing": ("ddim", "ddpm", "dpm"),
+    "eta": ("ddim",),
+    "clip": ("ddim", "ddpm"),
+}
+"""Options that other methods pass over."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerChanges:
@@ -19,6 +26,7 @@ class SamplerChanges:
             now and kept in the run if it is not there).
         spacing: which of the path's steps ddim, ddpm and dpm take.
         eta: share of fresh noise in ddim, 0 to 1.
+        clip: bound on predicted data in ddim and ddpm.
         guidance: weight of the labels; 1 is none.
     """
 
@@ -27,6 +35,7 @@ class SamplerChanges:
     start: str | None = None
     spacing: Literal["linear", "quadratic", "trailing"] | None = None
     eta: float | None = None
+    clip: float | None = None
     guidance: float | None = None
 
     def of(self, default: Sampler) -> Sampler:
@@ -36,4 +45,11 @@ class SamplerChanges:
             for field in dataclasses.fields(SamplerChanges)
             if (value := getattr(self, field.name)) is not None
         }
-        return dataclasses.replace(default, **changes)
+        sampler = dataclasses.replace(default, **changes)
+        for name, methods in ONLY.items():
+            if name in changes and sampler.method not in methods:
+                raise ValueError(
+                    f"{name} means something in {' and '.join(methods)} only, and the sampler is "
+                    f"{sampler.method}; leave it out, or give --method"
+                )
+        return sampler

@@ -86,7 +86,7 @@ def losses_by_level(
     recipe: Recipe, model: nn.Module, probes: Probes, device: torch.device
 ) -> Tensor:
     """Squared error ``[levels, P]``, mean over dimensions, not weighted; ``model`` in eval mode."""
-    batch, noise, path = probes.images.to(device), probes.noise.to(device), recipe.path
+    batch, noise, path = probes.images.to(device), probes.noise.to(device), recipe.noise_path
     cond = batch.cond if recipe.conditional else None
     rows = []
     for level in LEVELS:

@@ -90,7 +90,7 @@ def of_images(runner: CellRunner) -> dict[str, Any]:
         "accuracy": getattr(judge.extractor, "accuracy", None),
         "samples": runner.plan.recipe.of_images.samples,
         "real_samples": judge.reference.statistics.count,
-        "floor": judge.reference.floor,
+        "floor": judge.floor(runner.plan.recipe.of_images.samples),
     }
 
 

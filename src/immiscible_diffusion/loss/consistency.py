@@ -14,11 +14,13 @@ from immiscible_diffusion.path import Cond, Model, Path, SigmaPath
 
 @dataclass(frozen=True)
 class ConsistencyLoss:
-    """Consistency training without a teacher of its own (ECT, 2406.14548; iCT, 2310.14189).
+    """Consistency training without a teacher of its own (ECT, 2406.14548).
 
     The path is sampled twice, at sigma and at an earlier ``r < sigma``, with the same paired noise
     and the same dropout; what the network says at ``r``, without gradient, is the target at
-    ``sigma``. ``r / sigma`` rises in stages to 1; while it is 0 this is denoising as in EDM.
+    ``sigma``. ``r / sigma`` rises in stages to 1; while it is 0 this is denoising (of the distance,
+    not its square as in EDM). The pseudo-Huber loss is iCT's (2310.14189); its grid of noise levels
+    is not built.
 
     Args:
         base: q of ECT: in stage n the gap ``(sigma - r) / sigma`` is about ``base^-(n + 1)``.
@@ -26,8 +28,8 @@ class ConsistencyLoss:
         denoise: share of training, at its beginning, with ``r`` at ``sigma_min``: denoising.
         widen: k of ECT: how much wider the gap is at small sigma.
         huber: c of the pseudo-Huber loss in units of ``sqrt(D)`` (iCT: 0.00054); 0 is the distance.
-        weighting: ``edm``: ``1 / sigma^2 + 1 / sigma_data^2`` (ECT); ``gap``: ``1 / (sigma - r)``
-            (iCT).
+        weighting: ``gap``: ``1 / (sigma - r)`` (ECT on CIFAR-10, iCT); ``edm``: ``1 / sigma^2 +
+            1 / sigma_data^2`` (ECT on ImageNet).
         share: of training that is over; the trainer sets it.
     """
 
@@ -116,10 +118,13 @@ def _dropout_repeater(device: torch.device) -> Callable[[], None]:
     """What puts the random state back to where it is now, so that dropout repeats itself."""
     host = torch.get_rng_state()
     there = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    on_mps = torch.mps.get_rng_state() if device.type == "mps" else None
 
     def again() -> None:
         torch.set_rng_state(host)
         if there is not None:
             torch.cuda.set_rng_state(there, device)
+        if on_mps is not None:
+            torch.mps.set_rng_state(on_mps)
 
     return again

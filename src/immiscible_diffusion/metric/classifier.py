@@ -115,7 +115,7 @@ def _own_state(seed: int, device: torch.device | str) -> Iterator[None]:
         torch.inference_mode(False),
         torch.enable_grad(),
         torch.autocast(device.type, enabled=False),
-        torch.backends.cudnn.flags(deterministic=True, benchmark=False),
+        torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False),
     ):
         torch.set_num_threads(1)
         try:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from immiscible_diffusion.data.batch import DataSet
 from immiscible_diffusion.metric.classifier import FEATURES, Classifier, trained_classifier
-from immiscible_diffusion.metric.preprocess import weights_digest
+from immiscible_diffusion.metric.preprocess import in_full_precision, weights_digest
 from immiscible_diffusion.metric.pretrained import PRETRAINED
 
 
@@ -139,7 +139,7 @@ class ClassifierFeatures:
         """Features [B, 64] float32 of data [B, C, H, W], on the network's device."""
         _check_shape(data, self.shape)
         device = next(self.network.parameters()).device
-        with torch.autocast(device.type, enabled=False):
+        with in_full_precision(device):
             return self.network.features(data.to(device, torch.float32))
 
 

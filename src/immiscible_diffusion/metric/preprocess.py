@@ -1,6 +1,8 @@
 """What turns data in [-1, 1] into what a pretrained network reads: bytes first, as a file holds."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -73,18 +75,25 @@ def exactly(network: nn.Module, pictures: Tensor) -> Tensor:
     Features in TF32 would differ from those on a CPU in the third digit.
     """
     device = next(network.parameters()).device
+    with torch.no_grad(), in_full_precision(device):
+        parts = [network(part.to(device)).float() for part in pictures.split(_CHUNK)]
+    return torch.cat(parts)
+
+
+@contextmanager
+def in_full_precision(device: torch.device) -> Iterator[None]:
+    """Float32 inside: no autocast, no TF32 in products or convolutions."""
     matmul = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:
         with (
-            torch.no_grad(),
             torch.autocast(device.type, enabled=False),
-            torch.backends.cudnn.flags(allow_tf32=False),
+            # All flags that are not named are set to their defaults, and enabled's is False.
+            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
         ):
-            parts = [network(part.to(device)).float() for part in pictures.split(_CHUNK)]
+            yield
     finally:
         torch.backends.cuda.matmul.allow_tf32 = matmul
-    return torch.cat(parts)
 
 
 def weights_digest(network: nn.Module) -> str:

@@ -1,7 +1,7 @@
 """How good a set of samples is, against a reference made once per data set."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 from immiscible_diffusion.data.batch import DataSet
 from immiscible_diffusion.metric.cache import StoredStatistics
+from immiscible_diffusion.metric.equal import NEIGHBOURS, Neighbours, chosen
 from immiscible_diffusion.metric.features import FeatureExtractor, data_batches, extract
 from immiscible_diffusion.metric.floor import SPLITS, Floor, floor_of
 from immiscible_diffusion.metric.frechet import FeatureStatistics, frechet_distance
 from immiscible_diffusion.metric.kernel import kernel_distance
 from immiscible_diffusion.metric.neighbours import (
-    Manifold,
     coverage,
     density,
     memorisation,
@@ -48,6 +48,7 @@ class Reference:
     extracted: Callable[[], Tensor]
     stored: StoredStatistics | None = None
     known: Floor | None = None
+    neighbours: dict[int, "Neighbours"] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, real: Tensor, features: str, seed: int = 0) -> "Reference":
@@ -70,15 +71,16 @@ class Reference:
             self.stored.write(self.statistics, floor)
         return floor
 
-    @cached_property
-    def manifold(self) -> Manifold:
-        """Balls to the 3rd neighbour, for precision."""
-        return Manifold.of(self.real, 3)
+    def equal(self, samples: Tensor) -> tuple[Tensor, "Neighbours"]:
+        """As many of ``samples`` as of the real features, at most ``NEIGHBOURS`` of each.
 
-    @cached_property
-    def wide_manifold(self) -> Manifold:
-        """Balls to the 5th neighbour, for density and coverage."""
-        return Manifold.of(self.real, 5)
+        Precision, recall, density and coverage depend on the counts and compare at equal ones only
+        (1904.06991 and 2002.09797 have them so); all pairs of more would take hours.
+        """
+        count = min(len(samples), self.statistics.count, NEIGHBOURS)
+        if count not in self.neighbours:
+            self.neighbours[count] = Neighbours(chosen(self.real, count, self.seed, "real"))
+        return chosen(samples, count, self.seed, "samples"), self.neighbours[count]
 
     @cached_property
     def spacing(self) -> float:
@@ -244,12 +246,34 @@ def check_metrics(metrics: Sequence[str]) -> None:
         raise ValueError(f"unknown metrics {unknown}; options: {', '.join(METRICS)}")
 
 
+def _precision(samples: Tensor, reference: Reference) -> float:
+    some, near = reference.equal(samples)
+    return precision(some, near.manifold)
+
+
+def _recall(samples: Tensor, reference: Reference) -> float:
+    some, near = reference.equal(samples)
+    return recall(some, near.real)
+
+
+def _density(samples: Tensor, reference: Reference) -> float:
+    some, near = reference.equal(samples)
+    return density(some, near.wide_manifold)
+
+
+def _coverage(samples: Tensor, reference: Reference) -> float:
+    some, near = reference.equal(samples)
+    return coverage(some, near.wide_manifold)
+
+
+def _memorisation(samples: Tensor, reference: Reference) -> float:
+    return memorisation(samples, reference.real, real_spacing=reference.spacing)
+
+
 _NEIGHBOURS: dict[str, Callable[[Tensor, Reference], float]] = {
-    "precision": lambda samples, reference: precision(samples, reference.manifold),
-    "recall": lambda samples, reference: recall(samples, reference.real),
-    "density": lambda samples, reference: density(samples, reference.wide_manifold),
-    "coverage": lambda samples, reference: coverage(samples, reference.wide_manifold),
-    "memorisation": lambda samples, reference: memorisation(
-        samples, reference.real, real_spacing=reference.spacing
-    ),
+    "precision": _precision,
+    "recall": _recall,
+    "density": _density,
+    "coverage": _coverage,
+    "memorisation": _memorisation,
 }

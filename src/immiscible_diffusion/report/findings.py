@@ -156,9 +156,9 @@ def _quality(comparison: Comparison, result: Speedup) -> str:
     if result.resolved is False and comparison.floor is not None:
         floor = comparison.floor
         if max(base.value, other.value) < floor.high:
-            text += "; both lie within what two halves of the real data differ by"
+            text += "; both lie within what real data differ from real data by"
         else:
-            text += "; they differ by less than the spread between halves of the real data"
+            text += "; they differ by less than the spread of real data against real data"
         text += f" ({number(floor.low)} to {number(floor.high)}), so the difference is not resolved"
     elif ratio.low is not None and not ratio.excludes_one:
         text += ", no difference resolved over the seeds"

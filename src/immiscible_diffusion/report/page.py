@@ -16,7 +16,7 @@ from immiscible_diffusion.report.elements import (
     table,
 )
 from immiscible_diffusion.report.excess import excess_section
-from immiscible_diffusion.report.findings import findings, missing, number, summary
+from immiscible_diffusion.report.findings import findings, missing, summary
 from immiscible_diffusion.report.policies import policy_section
 from immiscible_diffusion.report.results import Comparison
 from immiscible_diffusion.report.samples import denoising_section, samples_section
@@ -116,8 +116,8 @@ def _main_figure(comparison: Comparison) -> str:
     panels += panel(plots.quality_against_budget(comparison))
     caption = (
         f"{comparison.measure.capitalize()} against training steps, one panel per sampling budget "
-        "(outlined: the headline budget), and at the end of training. Lines: geometric mean over seeds as "
-        "evaluated; bands: smallest to largest seed; dashed: shuffled controls. "
+        "(outlined: the headline budget), and at the end of training. Lines: geometric mean over "
+        "seeds as evaluated; bands: smallest to largest seed; dashed: shuffled controls. "
     )
     return (
         f"<h2>Quality against training steps</h2>\n<figure>{_legend(comparison, floor=True)}"
@@ -230,10 +230,7 @@ def _evidence(comparison: Comparison) -> str:
     if floor is None:
         text += " No floor: too few real data for two halves."
     else:
-        text += (
-            f" Floor (grey): two halves of the real data, {floor.size:,} each, are "
-            f"{number(floor.mean)} apart ({number(floor.low)} to {number(floor.high)})."
-        )
+        text += f" Floor (grey): {floor.note}."
     return f"{text} {_note(comparison)}".strip()
 
 

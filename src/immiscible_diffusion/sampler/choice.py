@@ -34,7 +34,8 @@ class Sampler:
     """Which sampler, and how long.
 
     Args:
-        method: ``euler``, ``heun``, ``midpoint`` or ``dopri5`` along the path's ODE; of a
+        method: ``euler``, ``heun``, ``midpoint`` or ``dopri5`` along the path's ODE (of a
+            DiffusionPath, whose steps lie apart, ``heun`` is of first order); of a
             DiffusionPath ``ddim``, ``ddpm`` or ``dpm`` (DPM-Solver++); of a SigmaPath ``edm``
             (Heun in sigma) or ``consistency``.
         steps: of all but ``dopri5``.
@@ -154,6 +155,8 @@ class Sampler:
     def __str__(self) -> str:
         length = f"{self.tolerance:g}" if self.method == "dopri5" else str(self.steps)
         more = f" eta {self.eta:g}" if self.method == "ddim" and self.eta else ""
+        if self.method in ("ddim", "ddpm") and self.clip is not None:
+            more += f" clip {self.clip:g}"
         if self.method in ("ddim", "ddpm", "dpm") and self.spacing != "trailing":
             more += f" {self.spacing}"
         if self.guidance != 1:
