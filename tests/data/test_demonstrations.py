@@ -8,7 +8,7 @@ from immiscible_diffusion.data.demonstrations import AGENT_ONLY, load_demonstrat
 
 def write_zarr(folder, arrays, chunk=16):
     """In zarr's format 2, as Diffusion Policy's stores are."""
-    zarr = pytest.importorskip("zarr")
+    zarr = pytest.importorskip("zarr", "3")
     root = zarr.open_group(str(folder), mode="w", zarr_format=2)
     for name, values in arrays.items():
         group = root.require_group("meta" if name == "episode_ends" else "data")
