@@ -154,7 +154,9 @@ def test_corners_are_those_of_the_simulator():
     np.testing.assert_array_equal(found[16:], state[:2])
 
 
-@pytest.mark.parametrize(("kind", "size"), [("keypoint", 20), ("state", 5), ("agent", 2)])
+@pytest.mark.parametrize(
+    ("kind", "size"), [("keypoint", 20), ("relative", 38), ("state", 5), ("agent", 2)]
+)
 def test_observations(kind, size):
     states = start_states(4)
     seen = observe(states, kind)
@@ -163,8 +165,22 @@ def test_observations(kind, size):
     torch.testing.assert_close(observe(turned, kind), seen, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["keypoint", "relative", "state"])
+def test_a_policy_sees_what_was_recorded(shared_data, kind):
+    from immiscible_diffusion.data import load_demonstrations
+
+    path = shared_data / SQUARE
+    recorded = load_demonstrations(path, observation=kind)
+    states = torch.from_numpy(np.load(path)["state"])
+    error = (observe(states, recorded.kind) - recorded.observation).abs().amax(dim=1)
+    assert float(error.median()) < 1e-3
+    assert float(error.quantile(0.99)) < 0.1
+
+
 def test_an_observation_that_is_none():
-    with pytest.raises(ValueError, match="must be one of keypoint, state, corners, agent"):
+    with pytest.raises(
+        ValueError, match="must be one of keypoint, relative, state, corners, agent"
+    ):
         observe(torch.zeros(5), "pixels")
 
 
