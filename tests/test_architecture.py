@@ -21,7 +21,7 @@ ORDER = [
 ]
 EXTRAS = [
     "scipy", "diffusers", "accelerate", "datasets", "sklearn", "matplotlib", "tyro", "rich",
-    "safetensors", "torchdiffeq",
+    "safetensors", "torchdiffeq", "gym_pusht", "gymnasium", "zarr", "pyarrow", "PIL",
 ]
 # fmt: on
 MODULES = sorted(SOURCE.rglob("*.py"))

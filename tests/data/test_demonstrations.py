@@ -8,7 +8,7 @@ from immiscible_diffusion.data.demonstrations import AGENT_ONLY, load_demonstrat
 
 def write_zarr(folder, arrays, chunk=16):
     """In zarr's format 2, as Diffusion Policy's stores are."""
-    zarr = pytest.importorskip("zarr")
+    zarr = pytest.importorskip("zarr", "3")
     root = zarr.open_group(str(folder), mode="w", zarr_format=2)
     for name, values in arrays.items():
         group = root.require_group("meta" if name == "episode_ends" else "data")
@@ -22,10 +22,12 @@ def seen(arrays, kind):
     if kind == "state":
         return arrays["state"]
     points = arrays["keypoint"].reshape(len(arrays["state"]), 18)
-    return np.concatenate([points, arrays["state"][:, :2]], axis=1)
+    agent = arrays["state"][:, :2]
+    far = (arrays["keypoint"] - agent[:, None]).reshape(len(agent), 18)
+    return np.concatenate([points, agent] + [far] * (kind == "relative"), axis=1)
 
 
-@pytest.mark.parametrize("kind", ["keypoint", "state"])
+@pytest.mark.parametrize("kind", ["keypoint", "state", "relative"])
 @pytest.mark.parametrize("store", ["zarr", "npz"])
 def test_a_store_is_read_as_it_was_written(tmp_path, store, kind):
     arrays = replay_arrays()
@@ -96,7 +98,7 @@ def test_actions_of_another_dimension(tmp_path):
 def test_what_is_no_store(tmp_path):
     with pytest.raises(ValueError, match="holds no demonstrations; expected a Zarr store"):
         load_demonstrations(tmp_path)
-    with pytest.raises(ValueError, match="observation must be one of keypoint, state"):
+    with pytest.raises(ValueError, match="observation must be one of keypoint, state, relative"):
         load_demonstrations(tmp_path, observation="pixels")
     (tmp_path / "replay.npz").write_bytes(b"PK junk")
     with pytest.raises(ValueError, match=r"replay.npz cannot be read"):

@@ -5,6 +5,7 @@ import torch
 from recorded_episodes import episodes
 
 from immiscible_diffusion.data.normalise import MinMax, load_ranges, save_ranges
+from immiscible_diffusion.data.sight import Sight
 from immiscible_diffusion.data.trajectories import Episodes, Windows
 
 HORIZON, SEEN, EXECUTE = 16, 2, 8
@@ -29,7 +30,7 @@ def test_windows_are_those_of_diffusion_policy():
     batch = windows.batch(torch.arange(len(windows)))
     for index, (rows, inside) in enumerate(wanted):
         assert torch.equal(batch.data[index], windows.acted.apply(recorded.action[rows]))
-        seen = windows.observed.apply(recorded.observation[rows[:SEEN]]).flatten()
+        seen = windows.sight(recorded.observation[rows[:SEEN]][None])[0]
         assert torch.equal(batch.cond["observation"][index], seen)
         assert batch.mask[index, :, 0].tolist() == inside
 
@@ -46,7 +47,7 @@ def test_every_step_is_the_last_one_seen_once():
     batch = windows.batch(torch.arange(len(windows)))
     for index, (episode, step) in enumerate(places):
         row = int(recorded.starts[episode]) + step
-        seen = windows.observed.apply(recorded.observation[row])
+        seen = windows.sight.observed.apply(recorded.observation[row])
         assert torch.equal(batch.cond["observation"][index, -3:], seen)
 
 
@@ -138,6 +139,39 @@ def test_split_with_a_limit_takes_from_the_rest():
 def test_split_that_leaves_nothing(share):
     with pytest.raises(ValueError, match="on each side"):
         episodes((17, 18)).split(share)
+
+
+# -- sight ----------------------------------------------------------------------------------------
+
+
+def test_differences_are_told_apart_from_places():
+    recorded = episodes()
+    windows = Windows.of(recorded, differences=True)
+    seen = windows.batch(torch.arange(len(windows))).cond["observation"]
+    assert windows.condition_shapes == {"observation": (6,)}
+    places, changes = recorded.observation, recorded.observation[1:] - recorded.observation[:-1]
+    inside = [row for row in range(75) if row + 1 not in (20, 51)]
+    assert windows.sight.observed == MinMax.of_spread(places)
+    assert windows.sight.changed == MinMax.of_spread(changes[inside])
+    row = 27  # in the second episode
+    index = next(i for i in range(len(windows)) if windows.place(i) == (1, row - 20))
+    wanted = torch.cat(
+        [
+            (places[row] - places.mean(0)) / places.std(0, unbiased=False),
+            (changes[row - 1] - changes[inside].mean(0)) / changes[inside].std(0, unbiased=False),
+        ]
+    )
+    torch.testing.assert_close(seen[index], wanted)
+
+
+def test_sight_comes_back_from_its_ranges(tmp_path):
+    pytest.importorskip("safetensors")
+    for differences in (False, True):
+        windows = Windows.of(episodes(), differences=differences)
+        save_ranges(tmp_path / "ranges", windows.ranges)
+        found = load_ranges(tmp_path / "ranges")
+        assert Sight.of_ranges(found) == windows.sight
+        assert found["acted"] == windows.acted
 
 
 # -- ranges ---------------------------------------------------------------------------------------

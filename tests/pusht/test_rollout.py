@@ -8,6 +8,7 @@ import torch
 pytest.importorskip("gym_pusht")
 
 from immiscible_diffusion.data.normalise import MinMax
+from immiscible_diffusion.data.sight import Sight
 from immiscible_diffusion.model import UNet1D
 from immiscible_diffusion.path import DiffusionPath
 from immiscible_diffusion.pusht.film import film
@@ -155,7 +156,7 @@ def planner():
         DiffusionPath("cosine", steps=100),
         Sampler("ddim", steps=3, clip=1.0),
         (16, 2),
-        MinMax(torch.zeros(20), torch.full((20,), 512.0)),
+        Sight(MinMax(torch.zeros(20), torch.full((20,), 512.0))),
         MinMax(torch.full((2,), 100.0), torch.full((2,), 400.0)),
     )
 

@@ -37,9 +37,10 @@ def test_recorded_actions_give_the_recorded_states(recorded, episode):
     assert off(replayed(states, actions), states[1:]).max() < 1e-3
 
 
-def test_the_one_start_that_was_pushed_apart(recorded):
-    """Episode 186 began with agent and block in one place; after three steps it agrees as well."""
-    states, actions = recorded[186]
+@pytest.mark.parametrize("episode", [50, 186])
+def test_two_starts_that_were_pushed_apart(recorded, episode):
+    """They began with agent and block in one place; after three steps they agree as well."""
+    states, actions = recorded[episode]
     error = off(replayed(states, actions), states[1:])
     assert error[0] > 1
     assert error[3:].max() < 1e-3
@@ -47,12 +48,12 @@ def test_the_one_start_that_was_pushed_apart(recorded):
 
 @pytest.mark.slow
 def test_all_recordings(recorded):
-    """25,444 steps of 206 episodes: all but the first three of 186."""
+    """25,444 steps of 206 episodes: all but the first three of 50 and of 186."""
     bad = []
     for episode, (states, actions) in enumerate(recorded):
         steps = np.flatnonzero(off(replayed(states, actions), states[1:]) > 1e-3)
         bad += [(episode, int(step)) for step in steps]
-    assert bad == [(186, 0), (186, 1), (186, 2)]
+    assert bad == [(episode, step) for episode in (50, 186) for step in range(3)]
 
 
 def test_setting_the_angle_last_would_shift_the_block(recorded):
@@ -154,7 +155,9 @@ def test_corners_are_those_of_the_simulator():
     np.testing.assert_array_equal(found[16:], state[:2])
 
 
-@pytest.mark.parametrize(("kind", "size"), [("keypoint", 20), ("state", 5), ("agent", 2)])
+@pytest.mark.parametrize(
+    ("kind", "size"), [("keypoint", 20), ("relative", 38), ("state", 5), ("agent", 2)]
+)
 def test_observations(kind, size):
     states = start_states(4)
     seen = observe(states, kind)
@@ -163,8 +166,22 @@ def test_observations(kind, size):
     torch.testing.assert_close(observe(turned, kind), seen, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["keypoint", "relative", "state"])
+def test_a_policy_sees_what_was_recorded(shared_data, kind):
+    from immiscible_diffusion.data import load_demonstrations
+
+    path = shared_data / SQUARE
+    recorded = load_demonstrations(path, observation=kind)
+    states = torch.from_numpy(np.load(path)["state"])
+    error = (observe(states, recorded.kind) - recorded.observation).abs().amax(dim=1)
+    assert float(error.median()) < 1e-3
+    assert float(error.quantile(0.99)) < 0.1
+
+
 def test_an_observation_that_is_none():
-    with pytest.raises(ValueError, match="must be one of keypoint, state, corners, agent"):
+    with pytest.raises(
+        ValueError, match="must be one of keypoint, relative, state, corners, agent"
+    ):
         observe(torch.zeros(5), "pixels")
 
 

@@ -92,47 +92,78 @@ def test_a_loss_without_mask_pairs_the_copies_too(page, batch, recorder):
     assert pull(batch["action"][::2, 5:], model.eps[::2, 5:]).mean() > 0.25
 
 
-@pytest.mark.parametrize("pad", [True, False])
-def test_smolvla_masks_time_and_action_dimension(page, batch, pad):
-    actions = functional.pad(batch["action"], (0, 30))
-    policy = SimpleNamespace(
-        training=True, config=SimpleNamespace(action_feature=SimpleNamespace(shape=(2,)))
-    )
-    local = {"self": policy, "noise": None, "actions": actions, "coupling": KNN(k=8)}
-    local["actions_is_pad"] = batch["action_is_pad"] if pad else None
-    found = page("lerobot").run("smolvla", **local)
-    valid = found.valid.broadcast_to(actions.shape)
-    assert found.noise.shape == actions.shape
-    assert int(valid.sum()) == int((~batch["action_is_pad"]).sum() if pad else 2000 * 16) * 2
-    assert pull(actions, found.noise, mask=valid).mean() > 0.5
-    free = found.noise[~valid]
-    assert abs(free.var() - 1) < 4 * (2 / free.numel()) ** 0.5
-    assert found.noise[valid].var() < 0.9  # selected: shorter, in so few dimensions
-
-
-def test_smolvla_keeps_noise_that_is_given_and_evaluation(page, batch):
+def smolvla(page, batch, noise=None, training=True):
+    """What its block makes; ``actions`` are normalised and filled up to 32."""
     config = SimpleNamespace(action_feature=SimpleNamespace(shape=(2,)))
-    local = {"actions": batch["action"], "actions_is_pad": None, "coupling": KNN(k=8)}
-    given = torch.zeros(1)
-    training = SimpleNamespace(training=True, config=config)
-    assert page("lerobot").run("smolvla", self=training, noise=given, **local).noise is given
-    held_out = SimpleNamespace(training=False, config=config)
-    assert page("lerobot").run("smolvla", self=held_out, noise=None, **local).noise is None
+    local = {"self": SimpleNamespace(training=training, config=config), "coupling": KNN(k=8)}
+    actions = functional.pad(batch["action"], (0, 30))
+    return page("lerobot").run("smolvla", batch=batch, actions=actions, noise=noise, **local)
 
 
-@pytest.mark.parametrize("training", [True, False])
-def test_pi0(page, batch, training):
-    actions = functional.pad(batch["action"], (0, 30)).bfloat16()
+def pi0(page, batch, training=True):
     policy = SimpleNamespace(
         training=training,
         config=SimpleNamespace(output_features={"action": SimpleNamespace(shape=(2,))}),
         model=SimpleNamespace(sample_noise=lambda shape, device: torch.randn(shape, device=device)),
     )
-    noise = page("lerobot").run("pi0", self=policy, actions=actions, coupling=KNN(k=8)).noise
+    actions = functional.pad(batch["action"], (0, 30)).bfloat16()
+    local = {"self": policy, "actions": actions, "batch": batch, "coupling": KNN(k=8)}
+    return page("lerobot").run("pi0", **local)
+
+
+@pytest.mark.parametrize("policy", [smolvla, pi0])
+def test_time_and_action_dimension_are_masked(page, batch, policy):
+    noise = policy(page, batch).noise
+    actions = functional.pad(batch["action"], (0, 30))
+    valid = functional.pad(~batch["action_is_pad"][..., None].expand(-1, -1, 2), (0, 30))
+    assert noise.shape == actions.shape
     assert noise.dtype == torch.float32
-    assert (pull(actions[..., :2], noise[..., :2]).mean() > 0.5) == training
+    assert pull(actions, noise, mask=valid).mean() > 0.5
+    free = noise[~valid]
+    assert abs(free.var() - 1) < 4 * (2 / free.numel()) ** 0.5
+    assert noise[valid].var() < 0.9  # selected: shorter, in so few dimensions
+
+
+@pytest.mark.parametrize("policy", [smolvla, pi0])
+def test_a_missing_padding_mask_is_an_error(page, batch, policy):
+    del batch["action_is_pad"]
+    with pytest.raises(ValueError, match="has no 'action_is_pad'"):
+        policy(page, batch)
+
+
+def test_smolvla_keeps_noise_that_is_given_and_evaluation(page, batch):
+    given = torch.zeros(1)
+    assert smolvla(page, batch, noise=given).noise is given
+    assert smolvla(page, batch, training=False).noise is None
+
+
+def test_pi0_in_evaluation(page, batch):
+    noise = pi0(page, batch, training=False).noise
     torch.manual_seed(0)
-    assert torch.equal(noise[..., 2:], torch.randn(actions.shape)[..., 2:])
+    assert torch.equal(noise, torch.randn(noise.shape))
+
+
+def test_without_a_fork(page, batch, recorder):
+    policy = SimpleNamespace(training=True, diffusion=Bare(recorder), forward=None)
+    paired = page("lerobot").run("whole", policy=policy).paired
+    policy.diffusion.compute_loss(batch)
+    assert paired.pull > 0.15
+    paired.remove()
+
+
+class Bare(nn.Module):
+    """The loss of Diffusion Policy as it is."""
+
+    def __init__(self, unet):
+        super().__init__()
+        self.unet, self.noise_scheduler = unet, DDPMScheduler(num_train_timesteps=100)
+        self.config = SimpleNamespace(do_mask_loss_for_padding=False)
+
+    def compute_loss(self, batch):
+        eps = torch.randn(batch["action"].shape)
+        timesteps = torch.randint(100, (len(eps),))
+        mixed = self.noise_scheduler.add_noise(batch["action"], eps, timesteps)
+        return functional.mse_loss(self.unet(mixed, timesteps), eps)
 
 
 def test_variance_in_few_dimensions_is_what_the_page_says():

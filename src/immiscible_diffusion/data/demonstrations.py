@@ -15,7 +15,7 @@ from immiscible_diffusion.data.trajectories import Episodes
 from immiscible_diffusion.extra import needs_extra
 from immiscible_diffusion.files import read_json
 
-KINDS = ("keypoint", "state")
+KINDS = ("keypoint", "state", "relative")
 STATE, ENVIRONMENT = "observation.state", "observation.environment_state"
 # gym-pusht's: the agent alone, and with the corners of the block.
 LEROBOT_KINDS = {(2,): "agent", (16, 2): "corners"}
@@ -33,7 +33,8 @@ def load_demonstrations(
             ``.npz`` of its arrays, or the folder of a LeRobot data set, which has
             ``data/chunk-*/*.parquet``.
         observation: of the first two: ``keypoint`` (nine points on the block, and the agent;
-            ``[20]``) or ``state`` (agent, block, angle; ``[5]``). LeRobot's are taken as they are.
+            ``[20]``), ``relative`` (these, and the points as seen from the agent; ``[38]``) or
+            ``state`` (agent, block, angle; ``[5]``). LeRobot's are taken as they are.
         actions: dimensions that an action must have; None takes any.
 
     Raises:
@@ -66,11 +67,14 @@ def _episodes(path: Path, arrays: Mapping[str, Any], observation: str) -> Episod
     """Of Diffusion Policy's arrays, by name."""
     state = np.asarray(arrays["state"], dtype=np.float32)
     seen = state
-    if observation == "keypoint":
+    if observation != "state":
         points = np.asarray(arrays["keypoint"], dtype=np.float32)
         if len(points) != len(state):
             raise ValueError(f"{path}: {len(points)} rows of keypoint, {len(state)} of state")
-        seen = np.concatenate([points.reshape(len(points), -1), state[:, :2]], axis=1)
+        parts = [points.reshape(len(points), -1), state[:, :2]]
+        if observation == "relative":
+            parts.append((points - state[:, None, :2]).reshape(len(points), -1))
+        seen = np.concatenate(parts, axis=1)
     return Episodes(
         torch.from_numpy(seen),
         torch.from_numpy(np.asarray(arrays["action"], dtype=np.float32)),
@@ -81,7 +85,7 @@ def _episodes(path: Path, arrays: Mapping[str, Any], observation: str) -> Episod
 
 
 def _wanted(observation: str) -> list[str]:
-    return ["state", "action", *(["keypoint"] if observation == "keypoint" else [])]
+    return ["state", "action", *([] if observation == "state" else ["keypoint"])]
 
 
 def _npz(path: Path, observation: str) -> Episodes:

@@ -44,6 +44,16 @@ class MinMax:
             raise ValueError(f"a range is of finite rows [N, D], got {tuple(rows.shape)}")
         return cls(rows.amin(dim=0).float(), rows.amax(dim=0).float())
 
+    @classmethod
+    def of_spread(cls, rows: Tensor) -> "MinMax":
+        """Mean less and plus one standard deviation of ``rows`` ``[N, D]`` in the place of ends.
+
+        So what is applied has mean 0 and variance 1.
+        """
+        cls.fit(rows)  # for its errors
+        mean, spread = rows.double().mean(dim=0), rows.double().std(dim=0, unbiased=False)
+        return cls((mean - spread).float(), (mean + spread).float())
+
     def apply(self, values: Tensor) -> Tensor:
         """``values`` ``[..., D]`` to [-1, 1]; beyond, if they lie beyond the range."""
         return (values - self._middle.to(values)) / self._half.to(values)

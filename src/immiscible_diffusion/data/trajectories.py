@@ -14,6 +14,7 @@ from torch import Tensor
 
 from immiscible_diffusion.data.batch import Batch
 from immiscible_diffusion.data.normalise import MinMax
+from immiscible_diffusion.data.sight import Sight
 from immiscible_diffusion.rng import keyed_generator
 
 OBSERVATION = "observation"
@@ -147,12 +148,12 @@ class Windows:
     masked losses leave them out. With ``learn_copies`` there is no mask, and a policy learns to
     stand still in the end, as Diffusion Policy has it.
 
-    A batch has ``data`` ``[B, horizon, A]`` and ``cond["observation"]`` ``[B, observations * O]``,
-    both in [-1, 1], and ``mask`` ``[B, horizon, 1]``.
+    A batch has ``data`` ``[B, horizon, A]`` in [-1, 1], ``cond["observation"]``
+    ``[B, observations * O]``, and ``mask`` ``[B, horizon, 1]``.
 
     Args:
         episodes: what was recorded.
-        observed: range of the observations, fitted on the episodes to train on.
+        sight: how observations are told to the network, fitted on the episodes to train on.
         acted: range of the actions.
         horizon: actions of a plan.
         observations: that a policy sees.
@@ -165,7 +166,7 @@ class Windows:
     """
 
     episodes: Episodes
-    observed: MinMax
+    sight: Sight
     acted: MinMax
     horizon: int = 16
     observations: int = 2
@@ -187,7 +188,7 @@ class Windows:
                 f"{self.name}: episode {episode} has {int(self.episodes.lengths[episode])} steps, "
                 f"fewer than the horizon of {h}; leave it out (Episodes.only), or plan fewer"
             )
-        sizes = {OBSERVATION: (self.observed, self.episodes.observation)}
+        sizes = {OBSERVATION: (self.sight.observed, self.episodes.observation)}
         sizes["action"] = (self.acted, self.episodes.action)
         for what, (span, rows) in sizes.items():
             if len(span.low) != rows.shape[1]:
@@ -197,10 +198,10 @@ class Windows:
                 )
 
     @classmethod
-    def of(cls, episodes: Episodes, **sizes: int | bool) -> "Windows":
-        """Windows with the ranges of these very episodes."""
-        spans = MinMax.fit(episodes.observation), MinMax.fit(episodes.action)
-        return cls(episodes, *spans, **sizes)  # type: ignore[arg-type]
+    def of(cls, episodes: Episodes, *, differences: bool = False, **sizes: int | bool) -> "Windows":
+        """Windows with the ranges of these very episodes; ``differences``: see ``Sight``."""
+        sight = Sight.fit(episodes.observation, episodes.starts, differences=differences)
+        return cls(episodes, sight, MinMax.fit(episodes.action), **sizes)  # type: ignore[arg-type]
 
     def like(self, episodes: Episodes) -> "Windows":
         """Windows of other episodes, cut and normalised as these."""
@@ -222,6 +223,11 @@ class Windows:
         return (self.horizon, self.episodes.action.shape[1])
 
     @property
+    def ranges(self) -> dict[str, MinMax]:
+        """All that normalisation needs, to be saved with a model (``save_ranges``)."""
+        return {**self.sight.ranges, "acted": self.acted}
+
+    @property
     def condition_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shapes of the conditions of one datum."""
         return {OBSERVATION: (self.observations * self.episodes.observation.shape[1],)}
@@ -232,7 +238,7 @@ class Windows:
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
         """The windows at ``indices`` ``[B]``; nothing is augmented."""
         rows, inside = self._rows(indices)
-        seen = self._observation[rows[:, : self.observations]].flatten(1)
+        seen = self.sight(self.episodes.observation[rows[:, : self.observations]])
         mask = None if self.learn_copies else inside[..., None]
         return Batch(self._action[rows], {OBSERVATION: seen}, mask)
 
@@ -272,10 +278,6 @@ class Windows:
         low, high = self.episodes.starts[episode], self.episodes.ends[episode] - 1
         held = rows.clamp(low[:, None], high[:, None])
         return held, held == rows
-
-    @cached_property
-    def _observation(self) -> Tensor:
-        return self.observed.apply(self.episodes.observation)
 
     @cached_property
     def _action(self) -> Tensor:

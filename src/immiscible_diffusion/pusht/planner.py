@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from immiscible_diffusion.coupling import NoiseLaw
 from immiscible_diffusion.data.normalise import MinMax
+from immiscible_diffusion.data.sight import Sight
 from immiscible_diffusion.data.trajectories import OBSERVATION
 from immiscible_diffusion.path import Path
 from immiscible_diffusion.rng import keyed_generator
@@ -26,7 +27,7 @@ class Planner:
         path: that it was trained on.
         sampler: how plans are made; ``start="matched"`` needs ``law``.
         shape: of a plan, ``(horizon, A)``.
-        observed: range of the observations, of the data that the model was trained on.
+        sight: how it is told what was observed.
         acted: range of the actions.
         seed: of the noise.
         device: where the model is.
@@ -37,7 +38,7 @@ class Planner:
     path: Path
     sampler: Sampler
     shape: tuple[int, ...]
-    observed: MinMax
+    sight: Sight
     acted: MinMax
     seed: int = 0
     device: torch.device | str = "cpu"
@@ -54,7 +55,7 @@ class Planner:
     def __call__(self, observations: Tensor, *, episodes: Tensor, plan: int) -> Tensor:
         """Actions ``[B, horizon, A]`` for ``observations`` ``[B, n, O]``, in recorded units."""
         self.model.eval()
-        cond = {OBSERVATION: self.observed.apply(observations).flatten(1).to(self.device)}
+        cond = {OBSERVATION: self.sight(observations).to(self.device)}
         draw = self._noise(episodes, plan)
         noise = draw(-1)
         if self.law is not None:

@@ -30,7 +30,7 @@ CORNERS = (
     *((-60, 0), (60, 0), (60, 30), (-60, 30)),
     *((-15, 30), (15, 30), (15, 120), (-15, 120)),
 )
-OBSERVATIONS = ("keypoint", "state", "corners", "agent")
+OBSERVATIONS = ("keypoint", "relative", "state", "corners", "agent")
 
 
 def key_points(state: Tensor, local: tuple[tuple[float, float], ...] = KEY_POINTS) -> Tensor:
@@ -54,7 +54,8 @@ def observe(state: Tensor, kind: str) -> Tensor:
     Args:
         state: of the table.
         kind: ``keypoint``: nine points on the block and the agent's place ``[..., 20]``, as
-            published; ``state``: the state itself ``[..., 5]``, whose angle jumps at 2 pi;
+            published; ``relative``: these, and the points as seen from the agent ``[..., 38]``;
+            ``state``: the state itself ``[..., 5]``, whose angle jumps at 2 pi;
             ``corners``: eight corners of the block and the agent's place ``[..., 18]``, and
             ``agent``: its place alone ``[..., 2]``, as LeRobot records them.
     """
@@ -63,9 +64,10 @@ def observe(state: Tensor, kind: str) -> Tensor:
         return torch.cat([state[..., :4], state[..., 4:] % (2 * math.pi)], dim=-1)
     if kind == "agent":
         return agent
-    if kind in ("keypoint", "corners"):
-        points = key_points(state, KEY_POINTS if kind == "keypoint" else CORNERS)
-        return torch.cat([points.flatten(-2), agent], dim=-1)
+    if kind in ("keypoint", "relative", "corners"):
+        points = key_points(state, CORNERS if kind == "corners" else KEY_POINTS)
+        far = [(points - agent[..., None, :]).flatten(-2)] if kind == "relative" else []
+        return torch.cat([points.flatten(-2), agent, *far], dim=-1)
     raise ValueError(f"observation must be one of {', '.join(OBSERVATIONS)}, got {kind!r}")
 
 

@@ -1,88 +1,16 @@
-"""Couplings in other people's trainers: torchcfm, loader workers, one number to log.
-
-``docs/trainers/`` has a page for each trainer.
-"""
+"""Couplings in the workers of a torch ``DataLoader``."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from immiscible_diffusion.coupling.base import Coupling, check_noise, draw, pair
-from immiscible_diffusion.coupling.inputs import valid_positions
+from immiscible_diffusion.coupling.base import Coupling, draw
 from immiscible_diffusion.coupling.ranks import uses_ranks
 
 Key = str | int
-
-
-@torch.no_grad()
-def pull(data: Tensor, noise: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """How far each noise leans towards its datum, ``<noise, data> / |data|``: ``[B]`` float32.
-
-    A number to log: for noise drawn without regard to the data 0 +- 1 a datum, so 0 +- 1/sqrt(B) in
-    the mean; for data of root mean square 1, 0.46 with ``KNN(2)`` and 1.9 with ``KNN(64)``.
-    ``mask`` is boolean, broadcasts to ``data`` ``[B, *shape]`` and is True where data are valid.
-    """
-    check_noise(data, noise)
-    valid, rows, noise = valid_positions(mask, data), data.float(), noise.float()
-    if valid is not None:
-        rows, noise = rows.masked_fill(~valid, 0), noise.masked_fill(~valid, 0)
-    length = torch.linalg.vector_norm(rows.flatten(1), dim=1)
-    return (rows * noise).flatten(1).sum(dim=1) / length.clamp_min(1e-30)
-
-
-@dataclass(frozen=True)
-class PlanSampler:
-    """A coupling that answers to torchcfm's ``OTPlanSampler``; see ``as_torchcfm``.
-
-    ``replace`` is there for the signature: every datum occurs once, whatever it is.
-    """
-
-    coupling: Coupling
-    label_key: str = "label"
-
-    def sample_plan(self, x0: Tensor, x1: Tensor, replace: bool = True) -> tuple[Tensor, Tensor]:
-        """Noise for ``x1`` ``[B, *shape]``, made from ``x0`` if the coupling can, and ``x1``."""
-        return self._noise(x0, x1, None), x1
-
-    def sample_plan_with_labels(
-        self,
-        x0: Tensor,
-        x1: Tensor,
-        y0: Tensor | None = None,
-        y1: Tensor | None = None,
-        replace: bool = True,
-    ) -> tuple[Tensor, Tensor, None, Tensor | None]:
-        """The same, None for the labels of the noise, and ``y1``, the labels of the data.
-
-        Raises:
-            ValueError: ``y0`` is given, which cannot follow the noise.
-        """
-        if y0 is not None:
-            raise ValueError("y0 labels x0, the noise, which is replaced; label the data with y1")
-        return self._noise(x0, x1, y1), x1, None, y1
-
-    def _noise(self, x0: Tensor, x1: Tensor, y1: Tensor | None) -> Tensor:
-        cond = None if y1 is None else {self.label_key: y1}
-        if hasattr(self.coupling, "pair"):
-            return pair(self.coupling, x1, x0, cond=cond)
-        return self.coupling(x1, cond=cond)
-
-
-def as_torchcfm(coupling: Coupling, *, label_key: str = "label") -> PlanSampler:
-    """``coupling`` in the place of torchcfm's plan sampler.
-
-    ``matcher.ot_sampler = as_torchcfm(KNN(k=4))``. There ``x0`` is noise, at t = 0, ``x1`` data, at
-    t = 1, and ``u = x1 - x0`` is learned; here data are at t = 0, and ``noise - data = -u``.
-    ``x1`` and its labels, which the coupling gets as ``cond[label_key]``, stay in place, bit for
-    bit. ``x0`` is used where the coupling has ``pair``; otherwise the coupling draws its own.
-    """
-    if not callable(coupling):
-        raise ValueError(f"as_torchcfm needs a coupling, such as KNN(4), got {coupling!r}")
-    return PlanSampler(coupling, label_key)
 
 
 @dataclass(frozen=True)
