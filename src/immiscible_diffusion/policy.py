@@ -75,7 +75,7 @@ class PolicyJudge:
             self.recipe.noise_path,
             sampler,
             self.train.shape,
-            self.train.observed,
+            self.train.sight,
             self.train.acted,
             seed=JUDGE_SEED,
             device=self.device,

@@ -10,7 +10,7 @@ from immiscible_diffusion.coupling.scaling import ImageScaling
 from immiscible_diffusion.data import DataConfig, DemonstrationConfig
 from immiscible_diffusion.evaluation import Evaluation, PolicyEvaluation
 from immiscible_diffusion.loss import ConsistencyLoss, RegressionLoss
-from immiscible_diffusion.model import MLP, DiT, UNet, UNet1D
+from immiscible_diffusion.model import MLP, DiT, PolicyMLP, UNet, UNet1D
 from immiscible_diffusion.path import DiffusionPath, FlowPath, SigmaPath
 from immiscible_diffusion.sampler import Sampler
 
@@ -94,7 +94,7 @@ class Recipe:
     scaling: ImageScaling = field(default_factory=ImageScaling)
     path: FlowPath | DiffusionPath | SigmaPath = field(default_factory=FlowPath)
     loss: RegressionLoss | ConsistencyLoss = field(default_factory=RegressionLoss)
-    model: MLP | UNet | DiT | UNet1D = field(default_factory=UNet)
+    model: MLP | UNet | DiT | UNet1D | PolicyMLP = field(default_factory=UNet)
     optimiser: Optimiser = field(default_factory=Optimiser)
     batch_size: int = 256
     accumulation: int = 1
@@ -179,7 +179,7 @@ class Recipe:
 
     def tiny(self) -> "Recipe":
         """The same experiment shrunk to a CPU smoke run of seconds, through the same code."""
-        model: MLP | UNet | DiT | UNet1D = MLP(width=32, depth=1)
+        model: MLP | UNet | DiT | UNet1D | PolicyMLP = MLP(width=32, depth=1)
         if isinstance(self.model, UNet):
             model = dataclasses.replace(
                 self.model, channels=8, blocks=1, groups=4, head_channels=4, dropout=0.0
@@ -188,6 +188,8 @@ class Recipe:
             model = dataclasses.replace(self.model, heads=2, head_channels=8, depth=2)
         if isinstance(self.model, UNet1D):
             model = dataclasses.replace(self.model, channels=(8, 16), embedding=16)
+        if isinstance(self.model, PolicyMLP):
+            model = dataclasses.replace(self.model, width=32, depth=1)
         return dataclasses.replace(
             self,
             data=self.data.tiny(),

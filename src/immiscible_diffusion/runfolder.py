@@ -114,6 +114,11 @@ class RunFolder:
         return self.root / "moments.safetensors"
 
     @property
+    def ranges(self) -> Path:
+        """Ranges of the numbers that a policy sees and gives."""
+        return self.root / "ranges.safetensors"
+
+    @property
     def calibration(self) -> Path:
         """Law of the noise before a calibrated coupling mends it."""
         return self.root / "calibration.safetensors"

@@ -23,7 +23,7 @@ from immiscible_diffusion.data import (
 )
 from immiscible_diffusion.extra import MissingExtra, needs_extra
 from immiscible_diffusion.loss import ConsistencyLoss
-from immiscible_diffusion.model import UNet1D
+from immiscible_diffusion.model import PolicyMLP, UNet1D
 from immiscible_diffusion.moments import Moments
 from immiscible_diffusion.path import Preconditioned, SigmaPath
 from immiscible_diffusion.recipe import Optimiser, Recipe
@@ -93,7 +93,7 @@ def make_model(recipe: Recipe, dataset: DataSet) -> nn.Module:
         classes += 1  # the last stands for no label
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(recipe.seed, "weights"))
-        if told and isinstance(recipe.model, UNet1D):
+        if told and isinstance(recipe.model, (UNet1D, PolicyMLP)):
             model = recipe.model.build(dataset.shape, classes, conditions=told)
         else:
             model = recipe.model.build(dataset.shape, classes)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from immiscible_diffusion.data import DataSet, load_data
+from immiscible_diffusion.data.normalise import load_ranges
 from immiscible_diffusion.generate import Generator
 from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.runfolder import RunFolder
@@ -32,6 +33,7 @@ class Trained:
         """Load the run (with its data, unless given); ValueError if it has no weights yet."""
         recipe = run.recipe()
         dataset = load_data(recipe.data) if dataset is None else dataset
+        check_ranges(run, dataset)
         model = make_model(recipe, dataset)
         step = run.load_weights(model)
         where = pick_device(device)
@@ -46,6 +48,16 @@ class Trained:
             coupling = make_coupling(recipe, self.dataset, self.run, self.device)
             law = start_law(recipe, self.dataset, self.run, coupling, self.device)
         return Generator(recipe, self.dataset, self.device, batch_size, law)
+
+
+def check_ranges(run: RunFolder, dataset: DataSet) -> None:
+    """Raise ValueError if demonstrations changed since a policy was trained on their ranges."""
+    found = getattr(dataset, "ranges", None)
+    if found is not None and run.ranges.exists() and load_ranges(run.ranges) != found:
+        raise ValueError(
+            f"the demonstrations are others than {run.root} was trained on: their ranges differ "
+            f"from {run.ranges.name}; set data.path back, or train anew"
+        )
 
 
 def pick_device(name: str) -> torch.device:

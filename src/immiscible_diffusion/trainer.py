@@ -14,6 +14,7 @@ from torch import nn
 from immiscible_diffusion.coupling import Coupling
 from immiscible_diffusion.coupling.prefetch import Paired, Pairs
 from immiscible_diffusion.data import DataSet, check_split, load_data
+from immiscible_diffusion.data.normalise import save_ranges
 from immiscible_diffusion.feed import Feed
 from immiscible_diffusion.generate import Generator
 from immiscible_diffusion.interrupt import Interrupted, InterruptGuard
@@ -94,6 +95,8 @@ class Trainer:
         if self.is_main:
             self.run.begin(recipe, self.device, self.accelerator.num_processes)
             self.start_trackers()
+            if ranges := getattr(self.dataset, "ranges", None):
+                save_ranges(self.run.ranges, ranges)
         self.accelerator.wait_for_everyone()
         self.resume()
         name = f"{recipe.name} {recipe.coupling}"

@@ -22,6 +22,7 @@ from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.recipes import recipe_from_name
 from immiscible_diffusion.runfolder import RunFolder
 from immiscible_diffusion.sampler import Sampler
+from immiscible_diffusion.trained import Trained
 from immiscible_diffusion.trainer import Trainer
 
 
@@ -92,7 +93,8 @@ def test_a_start_step_is_an_option_of_every_coupling():
 
 def test_padding_reaches_neither_network_nor_loss(small, tmp_path):
     """What lies beyond the end of an episode may be anything."""
-    recipe = dataclasses.replace(small, coupling="knn:k=2")
+    data = dataclasses.replace(small.data, learn_copies=False)
+    recipe = dataclasses.replace(small, coupling="knn:k=2", data=data)
     trainer = Trainer(recipe, RunFolder.open(tmp_path, recipe), device="cpu")
     batch = next(trainer.feed.batches(0))
     assert not bool(batch.mask.all())
@@ -135,7 +137,7 @@ def test_the_error_of_actions_is_that_of_what_is_carried_out(small, tmp_path):
             data = probes.data.clone()
             data[:, 0], data[:, 9:] = 5.0, 5.0
             t = small.path.time_seen(time)
-            return small.path.mixture(t, x).convert(data, x, "data", "epsilon")
+            return small.path.mixture(t, x).convert(data, x, "data", small.path.prediction)
 
     assert judge.action_error(Knows(), Sampler("ddim", 4)) < 1e-6
     again = [judge.action_error(trainer.average.current(), small.sampler) for _ in range(2)]
@@ -154,6 +156,27 @@ def test_policies_and_images_are_not_confused(small, store, tmp_path):
     nowhere = dataclasses.replace(small, data=dataclasses.replace(small.data, path=None))
     with pytest.raises(ValueError, match=r"need data\.path"):
         Trainer(nowhere, RunFolder.open(tmp_path, nowhere), device="cpu")
+
+
+def test_ranges_are_kept_and_other_demonstrations_refused(small, tmp_path):
+    trained(small, tmp_path)
+    assert Trained.load(RunFolder(tmp_path), "cpu").step == small.steps
+    with np.load(small.data.path) as file:
+        arrays = dict(file)
+    np.savez(small.data.path, **arrays | {"action": 2 * arrays["action"]})
+    try:
+        with pytest.raises(ValueError, match="their ranges differ"):
+            Trained.load(RunFolder(tmp_path), "cpu")
+    finally:
+        np.savez(small.data.path, **arrays)
+
+
+def test_evaluate_prints_the_error_and_sample_says_what_to_do(small, tmp_path, capsys):
+    trained(small, tmp_path)
+    assert main(["evaluate", str(tmp_path), "--device", "cpu"]) == 0
+    assert "action_error" in capsys.readouterr().out
+    assert main(["sample", str(tmp_path)]) == 2
+    assert "immiscible evaluate" in capsys.readouterr().err
 
 
 def made_rollouts(scores):

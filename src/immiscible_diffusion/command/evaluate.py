@@ -13,6 +13,7 @@ import torch
 import tyro
 from torch import Tensor
 
+from immiscible_diffusion.command.at_work import policy_figures
 from immiscible_diffusion.command.options import Device, parse
 from immiscible_diffusion.command.published import checkpoint_images, load_checkpoint
 from immiscible_diffusion.command.sampling import SamplerChanges
@@ -99,6 +100,11 @@ def said(value: Any) -> str:
 def of_run(options: Options, run: RunFolder) -> dict[str, Any]:
     """Judge what the run's model makes."""
     trained = Trained.load(run, options.device)
+    if trained.recipe.is_policy:
+        film = run.root / f"film_{trained.step:06d}.gif"
+        with_start = dataclasses.replace(trained.recipe, sampler=options.of(trained.recipe.sampler))
+        chosen = dataclasses.replace(trained, recipe=with_start)
+        return policy_figures(chosen, with_start.sampler, film)
     recipe = with_options(options, trained.recipe)
     sampler = options.of(recipe.sampler)
     generator = dataclasses.replace(trained.generator(sampler, options.batch_size), recipe=recipe)

@@ -54,6 +54,11 @@ def main(arguments: list[str]) -> int:
             raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")
     ranks = ranks_of(options.device)
     trained = Trained.load(RunFolder.existing(options.run), options.device)
+    if trained.recipe.is_policy:
+        raise ValueError(
+            f"{options.run} is a policy, which makes no images; immiscible evaluate {options.run} "
+            f"lets it work and films it"
+        )
     sampler = options.of(trained.recipe.sampler)
     generator = trained.generator(sampler, options.batch_size)
     series = f"step{trained.step}-{str(sampler).replace(' ', '')}-seed{options.seed}"

@@ -13,7 +13,9 @@ class DemonstrationConfig:
 
     Args:
         path: a Zarr store as Diffusion Policy's, an .npz of its arrays, or a LeRobot folder.
-        observation: ``keypoint`` or ``state``; LeRobot's are taken as they are.
+        observation: ``keypoint``, ``relative`` (to the agent) or ``state``; LeRobot's are taken as
+            they are.
+        differences: tell the last observation and its change, not both observations.
         horizon: actions of a plan.
         observations: that a policy sees.
         execute: actions of a plan that are carried out.
@@ -25,7 +27,8 @@ class DemonstrationConfig:
     """
 
     path: str | None = None
-    observation: Literal["keypoint", "state"] = "keypoint"
+    observation: Literal["keypoint", "relative", "state"] = "keypoint"
+    differences: bool = False
     horizon: int = 16
     observations: int = 2
     execute: int = 8
@@ -60,6 +63,7 @@ def load_windows(config: DemonstrationConfig) -> tuple[Windows, Windows]:
     train, held_out = episodes.split(config.validation, seed=config.split_seed, limit=config.limit)
     windows = Windows.of(
         train,
+        differences=config.differences,
         horizon=config.horizon,
         observations=config.observations,
         execute=config.execute,

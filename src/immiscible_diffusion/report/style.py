@@ -62,7 +62,7 @@ tr.control td:first-child { padding-left: 24px; color: var(--soft); }
 .grids img { display: block; width: clamp(130px, 21vw, 230px); height: auto; margin: 0 auto;
   image-rendering: pixelated; background: #ffffff; }
 .film img { max-width: 100%; height: auto; }
-.strips img { width: clamp(260px, 60vw, 620px); }
+.strips img { width: clamp(240px, 40vw, 400px); }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 6px;
   padding: 10px 14px; white-space: pre-wrap; overflow-wrap: anywhere; }
 details summary { cursor: pointer; font-weight: 600; margin: 1em 0 0.4em; }
