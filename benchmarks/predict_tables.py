@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from predict_speedup import BUDGETS, COUPLINGS, SETS
 
+from immiscible_diffusion.coupling.names import spelled
 from immiscible_diffusion.report.speedup import Curve, steps_to
 
 PREDICTORS = {
@@ -21,24 +22,34 @@ PREDICTORS = {
     "kl": "KL from N(0, I), nats",
 }
 REPEATS = 4000
+Outcome = tuple[str, int]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 
 
 @dataclass(frozen=True)
 class Point:
-    """One coupling on one data set: what was predicted, and logs of what was measured."""
+    """One coupling on one data set: what was predicted, and logs of what was measured.
+
+    ``bounded`` has, of the seeds of every speed-up, how many without pairing and how many with it
+    reached the distance at the first evaluation: the steps are at most those.
+    """
 
     set: str
     coupling: str
     known: dict[str, float]
-    speedup: dict[tuple[str, int], list[float]]
-    final: dict[tuple[str, int], list[float]]
-    bounded: int
+    speedup: dict[Outcome, list[float]]
+    final: dict[Outcome, list[float]]
+    bounded: dict[Outcome, tuple[int, int]]
 
     @property
     def control(self) -> bool:
         """Whether its noises were shuffled."""
         return self.coupling.startswith("shuffled:")
+
+    def mark(self, outcome: Outcome) -> str:
+        """Before a speed-up: at least, at most, or either way by seed; empty for none bounded."""
+        without, paired = self.bounded[outcome]
+        return ("~" if paired else "<= ") if without else (">= " if paired else "")
 
 
 def points_of(found: dict[str, Any]) -> list[Point]:
@@ -49,22 +60,33 @@ def points_of(found: dict[str, Any]) -> list[Point]:
         curves.setdefault(key, {})[row["step"]] = row["frechet"]
     base, points = found["known"][0], []
     for number, name in enumerate(COUPLINGS[1:], start=1):
-        speedup: dict[tuple[str, int], list[float]] = {}
-        final: dict[tuple[str, int], list[float]] = {}
-        bounded = 0
+        speedup: dict[Outcome, list[float]] = {}
+        final: dict[Outcome, list[float]] = {}
+        bounded: dict[Outcome, tuple[int, int]] = {}
         for coupling, seed, start, budget in curves:
             if coupling != number:
                 continue
             pair = [best(curves[c, seed, start, budget]) for c in (0, number)]
             target = max(curve.values[-1] for curve in pair)
             (without, low), (steps, high) = (steps_to(curve, target) for curve in pair)
-            bounded += low or high
+            before = bounded.get((start, budget), (0, 0))
+            bounded[start, budget] = before[0] + low, before[1] + high
             speedup.setdefault((start, budget), []).append(math.log(without / steps))
             ratio = pair[1].values[-1] / pair[0].values[-1]
             final.setdefault((start, budget), []).append(-math.log(ratio))
-        known = reduction(base, found["known"][number])
+        known = reduction(base, exact(name, found["known"][number]))
         points.append(Point(found["set"], name, known, speedup, final, bounded))
     return points
+
+
+def exact(name: str, known: dict[str, float]) -> dict[str, float]:
+    """``known`` with a KL of 0 where the coupling keeps N(0, I), whatever an estimate said.
+
+    What the estimate took from the information for it is given back.
+    """
+    if not getattr(spelled(name), "keeps_law", False) or not math.isfinite(known.get("kl", 0.0)):
+        return known
+    return known | {"information": known["information"] + known.get("kl", 0.0), "kl": 0.0}
 
 
 def reduction(base: dict[str, float], known: dict[str, float]) -> dict[str, float]:
@@ -110,7 +132,7 @@ def interval(points: list[Point], x: np.ndarray, y: np.ndarray) -> tuple[float, 
     return float(low), float(high)
 
 
-def described(points: list[Point], predictor: str, outcome: tuple[str, int], kind: str) -> str:
+def described(points: list[Point], predictor: str, outcome: Outcome, kind: str) -> str:
     """A row: correlations of a predictor with an outcome."""
     kept = [p for p in points if not p.control and math.isfinite(p.known[predictor])]
     x = np.array([p.known[predictor] for p in kept])
@@ -155,26 +177,28 @@ def write_tables(folder: Path, figure: Path | None) -> int:
     sys.stdout.write("\n".join(lines) + "\n\n" + table(points) + "\n")
     with (folder / "points.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        names = [f"{kind} {b} {s}" for kind in ("speedup", "final") for s, b in outcomes]
+        kinds = ("speedup", "final", "bounded")
+        names = [f"{kind} {b} {s}" for kind in kinds for s, b in outcomes]
         writer.writerow(["set", "coupling", *PREDICTORS, *names])
         for p in points:
             values = [np.exp(np.mean(part[o])) for part in (p.speedup, p.final) for o in outcomes]
             rounded = [f"{v:.4g}" for v in (*(p.known[n] for n in PREDICTORS), *values)]
-            writer.writerow([p.set, p.coupling, *rounded])
+            counts = [sum(p.bounded[o]) for o in outcomes]
+            writer.writerow([p.set, p.coupling, *rounded, *counts])
     if figure is not None:
         draw(points, figure)
     return 0
 
 
 def table(points: list[Point]) -> str:
-    """Every point: predicted reduction and measured speed-ups."""
+    """Every point: predicted reduction and measured speed-ups, those that are bounds marked."""
     lines = [
         "| data | coupling | loss reduced by | 5 steps | 20 steps | 5, matched | 20, matched |"
     ]
     lines.append("|---|---|--:|--:|--:|--:|--:|")
     for p in points:
         cells = [
-            f"{math.exp(np.mean(p.speedup[start, budget])):.2f}"
+            f"{p.mark((start, budget))}{math.exp(np.mean(p.speedup[start, budget])):.2f}"
             for start in ("normal", "matched")
             for budget in BUDGETS
         ]

@@ -5,9 +5,19 @@ import time
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+from immiscible_diffusion import LinearAssignment
+from immiscible_diffusion.analysis.noise import measure_noise
+from immiscible_diffusion.analysis.rehearsal import batches_by_label
+from immiscible_diffusion.analysis.settings import Settings
+from immiscible_diffusion.analysis.study import lined_up
+from immiscible_diffusion.analysis.subject import Work
 from immiscible_diffusion.cli import main
 from immiscible_diffusion.command.analyse import Options, PathOptions
+from immiscible_diffusion.data import Batch
+from immiscible_diffusion.data.whole import Whole
 from immiscible_diffusion.path import DiffusionPath, FlowPath, SigmaPath
 
 pytest.importorskip("sklearn", reason="digits come with scikit-learn")
@@ -155,7 +165,13 @@ def test_users_couplings_are_exact_or_estimated(no_page, capsys, tmp_path):
 def test_a_dry_run_writes_nothing(capsys, tmp_path):
     code, said, _ = outcome(capsys, *DIGITS, "--coupling", "knn:k=4", "--dry-run")
     assert code == 0
-    for expected in ("60 of shape 1x8x8", "knn:k=4: about", "time: about", "memory: about"):
+    for expected in (
+        "60 of shape 1x8x8",
+        "path: flow\n",
+        "knn:k=4: about",
+        "time: about",
+        "memory: about",
+    ):
         assert expected in said
     assert not list(tmp_path.iterdir())
 
@@ -173,6 +189,8 @@ def test_a_dry_run_writes_nothing(capsys, tmp_path):
         ([*DIGITS, "--run", "nowhere"], "nowhere is not a run folder"),
         ([*DIGITS, "--threads", "0"], "threads must be at least 1"),
         ([*DIGITS, "--path.kind", "straight"], "straight"),
+        ([*DIGITS, "--path", "sigma"], "is --path.kind sigma"),
+        (["analyse", "--data", "folder"], "no data set, folder or file 'folder'; known: digits"),
         ([*DIGITS, "--bandwidth", "1"], "bandwidth is for continuous conditions"),
     ],
 )
@@ -182,6 +200,24 @@ def test_bad_input_is_one_line_and_leaves_nothing(capsys, tmp_path, arguments, e
     assert expected in said
     assert said.strip().count("\n") == 0
     assert not list(tmp_path.iterdir())
+
+
+def test_paths_are_told_as_they_are_asked():
+    assert str(PathOptions()) == "flow"
+    assert str(PathOptions("diffusion")) == "diffusion, schedule linear, prediction epsilon"
+    assert str(PathOptions("sigma")) == "sigma, sigma_max 80"
+
+
+def test_a_folder_named_folder_is_a_folder(capsys, tmp_path):
+    (tmp_path / "folder").mkdir()
+    for number in range(3):
+        picture = np.full((8, 8), 40 * number, dtype=np.uint8)
+        Image.fromarray(picture).save(tmp_path / "folder" / f"{number}.png")
+    options = ["--coupling", "knn:k=2", "--dry-run", "--channels", "1", *FEW]
+    for named in (["folder"], ["folder", "--path", "folder"]):
+        code, said, _ = outcome(capsys, "analyse", "--data", *named, *options)
+        assert code == 0
+        assert "data: folder, 3 of shape 1x8x8" in said
 
 
 def test_paths_by_option():
@@ -194,3 +230,37 @@ def test_paths_by_option():
 def test_the_baseline_is_always_first():
     assert Options(coupling=("knn:k=4", "independent")).couplings == ("independent", "knn:k=4")
     assert Options().couplings[0] == "independent"
+
+
+def test_by_default_data_with_a_mask_have_no_coupling_that_takes_none():
+    assert "assignment" in Options().couplings
+    assert "assignment" not in Options(mask="valid").couplings
+
+
+def test_help_begins_with_the_data(capsys):
+    with pytest.raises(SystemExit):
+        main(["analyse", "--help"])
+    said = capsys.readouterr().out
+    assert said.index("--data STR") < said.index("--coupling STR") < said.index("--path.kind")
+    assert "--path {None}|STR" in said
+
+
+def test_the_dry_run_counts_the_calls_for_every_label():
+    calls = []
+
+    class Counted(LinearAssignment):
+        def __call__(self, data, **options):
+            calls.append(len(data))
+            return super().__call__(data, **options)
+
+    data, label = torch.randn(90, 3), torch.tensor([0] * 30 + [1] * 60)
+    settings = Settings(pairs=50, batch_size=30)
+    work = Work.of(Whole("w", "", Batch(data, {"label": label})), (), settings, None)
+    [subject] = lined_up(work, [Counted()])
+    density = subject.density
+    options = {"moments": work.lineup.reported, "density": density, "pairs": 50, "batch_size": 30}
+    calls.clear()
+    measure_noise(data, subject.coupling, **options)
+    whole = len(calls)
+    measure_noise(data, subject.coupling, labels=label, **options)
+    assert len(calls) - 2 * whole == batches_by_label(subject) == 5 + 3

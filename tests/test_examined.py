@@ -4,9 +4,12 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
-from immiscible_diffusion.examined import examine
+from immiscible_diffusion.examined import _Examined, examine
 from immiscible_diffusion.runfolder import RunFolder
+from immiscible_diffusion.sampler import start_noise
+from immiscible_diffusion.trained import Trained
 from immiscible_diffusion.trainer import Trainer
 
 
@@ -79,6 +82,47 @@ def test_a_conditional_run_is_compared_within_its_labels(tiny, tmp_path):
     found = examine(trained(recipe, tmp_path), device="cpu", noises=40)
     assert "pure noise" in found[1]["rows"][0]["label"]
     assert found[1]["rows"][0]["expected"] is None
+
+
+def examined(run, **parts):
+    found = Trained.load(run, "cpu")
+    sampler = dataclasses.replace(found.recipe.sampler, **parts)
+    return _Examined(found, sampler, found.generator(sampler), 80, 0, None)
+
+
+def made_by_both(one):
+    """The images of the tests, and those that ``sample`` makes of the same noise."""
+    shape, rows = one.trained.dataset.shape, range(80)
+    usual, _ = next(one.generator(one.trained.model, 80, seed=0, sampler=one.sampler))
+    return one.make(start_noise(0, rows, shape, "cpu")), usual
+
+
+def test_images_are_guided_as_those_of_sample_are(tiny, tmp_path):
+    recipe = dataclasses.replace(tiny, conditional=True, label_dropout=0.2)
+    run = trained(recipe, tmp_path)
+    mine, usual = made_by_both(examined(run, guidance=3.0))
+    torch.testing.assert_close(mine, usual)
+    assert not torch.allclose(mine, examined(run).make(start_noise(0, range(80), (1, 8, 8), "cpu")))
+
+
+def test_the_bound_on_predicted_data_is_scaled_as_the_data_are(tmp_path):
+    from immiscible_diffusion.recipes import recipe_from_name
+
+    recipe = recipe_from_name("digits-ddim").tiny()
+    recipe = dataclasses.replace(recipe, scaling=dataclasses.replace(recipe.scaling, factor=2.0))
+    one = examined(trained(recipe, tmp_path), method="ddim", clip=0.01)
+    mine, usual = made_by_both(one)
+    torch.testing.assert_close(mine.abs().max(), torch.tensor(0.01))  # in the range of the data
+    torch.testing.assert_close(mine, usual)
+
+
+def test_mirror_images_are_among_the_data_where_training_mirrors(tiny, tmp_path):
+    recipe = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, flip=True))
+    one = examined(trained(recipe, tmp_path))
+    data, count = one._data().data, len(one.trained.dataset)
+    assert len(data) == 2 * count
+    mean = data.mean(dim=0)
+    torch.testing.assert_close(mean, mean.flip(-1), atol=1e-5, rtol=0)
 
 
 def test_what_is_no_run_is_refused(tmp_path):

@@ -61,7 +61,7 @@ def test_the_trainer_logs_each_loss_at_its_own_time(tiny, tmp_path):
     """A loss that is its time: every bin's mean lies within the bin, their mean is the loss."""
     recipe = dataclasses.replace(tiny, batch_size=64, steps=4, log_every=4)
     trainer = Trainer(recipe, RunFolder.open(tmp_path, recipe), device="cpu")
-    trainer.loss_fn = lambda model, path, data, noise, t, cond: (
+    trainer.loss_fn = lambda model, path, data, noise, t, cond, mask=None: (
         t + 0 * model(data, t, cond).flatten(1).mean(dim=1)
     )
     trainer.train(quiet=True)

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from immiscible_diffusion.analysis.density import density_of, has_closed_form
 from immiscible_diffusion.analysis.layers import STEPS, Layers, predict_layers, prediction
-from immiscible_diffusion.analysis.papers import slug
+from immiscible_diffusion.analysis.parts import slug
 from immiscible_diffusion.analysis.posterior import OptimalDenoiser
 from immiscible_diffusion.analysis.published import P1, P2
 from immiscible_diffusion.analysis.section import Row, Section
 from immiscible_diffusion.analysis.stability import PerturbationTest, Stability
+from immiscible_diffusion.compare.denoising import images_at, row_count
 from immiscible_diffusion.data.batch import Batch, Cond
 from immiscible_diffusion.files import atomic_path
 from immiscible_diffusion.generate import Generator
@@ -115,15 +116,16 @@ class _Examined:
         return law.color(noise, self.labels(len(noise)))
 
     def make(self, noise: Tensor) -> Tensor:
-        """Images ``[B, *shape]`` in the range of the data set.
+        """Images ``[B, *shape]`` in the range of the data set, as ``self.generator`` makes them.
 
         A sampler that adds noise on its way adds the same at every call.
         """
         recipe, rows = self.trained.recipe, range(len(noise))
         shape, device = self.trained.dataset.shape, self.trained.device
-        sampled = self.sampler.sample(
-            recipe.path,
-            self.trained.model,
+        sampler = self.generator.of_scaled_data(self.sampler)
+        sampled = sampler.sample(
+            recipe.noise_path,
+            self.generator.guided(self.trained.model, sampler),
             self.started(noise),
             cond=self.cond(len(noise)),
             step_noise=lambda step: start_noise(self.seed, rows, shape, device, step),
@@ -163,10 +165,10 @@ class _Examined:
         noise = torch.randn(self.noises, *self.trained.dataset.shape, generator=generator)
         noise = self.started(noise.to(self.trained.device))
         images = self._data()
-        predict = prediction(recipe.path, self.trained.model, self.cond(self.noises))
+        predict = prediction(recipe.noise_path, self.trained.model, self.cond(self.noises))
         found = predict_layers(
             predict,
-            recipe.path,
+            recipe.noise_path,
             noise,
             images.data,
             shown=3,
@@ -188,16 +190,18 @@ class _Examined:
             f"Expected: of the best denoiser there can be for these data and this coupling, at "
             f"the same points. The paper showed pictures of DDIM on CIFAR-10, no numbers."
         )
+        if self.sampler.guidance != 1:
+            note += " The predictions are those of the model itself, without guidance."
         title = f"Prediction layer by layer, {self.name}"
         rows = tuple(_layer_rows(found, best))
         return Section(title, f"Fig. 3 of {P1}", rows, note, tuple(pictures))
 
     def _data(self) -> Batch:
-        """Up to ten thousand data as the network sees them, not augmented."""
-        dataset, generator = self.trained.dataset, keyed_generator(self.seed, "data")
-        rows = torch.randperm(len(dataset), generator=generator)[:MOST_DATA]
-        batch = dataset.batch(rows)
-        return Batch(self.trained.recipe.scaling.apply(batch.data), batch.cond)
+        """Up to ten thousand data as the network sees them, mirrored where training mirrors."""
+        recipe, dataset = self.trained.recipe, self.trained.dataset
+        generator = keyed_generator(self.seed, "data")
+        rows = torch.randperm(row_count(recipe, dataset), generator=generator)[:MOST_DATA]
+        return images_at(recipe, dataset, rows)
 
     def _best(self, images: Batch, noise: Tensor, conditional: bool) -> Layers | None:
         """One step of the exact denoiser at pure noise; None where there is no closed form."""
@@ -205,8 +209,8 @@ class _Examined:
         coupling = make_coupling(trained.recipe, trained.dataset, trained.run, torch.device("cpu"))
         if conditional or not has_closed_form(coupling):
             return None
-        best = OptimalDenoiser(images, density_of(coupling), trained.recipe.path)
-        return predict_layers(best, trained.recipe.path, noise.cpu(), images.data, steps=1)
+        best = OptimalDenoiser(images, density_of(coupling), trained.recipe.noise_path)
+        return predict_layers(best, trained.recipe.noise_path, noise.cpu(), images.data, steps=1)
 
     def _picture(
         self, what: str, images: Tensor, columns: int, caption: str

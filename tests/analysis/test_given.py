@@ -74,5 +74,9 @@ def test_the_summary_says_what_is_mixed_and_what_pairing_can_remove():
     said = summary([entry("independent", 100.0, None), entry("knn:k=4", 100.0, 0.636)])
     assert "at most log 100 = 4.61 nats, against log 1,000 = 6.91" in said
     assert "knn:k=4 0.64" in said
+    assert said.endswith("; KNN removes at most (log k - 1 + 1/k nats): knn:k=4 0.64.")
+    more = summary([entry("knn:k=4", 100.0, 0.636), entry("assignment", 100.0, None)])
+    assert more.endswith("knn:k=4 0.64; no such bound for assignment.")
+    assert summary([entry("knn:k=4", None, 0.636)]) == ""
     assert "next to nothing is left" in summary([entry("knn:k=4", 1.0, 0.636)])
     assert summary([{"given": []}]) == ""

@@ -1,18 +1,21 @@
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import pytest
 import torch
 
-from immiscible_diffusion.analysis import subject
+from immiscible_diffusion.analysis import parts, subject
+from immiscible_diffusion.analysis.density import density_of, log_density
 from immiscible_diffusion.analysis.miscibility import miscibility
 from immiscible_diffusion.analysis.papers import Extent
 from immiscible_diffusion.analysis.settings import Settings
 from immiscible_diffusion.analysis.study import analyse
 from immiscible_diffusion.analysis.survival import log_survival
-from immiscible_diffusion.coupling import KNN
+from immiscible_diffusion.coupling import KNN, Calibrated, NoiseLaw
+from immiscible_diffusion.data.batch import Batch
+from immiscible_diffusion.moments import Moments
 from immiscible_diffusion.path import DiffusionPath
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -38,6 +41,20 @@ class Mine:
         distance, length = (noise - data).square().sum(dim=1), data.square().sum(dim=1)
         survival = log_survival(distance[None], torch.tensor(float(dim)), length)[0]
         return math.log(self.k) + normal + (self.k - 1) * survival
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """Noise shifted by the mean of a table, which is too long to be printed whole."""
+
+    table: torch.Tensor = field(default_factory=lambda: torch.zeros(2000))
+
+    def __call__(self, data, *, cond=None, generator=None):
+        return torch.randn(data.shape, generator=generator) + self.table.mean()
+
+    def log_density(self, noise, data, *, cond=None):
+        square = (noise - self.table.mean()).flatten(1).square().sum(dim=1)
+        return -square / 2 - noise[0].numel() / 2 * math.log(2 * math.pi)
 
 
 class Wrong:
@@ -125,6 +142,64 @@ def test_couplings_and_parts_may_be_added(tmp_path, monkeypatch):
     assert added["couplings"][1]["papers"]
 
 
+def shifted(by):
+    table = torch.zeros(2000)
+    table[1000] = 2000 * by
+    return Shifted(table)
+
+
+def test_objects_that_print_alike_are_told_apart(tmp_path):
+    one, other = shifted(0.0), shifted(1.0)
+    assert str(one) == str(other)
+    first = analyse(DATA, [one], settings=SMALL, folder=tmp_path)["couplings"][0]
+    with pytest.warns(UserWarning, match="measured anew"):
+        again = analyse(DATA, [other], settings=SMALL, folder=tmp_path)["couplings"][0]
+    fresh = analyse(DATA, [other], settings=SMALL)["couplings"][0]
+    assert again["noise"] == fresh["noise"] != first["noise"]
+    with pytest.raises(ValueError, match="two different couplings print as Shifted"):
+        analyse(DATA, [one, other], settings=SMALL)
+    assert len(analyse(DATA, [one, shifted(0.0)], settings=SMALL)["couplings"]) == 1
+
+
+def test_a_center_by_a_word_prints_which_moments_it_is_of(tmp_path):
+    near, far = (KNN(4, center="mean", moments=Moments.fit(DATA + by)) for by in (0, 3))
+    assert str(near) != str(far)
+    found = analyse(DATA, [near, far], settings=SMALL)["couplings"]
+    assert found[0]["noise"]["kl"] != found[1]["noise"]["kl"]
+
+
+def test_couplings_given_as_objects_stay(tmp_path):
+    first = analyse(DATA, [KNN(4)], settings=SMALL, folder=tmp_path)["couplings"]
+    added = analyse(DATA, ["independent"], settings=SMALL, folder=tmp_path)["couplings"]
+    assert [one["name"] for one in added] == ["independent", "KNN(k=4)"]
+    assert added[1] == first[0]
+    written = json.loads((tmp_path / "analysis.json").read_text())
+    written["versions"]["immiscible-diffusion"] = "0.0.0"
+    (tmp_path / "analysis.json").write_text(json.dumps(written))
+    with pytest.warns(UserWarning, match=r"another version: KNN\(k=4\)"):
+        left = analyse(DATA, ["independent"], settings=SMALL, folder=tmp_path)["couplings"]
+    assert [one["name"] for one in left] == ["independent"]
+
+
+@pytest.mark.parametrize("changed", ["MEASURES", "version"])
+def test_parts_of_another_version_are_measured_anew(changed, tmp_path, monkeypatch):
+    analyse(DATA, COUPLINGS[1:], settings=SMALL, folder=tmp_path)
+    before = {path: path.read_text() for path in (tmp_path / "parts").iterdir()}
+    monkeypatch.setattr(parts, changed, 99 if changed == "MEASURES" else lambda name: "99.0")
+    with pytest.warns(UserWarning, match="another version"):
+        analyse(DATA, COUPLINGS[1:], settings=SMALL, folder=tmp_path)
+    assert all(path.read_text() != text for path, text in before.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_data_of_half_precision(dtype):
+    rough = analyse(DATA.to(dtype), COUPLINGS, settings=SMALL)["couplings"][1]["miscibility"]
+    exact = analyse(DATA, COUPLINGS, settings=SMALL)["couplings"][1]["miscibility"]
+    for ours, theirs in zip(rough["levels"], exact["levels"], strict=True):
+        value, error = (theirs["effective"][name] for name in ("value", "error"))
+        assert abs(ours["effective"]["value"] - value) < 6 * error
+
+
 def test_other_data_or_settings_are_refused(tmp_path):
     analyse(DATA, COUPLINGS, settings=SMALL, folder=tmp_path, name="one")
     with pytest.raises(ValueError, match=r"other data than the one there.*another folder"):
@@ -167,6 +242,23 @@ def test_masked_data_and_what_takes_no_mask(tmp_path):
     papers = Settings(papers=True)
     with pytest.raises(ValueError, match="take no mask"):
         analyse(DATA, COUPLINGS, mask=mask, settings=papers)
+
+
+def test_calibrated_pairs_what_a_mask_leaves_whole():
+    mask = torch.ones(60, 1, 3, 3, dtype=torch.bool)
+    mask[::2, :, 2] = False
+    law = NoiseLaw.measure(KNN(4), [DATA], Moments.fit(DATA), generator=GENERATOR)
+    density, noise = density_of(Calibrated(KNN(4), law)), torch.randn(5, 1, 3, 3).double()
+    within, whole = (log_density(density, noise, Batch(DATA, None, m)) for m in (mask, None))
+    torch.testing.assert_close(within[:, 1::2], whole[:, 1::2])
+    normal = -noise.flatten(1).square().sum(dim=1, keepdim=True) / 2
+    torch.testing.assert_close(within[:, ::2], normal.expand(5, 30))
+    settings = Settings(levels=(0.5, 0.9), probes=60, pairs=40, show=0)
+    [found] = analyse(DATA, ["calibrated:knn:k=4"], mask=mask, settings=settings)["couplings"]
+    assert found["miscibility"]["estimate"] == ""
+    for level in found["miscibility"]["levels"]:
+        surprise, entropy = level["surprise"], level["entropy"]
+        assert abs(surprise["value"] - entropy["value"]) < 4 * surprise["error"]
 
 
 def test_what_is_wrong_is_said_before_anything_is_written(tmp_path):

@@ -39,11 +39,11 @@ def test_what_must_stand_beside_a_figure_does(run, capsys):
         "seed": 0,
         "samples": 120,
         "data": "digits, 400",
-        "encoding": "as published",
+        "encoding": "of the source",
     }
     assert {name: result[name] for name in expected} == expected
     assert "not FID" in result["distance"]
-    assert "200 each" in result["floor"]
+    assert "halves of 200" in result["floor"]
     assert result["kid"] is None
     lines = {line.split()[0] for line in text.splitlines()}
     assert {*expected, "frechet", "distance", "preprocessing", "floor"} <= lines

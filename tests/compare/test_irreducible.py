@@ -20,12 +20,17 @@ from immiscible_diffusion.compare.denoising import (
     losses_by_level,
     row_count,
 )
+from immiscible_diffusion.compare.excess import excess_of
 from immiscible_diffusion.compare.irreducible import best_losses, too_large
+from immiscible_diffusion.compare.plan import Plan
 from immiscible_diffusion.coupling import Shuffled
-from immiscible_diffusion.data import Batch
+from immiscible_diffusion.data import Batch, load_images
 from immiscible_diffusion.loss import ConsistencyLoss
 from immiscible_diffusion.path import DiffusionPath, FlowPath, SigmaPath
+from immiscible_diffusion.recipes import recipe_from_name
 from immiscible_diffusion.runfolder import RunFolder
+from immiscible_diffusion.sampler import Sampler
+from immiscible_diffusion.setup import make_coupling
 from immiscible_diffusion.trainer import Trainer
 
 CPU = torch.device("cpu")
@@ -181,7 +186,9 @@ def test_of_a_large_set_fewer_probes_are_used_or_none_with_the_reason(toy, monke
 
 def test_a_loss_without_the_bound_is_left_out_with_its_reason(toy):
     assert irreducible.no_bound(toy[0]) == ""
-    other = dataclasses.replace(toy[0], path=SigmaPath(), loss=ConsistencyLoss())
+    other = dataclasses.replace(
+        toy[0], path=SigmaPath(), loss=ConsistencyLoss(), sampler=Sampler("consistency", 1)
+    )
     assert "ConsistencyLoss, whose network is no denoiser" in irreducible.no_bound(other)
 
 
@@ -216,7 +223,7 @@ def test_a_comparison_shows_it_keeps_it_and_can_do_without(tmp_path, capsys):
     assert found["cells"][1]["excess"] == found["cells"][2]["excess"]
     page = (tmp_path / "report.html").read_text()
     assert "Excess loss by t at the last step" in page
-    best = tmp_path / "irreducible" / "knn-k=4.npy"
+    [best] = (tmp_path / "irreducible").glob("knn-k=4-*.npy")
     kept, made = json.loads((tmp_path / "irreducible.json").read_text()), best.stat().st_mtime_ns
     assert kept["skipped"] == {}
     assert main([*command, "--gather"]) == 0
@@ -224,3 +231,26 @@ def test_a_comparison_shows_it_keeps_it_and_can_do_without(tmp_path, capsys):
     assert main([*command, "--gather", "--no-irreducible"]) == 0
     assert json.loads((tmp_path / "results.json").read_text())["excess"] is None
     assert "Excess loss by t" not in (tmp_path / "report.html").read_text()
+
+
+def test_every_seed_has_the_best_loss_of_its_own_law(tmp_path):
+    """A calibrated coupling is measured anew for every seed; plain KNN is the same at all."""
+    name = "calibrated:knn:k=16"
+    command = ["compare", "digits-flow", "--tiny", "--device", "cpu", "--out", str(tmp_path)]
+    command += ["--seeds", "0", "1", "--coupling", "knn:k=16", "--coupling", name]
+    assert main([*command, "--workers", "1"]) == 0
+    found = json.loads((tmp_path / "irreducible.json").read_text())["couplings"]
+    assert len(found["knn:k=16"]["laws"]) == 1
+    assert len(found[name]["laws"]) == 2
+    plan = Plan(tmp_path, recipe_from_name("digits-flow").tiny(), ("knn:k=16", name), (0, 1))
+    best = [irreducible.best_on_probes(plan, name, seed) for seed in (0, 1)]
+    assert not torch.equal(*best)
+    for seed, own in enumerate(best):
+        run = RunFolder(tmp_path / "cells" / "calibrated-knn-k=16" / f"seed{seed}")
+        recipe, dataset = run.recipe(), load_images(run.recipe().data)
+        coupling = make_coupling(recipe, dataset, run, CPU)
+        torch.testing.assert_close(own, best_losses(recipe, dataset, coupling).reached)
+    shown = excess_of(plan, dataset)
+    assert shown is not None
+    [mean] = [one.reached for one in shown.couplings if one.coupling == name]
+    assert mean == pytest.approx(torch.stack(best).mean(dim=(0, 2)).tolist())

@@ -199,7 +199,7 @@ def test_broken_files_are_refused(tmp_path, ending):
     [
         (DataOptions(), "which data"),
         (DataOptions(data="nothing"), "no data set, folder or file 'nothing'"),
-        (DataOptions(data="nothing", path="a"), "--path is for a named data set"),
+        (DataOptions(data="nothing", place="a"), "--path is for a named data set"),
         (DataOptions(data="digits", mask="m"), "--mask is for a file of arrays"),
         (DataOptions(data="digits", cond=("text",)), "the condition 'label' only, got 'text'"),
         (DataOptions(data="a.npz", size=3), "--size is for images"),

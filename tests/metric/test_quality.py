@@ -75,8 +75,10 @@ def test_measure_puts_each_metric_in_its_field(generator):
     assert quality.frechet == frechet_distance(statistics, reference.statistics)
     kid = kernel_distance(samples, reference.real)
     assert (quality.kid, quality.kid_error) == (kid.mean, kid.standard_error)
-    assert quality.precision == precision(samples, reference.real, k=3)
-    assert quality.recall == recall(samples, reference.real, k=3)
+    some, near = reference.equal(samples)
+    assert len(some) == len(near.real) == min(len(samples), len(reference.real))
+    assert quality.precision == precision(some, near.real, k=3)
+    assert quality.recall == recall(some, near.real, k=3)
     assert quality.memorisation == memorisation(samples, reference.real)
     assert quality.samples == 700
     assert quality.features == "gaussian (4-d)"
@@ -108,7 +110,7 @@ def test_worse_images_score_worse(digits, classifier, reference, generator):
     assert slightly.frechet < reference.floor.mean * 10 < badly.frechet
     assert slightly.kid < badly.kid
     assert badly.precision < slightly.precision
-    assert one_class.precision == 1
+    assert one_class.precision > 0.7  # among as many real images of all classes
     assert one_class.recall < 0.2
 
 

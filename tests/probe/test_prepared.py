@@ -156,3 +156,30 @@ def test_the_distance_is_of_the_joint_law_with_conditions():
     real = FeatureStatistics.of(features(data[held], held))
     wrong = FeatureStatistics.of(features(data[held].flip(0)[torch.randperm(len(held))], held))
     assert frechet_distance(wrong, real) > 10 * floor_of(prepared, features).high
+
+
+def test_what_conditions_become_depends_on_them_alone():
+    """Not on the global generator, nor on the order of the data."""
+    label = torch.arange(3000) // 300  # sorted, as in many files
+    data = torch.randn(3000, 4, generator=torch.Generator().manual_seed(0))
+    many = torch.cat([data, data]), torch.cat([label, label + 10])
+
+    def conditions():
+        batch = Batch(many[0], {"label": many[1]})
+        return Features.of(Prepared.of(Whole("w", "", batch), ("label",))).conditions
+
+    torch.manual_seed(0)
+    first = conditions()
+    torch.manual_seed(1)
+    assert torch.equal(conditions(), first)
+    seen = [bool(first[many[1] == name].abs().sum() > 0) for name in range(20)]
+    assert seen[10:].count(True) > 1  # labels of which the first 5,000 rows have few
+    assert len(first.round(decimals=3).unique(dim=0)) > 8
+
+
+def test_a_condition_that_never_changes_says_nothing():
+    data = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
+    batch = Batch(data, {"state": torch.ones(100, 2)})
+    features = Features.of(Prepared.of(Whole("w", "", batch), ("state",)))
+    assert bool(features(data, torch.arange(100)).isfinite().all())
+    assert float(features.conditions.abs().sum()) == 0

@@ -83,6 +83,23 @@ def made(data, folder, **settings):
     return Probe(data, Settings(**short), Store(folder), device=CPU, quiet=True)
 
 
+def test_a_question_is_of_all_data_conditions_and_the_mask(tmp_path):
+    data = prepared(400).batch.data
+    later, label = data.clone(), torch.arange(400) % 3
+    later[300] += 1
+    mask = torch.ones(400, 1, dtype=torch.bool)
+    parts = [
+        (data, {"label": label}, None),
+        (later, {"label": label}, None),
+        (data, {"label": label.flip(0)}, None),
+        (data, {"label": label}, mask),
+    ]
+    wholes = [Whole("mine", "", Batch(*each)) for each in parts]
+    asked = [made(Prepared.of(whole, ("label",)), tmp_path).asked["data"] for whole in wholes]
+    assert len(set(asked)) == 4
+    assert made(Prepared.of(wholes[0], ("label",)), tmp_path).asked["data"] == asked[0]
+
+
 def test_couplings_share_all_but_the_noise(tmp_path):
     """KNN with one candidate is no pairing, bit for bit: so is every distance."""
     outcome = made(prepared(), tmp_path, coupling="knn:k=1", matched=False)

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from immiscible_diffusion.metric import Floor
+from immiscible_diffusion.probe.ratio import Ratio, seeds_for
 from immiscible_diffusion.probe.records import Cell, Point, finals
-from immiscible_diffusion.probe.verdict import Ratio, compare, judge, seeds_for
+from immiscible_diffusion.probe.verdict import compare, judge
 
 NAME = "knn:k=16"
 FLOOR = Floor(0.1, 0.08, 0.12, 500)
@@ -51,6 +52,27 @@ def test_a_gain_that_the_control_has_too_is_no_effect_of_pairing():
     assert "control" in said.sentence
     assert said.sentence.startswith("no effect")
     assert {c.verdict for c in said.comparisons if c.arm == NAME} == {"law"}
+
+
+def test_a_gain_of_which_pairing_takes_some_back_is_not_called_no_effect_of_pairing():
+    said = verdict(fabricated(plain=0.8, control=0.6))
+    assert said.kind == "none"
+    assert {c.verdict for c in said.comparisons if c.arm == NAME} == {"law"}
+    assert "above seed noise" not in said.sentence
+    gain, of_control = map(int, re.findall(r"(\d+)%", said.sentence))
+    assert gain < of_control
+    assert "its control with the noises shuffled is nearer still" in said.sentence
+    assert "pairing takes some of it back" in said.sentence
+
+
+def test_a_gain_by_the_law_from_the_other_start_is_not_called_unresolved():
+    said = verdict(fabricated(plain=1.5, control=1.5, matched=0.7, matched_control=0.7))
+    assert said.kind == "costs"
+    assert "no effect is resolved" not in said.sentence
+    found = re.search(
+        r"from its own law it is (\d+)% nearer .* but so is its control", said.sentence
+    )
+    assert 25 < int(found[1]) < 35
 
 
 def test_a_gain_that_the_control_has_in_part_says_how_much_is_pairing():

@@ -89,11 +89,14 @@ def test_ctrl_c_ends_everything(tmp_path):
     script = tmp_path / "use.py"
     script.write_text(
         textwrap.dedent("""
+        import signal
         import numpy as np
         from immiscible_diffusion.pusht.task import start_states
         from immiscible_diffusion.pusht.vector import Tables
 
         if __name__ == "__main__":
+            # A job in the background inherits that it is ignored.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             with Tables(2, workers=2) as tables:
                 tables.reset(start_states(2).numpy())
                 pids = [worker.process.pid for worker in tables._others]
@@ -113,7 +116,11 @@ def test_ctrl_c_ends_everything(tmp_path):
     assert len(pids) == 2, run.stderr.read()
     time.sleep(0.2)
     os.killpg(run.pid, signal.SIGINT)
-    _, error = run.communicate(timeout=60)
+    try:
+        _, error = run.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        os.killpg(run.pid, signal.SIGKILL)  # nothing goes on after a test
+        raise
     assert run.returncode != 0
     assert error.count("KeyboardInterrupt") == 1  # of the caller; the workers are silent
     for pid in pids:

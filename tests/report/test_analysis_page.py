@@ -124,6 +124,24 @@ def test_estimates_are_named_with_what_they_are_wrong_by(analysis, analysis_fold
     assert "Not a closed form" not in render_analysis_page(analysis, analysis_folder)
 
 
+def test_an_estimate_that_failed_has_no_figure(analysis, analysis_folder, undrawn):
+    found = coupling(analysis, "assignment")
+    found["noise"]["kl"] = {"value": 5.09, "error": 0.2}
+    found["noise"]["per_label"]["0"]["kl"] = {"value": 6.11, "error": 0.2}
+    for level in found["miscibility"]["levels"]:
+        level["surprise"]["value"] += 9
+    page = render_analysis_page(analysis, analysis_folder)
+    opening = page[: page.index("<h2>")]
+    assert "The density of assignment could not be estimated on these data" in opening
+    assert "assignment (estimate failed)" not in opening
+    assert "5.09" not in page
+    assert "6.11" not in page
+    assert "The estimate has failed: no figure that comes of it can be used." in page
+    found["noise"]["kl"] = {"value": 0.0, "error": 0.0}
+    exact = render_analysis_page(analysis, analysis_folder)
+    assert "By construction the noise stays N(0, I) with assignment." in exact
+
+
 def test_what_knn_spends_is_checked(analysis, analysis_folder, undrawn):
     holds = "Check: log k - 1 + 1/k = information + KL holds within the errors."
     assert holds in render_analysis_page(analysis, analysis_folder)

@@ -47,7 +47,7 @@ def test_time_floor_and_control_are_mentioned(comparison):
     assert set(found) == {"knn:k=16,center=mean", "knn:k=64", "assignment"}
     centred = found["knn:k=16,center=mean"]
     assert "Speed-up in training time, cost of pairing included: 2.1" in centred.detail
-    assert "both lie within what two halves of the real data differ by (1.50 to 3.10)" in (
+    assert "both lie within what real data differ from real data by (1.50 to 3.10)" in (
         centred.detail
     )
     assert "shuffled over the batch, so without pairing, keep 16% at 2 and 25%" in centred.detail

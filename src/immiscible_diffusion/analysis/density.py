@@ -122,7 +122,10 @@ class Gauss:
 
 @dataclass(frozen=True)
 class Mapped:
-    """Calibrated noise ``n' = C^(-1/2) (n - m)``: the density of ``n`` times ``|C^(1/2)|``."""
+    """Calibrated noise ``n' = C^(-1/2) (n - m)``: the density of ``n`` times ``|C^(1/2)|``.
+
+    Data that a mask cuts are not paired.
+    """
 
     coupling: Calibrated
     inner: PairDensity
@@ -134,7 +137,19 @@ class Mapped:
 
     def pairs(self, points: Tensor, shifts: Tensor, images: Batch) -> Tensor:
         """With points and shifts mapped; label by label where the law has labels."""
-        labels = self.coupling._labels(images.cond, images.mask)
+        valid = valid_positions(images.mask, images.data)
+        if valid is None:
+            return self._whole(points, shifts, images)
+        whole = valid.flatten(1).all(dim=1).nonzero()[:, 0]
+        out = squares(points, shifts).mul_(-0.5)
+        if len(whole):
+            paired = take(images, whole)
+            alone = Batch(paired.data, paired.cond)
+            out[:, whole] = self._whole(points, shifts[whole], alone)
+        return out
+
+    def _whole(self, points: Tensor, shifts: Tensor, images: Batch) -> Tensor:
+        labels = self.coupling._labels(images.cond)
         if labels is None:
             return self._mapped(points, shifts, images, None)
         out = points.new_empty(len(points), len(shifts))

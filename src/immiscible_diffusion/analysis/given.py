@@ -121,7 +121,7 @@ def scott(features: Tensor) -> float:
 def summary(couplings: Sequence[dict[str, Any]]) -> str:
     """What the page leads with where something is given; empty otherwise."""
     measured = [entry["given"] for entry in couplings if entry["given"]]
-    if not measured:
+    if not measured or any(one["candidates"]["value"] is None for one in measured[0]):
         return ""
     usual, *others = measured[0]
     nats = [_nats(each) for each in others]
@@ -141,7 +141,13 @@ def summary(couplings: Sequence[dict[str, Any]]) -> str:
         return f"{mixed}: next to nothing is left for pairing to unmix."
     if not bounds:
         return f"{mixed}."
-    return f"{mixed}; pairing removes at most (log k - 1 + 1/k nats): {', '.join(bounds)}."
+    unbounded = [
+        entry["name"]
+        for entry in couplings
+        if not entry["removable"] and entry["name"].removeprefix("shuffled:") != "independent"
+    ]
+    none = f"; no such bound for {', '.join(unbounded)}" if unbounded else ""
+    return f"{mixed}; KNN removes at most (log k - 1 + 1/k nats): {', '.join(bounds)}{none}."
 
 
 def _nats(entry: dict[str, Any]) -> float:

@@ -1,7 +1,6 @@
 """Couplings made for a data set, and tried before anything long starts."""
 
 import dataclasses
-import hashlib
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,12 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from immiscible_diffusion.analysis.content import content_of
 from immiscible_diffusion.analysis.density import has_closed_form, log_density, take
 from immiscible_diffusion.analysis.fitted import density_for
 from immiscible_diffusion.analysis.given import is_label
 from immiscible_diffusion.analysis.pairs import draw_noise
+from immiscible_diffusion.analysis.parts import digest
 from immiscible_diffusion.coupling import KNN, Coupling, NoiseLaw, coupling_from_name
 from immiscible_diffusion.coupling.calibrated import Calibrated
+from immiscible_diffusion.coupling.inputs import valid_positions
 from immiscible_diffusion.data.batch import Batch
 from immiscible_diffusion.moments import Moments
 from immiscible_diffusion.rng import keyed_generator
@@ -58,17 +60,17 @@ class Lineup:
                 f"{coupling} cannot be analysed on data with a mask: its density is estimated "
                 f"from pairs, and the estimate takes no mask; leave out the coupling or the mask"
             )
-        self._try(made)
+        self._try(made, str(coupling))
         return made
 
-    def _try(self, coupling: Coupling) -> None:
+    def _try(self, coupling: Coupling, name: str) -> None:
         rows = torch.arange(min(2, len(self.images)))
         size = min(self.batch_size, len(self.images))
         noise = draw_noise(coupling, self.images, rows, seed=self.seed, batch_size=size)
         shape = self.images.data[rows].shape
         if noise.shape != shape or not bool(noise.isfinite().all()):
             raise ValueError(
-                f"{coupling} must give finite noise like the data {tuple(shape)}, got "
+                f"{name} must give finite noise like the data {tuple(shape)}, got "
                 f"{tuple(noise.shape)}{'' if noise.shape != shape else ', not all of it finite'}"
             )
         if has_closed_form(coupling):
@@ -108,9 +110,13 @@ class Lineup:
         )
 
     def _batches(self, number: int) -> Iterator[Any]:
-        """A pass over some ten thousand data, with labels where there are any."""
+        """A pass over some ten thousand data, with labels where there are any; no cut ones."""
         generator = keyed_generator(self.seed, number, "moments")
-        order = torch.randperm(len(self.images), generator=generator)[:MOMENTS_DATA]
+        valid = valid_positions(self.images.mask, self.images.data)
+        every = torch.arange(len(self.images))
+        whole = every if valid is None else every[valid.flatten(1).all(dim=1).cpu()]
+        whole = whole if len(whole) > 1 else every
+        order = whole[torch.randperm(len(whole), generator=generator)][:MOMENTS_DATA]
         for rows in order.split(self.batch_size):
             data = take(self.images, rows).data
             yield data if self.labels is None else (data, self.labels[rows])
@@ -123,16 +129,25 @@ def strength(coupling: Coupling) -> int | None:
     return coupling.k if isinstance(coupling, KNN) else None
 
 
-def code_of(coupling: Coupling) -> str:
-    """Hash of the source of a user's coupling; empty of our own."""
-    while type(coupling).__module__.startswith("immiscible_diffusion.") and hasattr(
-        coupling, "coupling"
-    ):
-        coupling = coupling.coupling
-    if type(coupling).__module__.startswith("immiscible_diffusion."):
-        return ""
+def code_of(coupling: Coupling, *, given: bool) -> str:
+    """Hash of what ``coupling`` is beside its name; empty of our own made by name.
+
+    Of a user's the source and what it holds; of any that was ``given`` as an object what it holds.
+    """
+    inner = coupling
+    while _ours(inner) and hasattr(inner, "coupling"):
+        inner = inner.coupling
+    if _ours(inner):
+        return content_of(coupling) if given else ""
+    return digest(_source_of(inner), content_of(coupling if given else inner))
+
+
+def _ours(coupling: Coupling) -> bool:
+    return type(coupling).__module__.startswith("immiscible_diffusion.")
+
+
+def _source_of(coupling: Coupling) -> str:
     try:
-        source = inspect.getsource(inspect.getmodule(type(coupling)) or type(coupling))
+        return inspect.getsource(inspect.getmodule(type(coupling)) or type(coupling))
     except (OSError, TypeError):  # made in a console: nothing to look at
         return ""
-    return hashlib.sha256(source.encode()).hexdigest()[:16]

@@ -13,6 +13,7 @@ from immiscible_diffusion.analysis.fitted import density_for
 from immiscible_diffusion.analysis.pairs import BATCH_SIZE, choose_rows, draw_noise
 from immiscible_diffusion.analysis.probing import BLOCK_PAIRS, images_of
 from immiscible_diffusion.coupling import Coupling
+from immiscible_diffusion.coupling.base import may_shift_labels
 from immiscible_diffusion.data.batch import Batch, Cond
 from immiscible_diffusion.moments import Moments
 
@@ -35,7 +36,8 @@ class NoiseMeasures:
         direction_shift: ``[r]``, mean of the noise along the data's leading directions.
         spectrum: ``[r]``, variance of the noise along them; 1 for N(0, I).
         spectrum_error: ``[r]``, its standard error.
-        kl: KL of the noise over the data set from N(0, I), nats: what sampling gets wrong.
+        kl: KL of the noise over the data set from N(0, I), nats: what sampling gets wrong; exactly
+            0 of a coupling that says it ``keeps_law``, whatever an estimate of its density says.
         information: mutual information of noise and datum, nats: what pairing tells the network.
         per_label: the same for the data of every label.
     """
@@ -72,6 +74,7 @@ def measure_noise(
     moments: Moments | None = None,
     cond: Cond | None = None,
     labels: Tensor | None = None,
+    label_key: str = "label",
     mask: Tensor | None = None,
     pairs: int = 2000,
     density: PairDensity | None = None,
@@ -90,6 +93,7 @@ def measure_noise(
         moments: with the leading directions to report along; fitted here where not given.
         cond: conditions for the coupling; the labels where not given.
         labels: ``[N]``: also the measures of every label by itself.
+        label_key: the condition that the labels are, by which a coupling says what it keeps.
         mask: boolean, broadcasts to data.
         pairs: how many, overall and of every label.
         density: as ``miscibility`` takes it.
@@ -103,8 +107,10 @@ def measure_noise(
         moments = Moments.fit(whole, directions=min(16, data[0].numel()))
     work = _Pairs(coupling, density, moments, images, pairs, batch_size, seed)
     groups = {} if labels is None else {int(name): labels.cpu() == name for name in labels.unique()}
-    found = {name: work.measure(mine.nonzero()[:, 0], {}) for name, mine in groups.items()}
-    return work.measure(torch.arange(len(data)), found)
+    keeps = bool(getattr(coupling, "keeps_law", False))
+    within = keeps and not may_shift_labels(coupling, label_key)
+    found = {name: work.measure(mine.nonzero()[:, 0], {}, within) for name, mine in groups.items()}
+    return work.measure(torch.arange(len(data)), found, keeps)
 
 
 @dataclass(frozen=True)
@@ -128,8 +134,10 @@ class _Pairs:
         )
         return rows, noise
 
-    def measure(self, members: Tensor, found: dict[int, NoiseMeasures]) -> NoiseMeasures:
-        """Over the data ``members``."""
+    def measure(
+        self, members: Tensor, found: dict[int, NoiseMeasures], keeps: bool
+    ) -> NoiseMeasures:
+        """Over the data ``members``, whose noise is N(0, I) if the coupling ``keeps`` it so."""
         rows, noise = self.draw(members)
         images, truth = take(self.images, members), take(self.images, rows)
         flat = noise.flatten(1).double()
@@ -153,8 +161,8 @@ class _Pairs:
             direction_shift=along.mean(dim=0).float().cpu(),
             spectrum=spectrum.float().cpu(),
             spectrum_error=(fourth.clamp_min(0) / len(flat)).sqrt().float().cpu(),
-            kl=mean_of(marginal),
-            information=mean_of(given - marginal),
+            kl=Mean(0.0, 0.0) if keeps else mean_of(marginal),
+            information=mean_of(given if keeps else given - marginal),
             per_label=found,
         )
 

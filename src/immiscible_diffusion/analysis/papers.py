@@ -5,7 +5,6 @@ are published in part; every section says what is inferred.
 """
 
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +19,7 @@ from immiscible_diffusion.analysis.clusters import cluster_distance, looks_at_on
 from immiscible_diffusion.analysis.estimates import Mean
 from immiscible_diffusion.analysis.noise import gaussian_fit
 from immiscible_diffusion.analysis.pairs import BATCH_SIZE
+from immiscible_diffusion.analysis.parts import slug
 from immiscible_diffusion.analysis.published import (
     ASSIGNED,
     CIFAR,
@@ -259,11 +259,6 @@ def _map(job: _Job, folder: Path) -> Section:
     pictures = ((file.as_posix(), caption),)
     title = f"Map of noise clusters, {job.name}"
     return Section(title, f"Fig. 10 of {P2}", (row,), note, pictures)
-
-
-def slug(name: str) -> str:
-    """``name`` as part of a file name."""
-    return re.sub(r"[^A-Za-z0-9=.-]+", "-", name).strip("-")[:60]
 
 
 def _fit(job: _Job) -> Section:

@@ -8,14 +8,17 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from immiscible_diffusion.analysis.content import bytes_of
 from immiscible_diffusion.data.batch import Batch
 from immiscible_diffusion.files import read_json, write_json
 
+MEASURES = 1  # to be raised whenever what is measured changes: parts kept before are made anew
 Progress = Callable[[int, int], None]
 
 
@@ -77,17 +80,20 @@ class Parts:
         Args:
             coupling: its name.
             name: of the part.
-            code: hash of the code that makes it, where it may change.
+            code: hash of the code and content that make it, where they may change.
             make: makes plain values; what is not finite becomes None.
         """
-        key = digest(self.data["digest"], self.settings, coupling, name, code)
+        made_by = [MEASURES, version("immiscible-diffusion")]
+        key = digest(made_by, self.data["digest"], self.settings, coupling, name, code)
         path = self.folder and self.folder / "parts" / f"{slug(coupling)}-{name}.json"
         if path and path.exists():
             kept = read_json(path)
             if kept["key"] == key and not self._lost(kept["value"]):
                 return kept["value"], kept["seconds"]
             warnings.warn(
-                f"{path} is of other code, weights or pictures: measured anew", stacklevel=2
+                f"{path} is of another version, or of other code, content, weights or pictures: "
+                f"measured anew",
+                stacklevel=2,
             )
         start = time.monotonic()
         value = plain(make())
@@ -130,7 +136,7 @@ def digest_of(batch: Batch) -> str:
     for name, value in (tensors | {f"cond/{k}": v for k, v in (batch.cond or {}).items()}).items():
         if value is not None:
             content.update(f"{name}/{value.dtype}/{tuple(value.shape)}".encode())
-            content.update(value.detach().cpu().contiguous().numpy().data)
+            content.update(bytes_of(value))
     return content.hexdigest()[:16]
 
 

@@ -6,16 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
+
 from immiscible_diffusion.analysis.density import PairDensity, has_closed_form
 from immiscible_diffusion.analysis.fitted import fit_density
 from immiscible_diffusion.analysis.miscibility import miscibility
 from immiscible_diffusion.analysis.noise import measure_noise
+from immiscible_diffusion.analysis.pairs import draw_noise
 from immiscible_diffusion.analysis.probing import BLOCK_PAIRS
 from immiscible_diffusion.analysis.subject import FIT_COUNT, Subject
 
 T = TypeVar("T")
 FIT_PAIRS = 20_000  # what fit_density takes by default
 FIT_SPEED = 1e10  # multiplications a second of a covariance, about
+PAGE = 6.0  # seconds that the page takes, and reading the data, about
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Expected:
 
 
 def rehearse(subject: Subject) -> Expected:
-    """Time one block of probes at one level, and a few pairs, and scale them up.
+    """Time one block of probes at one level, a few pairs and a batch, and scale them up.
 
     The papers' measurements and pictures are not counted.
     """
@@ -40,7 +44,9 @@ def rehearse(subject: Subject) -> Expected:
     mixing = points / count * _block(subject, density, count)
     noise = settings.pairs / count * _pairs(subject, density, count)
     seconds = fitting + mixing * (1 + sum(_share(one.labels is None) for one in work.given))
-    seconds += noise * (1 if work.labels is None else 2)
+    if work.labels is not None:
+        seconds += noise + _batch(subject) * batches_by_label(subject)
+    seconds += noise
     if settings.gaussian_fit:
         seconds += FIT_COUNT * work.images.data[0].numel() ** 2 / FIT_SPEED
     return Expected(subject.name, seconds, not exact)
@@ -90,9 +96,33 @@ def _pairs(subject: Subject, density: PairDensity, count: int) -> float:
     )[0]
 
 
+def batches_by_label(subject: Subject) -> int:
+    """Calls of the coupling for the noise of every label by itself.
+
+    Where the rest of a batch may matter a label has but its share of every batch.
+    """
+    labels, settings = subject.work.labels, subject.work.settings
+    if labels is None:
+        return 0
+    shares = labels.unique(return_counts=True)[1] / len(labels)
+    if has_closed_form(subject.coupling):
+        shares = shares * 0 + 1
+    own = (shares * settings.batch_size).round().clamp_min(1)
+    return int((settings.pairs / own).ceil().sum())
+
+
+def _batch(subject: Subject) -> float:
+    """Seconds of one call of the coupling."""
+    work, size = subject.work, subject.work.settings.batch_size
+    rows = torch.arange(min(size, len(work.images)))
+    return timed(lambda: draw_noise(subject.coupling, work.images, rows, seed=0, batch_size=size))[
+        0
+    ]
+
+
 def _share(whole: bool) -> float:
     """Of the work without a condition, what is done given one: labels leave fewer images."""
-    return 1.0 if whole else 0.3
+    return 1.0 if whole else 0.4
 
 
 def timed(make: Callable[[], T]) -> tuple[float, T]:

@@ -1,5 +1,6 @@
 """A whole analysis: every coupling on one data set, part by part, as analysis.json has it."""
 
+import warnings
 from collections.abc import Sequence
 from datetime import date
 from importlib.metadata import version
@@ -9,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from immiscible_diffusion.analysis.advice import advice
+from immiscible_diffusion.analysis.content import content_of
 from immiscible_diffusion.analysis.given import summary
 from immiscible_diffusion.analysis.parts import Progress, Tally, plain
 from immiscible_diffusion.analysis.settings import Settings, path_json
@@ -16,7 +18,7 @@ from immiscible_diffusion.analysis.subject import Subject, Work
 from immiscible_diffusion.coupling import Coupling
 from immiscible_diffusion.data.batch import Batch, Cond
 from immiscible_diffusion.data.whole import Whole, joined
-from immiscible_diffusion.files import write_json
+from immiscible_diffusion.files import read_json, write_json
 
 
 def analyse(
@@ -43,7 +45,7 @@ def analyse(
         settings: what is measured, and how well.
         name: of the data.
         folder: finished parts, pictures and analysis.json are kept here; the same call goes on
-            where a killed one was, and may add couplings.
+            where a killed one was, and may add couplings (what is there stays).
         progress: called with the work done and the whole, in noisy points.
 
     Returns:
@@ -58,8 +60,8 @@ def analyse(
     subjects = lined_up(work, couplings)
     work.parts.begin([subject.name for subject in subjects if subject.by_name])
     tally = Tally(sum(subject.length for subject in subjects), progress)
-    values = _header(whole, work) | {"couplings": [one.measured(tally) for one in subjects]}
-    values = finished(plain(values))
+    values = plain({**_header(whole, work), "couplings": [s.measured(tally) for s in subjects]})
+    values = finished(values | {"couplings": values["couplings"] + _earlier(work, values)})
     if work.parts.folder is not None:
         write_json(work.parts.folder / "analysis.json", values)
     return values
@@ -69,13 +71,35 @@ def lined_up(work: Work, couplings: Sequence[str | Coupling]) -> list[Subject]:
     """All couplings made and tried; those of the folder's plan before the new ones."""
     wanted: dict[str, str | Coupling] = {name: name for name in work.parts.planned()}
     for coupling in couplings:
-        wanted[coupling.strip() if isinstance(coupling, str) else str(coupling)] = coupling
+        name = coupling.strip() if isinstance(coupling, str) else str(coupling)
+        other = wanted.get(name, name)
+        if not isinstance(other, str) and content_of(other) != content_of(coupling):
+            raise ValueError(
+                f"two different couplings print as {name}; give theirs a __str__ that tells them "
+                f"apart"
+            )
+        wanted[name] = coupling
     if not wanted:
         raise ValueError("which couplings? none were given")
     return [
         Subject(work, name, work.lineup.make(each), isinstance(each, str))
         for name, each in wanted.items()
     ]
+
+
+def _earlier(work: Work, values: dict[str, Any]) -> list[dict[str, Any]]:
+    """Couplings of the folder's analysis that were given as objects and now are not: kept."""
+    folder, own = work.parts.folder, "immiscible-diffusion"
+    if folder is None or not (folder / "analysis.json").exists() or not work.parts.planned():
+        return []
+    names = {entry["name"] for entry in values["couplings"]}
+    before = read_json(folder / "analysis.json")
+    kept = [entry for entry in before["couplings"] if entry["name"] not in names]
+    if kept and before["versions"].get(own) != values["versions"][own]:
+        gone = ", ".join(entry["name"] for entry in kept)
+        warnings.warn(f"left out, as measured by another version: {gone}", stacklevel=3)
+        return []
+    return kept
 
 
 def _header(whole: Whole, work: Work) -> dict[str, Any]:

@@ -88,11 +88,16 @@ class Work:
         return Look.of(self.data)
 
     @cached_property
-    def labels(self) -> Tensor | None:
-        """By which the noise is measured apart: the first label there is, if not of too many."""
+    def label_key(self) -> str | None:
+        """The condition by which the noise is measured apart: the first label, if not of many."""
         found = {name: v for name, v in (self.images.cond or {}).items() if is_label(v)}
-        first = next((found[name] for name in (*self.names, *found) if name in found), None)
-        return first if first is not None and len(first.unique()) <= MOST_LABELS else None
+        first = next((name for name in (*self.names, *found) if name in found), None)
+        return None if first is None or len(found[first].unique()) > MOST_LABELS else first
+
+    @property
+    def labels(self) -> Tensor | None:
+        """``[N]``, that condition."""
+        return None if self.label_key is None else (self.images.cond or {})[self.label_key]
 
     @property
     def rms(self) -> float:
@@ -148,7 +153,7 @@ class Subject:
 
     def measured(self, tally: Tally) -> dict[str, Any]:
         """Its entry in analysis.json."""
-        code = code_of(self.coupling)
+        code = code_of(self.coupling, given=not self.by_name)
         found: dict[str, Any] = {}
         seconds = 0.0
         for part, length in self.lengths.items():
@@ -222,6 +227,7 @@ class Subject:
             moments=work.lineup.reported,
             cond=work.images.cond,
             labels=work.labels,
+            label_key=work.label_key or "label",
             mask=work.images.mask,
             pairs=work.settings.pairs,
             density=self.density,

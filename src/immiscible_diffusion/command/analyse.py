@@ -6,14 +6,14 @@ import signal
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 import tyro
 
 from immiscible_diffusion.analysis.miscibility import LEVELS
 from immiscible_diffusion.analysis.parts import Parts
-from immiscible_diffusion.analysis.rehearsal import peak_memory, rehearse
+from immiscible_diffusion.analysis.rehearsal import PAGE, peak_memory, rehearse, timed
 from immiscible_diffusion.analysis.settings import Settings
 from immiscible_diffusion.analysis.study import analyse, lined_up
 from immiscible_diffusion.analysis.subject import Work
@@ -32,6 +32,7 @@ from immiscible_diffusion.runfolder import RunFolder, environment
 WEIGHTS = Path("weights", "model.safetensors")
 BASELINE = "independent"
 DEFAULT_COUPLINGS = ("knn:k=16", "knn:k=16,center=mean", "assignment")
+UNMASKED = ("assignment",)  # its estimate takes no mask
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,17 @@ class PathOptions:
             return DiffusionPath(schedule=self.schedule, prediction=self.prediction)
         return FlowPath() if self.kind == "flow" else SigmaPath(sigma_max=self.sigma_max)
 
+    def __str__(self) -> str:
+        more = {
+            "flow": "",
+            "diffusion": f", schedule {self.schedule}, prediction {self.prediction}",
+            "sigma": f", sigma_max {self.sigma_max:g}",
+        }
+        return self.kind + more[self.kind]
+
 
 @dataclass(frozen=True)
-class Options:
+class Options(DataOptions):
     """See how mixed data are at every noise level, and what couplings change. No training.
 
     Writes analysis.json and analysis.html, one page to look at. Exact where the coupling's density
@@ -73,11 +82,10 @@ class Options:
     immiscible analyse --data windows.npz --array action --cond obs --mask valid
 
     Args:
-        data: which data.
         coupling: a coupling, repeated for each: knn:k=16, knn:k=16,center=mean (or label, channel),
             assignment, transport:eps=4, calibrated:ANY, shuffled:ANY, or your own as
             "my_module:MyCoupling(k=3)", exact if it has log_density(noise, data, cond=) -> [B].
-            independent is always in. By default three.
+            independent is always in. By default three (with a mask two: no assignment).
         out: folder; by default runs/analyse/DATA.
         path: how data and noise are mixed.
         levels: times above 0 and at most 1; 0 = data, 1 = noise.
@@ -95,7 +103,6 @@ class Options:
         dry_run: say what would be done, how long it takes and how much memory, and stop.
     """
 
-    data: Annotated[DataOptions, tyro.conf.arg(name="")] = field(default_factory=DataOptions)
     coupling: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     out: Path | None = None
     path: PathOptions = field(default_factory=PathOptions)
@@ -115,7 +122,8 @@ class Options:
     @property
     def couplings(self) -> tuple[str, ...]:
         """Those asked for, the baseline first."""
-        named = [name.strip() for name in self.coupling or DEFAULT_COUPLINGS]
+        usual = [name for name in DEFAULT_COUPLINGS if not (self.mask and name in UNMASKED)]
+        named = [name.strip() for name in self.coupling or usual]
         if twice := [name for name in named if named.count(name) > 1]:
             raise ValueError(f"a coupling is named twice: {twice[0]}")
         return (BASELINE, *(name for name in named if name != BASELINE))
@@ -144,15 +152,20 @@ def main(arguments: list[str]) -> int:
         if options.threads < 1:
             raise ValueError(f"threads must be at least 1, got {options.threads}")
         torch.set_num_threads(options.threads)
+    if options.place in get_args(PathOptions.__annotations__["kind"]):
+        raise ValueError(
+            f"--path is where a named data set lies; how data and noise are mixed is "
+            f"--path.kind {options.place}"
+        )
     settings, couplings = options.settings, options.couplings
     runs = [trained_run(run) for run in options.run]
-    whole = options.data.load(options.seed)
+    whole = options.load(options.seed)
     called = Path(whole.name).stem if is_arrays(whole.name) else whole.name.replace("/", "-")
     out = run_path(options.out, "analyse", called)
     if options.dry_run:
-        return rehearsed(whole, couplings, options.data.cond, settings, out)
+        return rehearsed(whole, options, out)
     try:
-        values = measured(whole, couplings, options.data.cond, settings, out)
+        values = measured(whole, couplings, options.cond, settings, out)
         values["trained"] = [section for run in runs for section in tested(run, out)] or None
     except KeyboardInterrupt:
         message = f"stopped; what is finished is kept in {out}: the same command goes on"
@@ -204,25 +217,28 @@ def trained_run(folder: Path) -> RunFolder:
     return run
 
 
-def rehearsed(
-    whole: Whole, couplings: tuple[str, ...], given: tuple[str, ...], settings: Settings, out: Path
-) -> int:
+def rehearsed(whole: Whole, options: Options, out: Path) -> int:
     """Say what would be done, from a small piece of it."""
-    work = Work.of(whole, given, settings, out)
+    settings = options.settings
+    work = Work.of(whole, options.cond, settings, out)
     shape = "x".join(map(str, work.data.shape[1:]))
     lines = [
         f"data: {whole.name}, {len(whole):,} of shape {shape}{whole.note and f' ({whole.note})'}",
-        f"path: {settings.path}",
+        f"path: {options.path}",
         f"levels: {', '.join(f'{t:g}' for t in settings.levels)}, {settings.probes} points each",
     ]
     lines += [f"given: {one.text}" for one in work.given]
-    total = 0.0
-    for subject in lined_up(work, couplings):
+    making, subjects = timed(lambda: lined_up(work, options.couplings))
+    total = making + PAGE
+    for subject in subjects:
         expected = rehearse(subject)
         total += expected.seconds
         kind = "estimated from pairs" if expected.estimate else "closed form"
         lines.append(f"{subject.name}: about {duration(expected.seconds)} ({kind})")
-    lines.append(f"time: about {duration(total)} in all, without the papers' measurements")
+    lines.append(
+        f"time: about {duration(total)} in all with the page, without the papers' measurements; "
+        f"more where other jobs come in between"
+    )
     lines.append(f"memory: about {peak_memory() / 2**30:.1f} GiB")
     lines.append(f"folder: {out}")
     sys.stdout.write("\n".join(lines) + "\n")

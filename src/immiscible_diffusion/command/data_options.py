@@ -11,6 +11,8 @@ from immiscible_diffusion.data.sources import SOURCES, DataConfig
 from immiscible_diffusion.data.whole import Whole, is_arrays, load_arrays, load_whole, mirror
 
 LABEL = "label"
+FOLDER = "folder"  # what training names a folder of images; here it is the folder's own name
+NAMES = tuple(name for name in SOURCES if name != FOLDER)
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class DataOptions:
         data: a data set (digits, fashion_mnist, cifar10, hub:ID), a folder of images or of parquet
             files, or a file of your own arrays [N, ...]: .npy, .npz or .safetensors (images,
             latents, video, windows of actions).
-        path: where a named data set lies: a folder or a parquet file.
+        place: where a named data set lies: a folder or a parquet file.
         split: of a named data set or folder, train or test.
         array: which array of a file are the data; not needed for one array, or one named data.
         cond: a condition, repeated for each: an array of the file, [N, ...] (whole numbers or words
@@ -34,7 +36,7 @@ class DataOptions:
     """
 
     data: str = ""
-    path: str | None = None
+    place: Annotated[str | None, tyro.conf.arg(name="path")] = None
     split: str = "train"
     array: str | None = None
     cond: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -52,7 +54,7 @@ class DataOptions:
         """
         if not self.data:
             raise ValueError(
-                f"which data? --data NAME ({', '.join(SOURCES)}, hub:ID), --data FOLDER, or "
+                f"which data? --data NAME ({', '.join(NAMES)}, hub:ID), --data FOLDER, or "
                 f"--data FILE.npy, .npz or .safetensors"
             )
         if len(set(self.cond)) < len(self.cond):
@@ -60,7 +62,7 @@ class DataOptions:
         return self._arrays(seed) if is_arrays(self.data) else self._images(seed)
 
     def _arrays(self, seed: int) -> Whole:
-        given = {"path": self.path, "size": self.size, "channels": self.channels}
+        given = {"path": self.place, "size": self.size, "channels": self.channels}
         if meant := [name for name, value in given.items() if value is not None]:
             raise ValueError(f"--{meant[0]} is for images, and {self.data} is a file of arrays")
         whole = load_arrays(
@@ -89,7 +91,8 @@ class DataOptions:
 
     @property
     def _is_named(self) -> bool:
-        return self.data in SOURCES or self.data.startswith("hub:")
+        placed = self.data == FOLDER and self.place is not None
+        return self.data in NAMES or placed or self.data.startswith("hub:")
 
     @property
     def _folder(self) -> str:
@@ -98,16 +101,16 @@ class DataOptions:
     @property
     def config(self) -> DataConfig:
         """The images as training would name them."""
-        name, path = self.data, self.path
+        name, path = self.data, self.place
         if not self._is_named:
             if path is not None:
                 raise ValueError(f"--path is for a named data set, and '{name}' is none")
             if not Path(name).exists():
-                known = ", ".join(SOURCES)
+                known = ", ".join(NAMES)
                 raise ValueError(
                     f"there is no data set, folder or file '{name}'; known: {known}, hub:ID"
                 )
-            name, path = "folder", name
+            name, path = FOLDER, name
         return DataConfig(
             name=name,
             path=path,

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,13 +24,13 @@ from immiscible_diffusion.trained import pick_device
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(DataOptions):
     """Does pairing help on your data? Minutes, a small network, several seeds, and a control.
 
     Trains without pairing, with a coupling, and with its noises shuffled (the control), at equal
     steps, and ends in one sentence: helps (or costs) by so much, no effect above seed noise, or too
-    little data or time to tell. No promise for large models. The same command goes on where a
-    killed one was. Examples:
+    little data or time to tell. The network is told the conditions named by --cond, and no other.
+    No promise for large models. The same command goes on where a killed one was. Examples:
 
     immiscible probe --data digits --minutes 5
 
@@ -39,7 +39,6 @@ class Options:
     immiscible probe --data windows.npz --array action --cond obs --mask valid --normalise
 
     Args:
-        data: which data. The network is told the conditions named by --cond, and no other.
         coupling: that is asked about: knn:k=16, knn:k=4,center=mean (or label, channel),
             assignment, transport:eps=4, calibrated:ANY, or your own as "my_module:MyCoupling(k=3)".
             The default has the largest effect on digits that costs nothing with many sampling steps
@@ -60,7 +59,6 @@ class Options:
         dry_run: measure, say what the minutes would be spent on, and stop.
     """
 
-    data: Annotated[DataOptions, tyro.conf.arg(name="")] = field(default_factory=DataOptions)
     coupling: str = Settings.coupling
     minutes: float = Settings.minutes
     budget: tyro.conf.UseAppendAction[tuple[int, ...]] = ()
@@ -98,9 +96,9 @@ def main(arguments: list[str]) -> int:
             raise ValueError(f"threads must be at least 1, got {options.threads}")
         torch.set_num_threads(options.threads)
     settings, device = options.settings, pick_device(options.device)
-    whole = options.data.load(options.seed)
-    prepared = Prepared.of(whole, options.data.cond, normalise=options.normalise)
-    out = run_path(options.out, "probe", Path(options.data.data.replace(":", "-")).stem)
+    whole = options.load(options.seed)
+    prepared = Prepared.of(whole, options.cond, normalise=options.normalise)
+    out = run_path(options.out, "probe", Path(options.data.replace(":", "-")).stem)
     probe = Probe(prepared, settings, Store(out), device=device)
     if options.dry_run:
         return rehearsed(probe)
@@ -126,8 +124,9 @@ def rehearsed(probe: Probe) -> int:
         return 0
     division, needed = probe.division(keep=False)
     bench = probe.bench
+    note = probe.prepared.note and f"; {probe.prepared.note}"
     lines = [
-        f"{len(probe.prepared):,} data of shape {probe.prepared.shape}; {probe.prepared.note}",
+        f"{len(probe.prepared):,} data of shape {probe.prepared.shape}{note}",
         f"{bench.network}, batches of {bench.network.batch_size}, on {bench.device}",
         f"trained: {', '.join(bench.couplings)}",
     ]

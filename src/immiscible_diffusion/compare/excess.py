@@ -1,5 +1,6 @@
 """Loss less irreducible loss, for the report of a comparison."""
 
+from statistics import fmean
 from typing import Any
 
 from torch import Tensor
@@ -31,14 +32,15 @@ def excess_of(plan: Plan, dataset: DataSet) -> Excess | None:
 
 
 def _irreducible(name: str, values: dict[str, Any]) -> Irreducible:
-    means, reached = values["irreducible"], values["reached"]
-    return Irreducible(
-        name,
-        tuple(mean["value"] for mean in means),
-        tuple(mean["error"] for mean in means),
-        tuple(mean["value"] for mean in reached),
-        values["estimate"],
-    )
+    """Means over the seeds; their errors as of one, since all seeds have the same images."""
+    every = [values["laws"][mark] for mark in values["seeds"].values()]
+
+    def mean(what: str, part: str) -> tuple[float, ...]:
+        rows = zip(*(law[what] for law in every), strict=True)
+        return tuple(fmean(level[part] for level in row) for row in rows)
+
+    found = mean("irreducible", "value"), mean("irreducible", "error"), mean("reached", "value")
+    return Irreducible(name, *found, every[0]["estimate"])
 
 
 def excess_points(plan: Plan, run: RunFolder, coupling: str) -> tuple[ExcessPoint, ...]:
@@ -47,9 +49,11 @@ def excess_points(plan: Plan, run: RunFolder, coupling: str) -> tuple[ExcessPoin
     Each noisy image's best possible loss is taken off the loss on that image, so that most of the
     noise of both goes.
     """
-    best = best_on_probes(plan, coupling)
-    points = []
-    for step in sorted({record["step"] for record in run.records("denoising")}):
+    steps = sorted({record["step"] for record in run.records("denoising")})
+    if not steps:
+        return ()
+    best, points = best_on_probes(plan, coupling, run.recipe().seed), []
+    for step in steps:
         losses = kept_losses(run, step)
         if losses is not None:
             same = losses[:, : best.shape[1]]

@@ -1,10 +1,14 @@
 """The loss that no network can go below, for every coupling of a comparison; kept in its folder.
 
+Moments and laws are measured anew for every seed, and noisy images are made by the coupling of the
+seed: where seeds have different couplings each has its own figures.
+
 irreducible.json  what it was computed from, means by level, what was left out and why
-irreducible/NAME.npy  the best possible loss on each of the noisy images of ``denoising``
+irreducible/NAME-HASH.npy  the best possible loss on each of the noisy images of ``denoising``
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from immiscible_diffusion.analysis.content import content_of
 from immiscible_diffusion.analysis.density import PairDensity, has_closed_form
 from immiscible_diffusion.analysis.estimates import mean_of
 from immiscible_diffusion.analysis.fitted import density_for
@@ -36,7 +41,7 @@ from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.runfolder import RunFolder
 from immiscible_diffusion.setup import make_coupling
 
-FORMAT = 1
+FORMAT = 2
 MOST_WORK = 1e12  # probes x images x levels x D of a coupling: about 10 minutes on a core
 MOST_ELEMENTS = 2e9  # of images, held at once: 8 GB
 FEWEST = 64  # probes
@@ -77,7 +82,7 @@ def _measured(
     irreducible, reached = torch.zeros(2, len(LEVELS), count).double()
     for block in blocks(images, probes.rows, probes.noise, labels, None):
         for level, t in enumerate(LEVELS):
-            values = probe(block, density, recipe.path, t).by_name
+            values = probe(block, density, recipe.noise_path, t).by_name
             irreducible[level, block.at] = values["irreducible"]
             reached[level, block.at] = values["reached"]
             done += len(block.at)
@@ -87,19 +92,20 @@ def _measured(
 
 
 def find_irreducible(plan: Plan, dataset: DataSet) -> dict[str, Any]:
-    """The contents of irreducible.json for the couplings trained so far, computed where missing."""
+    """The contents of irreducible.json for the couplings trained so far, computed where missing.
+
+    Of every coupling ``seeds``, the hash of what it is at each, and ``laws``, figures by hash.
+    """
     path, basis = plan.folder / "irreducible.json", _basis(plan.recipe, dataset)
     kept = read_json(path) if path.exists() else {}
     same = kept.get("format") == FORMAT and kept.get("computed_from") == basis
     found: dict[str, Any] = dict(kept["couplings"]) if same else {}
     skipped: dict[str, str] = {}
-    for name, cell in _trained(plan).items():
-        if name in found and best_file(plan, name).exists():
-            continue
+    for name, cells in _trained(plan).items():
         reason = no_bound(plan.recipe) or too_large(plan.recipe, dataset)
         try:
             if not reason:
-                found[name] = _computed(plan, cell, dataset)
+                found[name] = _by_seed(plan, cells, dataset, found.get(name, {}))
         except (ValueError, torch.linalg.LinAlgError) as error:
             reason = str(error)
         if reason:
@@ -110,16 +116,34 @@ def find_irreducible(plan: Plan, dataset: DataSet) -> dict[str, Any]:
     return values
 
 
-def _computed(plan: Plan, cell: Cell, dataset: DataSet) -> dict[str, Any]:
-    check_levels(LEVELS, plan.recipe.path)
-    recipe, run = plan.cell_recipe(cell), RunFolder(plan.cell_folder(cell))
+def _by_seed(
+    plan: Plan, cells: Sequence[Cell], dataset: DataSet, kept: dict[str, Any]
+) -> dict[str, Any]:
+    """Of one coupling at every seed: what is kept, and what is missing."""
+    check_levels(LEVELS, plan.recipe.noise_path)
+    seeds, laws = dict(kept.get("seeds", {})), dict(kept.get("laws", {}))
+    for cell in cells:
+        recipe, run = plan.cell_recipe(cell), RunFolder(plan.cell_folder(cell))
+        mark = seeds.get(str(cell.seed), "")
+        if mark in laws and best_file(plan, recipe.coupling, mark).exists():
+            continue
+        coupling = make_coupling(recipe, dataset, run, torch.device("cpu"))
+        mark = content_of(coupling)
+        if mark not in laws or not best_file(plan, recipe.coupling, mark).exists():
+            laws[mark] = _computed(plan, recipe, dataset, coupling, mark)
+        seeds[str(cell.seed)] = mark
+    return {"seeds": seeds, "laws": laws}
+
+
+def _computed(
+    plan: Plan, recipe: Recipe, dataset: DataSet, coupling: Coupling, mark: str
+) -> dict[str, Any]:
     name = recipe.coupling
-    coupling = make_coupling(recipe, dataset, run, torch.device("cpu"))
     with Progress(len(LEVELS) * PROBES, 0, f"irreducible loss, {name}", unit="point") as show:
         best = best_losses(recipe, dataset, coupling, show.update)
     if not bool(torch.stack([best.irreducible, best.reached]).isfinite().all()):
         raise ValueError("the posterior over the images is not finite")
-    with atomic_path(best_file(plan, name)) as temporary, temporary.open("wb") as file:
+    with atomic_path(best_file(plan, name, mark)) as temporary, temporary.open("wb") as file:
         np.save(file, best.reached.numpy(), allow_pickle=False)
     return {
         "closed_form": has_closed_form(coupling),
@@ -129,16 +153,16 @@ def _computed(plan: Plan, cell: Cell, dataset: DataSet) -> dict[str, Any]:
     }
 
 
-def _trained(plan: Plan) -> dict[str, Cell]:
-    """The first cell of every coupling that has losses by level.
+def _trained(plan: Plan) -> dict[str, list[Cell]]:
+    """Of every coupling a cell of each seed that has losses by level.
 
     A matched start is of sampling alone, so it counts as the coupling that it trains with.
     """
-    first: dict[str, Cell] = {}
+    found: dict[str, dict[int, Cell]] = {}
     for cell in sorted(plan.cells, key=lambda cell: cell.is_matched):
         if (plan.cell_folder(cell) / "denoising").is_dir():
-            first.setdefault(cell.unmatched.coupling, cell)
-    return first
+            found.setdefault(cell.unmatched.coupling, {}).setdefault(cell.seed, cell)
+    return {name: list(cells.values()) for name, cells in found.items()}
 
 
 def _basis(recipe: Recipe, dataset: DataSet) -> dict[str, Any]:
@@ -189,11 +213,13 @@ def too_large(recipe: Recipe, dataset: DataSet) -> str:
     return ""
 
 
-def best_file(plan: Plan, coupling: str) -> Path:
-    """Where the best possible loss on every noisy image is."""
-    return plan.folder / "irreducible" / f"{slug(coupling)}.npy"
+def best_file(plan: Plan, coupling: str, mark: str) -> Path:
+    """Where the best possible loss on every noisy image is, of the coupling with the hash."""
+    return plan.folder / "irreducible" / f"{slug(coupling)}-{mark}.npy"
 
 
-def best_on_probes(plan: Plan, coupling: str) -> Tensor:
-    """The optimal denoiser's loss ``[levels, P]`` on the noisy images of ``coupling``."""
-    return torch.from_numpy(np.load(best_file(plan, coupling), allow_pickle=False))
+def best_on_probes(plan: Plan, coupling: str, seed: int) -> Tensor:
+    """The optimal denoiser's loss ``[levels, P]`` on the noisy images of a coupling at a seed."""
+    known = read_json(plan.folder / "irreducible.json")["couplings"][coupling]
+    path = best_file(plan, coupling, known["seeds"][str(seed)])
+    return torch.from_numpy(np.load(path, allow_pickle=False))

@@ -92,6 +92,8 @@ class KNN:
         given = [f"k={self.k}"]
         if self.center is not None:
             given.append(f"center={self.center!r}")
+        if self.moments is not None:
+            given.append(f"moments={self.moments!r}")
         return f"KNN({', '.join(given)})"
 
     @property

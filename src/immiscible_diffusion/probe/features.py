@@ -7,6 +7,7 @@ from torch import Tensor
 
 from immiscible_diffusion.metric import FeatureStatistics, Floor, frechet_distance
 from immiscible_diffusion.moments import Moments
+from immiscible_diffusion.principal import IncrementalPCA
 from immiscible_diffusion.probe.prepared import Prepared, is_label
 from immiscible_diffusion.rng import keyed_generator
 
@@ -14,6 +15,7 @@ DIRECTIONS = 32
 LIFTED = 64  # random features
 FROM_CONDITIONS = 8
 SPLITS = 10
+SAMPLED, SAMPLED_WIDE, WIDE = 5_000, 2_000, 2_000  # data that conditions are reduced by; numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +86,10 @@ def _inside(moments: Moments, data: Tensor) -> Tensor:
 
 
 def _conditions(prepared: Prepared, most: int) -> Tensor:
-    """The conditions told, as up to ``most`` numbers, each of variance 1 at most."""
+    """The conditions told, as up to ``most`` numbers, each of variance 1 at most.
+
+    Their leading principal directions, exact over some thousand data, drawn by a key.
+    """
     cond, parts = prepared.batch.cond or {}, []
     for name in prepared.seen:
         values = cond[name]
@@ -96,8 +101,12 @@ def _conditions(prepared: Prepared, most: int) -> Tensor:
     if not parts:
         return torch.zeros(len(prepared.batch), 0)
     every = torch.cat(parts, dim=1)
-    _, _, basis = torch.pca_lowrank(every[:5000], q=min(most, *every[:5000].shape))
-    return (every @ basis) / every.var(dim=0).sum().sqrt().clamp_min(1e-6)
+    some = SAMPLED if every.shape[1] <= WIDE else SAMPLED_WIDE
+    rows = torch.randperm(len(every), generator=keyed_generator("probe conditions"))[:some]
+    principal = IncrementalPCA(most)
+    principal.update(every[rows].double())
+    basis, _ = principal.leading(most)
+    return (every @ basis.float().T) / every.var(dim=0).sum().sqrt().clamp_min(1e-6)
 
 
 def floor_of(prepared: Prepared, features: Features) -> Floor:

@@ -26,7 +26,7 @@ _BADGES = {"helps": "helps", "costs": "hurts"}
 _SAYS = {
     "helps": "helps",
     "costs": "costs",
-    "law": "the control gains as much",
+    "law": "the control gains as much or more",
     "none": "no effect above seed noise",
     "floor": "within the floor",
     "open": "cannot tell",

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
+from immiscible_diffusion.probe.ratio import Ratio
 from immiscible_diffusion.probe.records import Cell
 from immiscible_diffusion.probe.run import Outcome, Probe
-from immiscible_diffusion.probe.verdict import BASELINE, MATCHED, SHUFFLED, Comparison, Ratio
+from immiscible_diffusion.probe.verdict import BASELINE, MATCHED, SHUFFLED, Comparison
 from immiscible_diffusion.report.estimate import geometric
 from immiscible_diffusion.report.results import Cell as Trained
 from immiscible_diffusion.report.results import Quality

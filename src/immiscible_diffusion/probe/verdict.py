@@ -11,58 +11,18 @@ distance(coupling) / distance(control) excludes 1 too, at the same level.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from statistics import fmean, stdev
+from statistics import fmean
 
 from immiscible_diffusion.metric.quality import Floor
-from immiscible_diffusion.report.estimate import CONFIDENCE, SMALLEST
+from immiscible_diffusion.probe.ratio import FEWEST_SEEDS, Ratio, seeds_for
+from immiscible_diffusion.report.estimate import CONFIDENCE
 from immiscible_diffusion.report.speedup import floor_resolves
 
 BASELINE, SHUFFLED, MATCHED = "independent", "shuffled:", "matched:"
-RELEVANT = 1.25  # an effect below this factor is called none
-FEWEST_SEEDS = 3
-MOST_SEEDS = 200
 LEARNT = 0.5  # of the distance of samples that took no training
 
 Finals = Mapping[tuple[str, int], Mapping[int, float]]
 """(arm, sampling steps) -> seed -> distance at the end of training."""
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """A geometric mean over seeds with its interval; ``spread`` is the deviation of the logs."""
-
-    value: float
-    low: float
-    high: float
-    spread: float
-    seeds: int
-
-    @classmethod
-    def of(cls, values: Mapping[int, float], base: Mapping[int, float], level: float) -> "Ratio":
-        """``values / base``, paired by seed, with a t-interval at ``level``."""
-        seeds = sorted(values.keys() & base.keys())
-        logs = [math.log(max(values[s], SMALLEST) / max(base[s], SMALLEST)) for s in seeds]
-        mean, spread = fmean(logs), stdev(logs) if len(logs) > 1 else math.inf
-        half = math.inf
-        if len(logs) > 1:
-            half = _quantile(level, len(logs) - 1) * spread / math.sqrt(len(logs))
-        return cls(math.exp(mean), math.exp(mean - half), _exp(mean + half), spread, len(logs))
-
-    @property
-    def below_one(self) -> bool:
-        """Better, as distances go."""
-        return self.high < 1
-
-    @property
-    def above_one(self) -> bool:
-        """Worse."""
-        return self.low > 1
-
-    @property
-    def is_narrow(self) -> bool:
-        """Whether an effect of ``RELEVANT`` would have been seen."""
-        return self.low > 1 / RELEVANT and self.high < RELEVANT
 
 
 @dataclass(frozen=True)
@@ -89,7 +49,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """'helps', 'costs', 'law' (the control gains as much), 'none', 'floor' or 'open'."""
+        """'helps', 'costs', 'law' (the control gains no less), 'none', 'floor' or 'open'."""
         if (self.ratio.below_one or self.ratio.above_one) and not self.above_floor:
             return "floor"
         if self.ratio.above_one:
@@ -204,10 +164,22 @@ def _costs(comparisons: tuple[Comparison, ...]) -> str:
     by_law = 1 - math.log(worst.pairing.value) / math.log(worst.ratio.value)
     law = ", mostly by the changed law of the noise: its control costs as much or nearly"
     said = f"costs {_percent(worst.ratio, -1)}: {_where(worst)}{law if by_law > 0.5 else ''}"
-    if all(c.verdict != "costs" for c in comparisons if c.arm != worst.arm):
-        others = {c.arm for c in comparisons} - {worst.arm}
-        said += "".join(f"; {_start(arm)} no effect is resolved" for arm in others)
+    others = [c for c in comparisons if c.arm != worst.arm]
+    if others and all(c.verdict != "costs" for c in others):
+        said += f"; {_elsewhere(others)}"
     return said
+
+
+def _elsewhere(others: list[Comparison]) -> str:
+    """What is seen from the other start, where nothing helps and nothing costs."""
+    start, by_law = _start(others[0].arm), [c for c in others if c.verdict == "law"]
+    if not by_law:
+        return f"{start} no effect is resolved"
+    best = min(by_law, key=lambda c: c.ratio.value)
+    return (
+        f"{start} it is {1 - best.ratio.value:.0%} nearer to the data than none in "
+        f"{_steps(best.budget)}, but so is its control: the changed law of the noise"
+    )
 
 
 def _none(comparisons: tuple[Comparison, ...]) -> str:
@@ -216,12 +188,21 @@ def _none(comparisons: tuple[Comparison, ...]) -> str:
         max(r.high, 1 / r.low) for r in (c.pairing if c in law else c.ratio for c in comparisons)
     )
     said = f"no effect above seed noise: any is smaller than {widest - 1:.0%} of the distance"
+    # Of those whose control is resolved to be better still, if there are any.
+    beaten = [c for c in law if c.pairing.above_one]
     if law:
-        best = min(law, key=lambda c: c.ratio.value)
+        best = min(beaten or law, key=lambda c: c.ratio.value)
+        start = "no effect to gain by" if beaten else "no effect of pairing above seed noise"
+        so = (
+            "its control with the noises shuffled is nearer still"
+            if beaten
+            else ("so is its control with the noises shuffled")
+        )
+        end = ", and pairing takes some of it back" if beaten else ""
         said = (
-            f"no effect of pairing above seed noise: {_where(best)} is {1 - best.ratio.value:.0%} "
-            f"nearer to the data than none, but so is its control with the noises shuffled "
-            f"({1 - best.ratio.value / best.pairing.value:.0%}): the changed law of the noise"
+            f"{start}: {_where(best)} is {1 - best.ratio.value:.0%} nearer to the data than none, "
+            f"but {so} ({1 - best.ratio.value / best.pairing.value:.0%}): the changed law of the "
+            f"noise{end}"
         )
     return said
 
@@ -248,22 +229,6 @@ def _deciding(comparison: Comparison) -> Ratio:
     return comparison.pairing if comparison.ratio.below_one else comparison.ratio
 
 
-def seeds_for(spread: float, level: float) -> int:
-    """Seeds after which an effect of ``RELEVANT`` is seen, if logs deviate by ``spread``."""
-    for seeds in range(FEWEST_SEEDS, MOST_SEEDS):
-        if _quantile(level, seeds - 1) * spread / math.sqrt(seeds) <= math.log(RELEVANT):
-            return seeds
-    return MOST_SEEDS
-
-
-@lru_cache(maxsize=1024)
-def _quantile(level: float, freedom: int) -> float:
-    """Of Student's t: half the width of an interval at ``level``, in standard errors."""
-    from scipy.stats import t
-
-    return float(t.ppf((1 + level) / 2, freedom))
-
-
 def _percent(ratio: Ratio, sign: int) -> str:
     """The change of the distance, less (``sign`` 1) or more (-1), with its interval."""
     ends = sorted(sign * (1 - value) for value in (ratio.low, ratio.high))
@@ -272,13 +237,12 @@ def _percent(ratio: Ratio, sign: int) -> str:
 
 def _where(comparison: Comparison) -> str:
     name = comparison.arm.removeprefix(MATCHED)
-    steps = "step" if comparison.budget == 1 else "steps"
-    return f"{name} sampled {_start(comparison.arm)} in {comparison.budget} Euler {steps}"
+    return f"{name} sampled {_start(comparison.arm)} in {_steps(comparison.budget)}"
+
+
+def _steps(budget: int) -> str:
+    return f"{budget} Euler {'step' if budget == 1 else 'steps'}"
 
 
 def _start(arm: str) -> str:
     return "from its own law" if arm.startswith(MATCHED) else "from N(0, I)"
-
-
-def _exp(value: float) -> float:
-    return math.exp(min(value, 700.0))

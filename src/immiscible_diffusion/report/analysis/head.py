@@ -79,7 +79,8 @@ def _figure(analysis: Analysis) -> str:
     t = analysis.level
     panels = []
     for number, given in enumerate([*analysis.conditions[:1], ""]):
-        rows = [Row(c.tag, c.look, c.given(given).at(t, "effective")) for c in analysis.couplings]
+        usable = [c for c in analysis.couplings if not c.failed]
+        rows = [Row(c.tag, c.look, c.given(given).at(t, "effective")) for c in usable]
         if not any(known(row.mean) for row in rows):
             continue
         whole = [c.given(given).candidates for c in analysis.couplings]

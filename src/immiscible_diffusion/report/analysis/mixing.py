@@ -192,8 +192,11 @@ def _estimate(coupling: Coupling) -> str:
         return said
     t, wrong = max(found, key=lambda item: abs(item[1].value) - error_of(item[1]))
     factor = math.exp(min(abs(wrong.value), 700))
+    said += f" Surprise less entropy, 0 if it were exact, is up to {plus_minus(wrong)} nats (at "
+    said += f"t = {t:g})."
+    if coupling.failed:
+        return f"{said} The estimate has failed: no figure that comes of it can be used."
     return (
-        f"{said} Surprise less entropy, 0 if it were exact, is up to {plus_minus(wrong)} nats (at "
-        f"t = {t:g}). Every figure of this coupling on this page is an estimate, its effective "
+        f"{said} Every figure of this coupling on this page is an estimate, its effective "
         f"numbers off by a factor of about {figure(factor)}."
     )

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 from immiscible_diffusion.analysis.estimates import Mean
+from immiscible_diffusion.analysis.trust import is_zero
 from immiscible_diffusion.report.analysis.values import (
     NOTHING,
     Analysis,
@@ -32,16 +33,16 @@ def sentences(analysis: Analysis) -> list[tuple[str, str]]:
     conditions = analysis.conditions[:CONDITIONS]
     found = [("Mixed", _mixed(analysis, given)) for given in [*conditions, ""]]
     found += [("Lost at best", _loss(analysis)), ("Told", _told(analysis))]
-    found.append(("Price", _law(analysis)))
+    found += [("Price", _law(analysis)), ("Not known", _failed(analysis))]
     return [(subject, sentence) for subject, sentence in found if sentence]
 
 
 def _mixed(analysis: Analysis, given: str) -> str:
     """How many images a noisy point may come from."""
     t = analysis.level
-    values = {c.name: c.given(given).at(t, "effective") for c in analysis.couplings}
+    values = {c.name: c.given(given).at(t, "effective") for c in _usable(analysis.couplings)}
     all_of = next(
-        (c.given(given).candidates for c in analysis.couplings if known(values[c.name])),
+        (c.given(given).candidates for c in analysis.couplings if known(_of(values, c))),
         math.nan,
     )
     start = f"Given {given}: a" if given else "A"
@@ -51,7 +52,7 @@ def _mixed(analysis: Analysis, given: str) -> str:
         return ""
     base = analysis.baseline
     things = analysis.things
-    if base is None or not known(values[base.name]):
+    if base is None or not known(_of(values, base)):
         return f"{start} point at t = {t:g} may come, of {whole} {things}: {said}."
     first = f"from {count(values[base.name].value)} of {whole} {things}"
     opening = f"Given {given}: without" if given else "Without"
@@ -62,7 +63,7 @@ def _mixed(analysis: Analysis, given: str) -> str:
 
 def _each(analysis: Analysis, values: dict[str, Mean], say: Callable[[Mean], str]) -> str:
     """'with knn:k=4 from 1,449 ± 16; with knn:k=64 from 762 ± 25'."""
-    named = [c for c in analysis.paired if known(values[c.name])]
+    named = [c for c in analysis.paired if known(_of(values, c))]
     parts = [f"with {c.label} {say(values[c.name])}" for c in named[:LISTED]]
     if len(named) > LISTED:
         parts.append(f"{len(named) - LISTED} more below")
@@ -78,17 +79,18 @@ def _loss(analysis: Analysis) -> str:
     def at(coupling: Coupling, t: float) -> float:
         return coupling.mixing.at(t, "irreducible").value
 
-    closed = [coupling for coupling in analysis.paired if not coupling.estimate]
+    usable = _usable(analysis.paired)
+    closed = [coupling for coupling in usable if not coupling.estimate]
     falls = [
         (at(base, t) - at(coupling, t), t)
-        for coupling in closed or analysis.paired
+        for coupling in closed or usable
         for t in analysis.times()
         if not math.isnan(at(base, t) - at(coupling, t))
     ]
     if not falls:
         return ""
     t = max(falls)[1]
-    values = {c.name: c.mixing.at(t, "irreducible") for c in analysis.couplings}
+    values = {c.name: c.mixing.at(t, "irreducible") for c in [base, *usable]}
     whole = values[base.name].value
     said = _each(analysis, values, lambda value: _against(value.value, whole))
     return (
@@ -123,7 +125,9 @@ def _law(analysis: Analysis) -> str:
     values = {c.name: mean(c.noise.get("kl")) for c in analysis.paired}
     changed = [c for c in analysis.paired if changes(values[c.name])]
     below = [c.label for c in analysis.paired if impossible(values[c.name])]
-    kept = [c.label for c in analysis.paired if known(values[c.name]) and c not in changed]
+    others = [c for c in analysis.paired if known(values[c.name]) and c not in changed]
+    exact = [c.name for c in others if is_zero(c.noise.get("kl"))]
+    kept = [c.label for c in others if c.name not in exact]
     parts = []
     if changed:
         only = {c.name: values[c.name] if c in changed else NOTHING for c in analysis.paired}
@@ -132,11 +136,34 @@ def _law(analysis: Analysis) -> str:
             "Over the whole data set the noise is no longer N(0, I), so a sampler that "
             f"starts from N(0, I) starts beside what was trained. KL from N(0, I): {listed}."
         )
+    if exact:
+        parts.append(f"By construction the noise stays N(0, I) with {joined(exact)}.")
     if kept := [label for label in kept if label not in below]:
         parts.append(f"No change of the law of the noise is resolved for {joined(kept)}.")
     if below:
         parts.append(f"Not known for {joined(below)}: the estimate comes out below 0.")
     return " ".join(parts)
+
+
+def _failed(analysis: Analysis) -> str:
+    """Which couplings have no figures."""
+    names = [c.name for c in analysis.couplings if c.failed]
+    if not names:
+        return ""
+    return (
+        f"The density of {joined(names)} could not be estimated on these data: surprise and "
+        f"entropy disagree, or the information comes out below 0. None of their figures is given "
+        f"here, and none below that is marked as failed can be used."
+    )
+
+
+def _usable(couplings: list[Coupling] | tuple[Coupling, ...]) -> list[Coupling]:
+    """Those whose figures mean something."""
+    return [coupling for coupling in couplings if not coupling.failed]
+
+
+def _of(values: dict[str, Mean], coupling: Coupling) -> Mean:
+    return values.get(coupling.name, NOTHING)
 
 
 def changes(kl: Mean) -> bool:

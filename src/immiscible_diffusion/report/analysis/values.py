@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from immiscible_diffusion.analysis.estimates import Mean
+from immiscible_diffusion.analysis.trust import failed, is_zero
 from immiscible_diffusion.report.findings import number
 from immiscible_diffusion.report.panels import BASELINE, Look, looks_of
 
@@ -168,8 +169,14 @@ class Coupling:
 
     @property
     def noise(self) -> Mapping[str, Any]:
-        """``NoiseMeasures.to_json``."""
-        return record(self.values.get("noise"))
+        """``NoiseMeasures.to_json``; without what an estimate that failed says of it."""
+        found = record(self.values.get("noise"))
+        return _without_estimates(found) if self.failed else found
+
+    @property
+    def failed(self) -> bool:
+        """Whether its density was estimated, and plainly wrong."""
+        return failed(self.values)
 
     @property
     def estimate(self) -> str:
@@ -179,12 +186,13 @@ class Coupling:
     @property
     def label(self) -> str:
         """Its name, marked where it is estimated."""
-        return f"{self.name} (estimated)" if self.estimate else self.name
+        mark = " (estimate failed)" if self.failed else " (estimated)"
+        return self.name + (mark if self.estimate else "")
 
     @property
     def tag(self) -> str:
         """Its label for an axis: the middle of a long name left out."""
-        name, mark = self.name, " (est.)" if self.estimate else ""
+        name, mark = self.name, " (failed)" if self.failed else " (est.)" * bool(self.estimate)
         keep = _TAG - len(mark)
         if len(name) > keep:
             name = f"{name[: keep // 2 - 1]}…{name[-keep // 2 :]}"
@@ -196,6 +204,14 @@ class Coupling:
             return self.mixing
         found = (Mixing(each) for each in records(self.values.get("given")))
         return next((each for each in found if each.given == condition), Mixing({}))
+
+
+def _without_estimates(noise: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``NoiseMeasures`` without what comes of the density; a KL that is exactly 0 does not."""
+    left = ("information",) if is_zero(noise.get("kl")) else ("information", "kl")
+    found = {name: value for name, value in noise.items() if name not in left}
+    labels = record(noise.get("per_label"))
+    return found | {"per_label": {k: _without_estimates(record(v)) for k, v in labels.items()}}
 
 
 @dataclass(frozen=True, eq=False)
