@@ -34,7 +34,10 @@ class Progress:
         if not self.quiet and sys.stderr.isatty():
             self._bar = self._make_bar()
             self._bar.start()
-            self._task = self._bar.add_task(self.label, total=self.total, completed=self.start)
+            # With a text from the first: the bar is drawn within add_task.
+            self._task = self._bar.add_task(
+                self.label, total=self.total, completed=self.start, text=""
+            )
         return self
 
     def _make_bar(self) -> Any:
@@ -65,8 +68,10 @@ class Progress:
             self._bar.update(self._task, completed=step, text=text)
         elif time.monotonic() - self.said > PLAIN_SECONDS or step == self.total > self.last:
             self.said = time.monotonic()
-            left = (self.said - self.began) / max(1, step - self.start) * (self.total - step)
-            line = f"{self.label}: {self.unit} {step}/{self.total}, {text}, {duration(left)} left"
+            line = f"{self.label}: {self.unit} {step}/{self.total}"
+            if step > self.start:  # before, nothing is known
+                left = (self.said - self.began) / (step - self.start) * (self.total - step)
+                line += f", {text}, {duration(left)} left"
             sys.stderr.write(line + "\n")
         self.last = step
 

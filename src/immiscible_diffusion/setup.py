@@ -45,8 +45,10 @@ def make_accelerator(recipe: Recipe, device: str, run: RunFolder) -> Any:
     check_trackers(recipe.trackers)
     if device not in ("auto", "cpu", "cuda", "mps"):
         raise ValueError(f"device must be auto, cpu, cuda or mps, got {device!r}")
+    # Without an accelerator said so: else processes on a CPU would not know of each other.
+    on_cpu = device == "cpu" or (device == "auto" and not _accelerated())
     accelerator = Accelerator(
-        cpu=device == "cpu",
+        cpu=on_cpu,
         mixed_precision=recipe.precision,
         # As a plugin, since accelerate's environment overrides the plain number.
         gradient_accumulation_plugin=GradientAccumulationPlugin(
@@ -64,6 +66,12 @@ def make_accelerator(recipe: Recipe, device: str, run: RunFolder) -> Any:
     if device != "auto" and accelerator.device.type != device:
         raise ValueError(f"device {device} is not available here; use auto or cpu")
     return accelerator
+
+
+def _accelerated() -> bool:
+    """Whether this machine has a device that is no CPU."""
+    found = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return found or (hasattr(torch, "xpu") and torch.xpu.is_available())
 
 
 def check_trackers(names: Iterable[str]) -> None:

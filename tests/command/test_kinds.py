@@ -42,7 +42,7 @@ def test_the_kind_that_it_is_changes_nothing():
 
 
 def test_unknown_kinds_are_named():
-    with pytest.raises(ValueError, match="MLP, UNet, DiT, .*, got 'GAN'"):
+    with pytest.raises(ValueError, match=r"MLP, UNet, DiT, .*, got 'GAN'"):
         with_kinds(recipe_from_name("digits-flow"), ["--model.kind", "GAN"])
     with pytest.raises(ValueError, match="got ''"):
         with_kinds(recipe_from_name("digits-flow"), ["--model.kind"])

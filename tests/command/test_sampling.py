@@ -47,9 +47,12 @@ def test_one_rank_two_ranks_and_batches_of_seven_make_the_same_images(run, tmp_p
     made = {}
     for name, before, size in (("one", [], 64), ("two", launch, 32), ("seven", [], 7)):
         out = tmp_path / name
-        options = ["--count", "64", "--batch-size", str(size), "--device", "cpu", "--out", str(out)]
+        options = ["--count", "64", "--batch-size", str(size), "--out", str(out)]
         command = [sys.executable, *before, "-m", "immiscible_diffusion", "sample", str(run)]
-        subprocess.run([*command, *options], check=True, capture_output=True, timeout=300)
+        said = subprocess.run(
+            [*command, *options], check=True, capture_output=True, text=True, timeout=300
+        )
+        assert said.stderr.count("64 images of step") == 1  # shared, not made twice
         made[name] = pictures(out)
         assert (tmp_path / f"{name}-grid.png").exists()
     names, images = made["one"]

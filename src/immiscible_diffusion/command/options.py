@@ -75,7 +75,9 @@ def named_recipe(name: str, arguments: list[str]) -> tuple[Recipe, list[str]]:
     """
     recipe, arguments = with_kinds(recipe_from_name(name), arguments)
     if "--tiny" in arguments:
-        return recipe.tiny(), [argument for argument in arguments if argument != "--tiny"]
+        # Under a name of its own, so that it leaves the folder of the real run alone.
+        tiny = dataclasses.replace(recipe.tiny(), name=f"{recipe.name}-tiny")
+        return tiny, [argument for argument in arguments if argument != "--tiny"]
     return recipe, arguments
 
 

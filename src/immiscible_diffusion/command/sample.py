@@ -18,7 +18,7 @@ from immiscible_diffusion.files import atomic_path
 from immiscible_diffusion.pictures import image_grid
 from immiscible_diffusion.progress import Progress
 from immiscible_diffusion.runfolder import RunFolder
-from immiscible_diffusion.trained import Trained
+from immiscible_diffusion.trained import Trained, pick_device
 
 GRID = 64
 
@@ -85,7 +85,7 @@ def ranks_of(device: Device) -> Any:
     """The processes that ``accelerate launch`` started, or this one alone."""
     with needs_extra("train", "sampling"):
         from accelerate import PartialState
-    return PartialState(cpu=device == "cpu")
+    return PartialState(cpu=pick_device(device).type == "cpu")
 
 
 def share_of(count: int, rank: int, world: int) -> range:
