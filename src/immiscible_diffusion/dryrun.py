@@ -3,6 +3,7 @@
 import json
 import sys
 import tempfile
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -14,13 +15,14 @@ from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.runfolder import RunFolder, hardware
 from immiscible_diffusion.trainer import Trainer
 
-TIMED_STEPS = 20
+TIMED_STEPS, TIMED_SECONDS = 20, 20.0
 
 
 def dry_run(recipe: Recipe, device: str) -> str:
     """The recipe, its parameters, what is missing, and hours, memory and disk of a run.
 
-    Times 20 real steps (after 3 that do not count), in a folder that is removed.
+    Times 20 real steps (after 3 that do not count; fewer if they are slow), in a folder that is
+    removed.
     """
     check_coupling_name(recipe.coupling)  # a misspelt one is an error, not missing
     lines = [json.dumps(recipe.to_dict(), indent=2), f"hardware: {hardware()}"]
@@ -44,15 +46,20 @@ def dry_run(recipe: Recipe, device: str) -> str:
 
 def _measured(trainer: Trainer, recipe: Recipe) -> list[str]:
     with closing(trainer.pairs()) as pairs:
+        warm = time.monotonic()
         for _ in range(3):
             trainer.train_step(pairs)
+            if time.monotonic() - warm > TIMED_SECONDS:
+                break
         trainer.meter.record()  # starts the clock anew
-        for _ in range(TIMED_STEPS):
+        began, steps = time.monotonic(), 0
+        while steps < TIMED_STEPS and (steps == 0 or time.monotonic() - began < TIMED_SECONDS):
             trainer.train_step(pairs)
+            steps += 1
         taken = trainer.meter.record()
     seconds = taken["seconds_per_step"]
     return [
-        f"time: {1000 * seconds:.1f} ms a step over {TIMED_STEPS} steps, waiting for pairing "
+        f"time: {1000 * seconds:.1f} ms a step over {steps} steps, waiting for pairing "
         f"{taken['pairing_share']:.1%} of it (pairing takes {taken['pairing_ms']:.1f} ms, "
         f"{'in a thread' if recipe.prefetch else 'in the step'}); {recipe.steps:,} steps take "
         f"{duration(seconds * recipe.steps)} (without previews and validation)",

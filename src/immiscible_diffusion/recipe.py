@@ -52,6 +52,13 @@ class Optimiser:
         if self.decay not in DECAYS:
             raise ValueError(f"decay must be one of {', '.join(DECAYS)}, got {self.decay!r}")
 
+    @property
+    def averaging(self) -> str:
+        """How the weights that are judged were averaged."""
+        if not self.ema:
+            return "none"
+        return f"{self.ema:g}" + (", ramped up" if self.ema_ramp else "")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -133,8 +140,8 @@ class Recipe:
             )
         if isinstance(self.loss, ConsistencyLoss) and not isinstance(self.path, SigmaPath):
             raise ValueError(f"ConsistencyLoss needs a SigmaPath, got {type(self.path).__name__}")
-        self.sampler.check(self.path)
         self._check_consistency()
+        self.sampler.check(self.path)
         if self.is_policy != isinstance(self.evaluation, PolicyEvaluation):
             raise ValueError(
                 f"demonstrations are judged by PolicyEvaluation and images by Evaluation, got "
@@ -146,6 +153,11 @@ class Recipe:
     def _check_consistency(self) -> None:
         """Raise ValueError for what a network trained so cannot do."""
         trained = isinstance(self.loss, ConsistencyLoss)
+        if trained and isinstance(self.path, SigmaPath) and self.sampler.method != "consistency":
+            raise ValueError(
+                f"a consistency model says the datum in one step, and sampler.method consistency "
+                f"alone samples it; got {self.sampler.method}"
+            )
         if trained != (self.sampler.method == "consistency") and isinstance(self.path, SigmaPath):
             raise ValueError(
                 f"sampler.method consistency goes with ConsistencyLoss, and nothing else does; got "

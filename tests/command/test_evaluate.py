@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from immiscible_diffusion.cli import main
-from immiscible_diffusion.command.evaluate import step_selection
 from immiscible_diffusion.command.published import load_checkpoint
 from immiscible_diffusion.judge import Judge
 from immiscible_diffusion.metric import FeatureStatistics, frechet_distance, halves
@@ -145,10 +144,10 @@ def test_a_checkpoint_that_does_not_suit_is_an_error(run, capsys, checkpoint, tm
 
 
 def test_step_selection_in_words():
-    assert step_selection(Sampler()) == "equal in t"
-    assert step_selection(Sampler(method="dopri5")) == "adaptive, tolerance 1e-05"
-    assert step_selection(Sampler(method="ddim", spacing="quadratic")).startswith("quadratic")
-    assert step_selection(Sampler(method="edm")) == "in sigma"
+    assert Sampler().selection == "equal in t"
+    assert Sampler(method="dopri5").selection == "adaptive, tolerance 1e-05"
+    assert Sampler(method="ddim", spacing="quadratic").selection.startswith("quadratic")
+    assert Sampler(method="edm").selection == "in sigma"
 
 
 def test_real_against_real_is_the_distance_of_disjoint_sets():

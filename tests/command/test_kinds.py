@@ -50,7 +50,7 @@ def test_unknown_kinds_are_named():
 
 def test_combinations_that_cannot_be_are_refused():
     consistency = recipe_from_name("digits-consistency")
-    with pytest.raises(ValueError, match="goes with ConsistencyLoss"):
+    with pytest.raises(ValueError, match="says the datum in one step"):
         dataclasses.replace(consistency, sampler=Sampler("edm"))
     with pytest.raises(ValueError, match="which is not built"):
         dataclasses.replace(consistency, path=SigmaPath(time="discrete"))

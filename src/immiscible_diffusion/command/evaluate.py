@@ -23,7 +23,6 @@ from immiscible_diffusion.extra import needs_extra
 from immiscible_diffusion.files import write_json
 from immiscible_diffusion.judge import Judge, judged
 from immiscible_diffusion.metric import METRICS, SPLITS, Quality, check_metrics
-from immiscible_diffusion.recipe import Optimiser
 from immiscible_diffusion.runfolder import RunFolder
 from immiscible_diffusion.sampler import Sampler
 from immiscible_diffusion.trained import Trained, pick_device
@@ -115,9 +114,9 @@ def of_run(options: Options, run: RunFolder) -> dict[str, Any]:
     )
     how = {
         "step": trained.step,
-        "ema": averaging(recipe.optimiser),
+        "ema": recipe.optimiser.averaging,
         "sampler": str(sampler),
-        "step_selection": step_selection(sampler),
+        "step_selection": sampler.selection,
         "nfe": nfe,
         "seed": options.seed,
     }
@@ -198,22 +197,6 @@ def calibrated(options: Options, judge: Judge, samples: int) -> dict[str, Any]:
     sys.stdout.write(f"pure noise, {samples:,}: {distance} {said(noise)}\n")
     sys.stdout.flush()
     return {"calibration": values | {"frechet_of_noise": noise}}
-
-
-def averaging(optimiser: Optimiser) -> str:
-    """How the weights that are judged were averaged."""
-    if not optimiser.ema:
-        return "none"
-    return f"{optimiser.ema:g}" + (", ramped up" if optimiser.ema_ramp else "")
-
-
-def step_selection(sampler: Sampler) -> str:
-    """Where the steps of a sampler lie."""
-    if sampler.method == "dopri5":
-        return f"adaptive, tolerance {sampler.tolerance:g}"
-    if sampler.method in ("ddim", "ddpm", "dpm"):
-        return f"{sampler.spacing} among those of training"
-    return "in sigma" if sampler.method in ("edm", "consistency") else "equal in t"
 
 
 def of_pictures(folder: Path, size: int) -> str:

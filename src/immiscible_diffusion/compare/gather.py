@@ -13,6 +13,7 @@ from immiscible_diffusion.compare.strips import strip_of
 from immiscible_diffusion.data import DataSet
 from immiscible_diffusion.files import read_json
 from immiscible_diffusion.policy import PolicyJudge
+from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.report import Cell as CellRecord
 from immiscible_diffusion.report import (
     Comparison,
@@ -68,6 +69,7 @@ def gather(plan: Plan, command: str, *, irreducible: bool = True) -> Comparison:
         budgets=recipe.evaluation.budgets,
         headline_budget=headline_budget(recipe),
         sampler=of_budget(recipe.sampler, 1).method,
+        sampling=sampling_of(recipe),
         eval_steps=plan.eval_steps,
         batch_size=recipe.batch_size,
         total_steps=recipe.steps,
@@ -80,6 +82,15 @@ def gather(plan: Plan, command: str, *, irreducible: bool = True) -> Comparison:
         excess=excess,
     )
     return with_rollouts(plan, comparison) if policy else comparison
+
+
+def sampling_of(recipe: Recipe) -> str:
+    """What stands beside every figure on how samples were made."""
+    sampler = recipe.sampler
+    clip = "" if sampler.clip is None else f", clipped at {sampler.clip:g}"
+    guidance = "" if sampler.guidance == 1 else f", guidance {sampler.guidance:g}"
+    average = recipe.optimiser.averaging
+    return f"steps {sampler.selection}{clip}{guidance}; average of the weights {average}"
 
 
 def of_images(runner: CellRunner) -> dict[str, Any]:

@@ -42,8 +42,11 @@ def t_interval(values: list[float]) -> tuple[float, float | None, float | None]:
 
 
 def arithmetic(values: list[float]) -> Estimate:
-    """Mean with t-interval."""
-    return Estimate(*t_interval(values), seeds=len(values))
+    """Mean with t-interval, cut at 0 where no value is below it."""
+    mean, low, high = t_interval(values)
+    if low is not None and min(values) >= 0:
+        low = max(0.0, low)
+    return Estimate(mean, low, high, seeds=len(values))
 
 
 def geometric(values: list[float], bounds: list[str] | None = None) -> Estimate:

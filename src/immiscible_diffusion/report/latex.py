@@ -72,6 +72,8 @@ def _caption(comparison: Comparison) -> str:
     if comparison.floor is not None:
         note = comparison.floor.note
         text += f" Floor: {note}; *: that hides the difference from the baseline."
+    if comparison.sampling:
+        text += f" Sampling: {comparison.sampling}."
     if comparison.note:
         text += f" ({comparison.note})"
     return _RANGE.sub("--", escaped(text))

@@ -231,7 +231,11 @@ def _evidence(comparison: Comparison) -> str:
         text += " No floor: too few real data for two halves."
     else:
         text += f" Floor (grey): {floor.note}."
-    return f"{text} {_note(comparison)}".strip()
+    return f"{text}{_sampling(comparison)} {_note(comparison)}".strip()
+
+
+def _sampling(comparison: Comparison) -> str:
+    return f" Sampling: {comparison.sampling}." if comparison.sampling else ""
 
 
 def _note(comparison: Comparison) -> str:

@@ -108,7 +108,8 @@ class Comparison:
     ``command`` made it, ``note`` goes into every caption, ``accuracy`` is the held-out accuracy of
     the classifier behind ``features``. ``samples`` are generated per figure and compared with
     ``real_samples``; ``floor`` is the Frechet distance between two halves of those. ``measure`` is
-    what ``Quality.value`` is, lower is better. Cells may be missing or stop early; one coupling is
+    what ``Quality.value`` is, lower is better; ``sampling`` says how samples were made: selection
+    of steps, bounds, averaged weights. Cells may be missing or stop early; one coupling is
     the baseline.
     """
 
@@ -136,6 +137,7 @@ class Comparison:
     version: int = SCHEMA_VERSION
     excess: Excess | None = field(default=None, metadata=OPTIONAL)
     measure: str = field(default="Frechet distance", metadata=OPTIONAL)
+    sampling: str = field(default="", metadata=OPTIONAL)
     policies: tuple[PolicyEntry, ...] = field(default=(), metadata=OPTIONAL)
     film: str | None = field(default=None, metadata=OPTIONAL)
 

@@ -34,10 +34,9 @@ class Sampler:
     """Which sampler, and how long.
 
     Args:
-        method: ``euler``, ``heun``, ``midpoint`` or ``dopri5`` along the path's ODE (of a
-            DiffusionPath, whose steps lie apart, ``heun`` is of first order); of a
-            DiffusionPath ``ddim``, ``ddpm`` or ``dpm`` (DPM-Solver++); of a SigmaPath ``edm``
-            (Heun in sigma) or ``consistency``.
+        method: ``euler``, ``heun``, ``midpoint`` or ``dopri5`` along the path's ODE (not ``heun``
+            of a DiffusionPath, whose steps lie apart); of a DiffusionPath ``ddim``, ``ddpm`` or
+            ``dpm`` (DPM-Solver++); of a SigmaPath ``edm`` (Heun in sigma) or ``consistency``.
         steps: of all but ``dopri5``.
         tolerance: relative and absolute, for ``dopri5``.
         start: the law to start from: ``normal``, N(0, I) as everyone does, or ``matched``, the law
@@ -81,12 +80,26 @@ class Sampler:
 
     def check(self, path: Path) -> None:
         """Raise ValueError unless this method can sample ``path``."""
+        if self.method == "heun" and isinstance(path, DiffusionPath):
+            raise ValueError(
+                "heun is of first order where a path has steps, and its images are worse than "
+                "euler's at twice the cost; use ddim, dpm or midpoint"
+            )
         needed = OF_PATH.get(self.method)
         if needed is not None and not isinstance(path, needed):
             raise ValueError(
                 f"{self.method} samples a {needed.__name__}, got {type(path).__name__}; use one of "
                 f"{', '.join((*METHODS, 'dopri5'))}"
             )
+
+    @property
+    def selection(self) -> str:
+        """Where the steps lie."""
+        if self.method == "dopri5":
+            return f"adaptive, tolerance {self.tolerance:g}"
+        if self.method in ("ddim", "ddpm", "dpm"):
+            return f"{self.spacing} among those of training"
+        return "in sigma" if self.method in ("edm", "consistency") else "equal in t"
 
     def __call__(self, velocity: Velocity, noise: Tensor) -> Sampled:
         """Integrate a velocity from ``noise`` ``[B, *shape]`` at t = 1 to data at t = 0."""

@@ -1,6 +1,7 @@
 """Samplers of variance-preserving diffusion: DDIM, DDPM, DPM-Solver++."""
 
 import itertools
+import warnings
 from typing import Literal
 
 import torch
@@ -133,7 +134,9 @@ def sample_dpm(
     if spacing == "linear":
         # Step 0 left out: from there to data a step of second order would jump too far.
         wanted = [i * path.steps // (steps + 1) for i in range(steps, 0, -1)]
-    scheduler.set_timesteps(timesteps=wanted, device=noise.device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # diffusers and NumPy 2
+        scheduler.set_timesteps(timesteps=wanted, device=noise.device)
     x = noise
     for step in wanted:
         times = torch.full((len(x),), float(step), device=x.device)
