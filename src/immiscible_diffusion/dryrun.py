@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from immiscible_diffusion.coupling import check_coupling_name
+from immiscible_diffusion.coupling.prefetch import Pairs
 from immiscible_diffusion.progress import duration
 from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.runfolder import RunFolder, hardware
@@ -46,16 +47,9 @@ def dry_run(recipe: Recipe, device: str) -> str:
 
 def _measured(trainer: Trainer, recipe: Recipe) -> list[str]:
     with closing(trainer.pairs()) as pairs:
-        warm = time.monotonic()
-        for _ in range(3):
-            trainer.train_step(pairs)
-            if time.monotonic() - warm > TIMED_SECONDS:
-                break
+        _train(trainer, pairs, 3)
         trainer.meter.record()  # starts the clock anew
-        began, steps = time.monotonic(), 0
-        while steps < TIMED_STEPS and (steps == 0 or time.monotonic() - began < TIMED_SECONDS):
-            trainer.train_step(pairs)
-            steps += 1
+        steps = _train(trainer, pairs, TIMED_STEPS)
         taken = trainer.meter.record()
     seconds = taken["seconds_per_step"]
     return [
@@ -65,6 +59,16 @@ def _measured(trainer: Trainer, recipe: Recipe) -> list[str]:
         f"{duration(seconds * recipe.steps)} (without previews and validation)",
         f"memory: {_peak_memory(trainer.device) / 2**30:.2f} GiB at its peak",
     ]
+
+
+def _train(trainer: Trainer, pairs: Pairs, most: int) -> int:
+    """Up to ``most`` steps, fewer once ``TIMED_SECONDS`` are over; how many they were."""
+    began = time.monotonic()
+    for steps in range(1, most + 1):
+        trainer.train_step(pairs)
+        if time.monotonic() - began > TIMED_SECONDS:
+            return steps
+    return most
 
 
 def _peak_memory(device: torch.device) -> float:

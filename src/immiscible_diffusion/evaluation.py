@@ -1,59 +1,62 @@
 """How samples of images, and policies, are judged, and when."""
 
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
-
-
-class Schedule(Protocol):
-    """Of which training steps, at which numbers of sampling steps."""
-
-    @property
-    def budgets(self) -> tuple[int, ...]:
-        """Numbers of steps of the sampler."""
-
-    @property
-    def points(self) -> int:
-        """How many training steps."""
-
-    @property
-    def first(self) -> float:
-        """The first of them, as a share of all."""
-
-    @property
-    def at(self) -> tuple[int, ...]:
-        """The training steps themselves, if not empty."""
+from typing import Literal
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """How samples are judged.
+class Schedule:
+    """At which training steps ``compare`` evaluates, and at which numbers of sampling steps.
 
     Args:
-        features: feature space: ``classifier``, ``pixels``, or of a pretrained network
-            ``efficientnet``, ``inception`` (FID) or ``dinov2`` (FD-DINOv2); docs/evaluate.md.
-        samples: images generated for every figure.
-        budgets: numbers of steps that ``compare`` samples with, by the recipe's sampler.
-        points: how many training steps ``compare`` evaluates at, spaced evenly in their logarithm.
+        budgets: numbers of sampling steps, by the recipe's sampler.
+        points: how many training steps, spaced evenly in their logarithm.
         first: the first of them, as a share of all steps.
         at: the training steps themselves, instead of ``points`` and ``first``; those beyond the
             end of training are left out, and the last step is always among them.
     """
 
-    features: Literal["classifier", "pixels", "efficientnet", "inception", "dinov2"] = "classifier"
-    samples: int = 10_000
     budgets: tuple[int, ...] = (2, 5, 20, 100)
     points: int = 6
     first: float = 0.1
     at: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.samples < 2:
-            raise ValueError(f"evaluation.samples must be at least 2, got {self.samples}")
-        check_schedule(self)
+        if self.points < 1 or not 0 < self.first <= 1:
+            raise ValueError(
+                f"expected points >= 1 and 0 < first <= 1; got points={self.points}, "
+                f"first={self.first}"
+            )
+        if not self.budgets or min(self.budgets) < 1:
+            raise ValueError(f"budgets must be numbers of steps >= 1, got {self.budgets}")
+        if self.at and min(self.at) < 1:
+            raise ValueError(f"at must be training steps >= 1, got {self.at}")
 
     def steps(self, total: int) -> tuple[int, ...]:
         """The training steps to evaluate at; the last is ``total``."""
-        return scheduled(self, total)
+        if self.at:
+            return tuple(sorted({step for step in self.at if step < total} | {total}))
+        shares = (self.first ** (1 - i / max(1, self.points - 1)) for i in range(self.points - 1))
+        return tuple(sorted({max(1, round(total * share)) for share in shares} | {total}))
+
+
+@dataclass(frozen=True)
+class Evaluation(Schedule):
+    """How samples are judged.
+
+    Args:
+        features: feature space: ``classifier``, ``pixels``, or of a pretrained network
+            ``efficientnet``, ``inception`` (FID) or ``dinov2`` (FD-DINOv2); docs/evaluate.md.
+        samples: images generated for every figure.
+    """
+
+    features: Literal["classifier", "pixels", "efficientnet", "inception", "dinov2"] = "classifier"
+    samples: int = 10_000
+
+    def __post_init__(self) -> None:
+        if self.samples < 2:
+            raise ValueError(f"evaluation.samples must be at least 2, got {self.samples}")
+        super().__post_init__()
 
     def tiny(self) -> "Evaluation":
         """Of a smoke run."""
@@ -61,28 +64,22 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class PolicyEvaluation:
+class PolicyEvaluation(Schedule):
     """How a policy is judged: on held-out demonstrations, and at work in the simulator.
 
     Args:
         episodes: of the simulator, from fixed starts; 0 = no simulator.
         windows: held-out windows that the error of actions is measured on.
-        budgets: numbers of sampler steps that ``compare`` plans with.
         rollouts: at work at ``all`` evaluated training steps, or at the ``last`` alone.
         workers: processes of the simulator; 0 = in this one.
-        points: how many training steps ``compare`` evaluates at, spaced evenly in their logarithm.
-        first: the first of them, as a share of all steps.
-        at: the training steps themselves, instead of ``points`` and ``first``.
     """
 
     episodes: int = 50
     windows: int = 512
-    budgets: tuple[int, ...] = (10,)
     rollouts: Literal["all", "last"] = "all"
     workers: int = 0
+    budgets: tuple[int, ...] = (10,)
     points: int = 5
-    first: float = 0.1
-    at: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.episodes < 0 or self.windows < 1 or self.workers < 0:
@@ -92,34 +89,10 @@ class PolicyEvaluation:
             )
         if self.rollouts not in ("all", "last"):
             raise ValueError(f"rollouts must be all or last, got {self.rollouts!r}")
-        check_schedule(self)
-
-    def steps(self, total: int) -> tuple[int, ...]:
-        """The training steps to evaluate at; the last is ``total``."""
-        return scheduled(self, total)
+        super().__post_init__()
 
     def tiny(self) -> "PolicyEvaluation":
         """Of a smoke run."""
         return replace(
             self, episodes=min(2, self.episodes), windows=16, budgets=(1, 2), points=2, first=0.5
         )
-
-
-def check_schedule(when: Schedule) -> None:
-    """Raise ValueError for a schedule that cannot be."""
-    if when.points < 1 or not 0 < when.first <= 1:
-        raise ValueError(
-            f"expected points >= 1 and 0 < first <= 1; got points={when.points}, first={when.first}"
-        )
-    if not when.budgets or min(when.budgets) < 1:
-        raise ValueError(f"budgets must be numbers of steps >= 1, got {when.budgets}")
-    if when.at and min(when.at) < 1:
-        raise ValueError(f"at must be training steps >= 1, got {when.at}")
-
-
-def scheduled(when: Schedule, total: int) -> tuple[int, ...]:
-    """The training steps of a schedule up to ``total``, which is the last of them."""
-    if when.at:
-        return tuple(sorted({step for step in when.at if step < total} | {total}))
-    shares = (when.first ** (1 - i / max(1, when.points - 1)) for i in range(when.points - 1))
-    return tuple(sorted({max(1, round(total * share)) for share in shares} | {total}))

@@ -86,12 +86,8 @@ class Feed:
         return paired
 
     def prepare(self, batch: Batch) -> Batch:
-        """The batch on the device, scaled as the model sees it, 0 where it is not valid.
+        """The batch on the device, as the model sees it.
 
         With labels, which the coupling may use even if the model does not.
         """
-        batch = batch.to(self.device)
-        data = self.recipe.scaling.apply(batch.data)
-        if batch.mask is not None:  # the network sees all of x_t: padding must not tell it anything
-            data = data.masked_fill(~batch.mask, 0)
-        return Batch(data, batch.cond, batch.mask)
+        return self.recipe.as_seen(batch.to(self.device))

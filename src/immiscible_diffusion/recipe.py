@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from immiscible_diffusion.coupling.scaling import ImageScaling
-from immiscible_diffusion.data import DataConfig, DemonstrationConfig
+from immiscible_diffusion.data import Batch, DataConfig, DemonstrationConfig
 from immiscible_diffusion.evaluation import Evaluation, PolicyEvaluation
 from immiscible_diffusion.loss import ConsistencyLoss, RegressionLoss
 from immiscible_diffusion.model import MLP, DiT, PolicyMLP, UNet, UNet1D
@@ -138,9 +138,7 @@ class Recipe:
                 f"sampler.guidance {self.sampler.guidance} needs a network that was trained "
                 f"without labels as well; set label_dropout"
             )
-        if isinstance(self.loss, ConsistencyLoss) and not isinstance(self.path, SigmaPath):
-            raise ValueError(f"ConsistencyLoss needs a SigmaPath, got {type(self.path).__name__}")
-        self._check_consistency()
+        self._check_loss()
         self.sampler.check(self.path)
         if self.is_policy != isinstance(self.evaluation, PolicyEvaluation):
             raise ValueError(
@@ -150,24 +148,37 @@ class Recipe:
         if self.is_policy and self.preview_every:
             raise ValueError("previews are pictures, and plans are none; set preview_every 0")
 
-    def _check_consistency(self) -> None:
-        """Raise ValueError for what a network trained so cannot do."""
-        trained = isinstance(self.loss, ConsistencyLoss)
-        if trained and isinstance(self.path, SigmaPath) and self.sampler.method != "consistency":
+    def _check_loss(self) -> None:
+        """Raise ValueError for a path or sampler that the loss does not go with."""
+        if not isinstance(self.loss, ConsistencyLoss):
+            if isinstance(self.path, SigmaPath) and self.sampler.method == "consistency":
+                raise ValueError(
+                    f"sampler.method consistency goes with ConsistencyLoss, and nothing else does; "
+                    f"got {self.sampler.method} and {type(self.loss).__name__}"
+                )
+            return
+        if not isinstance(self.path, SigmaPath):
+            raise ValueError(f"ConsistencyLoss needs a SigmaPath, got {type(self.path).__name__}")
+        if self.sampler.method != "consistency":
             raise ValueError(
                 f"a consistency model says the datum in one step, and sampler.method consistency "
                 f"alone samples it; got {self.sampler.method}"
             )
-        if trained != (self.sampler.method == "consistency") and isinstance(self.path, SigmaPath):
-            raise ValueError(
-                f"sampler.method consistency goes with ConsistencyLoss, and nothing else does; got "
-                f"{self.sampler.method} and {type(self.loss).__name__}"
-            )
-        if trained and isinstance(self.path, SigmaPath) and self.path.time == "discrete":
+        if self.path.time == "discrete":
             raise ValueError(
                 "ConsistencyLoss has the curriculum of ECT, whose noise levels are continuous; "
                 "path.time discrete is iCT's, which is not built: use lognormal"
             )
+
+    def as_seen(self, batch: Batch) -> Batch:
+        """``batch`` of the data set as the model sees it: scaled, and 0 where it is not valid.
+
+        The network sees all of ``x_t``: padding must not tell it anything.
+        """
+        data = self.scaling.apply(batch.data)
+        if batch.mask is not None:
+            data = data.masked_fill(~batch.mask, 0)
+        return Batch(data, batch.cond, batch.mask)
 
     @property
     def noise_path(self) -> FlowPath | DiffusionPath | SigmaPath:
@@ -191,21 +202,10 @@ class Recipe:
 
     def tiny(self) -> "Recipe":
         """The same experiment shrunk to a CPU smoke run of seconds, through the same code."""
-        model: MLP | UNet | DiT | UNet1D | PolicyMLP = MLP(width=32, depth=1)
-        if isinstance(self.model, UNet):
-            model = dataclasses.replace(
-                self.model, channels=8, blocks=1, groups=4, head_channels=4, dropout=0.0
-            )
-        if isinstance(self.model, DiT):
-            model = dataclasses.replace(self.model, heads=2, head_channels=8, depth=2)
-        if isinstance(self.model, UNet1D):
-            model = dataclasses.replace(self.model, channels=(8, 16), embedding=16)
-        if isinstance(self.model, PolicyMLP):
-            model = dataclasses.replace(self.model, width=32, depth=1)
         return dataclasses.replace(
             self,
             data=self.data.tiny(),
-            model=model,
+            model=self.model.tiny(),
             optimiser=dataclasses.replace(self.optimiser, warmup=2, ema=0.9, ema_ramp=True),
             batch_size=16,
             accumulation=1,

@@ -21,6 +21,7 @@ from immiscible_diffusion.data import (
     load_images,
     load_windows,
 )
+from immiscible_diffusion.device import is_accelerated
 from immiscible_diffusion.extra import MissingExtra, needs_extra
 from immiscible_diffusion.loss import ConsistencyLoss
 from immiscible_diffusion.model import PolicyMLP, UNet1D
@@ -46,7 +47,7 @@ def make_accelerator(recipe: Recipe, device: str, run: RunFolder) -> Any:
     if device not in ("auto", "cpu", "cuda", "mps"):
         raise ValueError(f"device must be auto, cpu, cuda or mps, got {device!r}")
     # Without an accelerator said so: else processes on a CPU would not know of each other.
-    on_cpu = device == "cpu" or (device == "auto" and not _accelerated())
+    on_cpu = device == "cpu" or (device == "auto" and not is_accelerated())
     accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision=recipe.precision,
@@ -66,12 +67,6 @@ def make_accelerator(recipe: Recipe, device: str, run: RunFolder) -> Any:
     if device != "auto" and accelerator.device.type != device:
         raise ValueError(f"device {device} is not available here; use auto or cpu")
     return accelerator
-
-
-def _accelerated() -> bool:
-    """Whether this machine has a device that is no CPU."""
-    found = torch.cuda.is_available() or torch.backends.mps.is_available()
-    return found or (hasattr(torch, "xpu") and torch.xpu.is_available())
 
 
 def check_trackers(names: Iterable[str]) -> None:
@@ -172,8 +167,7 @@ def _some_data(recipe: Recipe, dataset: DataSet, epoch: int = 0) -> Iterator[Bat
     order = rows[torch.randperm(len(rows), generator=streams.order)][:wanted]
     augment = streams.augment
     for chosen in order.split(recipe.batch_size // recipe.accumulation):
-        batch = dataset.batch(chosen, augment)
-        yield Batch(recipe.scaling.apply(batch.data), batch.cond)
+        yield recipe.as_seen(dataset.batch(chosen, augment))
 
 
 def _labelled(batches: Iterable[Batch]) -> Iterator[Any]:
@@ -264,12 +258,9 @@ class Validation:
         batch = held_out.batch(rows)
         noise = torch.randn(batch.data.shape, generator=streams.noise)
         t = recipe.path.sample_time(len(rows), generator=streams.time)
-        batch = batch.to(device)
+        batch = recipe.as_seen(batch.to(device))
         cond = batch.cond if recipe.conditional else None
-        data = recipe.scaling.apply(batch.data)
-        if batch.mask is not None:
-            data = data.masked_fill(~batch.mask, 0)
-        return cls(data, noise.to(device), t.to(device), cond, split, batch.mask)
+        return cls(batch.data, noise.to(device), t.to(device), cond, split, batch.mask)
 
 
 def _validation_set(recipe: Recipe, dataset: DataSet) -> tuple[DataSet, str]:

@@ -1,13 +1,14 @@
 """A trained run, loaded to make images with."""
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
+from immiscible_diffusion.coupling import NoiseLaw
 from immiscible_diffusion.data import DataSet, load_data
 from immiscible_diffusion.data.normalise import load_ranges
+from immiscible_diffusion.device import pick_device
 from immiscible_diffusion.generate import Generator
 from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.runfolder import RunFolder
@@ -42,12 +43,20 @@ class Trained:
 
     def generator(self, sampler: Sampler, batch_size: int = 512) -> Generator:
         """What makes its images by ``sampler``; for the matched start it knows the law."""
-        recipe = dataclasses.replace(self.recipe, sampler=sampler)
-        law = None
-        if sampler.start == "matched":
-            coupling = make_coupling(recipe, self.dataset, self.run, self.device)
-            law = start_law(recipe, self.dataset, self.run, coupling, self.device)
-        return Generator(recipe, self.dataset, self.device, batch_size, law)
+        sampled = self.sampled_by(sampler)
+        law = sampled.start_law()
+        return Generator(sampled.recipe, self.dataset, self.device, batch_size, law)
+
+    def sampled_by(self, sampler: Sampler) -> "Trained":
+        """The same run with another sampler; ValueError for one that cannot sample it."""
+        return replace(self, recipe=replace(self.recipe, sampler=sampler))
+
+    def start_law(self) -> NoiseLaw | None:
+        """The law that its sampler starts from; None for N(0, I)."""
+        if self.recipe.sampler.start != "matched":
+            return None
+        coupling = make_coupling(self.recipe, self.dataset, self.run, self.device)
+        return start_law(self.recipe, self.dataset, self.run, coupling, self.device)
 
 
 def check_ranges(run: RunFolder, dataset: DataSet) -> None:
@@ -58,17 +67,3 @@ def check_ranges(run: RunFolder, dataset: DataSet) -> None:
             f"the demonstrations are others than {run.root} was trained on: their ranges differ "
             f"from {run.ranges.name}; set data.path back, or train anew"
         )
-
-
-def pick_device(name: str) -> torch.device:
-    """``auto``: cuda if there is one, else mps, else cpu."""
-    if name != "auto":
-        available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": _has_mps()}
-        if not available.get(name, False):
-            raise ValueError(f"device {name} is not available here; use auto or cpu")
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
-
-
-def _has_mps() -> bool:
-    return torch.backends.mps.is_available()

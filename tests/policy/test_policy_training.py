@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from immiscible_diffusion.cli import main
 from immiscible_diffusion.compare.plan import Plan
-from immiscible_diffusion.compare.policies import policy_entries
+from immiscible_diffusion.compare.policies import all_rollouts, policy_entries
 from immiscible_diffusion.coupling import Independent, coupling_from_name
 from immiscible_diffusion.coupling.schedule import WarmUp
 from immiscible_diffusion.data import DataConfig
@@ -206,7 +206,7 @@ def test_gains_are_of_the_same_seeds_and_episodes(small, tmp_path):
             done = made_rollouts([base - lower, base - lower + 0.2])
             keep_rollouts(run.root / "rollouts" / f"step_{step:06d}.npz", done)
             run.log("quality", step, budget=2, action_error=1.0, score=float(done.score.mean()))
-    base, knn = policy_entries(plan)
+    base, knn = policy_entries(plan, all_rollouts(plan))
     assert base.gain is None
     assert knn.gain[0] == pytest.approx(0.1)
     assert knn.gain[1] - 1e-9 <= 0.1 <= knn.gain[2] + 1e-9

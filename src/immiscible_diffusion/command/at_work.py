@@ -1,42 +1,40 @@
 """``immiscible evaluate`` of a policy: the error of its actions, and what it does at work."""
 
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from immiscible_diffusion.policy import PolicyJudge, keep_rollouts
 from immiscible_diffusion.pusht.film import film
 from immiscible_diffusion.pusht.score import judge
-from immiscible_diffusion.sampler import Sampler
-from immiscible_diffusion.setup import make_coupling, start_law
 from immiscible_diffusion.trained import Trained
 
 FILMED = 4
 
 
-def policy_figures(trained: Trained, sampler: Sampler, show: Path | None) -> dict[str, Any]:
-    """Figures by name, with 95% intervals over episodes; writes a film to ``show``."""
-    recipe = trained.recipe
-    law = None
-    if sampler.start == "matched":
-        coupling = make_coupling(recipe, trained.dataset, trained.run, trained.device)
-        law = start_law(recipe, trained.dataset, trained.run, coupling, trained.device)
-    judging = PolicyJudge.of(recipe, trained.dataset, trained.device, law)
-    figures, done = judging(trained.model, sampler)
-    figures = {
-        "step": trained.step,
-        "sampler": str(sampler),
+def policy_figures(trained: Trained) -> dict[str, Any]:
+    """Figures by name, with 95% intervals over episodes; keeps the rollouts and a film in the run.
+
+    Plans are made by the recipe's sampler.
+    """
+    recipe, run, step = trained.recipe, trained.run, trained.step
+    judging = PolicyJudge.of(recipe, trained.dataset, trained.device, trained.start_law())
+    figures: dict[str, Any] = {
+        "step": step,
+        "sampler": str(recipe.sampler),
         "held-out windows": len(judging.probes),
-    } | figures
-    if done is None:
+        "action_error": judging.action_error(trained.model, recipe.sampler),
+    }
+    if not judging.evaluation.episodes:
         return figures
+    done = judging.rollouts(trained.model, recipe.sampler)
     found = judge([done])
-    keep_rollouts(trained.run.root / "rollouts" / f"evaluated_{trained.step:06d}.npz", done)
-    if show is not None:
-        film(show, {recipe.coupling: done}, episodes=range(min(FILMED, found.episodes)))
-    intervals = {name: list(asdict(getattr(found, name)).values()) for name in ("score", "success")}
+    keep_rollouts(run.root / "rollouts" / f"evaluated_{step:06d}.npz", done)
+    shown = range(min(FILMED, found.episodes))
+    film(run.root / f"film_{step:06d}.gif", {recipe.coupling: done}, episodes=shown)
     return figures | {
+        "score": found.score.value,
+        "success": found.success.value,
+        "latency_ms": found.latency_ms,
         "episodes": found.episodes,
-        "score_interval": intervals["score"][1:],
-        "success_interval": intervals["success"][1:],
+        "score_interval": [found.score.low, found.score.high],
+        "success_interval": [found.success.low, found.success.high],
     }

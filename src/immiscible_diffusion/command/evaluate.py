@@ -19,13 +19,14 @@ from immiscible_diffusion.command.published import checkpoint_images, load_check
 from immiscible_diffusion.command.sampling import SamplerChanges
 from immiscible_diffusion.data import DataConfig, DataSet, load_images
 from immiscible_diffusion.data.encoded import PICTURES
+from immiscible_diffusion.device import pick_device
 from immiscible_diffusion.extra import needs_extra
 from immiscible_diffusion.files import write_json
 from immiscible_diffusion.judge import Judge, judged
 from immiscible_diffusion.metric import METRICS, SPLITS, Quality, check_metrics
 from immiscible_diffusion.runfolder import RunFolder
 from immiscible_diffusion.sampler import Sampler
-from immiscible_diffusion.trained import Trained, pick_device
+from immiscible_diffusion.trained import Trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +101,7 @@ def of_run(options: Options, run: RunFolder) -> dict[str, Any]:
     """Judge what the run's model makes."""
     trained = Trained.load(run, options.device)
     if trained.recipe.is_policy:
-        film = run.root / f"film_{trained.step:06d}.gif"
-        with_start = dataclasses.replace(trained.recipe, sampler=options.of(trained.recipe.sampler))
-        chosen = dataclasses.replace(trained, recipe=with_start)
-        return policy_figures(chosen, with_start.sampler, film)
+        return policy_figures(trained.sampled_by(options.of(trained.recipe.sampler)))
     recipe = with_options(options, trained.recipe)
     sampler = options.of(recipe.sampler)
     generator = dataclasses.replace(trained.generator(sampler, options.batch_size), recipe=recipe)
@@ -146,8 +144,8 @@ def of_folder(options: Options, run: RunFolder) -> dict[str, Any]:
 def of_checkpoint(options: Options, run: RunFolder) -> dict[str, Any]:
     """Judge a public checkpoint against the run's data."""
     recipe = with_options(options, run.recipe())
-    given = options.of(Sampler("ddim", spacing="trailing"))
-    if dataclasses.replace(given, steps=50) != Sampler("ddim", spacing="trailing"):
+    usual = Sampler("ddim", spacing="trailing")
+    if dataclasses.replace(options.of(usual), steps=usual.steps) != usual:
         raise ValueError(
             "a checkpoint is sampled by ddim from normal noise, its steps selected as diffusers "
             "does; leave method, start, spacing, eta and guidance"

@@ -12,6 +12,7 @@ import tyro
 
 from immiscible_diffusion.command.data_options import DataOptions
 from immiscible_diffusion.command.options import Device, parse, run_path
+from immiscible_diffusion.device import pick_device
 from immiscible_diffusion.files import write_json
 from immiscible_diffusion.probe.page import write_probe_page
 from immiscible_diffusion.probe.prepared import Prepared
@@ -20,7 +21,6 @@ from immiscible_diffusion.probe.run import Probe, Settings
 from immiscible_diffusion.probe.summary import load, summary
 from immiscible_diffusion.progress import duration
 from immiscible_diffusion.runfolder import environment
-from immiscible_diffusion.trained import pick_device
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from immiscible_diffusion.command.options import Device, parse
 from immiscible_diffusion.command.sampling import SamplerChanges
+from immiscible_diffusion.device import pick_device
 from immiscible_diffusion.extra import needs_extra
 from immiscible_diffusion.files import atomic_path
 from immiscible_diffusion.pictures import image_grid
 from immiscible_diffusion.progress import Progress
 from immiscible_diffusion.runfolder import RunFolder
-from immiscible_diffusion.trained import Trained, pick_device
+from immiscible_diffusion.trained import Trained
 
 GRID = 64
 

@@ -14,6 +14,7 @@ from immiscible_diffusion.compare.denoising import Probes, keep_losses, losses_b
 from immiscible_diffusion.compare.plan import Cell, Plan
 from immiscible_diffusion.coupling import Coupling, NoiseLaw, coupling_from_name, draw
 from immiscible_diffusion.data import DataSet, load_data
+from immiscible_diffusion.device import pick_device
 from immiscible_diffusion.files import read_json, write_json
 from immiscible_diffusion.generate import Generator
 from immiscible_diffusion.judge import Judge, judged
@@ -25,7 +26,6 @@ from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.runfolder import RunFolder
 from immiscible_diffusion.sampler import Sampler
 from immiscible_diffusion.setup import make_coupling, start_law
-from immiscible_diffusion.trained import pick_device
 from immiscible_diffusion.trainer import Trainer
 
 Judging = Callable[[RunFolder, nn.Module, int], None]
@@ -96,8 +96,8 @@ class CellRunner:
     def try_couplings(self) -> None:
         """Call every coupling once; ValueError names one that fails, before hours are spent."""
         recipe = self.plan.recipe
-        batch = self.dataset.batch(torch.arange(min(TRIED, len(self.dataset))))
-        data, cond, mask = recipe.scaling.apply(batch.data), batch.cond, batch.mask
+        batch = recipe.as_seen(self.dataset.batch(torch.arange(min(TRIED, len(self.dataset)))))
+        data, cond, mask = batch.data, batch.cond, batch.mask
         for name in {cell.unmatched.coupling: None for cell in self.plan.cells}:
             try:
                 with warnings.catch_warnings():

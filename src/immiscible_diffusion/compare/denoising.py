@@ -78,7 +78,7 @@ def images_at(recipe: Recipe, dataset: DataSet, rows: Tensor) -> Batch:
     batch = dataset.batch(rows % len(dataset))
     mirrored = per_row(rows >= len(dataset), batch.data).bool()
     data = torch.where(mirrored, batch.data.flip(-1), batch.data)
-    return Batch(recipe.scaling.apply(data), batch.cond)
+    return recipe.as_seen(Batch(data, batch.cond))
 
 
 @torch.no_grad()

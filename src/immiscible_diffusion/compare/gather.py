@@ -8,7 +8,7 @@ from typing import Any
 from immiscible_diffusion.compare.cells import CellRunner, headline_budget, is_finished, of_budget
 from immiscible_diffusion.compare.excess import excess_of, excess_points
 from immiscible_diffusion.compare.plan import BASELINE, Cell, Plan
-from immiscible_diffusion.compare.policies import draw_film, policy_entries
+from immiscible_diffusion.compare.policies import all_rollouts, draw_film, policy_entries
 from immiscible_diffusion.compare.strips import strip_of
 from immiscible_diffusion.data import DataSet
 from immiscible_diffusion.files import read_json
@@ -120,9 +120,10 @@ def of_policies(runner: CellRunner) -> dict[str, Any]:
 
 def with_rollouts(plan: Plan, comparison: Comparison) -> Comparison:
     """``comparison`` with what the policies did in the simulator, if they were there."""
-    film = draw_film(plan)
+    done = all_rollouts(plan)
+    film = draw_film(plan, done)
     name = None if film is None else film.relative_to(plan.folder).as_posix()
-    return dataclasses.replace(comparison, policies=policy_entries(plan), film=name)
+    return dataclasses.replace(comparison, policies=policy_entries(plan, done), film=name)
 
 
 def trained_on(plan: Plan) -> tuple[str, dict[str, str]]:

@@ -15,9 +15,17 @@ FILM = "film.gif"
 EPISODES = 4
 
 
-def policy_entries(plan: Plan) -> tuple[PolicyEntry, ...]:
-    """What every coupling's policies did after the last step, over the seeds that got there."""
-    done = {name: last_rollouts(plan, name) for name in plan.couplings}
+Done = dict[str, dict[int, Rollouts]]
+"""coupling -> seed -> what its policy did after the last step of training."""
+
+
+def all_rollouts(plan: Plan) -> Done:
+    """What the policies of a comparison did, as far as they got there."""
+    return {name: last_rollouts(plan, name) for name in plan.couplings}
+
+
+def policy_entries(plan: Plan, done: Done) -> tuple[PolicyEntry, ...]:
+    """The figures of every coupling's policies, over the seeds that got there."""
     return tuple(_entry(plan, name, runs, done[BASELINE]) for name, runs in done.items() if runs)
 
 
@@ -70,11 +78,9 @@ def _values(figure: Figure) -> tuple[float, float, float]:
     return figure.value, figure.low, figure.high
 
 
-def draw_film(plan: Plan) -> Path | None:
+def draw_film(plan: Plan, done: Done) -> Path | None:
     """The first seed's policies at work, a row for each coupling; None if none was."""
-    seed = plan.seeds[0]
-    done = {name: last_rollouts(plan, name).get(seed) for name in plan.couplings}
-    policies = {name: rollouts for name, rollouts in done.items() if rollouts is not None}
+    policies = {name: runs[plan.seeds[0]] for name, runs in done.items() if plan.seeds[0] in runs}
     if not policies:
         return None
     episodes = min(EPISODES, *(len(rollouts.coverage) for rollouts in policies.values()))

@@ -14,10 +14,10 @@ import torch
 
 from immiscible_diffusion.compare.cells import CellRunner, is_finished
 from immiscible_diffusion.compare.plan import Cell, Plan
+from immiscible_diffusion.device import pick_device
 from immiscible_diffusion.interrupt import Interrupted, InterruptGuard
 from immiscible_diffusion.progress import Progress
 from immiscible_diffusion.runfolder import last_step
-from immiscible_diffusion.trained import pick_device
 
 POLL_SECONDS = 2.0
 

@@ -227,15 +227,19 @@ def measure(
         frechet = frechet_distance(samples_features, reference.statistics, allow_few=allow_few)
         return Quality(samples_features.count, reference.features, frechet if metrics else None)
     values: dict[str, float | None] = {}
-    for name in metrics:
-        if name == "frechet":
-            statistics = stream_statistics(samples_features.shape[-1], samples_features.split(4096))
-            values[name] = frechet_distance(statistics, reference.statistics, allow_few=allow_few)
-        elif name == "kid":
-            kid = kernel_distance(samples_features, reference.real, seed=reference.seed)
-            values |= {"kid": kid.mean, "kid_error": kid.standard_error}
-        else:
-            values[name] = _NEIGHBOURS[name](samples_features, reference)
+    if "frechet" in metrics:
+        statistics = stream_statistics(samples_features.shape[-1], samples_features.split(4096))
+        values["frechet"] = frechet_distance(statistics, reference.statistics, allow_few=allow_few)
+    if "kid" in metrics:
+        kid = kernel_distance(samples_features, reference.real, seed=reference.seed)
+        values |= {"kid": kid.mean, "kid_error": kid.standard_error}
+    if wanted := [name for name in _NEIGHBOURS if name in metrics]:
+        some, near = reference.equal(samples_features)
+        values |= {name: _NEIGHBOURS[name](some, near) for name in wanted}
+    if "memorisation" in metrics:
+        values["memorisation"] = memorisation(
+            samples_features, reference.real, real_spacing=reference.spacing
+        )
     return Quality(samples=len(samples_features), features=reference.features, **values)
 
 
@@ -246,34 +250,9 @@ def check_metrics(metrics: Sequence[str]) -> None:
         raise ValueError(f"unknown metrics {unknown}; options: {', '.join(METRICS)}")
 
 
-def _precision(samples: Tensor, reference: Reference) -> float:
-    some, near = reference.equal(samples)
-    return precision(some, near.manifold)
-
-
-def _recall(samples: Tensor, reference: Reference) -> float:
-    some, near = reference.equal(samples)
-    return recall(some, near.real)
-
-
-def _density(samples: Tensor, reference: Reference) -> float:
-    some, near = reference.equal(samples)
-    return density(some, near.wide_manifold)
-
-
-def _coverage(samples: Tensor, reference: Reference) -> float:
-    some, near = reference.equal(samples)
-    return coverage(some, near.wide_manifold)
-
-
-def _memorisation(samples: Tensor, reference: Reference) -> float:
-    return memorisation(samples, reference.real, real_spacing=reference.spacing)
-
-
-_NEIGHBOURS: dict[str, Callable[[Tensor, Reference], float]] = {
-    "precision": _precision,
-    "recall": _recall,
-    "density": _density,
-    "coverage": _coverage,
-    "memorisation": _memorisation,
+_NEIGHBOURS: dict[str, Callable[[Tensor, Neighbours], float]] = {
+    "precision": lambda samples, near: precision(samples, near.manifold),
+    "recall": lambda samples, near: recall(samples, near.real),
+    "density": lambda samples, near: density(samples, near.wide_manifold),
+    "coverage": lambda samples, near: coverage(samples, near.wide_manifold),
 }

@@ -1,6 +1,6 @@
 """The diffusion transformer, from diffusers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,10 @@ class DiT:
     depth: int = 12
     patch: int = 2
     dropout: float = 0.0
+
+    def tiny(self) -> "DiT":
+        """Of a smoke run."""
+        return replace(self, heads=2, head_channels=8, depth=2)
 
     def build(self, shape: tuple[int, ...], num_classes: int | None) -> nn.Module:
         """A fresh network for images ``[B, C, S, S]``, conditioned on ``label`` if there are any.

@@ -23,6 +23,10 @@ class MLP:
     depth: int = 3
     dropout: float = 0.0
 
+    def tiny(self) -> "MLP":
+        """Of a smoke run."""
+        return MLP(width=32, depth=1)
+
     def build(self, shape: tuple[int, ...], num_classes: int | None) -> nn.Module:
         """A fresh network for data ``[B, *shape]``, conditioned on ``label`` if there are any."""
         return ResidualMLP(self, shape, num_classes)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,10 @@ class PolicyMLP:
     depth: int = 3
     dropout: float = 0.0
     condition: str = "observation"
+
+    def tiny(self) -> "PolicyMLP":
+        """Of a smoke run."""
+        return replace(self, width=32, depth=1)
 
     def build(
         self,

@@ -1,6 +1,6 @@
 """The U-Net of pixel-space diffusion, from diffusers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -29,6 +29,10 @@ class UNet:
     head_channels: int = 64
     groups: int = 32
     dropout: float = 0.1
+
+    def tiny(self) -> "UNet":
+        """Of a smoke run."""
+        return replace(self, channels=8, blocks=1, groups=4, head_channels=4, dropout=0.0)
 
     def build(self, shape: tuple[int, ...], num_classes: int | None) -> nn.Module:
         """A fresh network for images ``[B, C, S, S]``, conditioned on ``label`` if there are any.

@@ -1,7 +1,7 @@
 """The one-dimensional U-Net of Diffusion Policy: actions over time, modulated by observations."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,10 @@ class UNet1D:
                 f"expected an odd kernel and an even embedding, got {self.kernel} and "
                 f"{self.embedding}"
             )
+
+    def tiny(self) -> "UNet1D":
+        """Of a smoke run."""
+        return replace(self, channels=(8, 16), embedding=16)
 
     def build(
         self,

@@ -18,7 +18,7 @@ from immiscible_diffusion.report.elements import (
 from immiscible_diffusion.report.excess import excess_section
 from immiscible_diffusion.report.findings import findings, missing, summary
 from immiscible_diffusion.report.policies import policy_section
-from immiscible_diffusion.report.results import Comparison
+from immiscible_diffusion.report.results import FRECHET, Comparison
 from immiscible_diffusion.report.samples import denoising_section, samples_section
 
 _HOW_SPEEDUP = (
@@ -215,7 +215,7 @@ def _how(comparison: Comparison) -> str:
 
 def _evidence(comparison: Comparison) -> str:
     """What stands beside every figure: features, counts, floor and note."""
-    if comparison.policies or comparison.measure != "Frechet distance":
+    if comparison.measure != FRECHET:
         text = (
             f"The {comparison.measure} is of {comparison.samples:,} held-out windows, one plan for "
             f"each, in the range [-1, 1]."

@@ -6,10 +6,8 @@ from pathlib import Path
 from immiscible_diffusion.report.elements import image, table
 from immiscible_diffusion.report.results import Comparison, PolicyEntry
 
-_HEADER = [
-    *("Coupling", "Score", "less the baseline's", "Success", "Mean of the last", "Best"),
-    *("Plan, ms", "Seeds"),
-]
+_HEADER = ["Coupling", "Score", "less the baseline's", "Success", "Mean of the last", "Best"]
+_HEADER += ["Plan, ms", "Seeds"]
 
 
 def policy_section(comparison: Comparison, folder: Path, note: str) -> str:

@@ -15,6 +15,7 @@ from immiscible_diffusion.report.trained import (
 )
 
 __all__ = [
+    "FRECHET",
     "Cell",
     "Comparison",
     "CouplingEntry",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+FRECHET = "Frechet distance"
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class Comparison:
     cells: tuple[Cell, ...]
     version: int = SCHEMA_VERSION
     excess: Excess | None = field(default=None, metadata=OPTIONAL)
-    measure: str = field(default="Frechet distance", metadata=OPTIONAL)
+    measure: str = field(default=FRECHET, metadata=OPTIONAL)
     sampling: str = field(default="", metadata=OPTIONAL)
     policies: tuple[PolicyEntry, ...] = field(default=(), metadata=OPTIONAL)
     film: str | None = field(default=None, metadata=OPTIONAL)

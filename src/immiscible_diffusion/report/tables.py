@@ -62,14 +62,8 @@ def _speedup_rows(result: Speedup) -> list[list[Any]]:
 
 def speedup_table(comparison: Comparison, budget: int) -> Table:
     """Every coupling at one budget: speed-ups in steps and time, final qualities, verdict."""
-    header = [
-        "Coupling",
-        "Verdict",
-        "Speed-up in steps",
-        "in time",
-        f"Final {comparison.measure_name}",
-    ]
-    header += ["Ratio to baseline", "Seeds"]
+    header = ["Coupling", "Verdict", "Speed-up in steps", "in time"]
+    header += [f"Final {comparison.measure_name}", "Ratio to baseline", "Seeds"]
     rows = [_baseline_row(comparison, budget)]
     for entry in comparison.couplings:
         if entry.baseline:

@@ -90,8 +90,8 @@ class Cell:
     ``validation`` is the loss on fixed independent noise and times, ``training`` the loss on the
     paired noise; ``grids`` maps a step, as text, to a PNG path relative to results.json, made from
     the same start noise for every coupling, ``strip`` a PNG of images on their way from noise to
-    data. ``pairing_ms`` is what pairing takes per step, in
-    whatever thread; ``pairing_share`` [0, 1] the share of the step that waits for it.
+    data. ``pairing_ms`` is what pairing takes per step, in whatever thread; ``pairing_share``
+    [0, 1] the share of the step that waits for it.
     """
 
     coupling: str
