@@ -20,7 +20,11 @@ from immiscible_diffusion.extra import needs_extra
 if TYPE_CHECKING:
     from immiscible_diffusion.data.sources import DataConfig
 
-HUB = {"cifar10": "uoft-cs/cifar10", "fashion_mnist": "zalandoresearch/fashion_mnist"}
+HUB = {
+    "cifar10": "uoft-cs/cifar10",
+    "fashion_mnist": "zalandoresearch/fashion_mnist",
+    "imagenet-1k": "ILSVRC/imagenet-1k",
+}
 DECODE_PIECE = 256
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 JPEG = b"\xff\xd8"
@@ -39,18 +43,28 @@ class Decoder:
     def __call__(self, row: dict[str, Any]) -> Tensor:
         """Decode one row; ValueError names a picture that is broken."""
         with needs_extra("train", "reading pictures"):
-            from PIL import Image
+            import PIL  # noqa: F401
         cell = row[self.column]
-        try:
-            with Image.open(_file(cell)) as picture:
-                image = _upright(_eight_bit(picture)).convert(self.mode)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            where = cell.get("path") or "a picture of the data set"
-            raise ValueError(f"{where} cannot be read as a picture: {error}") from error
-        if self.size:
-            image = _square(image, self.size)
-        data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-        return data.view(image.height, image.width, -1).permute(2, 0, 1).contiguous()
+        image = opened(cell, self.mode)
+        return to_bytes(_square(image, self.size) if self.size else image)
+
+
+def opened(cell: dict[str, Any], mode: str) -> Any:
+    """A cell of an image column as an upright PIL picture; ValueError names a broken one."""
+    from PIL import Image
+
+    try:
+        with Image.open(_file(cell)) as picture:
+            return _upright(_eight_bit(picture)).convert(mode)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        where = cell.get("path") or "a picture of the data set"
+        raise ValueError(f"{where} cannot be read as a picture: {error}") from error
+
+
+def to_bytes(image: Any) -> Tensor:
+    """A PIL picture as ``[C, H, W]`` uint8."""
+    data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return data.view(image.height, image.width, -1).permute(2, 0, 1).contiguous()
 
 
 def _file(cell: dict[str, Any]) -> Any:
@@ -92,10 +106,12 @@ def _square(image: Any, size: int) -> Any:
 
 def load_encoded(config: "DataConfig", hint: str) -> DataSet:
     """The set of ``config``: decoded into memory if it fits, else decoded when needed."""
-    rows = _rows(config, hint)
-    if len(rows) == 0:
-        raise ValueError(f"{config.path or config.name} has no images in the split {config.split}")
-    image_column, label_column = _columns(rows, config)
+    return images_of(open_rows(config, hint), config)
+
+
+def images_of(rows: Any, config: "DataConfig") -> DataSet:
+    """The images of ``rows``, as ``open_rows`` gives them."""
+    image_column, label_column = columns(rows, config)
     labels = _labels(rows, label_column) if label_column else None
     names = _class_names(rows, label_column, labels) if label_column and labels else None
     if config.limit is not None:
@@ -117,8 +133,8 @@ def load_encoded(config: "DataConfig", hint: str) -> DataSet:
     return ImageSet(images, labels=target, **common)
 
 
-def _rows(config: "DataConfig", hint: str) -> Any:
-    """The split as a ``datasets.Dataset`` whose pictures stay encoded."""
+def open_rows(config: "DataConfig", hint: str) -> Any:
+    """The split as a ``datasets.Dataset`` whose pictures stay encoded; not empty."""
     with needs_extra("train", f"the data set {config.name}"):
         import datasets
     arguments = _arguments(config)
@@ -137,6 +153,8 @@ def _rows(config: "DataConfig", hint: str) -> Any:
     for name, feature in rows.features.items():
         if isinstance(feature, datasets.Image) or name in ("img", "image"):
             rows = rows.cast_column(name, datasets.Image(decode=False))
+    if len(rows) == 0:
+        raise ValueError(f"{config.path or config.name} has no images in the split {config.split}")
     return rows
 
 
@@ -187,19 +205,10 @@ def _of_split(file: Path, root: Path, split: str) -> bool:
 
 
 def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in (
-        ".png",
-        ".jpg",
-        ".jpeg",
-        ".webp",
-        ".bmp",
-        ".gif",
-        ".tif",
-        ".tiff",
-    )
+    return path.suffix.lower() in PICTURES
 
 
-def _columns(rows: Any, config: "DataConfig") -> tuple[str, str | None]:
+def columns(rows: Any, config: "DataConfig") -> tuple[str, str | None]:
     """Names of the image column, and of the label column if labels are wanted and there."""
     import datasets
 

@@ -25,7 +25,8 @@ class DataConfig:
     """Which data set, and how it is prepared.
 
     Args:
-        name: digits, fashion_mnist, cifar10, folder, or hub:ID for a data set of the hub.
+        name: digits, fashion_mnist, cifar10, imagenet-1k, folder, or hub:ID
+            for a data set of the hub.
         path: local folder (or parquet file); required for ``folder``, before the hub otherwise.
         split: train or test, where the set has both.
         size: resize the shorter side to this and cut out the centre square; as it is by default.
@@ -151,5 +152,6 @@ SOURCES: dict[str, Callable[[DataConfig], Any]] = {
     "digits": _digits,
     "fashion_mnist": _fashion_mnist,
     "cifar10": _through_datasets,
+    "imagenet-1k": _through_datasets,
     "folder": _through_datasets,
 }
