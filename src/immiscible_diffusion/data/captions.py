@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.data.batch import Batch, DataSet
+from immiscible_diffusion.data.buckets import BucketedImages, bucket_sizes, bucketed
 from immiscible_diffusion.data.coco import coco_rows
 from immiscible_diffusion.data.encoded import columns, images_of, open_rows
+from immiscible_diffusion.data.images import all_labels
+from immiscible_diffusion.data.order import Order, order_of
 from immiscible_diffusion.data.prompts import (
     Beside,
     Named,
@@ -58,6 +61,28 @@ class Captions:
         check_template(self.template)
         if self.synonyms not in ("first", "random", "all"):
             raise ValueError(f"synonyms must be first, random or all, got '{self.synonyms}'")
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Aspect-ratio buckets: shapes of about one area, so that little of a picture is cut off.
+
+    Args:
+        size: side of the square; no bucket has more pixels.
+        step: sides are multiples of it: at least what VAE and U-Net shrink by together.
+        smallest: the shortest side; by default half of ``size``.
+        time_ids: tell SDXL of the original size and the cut, ``cond["time_ids"]``.
+    """
+
+    size: int = 1024
+    step: int = 64
+    smallest: int | None = None
+    time_ids: bool = False
+
+    def of(self, rows: Any, config: DataConfig) -> BucketedImages:
+        """The pictures of ``rows``, in these buckets."""
+        shapes = bucket_sizes(self.size, self.step, self.smallest)
+        return bucketed(rows, config, shapes, time_ids=self.time_ids)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +134,10 @@ class Captioned:
     def __len__(self) -> int:
         return len(self.images)
 
+    def order(self, batch_size: int, seed: int) -> Order:
+        """The order that the pictures ask for."""
+        return order_of(self.images, batch_size, seed)
+
     def texts(self, indices: Tensor, generator: torch.Generator | None = None) -> list[str]:
         """The prompts at ``indices`` ``[B]``; of several captions one is drawn, else the first."""
         return drawn(self.prompts, indices, generator)
@@ -128,7 +157,10 @@ class Captioned:
 
 
 def load_captioned(
-    config: DataConfig, captions: Captions | None = None, tokenize: Tokenize | None = None
+    config: DataConfig,
+    captions: Captions | None = None,
+    tokenize: Tokenize | None = None,
+    buckets: Buckets | None = None,
 ) -> Captioned:
     """The pictures that ``config`` names with their prompts.
 
@@ -137,6 +169,7 @@ def load_captioned(
             with COCO's own files.
         captions: where prompts come from.
         tokenize: texts to tokens.
+        buckets: aspect-ratio buckets; without, every picture is cut to a square.
 
     Raises:
         ValueError: what ``load_images`` raises; no such column (the error names those there are);
@@ -144,11 +177,13 @@ def load_captioned(
     """
     captions = captions or Captions()
     if config.name in ("digits", "fashion_mnist"):
+        if buckets is not None:
+            raise ValueError(f"{config.name} has pictures of one size, which need no buckets")
         images = load_images(config)
         return Captioned(images, _of_classes(images, captions, config), tokenize)
     hint = HINTS.get(config.name, "or set data.path to a local copy")
     rows = coco_rows(config) if config.name == "coco" else open_rows(config, hint)
-    images = images_of(rows, config)
+    images = images_of(rows, config) if buckets is None else buckets.of(rows, config)
     return Captioned(images, prompts_of(rows, images, captions, config), tokenize)
 
 
@@ -235,11 +270,3 @@ def _of_classes(images: Any, captions: Captions, config: DataConfig) -> Named:
     folder = Path(config.path) if config.path else None
     names = readable(images.class_names, captions.names, folder)
     return Named(all_labels(images), names, captions.template, captions.synonyms)
-
-
-def all_labels(images: Any) -> Tensor:
-    """Labels ``[N]`` of a labelled set, without decoding its pictures."""
-    if getattr(images, "labels", None) is not None:
-        labels: Tensor = images.labels
-        return labels
-    return torch.as_tensor(images.rows[images.label][:])

@@ -1,7 +1,6 @@
 """Encoded pictures (parquet, folders, the hub) through the ``datasets`` library."""
 
 import glob
-import io
 import re
 import sys
 from dataclasses import dataclass
@@ -9,11 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from immiscible_diffusion.data.batch import DataSet
+from immiscible_diffusion.data.decode import as_file, opened, square, to_bytes
 from immiscible_diffusion.data.images import ImageSet, LazyImageSet
 from immiscible_diffusion.extra import needs_extra
 
@@ -46,62 +45,7 @@ class Decoder:
             import PIL  # noqa: F401
         cell = row[self.column]
         image = opened(cell, self.mode)
-        return to_bytes(_square(image, self.size) if self.size else image)
-
-
-def opened(cell: dict[str, Any], mode: str) -> Any:
-    """A cell of an image column as an upright PIL picture; ValueError names a broken one."""
-    from PIL import Image
-
-    try:
-        with Image.open(_file(cell)) as picture:
-            return _upright(_eight_bit(picture)).convert(mode)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        where = cell.get("path") or "a picture of the data set"
-        raise ValueError(f"{where} cannot be read as a picture: {error}") from error
-
-
-def to_bytes(image: Any) -> Tensor:
-    """A PIL picture as ``[C, H, W]`` uint8."""
-    data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return data.view(image.height, image.width, -1).permute(2, 0, 1).contiguous()
-
-
-def _file(cell: dict[str, Any]) -> Any:
-    return io.BytesIO(cell["bytes"]) if cell.get("bytes") is not None else cell["path"]
-
-
-def _eight_bit(picture: Any) -> Any:
-    """16-bit grey brought to 8 bits: PIL's ``convert`` would clip it at 255."""
-    if picture.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of unknown range; save 8 bits")
-    if not picture.mode.startswith("I"):
-        return picture
-    from PIL import Image
-
-    grey = np.asarray(picture).astype(np.float64).clip(0, 65535) / 257
-    return Image.fromarray(grey.round().astype(np.uint8))
-
-
-def _upright(picture: Any) -> Any:
-    """The picture turned as the camera noted in its EXIF data."""
-    from PIL import ImageOps
-
-    ImageOps.exif_transpose(picture, in_place=True)
-    return picture
-
-
-def _square(image: Any, size: int) -> Any:
-    """The centre square after resizing the shorter side to ``size``."""
-    from PIL import Image
-
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
-    image = image.resize(
-        (width, height), Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC
-    )
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+        return to_bytes(square(image, self.size) if self.size else image)
 
 
 def load_encoded(config: "DataConfig", hint: str) -> DataSet:
@@ -254,7 +198,7 @@ def _mode(rows: Any, column: str, config: "DataConfig") -> str:
 
     for row in rows.select(range(min(100, len(rows)))):
         try:
-            with Image.open(_file(row[column])) as picture:
+            with Image.open(as_file(row[column])) as picture:
                 if picture.mode not in GREY_MODES:
                     return "RGB"
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
@@ -266,12 +210,13 @@ def _note(config: "DataConfig", cell: dict[str, Any]) -> str:
     """CIFAR-10 is lossless as published: a copy in JPEG must say so."""
     if config.name != "cifar10":
         return ""
-    with (
-        Path(cell["path"]).open("rb")
-        if cell.get("bytes") is None
-        else io.BytesIO(cell["bytes"]) as file
-    ):
-        return JPEG_NOTE if file.read(2) == JPEG else ""
+    head = cell["bytes"][:2] if cell.get("bytes") is not None else _first_bytes(Path(cell["path"]))
+    return JPEG_NOTE if head == JPEG else ""
+
+
+def _first_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(2)
 
 
 def _decode_all(rows: Any, decoder: Decoder, first: Tensor) -> Tensor:
