@@ -22,6 +22,7 @@ COMMANDS = {
     "toy": "two dimensions where everything is exact: a picture and an animation of pairing",
     "explain": "what to expect of a coupling on data of a shape, without data",
     "fetch": "bring data and judge of a recipe before a job without a network",
+    "encode": "write the latents of a data set once, to train from them",
     "recipes": "list the recipes, or show one",
 }
 USAGE = 2

@@ -127,6 +127,11 @@ class Captioned:
         return getattr(self.images, "class_names", None)
 
     @property
+    def encoded(self) -> bool:
+        """Whether they are latents already, which a codec passes on as they are."""
+        return bool(getattr(self.images, "encoded", False))
+
+    @property
     def digest(self) -> str | None:
         """Hash of the pictures."""
         return getattr(self.images, "digest", None)
