@@ -13,6 +13,7 @@ from immiscible_diffusion.interrupt import Interrupted
 COMMANDS = {
     "train": "train a recipe; the same command resumes",
     "sample": "make images with a trained run",
+    "bulk": "many pictures over class names, for FID: over processes, resumable",
     "evaluate": "judge a trained run, or a folder of images",
     "compare": "train with and without pairing at equal steps and report what it saves",
     "report": "write a comparison's page anew, or its tables as LaTeX and CSV",

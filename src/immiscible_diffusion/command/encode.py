@@ -10,13 +10,13 @@ import torch
 import tyro
 
 from immiscible_diffusion.command.options import Device, parse
+from immiscible_diffusion.command.processes import place
 from immiscible_diffusion.data.captions import Captions, load_captioned
 from immiscible_diffusion.data.prompts import Synonyms
 from immiscible_diffusion.data.sources import DataConfig, load_images
 from immiscible_diffusion.extra import needs_extra
 from immiscible_diffusion.latents import Encoding, encode, missing_shards, vae_digest
 from immiscible_diffusion.progress import Progress
-from immiscible_diffusion.trained import pick_device
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -129,17 +129,6 @@ def pictures(options: Options) -> Any:
         return load_images(options.config)
 
 
-def place(device: str) -> tuple[int, int, torch.device]:
-    """Rank, world size and device of this process."""
-    with needs_extra("train", "encoding on several processes"):
-        from accelerate import PartialState
-    state = PartialState(cpu=device == "cpu")
-    where = pick_device(device)
-    if state.num_processes > 1 and where.type == "cuda":
-        where = state.device
-    return state.process_index, state.num_processes, where
-
-
 def load_vae(source: str) -> Any:
     """The VAE of a pipeline or alone, from a folder or the hub, in float32.
 
@@ -152,7 +141,9 @@ def load_vae(source: str) -> Any:
     folder = Path(source)
     inside = {} if folder.is_dir() and not (folder / "vae").is_dir() else {"subfolder": "vae"}
     try:
-        vae = AutoencoderKL.from_pretrained(source, torch_dtype=torch.float32, **inside)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch_dtype: an older name of dtype
+            vae = AutoencoderKL.from_pretrained(source, torch_dtype=torch.float32, **inside)
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
