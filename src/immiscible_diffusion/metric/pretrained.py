@@ -76,6 +76,7 @@ class Prepared(nn.Module):
         self.network, self.prepare = network, prepare
 
     def forward(self, pictures: Tensor) -> Tensor:
+        """Features of pictures [B, 3, H, W] uint8."""
         return self.network(self.prepare(pictures))
 
 
