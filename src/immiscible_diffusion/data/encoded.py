@@ -81,7 +81,7 @@ def open_rows(config: "DataConfig", hint: str) -> Any:
     """The split as a ``datasets.Dataset`` whose pictures stay encoded; not empty."""
     with needs_extra("train", f"the data set {config.name}"):
         import datasets
-    arguments = _arguments(config)
+    arguments = load_arguments(config)
     quiet = not sys.stderr.isatty()
     if quiet:
         datasets.disable_progress_bars()
@@ -94,15 +94,23 @@ def open_rows(config: "DataConfig", hint: str) -> Any:
             f"the data set {arguments['path']} cannot be had from the hub "
             f"({type(error).__name__}: {str(error).partition(chr(10))[0]}); go online once, {hint}"
         ) from error
-    for name, feature in rows.features.items():
-        if isinstance(feature, datasets.Image) or name in ("img", "image"):
-            rows = rows.cast_column(name, datasets.Image(decode=False))
+    rows = stay_encoded(rows)
     if len(rows) == 0:
         raise ValueError(f"{config.path or config.name} has no images in the split {config.split}")
     return rows
 
 
-def _arguments(config: "DataConfig") -> dict[str, Any]:
+def stay_encoded(rows: Any) -> Any:
+    """``rows`` whose pictures are not decoded."""
+    import datasets
+
+    for name, feature in rows.features.items():
+        if isinstance(feature, datasets.Image) or name in ("img", "image"):
+            rows = rows.cast_column(name, datasets.Image(decode=False))
+    return rows
+
+
+def load_arguments(config: "DataConfig") -> dict[str, Any]:
     """How ``datasets.load_dataset`` finds the set."""
     if config.path is None:
         if config.name == "folder":
