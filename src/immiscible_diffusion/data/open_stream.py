@@ -39,13 +39,7 @@ def open_stream(
     if config.size is None:
         raise ValueError("a stream needs data.size, to which every picture is brought")
     shards, names = _tars(config) if _means_tars(config) else _table(config, captions)
-    if captions.names:
-        names = [
-            line for line in Path(captions.names).read_text(encoding="utf-8").split("\n") if line
-        ]
-    classes = None
-    if names and config.labels:
-        classes = Named(torch.arange(len(names)), names, captions.template, captions.synonyms)
+    classes = _classes(captions, names) if config.labels else None
     column = shards.image if isinstance(shards, TableShards) else "image"
     channels = config.channels or 3
     decoder = Decoder(column, "L" if channels == 1 else "RGB", config.size)
@@ -60,6 +54,16 @@ def open_stream(
         on_error,
         config.flip,
     )
+
+
+def _classes(captions: Captions, names: Sequence[str] | None) -> Named | None:
+    """What labels are called, if that is known."""
+    if captions.names:
+        lines = Path(captions.names).read_text(encoding="utf-8").splitlines()
+        names = [line.strip() for line in lines if line.strip()]
+    if not names:
+        return None
+    return Named(torch.arange(len(names)), names, captions.template, captions.synonyms)
 
 
 def _means_tars(config: DataConfig) -> bool:
