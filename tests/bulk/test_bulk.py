@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from made_bulk import CLASSES, draw, files, picture, stores
 from torch import Tensor
 
-from immiscible_diffusion.bulk import BulkPictures, Plan, missing_rows, run_bulk
+from immiscible_diffusion.bulk import BulkPictures, BulkSet, Plan, missing_rows, run_bulk
 from immiscible_diffusion.bulk.run import claim
 from immiscible_diffusion.bulk.tar import whole_members
 
@@ -54,6 +54,20 @@ def test_what_is_made_and_read_again(tmp_path: Path, kind: str) -> None:
     found = torch.cat(list(BulkPictures(tmp_path).batches(size=10)))
     assert float((found - draw(range(25))).abs().max()) <= 1 / 127.5
     assert [number for number, _ in BulkPictures(tmp_path).files()] == list(range(25))
+
+
+def test_tar_shards_are_a_data_set(tmp_path: Path) -> None:
+    run_bulk(stores(tmp_path, kind="tar"), draw)
+    dataset = BulkSet(BulkPictures(tmp_path), 16)
+    rows = torch.tensor([24, 3, 11])
+    assert float((dataset.batch(rows).data - draw(rows.tolist())).abs().max()) <= 1 / 127.5
+    assert (len(dataset), dataset.shape) == (25, (3, 16, 16))
+    assert BulkSet(BulkPictures(tmp_path), 8, 1).batch(rows).data.shape == (3, 1, 8, 8)
+    with pytest.raises(ValueError, match=r"prompts\.txt is absent"):
+        BulkPictures(tmp_path).prompts()
+    (tmp_path / "prompts.txt").write_text("a\nb\nc\n")
+    texts = [text for _, some in BulkPictures(tmp_path).with_texts(10) for text in some]
+    assert texts == ["abc"[row % 3] for row in range(25)]
 
 
 def test_the_tar_is_a_tar(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """``immiscible bulk`` on a run of ours and on a pipeline of diffusers."""
 
+import json
 import os
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from tiny_pipeline import save_pipeline
 
 from immiscible_diffusion.bulk import BulkPictures
 from immiscible_diffusion.cli import main
+from tiny_clip import save_clip
 
 Image = pytest.importorskip("PIL.Image", reason="pictures are written with Pillow")
 
@@ -74,6 +76,7 @@ def test_a_pipeline_over_class_names(pipeline: Path, tmp_path: Path) -> None:
     common = ("--classes", str(tmp_path / "names"), "--steps", "1", "--template", "a {label}")
     assert bulk(pipeline, tmp_path / "a", "--count", "3", "--batch-size", "1", *common) == 0
     assert bulk(pipeline, tmp_path / "b", "--count", "3", "--batch-size", "3", *common) == 0
+    assert BulkPictures(tmp_path / "a").prompts() == ["a tench", "a gold fish"]
     names = sorted(file.name for file in (tmp_path / "a").glob("*.png"))
     assert names == ["gold-fish_000001.png", "tench_000000.png", "tench_000002.png"]
     a, b = arrays(tmp_path / "a"), arrays(tmp_path / "b")
@@ -99,6 +102,30 @@ def test_one_prompt_and_what_is_missing(
         assert said in capsys.readouterr().err
     assert bulk(tmp_path / "nowhere", tmp_path / "two", "--prompt", "a") == 2
     assert "no run and no pipeline at" in capsys.readouterr().err
+
+
+def test_clip_figures_of_a_folder(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = str(save_clip(tmp_path / "clip"))
+    monkeypatch.setenv("IMMISCIBLE_CLIP", clip)
+    monkeypatch.setenv("IMMISCIBLE_CMMD_CLIP", clip)
+    out = tmp_path / "tar"
+    assert bulk(run, out, "--count", "80", "--kind", "tar", "--batch-size", "80") == 0
+    judge = ["evaluate", str(run), "--device", "cpu", "--metrics", "frechet"]
+    assert main([*judge, "--clip", "cmmd"]) == 2
+    assert "immiscible bulk" in capsys.readouterr().err
+    judge += ["--folder", str(out)]
+    assert main([*judge, "--clip", "score"]) == 2
+    assert "prompts.txt is absent" in capsys.readouterr().err
+    (out / "prompts.txt").write_text("".join(f"a {n}\n" for n in range(10)))
+    assert main([*judge, "--clip", "score", "cmmd"]) == 0
+    result = json.loads((run / "evaluation.json").read_text())[-1]
+    assert 0 <= result["clip_score"] <= 100
+    assert result["cmmd"] > 0
+    assert result["cmmd_real"] == 400
+    assert result["samples"] == 80
+    assert result["pictures"] == "png in 1 tar shards"
 
 
 def test_two_processes_make_what_one_makes(run: Path, tmp_path: Path) -> None:

@@ -56,7 +56,9 @@ def save_pipeline(folder: Path) -> Path:
                 cross_attention_dim=8,
                 attention_head_dim=4,
             ),
-            scheduler=DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False),
+            scheduler=DDIMScheduler(
+                beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+            ),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,

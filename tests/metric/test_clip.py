@@ -10,6 +10,7 @@ import torch
 from immiscible_diffusion.extra import MissingExtra
 from immiscible_diffusion.metric import extract
 from immiscible_diffusion.metric.clip import Clip, cmmd, cmmd_features, scores_of
+from tiny_clip import save_clip
 
 
 def brute_force(a: torch.Tensor, b: torch.Tensor, sigma: float = 10.0) -> float:
@@ -80,26 +81,7 @@ def test_scores_are_cosines_without_the_negative() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    transformers = pytest.importorskip("transformers", reason="CLIP is transformers'")
-    letters = [chr(code) for code in range(33, 127)]
-    words = [*letters, *(c + "</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
-    ends = {"bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1}
-    text = sizes | ends | {"vocab_size": len(words), "max_position_embeddings": 12}
-    vision = sizes | {"image_size": 24, "patch_size": 8}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = transformers.CLIPConfig(
-            text_config=text | {"num_attention_heads": 2},
-            vision_config=vision | {"num_attention_heads": 2},
-            projection_dim=10,
-        )
-        model = transformers.CLIPModel(config)
-    out = tmp_path_factory.mktemp("clip")
-    model.save_pretrained(out)
-    vocab = {word: number for number, word in enumerate(words)}
-    transformers.CLIPTokenizer(vocab=vocab, merges=[], model_max_length=12).save_pretrained(out)
-    return out
+    return save_clip(tmp_path_factory.mktemp("clip"))
 
 
 def data(generator: torch.Generator, count: int = 5, size: int = 24) -> torch.Tensor:

@@ -16,6 +16,7 @@ Draw = Callable[[Sequence[int]], Tensor]
 """Rows to their pictures ``[b, 1 or 3, H, W]`` in [-1, 1]; picture i a function of i alone."""
 
 FILE = "bulk.json"
+PROMPTS = "prompts.txt"  # picture i was asked for by line i mod their number
 WRITERS = 4
 
 

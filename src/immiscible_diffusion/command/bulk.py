@@ -2,21 +2,23 @@
 
 import hashlib
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import tyro
 
 from immiscible_diffusion.bulk import Plan, PngStore, Store, TarStore, missing_rows, run_bulk
-from immiscible_diffusion.bulk.run import Draw, claim
+from immiscible_diffusion.bulk.run import PROMPTS, Draw, claim
 from immiscible_diffusion.bulk.sources import from_pipeline, from_trained, load_pipeline
 from immiscible_diffusion.command.options import Device, parse
 from immiscible_diffusion.command.processes import place
 from immiscible_diffusion.command.sample import chosen_sampler
 from immiscible_diffusion.data.prompts import Synonyms, check_template, class_prompts
+from immiscible_diffusion.files import write_text
 from immiscible_diffusion.metric.preprocess import weights_digest
 from immiscible_diffusion.progress import Progress
 from immiscible_diffusion.runfolder import RunFolder
@@ -84,13 +86,24 @@ class Options:
         return self.classes, self.prompts, self.prompt
 
 
+class Work(NamedTuple):
+    """What is to be made, what makes it, how (in words that must not change), and what is said."""
+
+    plan: Plan
+    draw: Draw
+    how: dict[str, Any]
+    prompts: Sequence[str] = ()
+
+
 def main(arguments: list[str]) -> int:
     """Make the pictures that are missing; says how many there are."""
     options = parse(Options, arguments, "bulk")
     rank, world, device = place(options.device)
-    plan, draw, how = of_model(options, device)
+    plan, draw, how, prompts = of_model(options, device)
     stores = stores_of(options, plan)
     claim(options.out, how)
+    if prompts:
+        write_text(options.out / PROMPTS, "".join(f"{prompt}\n" for prompt in prompts))
     missing_rows(stores)  # tells now if the folder holds others
     with ExitStack() as stack:
         shown: list[Progress] = []
@@ -118,15 +131,15 @@ def stores_of(options: Options, plan: Plan) -> list[Store]:
     return stores
 
 
-def of_model(options: Options, device: torch.device) -> tuple[Plan, Draw, dict[str, Any]]:
-    """What is to be made, what makes it, and how, in words that must not change."""
+def of_model(options: Options, device: torch.device) -> Work:
+    """What the options ask of their model."""
     folder = Path(options.model)
     if (folder / "recipe.json").is_file() and not (folder / "model_index.json").is_file():
         return of_run(options)
     return of_pipeline(options, device)
 
 
-def of_run(options: Options) -> tuple[Plan, Draw, dict[str, Any]]:
+def of_run(options: Options) -> Work:
     """Pictures of a run, over the classes of its data if it is conditional."""
     if any(given is not None for given in options.said):
         raise ValueError("this run was not trained on prompts; leave classes, prompts and prompt")
@@ -140,10 +153,11 @@ def of_run(options: Options) -> tuple[Plan, Draw, dict[str, Any]]:
         "step": trained.step,
         "sampler": str(sampler),
     }
-    return plan, from_trained(trained, sampler, options.seed), _common(options, plan) | how
+    draw = from_trained(trained, sampler, options.seed)
+    return Work(plan, draw, _common(options, plan) | how)
 
 
-def of_pipeline(options: Options, device: torch.device) -> tuple[Plan, Draw, dict[str, Any]]:
+def of_pipeline(options: Options, device: torch.device) -> Work:
     """Pictures of a pipeline, over the classes or prompts that are given."""
     if options.method or options.start:
         raise ValueError("a pipeline has its own sampler and start; leave method and start")
@@ -159,7 +173,7 @@ def of_pipeline(options: Options, device: torch.device) -> tuple[Plan, Draw, dic
         "precision": options.precision,
     }
     draw = from_pipeline(pipeline, prompts, options.seed, **settings)
-    return plan, draw, _common(options, plan) | how | settings
+    return Work(plan, draw, _common(options, plan) | how | settings, prompts)
 
 
 def _common(options: Options, plan: Plan) -> dict[str, Any]:
