@@ -116,6 +116,7 @@ def test_an_interrupted_encode_continues_to_the_same_files(
     # What a process killed while writing leaves: a temporary file, or at worst a short one.
     half = (whole / "latents-00001-of-00003.safetensors").read_bytes()[:-7]
     (cut / "latents-00001-of-00003.safetensors").write_bytes(half)
+    (cut / ".latents-00002-of-00003.safetensors.0123456789ab.tmp").write_bytes(half)
     kept = (cut / shards[0]).stat().st_mtime_ns
     told: list[int] = []
     encode(pictures, vae, cut, SMALL, told=told.append)

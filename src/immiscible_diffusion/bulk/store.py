@@ -7,7 +7,7 @@ from typing import Protocol
 
 from immiscible_diffusion.bulk.plan import Plan
 from immiscible_diffusion.bulk.tar import cut_to, finish, packed, whole_members
-from immiscible_diffusion.files import atomic_path
+from immiscible_diffusion.files import atomic_path, remove_unfinished
 
 PNG_UNIT = 16  # a process makes so many pictures in a row
 
@@ -48,8 +48,9 @@ class PngStore:
     unit = PNG_UNIT
 
     def missing(self, rows: Sequence[int]) -> list[int]:
-        """Rows whose file is absent."""
+        """Rows whose file is absent; what a killed process was writing of them is removed."""
         names = self._names()
+        remove_unfinished(self.folder, {self.plan.file_name(row) for row in rows})
         return [row for row in rows if self.plan.file_name(row) not in names]
 
     def there(self) -> int:

@@ -96,7 +96,9 @@ def main(arguments: list[str]) -> int:
     dataset = pictures(options)
     vae = load_vae(options.vae)
     identity = vae_digest(vae)
-    vae = vae.to(device, PRECISIONS[options.precision]).eval().requires_grad_(False)
+    vae = vae.to(device).eval().requires_grad_(False)
+    if options.precision != "float32":
+        vae = vae.to(PRECISIONS[options.precision])
     share = -(-len(dataset) // world)
     with Progress(share, 0, "encoding", unit="picture", quiet=rank > 0) as show:
         manifest = encode(

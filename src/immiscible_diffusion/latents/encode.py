@@ -15,7 +15,7 @@ from immiscible_diffusion.data.buckets import BucketedImages
 from immiscible_diffusion.data.captions import Captioned
 from immiscible_diffusion.data.prompts import Named
 from immiscible_diffusion.extra import needs_extra
-from immiscible_diffusion.files import atomic_path
+from immiscible_diffusion.files import atomic_path, remove_unfinished
 from immiscible_diffusion.latents.identity import data_digest, vae_digest
 from immiscible_diffusion.latents.manifest import Manifest, is_whole
 
@@ -87,8 +87,9 @@ def encode(
     manifest = manifest_of(dataset, vae, how, vae_hash)
     folder.mkdir(parents=True, exist_ok=True)
     manifest.claim(folder)
-    done = 0
-    for shard in range(rank, manifest.shards, world):
+    done, own = 0, range(rank, manifest.shards, world)
+    remove_unfinished(folder, {manifest.path(folder, shard).name for shard in own})
+    for shard in own:
         if not is_whole(manifest, folder, shard):
             _write(manifest, folder, shard, _encoded(dataset, vae, how, manifest.rows(shard)))
         done += len(manifest.rows(shard))
