@@ -24,6 +24,7 @@ COMMANDS = {
     "explain": "what to expect of a coupling on data of a shape, without data",
     "fetch": "bring data and judge of a recipe before a job without a network",
     "encode": "write the latents of a data set once, to train from them",
+    "make-small-sd": "a small Stable Diffusion pipeline from local pictures, on the spot",
     "recipes": "list the recipes, or show one",
 }
 USAGE = 2
@@ -63,14 +64,14 @@ def run(command: str, arguments: list[str]) -> int:
         sys.path.insert(0, str(Path.cwd()))
     with needs_extra("train", "the command line"):
         import tyro  # noqa: F401
-    module = importlib.import_module(f"immiscible_diffusion.command.{command}")
+    module = importlib.import_module(f"immiscible_diffusion.command.{command.replace('-', '_')}")
     code = module.main(arguments)
     return int(code or 0)
 
 
 def overview() -> str:
     """What ``immiscible --help`` says."""
-    lines = [f"  {name:10}{text}" for name, text in COMMANDS.items()]
+    lines = [f"  {name:15}{text}" for name, text in COMMANDS.items()]
     return (
         "usage: immiscible COMMAND ...\n\n"
         "Pair noise with data before diffusing: fewer training steps.\n\n"
