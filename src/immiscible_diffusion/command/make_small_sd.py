@@ -56,7 +56,7 @@ class Options:
     vae: VAESettings = field(default_factory=VAESettings)
     text: TextSettings = field(default_factory=TextSettings)
     unet: UNetSettings = field(default_factory=UNetSettings)
-    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+    prediction: Literal["epsilon", "v_prediction"] = "v_prediction"
     judge: bool = True
     seed: int = 0
     checkpoint_every: int = 100

@@ -183,7 +183,8 @@ class _Maker:
             encoder, tokenizer = load_minilm(how.length)
         else:
             encoder, tokenizer = self._trained_text(texts)
-        figures = {"kind": how.kind, "weights": _count(encoder), "words": len(tokenizer)}
+        figures: dict[str, Any] = {"kind": how.kind, "weights": _count(encoder)}
+        figures["words"] = len(tokenizer)
         parted = separability(encoder, tokenizer, texts)
         figures |= {name: round(value, 4) for name, value in parted.items()}
         self._note("text", {**figures, "cpu_seconds": round(time.process_time() - began, 1)})

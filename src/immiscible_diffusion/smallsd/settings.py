@@ -35,7 +35,7 @@ class VAESettings:
     batch_size: int = 32
     lr: float = 2e-3
     l1: float = 0.2
-    kl: float = 3e-4
+    kl: float = 3e-3
     flip: bool = True
 
     def __post_init__(self) -> None:
@@ -145,7 +145,7 @@ class SmallSD:
     vae: VAESettings = field(default_factory=VAESettings)
     text: TextSettings = field(default_factory=TextSettings)
     unet: UNetSettings = field(default_factory=UNetSettings)
-    prediction: Literal["epsilon", "v_prediction"] = "epsilon"
+    prediction: Literal["epsilon", "v_prediction"] = "v_prediction"
     judge: bool = True
     seed: int = 0
     checkpoint_every: int = 100

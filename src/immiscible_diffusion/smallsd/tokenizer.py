@@ -27,7 +27,7 @@ def make_tokenizer(texts: Iterable[str], *, merges: int = 2000, length: int = 16
     """
     with needs_extra("train", "the tokenizer"):
         from transformers import CLIPTokenizer
-    learnt = learnt_merges(texts, merges)
+    learnt: Any = learnt_merges(texts, merges)  # pairs, which BPE takes; CLIP's hint says words
     letters = byte_letters()
     words = [*letters, *(letter + WORD_END for letter in letters)]
     words += dict.fromkeys(a + b for a, b in learnt if a + b not in words)
