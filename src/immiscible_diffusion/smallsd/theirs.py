@@ -20,7 +20,7 @@ def transformers(name: str) -> Any:
 
 
 def _of(package: str, name: str) -> Any:
-    with needs_extra("train", "the small pipeline"), warnings.catch_warnings():
+    with needs_extra("sd", "the small pipeline"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return getattr(importlib.import_module(package), name)
 
