@@ -14,7 +14,7 @@ from immiscible_diffusion.files import atomic_path, read_json, write_json
 from immiscible_diffusion.pictures import image_grid
 from immiscible_diffusion.progress import Progress
 from immiscible_diffusion.rng import key, keyed_generator
-from immiscible_diffusion.smallsd.judged import judge_of
+from immiscible_diffusion.smallsd.judged import judge_on
 from immiscible_diffusion.smallsd.latents import (
     held_out_psnr,
     latent_figures,
@@ -210,7 +210,7 @@ class _Maker:
         if "judge" in self._figures():
             return
         began = time.process_time()
-        judge = judge_of(self.settings.data)
+        judge = judge_on(self.pictures.images)
         vae = diffusers("AutoencoderKL").from_pretrained(self.folder / "vae").eval()
         figures = judge.on_reconstructions(vae, self.pictures.held, self.pictures.held_rows)
         self._note("judge", {**figures, "cpu_seconds": round(time.process_time() - began, 1)})

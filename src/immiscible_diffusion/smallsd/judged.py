@@ -56,12 +56,16 @@ class LabelJudge:
 
 
 def judge_of(config: DataConfig) -> LabelJudge:
-    """The library's classifier of ``config``, trained once on real pictures and cached.
+    """The library's classifier of the data that ``config`` names; see ``judge_on``."""
+    return judge_on(load_images(dataclasses.replace(config, flip=False)))
+
+
+def judge_on(data: DataSet) -> LabelJudge:
+    """The library's classifier of ``data``, trained once on real pictures and cached.
 
     Raises:
         ValueError: the data set has no labels.
     """
-    data = load_images(dataclasses.replace(config, flip=False))
     if data.num_classes is None:
         raise ValueError(f"{data.name} is without labels; a classifier cannot judge it")
     network, accuracy = trained_classifier(
