@@ -1,22 +1,28 @@
 """From a recipe to the objects that train: device, data, coupling, network, optimiser."""
 
-import copy
 import importlib.util
 import math
-import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from immiscible_diffusion.codec import Codec, LatentCodec, Pixels
+from immiscible_diffusion.codec.parts import precision_of
 from immiscible_diffusion.coupling import Coupling, NoiseLaw, coupling_from_name
-from immiscible_diffusion.data import Batch, DataSet, load_images
+from immiscible_diffusion.data import Batch, DataSet
 from immiscible_diffusion.extra import MissingExtra, needs_extra
 from immiscible_diffusion.loss import ConsistencyLoss
+from immiscible_diffusion.model.stable_diffusion import TextUNet
+from immiscible_diffusion.model.trainable import (
+    copy_sharing_frozen,
+    trained_names,
+    trained_parameters,
+)
 from immiscible_diffusion.moments import Moments
 from immiscible_diffusion.path import Preconditioned, SigmaPath
 from immiscible_diffusion.recipe import Optimiser, Recipe
@@ -26,6 +32,7 @@ from immiscible_diffusion.runfolder import RunFolder
 MOMENTS_DATA = 10_000
 DATA_PER_LABEL = 100
 LAW_NOISES, LAW_PASSES = 50_000, 50
+PIXELS = Pixels()
 PATIENCE = timedelta(days=2)  # ranks wait while one judges; the default gives up after 10 minutes
 SHARDED = ("DEEPSPEED", "FSDP", "MEGATRON_LM")
 
@@ -69,14 +76,16 @@ def check_trackers(names: Iterable[str]) -> None:
             )
 
 
-def make_model(recipe: Recipe, dataset: DataSet) -> nn.Module:
-    """The network with its initial weights, which depend on the seed alone.
+def make_model(recipe: Recipe, dataset: DataSet, codec: Codec = PIXELS) -> nn.Module:
+    """The network with its initial weights, which depend on the seed (and a pipeline) alone.
 
     Raises:
-        ValueError: the recipe is conditional and the data have no labels.
+        ValueError: the recipe is conditional and the data have no labels, or the network does not
+            fit the codec.
     """
-    classes = dataset.num_classes if recipe.conditional else None
-    if recipe.conditional and classes is None:
+    by_label = recipe.conditional and not recipe.by_text
+    classes = dataset.num_classes if by_label else None
+    if by_label and classes is None:
         raise ValueError(
             f"the recipe is conditional, and the data set {dataset.name} has no labels; "
             f"give data with labels, or --no-conditional"
@@ -85,62 +94,88 @@ def make_model(recipe: Recipe, dataset: DataSet) -> nn.Module:
         classes += 1  # the last stands for no label
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(recipe.seed, "weights"))
-        model = recipe.model.build(dataset.shape, classes)
+        model = recipe.network.build(codec.shape(dataset.shape), classes)
+    if isinstance(model, TextUNet) and isinstance(codec, LatentCodec):
+        _fit_text(model, codec, recipe)
     if not isinstance(recipe.path, SigmaPath):
         return model
     ends = recipe.path.sigma_min if isinstance(recipe.loss, ConsistencyLoss) else 0.0
     return Preconditioned(model, recipe.path.sigma_data, ends)
 
 
+def _fit_text(model: TextUNet, codec: LatentCodec, recipe: Recipe) -> None:
+    """Frozen weights in half precision; ValueError if the network attends to other states."""
+    if model.text_width != codec.width:
+        raise ValueError(
+            f"the U-Net attends to text states of width {model.text_width}, and those of "
+            f"{recipe.codec} have {codec.width}; give a U-Net and a codec of one pipeline"
+        )
+    model.cast_frozen(precision_of(recipe.precision))
+
+
 def make_coupling(
-    recipe: Recipe, dataset: DataSet, run: RunFolder, device: torch.device
+    recipe: Recipe,
+    dataset: DataSet,
+    run: RunFolder,
+    device: torch.device,
+    codec: Codec = PIXELS,
 ) -> Coupling:
     """The recipe's coupling; moments and law are measured on first use, and kept in the run."""
 
     def law(inner: Coupling) -> NoiseLaw:
-        return _law(recipe, dataset, run, inner, run.calibration).to(device)
+        return _law(recipe, dataset, run, inner, run.calibration, codec).to(device)
 
     return coupling_from_name(
-        recipe.coupling, lambda: _moments(recipe, dataset, run).to(device), law
+        recipe.coupling, lambda: _moments(recipe, dataset, run, codec).to(device), law
     )
 
 
 def start_law(
-    recipe: Recipe, dataset: DataSet, run: RunFolder, coupling: Coupling, device: torch.device
+    recipe: Recipe,
+    dataset: DataSet,
+    run: RunFolder,
+    coupling: Coupling,
+    device: torch.device,
+    codec: Codec = PIXELS,
 ) -> NoiseLaw | None:
     """The law that ``coupling`` trains the model on, if the recipe's sampler starts from it."""
     if recipe.sampler.start != "matched":
         return None
-    return _law(recipe, dataset, run, coupling, run.law).to(device)
+    return _law(recipe, dataset, run, coupling, run.law, codec).to(device)
 
 
-def _moments(recipe: Recipe, dataset: DataSet, run: RunFolder) -> Moments:
+def _moments(recipe: Recipe, dataset: DataSet, run: RunFolder, codec: Codec) -> Moments:
     """Fitted once and read again; those of a run that never began may be of other data."""
     if not (run.has_begun and run.moments.exists()):
-        Moments.fit(_labelled(_some_data(recipe, dataset))).save(run.moments)
+        Moments.fit(_labelled(_some_data(recipe, dataset, codec))).save(run.moments)
     return Moments.load(run.moments)
 
 
 def _law(
-    recipe: Recipe, dataset: DataSet, run: RunFolder, coupling: Coupling, path: Path
+    recipe: Recipe,
+    dataset: DataSet,
+    run: RunFolder,
+    coupling: Coupling,
+    path: Path,
+    codec: Codec,
 ) -> NoiseLaw:
     """The law of the coupling's noise, measured once and read again, as the moments."""
     if not (run.has_begun and path.exists()):
         count = min(len(dataset), MOMENTS_DATA)
         passes = range(min(LAW_PASSES, -(-LAW_NOISES // count)))
-        batches = (batch for epoch in passes for batch in _some_data(recipe, dataset, epoch))
+        batches = (batch for epoch in passes for batch in _some_data(recipe, dataset, codec, epoch))
         NoiseLaw.measure(
             coupling,
             _labelled(batches),
-            _moments(recipe, dataset, run),
-            by_label=recipe.conditional,
+            _moments(recipe, dataset, run, codec),
+            by_label=recipe.conditional and dataset.num_classes is not None,
             generator=Streams(recipe.seed, rank=0).noise,
         ).save(path)
     return NoiseLaw.load(path)
 
 
-def _some_data(recipe: Recipe, dataset: DataSet, epoch: int = 0) -> Iterator[Batch]:
-    """Some data, augmented and scaled as in training, in batches of its size.
+def _some_data(recipe: Recipe, dataset: DataSet, codec: Codec, epoch: int = 0) -> Iterator[Batch]:
+    """Some data, augmented, encoded and scaled as in training, in batches of its size.
 
     About ten thousand, and more where a conditional recipe has many labels.
     """
@@ -149,10 +184,18 @@ def _some_data(recipe: Recipe, dataset: DataSet, epoch: int = 0) -> Iterator[Bat
         wanted = max(wanted, DATA_PER_LABEL * dataset.num_classes)
     streams = Streams(recipe.seed, epoch, rank=0)
     order = torch.randperm(len(dataset), generator=streams.order)[:wanted]
-    augment = streams.augment
+    augment, encode = streams.augment, codec_generator(codec, streams)
     for rows in order.split(recipe.batch_size // recipe.accumulation):
         batch = dataset.batch(rows, augment)
+        label = {name: value for name, value in (batch.cond or {}).items() if name == "label"}
+        batch = codec.encode(Batch(batch.data, label or None), encode)
         yield Batch(recipe.scaling.apply(batch.data), batch.cond)
+
+
+def codec_generator(codec: Codec, streams: Streams) -> torch.Generator:
+    """What ``codec`` may draw from, where it works."""
+    device = codec.place[0] if isinstance(codec, LatentCodec) else torch.device("cpu")
+    return replace(streams, device=device).encode
 
 
 def _labelled(batches: Iterable[Batch]) -> Iterator[Any]:
@@ -164,18 +207,27 @@ def _labelled(batches: Iterable[Batch]) -> Iterator[Any]:
 
 def make_optimiser(settings: Optimiser, model: nn.Module, steps: int = 0) -> tuple[Any, Any]:
     """Adam (AdamW with weight decay) and its schedule of the learning rate over ``steps``."""
-    kind = torch.optim.AdamW if settings.weight_decay else torch.optim.Adam
+    kind: Any = torch.optim.AdamW if settings.weight_decay else torch.optim.Adam
+    options: dict[str, Any] = {"foreach": True}
+    if settings.eight_bit:
+        kind, options = _eight_bit(), {}
     optimiser = kind(
-        model.parameters(),
+        trained_parameters(model),
         lr=settings.lr,
         betas=settings.betas,
         weight_decay=settings.weight_decay,
-        foreach=True,
+        **options,
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: rate_at(settings, step, steps)
     )
     return optimiser, schedule
+
+
+def _eight_bit() -> Any:
+    with needs_extra("bitsandbytes", "8-bit Adam (optimiser.eight_bit)"):
+        from bitsandbytes.optim import AdamW8bit
+    return AdamW8bit
 
 
 def rate_at(settings: Optimiser, step: int, steps: int) -> float:
@@ -191,22 +243,27 @@ def rate_at(settings: Optimiser, step: int, steps: int) -> float:
 
 
 class Average:
-    """The exponential moving average of a model's weights, in a copy of the model."""
+    """The exponential moving average of the weights that are trained, in a copy of the model."""
 
     def __init__(self, settings: Optimiser, model: nn.Module) -> None:
         with needs_extra("train", "the average of the weights"):
             from diffusers.training_utils import EMAModel
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model = copy_sharing_frozen(model).eval()
+        self.names = trained_names(model)
+        self._places = trained_parameters(self.model)
+        self.model.requires_grad_(False)
         floor = 0.0 if settings.ema_ramp else settings.ema
-        self._ema = EMAModel(model.parameters(), decay=settings.ema, min_decay=floor, foreach=True)
+        self._ema = EMAModel(
+            trained_parameters(model), decay=settings.ema, min_decay=floor, foreach=True
+        )
 
     def update(self, model: nn.Module) -> None:
         """Take up the weights after a step."""
-        self._ema.step(model.parameters())
+        self._ema.step(trained_parameters(model))
 
     def current(self) -> nn.Module:
         """The model with the averaged weights, in eval mode."""
-        self._ema.copy_to(self.model.parameters())
+        self._ema.copy_to(self._places)
         return self.model
 
     def state_dict(self) -> dict[str, Any]:
@@ -218,43 +275,3 @@ class Average:
         """From the checkpoint."""
         self._ema.load_state_dict(state)
         self._ema.to(device)
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Fixed data, independent noise and times: the one loss that means the same at every step.
-
-    On the set's test split where it has one, else on training data (``split`` says which).
-    """
-
-    data: Tensor
-    noise: Tensor
-    t: Tensor
-    cond: dict[str, Tensor] | None
-    split: str
-
-    @classmethod
-    def of(cls, recipe: Recipe, dataset: DataSet, device: torch.device) -> "Validation":
-        """Up to 512 data, scaled as in training; the same for every coupling and seed."""
-        held_out, split = _validation_set(recipe, dataset)
-        streams = Streams(0, rank=0)
-        rows = torch.randperm(len(held_out), generator=streams.order)[:512]
-        batch = held_out.batch(rows)
-        noise = torch.randn(batch.data.shape, generator=streams.noise)
-        t = recipe.path.sample_time(len(rows), generator=streams.time)
-        batch = batch.to(device)
-        cond = batch.cond if recipe.conditional else None
-        data = recipe.scaling.apply(batch.data)
-        return cls(data, noise.to(device), t.to(device), cond, split)
-
-
-def _validation_set(recipe: Recipe, dataset: DataSet) -> tuple[DataSet, str]:
-    import dataclasses
-
-    if recipe.data.name in ("cifar10", "fashion_mnist") and recipe.data.split == "train":
-        config = dataclasses.replace(recipe.data, split="test", limit=512)
-        try:
-            return load_images(config), "test"
-        except ValueError as error:  # a local folder without a test split, say
-            warnings.warn(f"validation uses training data: {error}", stacklevel=2)
-    return dataset, recipe.data.split

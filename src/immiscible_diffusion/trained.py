@@ -1,13 +1,15 @@
 """A trained run, loaded to make images with."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
-from immiscible_diffusion.data import DataSet, load_images
+from immiscible_diffusion.codec import Codec, Pixels
+from immiscible_diffusion.data import DataSet
 from immiscible_diffusion.generate import Generator
+from immiscible_diffusion.load import load_codec, load_data, pictures_of
 from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.runfolder import RunFolder
 from immiscible_diffusion.sampler import Sampler
@@ -24,26 +26,34 @@ class Trained:
     step: int
     device: torch.device
     run: RunFolder
+    codec: Codec = field(default_factory=Pixels)
 
     @classmethod
     def load(cls, run: RunFolder, device: str = "auto") -> "Trained":
         """Load the run; ValueError if it has no weights yet."""
-        recipe = run.recipe()
-        dataset = load_images(recipe.data)
-        model = make_model(recipe, dataset)
+        recipe, where = run.recipe(), pick_device(device)
+        codec = load_codec(recipe, where)
+        dataset = load_data(recipe, codec)
+        model = make_model(recipe, dataset, codec)
         step = run.load_weights(model)
-        where = pick_device(device)
         model = model.to(where).eval().requires_grad_(False)
-        return cls(recipe, dataset, model, step, where, run)
+        return cls(recipe, dataset, model, step, where, run, codec)
 
-    def generator(self, sampler: Sampler, batch_size: int = 512) -> Generator:
+    @property
+    def pictures(self) -> DataSet:
+        """What its images are judged by."""
+        return pictures_of(self.recipe, self.dataset)
+
+    def generator(
+        self, sampler: Sampler, batch_size: int = 512, prompts: tuple[str, ...] = ()
+    ) -> Generator:
         """What makes its images by ``sampler``; for the matched start it knows the law."""
         recipe = dataclasses.replace(self.recipe, sampler=sampler)
         law = None
         if sampler.start == "matched":
-            coupling = make_coupling(recipe, self.dataset, self.run, self.device)
-            law = start_law(recipe, self.dataset, self.run, coupling, self.device)
-        return Generator(recipe, self.dataset, self.device, batch_size, law)
+            coupling = make_coupling(recipe, self.dataset, self.run, self.device, self.codec)
+            law = start_law(recipe, self.dataset, self.run, coupling, self.device, self.codec)
+        return Generator(recipe, self.dataset, self.device, batch_size, law, self.codec, prompts)
 
 
 def pick_device(name: str) -> torch.device:

@@ -1,8 +1,6 @@
 """The one training loop."""
 
 import math
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -11,28 +9,33 @@ from typing import Any
 import torch
 from torch import nn
 
+from immiscible_diffusion.codec import Codec
 from immiscible_diffusion.coupling import Coupling
 from immiscible_diffusion.coupling.prefetch import Paired, Pairs
-from immiscible_diffusion.data import DataSet, check_split, load_images
+from immiscible_diffusion.data import DataSet, check_split
 from immiscible_diffusion.feed import Feed
 from immiscible_diffusion.generate import Generator
-from immiscible_diffusion.interrupt import Interrupted, InterruptGuard
-from immiscible_diffusion.loss import Loss, at_share
+from immiscible_diffusion.interrupt import InterruptGuard
+from immiscible_diffusion.load import load_codec, load_data, with_tokens
+from immiscible_diffusion.loss import Loss, at_share, undisturbed
 from immiscible_diffusion.meter import Meter, Timed, loss_by_time
 from immiscible_diffusion.progress import Progress
+from immiscible_diffusion.publish import check_before, publish
 from immiscible_diffusion.recipe import Recipe
+from immiscible_diffusion.resume import loaded, stopped_at, taken_up, trainer_state
 from immiscible_diffusion.runfolder import RunFolder
 from immiscible_diffusion.setup import (
     Average,
-    Validation,
     make_accelerator,
     make_coupling,
     make_model,
     make_optimiser,
     start_law,
 )
+from immiscible_diffusion.validation import Validation
 
 PREVIEW_IMAGES = 64
+A_PROMPT = 4  # images in a preview
 LISTEN_EVERY = 10
 Evaluate = Callable[[int, nn.Module], None]
 """Called with a step and the averaged model at the steps it was asked for."""
@@ -61,17 +64,21 @@ class Trainer:
         self.device: torch.device = self.accelerator.device
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         check_split(recipe.batch_size, world * recipe.accumulation)
-        self.dataset: DataSet = load_images(recipe.data) if dataset is None else dataset
-        self.feed = Feed(recipe, self.dataset, self.device, rank, world)
+        check_before(recipe)
+        self.codec: Codec = load_codec(recipe, self.device)
+        data = load_data(recipe, self.codec) if dataset is None else dataset
+        self.dataset: DataSet = with_tokens(data, recipe, self.codec)
+        self.feed = Feed(recipe, self.dataset, self.device, rank, world, self.codec)
         self.loss_fn: Loss = recipe.loss
-        self.validation = Validation.of(recipe, self.dataset, self.device)
-        self.bare = make_model(recipe, self.dataset).to(self.device)
+        self.validation = Validation.of(recipe, self.dataset, self.device, self.codec)
+        self.bare = make_model(recipe, self.dataset, self.codec).to(self.device)
         self.average = Average(recipe.optimiser, self.bare)
         optimiser, self.warmup = make_optimiser(recipe.optimiser, self.bare, recipe.steps)
         self.model, self.optimiser = self.accelerator.prepare(self.bare, optimiser)
         # Last, as it may write the moments: nothing is left behind if another part is refused.
-        self.coupling: Coupling = make_coupling(recipe, self.dataset, run, self.device)
-        self.law = start_law(recipe, self.dataset, run, self.coupling, self.device)
+        of = (recipe, self.dataset, run)
+        self.coupling: Coupling = make_coupling(*of, self.device, self.codec)
+        self.law = start_law(*of, self.coupling, self.device, self.codec)
         self.step = 0
         self.meter = Meter(self.device)
 
@@ -107,7 +114,7 @@ class Trainer:
             self.save()
         self.accelerator.end_training()
         if stopped:
-            raise self.interrupted(guard)
+            raise stopped_at(guard, self.step, self.recipe.steps, self.run.root)
 
     def train_step(self, pairs: Iterator[Paired]) -> None:
         """One optimiser step: ``accumulation`` micro-batches."""
@@ -180,10 +187,10 @@ class Trainer:
 
     def validate(self) -> None:
         """Loss of the averaged model on fixed independent noise and times."""
-        v, path = self.validation, self.recipe.path
+        model, loss_fn = self.average.current(), undisturbed(self.loss_fn)
         with torch.no_grad():
-            loss = self.loss_fn(self.average.current(), path, v.data, v.noise, v.t, v.cond)
-        self.record("validation", loss=float(loss.mean()), split=v.split)
+            parts = [loss_fn(model, self.recipe.path, *part) for part in self.validation.parts()]
+        self.record("validation", loss=float(torch.cat(parts).mean()), split=self.validation.split)
 
     def start_trackers(self) -> None:
         """Open TensorBoard and W&B, where asked for."""
@@ -202,10 +209,14 @@ class Trainer:
         """A grid of samples from the same noise every time."""
         if not self.is_main:
             return
-        generator = Generator(self.recipe, self.dataset, self.device, law=self.law)
-        made = generator(self.average.current(), PREVIEW_IMAGES, seed=self.recipe.seed)
+        recipe, prompts = self.recipe, self.recipe.prompts
+        generator = Generator(
+            recipe, self.dataset, self.device, law=self.law, codec=self.codec, prompts=prompts
+        )
+        count = A_PROMPT * len(prompts) if prompts else PREVIEW_IMAGES
+        made = generator(self.average.current(), count, seed=recipe.seed)
         images = torch.cat([data for data, _ in made])
-        self.run.save_grid(images, f"step_{self.step:06d}")
+        self.run.save_grid(images, f"step_{self.step:06d}", len(prompts) or None)
 
     # -- stop and go ------------------------------------------------------------------------------
 
@@ -222,53 +233,28 @@ class Trainer:
         if self.meter.loss:
             self.finite_loss()  # a checkpoint that is not finite could never be resumed
         if self.is_main:
-            self.run.save_weights(self.average.current(), self.step)
+            averaged, names = self.average.current(), self.average.names
+            self.run.save_weights(averaged, self.step, names)
             self.run.save_checkpoint(self.state_dict())
+            publish(self.recipe, self.run, self.codec, self.bare, self.average, self.step)
         self.accelerator.wait_for_everyone()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a step changes; randomness is keyed and needs no state."""
-        scaler = self.accelerator.scaler
-        return {
-            "step": self.step,
-            "scaling": self.recipe.scaling.factor,
-            "model": self.bare.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "warmup": self.warmup.state_dict(),
-            "average": self.average.state_dict(),
-            "scaler": scaler.state_dict() if scaler is not None else None,
-        }
+        return trainer_state(self)
 
     def resume(self) -> None:
         """Go back to the checkpoint, or to step 0 where there is none."""
         state = self.run.load_checkpoint()
         if state is not None:
-            try:
-                self.load_state_dict(state)
-            except (KeyError, RuntimeError, TypeError, ValueError) as error:
-                raise ValueError(
-                    f"{self.run.checkpoint} is not a checkpoint of this recipe ({error}); "
-                    f"choose another --out, or remove it to start from step 0"
-                ) from error
+            loaded(self, state)
         if self.is_main:
             self.run.forget_after(self.step)
         self.meter = Meter(self.device)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what ``state_dict`` gave; ValueError if it was of data scaled otherwise."""
-        factor = state.get("scaling", 1.0)
-        if factor != self.recipe.scaling.factor:
-            raise ValueError(
-                f"it was trained with scaling.factor {factor}, the recipe has "
-                f"{self.recipe.scaling.factor}"
-            )
-        self.bare.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.warmup.load_state_dict(state["warmup"])
-        self.average.load_state_dict(state["average"], self.device)
-        if state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step = state["step"]
+        taken_up(self, state)
 
     def stop_asked(self, guard: InterruptGuard) -> bool:
         """Whether any rank was told to stop.
@@ -283,11 +269,3 @@ class Trainer:
             guard.received = guard.received or heard or None  # it may have come while asking
             return heard > 0
         return guard.received is not None
-
-    def interrupted(self, guard: InterruptGuard) -> Interrupted:
-        """What to raise on a signal: says where it stopped and how to go on."""
-        return Interrupted(
-            guard.received or signal.SIGTERM,
-            f"stopped at step {self.step} of {self.recipe.steps}; the checkpoint is in "
-            f"{self.run.root}{os.sep}; the same command goes on from there",
-        )

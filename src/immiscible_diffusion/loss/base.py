@@ -20,3 +20,9 @@ def at_share(loss: Loss, share: float) -> Loss:
     """``loss`` as it is after that share of training, for one that has a curriculum (``at``)."""
     at = getattr(loss, "at", None)
     return loss if at is None else at(share)
+
+
+def undisturbed(loss: Loss) -> Loss:
+    """``loss`` on the very noise it is given, for one that disturbs it in training."""
+    found: Loss = getattr(loss, "undisturbed", loss)
+    return found

@@ -2,6 +2,7 @@
 
 from immiscible_diffusion.model.dit import DiT
 from immiscible_diffusion.model.mlp import MLP
+from immiscible_diffusion.model.stable_diffusion import LoRA, StableDiffusionUNet
 from immiscible_diffusion.model.unet import UNet
 
-__all__ = ["MLP", "DiT", "UNet"]
+__all__ = ["MLP", "DiT", "LoRA", "StableDiffusionUNet", "UNet"]

@@ -17,6 +17,15 @@ from immiscible_diffusion.recipes.flow_matching import (
     digits_flow,
     fashion_flow,
 )
+from immiscible_diffusion.recipes.stable_diffusion import (
+    coco_sd,
+    imagenet_sd_finetune,
+    imagenet_sd_scratch,
+    sd_inpaint,
+    sd_lora,
+    sd_outpaint,
+    sdxl_lora,
+)
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "digits-flow": digits_flow,
@@ -29,6 +38,13 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "cifar10-consistency": cifar10_consistency,
     "celeba-consistency": celeba_consistency,
     "tiny-imagenet-consistency": tiny_imagenet_consistency,
+    "imagenet-sd-scratch": imagenet_sd_scratch,
+    "imagenet-sd-finetune": imagenet_sd_finetune,
+    "sd-inpaint": sd_inpaint,
+    "sd-outpaint": sd_outpaint,
+    "coco-sd": coco_sd,
+    "sd-lora": sd_lora,
+    "sdxl-lora": sdxl_lora,
 }
 
 
