@@ -20,7 +20,7 @@ from immiscible_diffusion.load import load_codec, load_data, with_tokens
 from immiscible_diffusion.loss import Loss, at_share, undisturbed
 from immiscible_diffusion.meter import Meter, Timed, loss_by_time
 from immiscible_diffusion.progress import Progress
-from immiscible_diffusion.publish import check_before, publish
+from immiscible_diffusion.publish import check_before, publish, push
 from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.resume import loaded, stopped_at, taken_up, trainer_state
 from immiscible_diffusion.runfolder import RunFolder
@@ -79,7 +79,7 @@ class Trainer:
         of = (recipe, self.dataset, run)
         self.coupling: Coupling = make_coupling(*of, self.device, self.codec)
         self.law = start_law(*of, self.coupling, self.device, self.codec)
-        self.step = 0
+        self.step, self.saved = 0, -1
         self.meter = Meter(self.device)
 
     # -- the loop ---------------------------------------------------------------------------------
@@ -111,7 +111,11 @@ class Trainer:
                 self.train_step(pairs)
                 self.after_step(show, evaluate, evaluate_at)
                 stopped = self.stop_asked(guard)
-            self.save()
+            if self.saved != self.step:
+                self.save()
+        if self.recipe.push_to_hub and self.step >= self.recipe.steps and self.is_main:
+            push(self.run.root, self.recipe.push_to_hub)
+        self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         if stopped:
             raise stopped_at(guard, self.step, self.recipe.steps, self.run.root)
@@ -237,6 +241,7 @@ class Trainer:
             self.run.save_weights(averaged, self.step, names)
             self.run.save_checkpoint(self.state_dict())
             publish(self.recipe, self.run, self.codec, self.bare, self.average, self.step)
+        self.saved = self.step
         self.accelerator.wait_for_everyone()
 
     def state_dict(self) -> dict[str, Any]:

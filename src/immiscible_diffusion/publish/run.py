@@ -7,7 +7,7 @@ from immiscible_diffusion.codec.quiet import quiet
 from immiscible_diffusion.files import write_text
 from immiscible_diffusion.model.stable_diffusion import TextUNet
 from immiscible_diffusion.publish.adapters import save_adapters
-from immiscible_diffusion.publish.card import model_card, push
+from immiscible_diffusion.publish.card import model_card
 from immiscible_diffusion.publish.pipeline import save_pipeline, save_unets
 from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.runfolder import RunFolder
@@ -40,5 +40,3 @@ def _publish(
         if last:
             save_pipeline(run.root, recipe, codec, averaged)
     write_text(run.root / "README.md", model_card(recipe, step))
-    if last and recipe.push_to_hub:
-        push(run.root, recipe.push_to_hub)
