@@ -18,6 +18,7 @@ from immiscible_diffusion.analysis.posterior import OptimalDenoiser
 from immiscible_diffusion.analysis.published import P1, P2
 from immiscible_diffusion.analysis.section import Row, Section
 from immiscible_diffusion.analysis.stability import PerturbationTest, Stability
+from immiscible_diffusion.codec import Pixels
 from immiscible_diffusion.data.batch import Batch, Cond
 from immiscible_diffusion.files import atomic_path
 from immiscible_diffusion.generate import Generator
@@ -61,6 +62,8 @@ def examine(
         ValueError: no run there, or it has no weights yet.
     """
     found = run if isinstance(run, RunFolder) else RunFolder.existing(run)
+    if not isinstance(found.recipe().codec, Pixels):
+        raise ValueError("the papers' tests of a trained model are of pixels; this run has latents")
     trained = Trained.load(found, device)
     usual = trained.recipe.sampler
     starts: list[Literal["normal", "matched"]] = ["normal"]

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from immiscible_diffusion.codec import Codec, LatentCodec, StableDiffusionCodec
 from immiscible_diffusion.data import DataSet, load_images
@@ -71,5 +72,16 @@ def with_tokens(dataset: DataSet, recipe: Recipe, codec: Codec) -> DataSet:
 
 
 def pictures_of(recipe: Recipe, dataset: DataSet) -> DataSet:
-    """The pictures that ``dataset``, which may be of latents, is of: what samples are judged by."""
-    return load_images(recipe.data) if getattr(dataset, "encoded", False) else dataset
+    """Pictures of one shape that samples are judged by, where ``dataset`` is of latents, say."""
+    squares = recipe.buckets is not None or getattr(dataset, "encoded", False)
+    return load_images(recipe.data) if squares else dataset
+
+
+def alike(dataset: DataSet) -> Tensor:
+    """The rows whose data are of ``dataset.shape``: all, but for pictures of several shapes."""
+    images = dataset.images if isinstance(dataset, Captioned) else dataset
+    bucket = getattr(images, "bucket", None)
+    if bucket is None:
+        return torch.arange(len(dataset))
+    rows: Tensor = (bucket == bucket.mode().values).nonzero()[:, 0]
+    return rows

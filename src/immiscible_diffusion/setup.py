@@ -16,6 +16,7 @@ from immiscible_diffusion.codec.parts import precision_of
 from immiscible_diffusion.coupling import Coupling, NoiseLaw, coupling_from_name
 from immiscible_diffusion.data import Batch, DataSet
 from immiscible_diffusion.extra import MissingExtra, needs_extra
+from immiscible_diffusion.load import alike
 from immiscible_diffusion.loss import ConsistencyLoss
 from immiscible_diffusion.model.stable_diffusion import TextUNet
 from immiscible_diffusion.model.trainable import (
@@ -183,9 +184,13 @@ def _some_data(recipe: Recipe, dataset: DataSet, codec: Codec, epoch: int = 0) -
     if recipe.conditional and dataset.num_classes:
         wanted = max(wanted, DATA_PER_LABEL * dataset.num_classes)
     streams = Streams(recipe.seed, epoch, rank=0)
-    order = torch.randperm(len(dataset), generator=streams.order)[:wanted]
+    same = alike(dataset)
+    order = same[torch.randperm(len(same), generator=streams.order)[:wanted]]
     augment, encode = streams.augment, codec_generator(codec, streams)
-    for rows in order.split(recipe.batch_size // recipe.accumulation):
+    # What a codec is given at a time must not depend on how many ranks share a batch.
+    micro = recipe.batch_size // recipe.accumulation
+    size = codec.at_once if isinstance(codec, LatentCodec) else micro
+    for rows in order.split(size):
         batch = dataset.batch(rows, augment)
         label = {name: value for name, value in (batch.cond or {}).items() if name == "label"}
         batch = codec.encode(Batch(batch.data, label or None), encode)

@@ -10,6 +10,7 @@ from immiscible_diffusion.codec import Codec, LatentCodec, Pixels
 from immiscible_diffusion.data import DataSet
 from immiscible_diffusion.data.captions import Captioned
 from immiscible_diffusion.data.prompts import Named
+from immiscible_diffusion.load import alike
 from immiscible_diffusion.model.labels import dropped_labels, dropped_text
 from immiscible_diffusion.path import Cond
 from immiscible_diffusion.recipe import Recipe
@@ -66,8 +67,7 @@ class Told:
         said = self.dataset.prompts
         if self.dataset.num_classes and isinstance(said, Named):
             return [said.of_class(row % self.dataset.num_classes)[0] for row in rows]
-        count = len(self.dataset)
-        return self.dataset.texts(torch.tensor([row % count for row in rows]))
+        return self.dataset.texts(self._data(rows))
 
     def without(self, cond: Cond) -> Cond:
         """The conditions that stand for none."""
@@ -75,9 +75,13 @@ class Told:
             return dropped_text(cond, self.codec.empty, 1.0)
         return dropped_labels(cond, self.dataset.num_classes or 0, 1.0)
 
+    def _data(self, rows: Sequence[int]) -> Tensor:
+        """The data that ``rows`` are of."""
+        same = alike(self.dataset)
+        return same[torch.tensor([row % len(same) for row in rows])]
+
     def _to_paint(self, rows: Sequence[int], codec: LatentCodec) -> Cond:
-        count = len(self.dataset)
-        pictures = self.dataset.batch(torch.tensor([row % count for row in rows])).data
+        pictures = self.dataset.batch(self._data(rows)).data
         size = codec.shape(tuple(pictures.shape[1:]))[1:]
         assert codec.painting is not None
         holes: list[Tensor] = [

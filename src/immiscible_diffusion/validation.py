@@ -11,7 +11,7 @@ from torch import Tensor
 
 from immiscible_diffusion.codec import Codec
 from immiscible_diffusion.data import Batch, DataSet
-from immiscible_diffusion.load import load_data
+from immiscible_diffusion.load import alike, load_data
 from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.rng import Streams
 
@@ -49,7 +49,8 @@ class Validation:
         """Up to 512 data, as in training; the same for every coupling and seed."""
         held_out, split = _validation_set(recipe, dataset, codec)
         streams = Streams(0, rank=0)
-        rows = torch.randperm(len(held_out), generator=streams.order)[:VALIDATED]
+        same = alike(held_out)
+        rows = same[torch.randperm(len(same), generator=streams.order)[:VALIDATED]]
         encode = Streams(0, rank=0, device=device).encode
         batch = _joined(
             codec.encode(held_out.batch(part).to(device), encode)

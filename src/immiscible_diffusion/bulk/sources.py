@@ -11,27 +11,22 @@ from torch import Tensor
 from immiscible_diffusion.bulk.run import Draw
 from immiscible_diffusion.extra import needs_extra
 from immiscible_diffusion.rng import keyed_generator
-from immiscible_diffusion.sampler import Sampler, start_noise
+from immiscible_diffusion.sampler import Sampler
 from immiscible_diffusion.trained import Trained
 
 
-def from_trained(trained: Trained, sampler: Sampler, seed: int) -> Draw:
-    """Rows to pictures by a trained run; picture i is the one that ``immiscible sample`` makes."""
-    generator = trained.generator(sampler)
-    scaled = generator.of_scaled_data(sampler)
-    shape, device = trained.dataset.shape, trained.device
+def from_trained(
+    trained: Trained, sampler: Sampler, seed: int, prompts: Sequence[str] = ()
+) -> Draw:
+    """Rows to pictures by a trained run; picture i is the one that ``immiscible sample`` makes.
 
-    @torch.no_grad()
+    Where ``prompts`` are given, which a network told by text can be, it is of prompt i mod their
+    number.
+    """
+    generator = trained.generator(sampler, prompts=tuple(prompts))
+
     def draw(rows: Sequence[int]) -> Tensor:
-        wanted: Any = rows  # a range or any other rows
-        sampled = scaled.sample(
-            trained.recipe.path,
-            generator.guided(trained.model, scaled),
-            generator.start(scaled, seed, wanted),
-            cond=generator.labels(wanted),
-            step_noise=lambda step: start_noise(seed, wanted, shape, device, step),
-        )
-        return trained.recipe.scaling.undo(sampled.data)
+        return generator.of_rows(trained.model, rows, seed=seed, sampler=sampler).data
 
     return draw
 

@@ -1,5 +1,6 @@
 """``immiscible bulk MODEL``."""
 
+import dataclasses
 import hashlib
 import sys
 from collections.abc import Sequence
@@ -49,7 +50,7 @@ class Options:
         method: sampler of a run; the recipe's by default.
         steps: of the sampler.
         start: of a run: normal, or matched; the recipe's by default.
-        guidance: guidance scale of a pipeline; its own by default.
+        guidance: guidance scale; that of the pipeline, or of the recipe, by default.
         shard_size: pictures in a tar shard.
         batch_size: pictures at a time, on each process.
         precision: of a pipeline.
@@ -140,21 +141,30 @@ def of_model(options: Options, device: torch.device) -> Work:
 
 
 def of_run(options: Options) -> Work:
-    """Pictures of a run, over the classes of its data if it is conditional."""
-    if any(given is not None for given in options.said):
+    """Pictures of a run, over the classes of its data if it is conditional, or what is given."""
+    run = RunFolder.existing(Path(options.model))
+    given = any(said is not None for said in options.said)
+    if given and not run.recipe().by_text:
         raise ValueError("this run was not trained on prompts; leave classes, prompts and prompt")
-    trained = Trained.load(RunFolder.existing(Path(options.model)), options.device)
+    trained = Trained.load(run, options.device)
     sampler = chosen_sampler(trained.recipe.sampler, options)
+    if options.guidance is not None:
+        sampler = dataclasses.replace(sampler, guidance=options.guidance)
     classes = trained.dataset.num_classes if trained.recipe.conditional else None
     names = getattr(trained.dataset, "class_names", None) or [str(c) for c in range(classes or 0)]
-    plan = Plan(options.count, names if classes else None)
+    prompts: Sequence[str] = ()
+    if given:
+        names, prompts = texts_of(options)
+    plan = Plan(options.count, names if classes or given else None)
     how = {
         "weights": weights_digest(trained.model),
         "step": trained.step,
         "sampler": str(sampler),
     }
-    draw = from_trained(trained, sampler, options.seed)
-    return Work(plan, draw, _common(options, plan) | how)
+    if given:
+        how["prompts"] = _hash(prompts)
+    draw = from_trained(trained, sampler, options.seed, prompts)
+    return Work(plan, draw, _common(options, plan) | how, prompts)
 
 
 def of_pipeline(options: Options, device: torch.device) -> Work:

@@ -111,7 +111,8 @@ def of_run(options: Options, run: RunFolder) -> dict[str, Any]:
     recipe = with_options(options, trained.recipe)
     sampler = chosen_sampler(recipe.sampler, options)
     generator = dataclasses.replace(trained.generator(sampler, options.batch_size), recipe=recipe)
-    judge = Judge.of(recipe, trained.dataset, trained.device)
+    pictures = trained.pictures
+    judge = Judge.of(recipe, pictures, trained.device)
     calibration = calibrated(options, judge, recipe.evaluation.samples)
     quality, nfe, _ = judged(
         generator, judge, trained.model, options.seed, sampler, metrics=options.metrics
@@ -124,7 +125,7 @@ def of_run(options: Options, run: RunFolder) -> dict[str, Any]:
         "nfe": nfe,
         "seed": options.seed,
     }
-    return how | described(quality, judge, trained.dataset) | calibration
+    return how | described(quality, judge, pictures) | calibration
 
 
 def of_folder(options: Options, run: RunFolder) -> dict[str, Any]:

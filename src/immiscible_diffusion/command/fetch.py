@@ -18,6 +18,7 @@ from immiscible_diffusion.coupling import check_coupling_name
 from immiscible_diffusion.data import DataSet, load_images
 from immiscible_diffusion.extra import MissingExtra
 from immiscible_diffusion.judge import JUDGE_SEED
+from immiscible_diffusion.load import load_codec
 from immiscible_diffusion.metric import extractor_from_name
 from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.recipes import digits_flow
@@ -119,8 +120,13 @@ def _held_out(recipe: Recipe) -> str:
 
 
 def _network(recipe: Recipe, dataset: DataSet) -> str:
-    count = sum(parameter.numel() for parameter in make_model(recipe, dataset).parameters())
-    return f"{type(recipe.model).__name__}, {count:,} parameters, begins untrained"
+    codec = load_codec(recipe)
+    weights = make_model(recipe, dataset, codec).parameters()
+    count = sum(parameter.numel() for parameter in weights)
+    begins = "begins untrained"
+    if getattr(recipe.model, "init", None) == "pretrained":
+        begins = "begins pretrained"
+    return f"{type(recipe.model).__name__}, {count:,} parameters, {begins}"
 
 
 def _judge(recipe: Recipe, dataset: DataSet, device: str) -> str:

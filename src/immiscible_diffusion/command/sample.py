@@ -1,6 +1,7 @@
 """``immiscible sample RUN``."""
 
 import dataclasses
+import hashlib
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ class Options:
         steps: of the sampler.
         start: normal, N(0, I), or matched, the law of the noise the run was trained on (measured
             now and kept in the run if it is not there); the recipe's by default.
+        prompt: what to show, one text or several, of a run that is told by text.
+        guidance: how far to push towards the condition; the recipe's by default.
         batch_size: images at a time.
         device: where to sample.
     """
@@ -46,6 +49,8 @@ class Options:
     method: str | None = None
     steps: int | None = None
     start: str | None = None
+    prompt: tuple[str, ...] = ()
+    guidance: float | None = None
     batch_size: int = 256
     device: Device = "auto"
 
@@ -56,11 +61,18 @@ def main(arguments: list[str]) -> int:
     for name in ("count", "batch_size"):
         if getattr(options, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")
-    trained = Trained.load(RunFolder.existing(options.run), options.device)
+    run = RunFolder.existing(options.run)
+    if options.prompt and not run.recipe().by_text:
+        raise ValueError("this run was not trained on prompts; leave prompt")
+    trained = Trained.load(run, options.device)
     sampler = chosen_sampler(trained.recipe.sampler, options)
-    generator = trained.generator(sampler, options.batch_size)
+    if options.guidance is not None:
+        sampler = dataclasses.replace(sampler, guidance=options.guidance)
+    generator = trained.generator(sampler, options.batch_size, options.prompt)
     batches = generator(trained.model, options.count, seed=options.seed, sampler=sampler)
     series = f"step{trained.step}-{str(sampler).replace(' ', '')}-seed{options.seed}"
+    if options.prompt:
+        series += f"-{hashlib.sha256(chr(10).join(options.prompt).encode()).hexdigest()[:8]}"
     out = options.out or options.run / "images" / series
     if options.out and any(out.glob("*.png")):
         raise ValueError(f"{out} holds pictures already, which would mix; choose another --out")

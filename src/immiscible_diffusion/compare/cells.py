@@ -7,13 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from immiscible_diffusion.codec import Codec, Pixels
 from immiscible_diffusion.compare.denoising import Probes, keep_losses, losses_by_level
 from immiscible_diffusion.compare.plan import Cell, Plan
 from immiscible_diffusion.coupling import Coupling, NoiseLaw, coupling_from_name
-from immiscible_diffusion.data import DataSet, load_images
+from immiscible_diffusion.data import DataSet
 from immiscible_diffusion.files import read_json, write_json
 from immiscible_diffusion.generate import Generator
 from immiscible_diffusion.judge import Judge, judged
+from immiscible_diffusion.load import alike, load_codec, load_data, pictures_of
 from immiscible_diffusion.metric import METRICS
 from immiscible_diffusion.moments import Moments
 from immiscible_diffusion.recipe import Recipe
@@ -35,6 +37,7 @@ class CellRunner:
     device: str = "auto"
     quiet: bool = True
     _dataset: DataSet | None = None
+    _codec: Codec | None = None
     _judge: Judge | None = None
 
     def __call__(self, cell: Cell) -> None:
@@ -57,12 +60,14 @@ class CellRunner:
             outputs.append((beside, self.generator(matched, trainer)))
 
         probes: list[Probes] = []
+        in_pixels = isinstance(recipe.codec, Pixels)
 
         def evaluate(step: int, model: nn.Module) -> None:
-            if not probes:  # not before, as the run's moments count once it has begun
+            if not probes and in_pixels:  # not before: the run's moments count once it has begun
                 probes.append(self.probes(recipe, run))
-            losses = losses_by_level(recipe, model.eval(), probes[0], trainer.device)
-            keep_losses(run, step, losses)
+            if in_pixels:
+                losses = losses_by_level(recipe, model.eval(), probes[0], trainer.device)
+                keep_losses(run, step, losses)
             for where, generator in outputs:
                 if where is not run:
                     where.forget_after(step - 1)  # an earlier attempt; the run drops its own
@@ -74,8 +79,9 @@ class CellRunner:
 
     def generator(self, recipe: Recipe, trainer: Trainer) -> Generator:
         """What makes the samples of ``recipe``, with the law to start from where it needs one."""
-        law = start_law(recipe, self.dataset, trainer.run, trainer.coupling, trainer.device)
-        return Generator(recipe, self.dataset, trainer.device, law=law)
+        of, codec = (recipe, trainer.dataset, trainer.run), trainer.codec
+        law = start_law(*of, trainer.coupling, trainer.device, codec)
+        return Generator(recipe, trainer.dataset, trainer.device, law=law, codec=codec)
 
     def probes(self, recipe: Recipe, run: RunFolder) -> Probes:
         """Noisy images to measure the loss on, of the run's own coupling."""
@@ -85,7 +91,8 @@ class CellRunner:
     def try_couplings(self) -> None:
         """Call every coupling once; ValueError names one that fails, before hours are spent."""
         recipe = self.plan.recipe
-        batch = self.dataset.batch(torch.arange(min(TRIED, len(self.dataset))))
+        rows = alike(self.dataset)[:TRIED]
+        batch = self.codec.encode(self.dataset.batch(rows))
         data, cond = recipe.scaling.apply(batch.data), batch.cond
         for name in {cell.unmatched.coupling: None for cell in self.plan.cells}:
             try:
@@ -100,14 +107,22 @@ class CellRunner:
     def dataset(self) -> DataSet:
         """The data of the recipe."""
         if self._dataset is None:
-            self._dataset = load_images(self.plan.recipe.data)
+            self._dataset = load_data(self.plan.recipe, self.codec)
         return self._dataset
+
+    @property
+    def codec(self) -> Codec:
+        """The codec of the recipe."""
+        if self._codec is None:
+            self._codec = load_codec(self.plan.recipe, pick_device(self.device))
+        return self._codec
 
     @property
     def judge(self) -> Judge:
         """The judge of the recipe, on the device that trains."""
         if self._judge is None:
-            self._judge = Judge.of(self.plan.recipe, self.dataset, pick_device(self.device))
+            pictures = pictures_of(self.plan.recipe, self.dataset)
+            self._judge = Judge.of(self.plan.recipe, pictures, pick_device(self.device))
         return self._judge
 
 

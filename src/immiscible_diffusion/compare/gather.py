@@ -4,6 +4,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from immiscible_diffusion.codec import Pixels
 from immiscible_diffusion.compare.cells import CellRunner, headline_budget, is_finished, of_budget
 from immiscible_diffusion.compare.excess import excess_of, excess_points
 from immiscible_diffusion.compare.plan import BASELINE, Cell, Plan
@@ -48,7 +49,8 @@ def gather(plan: Plan, command: str, *, irreducible: bool = True) -> Comparison:
     if not any(RunFolder(plan.cell_folder(cell)).records("quality") for cell in begun):
         raise ValueError(f"nothing has been judged yet in {plan.folder}; run some cells first")
     runner, recipe = CellRunner(plan), plan.recipe
-    excess = excess_of(plan, runner.dataset) if irreducible else None
+    in_pixels = isinstance(recipe.codec, Pixels)
+    excess = excess_of(plan, runner.dataset) if irreducible and in_pixels else None
     judge, dataset = runner.judge, runner.dataset
     hardware, versions = trained_on(plan)
     return Comparison(
@@ -70,7 +72,7 @@ def gather(plan: Plan, command: str, *, irreducible: bool = True) -> Comparison:
         eval_steps=plan.eval_steps,
         batch_size=recipe.batch_size,
         total_steps=recipe.steps,
-        parameters=sum(p.numel() for p in make_model(recipe, dataset).parameters()),
+        parameters=sum(p.numel() for p in make_model(recipe, dataset, runner.codec).parameters()),
         couplings=tuple(
             CouplingEntry(name, name, plan.control_of(name), name == BASELINE)
             for name in plan.couplings
