@@ -40,11 +40,13 @@ BUDGET = 30 * 60 * 2
 def recipe_options(arguments: argparse.Namespace, steps: int, lr: float) -> list[str]:
     """What every recipe is told: which data, which pipeline, and the sizes that suit it."""
     return [
-        *("--data.name", arguments.name, "--data.path", str(arguments.data)),
-        *("--model.source", str(arguments.out / "pipeline")),
+        *("--data.name", arguments.name, "--data.path", str(arguments.data), "--data.size", "32"),
+        *("--codec.pretrained", str(arguments.out / "pipeline"), "--path.prediction", "v"),
         *("--steps", str(steps), "--batch-size", "64", "--accumulation", "1"),
         *("--optimiser.lr", str(lr), "--optimiser.warmup", str(min(100, max(1, steps // 10)))),
-        *("--optimiser.decay", "cosine", "--precision", "no", "--device", "cpu"),
+        *("--optimiser.decay", "cosine", "--optimiser.ema-ramp", "--label-dropout", "0.1"),
+        *("--model.no-gradient-checkpointing", "--precision", "no", "--device", "cpu"),
+        *("--preview-every", "0", "--log-every", "20", "--validate-every", "200"),
     ]
 
 
@@ -61,7 +63,7 @@ def stages(arguments: argparse.Namespace) -> dict[str, list[str]]:
         return ["train", recipe, "--out", str(out / run), *options, *more]
 
     small = ["--vae.steps", str(steps(700)), "--text.steps", str(steps(150))]
-    scratch, base = "imagenet-sd-scratch", ["--model.source", str(out / "independent")]
+    scratch, base = "imagenet-sd-scratch", ["--model.pretrained", str(out / "independent")]
     found = {
         "make": ["make-small-sd", arguments.name, "--path", data, "--out", str(pipeline), *small],
         "independent": train(scratch, "independent", steps(SCRATCH), 1e-3),
@@ -80,7 +82,8 @@ def stages(arguments: argparse.Namespace) -> dict[str, list[str]]:
 def lora_data(arguments: argparse.Namespace) -> list[str]:
     """Twenty pictures with captions, batch 1."""
     folder = arguments.out / "twenty"
-    return ["--data.name", "folder", "--data.path", str(folder), "--batch-size", "1"]
+    small = ("--buckets.size", "32", "--buckets.step", "32", "--batch-size", "1")
+    return ["--data.name", "folder", "--data.path", str(folder), *small]
 
 
 def bulk(arguments: argparse.Namespace, run: str) -> list[str]:

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from immiscible_diffusion.codec.quiet import quiet
 from immiscible_diffusion.data import DataConfig, load_images
+from immiscible_diffusion.data.captions import Buckets
 from immiscible_diffusion.interop import pull
 from immiscible_diffusion.latents import encode
 from immiscible_diffusion.model import LoRA
@@ -255,6 +256,38 @@ def test_latents_from_a_folder_are_those_of_the_vae(small_sd, tmp_path):
     assert made.pictures.shape == (3, 8, 8)
     [(images, _)] = made.generator(Sampler("ddim", 2))(made.model, 3, seed=0)
     assert images.shape == (3, 3, 8, 8)
+
+
+def test_adapters_from_a_folder_of_pictures_of_many_shapes(small_sdxl, tmp_path):
+    """Batch 1, a caption beside each picture, aspect-ratio buckets, SDXL's sizes."""
+    image = pytest.importorskip("PIL.Image")
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for number, size in enumerate([(40, 16), (16, 40), (20, 20), (18, 20), (21, 19)]):
+        image.new("RGB", size, (50 * number, 90, 30)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"a sks thing number {number}")
+    recipe = small(
+        "sdxl-lora",
+        small_sdxl,
+        coupling="knn:k=2",
+        data=DataConfig("folder", path=str(folder), size=16, channels=3),
+        buckets=Buckets(size=16, step=4, time_ids=True),
+        batch_size=1,
+        steps=6,
+        preview_every=6,
+        prompts=("a sks thing",),
+    )
+    trainer = trained(recipe, tmp_path / "run")
+    seen = first_pairs(trainer, 10)
+    assert len({tuple(data.shape) for data, _, _ in seen}) > 1
+    assert all(data.shape == noise.shape for data, noise, _ in seen)
+    for data, _, cond in seen:
+        height, width = data.shape[2:]
+        assert cond["time_ids"][0, 4:].tolist() == [2 * height, 2 * width]
+    assert (tmp_path / "run" / "samples" / "step_000006.png").exists()
+    trained(recipe, tmp_path / "parts", until=3)
+    trained(recipe, tmp_path / "parts")
+    assert_equal_weights(tmp_path / "run", tmp_path / "parts")
 
 
 # -- samples --------------------------------------------------------------------------------------

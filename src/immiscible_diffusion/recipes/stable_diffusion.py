@@ -69,7 +69,7 @@ def sd_inpaint() -> Recipe:
 
     The published settings of these runs are not known to us: those of fine-tuning. A rectangle of a
     quarter to three quarters of the sides is hidden; noise is paired with the whole target latent,
-    or inside the hole alone (--codec.painting.pair-inside True).
+    or inside the hole alone (--codec.painting.pair-inside).
     """
     return _painting("sd-inpaint", Painting("inside"))
 
