@@ -11,6 +11,7 @@ import torch
 
 from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.recipes import recipe_from_name
+from small_sd import save_small_sd
 
 torch.set_num_threads(1)
 
@@ -25,6 +26,18 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 def tiny() -> Recipe:
     """digits-flow, shrunk: eight steps."""
     return recipe_from_name("digits-flow").tiny()
+
+
+@pytest.fixture(scope="session")
+def small_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a Stable Diffusion pipeline of a few random weights."""
+    return save_small_sd(tmp_path_factory.mktemp("small_sd") / "pipeline")
+
+
+@pytest.fixture(scope="session")
+def small_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in the form of SDXL: two text encoders."""
+    return save_small_sd(tmp_path_factory.mktemp("small_sd") / "sdxl", sdxl=True)
 
 
 @pytest.fixture(scope="session")

@@ -14,10 +14,11 @@ SOURCE = ROOT / "src" / PACKAGE
 # A module imports from those before it only. Modules that are not named come after all of these.
 # fmt: off
 ORDER = [
-    "extra", "files", "rng", "principal", "ahead", "moments", "data", "coupling", "interop", "path",
-    "model", "loss", "sampler", "metric", "analysis", "report", "evaluation", "recipe", "recipes",
-    "generate", "judge", "progress", "interrupt", "meter", "pictures", "runfolder", "setup",
-    "feed", "trainer",
+    "extra", "files", "plain", "rng", "device", "principal", "ahead", "moments", "data", "latents",
+    "codec", "coupling", "interop", "path", "model", "loss", "sampler", "metric", "analysis",
+    "report", "evaluation", "optimiser", "recipe", "recipes", "load", "told", "generate", "judge",
+    "progress", "interrupt", "meter", "pictures", "runfolder", "publish", "setup", "feed",
+    "validation", "resume", "trainer",
 ]
 EXTRAS = [
     "scipy", "diffusers", "accelerate", "datasets", "sklearn", "matplotlib", "tyro", "rich",

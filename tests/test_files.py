@@ -7,6 +7,7 @@ from immiscible_diffusion.files import (
     atomic_path,
     read_json,
     read_jsonl,
+    remove_unfinished,
     write_json,
     write_jsonl,
 )
@@ -50,3 +51,11 @@ def test_broken_json_is_named(tmp_path):
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(ValueError, match=r"x\.json is not valid JSON"):
         read_json(tmp_path / "x.json")
+
+
+def test_what_a_dead_process_left_is_removed(tmp_path):
+    for name in (".a.png.0123456789ab.tmp", ".b.png.0123456789ab.tmp", "a.png", ".a.png"):
+        (tmp_path / name).touch()
+    remove_unfinished(tmp_path, {"a.png"})
+    left = sorted(file.name for file in tmp_path.iterdir())
+    assert left == [".a.png", ".b.png.0123456789ab.tmp", "a.png"]

@@ -4,8 +4,10 @@ import json
 import pytest
 
 from immiscible_diffusion.data import DataConfig
+from immiscible_diffusion.evaluation import Evaluation
 from immiscible_diffusion.model import MLP, UNet
-from immiscible_diffusion.recipe import Evaluation, Optimiser, Recipe, differences
+from immiscible_diffusion.optimiser import Optimiser
+from immiscible_diffusion.recipe import Recipe, differences
 from immiscible_diffusion.recipes import RECIPES, recipe_from_name
 
 

@@ -6,9 +6,8 @@ import math
 import pytest
 import torch
 
-from immiscible_diffusion.recipe import Optimiser
+from immiscible_diffusion.optimiser import Optimiser, make_optimiser, rate_at
 from immiscible_diffusion.runfolder import RunFolder
-from immiscible_diffusion.setup import make_optimiser, rate_at
 from immiscible_diffusion.trainer import Trainer
 
 STEPS = 1000

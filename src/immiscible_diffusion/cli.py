@@ -13,6 +13,7 @@ from immiscible_diffusion.interrupt import Interrupted
 COMMANDS = {
     "train": "train a recipe; the same command resumes",
     "sample": "make images with a trained run",
+    "bulk": "many pictures over class names, for FID: over processes, resumable",
     "evaluate": "judge a trained run, or a folder of images",
     "compare": "train with and without pairing at equal steps and report what it saves",
     "report": "write a comparison's page anew, or its tables as LaTeX and CSV",
@@ -22,6 +23,8 @@ COMMANDS = {
     "toy": "two dimensions where everything is exact: a picture and an animation of pairing",
     "explain": "what to expect of a coupling on data of a shape, without data",
     "fetch": "bring data and judge of a recipe before a job without a network",
+    "encode": "write the latents of a data set once, to train from them",
+    "make-small-sd": "a small Stable Diffusion pipeline from local pictures, on the spot",
     "recipes": "list the recipes, or show one",
 }
 USAGE = 2
@@ -61,14 +64,14 @@ def run(command: str, arguments: list[str]) -> int:
         sys.path.insert(0, str(Path.cwd()))
     with needs_extra("train", "the command line"):
         import tyro  # noqa: F401
-    module = importlib.import_module(f"immiscible_diffusion.command.{command}")
+    module = importlib.import_module(f"immiscible_diffusion.command.{command.replace('-', '_')}")
     code = module.main(arguments)
     return int(code or 0)
 
 
 def overview() -> str:
     """What ``immiscible --help`` says."""
-    lines = [f"  {name:10}{text}" for name, text in COMMANDS.items()]
+    lines = [f"  {name:15}{text}" for name, text in COMMANDS.items()]
     return (
         "usage: immiscible COMMAND ...\n\n"
         "Pair noise with data before diffusing: fewer training steps.\n\n"

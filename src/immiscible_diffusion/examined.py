@@ -62,6 +62,8 @@ def examine(
         ValueError: no run there, or it has no weights yet.
     """
     found = run if isinstance(run, RunFolder) else RunFolder.existing(run)
+    if not found.recipe().in_pixels:
+        raise ValueError("the papers' tests of a trained model are of pixels; this run has latents")
     trained = Trained.load(found, device)
     usual = trained.recipe.sampler
     starts: list[Literal["normal", "matched"]] = ["normal"]

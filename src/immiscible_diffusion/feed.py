@@ -1,16 +1,18 @@
 """What training steps are fed with: the micro-batches of a rank, paired with noise."""
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
 
+from immiscible_diffusion.codec import Codec, LatentCodec, Pixels
 from immiscible_diffusion.coupling import Coupling
 from immiscible_diffusion.coupling.pool import pool_size
 from immiscible_diffusion.coupling.prefetch import Pairs, prefetch
-from immiscible_diffusion.data import Batch, DataOrder, DataSet, batches
-from immiscible_diffusion.model.labels import dropped_labels
+from immiscible_diffusion.data import Batch, DataSet, batches
+from immiscible_diffusion.data.order import order_of
+from immiscible_diffusion.model.labels import dropped_labels, dropped_text
 from immiscible_diffusion.path import Cond
 from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.rng import Streams
@@ -26,6 +28,7 @@ class Feed:
         device: where the model is.
         rank: this process.
         world: number of processes.
+        codec: makes of pictures what is diffused.
     """
 
     recipe: Recipe
@@ -33,12 +36,15 @@ class Feed:
     device: torch.device
     rank: int = 0
     world: int = 1
+    codec: Codec = field(default_factory=Pixels)
 
     def seen(self, cond: Cond | None, rng: Streams) -> Cond | None:
         """What the network is told of the conditions."""
         if not self.recipe.conditional or cond is None:
             return None
         share, classes = self.recipe.label_dropout, self.dataset.num_classes
+        if self.recipe.by_text and isinstance(self.codec, LatentCodec):
+            return dropped_text(cond, self.codec.empty, share, rng.labels) if share else cond
         if not share or classes is None:
             return cond
         return dropped_labels(cond, classes, share, rng.labels)
@@ -53,7 +59,7 @@ class Feed:
         recipe = self.recipe
         return batches(
             self.dataset,
-            DataOrder(len(self.dataset), recipe.batch_size, recipe.seed),
+            order_of(self.dataset, recipe.batch_size, recipe.seed),
             start=step,
             rank=self.rank,
             world=self.world,
@@ -85,9 +91,10 @@ class Feed:
             pass
         return paired
 
-    def prepare(self, batch: Batch) -> Batch:
-        """The batch on the device, as the model sees it.
+    def prepare(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
+        """The batch on the device, encoded and scaled, as the model sees it.
 
-        With labels, which the coupling may use even if the model does not.
+        With labels, which the coupling may use even if the model does not. ``generator`` is what
+        the codec draws from.
         """
-        return self.recipe.as_seen(batch.to(self.device))
+        return self.recipe.as_seen(self.codec.encode(batch.to(self.device), generator))

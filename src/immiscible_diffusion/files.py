@@ -2,8 +2,9 @@
 
 import json
 import os
+import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,13 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: str | os.PathLike[str], names: Container[str]) -> None:
+    """Remove what processes that died left of the files ``names``; nobody may be writing them."""
+    for file in Path(folder).glob(".*.tmp"):
+        if file.name[1:].rsplit(".", 2)[0] in names:
+            file.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -73,3 +81,24 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
                 break
             raise ValueError(f"{path}, line {number} is not valid JSON ({error})") from error
     return records
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary sibling that becomes the folder ``path`` on success, goes on error.
+
+    A process that dies inside leaves ``path`` as it was; one that dies while the two change places
+    may leave it absent, never half written.
+    """
+    target, mark = Path(path), uuid.uuid4().hex[:12]
+    temporary = target.with_name(f".{target.name}.{mark}.tmp")
+    before = target.with_name(f".{target.name}.{mark}.old")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if target.exists():
+            target.rename(before)
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)

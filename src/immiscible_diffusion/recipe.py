@@ -1,63 +1,22 @@
 """A recipe: one experiment, whole. Names one of each part and says how long to train."""
 
 import dataclasses
-import types
-import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from immiscible_diffusion.codec import Pixels, StableDiffusionCodec
 from immiscible_diffusion.coupling.scaling import ImageScaling
 from immiscible_diffusion.data import Batch, DataConfig, DemonstrationConfig
+from immiscible_diffusion.data.captions import Buckets, Captions
 from immiscible_diffusion.evaluation import Evaluation, PolicyEvaluation
 from immiscible_diffusion.loss import ConsistencyLoss, RegressionLoss
-from immiscible_diffusion.model import MLP, DiT, PolicyMLP, UNet, UNet1D
+from immiscible_diffusion.model import MLP, DiT, PolicyMLP, StableDiffusionUNet, UNet, UNet1D
+from immiscible_diffusion.optimiser import Optimiser
 from immiscible_diffusion.path import DiffusionPath, FlowPath, SigmaPath
+from immiscible_diffusion.plain import flat, from_plain, to_plain
 from immiscible_diffusion.sampler import Sampler
 
-DECAYS = ("none", "linear", "cosine")
-
-
-@dataclass(frozen=True)
-class Optimiser:
-    """Adam, with warm-up, clipping and an average of the weights.
-
-    Args:
-        lr: learning rate after warm-up.
-        warmup: steps of linear warm-up from 0.
-        decay: of the learning rate after warm-up, to 0 at the last step: ``none`` (as published),
-            ``linear`` or ``cosine``.
-        clip: bound on the gradient's norm; 0 = none.
-        betas: Adam's.
-        weight_decay: decoupled (AdamW); 0 = Adam.
-        ema: decay of the exponential moving average of the weights, in [0, 1).
-        ema_ramp: let the decay grow as (1 + step) / (10 + step) up to ``ema``, so that short runs
-            forget their start; off as published.
-    """
-
-    lr: float = 2e-4
-    warmup: int = 5000
-    decay: Literal["none", "linear", "cosine"] = "none"
-    clip: float = 1.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
-    ema: float = 0.9999
-    ema_ramp: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.lr > 0 or self.warmup < 0 or self.clip < 0 or not 0 <= self.ema < 1:
-            raise ValueError(
-                f"expected lr > 0, warmup >= 0, clip >= 0 and 0 <= ema < 1; got lr={self.lr}, "
-                f"warmup={self.warmup}, clip={self.clip}, ema={self.ema}"
-            )
-        if self.decay not in DECAYS:
-            raise ValueError(f"decay must be one of {', '.join(DECAYS)}, got {self.decay!r}")
-
-    @property
-    def averaging(self) -> str:
-        """How the weights that are judged were averaged."""
-        if not self.ema:
-            return "none"
-        return f"{self.ema:g}" + (", ramped up" if self.ema_ramp else "")
+Model = MLP | UNet | DiT | UNet1D | PolicyMLP | StableDiffusionUNet
 
 
 @dataclass(frozen=True)
@@ -69,9 +28,14 @@ class Recipe:
         data: the data set.
         coupling: which noise goes with which datum: ``independent``, ``knn:k=16``,
             ``knn:k=16,center=mean``, ``assignment``, ``shuffled:...``, or ``module:Class(k=3)``.
-        conditional: give the network the labels.
-        label_dropout: share of labels that a conditional network does not see in training, so that
-            it can be guided (2207.12598); usually 0.1.
+        codec: what stands between pictures and what is diffused: ``Pixels``, nothing, or
+            ``StableDiffusionCodec``.
+        captions: where prompts come from, for networks that are told by text.
+        buckets: pictures of several shapes; None = all are cut to one square.
+        latents: a folder written by ``immiscible encode``, read instead of the pictures.
+        conditional: give the network the labels, or the text.
+        label_dropout: share of labels (prompts) that a conditional network does not see in
+            training, so that it can be guided (2207.12598); usually 0.1.
         scaling: of the data before they are diffused; undone after sampling.
         path: how data and noise are mixed.
         loss: what the network is fitted by: ``RegressionLoss``, or ``ConsistencyLoss`` on a
@@ -91,17 +55,23 @@ class Recipe:
         preview_every: steps between sample grids; 0 = none.
         checkpoint_every: steps between checkpoints to resume from.
         trackers: any of ``tensorboard`` and ``wandb``.
+        prompts: what previews show; by default the classes, or the captions of the first data.
+        push_to_hub: ``owner/name`` to publish to after the last step.
     """
 
     name: str
     data: DataConfig | DemonstrationConfig = field(default_factory=DataConfig)
     coupling: str = "independent"
+    codec: Pixels | StableDiffusionCodec = field(default_factory=Pixels)
+    captions: Captions | None = None
+    buckets: Buckets | None = None
+    latents: str | None = None
     conditional: bool = False
     label_dropout: float = 0.0
     scaling: ImageScaling = field(default_factory=ImageScaling)
     path: FlowPath | DiffusionPath | SigmaPath = field(default_factory=FlowPath)
     loss: RegressionLoss | ConsistencyLoss = field(default_factory=RegressionLoss)
-    model: MLP | UNet | DiT | UNet1D | PolicyMLP = field(default_factory=UNet)
+    model: Model = field(default_factory=UNet)
     optimiser: Optimiser = field(default_factory=Optimiser)
     batch_size: int = 256
     accumulation: int = 1
@@ -116,6 +86,8 @@ class Recipe:
     preview_every: int = 20_000
     checkpoint_every: int = 5000
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    prompts: tuple[str, ...] = ()
+    push_to_hub: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulation", "steps", "log_every", "validate_every"):
@@ -126,20 +98,21 @@ class Recipe:
                 f"checkpoint_every must be >= 1, preview_every and prefetch >= 0, got "
                 f"{self.checkpoint_every}, {self.preview_every} and {self.prefetch}"
             )
-        if self.conditional and not self.data.labels:
+        if self.conditional and not self.data.labels and not self.by_text:
             raise ValueError("conditional needs labels; set data.labels or drop conditional")
         if not 0 <= self.label_dropout < 1 or (self.label_dropout and not self.conditional):
             raise ValueError(
                 f"label_dropout must be from 0 to below 1, and is of conditional recipes, got "
                 f"{self.label_dropout}"
             )
-        if self.sampler.guidance != 1 and not self.label_dropout:
+        if self.sampler.guidance != 1 and not (self.label_dropout or self.by_text):
             raise ValueError(
                 f"sampler.guidance {self.sampler.guidance} needs a network that was trained "
                 f"without labels as well; set label_dropout"
             )
         self._check_loss()
         self.sampler.check(self.path)
+        self._check_text()
         if self.is_policy != isinstance(self.evaluation, PolicyEvaluation):
             raise ValueError(
                 f"demonstrations are judged by PolicyEvaluation and images by Evaluation, got "
@@ -170,8 +143,25 @@ class Recipe:
                 "path.time discrete is iCT's, which is not built: use lognormal"
             )
 
+    def _check_text(self) -> None:
+        """Raise ValueError for a network told by text that lacks a part."""
+        codec, model = self.codec, self.model
+        if not isinstance(model, StableDiffusionUNet):
+            return
+        if not isinstance(codec, StableDiffusionCodec) or isinstance(self.path, SigmaPath):
+            raise ValueError(
+                f"StableDiffusionUNet needs StableDiffusionCodec and no SigmaPath, got "
+                f"{type(codec).__name__} and {type(self.path).__name__}"
+            )
+        if model.painting != (codec.painting is not None) or not self.conditional:
+            raise ValueError(
+                f"a network told by text is conditional, and paints if parts are hidden; got "
+                f"conditional={self.conditional}, model.painting={model.painting} and "
+                f"codec.painting={codec.painting}"
+            )
+
     def as_seen(self, batch: Batch) -> Batch:
-        """``batch`` of the data set as the model sees it: scaled, and 0 where it is not valid.
+        """``batch``, as the codec gives it, as the model sees it: scaled, and 0 where not valid.
 
         The network sees all of ``x_t``: padding must not tell it anything.
         """
@@ -200,11 +190,38 @@ class Recipe:
         """Whether it is actions that are generated, given observations."""
         return isinstance(self.data, DemonstrationConfig)
 
+    @property
+    def in_pixels(self) -> bool:
+        """Whether images are diffused as they are: neither latents nor actions."""
+        return isinstance(self.codec, Pixels) and not self.is_policy
+
+    @property
+    def by_text(self) -> bool:
+        """Whether the network is told by text."""
+        return isinstance(self.model, StableDiffusionUNet)
+
+    @property
+    def network(self) -> Model:
+        """The model; where it does not say whose weights, those of the codec's pipeline."""
+        if isinstance(self.model, StableDiffusionUNet) and self.model.pretrained is None:
+            assert isinstance(self.codec, StableDiffusionCodec)
+            return dataclasses.replace(self.model, pretrained=self.codec.pretrained)
+        return self.model
+
     def tiny(self) -> "Recipe":
-        """The same experiment shrunk to a CPU smoke run of seconds, through the same code."""
+        """The same experiment shrunk to a CPU smoke run of seconds, through the same code.
+
+        Of a network that is told by text, the pipeline has to be given (``codec.pretrained``), and
+        data that lie nowhere are replaced by digits.
+        """
+        data = self.data.tiny()
+        if self.by_text and isinstance(data, DataConfig):
+            data = data.at_hand()
         return dataclasses.replace(
             self,
-            data=self.data.tiny(),
+            data=data,
+            codec=self.codec.tiny(),
+            buckets=None,
             model=self.model.tiny(),
             optimiser=dataclasses.replace(self.optimiser, warmup=2, ema=0.9, ema_ramp=True),
             batch_size=16,
@@ -221,7 +238,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as JSON values; parts that could be of several kinds say which."""
-        return _to_json(self)
+        return to_plain(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Recipe":
@@ -229,64 +246,16 @@ class Recipe:
 
         Fields that an older version did not know may be missing: they get their defaults.
         """
-        recipe = _from_json(cls, values, "recipe")
+        recipe = from_plain(cls, values, "recipe")
         assert isinstance(recipe, Recipe)
         return recipe
 
 
 def differences(one: Recipe, other: Recipe) -> list[str]:
     """The fields in which two recipes differ, as ``field: value -> other value``."""
-    left, right = _flat(one.to_dict()), _flat(other.to_dict())
+    left, right = flat(one.to_dict()), flat(other.to_dict())
     return [
         f"{key}: {left.get(key)} -> {right.get(key)}"
         for key in sorted(left.keys() | right.keys())
         if left.get(key) != right.get(key)
     ]
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= (
-            _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
-    return flat
-
-
-def _to_json(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: _to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return {"kind": type(value).__name__} | fields
-    if isinstance(value, (tuple, list)):
-        return [_to_json(item) for item in value]
-    return value
-
-
-def _from_json(kind: Any, value: Any, where: str) -> Any:
-    """``value`` as an instance of the annotation ``kind``, for the few kinds recipes use."""
-    options: list[Any] = [
-        option
-        for option in (typing.get_args(kind) if _is_union(kind) else (kind,))
-        if dataclasses.is_dataclass(option)
-    ]
-    if not options:
-        return tuple(value) if isinstance(value, list) else value
-    if value is None and _is_union(kind):
-        return None
-    names = {option.__name__: option for option in options}
-    if not isinstance(value, dict) or value.get("kind") not in names:
-        raise ValueError(f"{where} must be one of {', '.join(names)}, got {value!r}")
-    chosen = names[value["kind"]]
-    hints = typing.get_type_hints(chosen)
-    known = dataclasses.fields(chosen)
-    given = value.keys() - {"kind"}
-    needed = {f.name for f in known if f.default is f.default_factory is dataclasses.MISSING}
-    if wrong := (given - {f.name for f in known}) | (needed - given):
-        raise ValueError(f"{where}: unknown or missing fields: {', '.join(sorted(wrong))}")
-    return chosen(
-        **{name: _from_json(hints[name], value[name], f"{where}.{name}") for name in given}
-    )
-
-
-def _is_union(kind: Any) -> bool:
-    return typing.get_origin(kind) in (typing.Union, types.UnionType)

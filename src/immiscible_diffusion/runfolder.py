@@ -29,13 +29,14 @@ from immiscible_diffusion.files import (
     write_jsonl,
 )
 from immiscible_diffusion.loss import ConsistencyLoss
+from immiscible_diffusion.model.trainable import load_trained, trained_names, trained_state
 from immiscible_diffusion.pictures import image_grid
 from immiscible_diffusion.recipe import Recipe, differences
 
 # These may change between a run and its continuation without making it another experiment.
 MAY_CHANGE = (
     *("steps", "log_every", "preview_every", "checkpoint_every", "trackers", "evaluation"),
-    "prefetch",
+    *("prefetch", "prompts", "push_to_hub"),
 )
 PACKAGES = ("immiscible-diffusion", "torch", "numpy", "scipy", "accelerate", "diffusers")
 
@@ -162,11 +163,14 @@ class RunFolder:
             ) from error
         return state
 
-    def save_weights(self, model: nn.Module, step: int) -> None:
-        """Write the averaged weights to publish: safetensors, and JSON to build the model from."""
+    def save_weights(self, model: nn.Module, step: int, names: list[str] | None = None) -> None:
+        """Write the averaged weights to publish: safetensors, and JSON to build the model from.
+
+        Of a model that is trained in part, the parameters ``names`` alone.
+        """
         with needs_extra("train", "saving weights"):
             from safetensors.torch import save_file
-        tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+        tensors = {k: v.detach().cpu().contiguous() for k, v in trained_state(model, names).items()}
         with atomic_path(self.root / "weights" / "model.safetensors") as temporary:
             save_file(tensors, str(temporary), {"step": str(step)})
         write_json(
@@ -175,7 +179,7 @@ class RunFolder:
         )
 
     def load_weights(self, model: nn.Module) -> int:
-        """Put the averaged weights into ``model``, return their step."""
+        """Put the averaged weights into ``model``, as it is trained; returns their step."""
         with needs_extra("train", "loading weights"):
             from safetensors import SafetensorError, safe_open
         path = self.root / "weights" / "model.safetensors"
@@ -184,7 +188,8 @@ class RunFolder:
         try:
             with safe_open(str(path), framework="pt") as file:
                 step = int((file.metadata() or {})["step"])
-                model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                load_trained(model, state, trained_names(model))
         except (SafetensorError, RuntimeError, KeyError) as error:
             raise ValueError(f"{path} does not fit the recipe beside it ({error})") from error
         return step

@@ -1,15 +1,17 @@
 """A trained run, loaded to make images with."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
+from immiscible_diffusion.codec import Codec, Pixels
 from immiscible_diffusion.coupling import NoiseLaw
-from immiscible_diffusion.data import DataSet, load_data
+from immiscible_diffusion.data import DataSet
 from immiscible_diffusion.data.normalise import load_ranges
 from immiscible_diffusion.device import pick_device
 from immiscible_diffusion.generate import Generator
+from immiscible_diffusion.load import load_codec, load_data, pictures_of
 from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.runfolder import RunFolder
 from immiscible_diffusion.sampler import Sampler
@@ -26,26 +28,36 @@ class Trained:
     step: int
     device: torch.device
     run: RunFolder
+    codec: Codec = field(default_factory=Pixels)
 
     @classmethod
     def load(
         cls, run: RunFolder, device: str = "auto", dataset: DataSet | None = None
     ) -> "Trained":
         """Load the run (with its data, unless given); ValueError if it has no weights yet."""
-        recipe = run.recipe()
-        dataset = load_data(recipe.data) if dataset is None else dataset
+        recipe, where = run.recipe(), pick_device(device)
+        codec = load_codec(recipe, where)
+        dataset = load_data(recipe, codec) if dataset is None else dataset
         check_ranges(run, dataset)
-        model = make_model(recipe, dataset)
+        model = make_model(recipe, dataset, codec)
         step = run.load_weights(model)
-        where = pick_device(device)
         model = model.to(where).eval().requires_grad_(False)
-        return cls(recipe, dataset, model, step, where, run)
+        return cls(recipe, dataset, model, step, where, run, codec)
 
-    def generator(self, sampler: Sampler, batch_size: int = 512) -> Generator:
+    @property
+    def pictures(self) -> DataSet:
+        """What its images are judged by."""
+        return pictures_of(self.recipe, self.dataset)
+
+    def generator(
+        self, sampler: Sampler, batch_size: int = 512, prompts: tuple[str, ...] = ()
+    ) -> Generator:
         """What makes its images by ``sampler``; for the matched start it knows the law."""
         sampled = self.sampled_by(sampler)
         law = sampled.start_law()
-        return Generator(sampled.recipe, self.dataset, self.device, batch_size, law)
+        return Generator(
+            sampled.recipe, self.dataset, self.device, batch_size, law, self.codec, prompts
+        )
 
     def sampled_by(self, sampler: Sampler) -> "Trained":
         """The same run with another sampler; ValueError for one that cannot sample it."""
@@ -55,8 +67,9 @@ class Trained:
         """The law that its sampler starts from; None for N(0, I)."""
         if self.recipe.sampler.start != "matched":
             return None
-        coupling = make_coupling(self.recipe, self.dataset, self.run, self.device)
-        return start_law(self.recipe, self.dataset, self.run, coupling, self.device)
+        of = (self.recipe, self.dataset, self.run)
+        coupling = make_coupling(*of, self.device, self.codec)
+        return start_law(*of, coupling, self.device, self.codec)
 
 
 def check_ranges(run: RunFolder, dataset: DataSet) -> None:

@@ -1,8 +1,6 @@
 """The one training loop."""
 
 import math
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -11,29 +9,33 @@ from typing import Any
 import torch
 from torch import nn
 
+from immiscible_diffusion.codec import Codec
 from immiscible_diffusion.coupling import Coupling
 from immiscible_diffusion.coupling.prefetch import Paired, Pairs
-from immiscible_diffusion.data import DataSet, check_split, load_data
+from immiscible_diffusion.data import DataSet, check_split
 from immiscible_diffusion.data.normalise import save_ranges
 from immiscible_diffusion.feed import Feed
 from immiscible_diffusion.generate import Generator
-from immiscible_diffusion.interrupt import Interrupted, InterruptGuard
-from immiscible_diffusion.loss import Loss, at_share
+from immiscible_diffusion.interrupt import InterruptGuard
+from immiscible_diffusion.load import load_codec, load_data, with_tokens
+from immiscible_diffusion.loss import Loss, at_share, undisturbed
 from immiscible_diffusion.meter import Meter, Timed, loss_by_time
+from immiscible_diffusion.optimiser import Average, make_optimiser
 from immiscible_diffusion.progress import Progress
+from immiscible_diffusion.publish import check_before, publish, push
 from immiscible_diffusion.recipe import Recipe
+from immiscible_diffusion.resume import loaded, stopped_at, taken_up, trainer_state
 from immiscible_diffusion.runfolder import RunFolder
 from immiscible_diffusion.setup import (
-    Average,
-    Validation,
     make_accelerator,
     make_coupling,
     make_model,
-    make_optimiser,
     start_law,
 )
+from immiscible_diffusion.validation import Validation
 
 PREVIEW_IMAGES = 64
+A_PROMPT = 4  # images in a preview
 LISTEN_EVERY = 10
 Evaluate = Callable[[int, nn.Module], None]
 """Called with a step and the averaged model at the steps it was asked for."""
@@ -62,18 +64,22 @@ class Trainer:
         self.device: torch.device = self.accelerator.device
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         check_split(recipe.batch_size, world * recipe.accumulation)
-        self.dataset: DataSet = load_data(recipe.data) if dataset is None else dataset
-        self.feed = Feed(recipe, self.dataset, self.device, rank, world)
+        check_before(recipe)
+        self.codec: Codec = load_codec(recipe, self.device)
+        data = load_data(recipe, self.codec) if dataset is None else dataset
+        self.dataset: DataSet = with_tokens(data, recipe, self.codec)
+        self.feed = Feed(recipe, self.dataset, self.device, rank, world, self.codec)
         self.loss_fn: Loss = recipe.loss
-        self.validation = Validation.of(recipe, self.dataset, self.device)
-        self.bare = make_model(recipe, self.dataset).to(self.device)
+        self.validation = Validation.of(recipe, self.dataset, self.device, self.codec)
+        self.bare = make_model(recipe, self.dataset, self.codec).to(self.device)
         self.average = Average(recipe.optimiser, self.bare)
         optimiser, self.warmup = make_optimiser(recipe.optimiser, self.bare, recipe.steps)
         self.model, self.optimiser = self.accelerator.prepare(self.bare, optimiser)
         # Last, as it may write the moments: nothing is left behind if another part is refused.
-        self.coupling: Coupling = make_coupling(recipe, self.dataset, run, self.device)
-        self.law = start_law(recipe, self.dataset, run, self.coupling, self.device)
-        self.step = 0
+        of = (recipe, self.dataset, run)
+        self.coupling: Coupling = make_coupling(*of, self.device, self.codec)
+        self.law = start_law(*of, self.coupling, self.device, self.codec)
+        self.step, self.saved = 0, -1
         self.meter = Meter(self.device)
 
     # -- the loop ---------------------------------------------------------------------------------
@@ -107,10 +113,14 @@ class Trainer:
                 self.train_step(pairs)
                 self.after_step(show, evaluate, evaluate_at)
                 stopped = self.stop_asked(guard)
-            self.save()
+            if self.saved != self.step:
+                self.save()
+        if self.recipe.push_to_hub and self.step >= self.recipe.steps and self.is_main:
+            push(self.run.root, self.recipe.push_to_hub)
+        self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         if stopped:
-            raise self.interrupted(guard)
+            raise stopped_at(guard, self.step, self.recipe.steps, self.run.root)
 
     def train_step(self, pairs: Iterator[Paired]) -> None:
         """One optimiser step: ``accumulation`` micro-batches."""
@@ -184,11 +194,12 @@ class Trainer:
 
     def validate(self) -> None:
         """Loss of the averaged model on fixed independent noise and times."""
-        v, path = self.validation, self.recipe.noise_path
-        loss_fn = at_share(self.loss_fn, 1.0)  # one loss at every step, also under a curriculum
+        model, path = self.average.current(), self.recipe.noise_path
+        # One loss at every step, also under a curriculum.
+        loss_fn = undisturbed(at_share(self.loss_fn, 1.0))
         with torch.no_grad():
-            loss = loss_fn(self.average.current(), path, v.data, v.noise, v.t, v.cond, v.mask)
-        self.record("validation", loss=float(loss.mean()), split=v.split)
+            parts = [loss_fn(model, path, *part) for part in self.validation.parts()]
+        self.record("validation", loss=float(torch.cat(parts).mean()), split=self.validation.split)
 
     def start_trackers(self) -> None:
         """Open TensorBoard and W&B, where asked for."""
@@ -207,10 +218,14 @@ class Trainer:
         """A grid of samples from the same noise every time."""
         if not self.is_main:
             return
-        generator = Generator(self.recipe, self.dataset, self.device, law=self.law)
-        made = generator(self.average.current(), PREVIEW_IMAGES, seed=self.recipe.seed)
+        recipe, prompts = self.recipe, self.recipe.prompts
+        generator = Generator(
+            recipe, self.dataset, self.device, law=self.law, codec=self.codec, prompts=prompts
+        )
+        count = A_PROMPT * len(prompts) if prompts else PREVIEW_IMAGES
+        made = generator(self.average.current(), count, seed=recipe.seed)
         images = torch.cat([data for data, _ in made])
-        self.run.save_grid(images, f"step_{self.step:06d}")
+        self.run.save_grid(images, f"step_{self.step:06d}", len(prompts) or None)
 
     # -- stop and go ------------------------------------------------------------------------------
 
@@ -227,53 +242,29 @@ class Trainer:
         if self.meter.loss:
             self.finite_loss()  # a checkpoint that is not finite could never be resumed
         if self.is_main:
-            self.run.save_weights(self.average.current(), self.step)
+            averaged, names = self.average.current(), self.average.names
+            self.run.save_weights(averaged, self.step, names)
             self.run.save_checkpoint(self.state_dict())
+            publish(self.recipe, self.run, self.codec, self.bare, self.average, self.step)
+        self.saved = self.step
         self.accelerator.wait_for_everyone()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a step changes; randomness is keyed and needs no state."""
-        scaler = self.accelerator.scaler
-        return {
-            "step": self.step,
-            "scaling": self.recipe.scaling.factor,
-            "model": self.bare.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "warmup": self.warmup.state_dict(),
-            "average": self.average.state_dict(),
-            "scaler": scaler.state_dict() if scaler is not None else None,
-        }
+        return trainer_state(self)
 
     def resume(self) -> None:
         """Go back to the checkpoint, or to step 0 where there is none."""
         state = self.run.load_checkpoint()
         if state is not None:
-            try:
-                self.load_state_dict(state)
-            except (KeyError, RuntimeError, TypeError, ValueError) as error:
-                raise ValueError(
-                    f"{self.run.checkpoint} is not a checkpoint of this recipe ({error}); "
-                    f"choose another --out, or remove it to start from step 0"
-                ) from error
+            loaded(self, state)
         if self.is_main:
             self.run.forget_after(self.step)
         self.meter = Meter(self.device)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what ``state_dict`` gave; ValueError if it was of data scaled otherwise."""
-        factor = state.get("scaling", 1.0)
-        if factor != self.recipe.scaling.factor:
-            raise ValueError(
-                f"it was trained with scaling.factor {factor}, the recipe has "
-                f"{self.recipe.scaling.factor}"
-            )
-        self.bare.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.warmup.load_state_dict(state["warmup"])
-        self.average.load_state_dict(state["average"], self.device)
-        if state["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step = state["step"]
+        taken_up(self, state)
 
     def stop_asked(self, guard: InterruptGuard) -> bool:
         """Whether any rank was told to stop.
@@ -288,11 +279,3 @@ class Trainer:
             guard.received = guard.received or heard or None  # it may have come while asking
             return heard > 0
         return guard.received is not None
-
-    def interrupted(self, guard: InterruptGuard) -> Interrupted:
-        """What to raise on a signal: says where it stopped and how to go on."""
-        return Interrupted(
-            guard.received or signal.SIGTERM,
-            f"stopped at step {self.step} of {self.recipe.steps}; the checkpoint is in "
-            f"{self.run.root}{os.sep}; the same command goes on from there",
-        )

@@ -13,7 +13,9 @@ import torch
 import tyro
 from torch import Tensor
 
+from immiscible_diffusion.bulk import BulkPictures, BulkSet
 from immiscible_diffusion.command.at_work import policy_figures
+from immiscible_diffusion.command.clip_figures import ClipFigure, clip_figures
 from immiscible_diffusion.command.options import Device, parse
 from immiscible_diffusion.command.published import checkpoint_images, load_checkpoint
 from immiscible_diffusion.command.sampling import SamplerChanges
@@ -44,6 +46,8 @@ class Options(SamplerChanges):
         features: feature space: classifier, pixels, efficientnet, inception (FID) or dinov2
             (FD-DINOv2); the recipe's by default.
         metrics: which; frechet alone keeps no features, so any number of samples fits.
+        clip_metrics: with folder, figures by CLIP besides: score (CLIPScore; the folder must be of
+            `immiscible bulk` with prompts) and cmmd.
         calibrate: score real against real first, and pure noise, what learning nothing scores:
             the two ends of the scale.
         batch_size: images at a time.
@@ -57,6 +61,7 @@ class Options(SamplerChanges):
     seed: int = 0
     features: str | None = None
     metrics: tuple[str, ...] = METRICS
+    clip_metrics: tuple[ClipFigure, ...] = ()
     calibrate: bool = False
     batch_size: int = 512
     device: Device = "auto"
@@ -87,6 +92,10 @@ def judged_of(options: Options) -> Callable[[Options, RunFolder], dict[str, Any]
         raise ValueError("folder and checkpoint are two things to judge; give one")
     if options.folder:
         return of_folder
+    if options.clip_metrics:
+        raise ValueError(
+            "clip_metrics judge a folder: make one with `immiscible bulk`, then give --folder"
+        )
     return of_checkpoint if options.checkpoint else of_run
 
 
@@ -105,7 +114,8 @@ def of_run(options: Options, run: RunFolder) -> dict[str, Any]:
     recipe = with_options(options, trained.recipe)
     sampler = options.of(recipe.sampler)
     generator = dataclasses.replace(trained.generator(sampler, options.batch_size), recipe=recipe)
-    judge = Judge.of(recipe, trained.dataset, trained.device)
+    pictures = trained.pictures
+    judge = Judge.of(recipe, pictures, trained.device)
     calibration = calibrated(options, judge, recipe.evaluation.samples)
     quality, nfe, _ = judged(
         generator, judge, trained.model, options.seed, sampler, metrics=options.metrics
@@ -118,7 +128,7 @@ def of_run(options: Options, run: RunFolder) -> dict[str, Any]:
         "nfe": nfe,
         "seed": options.seed,
     }
-    return how | described(quality, judge, trained.dataset) | calibration
+    return how | described(quality, judge, pictures) | calibration
 
 
 def of_folder(options: Options, run: RunFolder) -> dict[str, Any]:
@@ -126,19 +136,29 @@ def of_folder(options: Options, run: RunFolder) -> dict[str, Any]:
     recipe = with_options(options, run.recipe())
     dataset = load_images(recipe.data)
     shape = dataset.shape
-    config = DataConfig(
-        name="folder", path=str(options.folder), size=shape[-1], channels=shape[0], labels=False
-    )
-    images = load_images(config)
+    assert options.folder is not None
+    images = of_size(options.folder, shape)
     recipe = dataclasses.replace(
         recipe, evaluation=dataclasses.replace(recipe.evaluation, samples=len(images))
     )
-    judge = Judge.of(recipe, dataset, pick_device(options.device))
+    device = pick_device(options.device)
+    judge = Judge.of(recipe, dataset, device)
     calibration = calibrated(options, judge, len(images))
     quality = judge(in_batches(images), options.metrics)
-    assert options.folder is not None
     how = {"folder": str(options.folder), "pictures": of_pictures(options.folder, shape[-1])}
-    return how | described(quality, judge, dataset) | calibration
+    by_clip = clip_figures(options.clip_metrics, options.folder, dataset, device)
+    return how | described(quality, judge, dataset) | by_clip | calibration
+
+
+def of_size(folder: Path, shape: tuple[int, ...]) -> DataSet:
+    """The pictures of a folder, or of its tar shards, in the shape of the data."""
+    bulk = BulkPictures(folder)
+    if bulk.shards:
+        return BulkSet(bulk, shape[-1], shape[0])
+    config = DataConfig(
+        name="folder", path=str(folder), size=shape[-1], channels=shape[0], labels=False
+    )
+    return load_images(config)
 
 
 def of_checkpoint(options: Options, run: RunFolder) -> dict[str, Any]:
@@ -201,6 +221,8 @@ def of_pictures(folder: Path, size: int) -> str:
     """How the pictures of a folder are encoded, and whether they were resized, as far as seen."""
     with needs_extra("train", "reading pictures"):
         from PIL import Image
+    if bulk := BulkPictures(folder).shards:
+        return f"png in {len(bulk)} tar shards"
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in PICTURES)
     kinds = ", ".join(sorted({file.suffix.lower().lstrip(".") for file in files}))
     with Image.open(files[0]) as first:

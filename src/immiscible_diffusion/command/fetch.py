@@ -19,6 +19,7 @@ from immiscible_diffusion.data import DataConfig, DataSet, load_data, load_image
 from immiscible_diffusion.evaluation import PolicyEvaluation
 from immiscible_diffusion.extra import MissingExtra
 from immiscible_diffusion.judge import JUDGE_SEED
+from immiscible_diffusion.load import load_codec
 from immiscible_diffusion.metric import extractor_from_name
 from immiscible_diffusion.pusht.simulator import simulator_at_hand
 from immiscible_diffusion.recipe import Recipe
@@ -122,8 +123,13 @@ def _held_out(recipe: Recipe) -> str:
 
 
 def _network(recipe: Recipe, dataset: DataSet) -> str:
-    count = sum(parameter.numel() for parameter in make_model(recipe, dataset).parameters())
-    return f"{type(recipe.model).__name__}, {count:,} parameters, begins untrained"
+    codec = load_codec(recipe)
+    weights = make_model(recipe, dataset, codec).parameters()
+    count = sum(parameter.numel() for parameter in weights)
+    begins = "begins untrained"
+    if getattr(recipe.model, "init", None) == "pretrained":
+        begins = "begins pretrained"
+    return f"{type(recipe.model).__name__}, {count:,} parameters, {begins}"
 
 
 def _judge(recipe: Recipe, dataset: DataSet, device: str) -> str:

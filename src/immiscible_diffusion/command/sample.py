@@ -1,10 +1,11 @@
 """``immiscible sample RUN``."""
 
+import hashlib
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -12,8 +13,8 @@ import tyro
 from torch import Tensor
 
 from immiscible_diffusion.command.options import Device, parse
+from immiscible_diffusion.command.processes import ranks_of
 from immiscible_diffusion.command.sampling import SamplerChanges
-from immiscible_diffusion.device import pick_device
 from immiscible_diffusion.extra import needs_extra
 from immiscible_diffusion.files import atomic_path
 from immiscible_diffusion.pictures import image_grid
@@ -35,6 +36,7 @@ class Options(SamplerChanges):
         out: new folder for the pictures; by default RUN/images/STEP-SAMPLER-SEED.
         count: images to make; image i depends on the seed and i alone.
         seed: of the start noise.
+        prompt: what to show, one text or several, of a run that is told by text.
         batch_size: images at a time.
         device: where to sample.
     """
@@ -43,6 +45,7 @@ class Options(SamplerChanges):
     out: Path | None = None
     count: int = 64
     seed: int = 0
+    prompt: tuple[str, ...] = ()
     batch_size: int = 256
     device: Device = "auto"
 
@@ -54,15 +57,20 @@ def main(arguments: list[str]) -> int:
         if getattr(options, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")
     ranks = ranks_of(options.device)
-    trained = Trained.load(RunFolder.existing(options.run), options.device)
+    run = RunFolder.existing(options.run)
+    if options.prompt and not run.recipe().by_text:
+        raise ValueError("this run was not trained on prompts; leave prompt")
+    trained = Trained.load(run, options.device)
     if trained.recipe.is_policy:
         raise ValueError(
             f"{options.run} is a policy, which makes no images; immiscible evaluate {options.run} "
             f"lets it work and films it"
         )
     sampler = options.of(trained.recipe.sampler)
-    generator = trained.generator(sampler, options.batch_size)
+    generator = trained.generator(sampler, options.batch_size, options.prompt)
     series = f"step{trained.step}-{str(sampler).replace(' ', '')}-seed{options.seed}"
+    if options.prompt:
+        series += f"-{hashlib.sha256(chr(10).join(options.prompt).encode()).hexdigest()[:8]}"
     out = options.out or options.run / "images" / series
     if options.out and any(out.glob("*.png")):
         raise ValueError(f"{out} holds pictures already, which would mix; choose another --out")
@@ -80,13 +88,6 @@ def main(arguments: list[str]) -> int:
             f"evaluations)\n"
         )
     return 0
-
-
-def ranks_of(device: Device) -> Any:
-    """The processes that ``accelerate launch`` started, or this one alone."""
-    with needs_extra("train", "sampling"):
-        from accelerate import PartialState
-    return PartialState(cpu=pick_device(device).type == "cpu")
 
 
 def share_of(count: int, rank: int, world: int) -> range:

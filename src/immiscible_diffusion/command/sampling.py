@@ -27,7 +27,7 @@ class SamplerChanges:
         spacing: which of the path's steps ddim, ddpm and dpm take.
         eta: share of fresh noise in ddim, 0 to 1.
         clip: bound on predicted data in ddim and ddpm.
-        guidance: weight of the labels; 1 is none.
+        guidance: weight of the labels or the text; 1 is none.
     """
 
     method: str | None = None

@@ -10,14 +10,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from immiscible_diffusion.codec import Codec
 from immiscible_diffusion.compare.denoising import Probes, keep_losses, losses_by_level
 from immiscible_diffusion.compare.plan import Cell, Plan
 from immiscible_diffusion.coupling import Coupling, NoiseLaw, coupling_from_name, draw
-from immiscible_diffusion.data import DataSet, load_data
+from immiscible_diffusion.data import DataSet
 from immiscible_diffusion.device import pick_device
 from immiscible_diffusion.files import read_json, write_json
 from immiscible_diffusion.generate import Generator
 from immiscible_diffusion.judge import Judge, judged
+from immiscible_diffusion.load import alike, load_codec, load_data, pictures_of
 from immiscible_diffusion.metric import METRICS
 from immiscible_diffusion.moments import Moments
 from immiscible_diffusion.policy import PolicyJudge, keep_rollouts
@@ -42,6 +44,7 @@ class CellRunner:
     device: str = "auto"
     quiet: bool = True
     _dataset: DataSet | None = None
+    _codec: Codec | None = None
     _judge: Judge | None = None
 
     def __call__(self, cell: Cell) -> None:
@@ -66,7 +69,7 @@ class CellRunner:
         probes: list[Probes] = []
 
         def evaluate(step: int, model: nn.Module) -> None:
-            if not recipe.is_policy:
+            if recipe.in_pixels:
                 if not probes:  # not before, as the run's moments count once it has begun
                     probes.append(self.probes(recipe, run))
                 losses = losses_by_level(recipe, model.eval(), probes[0], trainer.device)
@@ -82,10 +85,11 @@ class CellRunner:
 
     def judging(self, recipe: Recipe, trainer: Trainer) -> Judging:
         """What judges models of ``recipe``, with the law to start from where it needs one."""
-        law = start_law(recipe, self.dataset, trainer.run, trainer.coupling, trainer.device)
+        dataset, codec, device = trainer.dataset, trainer.codec, trainer.device
+        law = start_law(recipe, dataset, trainer.run, trainer.coupling, device, codec)
         if recipe.is_policy:
-            return partial(judge_policy, PolicyJudge.of(recipe, self.dataset, trainer.device, law))
-        generator = Generator(recipe, self.dataset, trainer.device, law=law)
+            return partial(judge_policy, PolicyJudge.of(recipe, dataset, device, law))
+        generator = Generator(recipe, dataset, device, law=law, codec=codec)
         return partial(judge_all_budgets, generator, self.judge)
 
     def probes(self, recipe: Recipe, run: RunFolder) -> Probes:
@@ -96,14 +100,17 @@ class CellRunner:
     def try_couplings(self) -> None:
         """Call every coupling once; ValueError names one that fails, before hours are spent."""
         recipe = self.plan.recipe
-        batch = recipe.as_seen(self.dataset.batch(torch.arange(min(TRIED, len(self.dataset)))))
+        rows = alike(self.dataset)[:TRIED]
+        batch = recipe.as_seen(self.codec.encode(self.dataset.batch(rows)))
         data, cond, mask = batch.data, batch.cond, batch.mask
         for name in {cell.unmatched.coupling: None for cell in self.plan.cells}:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of a pool, which is the trainer's to give
                     coupling = trial_coupling(name, data, cond)
-                    draw(coupling, data, cond=cond, mask=mask, generator=torch.Generator())
+                    draw(
+                        coupling, data, cond=cond, mask=mask, generator=torch.Generator(data.device)
+                    )
             except Exception as error:
                 raise ValueError(f"coupling '{name}' fails on the data: {error}") from error
 
@@ -120,14 +127,22 @@ class CellRunner:
     def dataset(self) -> DataSet:
         """The data of the recipe."""
         if self._dataset is None:
-            self._dataset = load_data(self.plan.recipe.data)
+            self._dataset = load_data(self.plan.recipe, self.codec)
         return self._dataset
+
+    @property
+    def codec(self) -> Codec:
+        """The codec of the recipe."""
+        if self._codec is None:
+            self._codec = load_codec(self.plan.recipe, pick_device(self.device))
+        return self._codec
 
     @property
     def judge(self) -> Judge:
         """The judge of the recipe, on the device that trains."""
         if self._judge is None:
-            self._judge = Judge.of(self.plan.recipe, self.dataset, pick_device(self.device))
+            pictures = pictures_of(self.plan.recipe, self.dataset)
+            self._judge = Judge.of(self.plan.recipe, pictures, pick_device(self.device))
         return self._judge
 
 

@@ -55,7 +55,7 @@ def gather(plan: Plan, command: str, *, irreducible: bool = True) -> Comparison:
         raise ValueError(f"nothing has been judged yet in {plan.folder}; run some cells first")
     runner, recipe = CellRunner(plan), plan.recipe
     dataset, policy = runner.dataset, recipe.is_policy
-    excess = excess_of(plan, dataset) if irreducible and not policy else None
+    excess = excess_of(plan, dataset) if irreducible and recipe.in_pixels else None
     hardware, versions = trained_on(plan)
     comparison = Comparison(
         recipe=recipe.name,
@@ -73,7 +73,7 @@ def gather(plan: Plan, command: str, *, irreducible: bool = True) -> Comparison:
         eval_steps=plan.eval_steps,
         batch_size=recipe.batch_size,
         total_steps=recipe.steps,
-        parameters=sum(p.numel() for p in make_model(recipe, dataset).parameters()),
+        parameters=sum(p.numel() for p in make_model(recipe, dataset, runner.codec).parameters()),
         couplings=tuple(
             CouplingEntry(name, name, plan.control_of(name), name == BASELINE)
             for name in plan.couplings

@@ -1,7 +1,6 @@
 """Encoded pictures (parquet, folders, the hub) through the ``datasets`` library."""
 
 import glob
-import io
 import re
 import sys
 from dataclasses import dataclass
@@ -9,18 +8,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from immiscible_diffusion.data.batch import DataSet
+from immiscible_diffusion.data.decode import as_file, opened, square, to_bytes
 from immiscible_diffusion.data.images import ImageSet, LazyImageSet
 from immiscible_diffusion.extra import needs_extra
 
 if TYPE_CHECKING:
     from immiscible_diffusion.data.sources import DataConfig
 
-HUB = {"cifar10": "uoft-cs/cifar10", "fashion_mnist": "zalandoresearch/fashion_mnist"}
+HUB = {
+    "cifar10": "uoft-cs/cifar10",
+    "fashion_mnist": "zalandoresearch/fashion_mnist",
+    "imagenet-1k": "ILSVRC/imagenet-1k",
+}
 DECODE_PIECE = 256
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 JPEG = b"\xff\xd8"
@@ -39,63 +42,20 @@ class Decoder:
     def __call__(self, row: dict[str, Any]) -> Tensor:
         """Decode one row; ValueError names a picture that is broken."""
         with needs_extra("train", "reading pictures"):
-            from PIL import Image
+            import PIL  # noqa: F401
         cell = row[self.column]
-        try:
-            with Image.open(_file(cell)) as picture:
-                image = _upright(_eight_bit(picture)).convert(self.mode)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            where = cell.get("path") or "a picture of the data set"
-            raise ValueError(f"{where} cannot be read as a picture: {error}") from error
-        if self.size:
-            image = _square(image, self.size)
-        data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-        return data.view(image.height, image.width, -1).permute(2, 0, 1).contiguous()
-
-
-def _file(cell: dict[str, Any]) -> Any:
-    return io.BytesIO(cell["bytes"]) if cell.get("bytes") is not None else cell["path"]
-
-
-def _eight_bit(picture: Any) -> Any:
-    """16-bit grey brought to 8 bits: PIL's ``convert`` would clip it at 255."""
-    if picture.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of unknown range; save 8 bits")
-    if not picture.mode.startswith("I"):
-        return picture
-    from PIL import Image
-
-    grey = np.asarray(picture).astype(np.float64).clip(0, 65535) / 257
-    return Image.fromarray(grey.round().astype(np.uint8))
-
-
-def _upright(picture: Any) -> Any:
-    """The picture turned as the camera noted in its EXIF data."""
-    from PIL import ImageOps
-
-    ImageOps.exif_transpose(picture, in_place=True)
-    return picture
-
-
-def _square(image: Any, size: int) -> Any:
-    """The centre square after resizing the shorter side to ``size``."""
-    from PIL import Image
-
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
-    image = image.resize(
-        (width, height), Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC
-    )
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+        image = opened(cell, self.mode)
+        return to_bytes(square(image, self.size) if self.size else image)
 
 
 def load_encoded(config: "DataConfig", hint: str) -> DataSet:
     """The set of ``config``: decoded into memory if it fits, else decoded when needed."""
-    rows = _rows(config, hint)
-    if len(rows) == 0:
-        raise ValueError(f"{config.path or config.name} has no images in the split {config.split}")
-    image_column, label_column = _columns(rows, config)
+    return images_of(open_rows(config, hint), config)
+
+
+def images_of(rows: Any, config: "DataConfig") -> DataSet:
+    """The images of ``rows``, as ``open_rows`` gives them."""
+    image_column, label_column = columns(rows, config)
     labels = _labels(rows, label_column) if label_column else None
     names = _class_names(rows, label_column, labels) if label_column and labels else None
     if config.limit is not None:
@@ -117,11 +77,11 @@ def load_encoded(config: "DataConfig", hint: str) -> DataSet:
     return ImageSet(images, labels=target, **common)
 
 
-def _rows(config: "DataConfig", hint: str) -> Any:
-    """The split as a ``datasets.Dataset`` whose pictures stay encoded."""
+def open_rows(config: "DataConfig", hint: str) -> Any:
+    """The split as a ``datasets.Dataset`` whose pictures stay encoded; not empty."""
     with needs_extra("train", f"the data set {config.name}"):
         import datasets
-    arguments = _arguments(config)
+    arguments = load_arguments(config)
     quiet = not sys.stderr.isatty()
     if quiet:
         datasets.disable_progress_bars()
@@ -134,13 +94,23 @@ def _rows(config: "DataConfig", hint: str) -> Any:
             f"the data set {arguments['path']} cannot be had from the hub "
             f"({type(error).__name__}: {str(error).partition(chr(10))[0]}); go online once, {hint}"
         ) from error
+    rows = stay_encoded(rows)
+    if len(rows) == 0:
+        raise ValueError(f"{config.path or config.name} has no images in the split {config.split}")
+    return rows
+
+
+def stay_encoded(rows: Any) -> Any:
+    """``rows`` whose pictures are not decoded."""
+    import datasets
+
     for name, feature in rows.features.items():
         if isinstance(feature, datasets.Image) or name in ("img", "image"):
             rows = rows.cast_column(name, datasets.Image(decode=False))
     return rows
 
 
-def _arguments(config: "DataConfig") -> dict[str, Any]:
+def load_arguments(config: "DataConfig") -> dict[str, Any]:
     """How ``datasets.load_dataset`` finds the set."""
     if config.path is None:
         if config.name == "folder":
@@ -187,19 +157,10 @@ def _of_split(file: Path, root: Path, split: str) -> bool:
 
 
 def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in (
-        ".png",
-        ".jpg",
-        ".jpeg",
-        ".webp",
-        ".bmp",
-        ".gif",
-        ".tif",
-        ".tiff",
-    )
+    return path.suffix.lower() in PICTURES
 
 
-def _columns(rows: Any, config: "DataConfig") -> tuple[str, str | None]:
+def columns(rows: Any, config: "DataConfig") -> tuple[str, str | None]:
     """Names of the image column, and of the label column if labels are wanted and there."""
     import datasets
 
@@ -245,7 +206,7 @@ def _mode(rows: Any, column: str, config: "DataConfig") -> str:
 
     for row in rows.select(range(min(100, len(rows)))):
         try:
-            with Image.open(_file(row[column])) as picture:
+            with Image.open(as_file(row[column])) as picture:
                 if picture.mode not in GREY_MODES:
                     return "RGB"
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
@@ -257,12 +218,13 @@ def _note(config: "DataConfig", cell: dict[str, Any]) -> str:
     """CIFAR-10 is lossless as published: a copy in JPEG must say so."""
     if config.name != "cifar10":
         return ""
-    with (
-        Path(cell["path"]).open("rb")
-        if cell.get("bytes") is None
-        else io.BytesIO(cell["bytes"]) as file
-    ):
-        return JPEG_NOTE if file.read(2) == JPEG else ""
+    head = cell["bytes"][:2] if cell.get("bytes") is not None else _first_bytes(Path(cell["path"]))
+    return JPEG_NOTE if head == JPEG else ""
+
+
+def _first_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(2)
 
 
 def _decode_all(rows: Any, decoder: Decoder, first: Tensor) -> Tensor:

@@ -155,3 +155,11 @@ class LazyImageSet:
         images = torch.stack([self.decode(row) for row in rows])
         labels = None if self.label is None else torch.tensor([row[self.label] for row in rows])
         return to_batch(images, labels, 255, draw_flips(len(rows), self.flip, generator))
+
+
+def all_labels(images: Any) -> Tensor:
+    """Labels ``[N]`` of a labelled set, without decoding its pictures."""
+    if getattr(images, "labels", None) is not None:
+        labels: Tensor = images.labels
+        return labels
+    return torch.as_tensor(images.rows[images.label][:])

@@ -3,6 +3,7 @@
 from collections.abc import Generator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -10,6 +11,21 @@ from torch import Tensor
 from immiscible_diffusion.ahead import run_ahead
 from immiscible_diffusion.data.batch import Batch, DataSet
 from immiscible_diffusion.rng import Streams
+
+
+class Order(Protocol):
+    """Which data a step is of: a pure function of the seed and the step."""
+
+    @property
+    def batch_size(self) -> int:
+        """Data per step, over all ranks."""
+
+    @property
+    def seed(self) -> int:
+        """The run's."""
+
+    def indices(self, step: int) -> Tensor:
+        """``[batch_size]`` int64."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +66,12 @@ def _permutation(seed: int, epoch: int, count: int) -> Tensor:
     return torch.randperm(count, generator=Streams(seed, epoch).order)
 
 
+def order_of(dataset: Any, batch_size: int, seed: int) -> Order:
+    """The order a data set asks for (that of buckets), else every datum once an epoch."""
+    own = getattr(dataset, "order", None)
+    return DataOrder(len(dataset), batch_size, seed) if own is None else own(batch_size, seed)
+
+
 def check_split(batch_size: int, parts: int) -> None:
     """Raise ValueError unless the global batch divides into ``parts`` (devices x accumulation)."""
     if batch_size % parts:
@@ -63,7 +85,7 @@ def check_split(batch_size: int, parts: int) -> None:
 
 def batches(
     dataset: DataSet,
-    order: DataOrder,
+    order: Order,
     *,
     start: int = 0,
     rank: int = 0,
@@ -101,7 +123,7 @@ def batches(
 
 
 def _make(
-    dataset: DataSet, order: DataOrder, step: int, rank: int, world: int, accumulation: int
+    dataset: DataSet, order: Order, step: int, rank: int, world: int, accumulation: int
 ) -> Generator[Batch, None, None]:
     while True:
         parts = order.indices(step).chunk(world * accumulation)

@@ -13,6 +13,7 @@ from immiscible_diffusion.data.idx import read_idx
 from immiscible_diffusion.data.images import ImageSet
 from immiscible_diffusion.extra import needs_extra
 
+LOCAL = ("digits", "fashion_mnist")  # data that need no path
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 FASHION = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
@@ -25,7 +26,8 @@ class DataConfig:
     """Which data set, and how it is prepared.
 
     Args:
-        name: digits, fashion_mnist, cifar10, folder, or hub:ID for a data set of the hub.
+        name: digits, fashion_mnist, cifar10, imagenet-1k, folder, or hub:ID
+            for a data set of the hub.
         path: local folder (or parquet file); required for ``folder``, before the hub otherwise.
         split: train or test, where the set has both.
         size: resize the shorter side to this and cut out the centre square; as it is by default.
@@ -57,6 +59,12 @@ class DataConfig:
     def tiny(self) -> "DataConfig":
         """Of a smoke run."""
         return replace(self, limit=min(self.limit or 256, 256))
+
+    def at_hand(self) -> "DataConfig":
+        """The same if they need not be fetched, else 32 x 32 colour pictures of digits."""
+        if self.path or self.name in LOCAL:
+            return self
+        return DataConfig("digits", size=32, channels=3, flip=self.flip, limit=self.limit)
 
 
 def load_images(config: DataConfig) -> DataSet:
@@ -155,5 +163,6 @@ SOURCES: dict[str, Callable[[DataConfig], Any]] = {
     "digits": _digits,
     "fashion_mnist": _fashion_mnist,
     "cifar10": _through_datasets,
+    "imagenet-1k": _through_datasets,
     "folder": _through_datasets,
 }

@@ -32,6 +32,12 @@ def at_share(loss: Loss, share: float) -> Loss:
     return loss if at is None else at(share)
 
 
+def undisturbed(loss: Loss) -> Loss:
+    """``loss`` on the very noise it is given, for one that disturbs it in training."""
+    found: Loss = getattr(loss, "undisturbed", loss)
+    return found
+
+
 def mean_over(values: Tensor, mask: Tensor | None) -> Tensor:
     """Mean ``[B]`` of ``values`` ``[B, *shape]`` over what ``mask`` says is valid; 0 of nothing."""
     if mask is None:

@@ -65,10 +65,10 @@ class NetworkFeatures:
         if not len(data):
             return torch.empty(0, self.dim)
         device = next(self.network.parameters()).device
-        return exactly(_Prepared(self.network, self.prepare), to_bytes(data).to(device))
+        return exactly(Prepared(self.network, self.prepare), to_bytes(data).to(device))
 
 
-class _Prepared(nn.Module):
+class Prepared(nn.Module):
     """Preprocessing and network as one, so that resized pictures are few at a time."""
 
     def __init__(self, network: nn.Module, prepare: Callable[[Tensor], Tensor]) -> None:
@@ -76,6 +76,7 @@ class _Prepared(nn.Module):
         self.network, self.prepare = network, prepare
 
     def forward(self, pictures: Tensor) -> Tensor:
+        """Features of pictures [B, 3, H, W] uint8."""
         return self.network(self.prepare(pictures))
 
 

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from immiscible_diffusion.model import MLP, UNet
 from immiscible_diffusion.model.mlp import time_features
+from immiscible_diffusion.optimiser import Optimiser
 from immiscible_diffusion.path import Cond, FlowPath
 from immiscible_diffusion.path.base import per_row
-from immiscible_diffusion.recipe import Optimiser
 from immiscible_diffusion.rng import key
 
 VALID = "valid positions"

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from immiscible_diffusion.coupling import Coupling, draw
 from immiscible_diffusion.data import DataOrder
 from immiscible_diffusion.loss import RegressionLoss
+from immiscible_diffusion.optimiser import Average, make_optimiser
 from immiscible_diffusion.path import FlowPath
 from immiscible_diffusion.probe.network import Network
 from immiscible_diffusion.probe.prepared import Prepared
 from immiscible_diffusion.rng import Streams
 from immiscible_diffusion.sampler import sample_euler
-from immiscible_diffusion.setup import Average, make_optimiser
 
 PATH, LOSS = FlowPath(), RegressionLoss()
 AT_ONCE = 512  # samples

@@ -18,6 +18,15 @@ from immiscible_diffusion.recipes.flow_matching import (
     fashion_flow,
 )
 from immiscible_diffusion.recipes.push_t import pusht_policy, pusht_policy_small
+from immiscible_diffusion.recipes.stable_diffusion import (
+    coco_sd,
+    imagenet_sd_finetune,
+    imagenet_sd_scratch,
+    sd_inpaint,
+    sd_lora,
+    sd_outpaint,
+    sdxl_lora,
+)
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "digits-flow": digits_flow,
@@ -32,6 +41,13 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "tiny-imagenet-consistency": tiny_imagenet_consistency,
     "pusht-policy-small": pusht_policy_small,
     "pusht-policy": pusht_policy,
+    "imagenet-sd-scratch": imagenet_sd_scratch,
+    "imagenet-sd-finetune": imagenet_sd_finetune,
+    "sd-inpaint": sd_inpaint,
+    "sd-outpaint": sd_outpaint,
+    "coco-sd": coco_sd,
+    "sd-lora": sd_lora,
+    "sdxl-lora": sdxl_lora,
 }
 
 

@@ -3,10 +3,12 @@
 import dataclasses
 
 from immiscible_diffusion.data import DataConfig
+from immiscible_diffusion.evaluation import Evaluation
 from immiscible_diffusion.loss import ConsistencyLoss
 from immiscible_diffusion.model import MLP, UNet
+from immiscible_diffusion.optimiser import Optimiser
 from immiscible_diffusion.path import SigmaPath
-from immiscible_diffusion.recipe import Evaluation, Optimiser, Recipe
+from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.sampler import Sampler
 
 

@@ -1,9 +1,11 @@
 """DDIM: CIFAR-10 as published, and a twin for a CPU."""
 
 from immiscible_diffusion.data import DataConfig
+from immiscible_diffusion.evaluation import Evaluation
 from immiscible_diffusion.model import MLP, UNet
+from immiscible_diffusion.optimiser import Optimiser
 from immiscible_diffusion.path import DiffusionPath
-from immiscible_diffusion.recipe import Evaluation, Optimiser, Recipe
+from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.sampler import Sampler
 
 

@@ -5,8 +5,9 @@ import dataclasses
 from immiscible_diffusion.data import DemonstrationConfig
 from immiscible_diffusion.evaluation import PolicyEvaluation
 from immiscible_diffusion.model import PolicyMLP, UNet1D
+from immiscible_diffusion.optimiser import Optimiser
 from immiscible_diffusion.path import DiffusionPath
-from immiscible_diffusion.recipe import Optimiser, Recipe
+from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.sampler import Sampler
 
 

@@ -1,0 +1,250 @@
+"""Stable Diffusion end to end on a CPU: made, trained, tuned, painted with and judged.
+
+    OMP_NUM_THREADS=1 python benchmarks/small_sd.py --data ../shared/data/cifar10 --out runs/small
+
+Every stage is a command of the library in a process of its own; its wall and CPU seconds (children
+included) are noted. Stages that are done are skipped, so the same line goes on after an
+interruption. Then the bars: held-out PSNR of the VAE at least 20 dB; accuracy of a separately
+trained classifier on pictures of asked-for classes at least half of its accuracy on VAE
+reconstructions; the mean of 16 paintings closer to the hidden part than the mean colour; all within
+30 minutes of two cores (reported in CPU seconds, as other work on a machine adds to the wall).
+``--scale 0.02`` tries the script.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from immiscible_diffusion.bulk import BulkPictures
+from immiscible_diffusion.data import DataConfig, load_images
+from immiscible_diffusion.files import read_json, write_json, write_text
+from immiscible_diffusion.pictures import image_grid
+from immiscible_diffusion.smallsd.judged import LabelJudge, judge_of
+from immiscible_diffusion.smallsd.painted import centre_hole, painted
+
+SCRATCH, TUNED, LORA, PAINTED = 1200, 150, 150, 600
+RUNS = ("independent", "knn", "finetune", "lora", "inpaint")
+GUIDANCE, SAMPLER_STEPS = 3.0, 20
+BUDGET = 30 * 60 * 2
+
+
+def recipe_options(arguments: argparse.Namespace, steps: int, lr: float) -> list[str]:
+    """What every recipe is told: which data, which pipeline, and the sizes that suit it."""
+    return [
+        *("--data.name", arguments.name, "--data.path", str(arguments.data), "--data.size", "32"),
+        *("--codec.pretrained", str(arguments.out / "pipeline"), "--path.prediction", "v"),
+        *("--steps", str(steps), "--batch-size", "64", "--accumulation", "1"),
+        *("--optimiser.lr", str(lr), "--optimiser.warmup", str(min(100, max(1, steps // 10)))),
+        *("--optimiser.decay", "cosine", "--optimiser.ema-ramp", "--label-dropout", "0.1"),
+        *("--model.no-gradient-checkpointing", "--precision", "no", "--device", "cpu"),
+        *("--preview-every", "0", "--log-every", "20", "--validate-every", "200"),
+    ]
+
+
+def stages(arguments: argparse.Namespace) -> dict[str, list[str]]:
+    """The commands by name, in order."""
+    out, scale = arguments.out, arguments.scale
+    pipeline, data = out / "pipeline", str(arguments.data)
+
+    def steps(full: int) -> int:
+        return max(4, round(full * scale))
+
+    def train(recipe: str, run: str, count: int, lr: float, *more: str) -> list[str]:
+        options = recipe_options(arguments, count, lr)
+        return ["train", recipe, "--out", str(out / run), *options, *more]
+
+    small = ["--vae.steps", str(steps(700)), "--text.steps", str(steps(150))]
+    scratch, base = "imagenet-sd-scratch", ["--model.pretrained", str(out / "independent")]
+    found = {
+        "make": ["make-small-sd", arguments.name, "--path", data, "--out", str(pipeline), *small],
+        "independent": train(scratch, "independent", steps(SCRATCH), 1e-3),
+        "knn": train(scratch, "knn", steps(SCRATCH), 1e-3, "--coupling", "knn:k=16"),
+        "finetune": train("imagenet-sd-finetune", "finetune", steps(TUNED), 2e-4, *base),
+        "lora": train("sd-lora", "lora", steps(LORA), 1e-3, *base, *lora_data(arguments)),
+        "inpaint": train("sd-inpaint", "inpaint", steps(PAINTED), 1e-3, *base),
+    }
+    for run in ("independent", "knn", "finetune"):
+        found[f"sample {run}"] = bulk(arguments, run)
+        folder = ["--folder", str(out / f"pictures-{run}"), "--features", "efficientnet"]
+        found[f"evaluate {run}"] = ["evaluate", str(out / run), *folder]
+    return found
+
+
+def lora_data(arguments: argparse.Namespace) -> list[str]:
+    """Twenty pictures with captions, batch 1."""
+    folder = arguments.out / "twenty"
+    small = ("--buckets.size", "32", "--buckets.step", "32", "--batch-size", "1")
+    return ["--data.name", "folder", "--data.path", str(folder), *small]
+
+
+def bulk(arguments: argparse.Namespace, run: str) -> list[str]:
+    """The command that makes labelled pictures with a run."""
+    count = max(20, round(1000 * arguments.scale))
+    return [
+        *("bulk", str(arguments.out / run), "--out", str(arguments.out / f"pictures-{run}")),
+        *("--count", str(count), "--classes", str(arguments.out / "classes.txt")),
+        *("--steps", str(SAMPLER_STEPS), "--guidance", str(GUIDANCE), "--batch-size", "100"),
+        *("--device", "cpu"),
+    ]
+
+
+def write_inputs(arguments: argparse.Namespace, held: Any) -> None:
+    """The class names, and twenty held-out pictures of one class with a caption each."""
+    write_text(arguments.out / "classes.txt", "".join(f"{name}\n" for name in held.class_names))
+    folder = arguments.out / "twenty"
+    folder.mkdir(exist_ok=True)
+    rows = (held.labels == 0).nonzero().flatten()[:20]
+    for number, picture in enumerate(held.batch(rows).data):
+        image_grid(picture[None]).save(folder / f"{number:02}.png")
+        write_text(folder / f"{number:02}.txt", f"a sks {held.class_names[0]}\n")
+
+
+def run_stage(name: str, command: list[str], arguments: argparse.Namespace) -> dict[str, float]:
+    """Run a command; its wall and CPU seconds. Ends the script if it fails."""
+    log = arguments.out / f"{name.replace(' ', '-')}.log"
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    print(f"{name}: immiscible {' '.join(command)}", flush=True)
+    environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **os.environ}
+    with log.open("a") as file:
+        code = subprocess.run(
+            [sys.executable, "-m", "immiscible_diffusion", *command],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            check=False,
+        ).returncode
+    if code:
+        last = log.read_text(errors="replace").strip().splitlines()[-1:]
+        raise SystemExit(f"{name} ended with {code}: {' '.join(last)} (all of it: {log})")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"wall": time.monotonic() - began, "cpu": cpu}
+
+
+def labels_right(judge: LabelJudge, folder: Path) -> dict[str, Any]:
+    """The classifier's accuracy on the pictures of ``folder``, and by class."""
+    pictures = BulkPictures(folder)
+    numbers = torch.tensor([place.number for place in pictures.places])
+    labels = numbers % (judge.data.num_classes or 1)
+    made = torch.cat(list(pictures.batches()))
+    right = judge.right(made, labels).double()
+    return {
+        "accuracy": float(right.mean()),
+        "error": float(right.std() / len(right) ** 0.5),
+        "by_class": judge.by_class(made, labels),
+        "pictures": len(made),
+    }
+
+
+def painting(arguments: argparse.Namespace, held: Any, count: int = 64) -> dict[str, float]:
+    """In-painting by diffusers' own pipeline from the run folder."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from diffusers import StableDiffusionInpaintPipeline
+    pipeline = StableDiffusionInpaintPipeline.from_pretrained(arguments.out / "inpaint")
+    pipeline.set_progress_bar_config(disable=True)
+    batch = held.batch(torch.arange(max(4, round(count * min(1, arguments.scale * 4)))))
+    words = [held.class_names[label] for label in batch.cond["label"].tolist()]
+    hole = centre_hole(len(batch), batch.data.shape[-1], pipeline.vae_scale_factor)
+
+    def paint(pictures: torch.Tensor, holes: torch.Tensor, draw: int) -> torch.Tensor:
+        made = pipeline(
+            words,
+            image=pictures,
+            mask_image=holes,
+            height=pictures.shape[2],
+            width=pictures.shape[3],
+            num_inference_steps=SAMPLER_STEPS,
+            guidance_scale=1.0,
+            generator=torch.Generator().manual_seed(draw),
+            output_type="pt",
+        ).images
+        return made.float() * 2 - 1
+
+    with torch.no_grad():
+        found = painted(paint, batch.data, hole)
+        shown = torch.cat([batch.data[:8], (batch.data * (1 - hole))[:8]])
+        drawn = [paint(batch.data[:8] * (1 - hole[:8]), hole[:8], draw) for draw in (0, 1)]
+    image_grid(torch.cat([shown, *drawn]), 8).save(arguments.out / "inpainting.png")
+    return dict(vars(found))
+
+
+def report(figures: dict[str, Any], spent: dict[str, dict[str, float]]) -> list[str]:
+    """The table of stages and the bars."""
+    lines = ["| stage | CPU s | wall s |", "|---|--:|--:|"]
+    lines += [f"| {name} | {t['cpu']:.0f} | {t['wall']:.0f} |" for name, t in spent.items()]
+    total = sum(t["cpu"] for t in spent.values())
+    lines += [f"| all | {total:.0f} | {sum(t['wall'] for t in spent.values()):.0f} |", ""]
+    bar = figures["judge"]["reconstructions"] / 2
+    rows = [("held-out PSNR of the VAE, dB", figures["vae"]["psnr"], 20.0)]
+    rows += [(f"accuracy on labels, {run}", part["accuracy"], bar) for run, part in
+             figures["labels"].items()]  # fmt: skip
+    if paint := figures.get("painting"):
+        rows.append(
+            ("PSNR in the hole of the mean of 16, dB", paint["mean_of_draws"],
+             paint["known_colour"])
+        )  # fmt: skip
+    lines += ["| bar | reached | at least | |", "|---|--:|--:|---|"]
+    for name, value, least in rows:
+        lines.append(
+            f"| {name} | {value:.3g} | {least:.3g} | {'yes' if value >= least else 'NO'} |"
+        )
+    fits = "yes" if total <= BUDGET else "NO"
+    lines.append(
+        f"| CPU seconds of two cores for 30 minutes | {total:.0f} | <= {BUDGET} | {fits} |"
+    )
+    return lines
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="where the data set is")
+    parser.add_argument("--name", default="cifar10", help="its name")
+    parser.add_argument("--out", type=Path, required=True, help="folder for everything")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of all steps and pictures")
+    parser.add_argument("--only", nargs="*", help="these stages only")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = options()
+    torch.set_num_threads(1)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    config = DataConfig(arguments.name, path=str(arguments.data), split="test", channels=3)
+    held = load_images(config)
+    write_inputs(arguments, held)
+    record = arguments.out / "stages.json"
+    spent = read_json(record) if record.exists() else {}
+    for name, command in stages(arguments).items():
+        if name in spent or (arguments.only and name not in arguments.only):
+            continue
+        spent[name] = run_stage(name, command, arguments)
+        write_json(record, spent)
+    figures = read_json(arguments.out / "pipeline" / "figures.json")
+    judge = judge_of(DataConfig(arguments.name, path=str(arguments.data), channels=3))
+    figures["labels"] = {
+        run: labels_right(judge, folder)
+        for run in RUNS
+        if (folder := arguments.out / f"pictures-{run}").is_dir()
+    }
+    if (arguments.out / "inpaint" / "model_index.json").is_file():
+        figures["painting"] = painting(arguments, held)
+    write_json(arguments.out / "figures.json", {**figures, "stages": spent})
+    text = "\n".join(report(figures, spent))
+    write_text(arguments.out / "report.md", text + "\n")
+    print(text)
+    print(json.dumps(figures["labels"], indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

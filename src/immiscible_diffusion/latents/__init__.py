@@ -1,0 +1,17 @@
+"""The latent cache: pictures encoded once, drawn from ever after."""
+
+from immiscible_diffusion.latents.dataset import LatentSet, load_latents
+from immiscible_diffusion.latents.encode import Encoding, encode
+from immiscible_diffusion.latents.identity import data_digest, vae_digest
+from immiscible_diffusion.latents.manifest import Manifest, missing_shards
+
+__all__ = [
+    "Encoding",
+    "LatentSet",
+    "Manifest",
+    "data_digest",
+    "encode",
+    "load_latents",
+    "missing_shards",
+    "vae_digest",
+]

@@ -1,0 +1,114 @@
+"""The layout of diffusers: ``unet/``, ``unet_ema/``, and a whole pipeline at the end."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from immiscible_diffusion.codec import LatentCodec
+from immiscible_diffusion.codec.parts import check_given, load_part, read_index
+from immiscible_diffusion.extra import needs_extra
+from immiscible_diffusion.files import atomic_folder, read_json, write_json
+from immiscible_diffusion.path import DiffusionPath
+from immiscible_diffusion.recipe import Recipe
+
+PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "data": "sample"}
+PAINTS = "StableDiffusionInpaintPipeline"
+
+
+def save_unets(
+    folder: Path, unet: Any, averaged: Any, average: dict[str, Any], *, last: bool
+) -> None:
+    """``unet/`` and ``unet_ema/`` as diffusers' training script leaves them.
+
+    Until the last step there is no ``model_index.json``: a folder whose ``unet/`` is not the
+    averaged one does not load as a pipeline.
+
+    Args:
+        folder: of the run.
+        unet: with the weights as they are.
+        averaged: with the averaged weights.
+        average: state of the average; its numbers go where diffusers' ``EMAModel`` has them.
+        last: whether ``unet/`` shall be the averaged weights.
+    """
+    if not last:
+        (folder / "model_index.json").unlink(missing_ok=True)
+    with atomic_folder(folder / "unet") as temporary:
+        (averaged if last else unet).save_pretrained(temporary)
+    with atomic_folder(folder / "unet_ema") as temporary:
+        averaged.save_pretrained(temporary)
+        numbers = {name: value for name, value in average.items() if name != "shadow_params"}
+        config = temporary / "config.json"
+        write_json(config, {**read_json(config), **numbers})
+
+
+def save_pipeline(folder: Path, recipe: Recipe, codec: LatentCodec, unet: Any) -> None:
+    """All parts but ``unet/``, and the index that makes them a pipeline, which comes last."""
+    pretrained = check_given(recipe.codec.pretrained, "codec.pretrained")  # type: ignore[union-attr]
+    index = read_index(pretrained)
+    parts: dict[str, Any] = {"vae": codec.vae, "scheduler": scheduler_of(recipe)}
+    for text, suffix in zip(codec.texts, ("", "_2"), strict=False):
+        parts |= {f"tokenizer{suffix}": text.tokenizer, f"text_encoder{suffix}": text.encoder}
+    for name, part in parts.items():
+        with atomic_folder(folder / name) as temporary:
+            part.save_pretrained(temporary)
+    index = {name: value for name, value in index.items() if name not in ("safety_checker",)}
+    index |= {name: _named(part) for name, part in {**parts, "unet": unet}.items()}
+    if codec.painting is not None and index["_class_name"] == "StableDiffusionPipeline":
+        index["_class_name"] = PAINTS
+    if "requires_safety_checker" in index or len(codec.texts) == 1:
+        index |= {"safety_checker": [None, None], "requires_safety_checker": False}
+        index |= {"feature_extractor": [None, None]}
+    index.pop("_name_or_path", None)
+    write_json(folder / "model_index.json", index)
+
+
+def _named(part: Any) -> list[str]:
+    package = type(part).__module__.partition(".")[0]
+    return [package, type(part).__name__]
+
+
+def scheduler_of(recipe: Recipe) -> Any:
+    """The scheduler of the recipe's pipeline, told what the network was trained on."""
+    pretrained = check_given(recipe.codec.pretrained, "codec.pretrained")  # type: ignore[union-attr]
+    scheduler = load_part(pretrained, read_index(pretrained), "scheduler")
+    if not isinstance(recipe.path, DiffusionPath):
+        with needs_extra("train", "the scheduler"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from diffusers import FlowMatchEulerDiscreteScheduler
+        return FlowMatchEulerDiscreteScheduler()
+    return type(scheduler).from_config(scheduler.config, **schedule_of(recipe.path))
+
+
+def schedule_of(path: DiffusionPath) -> dict[str, Any]:
+    """The path in the words of diffusers' schedulers."""
+    return {
+        "prediction_type": PREDICTIONS[path.prediction],
+        "beta_schedule": "squaredcos_cap_v2" if path.schedule == "cosine" else path.schedule,
+        "beta_start": path.beta_start,
+        "beta_end": path.beta_end,
+        "num_train_timesteps": path.steps,
+    }
+
+
+def check_schedule(recipe: Recipe) -> None:
+    """Raise ValueError if pretrained weights were trained on another path than the recipe's.
+
+    Nothing is said of a U-Net that is trained from scratch.
+    """
+    if getattr(recipe.model, "init", None) != "pretrained":
+        return
+    pretrained = check_given(recipe.codec.pretrained, "codec.pretrained")  # type: ignore[union-attr]
+    theirs = load_part(pretrained, read_index(pretrained), "scheduler").config
+    if not isinstance(recipe.path, DiffusionPath):
+        return
+    wrong = {
+        name: (theirs[name], value)
+        for name, value in schedule_of(recipe.path).items()
+        if name in theirs and theirs[name] != value
+    }
+    if wrong:
+        said = ", ".join(f"{name} {one} (path: {own})" for name, (one, own) in wrong.items())
+        raise ValueError(
+            f"the scheduler of {pretrained} says {said}; pretrained weights go on with what they "
+            f"were trained on: set path.prediction (epsilon, v or data) and the path's betas"
+        )

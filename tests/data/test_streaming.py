@@ -1,0 +1,217 @@
+"""Streams: every sample of every shard, ranks disjoint, what is damaged is named."""
+
+import io
+import json
+import tarfile
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from written_pictures import datasets, encoded, noise, whole_numbers, write_parquet
+
+from immiscible_diffusion.data import Batch, DataConfig
+from immiscible_diffusion.data.captions import Captions
+from immiscible_diffusion.data.open_stream import open_stream
+from immiscible_diffusion.data.shards import ShardError, TarShards, tar_names
+from immiscible_diffusion.data.streaming import Stream
+
+pytestmark = pytest.mark.usefixtures("hf_cache")
+
+PER_SHARD = 6
+
+
+def numbers(texts: Sequence[str]) -> torch.Tensor:
+    """Captions that are numbers, as tokens."""
+    return torch.tensor([[int(text)] for text in texts])
+
+
+def write_tar(path: Path, samples: dict[str, dict[str, bytes]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    opened = "w:gz" if path.suffix == ".gz" else "w"
+    with tarfile.open(path, opened) as tar:  # type: ignore[call-overload]
+        for key, members in samples.items():
+            for extension, content in members.items():
+                info = tarfile.TarInfo(f"{key}.{extension}")
+                info.size, info.mtime = len(content), 0.5  # as webdataset: a pax header each
+                tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def write_shards(folder: Path, shards: int, ending: str = "tar") -> list[Path]:
+    """Sample number n says n and has the constant colour n."""
+    paths = []
+    for shard in range(shards):
+        samples = {}
+        for n in range(shard * PER_SHARD, (shard + 1) * PER_SHARD):
+            colour = np.full((5, 7, 3), n, dtype=np.uint8)
+            samples[f"set/{n:05d}"] = {"png": encoded(colour), "txt": str(n).encode()}
+        paths.append(write_tar(folder / f"shard-{shard:03d}.{ending}", samples))
+    return paths
+
+
+def stream(path: Path | str, **options: Any) -> Stream:
+    config = DataConfig("folder", path=str(path), size=4)
+    return open_stream(config, tokenize=numbers, **({"buffer": 4} | options))
+
+
+def taken(stream: Stream, steps: int, batch_size: int = 2, **options: Any) -> list[Batch]:
+    made = stream.batches(batch_size, 0, **({"ahead": 0} | options))
+    return list(islice(made, steps))
+
+
+def said(batches: list[Batch]) -> list[int]:
+    return [int(n) for batch in batches if batch.cond for n in batch.cond["tokens"][:, 0]]
+
+
+def test_all_come_shuffled_with_their_captions(tmp_path: Path) -> None:
+    write_shards(tmp_path, 4)
+    whole = stream(tmp_path, buffer=1)
+    found = taken(whole, 12)
+    assert sorted(said(found)) == list(range(24))  # a buffer of 1 delays by 1: one epoch of 24
+    for batch in found:
+        assert batch.data.shape == (2, 3, 4, 4)
+        colours = ((batch.data + 1) * 127.5).round()[:, 0, 0, 0].int().tolist()
+        assert colours == said([batch])
+    mixed = said(taken(stream(tmp_path, buffer=8), 12))
+    assert mixed != sorted(mixed)
+    assert mixed == said(taken(stream(tmp_path, buffer=8), 12, ahead=2))
+    assert mixed != said(taken(stream(tmp_path, buffer=8), 12, start=1))
+
+
+def test_ranks_read_other_shards(tmp_path: Path) -> None:
+    write_shards(tmp_path, 4)
+    parts = [
+        said(taken(stream(tmp_path, buffer=1), 6, batch_size=4, rank=rank, world=2))
+        for rank in range(2)
+    ]
+    assert sorted(parts[0] + parts[1]) == list(range(24))
+    with pytest.raises(ValueError, match="has 4 shards for 5 processes"):
+        taken(stream(tmp_path), 1, batch_size=5, world=5)
+    with pytest.raises(ValueError, match="does not divide"):
+        taken(stream(tmp_path), 1, batch_size=3, world=2)
+
+
+@pytest.mark.parametrize("ending", ["tar", "tar.gz"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+def test_a_shard_cut_short_is_named_and_skipped_on_request(
+    tmp_path: Path, ending: str, share: float
+) -> None:
+    paths = write_shards(tmp_path, 3, ending)
+    content = paths[1].read_bytes()
+    size = int(share * (len(content) if ending != "tar" else PER_SHARD * 4096))
+    paths[1].write_bytes(content[:size])
+    with pytest.raises(ValueError, match=r"shard-001\.tar.* cannot be read .*on_error=\"skip\""):
+        taken(stream(tmp_path), 20)
+    skips = stream(tmp_path, on_error="skip", buffer=1)
+    with pytest.warns(UserWarning, match=r"skipped \(1 so far, and the rest of the shard\).*001"):
+        found = said(taken(skips, 12))
+    assert 1 <= len(skips.skipped) <= 3  # once an epoch
+    others = {n for n in range(18) if n // PER_SHARD != 1}
+    assert others <= set(found)
+
+
+@pytest.mark.parametrize("where", ["at a member", "in a header", "not a tar"])
+def test_what_tarfile_takes_for_the_end_is_told(tmp_path: Path, where: str) -> None:
+    path = write_shards(tmp_path, 1)[0]
+    content = bytearray(path.read_bytes())
+    with tarfile.open(path) as tar:
+        third = tar.getmembers()[4]
+    if where == "at a member":  # no block of zeros at the end: a download that broke off
+        del content[third.offset :]
+    elif where == "in a header":
+        content[third.offset_data - 400] ^= 0xFF
+    else:
+        content[:] = b"<html>not found</html>" * 100
+    path.write_bytes(content)
+    found = list(TarShards([str(path)]).samples(0))
+    assert isinstance(found[-1], ShardError)
+    assert found[-1].whole
+    assert path.name in str(found[-1])
+
+
+def test_a_broken_picture_is_named_and_skipped_alone(tmp_path: Path) -> None:
+    good = {"png": encoded(noise(1)[0]), "txt": b"1"}
+    bad = {"png": b"no picture", "txt": b"2"}
+    none = {"txt": b"3"}
+    wrong = {"png": good["png"], "json": b"{"}
+    write_tar(tmp_path / "a.tar", {"good": good, "bad": bad, "none": none, "wrong": wrong})
+    with pytest.raises(ValueError, match=r"(bad|none|wrong) in .*a\.tar"):
+        taken(stream(tmp_path), 4)
+    skips = stream(tmp_path, on_error="skip", buffer=1)
+    with pytest.warns(UserWarning, match="skipped"):
+        assert said(taken(skips, 2)) == [1, 1, 1, 1]
+    assert {text.split(" in ")[0] for text in skips.skipped} == {"bad", "none", "wrong"}
+
+
+def test_nothing_that_can_be_read_is_an_end(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"bad": {"txt": b"1"}})
+    with (
+        pytest.raises(ValueError, match="no sample of this process's shards can be read"),
+        pytest.warns(UserWarning, match="skipped"),
+    ):
+        taken(stream(tmp_path, on_error="skip"), 1)
+
+
+def test_labels_and_json(tmp_path: Path) -> None:
+    picture = encoded(noise(1)[0])
+    samples = {
+        "a": {"jpg": picture, "cls": b"1"},
+        "b": {"jpg": picture, "json": json.dumps({"label": 0}).encode()},
+    }
+    write_tar(tmp_path / "a.tar", samples)
+    (tmp_path / "names").write_text("17\n23\n")
+    config = DataConfig("folder", path=str(tmp_path), size=4)
+    named = Captions(names=str(tmp_path / "names"))
+    found = open_stream(config, named, numbers, buffer=1)
+    [batch] = taken(found, 1)
+    assert batch.cond is not None
+    told = dict(zip(batch.cond["label"].tolist(), said([batch]), strict=True))
+    assert told == {1: 23, 0: 17}
+    assert (found.num_classes, found.class_names) == (2, ("17", "23"))
+
+
+def test_names_of_shards(tmp_path: Path) -> None:
+    write_shards(tmp_path, 3)
+    names = [str(tmp_path / f"shard-00{n}.tar") for n in range(3)]
+    assert tar_names(str(tmp_path)) == names
+    assert tar_names(str(tmp_path / "shard-*.tar")) == names
+    assert tar_names(str(tmp_path / "shard-{000..001}.tar")) == names[:2]
+    assert tar_names("https://host/a-{08..11}.tar") == [
+        f"https://host/a-{n}.tar" for n in ("08", "09", "10", "11")
+    ]
+    with pytest.raises(ValueError, match="there are no tar shards at"):
+        tar_names(str(tmp_path / "none-*.tar"))
+
+
+def test_parquet_files_are_streamed_too(tmp_path: Path) -> None:
+    text = datasets.Value("string")
+    for shard in range(2):
+        rows = range(3 * shard, 3 * shard + 3)
+        write_parquet(
+            tmp_path / f"train-{shard}.parquet",
+            [np.full((5, 5, 3), n, dtype=np.uint8) for n in rows],
+            whole_numbers([n % 2 for n in rows]),
+            text=([str(n) for n in rows], text),
+        )
+    found = stream(tmp_path, buffer=1)
+    batches = taken(found, 3)
+    assert sorted(said(batches)) == list(range(6))
+    for batch in batches:
+        assert batch.cond is not None
+        assert batch.cond["label"].tolist() == [n % 2 for n in said([batch])]
+    parts = [said(taken(found, 3, rank=rank, world=2)) for rank in (0, 1)]
+    assert sorted(parts[0] + parts[1]) == list(range(6))
+
+
+def test_bad_streams(tmp_path: Path) -> None:
+    write_shards(tmp_path, 1)
+    with pytest.raises(ValueError, match=r"needs data\.size"):
+        open_stream(DataConfig("folder", path=str(tmp_path)))
+    with pytest.raises(ValueError, match="on_error raise or skip"):
+        stream(tmp_path, on_error="ignore")
+    with pytest.raises(ValueError, match="a stream of the hub needs a network"):
+        open_stream(DataConfig("hub:nobody/nothing", size=4))
