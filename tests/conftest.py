@@ -11,7 +11,7 @@ import torch
 
 from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.recipes import recipe_from_name
-from small_sd import save_small_sd
+from sd_recipes import save_small_sd
 
 torch.set_num_threads(1)
 

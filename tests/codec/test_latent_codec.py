@@ -8,7 +8,7 @@ import torch
 from immiscible_diffusion.codec import Painting, Pixels, StableDiffusionCodec
 from immiscible_diffusion.codec.quiet import quiet
 from immiscible_diffusion.data import Batch
-from small_sd import make_parts
+from sd_recipes import make_parts
 
 
 @pytest.fixture(scope="module")

@@ -113,13 +113,13 @@ def test_clip_figures_of_a_folder(
     out = tmp_path / "tar"
     assert bulk(run, out, "--count", "80", "--kind", "tar", "--batch-size", "80") == 0
     judge = ["evaluate", str(run), "--device", "cpu", "--metrics", "frechet"]
-    assert main([*judge, "--clip", "cmmd"]) == 2
+    assert main([*judge, "--clip-metrics", "cmmd"]) == 2
     assert "immiscible bulk" in capsys.readouterr().err
     judge += ["--folder", str(out)]
-    assert main([*judge, "--clip", "score"]) == 2
+    assert main([*judge, "--clip-metrics", "score"]) == 2
     assert "prompts.txt is absent" in capsys.readouterr().err
     (out / "prompts.txt").write_text("".join(f"a {n}\n" for n in range(10)))
-    assert main([*judge, "--clip", "score", "cmmd"]) == 0
+    assert main([*judge, "--clip-metrics", "score", "cmmd"]) == 0
     result = json.loads((run / "evaluation.json").read_text())[-1]
     assert 0 <= result["clip_score"] <= 100
     assert result["cmmd"] > 0

@@ -14,7 +14,7 @@ from immiscible_diffusion import KNN
 from immiscible_diffusion.codec.quiet import quiet
 from immiscible_diffusion.loss import RegressionLoss
 from immiscible_diffusion.path import DiffusionPath
-from small_sd import make_unet
+from sd_recipes import make_unet
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}

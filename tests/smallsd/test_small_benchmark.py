@@ -1,5 +1,6 @@
 import argparse
 import importlib
+import time
 from pathlib import Path
 
 import pytest
@@ -55,8 +56,26 @@ def test_the_report_says_which_bars_are_reached(script, small):
         **read_json(small[0] / "figures.json"),
         "judge": {"reconstructions": 0.4},
         "labels": {"independent": {"accuracy": 0.3}, "knn": {"accuracy": 0.1}},
+        "seconds": 2400.0,
     }
     text = "\n".join(script.report(figures, {"make": {"cpu": 5000.0, "wall": 10.0}}))
     assert "| accuracy on labels, independent | 0.3 | 0.2 | yes |" in text
     assert "| accuracy on labels, knn | 0.1 | 0.2 | NO |" in text
-    assert "| 5000 | <= 3600 | NO |" in text
+    assert "| minutes in all | 40 | <= 30 | NO |" in text
+
+
+def test_stages_wait_for_what_they_need_and_run_two_at_a_time(script, arguments):
+    every = script.stages(arguments)
+    done, started, together = set(), [], []
+
+    def run(name):
+        started.append(name)
+        together.append(len(started) - len(done))
+        assert script.needs(name) <= done
+        time.sleep(0.01)
+
+    script.run_all(every, done, 2, run)
+    assert sorted(started) == sorted(every)
+    assert max(together) == 2
+    with pytest.raises(SystemExit, match="finetune needs independent first"):
+        script.run_all({"finetune": []}, {"make"}, 2, run)

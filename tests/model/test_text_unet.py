@@ -12,7 +12,7 @@ from immiscible_diffusion.model.trainable import (
     trained_parameters,
     trained_state,
 )
-from small_sd import make_unet
+from sd_recipes import make_unet
 
 SHAPE = (4, 8, 8)
 
