@@ -55,16 +55,16 @@ class Feed:
         return Streams(self.recipe.seed, step, micro * self.world + self.rank, self.device)
 
     def batches(self, step: int) -> Generator[Batch, None, None]:
-        """The data from a step on, as the data set has them."""
-        recipe = self.recipe
-        return batches(
-            self.dataset,
-            order_of(self.dataset, recipe.batch_size, recipe.seed),
-            start=step,
-            rank=self.rank,
-            world=self.world,
-            accumulation=recipe.accumulation,
-        )
+        """The data from a step on, as the data set has them, or as they come by in a stream."""
+        recipe, stream = self.recipe, getattr(self.dataset, "stream", None)
+        where = {"rank": self.rank, "world": self.world, "accumulation": recipe.accumulation}
+        if stream is not None:
+            made: Generator[Batch, None, None] = stream.batches(
+                recipe.batch_size, recipe.seed, start=step, **where
+            )
+            return made
+        order = order_of(self.dataset, recipe.batch_size, recipe.seed)
+        return batches(self.dataset, order, start=step, **where)
 
     def pairs(self, step: int, coupling: Coupling) -> Pairs:
         """The data from a step on, scaled and on the device, each with its noise and conditions.

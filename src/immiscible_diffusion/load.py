@@ -12,6 +12,7 @@ from immiscible_diffusion.data import load_data as load_raw
 from immiscible_diffusion.data.captions import Captioned, Captions, load_captioned
 from immiscible_diffusion.data.images import all_labels
 from immiscible_diffusion.data.prompts import Named
+from immiscible_diffusion.data.streamed import load_streamed
 from immiscible_diffusion.recipe import Recipe
 
 
@@ -42,6 +43,8 @@ def load_data(recipe: Recipe, codec: Codec, config: Any = None) -> DataSet:
     if not isinstance(codec, LatentCodec) or not recipe.by_text:
         return load_raw(config)
     captions = recipe.captions or Captions()
+    if config.stream:
+        return load_streamed(config, captions, codec.tokenize)
     if recipe.latents is None:
         return load_captioned(config, captions, codec.tokenize, recipe.buckets)
     from immiscible_diffusion.latents import load_latents

@@ -121,6 +121,9 @@ class Recipe:
         if self.is_policy and self.preview_every:
             raise ValueError("previews are pictures, and plans are none; set preview_every 0")
 
+        if getattr(self.data, "stream", False) and (self.buckets or self.latents):
+            raise ValueError("a stream has pictures of one size; leave buckets and latents")
+
     def _check_loss(self) -> None:
         """Raise ValueError for a path or sampler that the loss does not go with."""
         if not isinstance(self.loss, ConsistencyLoss):

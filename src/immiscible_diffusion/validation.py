@@ -92,7 +92,7 @@ def _validation_set(recipe: Recipe, dataset: DataSet, codec: Codec) -> tuple[Dat
         return load_windows(recipe.data)[1], "held-out episodes"
     known = recipe.data.name in TESTED and recipe.data.split == "train"
     if known and not getattr(dataset, "encoded", False):
-        config = dataclasses.replace(recipe.data, split="test", limit=VALIDATED)
+        config = dataclasses.replace(recipe.data, split="test", limit=VALIDATED, stream=False)
         try:
             return load_data(recipe, codec, config), "test"
         except ValueError as error:  # a local folder without a test split, say

@@ -1,6 +1,5 @@
 """Streams: every sample of every shard, ranks disjoint, what is damaged is named."""
 
-import io
 import json
 import tarfile
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from written_pictures import datasets, encoded, noise, whole_numbers, write_parquet
+from written_shards import PER_SHARD, write_shards, write_tar
 
 from immiscible_diffusion.data import Batch, DataConfig
 from immiscible_diffusion.data.captions import Captions
@@ -21,36 +21,10 @@ from immiscible_diffusion.data.streaming import Stream
 
 pytestmark = pytest.mark.usefixtures("hf_cache")
 
-PER_SHARD = 6
-
 
 def numbers(texts: Sequence[str]) -> torch.Tensor:
     """Captions that are numbers, as tokens."""
     return torch.tensor([[int(text)] for text in texts])
-
-
-def write_tar(path: Path, samples: dict[str, dict[str, bytes]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    opened = "w:gz" if path.suffix == ".gz" else "w"
-    with tarfile.open(path, opened) as tar:  # type: ignore[call-overload]
-        for key, members in samples.items():
-            for extension, content in members.items():
-                info = tarfile.TarInfo(f"{key}.{extension}")
-                info.size, info.mtime = len(content), 0.5  # as webdataset: a pax header each
-                tar.addfile(info, io.BytesIO(content))
-    return path
-
-
-def write_shards(folder: Path, shards: int, ending: str = "tar") -> list[Path]:
-    """Sample number n says n and has the constant colour n."""
-    paths = []
-    for shard in range(shards):
-        samples = {}
-        for n in range(shard * PER_SHARD, (shard + 1) * PER_SHARD):
-            colour = np.full((5, 7, 3), n, dtype=np.uint8)
-            samples[f"set/{n:05d}"] = {"png": encoded(colour), "txt": str(n).encode()}
-        paths.append(write_tar(folder / f"shard-{shard:03d}.{ending}", samples))
-    return paths
 
 
 def stream(path: Path | str, **options: Any) -> Stream:

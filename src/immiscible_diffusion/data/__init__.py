@@ -7,6 +7,7 @@ from immiscible_diffusion.data.normalise import MinMax
 from immiscible_diffusion.data.order import DataOrder, batches, check_split
 from immiscible_diffusion.data.recorded import DemonstrationConfig, load_windows
 from immiscible_diffusion.data.sources import DataConfig, load_images
+from immiscible_diffusion.data.streamed import load_streamed
 from immiscible_diffusion.data.trajectories import Episodes, Windows
 
 __all__ = [
@@ -34,4 +35,4 @@ def load_data(config: DataConfig | DemonstrationConfig) -> DataSet:
     """The data to train on that ``config`` names; ValueError says what is missing."""
     if isinstance(config, DemonstrationConfig):
         return load_windows(config)[0]
-    return load_images(config)
+    return load_streamed(config) if config.stream else load_images(config)

@@ -34,8 +34,12 @@ class DataConfig:
         channels: 1 = grey, 3 = colour; as it is by default.
         flip: mirror left and right at random when training.
         labels: read the labels, where there are any.
-        limit: the first so many only.
+        limit: the first so many only; of a stream, how many are held to validate and preview.
         in_memory_gib: decode once and hold in memory up to this size; above, decode when needed.
+        stream: read shards as they come by (tar, parquet, the hub), for sets larger than the disk;
+            a resumed run then goes on with other data.
+        buffer: of a stream, samples that the next is drawn from.
+        skip_damaged: of a stream, leave out what cannot be read, with a warning.
     """
 
     name: str = "digits"
@@ -47,6 +51,9 @@ class DataConfig:
     labels: bool = True
     limit: int | None = None
     in_memory_gib: float = 4.0
+    stream: bool = False
+    buffer: int = 1000
+    skip_damaged: bool = False
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
@@ -55,6 +62,8 @@ class DataConfig:
             raise ValueError(f"data.size must be at least 1, got {self.size}")
         if self.channels not in (None, 1, 3):
             raise ValueError(f"data.channels must be 1 or 3, got {self.channels}")
+        if self.buffer < 1:
+            raise ValueError(f"data.buffer must be at least 1, got {self.buffer}")
 
     def tiny(self) -> "DataConfig":
         """Of a smoke run."""

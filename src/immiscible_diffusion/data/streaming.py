@@ -104,6 +104,28 @@ class Stream:
         made = self._made(samples, size, seed, start, rank, world, accumulation)
         return run_ahead(made, ahead + 1, name="stream", finish=False) if ahead else made
 
+    def first(self, count: int) -> tuple[list[Tensor], list[Sample]]:
+        """Up to ``count`` samples as they come, not shuffled: bytes ``[C, H, W]``, and theirs."""
+        read = (
+            found for shard in range(len(self.shards.names)) for found in self.shards.samples(shard)
+        )
+        pictures: list[Tensor] = []
+        chosen: list[Sample] = []
+        for found in islice(read, count):
+            decoded = found if isinstance(found, ShardError) else self._decode(found)
+            if isinstance(found, ShardError) or isinstance(decoded, ShardError):
+                self._failed(decoded)  # type: ignore[arg-type]
+            else:
+                pictures.append(decoded)
+                chosen.append(found)
+        return pictures, chosen
+
+    def texts_of(self, sample: Sample) -> Sequence[str]:
+        """What may be said of a sample: its captions, else its class; maybe nothing."""
+        if sample.texts or self.classes is None or sample.label is None:
+            return sample.texts
+        return self.classes.of_class(sample.label)
+
     def _made(
         self,
         samples: Iterator[Sample],
@@ -136,9 +158,7 @@ class Stream:
         return Batch(batch.data, {**(batch.cond or {}), **named})
 
     def _text(self, sample: Sample, generator: torch.Generator) -> str:
-        texts: Sequence[str] = sample.texts
-        if not texts and self.classes is not None and sample.label is not None:
-            texts = self.classes.of_class(sample.label)
+        texts = self.texts_of(sample)
         if not texts:
             raise ValueError(f"{sample.cell.get('path') or self.name} has no caption and no class")
         return texts[int(torch.rand((), generator=generator) * len(texts))]
