@@ -13,6 +13,13 @@ from immiscible_diffusion.pictures import image_grid
 from immiscible_diffusion.smallsd.judged import judge_of
 from immiscible_diffusion.smallsd.pictures import load_pictures
 
+SPENT = {
+    "make": {"began": 0.0, "wall": 1500.0, "cpu": 50.0},
+    "independent": {"began": 1000.0, "wall": 900.0, "cpu": 20.0},
+    "knn": {"began": 1200.0, "wall": 300.0, "cpu": 10.0},  # within the one before
+    "judge": {"began": 9000.0, "wall": 500.0, "cpu": 10.0},  # after a pause
+}
+
 
 @pytest.fixture
 def script(monkeypatch):
@@ -56,11 +63,11 @@ def test_the_report_says_which_bars_are_reached(script, small):
         **read_json(small[0] / "figures.json"),
         "judge": {"reconstructions": 0.4},
         "labels": {"independent": {"accuracy": 0.3}, "knn": {"accuracy": 0.1}},
-        "seconds": 2400.0,
     }
-    text = "\n".join(script.report(figures, {"make": {"cpu": 5000.0, "wall": 10.0}}))
+    text = "\n".join(script.report(figures, SPENT))
     assert "| accuracy on labels, independent | 0.3 | 0.2 | yes |" in text
     assert "| accuracy on labels, knn | 0.1 | 0.2 | NO |" in text
+    assert "| all, two at a time | 90 | 2400 |" in text
     assert "| minutes in all | 40 | <= 30 | NO |" in text
 
 

@@ -1,0 +1,84 @@
+"""What ``small_sd.py`` made, judged: asked-for labels, paintings, and a sheet to look at."""
+
+import argparse
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from immiscible_diffusion.bulk import BulkPictures
+from immiscible_diffusion.pictures import image_grid
+from immiscible_diffusion.smallsd.judged import LabelJudge
+from immiscible_diffusion.smallsd.painted import centre_hole, painted
+
+SAMPLER_STEPS = 20
+
+
+def labels_right(judge: LabelJudge, folder: Path) -> dict[str, Any]:
+    """The classifier's accuracy on the pictures of ``folder``, and by class."""
+    pictures = BulkPictures(folder)
+    numbers = torch.tensor([place.number for place in pictures.places])
+    labels = numbers % (judge.data.num_classes or 1)
+    made = torch.cat(list(pictures.batches()))
+    right = judge.right(made, labels).double()
+    return {
+        "accuracy": float(right.mean()),
+        "error": float(right.std() / len(right) ** 0.5),
+        "by_class": judge.by_class(made, labels),
+        "pictures": len(made),
+    }
+
+
+def labelled_grid(
+    arguments: argparse.Namespace, names: tuple[str, ...], runs: tuple[str, ...]
+) -> None:
+    """The first pictures of every class and run, with names: labels.png."""
+    import matplotlib.pyplot as plt
+
+    runs = [run for run in runs if (arguments.out / f"pictures-{run}").is_dir()]
+    figure, axes = plt.subplots(len(names), len(runs), figsize=(3.4 * len(runs), 0.42 * len(names)))
+    for column, run in enumerate(runs):
+        made = torch.cat(list(BulkPictures(arguments.out / f"pictures-{run}").batches()))
+        for label, name in enumerate(names):
+            one = axes[label][column]
+            one.imshow(image_grid(made[label :: len(names)][:8], 8))
+            one.set(xticks=[], yticks=[], title=run if label == 0 else "")
+            if column == 0:
+                one.set_ylabel(name, rotation=0, ha="right", va="center")
+    figure.tight_layout(pad=0.3)
+    figure.savefig(arguments.out / "labels.png", dpi=150)
+    plt.close(figure)
+
+
+def painting(arguments: argparse.Namespace, held: Any, count: int = 64) -> dict[str, float]:
+    """In-painting by diffusers' own pipeline from the run folder."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from diffusers import StableDiffusionInpaintPipeline
+    pipeline = StableDiffusionInpaintPipeline.from_pretrained(arguments.out / "inpaint")
+    pipeline.set_progress_bar_config(disable=True)
+    batch = held.batch(torch.arange(max(4, round(count * min(1, arguments.scale * 4)))))
+    words = [held.class_names[label] for label in batch.cond["label"].tolist()]
+    hole = centre_hole(len(batch), batch.data.shape[-1], pipeline.vae_scale_factor)
+
+    def paint(pictures: torch.Tensor, holes: torch.Tensor, draw: int) -> torch.Tensor:
+        made = pipeline(
+            words,
+            image=pictures,
+            mask_image=holes,
+            height=pictures.shape[2],
+            width=pictures.shape[3],
+            num_inference_steps=SAMPLER_STEPS,
+            guidance_scale=1.0,
+            generator=torch.Generator().manual_seed(draw),
+            output_type="pt",
+        ).images
+        return made.float() * 2 - 1
+
+    with torch.no_grad():
+        found = painted(paint, batch.data, hole)
+        shown = torch.cat([batch.data[:8], (batch.data * (1 - hole))[:8]])
+        drawn = [paint(batch.data[:8] * (1 - hole[:8]), hole[:8], draw) for draw in (0, 1)]
+    image_grid(torch.cat([shown, *drawn]), 8).save(arguments.out / "inpainting.png")
+    return dict(vars(found))
