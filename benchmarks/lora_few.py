@@ -1,0 +1,179 @@
+"""Whether pairing helps adapters that are trained on a few pictures: couplings over seeds.
+
+    python benchmarks/lora_few.py runs/small/independent runs/small/twenty --out runs/lora-few \
+        --prompt "a sks airplane" --steps 300 --size 32 --lr 1e-3 --prediction v
+
+PIPELINE is a folder (or a name on the hub) that diffusers loads, PICTURES a folder of pictures with
+captions. Batch 1, the recipe ``sd-lora``, equal steps; samples start from the same N(0, I) for all
+couplings, as every interface starts. Writes figures.json, report.md and strips.png; what is done is
+not done again.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from immiscible_diffusion.data import DataConfig, load_images
+from immiscible_diffusion.data.captions import Buckets
+from immiscible_diffusion.files import read_json, write_json, write_text
+from immiscible_diffusion.generate import Generator
+from immiscible_diffusion.metric.features import extractor_from_name
+from immiscible_diffusion.metric.few import FewFigures, few_figures
+from immiscible_diffusion.pictures import image_grid
+from immiscible_diffusion.progress import Progress
+from immiscible_diffusion.recipe import Recipe
+from immiscible_diffusion.recipes import recipe_from_name
+from immiscible_diffusion.report.estimate import t_interval
+from immiscible_diffusion.runfolder import RunFolder
+from immiscible_diffusion.trainer import Trainer
+
+BASELINE, SHOWN, SAMPLE_SEED = "independent", 8, 0
+FIGURES = [field.name for field in dataclasses.fields(FewFigures)]
+
+
+def recipe_of(options: argparse.Namespace, coupling: str, seed: int) -> Recipe:
+    """``sd-lora`` on these pictures."""
+    recipe = recipe_from_name("sd-lora")
+    return dataclasses.replace(
+        recipe,
+        data=DataConfig("folder", path=str(options.pictures), size=options.size, channels=3),
+        codec=dataclasses.replace(recipe.codec, pretrained=options.pipeline),  # type: ignore[type-var]
+        buckets=Buckets(size=options.size, step=min(64, options.size)),
+        path=dataclasses.replace(recipe.path, prediction=options.prediction),  # type: ignore[call-arg]
+        model=dataclasses.replace(recipe.model, gradient_checkpointing=False),  # type: ignore[call-arg]
+        optimiser=dataclasses.replace(recipe.optimiser, lr=options.lr, warmup=options.steps // 10),
+        coupling=coupling,
+        seed=seed,
+        steps=options.steps,
+        precision=options.precision,
+        sampler=dataclasses.replace(recipe.sampler, steps=20, guidance=options.guidance),
+        preview_every=0,
+        validate_every=options.steps,
+        checkpoint_every=options.steps,
+    )
+
+
+def tuned(options: argparse.Namespace, recipe: Recipe, judge: Any, real: torch.Tensor) -> Any:
+    """Figures at every step asked for, of one training; also the first samples as a strip."""
+    name = recipe.coupling.replace(":", "-").replace("=", "")
+    folder = options.out / f"{name}-seed{recipe.seed}"
+    done = folder / "few.json"
+    if done.is_file():
+        return read_json(done)
+    trainer = Trainer(recipe, RunFolder.open(folder, recipe), device=options.device)
+    at = tuple(round(recipe.steps * share) for share in (1 / 3, 2 / 3, 1))
+    found = {}
+
+    def evaluate(step: int, model: nn.Module) -> None:
+        generator = Generator(
+            recipe, trainer.dataset, trainer.device, codec=trainer.codec, prompts=(options.prompt,)
+        )
+        batches = generator(model, options.samples, seed=SAMPLE_SEED)
+        made = torch.cat([pictures for pictures, _ in batches]).cpu()
+        found[str(step)] = dataclasses.asdict(few_figures(judge, made, real))
+        image_grid(made[:SHOWN], SHOWN).save(folder / f"strip_{step:06d}.png")
+
+    if not recipe.seed:
+        evaluate(0, trainer.average.current())
+    trainer.train(evaluate=evaluate, evaluate_at=at, quiet=True)
+    write_json(done, found)
+    return found
+
+
+def table(figures: dict[str, list[Any]], step: str) -> list[str]:
+    """Means of the baseline, and of the others their difference from it, paired by seed."""
+    lines = [f"| coupling | {' | '.join(FIGURES)} |", "|---|" + "--:|" * len(FIGURES)]
+    base = figures[BASELINE]
+    for coupling, runs in figures.items():
+        cells = []
+        for name in FIGURES:
+            values = [run[step][name] for run in runs]
+            if coupling != BASELINE:
+                values = [v - b[step][name] for v, b in zip(values, base, strict=True)]
+            mean, low, high = t_interval(values)
+            sign = "" if coupling == BASELINE else "+"
+            between = "" if low is None else f" ({low:{sign}.3f} to {high:{sign}.3f})"
+            cells.append(f"{mean:{sign}.3f}{between}")
+        label = coupling if coupling == BASELINE else f"{coupling}, less {BASELINE}"
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return lines
+
+
+def strips(options: argparse.Namespace, steps: list[str]) -> None:
+    """The first samples of seed 0: a row for each coupling and step, of the same noise."""
+    from PIL import Image, ImageDraw
+
+    rows = []
+    for coupling in options.couplings:
+        name = coupling.replace(":", "-").replace("=", "")
+        for step in steps:
+            path = options.out / f"{name}-seed{options.seeds[0]}" / f"strip_{int(step):06d}.png"
+            rows += [(f"{coupling}, step {step}", Image.open(path))] if path.is_file() else []
+    scale = max(1, 64 // options.size)
+    size = (rows[0][1].width * scale, rows[0][1].height * scale)
+    sheet = Image.new("RGB", (180 + size[0], len(rows) * (size[1] + 4)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, (label, image) in enumerate(rows):
+        top = number * (size[1] + 4)
+        pen.text((4, top + size[1] // 2 - 6), label, fill="black", font_size=12)
+        sheet.paste(image.resize(size, Image.Resampling.NEAREST), (180, top))
+    sheet.save(options.out / "strips.png", optimize=True)
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("pipeline")
+    parser.add_argument("pictures", type=Path)
+    parser.add_argument("--prompt", required=True, help="what samples show")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--couplings", nargs="+", default=[BASELINE, "knn:k=2", "knn:k=8"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--prediction", default="epsilon", choices=("epsilon", "v"))
+    parser.add_argument("--precision", default="no", choices=("no", "fp16", "bf16"))
+    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--samples", type=int, default=32)
+    parser.add_argument("--features", default="efficientnet", help="what the figures compare")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    options = parser.parse_args()
+    if BASELINE not in options.couplings:
+        parser.error(f"couplings are compared with {BASELINE}; add it")
+    return options
+
+
+def main() -> int:
+    options = parsed()
+    options.out.mkdir(parents=True, exist_ok=True)
+    config = DataConfig("folder", path=str(options.pictures), size=options.size, channels=3)
+    dataset = load_images(config)
+    real = dataset.batch(torch.arange(len(dataset))).data
+    judge = extractor_from_name(options.features, dataset, seed=0, device="cpu")
+    figures: dict[str, list[Any]] = {coupling: [] for coupling in options.couplings}
+    with Progress(len(options.seeds) * len(figures), 0, "LoRA", unit="training") as show:
+        for seed in options.seeds:
+            for number, (coupling, runs) in enumerate(figures.items()):
+                runs.append(tuned(options, recipe_of(options, coupling, seed), judge, real))
+                show.update(options.seeds.index(seed) * len(figures) + number + 1)
+    write_json(options.out / "figures.json", figures)
+    steps = list(figures[BASELINE][-1])
+    lines = []
+    for step in steps:
+        lines += [f"Step {step}:", "", *table(figures, step), ""]
+    before = figures[BASELINE][0].get("0")
+    lines += [f"Before tuning: {json.dumps(before)}", ""]
+    write_text(options.out / "report.md", "\n".join(lines))
+    strips(options, ["0", *steps])
+    sys.stdout.write("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
