@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from immiscible_diffusion.optimiser import Optimiser, make_optimiser, rate_at
+from immiscible_diffusion.optimiser import Average, Optimiser, make_optimiser, rate_at
 from immiscible_diffusion.runfolder import RunFolder
 from immiscible_diffusion.trainer import Trainer
 
@@ -69,3 +69,21 @@ def test_a_run_that_stops_and_goes_on_has_the_same_rates(tiny, tmp_path):
     )
     assert whole == parts
     assert whole[-1] == 0
+
+
+def test_the_average_ramps_up_by_a_power():
+    """Diffusion Policy's: decay 1 - (1 + n)^-0.75 at update n from 0, at most ``ema``."""
+    model = torch.nn.Linear(1, 1, bias=False)
+    settings = Optimiser(ema=0.6, ema_power=0.75)
+    average = Average(settings, model)
+    expected = None
+    for update in range(8):
+        with torch.no_grad():
+            model.weight.fill_(float(update**2))
+        decay = min(0.6, 1 - (1 + update) ** -0.75)
+        expected = update**2 if update == 0 else decay * expected + (1 - decay) * update**2
+        average.update(model)
+        assert float(average.current().weight) == pytest.approx(expected, rel=1e-6)
+    assert settings.averaging == "0.6, ramped up by a power of 0.75"
+    with pytest.raises(ValueError, match="another ramp than ema_ramp"):
+        Optimiser(ema_ramp=True, ema_power=0.75)

@@ -1,7 +1,7 @@
 """How weights are fitted: Adam, its rate over the steps, and the average of the weights."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -32,6 +32,7 @@ class Optimiser:
         ema: decay of the exponential moving average of the weights, in [0, 1).
         ema_ramp: let the decay grow as (1 + step) / (10 + step) up to ``ema``, so that short runs
             forget their start; off as published.
+        ema_power: let it grow as 1 - (1 + step)^-power instead; 0.75 is Diffusion Policy's. 0 = off.
         eight_bit: keep Adam's state in 8 bits (2110.02861); needs CUDA.
     """
 
@@ -43,6 +44,7 @@ class Optimiser:
     weight_decay: float = 0.0
     ema: float = 0.9999
     ema_ramp: bool = False
+    ema_power: float = 0.0
     eight_bit: bool = False
 
     def __post_init__(self) -> None:
@@ -51,15 +53,25 @@ class Optimiser:
                 f"expected lr > 0, warmup >= 0, clip >= 0 and 0 <= ema < 1; got lr={self.lr}, "
                 f"warmup={self.warmup}, clip={self.clip}, ema={self.ema}"
             )
+        if self.ema_power < 0 or (self.ema_power and self.ema_ramp):
+            raise ValueError(
+                f"ema_power must be >= 0 and is another ramp than ema_ramp; got {self.ema_power} "
+                f"and ema_ramp={self.ema_ramp}"
+            )
         if self.decay not in DECAYS:
             raise ValueError(f"decay must be one of {', '.join(DECAYS)}, got {self.decay!r}")
+
+    def tiny(self) -> "Optimiser":
+        """Of a smoke run."""
+        return replace(self, warmup=2, ema=0.9, ema_ramp=True, ema_power=0.0)
 
     @property
     def averaging(self) -> str:
         """How the weights that are judged were averaged."""
         if not self.ema:
             return "none"
-        return f"{self.ema:g}" + (", ramped up" if self.ema_ramp else "")
+        power = f", ramped up by a power of {self.ema_power:g}" if self.ema_power else ""
+        return f"{self.ema:g}" + (", ramped up" if self.ema_ramp else power)
 
 
 def make_optimiser(settings: Optimiser, model: nn.Module, steps: int = 0) -> tuple[Any, Any]:
@@ -109,9 +121,14 @@ class Average:
         self.names = trained_names(model)
         self._places = trained_parameters(self.model)
         self.model.requires_grad_(False)
-        floor = 0.0 if settings.ema_ramp else settings.ema
+        ramped = settings.ema_ramp or settings.ema_power > 0
         self._ema = EMAModel(
-            trained_parameters(model), decay=settings.ema, min_decay=floor, foreach=True
+            trained_parameters(model),
+            decay=settings.ema,
+            min_decay=0.0 if ramped else settings.ema,
+            use_ema_warmup=settings.ema_power > 0,
+            power=settings.ema_power,
+            foreach=True,
         )
 
     def update(self, model: nn.Module) -> None:

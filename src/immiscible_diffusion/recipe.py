@@ -226,7 +226,7 @@ class Recipe:
             codec=self.codec.tiny(),
             buckets=None,
             model=self.model.tiny(),
-            optimiser=dataclasses.replace(self.optimiser, warmup=2, ema=0.9, ema_ramp=True),
+            optimiser=self.optimiser.tiny(),
             batch_size=16,
             accumulation=1,
             steps=8,

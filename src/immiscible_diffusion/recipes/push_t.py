@@ -18,7 +18,7 @@ def pusht_policy() -> Recipe:
     KNN k = 2 (which observations is not known to us). As Diffusion Policy's low-dimensional config:
     U-Net of 65.8 M parameters, DDPM in 100 steps of the cosine schedule, epsilon, AdamW 1e-4 with
     betas 0.95 and 0.999 and weight decay 1e-6, 500 steps of warm-up and cosine decay, batch 256,
-    90 episodes. Its average of the weights ramps up by a power of 0.75, ours as (1 + n) / (10 + n).
+    90 episodes, average of the weights ramped up by a power of 0.75.
     """
     return Recipe(
         name="pusht-policy",
@@ -34,7 +34,7 @@ def pusht_policy() -> Recipe:
             betas=(0.95, 0.999),
             weight_decay=1e-6,
             ema=0.9999,
-            ema_ramp=True,
+            ema_power=0.75,
         ),
         batch_size=256,
         steps=100_000,
