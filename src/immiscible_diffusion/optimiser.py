@@ -32,7 +32,7 @@ class Optimiser:
         ema: decay of the exponential moving average of the weights, in [0, 1).
         ema_ramp: let the decay grow as (1 + step) / (10 + step) up to ``ema``, so that short runs
             forget their start; off as published.
-        ema_power: let it grow as 1 - (1 + step)^-power instead; 0.75 is Diffusion Policy's. 0 = off.
+        ema_power: let it grow as 1 - (1 + step)^-power instead (Diffusion Policy: 0.75); 0 = off.
         eight_bit: keep Adam's state in 8 bits (2110.02861); needs CUDA.
     """
 
