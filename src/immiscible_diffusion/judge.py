@@ -41,8 +41,16 @@ class Judge:
     dataset: DataSet
 
     @classmethod
-    def of(cls, recipe: Recipe, dataset: DataSet, device: torch.device | str = "cpu") -> "Judge":
+    def of(
+        cls,
+        recipe: Recipe,
+        dataset: DataSet,
+        device: torch.device | str = "cpu",
+        limit: int | None = None,
+    ) -> "Judge":
         """The judge that the recipe asks for; its classifier is trained once and cached.
+
+        ``limit`` real data are compared with, chosen at random; all by default.
 
         Raises:
             ValueError: too few samples or data for the feature space.
@@ -55,7 +63,9 @@ class Judge:
                 f"evaluation.samples {recipe.of_images.samples} is too few for a Frechet distance "
                 f"in {extractor.dim} dimensions; use at least {extractor.dim + 1}"
             )
-        reference = make_reference(dataset, extractor, seed=JUDGE_SEED, cache=cache_folder())
+        reference = make_reference(
+            dataset, extractor, limit=limit, seed=JUDGE_SEED, cache=cache_folder()
+        )
         return cls(extractor, reference, dataset)
 
     def __call__(

@@ -42,6 +42,7 @@ class Options(SamplerChanges):
             (google/ddpm-cifar10-32) or its folder: made by diffusers with DDIM, it checks the
             judge against a published figure. Takes steps (100 by default), seed and samples.
         samples: images to make; the recipe's number by default.
+        real: compare with so many real data, chosen at random; all by default. Figures depend on it.
         seed: of the start noise.
         features: feature space: classifier, pixels, efficientnet, inception (FID) or dinov2
             (FD-DINOv2); the recipe's by default.
@@ -58,6 +59,7 @@ class Options(SamplerChanges):
     folder: Path | None = None
     checkpoint: str | None = None
     samples: int | None = None
+    real: int | None = None
     seed: int = 0
     features: str | None = None
     metrics: tuple[str, ...] = METRICS
@@ -115,7 +117,7 @@ def of_run(options: Options, run: RunFolder) -> dict[str, Any]:
     sampler = options.of(recipe.sampler)
     generator = dataclasses.replace(trained.generator(sampler, options.batch_size), recipe=recipe)
     pictures = trained.pictures
-    judge = Judge.of(recipe, pictures, trained.device)
+    judge = Judge.of(recipe, pictures, trained.device, options.real)
     calibration = calibrated(options, judge, recipe.evaluation.samples)
     quality, nfe, _ = judged(
         generator, judge, trained.model, options.seed, sampler, metrics=options.metrics
@@ -142,7 +144,7 @@ def of_folder(options: Options, run: RunFolder) -> dict[str, Any]:
         recipe, evaluation=dataclasses.replace(recipe.evaluation, samples=len(images))
     )
     device = pick_device(options.device)
-    judge = Judge.of(recipe, dataset, device)
+    judge = Judge.of(recipe, dataset, device, options.real)
     calibration = calibrated(options, judge, len(images))
     quality = judge(in_batches(images), options.metrics)
     how = {"folder": str(options.folder), "pictures": of_pictures(options.folder, shape[-1])}
@@ -176,7 +178,7 @@ def of_checkpoint(options: Options, run: RunFolder) -> dict[str, Any]:
     dataset, device = load_images(recipe.data), pick_device(options.device)
     assert options.checkpoint is not None
     pipeline = load_checkpoint(options.checkpoint, dataset.shape, device)
-    judge = Judge.of(recipe, dataset, device)
+    judge = Judge.of(recipe, dataset, device, options.real)
     samples = recipe.evaluation.samples
     calibration = calibrated(options, judge, samples)
     images = checkpoint_images(
@@ -253,7 +255,13 @@ def described(quality: Quality, judge: Judge, dataset: DataSet) -> dict[str, Any
     return quality.as_dict() | {
         "distance": judge.extractor.distance,
         "preprocessing": judge.extractor.preprocessing,
-        "data": f"{dataset.name}{f' ({dataset.note})' if dataset.note else ''}, {len(dataset)}",
+        "data": f"{dataset.name}{f' ({dataset.note})' if dataset.note else ''}, {_used(judge)}",
         "encoding": dataset.note or "of the source",
         "floor": floor.note if floor is not None else "too few real data to tell",
     }
+
+
+def _used(judge: Judge) -> str:
+    """How many of the real data the figures compare with."""
+    used, there = judge.reference.statistics.count, len(judge.dataset)
+    return str(there) if used == there else f"{used} of {there}"
