@@ -84,8 +84,10 @@ def needs(stage: str) -> set[str]:
     if stage == "make":
         return set()
     kind, _, run = stage.partition(" ")
-    if run:
-        return {run} if kind == "sample" else {f"sample {run}"}
+    if kind == "sample":
+        return {run}
+    if kind == "evaluate":  # the first one keeps the features of the real data for the others
+        return {f"sample {run}", *({"evaluate independent"} - {stage})}
     return {"make"} if stage in ("independent", "knn") else {"independent"}
 
 

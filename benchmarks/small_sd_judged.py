@@ -64,8 +64,8 @@ def painting(arguments: argparse.Namespace, held: Any, count: int = 64) -> dict[
 
     def paint(pictures: torch.Tensor, holes: torch.Tensor, draw: int) -> torch.Tensor:
         made = pipeline(
-            words,
-            image=pictures,
+            words[: len(pictures)],
+            image=pictures / 2 + 0.5,
             mask_image=holes,
             height=pictures.shape[2],
             width=pictures.shape[3],

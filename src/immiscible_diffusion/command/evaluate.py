@@ -42,7 +42,7 @@ class Options(SamplerChanges):
             (google/ddpm-cifar10-32) or its folder: made by diffusers with DDIM, it checks the
             judge against a published figure. Takes steps (100 by default), seed and samples.
         samples: images to make; the recipe's number by default.
-        real: compare with so many real data, chosen at random; all by default. Figures depend on it.
+        real: compare with so many real data, chosen at random; all by default.
         seed: of the start noise.
         features: feature space: classifier, pixels, efficientnet, inception (FID) or dinov2
             (FD-DINOv2); the recipe's by default.
