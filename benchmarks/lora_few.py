@@ -77,13 +77,18 @@ def tuned(options: argparse.Namespace, recipe: Recipe, judge: Any, real: torch.T
         batches = generator(model, options.samples, seed=SAMPLE_SEED)
         made = torch.cat([pictures for pictures, _ in batches]).cpu()
         found[str(step)] = dataclasses.asdict(few_figures(judge, made, real))
-        image_grid(made[:SHOWN], SHOWN).save(folder / f"strip_{step:06d}.png")
+        image_grid(made[:SHOWN], SHOWN).save(strip_of(folder, step))
 
-    if not recipe.seed:
+    if recipe.seed == options.seeds[0]:
         evaluate(0, trainer.average.current())
     trainer.train(evaluate=evaluate, evaluate_at=at, quiet=True)
     write_json(done, found)
     return found
+
+
+def strip_of(folder: Path, step: int) -> Path:
+    """Where the first samples of a training at ``step`` are kept, beside its folder."""
+    return folder.with_name(f"{folder.name}-step{step:06d}.png")
 
 
 def table(figures: dict[str, list[Any]], step: str) -> list[str]:
@@ -113,7 +118,7 @@ def strips(options: argparse.Namespace, steps: list[str]) -> None:
     for coupling in options.couplings:
         name = coupling.replace(":", "-").replace("=", "")
         for step in steps:
-            path = options.out / f"{name}-seed{options.seeds[0]}" / f"strip_{int(step):06d}.png"
+            path = strip_of(options.out / f"{name}-seed{options.seeds[0]}", int(step))
             rows += [(f"{coupling}, step {step}", Image.open(path))] if path.is_file() else []
     scale = max(1, 64 // options.size)
     size = (rows[0][1].width * scale, rows[0][1].height * scale)
