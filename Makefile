@@ -24,7 +24,7 @@ setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,sd,pusht,dev]'
 	# What we are tested against, without the trainers and plotters it would bring along.
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps torchcfm POT
 	touch $(STAMP)
