@@ -118,6 +118,11 @@ class Recipe:
                 f"demonstrations are judged by PolicyEvaluation and images by Evaluation, got "
                 f"{type(self.data).__name__} and {type(self.evaluation).__name__}"
             )
+        if self.is_policy != isinstance(self.model, UNet1D | PolicyMLP):
+            raise ValueError(
+                f"UNet1D and PolicyMLP plan actions from observations, and nothing else does; got "
+                f"{type(self.model).__name__} for {type(self.data).__name__}"
+            )
         if self.is_policy and self.preview_every:
             raise ValueError("previews are pictures, and plans are none; set preview_every 0")
 

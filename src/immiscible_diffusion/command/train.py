@@ -51,7 +51,10 @@ def main(arguments: list[str]) -> int:
     trainer = Trainer(recipe, run, device=options.device)
     trainer.train()
     if trainer.is_main:
-        sys.stderr.write(f"{out}: {trainer.step} steps; immiscible sample {out} makes images\n")
+        then = f"immiscible sample {out} makes images"
+        if recipe.is_policy:
+            then = f"immiscible evaluate {out} lets the policy work"
+        sys.stderr.write(f"{out}: {trainer.step} steps; {then}\n")
     return 0
 
 
