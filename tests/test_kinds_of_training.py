@@ -18,7 +18,7 @@ from immiscible_diffusion.sampler import Sampler
 from immiscible_diffusion.trained import Trained
 from immiscible_diffusion.trainer import Trainer
 
-IMAGES = [name for name in RECIPES if not recipe_from_name(name).is_policy]  # tests/policy: others
+IN_PIXELS = [name for name in RECIPES if recipe_from_name(name).in_pixels]
 GUIDED = {"conditional": True, "label_dropout": 0.5}
 KINDS = {
     "ddpm": {"path": DiffusionPath(), "sampler": Sampler("ddpm", 4)},
@@ -75,7 +75,7 @@ def test_k_of_one_gives_the_weights_of_independent_noise(tiny, tmp_path, kind):
     assert all(torch.equal(plain[name], one[name]) for name in plain)
 
 
-@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize("name", IN_PIXELS)
 def test_k_of_one_of_every_recipe_gives_the_weights_of_independent_noise(tmp_path, name):
     recipe = recipe_from_name(name)
     channels = 1 if isinstance(recipe.model, MLP) else 3

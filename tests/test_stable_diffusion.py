@@ -88,6 +88,13 @@ def test_data_text_and_start_are_the_same_for_every_coupling(small_sd, tmp_path)
             assert all(torch.equal(cond[name], cond_0[name]) for name in cond)
 
 
+@pytest.mark.parametrize("name", ["imagenet-sd-scratch", "sd-inpaint"])
+def test_k_of_one_gives_the_weights_of_independent_noise(small_sd, tmp_path, name):
+    for folder, coupling in (("plain", "independent"), ("one", "knn:k=1")):
+        trained(small(name, small_sd, coupling=coupling, steps=2), tmp_path / folder)
+    assert_equal_weights(tmp_path / "plain", tmp_path / "one")
+
+
 def test_moments_are_of_latents(small_sd, tmp_path):
     recipe = small("imagenet-sd-scratch", small_sd, coupling="knn:k=4,center=mean")
     recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, flip=False))
