@@ -47,10 +47,18 @@ def load_data(recipe: Recipe, codec: Codec, config: Any = None) -> DataSet:
         return load_streamed(config, captions, codec.tokenize)
     if recipe.latents is None:
         return load_captioned(config, captions, codec.tokenize, recipe.buckets)
-    from immiscible_diffusion.latents import load_latents
+    from immiscible_diffusion.latents import load_latents, transform_of
 
-    folder = Path(recipe.latents)
-    return load_latents(folder, captions, codec.tokenize, flip=config.flip, vae=codec.vae_hash)
+    # Pictures that judge samples are the recipe's: latents of another size would go unnoticed.
+    wanted = transform_of(config, int(codec.vae.config.in_channels))
+    return load_latents(
+        Path(recipe.latents),
+        captions,
+        codec.tokenize,
+        flip=config.flip,
+        vae=codec.vae_hash,
+        transform=wanted,
+    )
 
 
 def with_tokens(dataset: DataSet, recipe: Recipe, codec: Codec) -> DataSet:

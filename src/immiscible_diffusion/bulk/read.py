@@ -87,7 +87,7 @@ class BulkPictures:
                 f"{file} is absent, so what the pictures were asked for by is not known; write it: "
                 f"a prompt a line, picture i of line i mod their number"
             )
-        return file.read_text(encoding="utf-8").splitlines()
+        return file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
 
     def with_texts(self, size: int = 64) -> Iterator[tuple[Tensor, list[str]]]:
         """The pictures ``[b, 3, H, W]`` in [-1, 1], each with its prompt."""

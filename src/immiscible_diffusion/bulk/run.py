@@ -1,6 +1,7 @@
 """Make what is missing of a plan, with any function from rows to pictures."""
 
 import io
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -47,7 +48,7 @@ def run_bulk(
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    own = stores[0].plan.rows(max(store.unit for store in stores), rank, world)
+    own = stores[0].plan.rows(math.lcm(*(store.unit for store in stores)), rank, world)
     missing = [set(store.missing(own)) for store in stores]
     todo = [row for row in own if any(row in rows for rows in missing)]
     done = len(own) - len(todo)
@@ -106,9 +107,9 @@ def claim(folder: Path, how: dict[str, Any]) -> None:
         return
     there = read_json(file)
     differ = [
-        f"{name} is {there.get(name)!r} there and {value!r} here"
-        for name, value in how.items()
-        if there.get(name) != value
+        f"{name} is {there.get(name)!r} there and {how.get(name)!r} here"
+        for name in sorted(there.keys() | how.keys())
+        if there.get(name) != how.get(name)
     ]
     if differ:
         raise ValueError(

@@ -24,6 +24,7 @@ from immiscible_diffusion.progress import Progress
 from immiscible_diffusion.runfolder import RunFolder
 from immiscible_diffusion.trained import Trained
 
+ENCODERS = ("text_encoder", "text_encoder_2")
 OF_RUNS = ("method", "start", "spacing", "eta", "clip")
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -127,7 +128,7 @@ def stores_of(options: Options, plan: Plan) -> list[Store]:
 def of_model(options: Options, device: torch.device) -> Work:
     """What the options ask of their model."""
     folder = Path(options.model)
-    if (folder / "recipe.json").is_file() and not (folder / "model_index.json").is_file():
+    if (folder / "recipe.json").is_file():
         return of_run(options)
     return of_pipeline(options, device)
 
@@ -168,8 +169,11 @@ def of_pipeline(options: Options, device: torch.device) -> Work:
     pipeline = load_pipeline(options.model, device, PRECISIONS[options.precision])
     plan = Plan(options.count, names)
     network = getattr(pipeline, "unet", None) or pipeline.transformer
+    parts = {"network": network, "vae": pipeline.vae}
+    parts |= {n: p for n in ENCODERS if (p := getattr(pipeline, n, None)) is not None}
     how = {
-        "weights": weights_digest(network),
+        **{name: weights_digest(part) for name, part in parts.items()},
+        "scheduler": _hash([f"{k}={v}" for k, v in sorted(pipeline.scheduler.config.items())]),
         "prompts": _hash(prompts),
         "precision": options.precision,
     }
@@ -190,6 +194,8 @@ def _hash(texts: Any) -> str:
 def texts_of(options: Options) -> tuple[list[str], list[str]]:
     """What pictures are called, and what is said for them."""
     if options.prompt is not None:
+        if "\n" in options.prompt:
+            raise ValueError("a prompt is one line; leave line breaks out")
         return [options.prompt], [options.prompt]
     if options.prompts is not None:
         prompts = read_lines(options.prompts)
@@ -206,10 +212,12 @@ def texts_of(options: Options) -> tuple[list[str], list[str]]:
 
 
 def read_lines(file: Path) -> list[str]:
-    """The lines of a file, without empty ones."""
+    """The lines of a file; ValueError if one is empty."""
     if not file.is_file():
         raise ValueError(f"there is no file {file}")
-    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    if not any(lines):
-        raise ValueError(f"{file} has no lines")
-    return [line for line in lines if line]
+    lines = [line.strip() for line in file.read_text(encoding="utf-8").strip("\n").split("\n")]
+    if not all(lines):
+        raise ValueError(
+            f"{file}: line {lines.index('') + 1} is empty, and every line is of one picture in turn"
+        )
+    return lines

@@ -15,7 +15,7 @@ from immiscible_diffusion.data.captions import Captions, load_captioned
 from immiscible_diffusion.data.prompts import Synonyms
 from immiscible_diffusion.data.sources import DataConfig, load_images
 from immiscible_diffusion.extra import needs_extra
-from immiscible_diffusion.latents import Encoding, encode, missing_shards, vae_digest
+from immiscible_diffusion.latents import Encoding, encode, missing_shards, transform_of, vae_digest
 from immiscible_diffusion.progress import Progress
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -82,11 +82,8 @@ class Options:
     @property
     def how(self) -> Encoding:
         """How to encode them."""
-        size = "as they are" if self.size is None else f"shorter side {self.size}, centre square"
-        colour = "grey" if self.channels == 1 else "colour"
-        return Encoding(
-            self.dtype, self.flips, self.shard_size, self.batch_size, f"{size}, {colour}"
-        )
+        transform = transform_of(self.config, self.channels)
+        return Encoding(self.dtype, self.flips, self.shard_size, self.batch_size, transform)
 
 
 def main(arguments: list[str]) -> int:

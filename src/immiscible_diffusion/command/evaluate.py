@@ -16,6 +16,7 @@ from torch import Tensor
 from immiscible_diffusion.bulk import BulkPictures, BulkSet
 from immiscible_diffusion.command.at_work import policy_figures
 from immiscible_diffusion.command.clip_figures import ClipFigure, clip_figures
+from immiscible_diffusion.command.few import is_tuned_on_few, tuned_figures
 from immiscible_diffusion.command.options import Device, parse
 from immiscible_diffusion.command.published import checkpoint_images, load_checkpoint
 from immiscible_diffusion.command.sampling import SamplerChanges
@@ -115,6 +116,9 @@ def of_run(options: Options, run: RunFolder) -> dict[str, Any]:
         return policy_figures(trained.sampled_by(options.of(trained.recipe.sampler)))
     recipe = with_options(options, trained.recipe)
     sampler = options.of(recipe.sampler)
+    if is_tuned_on_few(recipe):
+        tuned = dataclasses.replace(trained, recipe=recipe)
+        return tuned_figures(tuned, sampler, options.seed, options.batch_size)
     generator = dataclasses.replace(trained.generator(sampler, options.batch_size), recipe=recipe)
     pictures = trained.pictures
     judge = Judge.of(recipe, pictures, trained.device, options.real)
@@ -145,10 +149,10 @@ def of_folder(options: Options, run: RunFolder) -> dict[str, Any]:
     )
     device = pick_device(options.device)
     judge = Judge.of(recipe, dataset, device, options.real)
+    by_clip = clip_figures(options.clip_metrics, options.folder, dataset, device)  # or say why not
     calibration = calibrated(options, judge, len(images))
     quality = judge(in_batches(images), options.metrics)
     how = {"folder": str(options.folder), "pictures": of_pictures(options.folder, shape[-1])}
-    by_clip = clip_figures(options.clip_metrics, options.folder, dataset, device)
     return how | described(quality, judge, dataset) | by_clip | calibration
 
 

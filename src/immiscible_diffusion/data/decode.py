@@ -16,7 +16,7 @@ def opened(cell: dict[str, Any], mode: str) -> Any:
 
     try:
         with Image.open(as_file(cell)) as picture:
-            return _upright(_eight_bit(picture)).convert(mode)
+            return _on_white(_eight_bit(_upright(picture))).convert(mode)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         where = cell.get("path") or "a picture of the data set"
         raise ValueError(f"{where} cannot be read as a picture: {error}") from error
@@ -53,6 +53,16 @@ def _upright(picture: Any) -> Any:
     return picture
 
 
+def _on_white(picture: Any) -> Any:
+    """A transparent picture on white: what lies under its transparent parts is arbitrary."""
+    if picture.mode not in ("RGBA", "LA", "PA") and "transparency" not in picture.info:
+        return picture
+    from PIL import Image
+
+    over = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
+
+
 def square(image: Any, size: int) -> Any:
     """The centre square after resizing the shorter side to ``size``."""
     from PIL import Image
@@ -73,7 +83,8 @@ def upright_size(cell: dict[str, Any]) -> tuple[int, int]:
     try:
         with Image.open(as_file(cell)) as picture:
             width, height = picture.size
-            sideways = picture.getexif().get(TURNED, 1) >= 5
+            turned = picture.getexif().get(TURNED, 1) in (5, 6, 7, 8)
+            sideways = turned and picture.format != "TIFF"  # whose sides Pillow swaps itself
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         where = cell.get("path") or "a picture of the data set"
         raise ValueError(f"{where} cannot be read as a picture: {error}") from error

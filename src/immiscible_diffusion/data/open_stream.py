@@ -7,7 +7,7 @@ import torch
 
 from immiscible_diffusion.data.captions import Captions, caption_column
 from immiscible_diffusion.data.encoded import Decoder, columns, load_arguments, stay_encoded
-from immiscible_diffusion.data.prompts import Named, Tokenize
+from immiscible_diffusion.data.prompts import Named, Tokenize, readable
 from immiscible_diffusion.data.shards import Shards, TableShards, TarShards, is_tar, tar_names
 from immiscible_diffusion.data.sources import DataConfig
 from immiscible_diffusion.data.streaming import OnError, Stream
@@ -39,7 +39,8 @@ def open_stream(
     if config.size is None:
         raise ValueError("a stream needs data.size, to which every picture is brought")
     shards, names = _tars(config) if _means_tars(config) else _table(config, captions)
-    classes = _classes(captions, names) if config.labels else None
+    folder = Path(config.path) if config.path else None
+    classes = _classes(captions, names, folder) if config.labels else None
     column = shards.image if isinstance(shards, TableShards) else "image"
     channels = config.channels or 3
     decoder = Decoder(column, "L" if channels == 1 else "RGB", config.size)
@@ -56,13 +57,14 @@ def open_stream(
     )
 
 
-def _classes(captions: Captions, names: Sequence[str] | None) -> Named | None:
+def _classes(captions: Captions, names: Sequence[str] | None, folder: Path | None) -> Named | None:
     """What labels are called, if that is known."""
     if captions.names:
         lines = Path(captions.names).read_text(encoding="utf-8").splitlines()
         names = [line.strip() for line in lines if line.strip()]
     if not names:
         return None
+    names = readable(names, None, folder)
     return Named(torch.arange(len(names)), names, captions.template, captions.synonyms)
 
 

@@ -99,7 +99,9 @@ class Named:
         return self.of_class(int(self.labels[row]))
 
     def of_class(self, label: int) -> Sequence[str]:
-        """The sentences of a class."""
+        """The sentences of a class; ValueError for a label that is none."""
+        if not 0 <= label < len(self.names):
+            raise ValueError(f"label {label} is none of {len(self.names)} classes")
         name = self.names[label]
         said = [name] if self.synonyms == "all" else [part.strip() for part in name.split(",")]
         said = said[:1] if self.synonyms == "first" else said

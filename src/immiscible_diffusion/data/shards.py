@@ -201,6 +201,14 @@ def _groups(name: str) -> Iterator[tuple[str, dict[str, bytes]]]:
         yield key, members
 
 
+def _texts(said: Any) -> tuple[str, ...]:
+    """A caption, or several."""
+    texts = [said] if isinstance(said, str) else said
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"a caption is a text or a list of texts, got {said!r}")
+    return tuple(texts)
+
+
 def _sample(name: str, key: str, members: dict[str, bytes]) -> Sample | ShardError:
     where = f"{key} in {name}"
     picture = next((members[kind] for kind in PICTURES if kind in members), None)
@@ -212,8 +220,10 @@ def _sample(name: str, key: str, members: dict[str, bytes]) -> Sample | ShardErr
         label = int(members["cls"]) if "cls" in members else None
         if "json" in members:
             said = json.loads(members["json"])
-            texts = texts or tuple(str(said[k]) for k in SAID if k in said)[:1]
+            texts = texts or next((_texts(said[k]) for k in SAID if said.get(k)), ())
             label = said.get("label") if label is None else label
+        if label is not None and type(label) is not int:
+            raise ValueError(f"the label {label!r} is no whole number")
     except (ValueError, AttributeError, TypeError) as error:
         return ShardError(
             f"{where} has a caption or class that cannot be read: {error}", whole=False

@@ -26,7 +26,7 @@ class DataConfig:
     """Which data set, and how it is prepared.
 
     Args:
-        name: digits, fashion_mnist, cifar10, imagenet-1k, folder, or hub:ID
+        name: digits, fashion_mnist, cifar10, imagenet-1k, coco, folder, or hub:ID
             for a data set of the hub.
         path: local folder (or parquet file); required for ``folder``, before the hub otherwise.
         split: train or test, where the set has both.
@@ -168,10 +168,18 @@ def _through_datasets(
     return load_encoded(config, hint)
 
 
+def _coco(config: DataConfig) -> DataSet:
+    from immiscible_diffusion.data.coco import coco_rows
+    from immiscible_diffusion.data.encoded import images_of
+
+    return images_of(coco_rows(config), config)
+
+
 SOURCES: dict[str, Callable[[DataConfig], Any]] = {
     "digits": _digits,
     "fashion_mnist": _fashion_mnist,
     "cifar10": _through_datasets,
     "imagenet-1k": _through_datasets,
     "folder": _through_datasets,
+    "coco": _coco,
 }

@@ -159,8 +159,6 @@ class Stream:
 
     def _text(self, sample: Sample, generator: torch.Generator) -> str:
         texts = self.texts_of(sample)
-        if not texts:
-            raise ValueError(f"{sample.cell.get('path') or self.name} has no caption and no class")
         return texts[int(torch.rand((), generator=generator) * len(texts))]
 
     def _decoded(
@@ -180,7 +178,10 @@ class Stream:
         return pictures, chosen
 
     def _decode(self, sample: Sample) -> Tensor | ShardError:
+        where = sample.cell.get("path") or self.name
         try:
+            if self.tokenize is not None and not self.texts_of(sample):
+                return ShardError(f"{where} has no caption and no class", whole=False)
             return self.decoder({self.decoder.column: sample.cell})
         except ValueError as error:
             return ShardError(str(error), whole=False)

@@ -1,7 +1,7 @@
 """The latent cache: pictures encoded once, drawn from ever after."""
 
 from immiscible_diffusion.latents.dataset import LatentSet, load_latents
-from immiscible_diffusion.latents.encode import Encoding, encode
+from immiscible_diffusion.latents.encode import Encoding, encode, transform_of
 from immiscible_diffusion.latents.identity import data_digest, vae_digest
 from immiscible_diffusion.latents.manifest import Manifest, missing_shards
 
@@ -13,5 +13,6 @@ __all__ = [
     "encode",
     "load_latents",
     "missing_shards",
+    "transform_of",
     "vae_digest",
 ]

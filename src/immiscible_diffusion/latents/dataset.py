@@ -166,13 +166,16 @@ def load_latents(
     *,
     flip: bool = False,
     vae: str | None = None,
+    transform: str | None = None,
 ) -> Captioned:
     """The latents of ``folder`` with their prompts: captions, or the names of their classes.
 
     Raises:
         ValueError: what ``LatentSet.open`` raises; nothing that could be said.
     """
-    latents = LatentSet.open(folder, flip=flip, vae=vae)
+    if not Manifest.read(folder).transform:  # written in Python, without saying
+        transform = None
+    latents = LatentSet.open(folder, flip=flip, vae=vae, transform=transform)
     captions = captions or Captions()
     if latents.captions is not None:
         return Captioned(latents, latents.captions, tokenize)

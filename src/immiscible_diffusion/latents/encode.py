@@ -1,5 +1,6 @@
 """Encode a data set once: mean and log-variance of every picture and its mirror image."""
 
+import hashlib
 import json
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from immiscible_diffusion.data.batch import Batch, DataSet
 from immiscible_diffusion.data.buckets import BucketedImages
 from immiscible_diffusion.data.captions import Captioned
 from immiscible_diffusion.data.prompts import Named
+from immiscible_diffusion.data.sources import DataConfig
 from immiscible_diffusion.extra import needs_extra
 from immiscible_diffusion.files import atomic_path, remove_unfinished
 from immiscible_diffusion.latents.identity import data_digest, vae_digest
@@ -110,14 +112,14 @@ def manifest_of(dataset: DataSet, vae: Any, how: Encoding, vae_hash: str | None 
         flips=how.flips,
         shard_size=how.shard_size,
         vae=vae_hash or vae_digest(vae),
-        transform=how.transform or f"pictures of {tuple(first.shape[1:])}",
+        transform=how.transform,
         data=data_digest(dataset),
         scaling=float(vae.config.scaling_factor),
         shift=float(getattr(vae.config, "shift_factor", None) or 0.0),
         name=dataset.name,
         note=dataset.note,
         classes=getattr(dataset, "class_names", None),
-        captions=has_captions(dataset),
+        captions=captions_digest(dataset),
     )
 
 
@@ -142,6 +144,22 @@ def _pictures(dataset: DataSet) -> DataSet:
 def has_captions(dataset: DataSet) -> bool:
     """Whether the data have captions of their own, not the names of classes."""
     return isinstance(dataset, Captioned) and not isinstance(dataset.prompts, Named)
+
+
+def captions_digest(dataset: DataSet) -> str | None:
+    """Hash of all captions; None where data have none of their own."""
+    if not isinstance(dataset, Captioned) or not has_captions(dataset):
+        return None
+    content = hashlib.sha256()
+    for row in range(len(dataset)):
+        content.update(json.dumps(list(dataset.prompts.all_of(row))).encode())
+    return content.hexdigest()[:32]
+
+
+def transform_of(config: DataConfig, channels: int | None) -> str:
+    """What ``config`` does to pictures, in words."""
+    side = f"shorter side {config.size}, centre square"
+    return f"{side if config.size else 'as they are'}, {'grey' if channels == 1 else 'colour'}"
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from immiscible_diffusion.files import read_json, write_json
 from immiscible_diffusion.latents.shards import read_header
 
 FILE = "latents.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Manifest:
         name: of the data set, for reports.
         note: what every figure made on it must say.
         classes: names of the classes, or None.
-        captions: whether shards hold captions.
+        captions: hash of the captions in the shards; None if they hold none.
     """
 
     count: int
@@ -47,7 +47,7 @@ class Manifest:
     name: str
     note: str = ""
     classes: tuple[str, ...] | None = None
-    captions: bool = False
+    captions: str | None = None
     format: int = FORMAT
 
     @property

@@ -75,7 +75,7 @@ def cmmd_features(device: torch.device | str = "cpu", source: str | None = None)
     """
     source = source or os.environ.get("IMMISCIBLE_CMMD_CLIP") or CMMD_MODEL
     model = _load(source, CMMD_MODEL, "IMMISCIBLE_CMMD_CLIP").to(device)
-    prepare, name = _prepared_for(model, rounded=False)
+    prepare, name = _prepared_for(model, rounded=True)
     dim = int(model.config.projection_dim)
     return NetworkFeatures(
         _Pictures(model),

@@ -82,6 +82,9 @@ class StableDiffusionUNet:
             ValueError: the U-Net is not there, or is of other latents.
         """
         unet = load_unet(self.pretrained, self.subfolder, scratch=self.init == "scratch")
+        if self.lora is None:  # the size that pipelines of diffusers sample at if none is asked for
+            high, wide = shape[1:]
+            unet.register_to_config(sample_size=high if high == wide else (high, wide))
         return TextUNet(self, unet, shape[0])
 
 

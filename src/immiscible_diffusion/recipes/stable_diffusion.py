@@ -124,7 +124,7 @@ def sd_lora() -> Recipe:
         steps=1500,
         precision="fp16",
         sampler=Sampler("ddim", steps=30, guidance=7.5),
-        evaluation=Evaluation(features="pixels", samples=1000, budgets=(30,)),
+        evaluation=Evaluation(features="efficientnet", samples=64, budgets=(30,)),
         log_every=25,
         validate_every=100,
         preview_every=250,

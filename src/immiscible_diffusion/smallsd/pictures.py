@@ -76,5 +76,7 @@ def load_pictures(settings: SmallSD) -> Pictures:
 def _has_test(config: DataConfig) -> bool:
     if config.split != "train":
         return False
-    inside = config.name == "folder" and config.path and (Path(config.path) / "test").is_dir()
-    return config.name in WITH_TEST or bool(inside)
+    if config.name != "folder" or not config.path:
+        return config.name in WITH_TEST
+    # Without a folder train the pictures in test are trained on, or are a class.
+    return all((Path(config.path) / part).is_dir() for part in ("train", "test"))
