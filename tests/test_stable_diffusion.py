@@ -5,11 +5,16 @@ from contextlib import closing
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
+from immiscible_diffusion.bulk import BulkPictures
 from immiscible_diffusion.codec.quiet import quiet
+from immiscible_diffusion.command.bulk import main as bulk
+from immiscible_diffusion.command.sample import main as sample
 from immiscible_diffusion.data import DataConfig, load_images
 from immiscible_diffusion.data.captions import Buckets
+from immiscible_diffusion.data.decode import to_bytes
 from immiscible_diffusion.interop import pull
 from immiscible_diffusion.latents import encode
 from immiscible_diffusion.model import LoRA
@@ -162,8 +167,24 @@ def test_a_run_becomes_a_pipeline_of_diffusers(small_sd, tmp_path, name):
         assert type(pipeline).__name__ == "StableDiffusionPipeline"
         more = {}
     pipeline.set_progress_bar_config(disable=True)
-    size = {"height": 8, "width": 8, "num_inference_steps": 2, "output_type": "pt"}
+    size = {"num_inference_steps": 2, "output_type": "pt"}  # of the size it was trained at
     assert pipeline("a cat", **size, **more).images.shape == (1, 3, 8, 8)
+
+
+@pytest.mark.parametrize("name", ["imagenet-sd-scratch", "sd-inpaint"])
+def test_bulk_makes_what_sample_makes_of_a_run_that_is_a_pipeline_too(small_sd, tmp_path, name):
+    recipe = small(name, small_sd)
+    trained(recipe, tmp_path / "run")
+    assert (tmp_path / "run" / "model_index.json").is_file()
+    out = tmp_path / "pictures"
+    common = ["--count", "3", "--seed", "7", "--device", "cpu"]
+    assert bulk([str(tmp_path / "run"), "--out", str(out), *common]) == 0
+    assert sample([str(tmp_path / "run"), "--out", str(tmp_path / "sampled"), *common]) == 0
+    made = torch.cat(list(BulkPictures(out).batches()))
+    files = [tmp_path / "sampled" / f"{row:06d}.png" for row in range(3)]
+    for one, file in zip(made, files, strict=True):
+        other = to_bytes(Image.open(file).convert("RGB")).float() / 127.5 - 1
+        assert (one - other).abs().max() <= 1.01 / 127.5, "but for rounding in other batches"
 
 
 def test_there_is_no_pipeline_before_the_end(small_sd, tmp_path):

@@ -191,6 +191,8 @@ def test_fewer_pictures_than_there_are_is_an_error(tmp_path: Path) -> None:
 def test_other_settings_in_the_same_folder(tmp_path: Path) -> None:
     claim(tmp_path, {"seed": 0, "model": "a"})
     claim(tmp_path, {"seed": 0, "model": "a"})
+    with pytest.raises(ValueError, match="model is 'a' there and None here"):
+        claim(tmp_path, {"seed": 0})  # a setting that is left out is another setting
     with pytest.raises(ValueError, match="made otherwise: seed is 0 there and 1 here; choose"):
         claim(tmp_path, {"seed": 1, "model": "a"})
 
@@ -213,3 +215,10 @@ def test_bad_pictures(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no pictures"):
         next(BulkPictures(tmp_path / "none").files())
     assert CLASSES[0] == "tench"
+
+
+def test_shards_of_any_size_beside_files_whatever_process_comes_first(tmp_path: Path) -> None:
+    """A shard is of one process, also where files alone would be dealt out otherwise."""
+    for rank in reversed(range(3)):
+        run_bulk(stores(tmp_path, unit=10), draw, batch_size=4, rank=rank, world=3)
+    assert missing_rows(stores(tmp_path, unit=10)) == 0

@@ -72,7 +72,9 @@ def test_going_on_and_other_settings(
 
 
 def test_a_pipeline_over_class_names(pipeline: Path, tmp_path: Path) -> None:
-    (tmp_path / "names").write_text("tench, Tinca tinca\n\ngold fish\n")
+    (tmp_path / "names").write_text("tench, Tinca tinca\ngold fish\n")
+    (tmp_path / "gap").write_text("tench\n\ngold fish\n")
+    assert bulk(pipeline, tmp_path / "c", "--count", "3", "--classes", str(tmp_path / "gap")) == 2
     common = ("--classes", str(tmp_path / "names"), "--steps", "1", "--template", "a {label}")
     assert bulk(pipeline, tmp_path / "a", "--count", "3", "--batch-size", "1", *common) == 0
     assert bulk(pipeline, tmp_path / "b", "--count", "3", "--batch-size", "3", *common) == 0

@@ -7,6 +7,8 @@ import pytest
 import torch
 from written_pictures import Image, folder, noise, pixels, save
 
+from immiscible_diffusion.data.decode import TURNED, opened, upright_size
+
 pytestmark = pytest.mark.usefixtures("hf_cache")
 
 
@@ -109,3 +111,22 @@ def test_resize_keeps_the_aspect_ratio(tmp_path: Path) -> None:
     assert read.shape == (16, 16)
     torch.testing.assert_close(read, read.T, rtol=0, atol=1)
     assert float(read.sum()) == pytest.approx(disc.astype(float).sum() / 4, rel=0.01)
+
+
+def test_what_lies_under_transparency_is_not_seen(tmp_path: Path) -> None:
+    red = np.full((6, 6, 4), (200, 0, 0, 0), np.uint8)
+    red[:3, :, 3] = 255
+    save(red, tmp_path / "pics" / "1.png")
+    read = pixels(folder(tmp_path / "pics"))[0]
+    assert torch.equal(read[:3], torch.tensor([200, 0, 0], dtype=torch.uint8).expand(3, 6, 3))
+    assert bool((read[3:] == 255).all()), "white"
+
+
+@pytest.mark.parametrize("name", ["1.tiff", "1.png", "1.jpg"])
+def test_the_upright_size_is_that_of_the_upright_picture(tmp_path: Path, name: str) -> None:
+    picture = Image.fromarray(np.zeros((10, 30, 3), np.uint8))
+    exif = picture.getexif()
+    exif[TURNED] = 6
+    picture.save(tmp_path / name, exif=exif)
+    cell = {"path": str(tmp_path / name)}
+    assert upright_size(cell) == opened(cell, "RGB").size[::-1] == (30, 10)

@@ -189,3 +189,36 @@ def test_bad_streams(tmp_path: Path) -> None:
         stream(tmp_path, on_error="ignore")
     with pytest.raises(ValueError, match="a stream of the hub needs a network"):
         open_stream(DataConfig("hub:nobody/nothing", size=4))
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ({"caption": "a"}, ("a",)),
+        ({"caption": ["a", "b"]}, ("a", "b")),
+        ({"caption": None, "text": "b"}, ("b",)),
+        ({"caption": None}, ()),
+    ],
+)
+def test_captions_in_json(tmp_path: Path, said: dict[str, Any], expected: tuple[str, ...]) -> None:
+    member = {"png": encoded(noise(1)[0]), "json": json.dumps(said).encode()}
+    (found,) = TarShards([str(write_tar(tmp_path / "a.tar", {"x": member}))]).samples(0)
+    assert not isinstance(found, ShardError)
+    assert found.texts == expected
+
+
+@pytest.mark.parametrize("said", [{"label": "cat"}, {"caption": {"en": "a"}}])
+def test_what_is_no_caption_or_class_is_named(tmp_path: Path, said: dict[str, Any]) -> None:
+    member = {"png": encoded(noise(1)[0]), "json": json.dumps(said).encode()}
+    (found,) = TarShards([str(write_tar(tmp_path / "a.tar", {"x": member}))]).samples(0)
+    assert isinstance(found, ShardError)
+    assert "x in " in str(found)
+
+
+def test_a_sample_of_which_nothing_is_said_can_be_skipped(tmp_path: Path) -> None:
+    good = {"png": encoded(noise(1)[0]), "txt": b"3"}
+    shard = write_tar(tmp_path / "a.tar", {"a": good, "b": {"png": good["png"]}, "c": good})
+    with pytest.raises(ValueError, match="has no caption and no class"):
+        taken(stream(shard), 2)
+    with pytest.warns(UserWarning, match="no caption and no class"):
+        assert said(taken(stream(shard, on_error="skip"), 2)) == [3] * 4

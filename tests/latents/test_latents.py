@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_vae import make_pictures
 
-from immiscible_diffusion.data import ImageSet
+from immiscible_diffusion.data import DataConfig, ImageSet
 from immiscible_diffusion.data.captions import Captioned, Captions
 from immiscible_diffusion.data.prompts import Listed
 from immiscible_diffusion.latents import (
@@ -20,6 +20,7 @@ from immiscible_diffusion.latents import (
     encode,
     load_latents,
     missing_shards,
+    transform_of,
     vae_digest,
 )
 from immiscible_diffusion.latents.encode import posterior
@@ -169,7 +170,7 @@ def test_folders_that_hold_no_latents(folder: Path) -> None:
         LatentSet.open(folder)
     folder.mkdir()
     (folder / "latents.json").write_text(json.dumps({"format": 99}))
-    with pytest.raises(ValueError, match="not of format 1"):
+    with pytest.raises(ValueError, match="not of format 2"):
         Manifest.read(folder)
 
 
@@ -214,3 +215,19 @@ def test_grey_pictures_are_refused(vae: Any, folder: Path) -> None:
         Encoding(dtype="float32")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="shard_size and batch_size"):
         Encoding(shard_size=0)
+
+
+def test_other_captions_are_other_latents(pictures: ImageSet, vae: Any, folder: Path) -> None:
+    said = [[f"a {row}"] for row in range(len(pictures))]
+    encode(Captioned(pictures, Listed(said)), vae, folder, SMALL)
+    said[3] = ["something else"]
+    with pytest.raises(ValueError, match="holds other latents: captions is"):
+        encode(Captioned(pictures, Listed(said)), vae, folder, SMALL)
+
+
+def test_latents_of_another_size_are_refused(pictures: ImageSet, vae: Any, folder: Path) -> None:
+    how = dataclasses.replace(SMALL, transform=transform_of(DataConfig("folder", size=8), 3))
+    encode(pictures, vae, folder, how)
+    load_latents(folder, transform=how.transform)
+    with pytest.raises(ValueError, match=r"shorter side 8, .* there and 'shorter side 16, "):
+        load_latents(folder, transform=transform_of(DataConfig("folder", size=16), 3))
