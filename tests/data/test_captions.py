@@ -83,6 +83,13 @@ def test_a_row_without_caption_is_told_at_once(tmp_path: Path) -> None:
         folder(file)
 
 
+@pytest.mark.parametrize("hole", [[], None, ["a", None]])
+def test_so_is_one_without_any_of_several(tmp_path: Path, hole: list[str | None] | None) -> None:
+    file = write_parquet(tmp_path / "train.parquet", noise(2), text=([["a", "b"], hole], [TEXT]))
+    with pytest.raises(ValueError, match="1 of 2 rows without a caption"):
+        folder(file)
+
+
 def test_one_of_several_captions_is_drawn_and_all_come_up(tmp_path: Path) -> None:
     lists = datasets.Sequence(TEXT)
     file = write_parquet(

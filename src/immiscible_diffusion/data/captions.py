@@ -59,6 +59,8 @@ class Captions:
 
     def __post_init__(self) -> None:
         check_template(self.template)
+        if not self.extension.startswith("."):
+            raise ValueError(f"extension must begin with a dot, got '{self.extension}'")
         if self.synonyms not in ("first", "random", "all"):
             raise ValueError(f"synonyms must be first, random or all, got '{self.synonyms}'")
 
@@ -229,12 +231,19 @@ def caption_column(rows: Any, wanted: str | None) -> str | None:
 
 def _is_text(kind: Any) -> bool:
     inner = kind[0] if isinstance(kind, list) and kind else getattr(kind, "feature", kind)
-    return getattr(inner, "dtype", None) in ("string", "large_string")
+    return _is_plain(inner)
+
+
+def _is_plain(kind: Any) -> bool:
+    return getattr(kind, "dtype", None) in ("string", "large_string")
 
 
 def _written(rows: Any, column: str, count: int) -> Written:
     texts = rows.select_columns(column).select(range(count))
-    empty = texts.with_format("arrow")[:][column].null_count
+    cells = texts.with_format("arrow")[:][column]
+    empty = cells.null_count
+    if not _is_plain(texts.features[column]):  # lists of captions, of which one is drawn
+        empty = sum(not cell or None in cell for cell in cells.to_pylist())
     if empty:
         raise ValueError(
             f"column '{column}' has {empty} of {count} rows without a caption; leave them out, or "
