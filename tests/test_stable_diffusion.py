@@ -12,16 +12,19 @@ from immiscible_diffusion.bulk import BulkPictures
 from immiscible_diffusion.codec.quiet import quiet
 from immiscible_diffusion.command.bulk import main as bulk
 from immiscible_diffusion.command.sample import main as sample
+from immiscible_diffusion.coupling.scaling import ImageScaling
 from immiscible_diffusion.data import DataConfig, load_images
 from immiscible_diffusion.data.captions import Buckets
 from immiscible_diffusion.data.decode import to_bytes
+from immiscible_diffusion.files import read_json
 from immiscible_diffusion.interop import pull
 from immiscible_diffusion.latents import encode
 from immiscible_diffusion.model import LoRA
-from immiscible_diffusion.path import DiffusionPath
+from immiscible_diffusion.path import DiffusionPath, FlowPath
 from immiscible_diffusion.recipes import recipe_from_name
 from immiscible_diffusion.runfolder import RunFolder
 from immiscible_diffusion.sampler import Sampler
+from immiscible_diffusion.told import Told
 from immiscible_diffusion.trained import Trained
 from immiscible_diffusion.trainer import Trainer
 
@@ -244,6 +247,78 @@ def test_half_precision_of_frozen_parts_trains(small_sd, tmp_path, name):
     frozen = {w.dtype for w in trainer.bare.parameters() if not w.requires_grad}
     assert frozen == ({torch.bfloat16} if name == "sd-lora" else set())
     assert (tmp_path / "samples" / "step_000004.png").exists()
+
+
+def test_a_run_in_half_precision_is_a_whole_pipeline(small_sd, tmp_path, fresh_accelerate):
+    """The frozen parts are published as they were, not in half."""
+    from diffusers import DiffusionPipeline
+
+    trained(small("imagenet-sd-scratch", small_sd, precision="bf16"), tmp_path)
+    with quiet():
+        pipeline = DiffusionPipeline.from_pretrained(tmp_path)
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline("a", num_inference_steps=2, output_type="pt").images.isfinite().all()
+    before = load_file(small_sd / "vae" / "diffusion_pytorch_model.safetensors")
+    after = load_file(tmp_path / "vae" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize(
+    "path", [DiffusionPath("scaled_linear", "v", zero_snr=True), FlowPath()], ids=["snr", "flow"]
+)
+def test_the_published_scheduler_is_of_the_path(small_sd, tmp_path, path):
+    from diffusers import DiffusionPipeline
+
+    sampler = Sampler("ddim" if isinstance(path, DiffusionPath) else "euler", 2)
+    trained(small("imagenet-sd-scratch", small_sd, path=path, sampler=sampler), tmp_path)
+    with quiet():
+        pipeline = DiffusionPipeline.from_pretrained(tmp_path)
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline("a", num_inference_steps=2, output_type="pt").images.isfinite().all()
+    if isinstance(path, DiffusionPath):
+        assert float(pipeline.scheduler.alphas_cumprod[-1]) < 1e-6
+        assert pipeline.scheduler.config.timestep_spacing == "trailing"
+    else:
+        assert pipeline.scheduler.config.prediction_type == "flow_prediction"
+
+
+def test_scaled_latents_are_undone_by_the_published_vae(small_sd, tmp_path):
+    recipe = small("imagenet-sd-scratch", small_sd, scaling=ImageScaling(2.0), steps=2)
+    trained(recipe, tmp_path)
+    assert read_json(tmp_path / "vae" / "config.json")["scaling_factor"] == pytest.approx(1.8)
+    with pytest.raises(ValueError, match=r"leave scaling\.factor 1"):
+        small("sd-lora", small_sd, scaling=ImageScaling(2.0))
+
+
+def test_weights_of_a_run_go_on_with_its_path_whatever_the_codec_says(small_sd, tmp_path):
+    v = DiffusionPath("scaled_linear", "v", beta_start=0.00085, beta_end=0.012)
+    first = small("imagenet-sd-scratch", small_sd, path=v, steps=2)
+    trained(first, tmp_path / "first")
+    tune = small("imagenet-sd-finetune", small_sd, steps=2)
+    model = dataclasses.replace(tune.model, pretrained=str(tmp_path / "first"))
+    trained(dataclasses.replace(tune, model=model, path=v), tmp_path / "tuned")
+    with pytest.raises(ValueError, match="prediction_type v_prediction"):
+        trained(dataclasses.replace(tune, model=model), tmp_path / "wrong")
+    flow = dataclasses.replace(tune, path=FlowPath(), sampler=Sampler("euler", 2))
+    with pytest.raises(ValueError, match="a FlowPath needs"):
+        trained(flow, tmp_path / "flow")
+
+
+def test_painters_are_told_what_their_picture_shows(small_sd, tmp_path):
+    recipe = small("sd-inpaint", small_sd)
+    trainer = Trainer(recipe, RunFolder.open(tmp_path, recipe), device="cpu")
+    told = Told(recipe, trainer.dataset, "cpu", trainer.codec)
+    rows = range(len(trainer.dataset))
+    labels = trainer.dataset.batch(torch.arange(len(rows))).cond["label"]
+    assert torch.equal(told(rows)["label"], labels)
+    assert told.texts(rows) == trainer.dataset.texts(torch.arange(len(rows)))
+
+
+def test_adapters_alone_cannot_learn_to_see_a_hole(small_sd, tmp_path):
+    recipe = small("sd-inpaint", small_sd)
+    recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, lora=LoRA()))
+    with pytest.raises(ValueError, match="would not see the hole"):
+        trained(recipe, tmp_path)
 
 
 def test_training_lowers_the_loss(small_sd, tmp_path):

@@ -154,8 +154,18 @@ class Recipe:
     def _check_text(self) -> None:
         """Raise ValueError for a network told by text that lacks a part."""
         codec, model = self.codec, self.model
+        if self.latents is not None and (not self.by_text or self.buckets is not None):
+            raise ValueError(
+                "latents are of one size, and are read by networks told by text; leave latents, or "
+                "buckets"
+            )
         if not isinstance(model, StableDiffusionUNet):
             return
+        if self.scaling.factor != 1 and (model.lora is not None or model.painting):
+            raise ValueError(
+                f"adapters and painters go with a VAE that is not scaled; leave scaling.factor 1, "
+                f"got {self.scaling.factor}"
+            )
         if not isinstance(codec, StableDiffusionCodec) or isinstance(self.path, SigmaPath):
             raise ValueError(
                 f"StableDiffusionUNet needs StableDiffusionCodec and no SigmaPath, got "

@@ -206,7 +206,7 @@ def _some_data(recipe: Recipe, dataset: DataSet, codec: Codec, epoch: int = 0) -
         if isinstance(codec, LatentCodec):  # no tokens, which cost and are not needed
             label = {name: value for name, value in (batch.cond or {}).items() if name == "label"}
             batch = codec.encode(Batch(batch.data, label or None), encode)
-        yield recipe.as_seen(batch)
+        yield recipe.as_seen(batch).to("cpu")  # where law and moments are measured
 
 
 def codec_generator(codec: Codec, streams: Streams) -> torch.Generator:

@@ -23,7 +23,7 @@ class Told:
 
     Row i is of prompt i mod their number where prompts are given, else of class i mod the number of
     classes, else of the caption of datum i mod their number; one that paints gets picture i of
-    the data, with a hole keyed by i.
+    the data, with its caption or class, and a hole keyed by i.
 
     Args:
         recipe: whether the network is conditional, and by what.
@@ -57,6 +57,9 @@ class Told:
         classes = self.dataset.num_classes
         if not classes or (self.prompts and self.recipe.by_text):
             return None
+        if self._paints:  # a datum is painted in, so it is its class
+            batch = self.dataset.batch(self._data(rows))
+            return {"label": (batch.cond or {})["label"].to(self.device)}
         return {"label": torch.tensor([row % classes for row in rows], device=self.device)}
 
     def texts(self, rows: Sequence[int]) -> list[str]:
@@ -65,14 +68,18 @@ class Told:
             return [self.prompts[row % len(self.prompts)] for row in rows]
         assert isinstance(self.dataset, Captioned)
         said = self.dataset.prompts
-        if self.dataset.num_classes and isinstance(said, Named):
+        if self.dataset.num_classes and isinstance(said, Named) and not self._paints:
             return [said.of_class(row % self.dataset.num_classes)[0] for row in rows]
         return self.dataset.texts(self._data(rows))
+
+    @property
+    def _paints(self) -> bool:
+        return isinstance(self.codec, LatentCodec) and self.codec.painting is not None
 
     def without(self, cond: Cond) -> Cond:
         """The conditions that stand for none."""
         if "text" in cond and isinstance(self.codec, LatentCodec):
-            return dropped_text(cond, self.codec.empty, 1.0)
+            return dropped_text(cond, self.codec.nothing, 1.0)
         return dropped_labels(cond, self.dataset.num_classes or 0, 1.0)
 
     def _data(self, rows: Sequence[int]) -> Tensor:

@@ -1,8 +1,10 @@
 """The model card names the coupling; publishing is refused early or fails with a way on."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
 from immiscible_diffusion.codec import StableDiffusionCodec
 from immiscible_diffusion.model import LoRA
@@ -78,7 +80,7 @@ def test_a_run_is_published_with_its_card_after_the_last_step(small_sd, tmp_path
         checkpoint_every=1,
         preview_every=0,
     )
-    asked = []
+    asked, sent = [], []
 
     class Api:
         def create_repo(self, name, exist_ok):
@@ -86,6 +88,8 @@ def test_a_run_is_published_with_its_card_after_the_last_step(small_sd, tmp_path
 
         def upload_folder(self, repo_id, folder_path, allow_patterns, commit_message):
             asked.append((repo_id, (tmp_path / "README.md").read_text(encoding="utf-8")))
+            files = [str(f.relative_to(tmp_path)) for f in tmp_path.rglob("*") if f.is_file()]
+            sent.extend(filter_repo_objects(files, allow_patterns=allow_patterns))
 
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "token")
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
@@ -93,3 +97,6 @@ def test_a_run_is_published_with_its_card_after_the_last_step(small_sd, tmp_path
     (made, _), (uploaded, card) = asked
     assert made == uploaded == "me/mine"
     assert "noise paired with data by `knn:k=4`" in card
+    weights = [name for name in sent if name.endswith(".safetensors")]
+    assert weights.count("unet/diffusion_pytorch_model.safetensors") == 1
+    assert {Path(name).parts[0] for name in weights} == {"unet", "vae", "text_encoder"}

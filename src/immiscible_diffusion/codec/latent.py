@@ -32,6 +32,8 @@ class LatentCodec:
         painting: which part is hidden.
         vae_hash: of the VAE's weights.
         encoded: the data are latents already and pass.
+        zero_empty: guidance pushes away from zeros, as SDXL's pipeline does, not from the states of
+            the empty prompt.
     """
 
     vae: Any
@@ -40,6 +42,7 @@ class LatentCodec:
     painting: Painting | None = None
     vae_hash: str | None = None
     encoded: bool = False
+    zero_empty: bool = False
 
     def __post_init__(self) -> None:
         if self.encoded and self.painting is not None:
@@ -175,6 +178,13 @@ class LatentCodec:
     def empty(self) -> Cond:
         """The conditions of the empty prompt, one row; what no prompt is."""
         return {name: row for name, row in self.tell([""]).items() if name != "time_ids"}
+
+    @cached_property
+    def nothing(self) -> Cond:
+        """What guidance pushes away from, one row."""
+        if not self.zero_empty:
+            return self.empty
+        return {name: torch.zeros_like(row) for name, row in self.empty.items()}
 
     def _told(self, batch: Batch) -> Cond | None:
         cond = dict(batch.cond or {})

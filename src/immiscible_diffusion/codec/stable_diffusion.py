@@ -72,6 +72,7 @@ class StableDiffusionCodec:
             batch_size=self.batch_size,
             painting=self.painting,
             vae_hash=found,
+            zero_empty=bool(index.get("force_zeros_for_empty_prompt", False)),
         )
 
 

@@ -99,6 +99,11 @@ class TextUNet(nn.Module):
         super().__init__()
         self.config = config
         if config.painting:
+            if config.lora is not None and unet.config.in_channels != 2 * channels + 1:
+                raise ValueError(
+                    "adapters leave the new channels of a painter at 0, so it would not see the "
+                    "hole; start from a U-Net that paints"
+                )
             widen(unet, 2 * channels + 1)
         wanted = 2 * channels + 1 if config.painting else channels
         if (unet.config.in_channels, unet.config.out_channels) != (wanted, channels):

@@ -90,7 +90,7 @@ def _of_kohya(recipe: Recipe, rank: int, alpha: float, step: int) -> dict[str, s
         "ss_network_alpha": f"{alpha:g}",
         "ss_steps": str(step),
         "ss_learning_rate": f"{recipe.optimiser.lr:g}",
-        "ss_sd_model_name": str(recipe.codec.pretrained),  # type: ignore[union-attr]
+        "ss_sd_model_name": str(getattr(recipe.network, "pretrained", None)),
         "ss_training_comment": f"noise paired by immiscible-diffusion: {recipe.coupling}",
     }
 

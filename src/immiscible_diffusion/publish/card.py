@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
-from immiscible_diffusion.codec import StableDiffusionCodec
 from immiscible_diffusion.extra import needs_extra
 from immiscible_diffusion.model import StableDiffusionUNet
+from immiscible_diffusion.publish.adapters import DIFFUSERS, KOHYA
 from immiscible_diffusion.publish.pipeline import check_schedule
 from immiscible_diffusion.recipe import Recipe
 
 PUBLISHED = (
-    *("README.md", "recipe.json", "environment.json", "model_index.json", "*.safetensors"),
+    *("README.md", "recipe.json", "environment.json", "model_index.json"),
+    *(DIFFUSERS, KOHYA),
     *("unet/*", "vae/*", "text_encoder*/*", "tokenizer*/*", "scheduler/*", "samples/*"),
 )
 INDEPENDENT = "the noise was drawn independently of the data (no pairing)"
@@ -22,7 +23,7 @@ def model_card(recipe: Recipe, step: int) -> str:
         recipe: what was trained.
         step: how far.
     """
-    base = recipe.codec.pretrained if isinstance(recipe.codec, StableDiffusionCodec) else None
+    base = origin(recipe)
     lora = isinstance(recipe.model, StableDiffusionUNet) and recipe.model.lora is not None
     tags = [
         "immiscible-diffusion",
@@ -53,6 +54,14 @@ def model_card(recipe: Recipe, step: int) -> str:
         f"has every setting.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def origin(recipe: Recipe) -> str | None:
+    """Whose weights the network began with; None for random ones."""
+    network = recipe.network
+    if not isinstance(network, StableDiffusionUNet) or network.init == "scratch":
+        return None
+    return network.pretrained
 
 
 def _settings(recipe: Recipe, step: int, base: str | None) -> dict[str, object]:
