@@ -123,6 +123,10 @@ class Recipe:
                 f"UNet1D and PolicyMLP plan actions from observations, and nothing else does; got "
                 f"{type(self.model).__name__} for {type(self.data).__name__}"
             )
+        if self.is_policy and self.scaling.factor != 1:
+            raise ValueError(
+                f"scaling.factor is of images; actions keep their range, got {self.scaling.factor}"
+            )
         if self.is_policy and self.preview_every:
             raise ValueError("previews are pictures, and plans are none; set preview_every 0")
 

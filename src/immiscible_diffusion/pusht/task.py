@@ -74,7 +74,8 @@ def observe(state: Tensor, kind: str) -> Tensor:
 def start_states(count: int = TEST_EPISODES, first: int = TEST_SEED) -> Tensor:
     """``[count, 5]`` float64: where the episodes with seeds ``first``, ... begin.
 
-    The states of Diffusion Policy's test seeds, drawn as it draws them.
+    The draws of Diffusion Policy's test seeds, set as they are said. Its own environment sets the
+    position before the angle (``legacy_test``), so its blocks begin up to 90 pixels elsewhere.
     """
     return torch.tensor(np.array([_start(first + index) for index in range(count)]))
 

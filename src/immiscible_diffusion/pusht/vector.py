@@ -41,7 +41,9 @@ class Tables:
     def __init__(self, count: int, *, workers: int = 0) -> None:
         if count < 1 or workers < 0:
             raise ValueError(f"expected count >= 1 and workers >= 0, got {count} and {workers}")
-        self.count, self.workers = count, min(workers, count)
+        # A daemon, as the workers of a comparison are, may have no children.
+        alone = bool(mp.current_process().daemon)
+        self.count, self.workers = count, 0 if alone else min(workers, count)
         self._own: list[Simulator] = []
         self._others: list[_Worker] = []
 
