@@ -19,7 +19,7 @@ import torch
 from coupling_cost import image_like, machine
 from scipy.optimize import linear_sum_assignment
 
-from immiscible_diffusion.coupling.costs import assignment_cost
+from immiscible_diffusion.couplings.costs import assignment_cost
 
 SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 DIM, BAR = 3072, 2.5

@@ -10,13 +10,13 @@ noise (left) to image (right). The strips are those of the comparison's report.
 import argparse
 from pathlib import Path
 
+from immiscible_diffusion.training.load_data_of import load_data
 from PIL import Image, ImageDraw
 
-from immiscible_diffusion.compare.plan import Cell, Plan
-from immiscible_diffusion.compare.strips import IMAGES, strip_of
-from immiscible_diffusion.data import load_data
-from immiscible_diffusion.files import read_json
-from immiscible_diffusion.recipe import Recipe
+from immiscible_diffusion.experiments.compare.plan import Cell, Plan
+from immiscible_diffusion.experiments.compare.trajectories import IMAGES, strip_of
+from immiscible_diffusion.training.recipe import Recipe
+from immiscible_diffusion.utils.atomic_files import read_json
 
 SHOWN, SCALE, LABEL, GAP = 2, 5, 180, 12
 

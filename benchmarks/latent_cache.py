@@ -28,10 +28,14 @@ from typing import Any
 import torch
 from coupling_cost import machine
 
+from immiscible_diffusion.applications.stable_diffusion.latent_cache import (
+    Encoding,
+    LatentSet,
+    encode,
+)
+from immiscible_diffusion.applications.stable_diffusion.latent_cache.encode import posterior
 from immiscible_diffusion.data import DataConfig
-from immiscible_diffusion.data.encoded import images_of, open_rows
-from immiscible_diffusion.latents import Encoding, LatentSet, encode
-from immiscible_diffusion.latents.encode import posterior
+from immiscible_diffusion.data.hf_images import images_of, open_rows
 
 PICTURES = 32
 SMALL = {

@@ -19,19 +19,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from immiscible_diffusion.applications.stable_diffusion.captions import Buckets
 from immiscible_diffusion.data import DataConfig, load_images
-from immiscible_diffusion.data.captions import Buckets
-from immiscible_diffusion.files import read_json, write_json, write_text
-from immiscible_diffusion.generate import Generator
-from immiscible_diffusion.metric.features import extractor_from_name
-from immiscible_diffusion.metric.few import FewFigures, few_figures
-from immiscible_diffusion.pictures import image_grid
-from immiscible_diffusion.progress import Progress
-from immiscible_diffusion.recipe import Recipe
+from immiscible_diffusion.diffusion.pipeline import Generator
+from immiscible_diffusion.metrics.features.base import extractor_from_name
+from immiscible_diffusion.metrics.few_shot import FewFigures, few_figures
 from immiscible_diffusion.recipes import recipe_from_name
-from immiscible_diffusion.report.estimate import t_interval
-from immiscible_diffusion.runfolder import RunFolder
-from immiscible_diffusion.trainer import Trainer
+from immiscible_diffusion.reporting.compare.estimate import t_interval
+from immiscible_diffusion.training.progress import Progress
+from immiscible_diffusion.training.recipe import Recipe
+from immiscible_diffusion.training.run_dir import RunFolder
+from immiscible_diffusion.training.trainer import Trainer
+from immiscible_diffusion.utils.atomic_files import read_json, write_json, write_text
+from immiscible_diffusion.utils.images import image_grid
 
 BASELINE, SHOWN, SAMPLE_SEED = "independent", 8, 0
 FIGURES = [field.name for field in dataclasses.fields(FewFigures)]

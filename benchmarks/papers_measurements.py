@@ -22,13 +22,13 @@ from torch import Tensor
 from immiscible_diffusion import KNN, Coupling, Independent, LinearAssignment
 from immiscible_diffusion.analysis.clusters import cluster_distance, points_for
 from immiscible_diffusion.analysis.estimates import Mean
+from immiscible_diffusion.analysis.examined import examine
 from immiscible_diffusion.analysis.papers import Extent, papers_measurements
 from immiscible_diffusion.analysis.published import ASSIGNED, NEAREST, P1, P2, VANILLA
 from immiscible_diffusion.analysis.reduction import expected_reduction
 from immiscible_diffusion.analysis.section import Row, Section
-from immiscible_diffusion.coupling import pair
+from immiscible_diffusion.couplings import pair
 from immiscible_diffusion.data import DataConfig, load_images
-from immiscible_diffusion.examined import examine
 
 PARTS = ("reduction", "clusters", "map", "fit", "trained")
 Sections = Iterator[dict[str, Any]]

@@ -32,13 +32,13 @@ import torch
 from torch import Tensor, nn
 
 from immiscible_diffusion.analysis.miscibility import miscibility
-from immiscible_diffusion.analysis.noise import measure_noise
-from immiscible_diffusion.coupling import Coupling, NoiseLaw, coupling_from_name
+from immiscible_diffusion.analysis.noise_statistics import measure_noise
+from immiscible_diffusion.couplings import Coupling, NoiseLaw, coupling_from_name
+from immiscible_diffusion.couplings.moments import Moments
 from immiscible_diffusion.data import DataConfig, load_images
-from immiscible_diffusion.metric.frechet import FeatureStatistics, frechet_distance
-from immiscible_diffusion.model.mlp import time_features
-from immiscible_diffusion.moments import Moments
-from immiscible_diffusion.rng import Streams, keyed_generator
+from immiscible_diffusion.metrics.fid import FeatureStatistics, frechet_distance
+from immiscible_diffusion.models.mlp import time_features
+from immiscible_diffusion.utils.random import Streams, keyed_generator
 
 COUPLINGS = (
     "independent",

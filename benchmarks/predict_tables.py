@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from predict_speedup import BUDGETS, COUPLINGS, SETS
 
-from immiscible_diffusion.coupling.names import spelled
-from immiscible_diffusion.report.speedup import Curve, steps_to
+from immiscible_diffusion.couplings.registry import spelled
+from immiscible_diffusion.reporting.compare.speedup import Curve, steps_to
 
 PREDICTORS = {
     "loss": "irreducible loss, mean over t (main)",

@@ -25,7 +25,7 @@ from coupling_cost import image_like, machine
 from torch import Tensor, nn
 
 from immiscible_diffusion import Independent, LinearAssignment
-from immiscible_diffusion.coupling.prefetch import Paired, prefetch
+from immiscible_diffusion.couplings.prefetch import Paired, prefetch
 
 DIM, STEP_SECONDS, BAR = 3072, 0.2, 0.02
 REFERENCE = "independent, prefetched"

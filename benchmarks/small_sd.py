@@ -24,9 +24,9 @@ import torch
 from small_sd_judged import SAMPLER_STEPS, labelled_grid, labels_right, painting
 
 from immiscible_diffusion.data import DataConfig, load_images
-from immiscible_diffusion.files import read_json, write_json, write_text
-from immiscible_diffusion.pictures import image_grid
 from immiscible_diffusion.smallsd.judged import judge_of
+from immiscible_diffusion.utils.atomic_files import read_json, write_json, write_text
+from immiscible_diffusion.utils.images import image_grid
 
 SCRATCH, TUNED, LORA, PAINTED = 700, 150, 150, 400
 RUNS = ("independent", "knn", "finetune", "lora", "inpaint")

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from immiscible_diffusion.bulk import BulkPictures
-from immiscible_diffusion.pictures import image_grid
+from immiscible_diffusion.evaluation.bulk import BulkPictures
 from immiscible_diffusion.smallsd.judged import LabelJudge
 from immiscible_diffusion.smallsd.painted import centre_hole, painted
+from immiscible_diffusion.utils.images import image_grid
 
 SAMPLER_STEPS = 20
 

@@ -15,13 +15,13 @@ from statistics import fmean
 
 import torch
 
-from immiscible_diffusion.coupling import coupling_from_name
-from immiscible_diffusion.data import DataSet
-from immiscible_diffusion.metric import extractor_from_name, make_reference, measure
-from immiscible_diffusion.moments import Moments
-from immiscible_diffusion.runfolder import RunFolder
-from immiscible_diffusion.sampler import Sampler, start_noise
-from immiscible_diffusion.trained import Trained
+from immiscible_diffusion.couplings import coupling_from_name
+from immiscible_diffusion.couplings.moments import Moments
+from immiscible_diffusion.data.base import DataSet
+from immiscible_diffusion.diffusion.samplers import Sampler, start_noise
+from immiscible_diffusion.evaluation.load_run import Trained
+from immiscible_diffusion.metrics import extractor_from_name, make_reference, measure
+from immiscible_diffusion.training.run_dir import RunFolder
 
 FEATURES = ("classifier", "pixels")
 

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from immiscible_diffusion import KNN, Moments
-from immiscible_diffusion.interop import pull
+from immiscible_diffusion.integrations import pull
 
 
 def network() -> nn.Module:

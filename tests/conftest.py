@@ -9,9 +9,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
-from immiscible_diffusion.recipe import Recipe
+from fixtures.stable_diffusion import save_small_sd
 from immiscible_diffusion.recipes import recipe_from_name
-from sd_recipes import save_small_sd
+from immiscible_diffusion.training.recipe import Recipe
 
 torch.set_num_threads(1)
 

@@ -1,11 +1,10 @@
 """Pair noise with data before diffusing: ``noise = coupling(data)``."""
 
-from immiscible_diffusion.coupling import (
+from immiscible_diffusion.couplings import (
     KNN,
     Calibrated,
     Coupling,
     GaussianTransport,
-    ImageScaling,
     Independent,
     LinearAssignment,
     NoiseLaw,
@@ -14,11 +13,12 @@ from immiscible_diffusion.coupling import (
     pair_pool,
     prefetch,
 )
-from immiscible_diffusion.interop import as_torchcfm
-from immiscible_diffusion.loss import RegressionLoss
-from immiscible_diffusion.moments import Moments
-from immiscible_diffusion.path import DiffusionPath, FlowPath, PathSample, SigmaPath
-from immiscible_diffusion.rng import Streams
+from immiscible_diffusion.couplings.moments import Moments
+from immiscible_diffusion.data.scaling import ImageScaling
+from immiscible_diffusion.diffusion.losses import RegressionLoss
+from immiscible_diffusion.diffusion.paths import DiffusionPath, FlowPath, PathSample, SigmaPath
+from immiscible_diffusion.integrations import as_torchcfm
+from immiscible_diffusion.utils.random import Streams
 
 __version__ = "0.1.0"
 

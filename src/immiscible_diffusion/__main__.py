@@ -2,7 +2,7 @@
 
 import sys
 
-from immiscible_diffusion.cli import main
+from immiscible_diffusion.cli.main import main
 
 if __name__ == "__main__":  # spawned workers import this module too
     sys.exit(main())

@@ -6,7 +6,7 @@ import torch
 from immiscible_diffusion import KNN, Independent
 from immiscible_diffusion.analysis.layers import predict_layers, prediction
 from immiscible_diffusion.analysis.posterior import OptimalDenoiser
-from immiscible_diffusion.path import DiffusionPath, FlowPath
+from immiscible_diffusion.diffusion.paths import DiffusionPath, FlowPath
 
 
 @pytest.fixture(scope="module")

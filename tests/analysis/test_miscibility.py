@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from immiscible_diffusion import KNN, Independent, LinearAssignment, Moments
-from immiscible_diffusion.analysis import probing
-from immiscible_diffusion.analysis.density import density_of
+from immiscible_diffusion.analysis import noisy_points as probing
 from immiscible_diffusion.analysis.miscibility import miscibility
+from immiscible_diffusion.analysis.noise_density import density_of
 from immiscible_diffusion.analysis.posterior import GaussianKernel, OptimalDenoiser
-from immiscible_diffusion.path import FlowPath
+from immiscible_diffusion.diffusion.paths import FlowPath
 
 
 @pytest.fixture(scope="module")

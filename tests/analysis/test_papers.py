@@ -11,13 +11,13 @@ from immiscible_diffusion import KNN, Independent, LinearAssignment, Moments, Sh
 from immiscible_diffusion.analysis.cluster_map import cluster_map
 from immiscible_diffusion.analysis.clusters import cluster_distance, looks_at_one, points_for
 from immiscible_diffusion.analysis.estimates import Mean
-from immiscible_diffusion.analysis.noise import gaussian_fit
+from immiscible_diffusion.analysis.noise_statistics import gaussian_fit
 from immiscible_diffusion.analysis.papers import Extent, papers_measurements
 from immiscible_diffusion.analysis.reduction import distance_reduction, expected_reduction
 from immiscible_diffusion.analysis.section import Row
-from immiscible_diffusion.coupling.budget import knn_expectation
-from immiscible_diffusion.coupling.calibrated import Calibrated
-from immiscible_diffusion.coupling.law import NoiseLaw
+from immiscible_diffusion.couplings.calibrated import Calibrated
+from immiscible_diffusion.couplings.noise_distribution import NoiseLaw
+from immiscible_diffusion.couplings.theory import knn_expectation
 
 SMALL = Extent(batch_sizes=(16, 32), count=200, images=6, points=60)
 
@@ -88,7 +88,7 @@ def test_clusters_of_knn_lie_along_their_images(data):
 
 
 def _rows_generator():
-    from immiscible_diffusion.rng import keyed_generator
+    from immiscible_diffusion.utils.random import keyed_generator
 
     return keyed_generator(0, "rows")
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from immiscible_diffusion import KNN, Independent, LinearAssignment, Moments
-from immiscible_diffusion.analysis.density import density_of, log_density, take
+from immiscible_diffusion.analysis.noise_density import density_of, log_density, take
 from immiscible_diffusion.analysis.posterior import OptimalDenoiser, mixing, posterior
-from immiscible_diffusion.coupling import Shuffled
-from immiscible_diffusion.coupling.calibrated import Calibrated
-from immiscible_diffusion.coupling.law import NoiseLaw
-from immiscible_diffusion.coupling.transport import GaussianTransport
-from immiscible_diffusion.data.batch import Batch
-from immiscible_diffusion.path import FlowPath, PathSample
+from immiscible_diffusion.couplings import Shuffled
+from immiscible_diffusion.couplings.calibrated import Calibrated
+from immiscible_diffusion.couplings.gaussian_ot import GaussianTransport
+from immiscible_diffusion.couplings.noise_distribution import NoiseLaw
+from immiscible_diffusion.diffusion.paths import FlowPath, PathSample
+from immiscible_diffusion.utils.batch import Batch
 
 POINTS = torch.tensor([[1.0, 0.2], [-0.5, 1.0], [0.1, -1.2], [0.6, 0.9], [-1.5, -0.4]])
 LABELS = torch.tensor([0, 0, 1, 1, 0])
@@ -141,7 +141,7 @@ def test_no_closed_form():
 
 
 def test_parts_and_blocks_do_not_matter(monkeypatch):
-    from immiscible_diffusion.analysis import density
+    from immiscible_diffusion.analysis import noise_density as density
 
     generator = torch.Generator().manual_seed(2)
     images, x_t = Batch(torch.randn(300, 20, generator=generator)), torch.randn(9, 20)

@@ -1,18 +1,18 @@
 """The script of the papers' measurements, on inputs that take a moment."""
 
 import importlib
-from pathlib import Path
 
 import pytest
 import torch
 
+from helpers import ROOT
 from immiscible_diffusion import KNN
 from immiscible_diffusion.analysis.papers import Extent, papers_measurements
 
 
 @pytest.fixture
 def script(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     threads = torch.get_num_threads()
     yield importlib.import_module("papers_measurements")
     torch.set_num_threads(threads)

@@ -4,14 +4,15 @@ import csv
 import importlib
 import json
 import math
-from pathlib import Path
 
 import pytest
+
+from helpers import ROOT
 
 
 @pytest.fixture
 def script(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     return importlib.import_module("predict_tables")
 
 

@@ -1,12 +1,13 @@
 """The benchmark scripts run, on sizes that take a moment; what they measure is not tested."""
 
 import importlib
-from pathlib import Path
 
 import pytest
 import torch
 
-SCRIPTS = Path(__file__).parents[2] / "benchmarks"
+from helpers import ROOT
+
+SCRIPTS = ROOT / "benchmarks"
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from immiscible_diffusion.data import ImageSet
-from immiscible_diffusion.rng import keyed_generator
+from immiscible_diffusion.utils.random import keyed_generator
 
 
 def numbered(count: int = 12, *, flip: bool = False, labels: bool = True) -> ImageSet:

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from immiscible_diffusion.analysis.trust import failed
+from immiscible_diffusion.analysis.diagnostics import failed
 
 NEAR_NOISE = 0.98
 # docs/results/prediction_2-core-cpu_2026-11-23.md: 50 points, stated before they were measured.

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from immiscible_diffusion.analysis.clusters import choose_images, noises_of
 from immiscible_diffusion.analysis.estimates import Mean, mean_of
-from immiscible_diffusion.analysis.pairs import BATCH_SIZE
-from immiscible_diffusion.coupling import Coupling
-from immiscible_diffusion.data.batch import Batch, Cond
-from immiscible_diffusion.extra import needs_extra
-from immiscible_diffusion.files import atomic_path
-from immiscible_diffusion.rng import key
+from immiscible_diffusion.analysis.sample_pairs import BATCH_SIZE
+from immiscible_diffusion.couplings import Coupling
+from immiscible_diffusion.utils.atomic_files import atomic_path
+from immiscible_diffusion.utils.batch import Batch, Cond
+from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.random import key
 
 # Okabe and Ito's palette, told apart with every common colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222", "#999999")

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.analysis.density import take
 from immiscible_diffusion.analysis.estimates import Mean
-from immiscible_diffusion.analysis.pairs import BATCH_SIZE, choose_rows
-from immiscible_diffusion.coupling import KNN, Calibrated, Coupling, GaussianTransport, draw
-from immiscible_diffusion.coupling.base import Independent
-from immiscible_diffusion.data.batch import Batch, Cond
-from immiscible_diffusion.rng import keyed_generator
+from immiscible_diffusion.analysis.noise_density import take
+from immiscible_diffusion.analysis.sample_pairs import BATCH_SIZE, choose_rows
+from immiscible_diffusion.couplings import KNN, Calibrated, Coupling, GaussianTransport, draw
+from immiscible_diffusion.couplings.base import Independent
+from immiscible_diffusion.utils.batch import Batch, Cond
+from immiscible_diffusion.utils.random import keyed_generator
 
 Progress = Callable[[int, int], None]
 

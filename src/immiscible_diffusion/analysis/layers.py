@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.analysis.estimates import Mean, mean_of
-from immiscible_diffusion.analysis.noise import mean_square
+from immiscible_diffusion.analysis.noise_statistics import mean_square
 from immiscible_diffusion.analysis.posterior import mixing
-from immiscible_diffusion.path import Cond, Model, Path
+from immiscible_diffusion.diffusion.paths import Cond, Model, Path
 
 STEPS = 20  # as in the paper
 Predict = Callable[[Tensor, float], Tensor]

@@ -12,12 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.analysis.density import PairDensity
 from immiscible_diffusion.analysis.estimates import Mean, mean_of
-from immiscible_diffusion.analysis.fitted import density_for
-from immiscible_diffusion.analysis.pairs import BATCH_SIZE, choose_rows, draw_noise
-from immiscible_diffusion.analysis.posterior import LogWeights
-from immiscible_diffusion.analysis.probing import (
+from immiscible_diffusion.analysis.nce_density import density_for
+from immiscible_diffusion.analysis.noise_density import PairDensity
+from immiscible_diffusion.analysis.noisy_points import (
     VALUES,
     Block,
     blocks,
@@ -25,9 +23,11 @@ from immiscible_diffusion.analysis.probing import (
     images_of,
     probe,
 )
-from immiscible_diffusion.coupling import Coupling
-from immiscible_diffusion.data.batch import Cond
-from immiscible_diffusion.path import FlowPath, Path
+from immiscible_diffusion.analysis.posterior import LogWeights
+from immiscible_diffusion.analysis.sample_pairs import BATCH_SIZE, choose_rows, draw_noise
+from immiscible_diffusion.couplings import Coupling
+from immiscible_diffusion.diffusion.paths import FlowPath, Path
+from immiscible_diffusion.utils.batch import Cond
 
 LEVELS = (0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 1.0)
 Progress = Callable[[int, int], None]

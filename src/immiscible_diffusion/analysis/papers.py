@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from immiscible_diffusion.analysis.cache import slug
 from immiscible_diffusion.analysis.cluster_map import cluster_map, draw_map
 from immiscible_diffusion.analysis.clusters import cluster_distance, looks_at_one, points_for
 from immiscible_diffusion.analysis.estimates import Mean
-from immiscible_diffusion.analysis.noise import gaussian_fit
-from immiscible_diffusion.analysis.pairs import BATCH_SIZE
-from immiscible_diffusion.analysis.parts import slug
+from immiscible_diffusion.analysis.noise_statistics import gaussian_fit
 from immiscible_diffusion.analysis.published import (
     ASSIGNED,
     CIFAR,
@@ -37,9 +36,10 @@ from immiscible_diffusion.analysis.published import (
     pairs_alike,
 )
 from immiscible_diffusion.analysis.reduction import distance_reduction, expected_reduction
+from immiscible_diffusion.analysis.sample_pairs import BATCH_SIZE
 from immiscible_diffusion.analysis.section import Row, Section
-from immiscible_diffusion.coupling import KNN, Coupling, Independent
-from immiscible_diffusion.data.batch import Cond
+from immiscible_diffusion.couplings import KNN, Coupling, Independent
+from immiscible_diffusion.utils.batch import Cond
 
 WHICH = ("distance", "clusters", "map")
 ALL = (*WHICH, "gaussian_fit")

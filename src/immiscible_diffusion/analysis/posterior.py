@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.analysis.density import (
+from immiscible_diffusion.analysis.noise_density import (
     PairDensity,
     density_of,
     image_parts,
@@ -14,9 +14,9 @@ from immiscible_diffusion.analysis.density import (
     squares,
     take,
 )
-from immiscible_diffusion.coupling import Coupling
-from immiscible_diffusion.data.batch import Batch
-from immiscible_diffusion.path import Path
+from immiscible_diffusion.couplings import Coupling
+from immiscible_diffusion.diffusion.paths import Path
+from immiscible_diffusion.utils.batch import Batch
 
 LogWeights = Callable[[Tensor], Tensor]
 """``weights(rows [P]) -> [P, N]``: log weight of every image given the condition of datum row."""

@@ -3,7 +3,7 @@
 The figures come through third parties' reading reports where the papers' tables could not be read.
 """
 
-from immiscible_diffusion.coupling import KNN, Coupling, Independent, LinearAssignment, Shuffled
+from immiscible_diffusion.couplings import KNN, Coupling, Independent, LinearAssignment, Shuffled
 
 P1, P2 = "arXiv 2406.12303", "arXiv 2505.18521"
 CIFAR, LATENT = 3072, 4096  # numbers in a datum

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.analysis.density import take
 from immiscible_diffusion.analysis.estimates import Mean, mean_of
-from immiscible_diffusion.coupling import KNN, Coupling, draw, pair
-from immiscible_diffusion.coupling.budget import knn_expectation
-from immiscible_diffusion.data.batch import Batch, Cond
-from immiscible_diffusion.rng import keyed_generator
+from immiscible_diffusion.analysis.noise_density import take
+from immiscible_diffusion.couplings import KNN, Coupling, draw, pair
+from immiscible_diffusion.couplings.theory import knn_expectation
+from immiscible_diffusion.utils.batch import Batch, Cond
+from immiscible_diffusion.utils.random import keyed_generator
 
 QUANTILES = 33  # of the lengths of the data, in the closed form
 LEAST_BATCHES = 4

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.analysis.estimates import Mean, mean_of
-from immiscible_diffusion.rng import keyed_generator
+from immiscible_diffusion.utils.random import keyed_generator
 
 WEIGHTS = (0.1, 0.2, 0.3)
 Make = Callable[[Tensor], Tensor]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.data.batch import Batch
+from immiscible_diffusion.utils.batch import Batch
 
 
 def to_batch(

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 
-from immiscible_diffusion.data.captions import Captions, caption_column
-from immiscible_diffusion.data.encoded import Decoder, columns, load_arguments, stay_encoded
-from immiscible_diffusion.data.prompts import Named, Tokenize, readable
+from immiscible_diffusion.applications.stable_diffusion.captions import Captions, caption_column
+from immiscible_diffusion.applications.stable_diffusion.prompts import Named, Tokenize, readable
+from immiscible_diffusion.data.hf_images import Decoder, columns, load_arguments, stay_encoded
+from immiscible_diffusion.data.load import DataConfig
 from immiscible_diffusion.data.shards import Shards, TableShards, TarShards, is_tar, tar_names
-from immiscible_diffusion.data.sources import DataConfig
 from immiscible_diffusion.data.streaming import OnError, Stream
-from immiscible_diffusion.extra import needs_extra
+from immiscible_diffusion.utils.optional_deps import needs_extra
 
 
 def open_stream(

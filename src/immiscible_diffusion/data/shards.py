@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol
 
-from immiscible_diffusion.extra import needs_extra
+from immiscible_diffusion.utils.optional_deps import needs_extra
 
 PICTURES = ("png", "jpg", "jpeg", "webp", "bmp")
 TEXTS = ("txt", "text", "caption")

@@ -10,14 +10,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.ahead import run_ahead
-from immiscible_diffusion.data.batch import Batch
-from immiscible_diffusion.data.encoded import Decoder
+from immiscible_diffusion.applications.stable_diffusion.prompts import Named, Tokenize
+from immiscible_diffusion.data.hf_images import Decoder
 from immiscible_diffusion.data.images import draw_flips, to_batch
-from immiscible_diffusion.data.order import check_split
-from immiscible_diffusion.data.prompts import Named, Tokenize
+from immiscible_diffusion.data.sampler import check_split
 from immiscible_diffusion.data.shards import Sample, ShardError, Shards
-from immiscible_diffusion.rng import Streams, keyed_generator
+from immiscible_diffusion.utils.background import run_ahead
+from immiscible_diffusion.utils.batch import Batch
+from immiscible_diffusion.utils.random import Streams, keyed_generator
 
 DECODERS = 4
 OnError = Literal["raise", "skip"]

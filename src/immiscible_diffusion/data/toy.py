@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.rng import keyed_generator
+from immiscible_diffusion.utils.random import keyed_generator
 
 COUNT = 160
 RADIUS, SPREAD = 3.0, 0.2

@@ -3,7 +3,6 @@
 import difflib
 from collections.abc import Callable
 
-from immiscible_diffusion.recipe import Recipe
 from immiscible_diffusion.recipes.consistency import (
     celeba_consistency,
     cifar10_consistency,
@@ -17,7 +16,7 @@ from immiscible_diffusion.recipes.flow_matching import (
     digits_flow,
     fashion_flow,
 )
-from immiscible_diffusion.recipes.push_t import pusht_policy, pusht_policy_small
+from immiscible_diffusion.recipes.pusht import pusht_policy, pusht_policy_small
 from immiscible_diffusion.recipes.stable_diffusion import (
     coco_sd,
     imagenet_sd_finetune,
@@ -27,6 +26,7 @@ from immiscible_diffusion.recipes.stable_diffusion import (
     sd_outpaint,
     sdxl_lora,
 )
+from immiscible_diffusion.training.recipe import Recipe
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "digits-flow": digits_flow,

@@ -3,13 +3,13 @@
 import dataclasses
 
 from immiscible_diffusion.data import DataConfig
-from immiscible_diffusion.evaluation import Evaluation
-from immiscible_diffusion.loss import ConsistencyLoss
-from immiscible_diffusion.model import MLP, UNet
-from immiscible_diffusion.optimiser import Optimiser
-from immiscible_diffusion.path import SigmaPath
-from immiscible_diffusion.recipe import Recipe
-from immiscible_diffusion.sampler import Sampler
+from immiscible_diffusion.diffusion.losses import ConsistencyLoss
+from immiscible_diffusion.diffusion.paths import SigmaPath
+from immiscible_diffusion.diffusion.samplers import Sampler
+from immiscible_diffusion.evaluation.config import Evaluation
+from immiscible_diffusion.models import MLP, UNet
+from immiscible_diffusion.training.optim import Optimiser
+from immiscible_diffusion.training.recipe import Recipe
 
 
 def digits_consistency() -> Recipe:

@@ -1,12 +1,12 @@
 """DDIM: CIFAR-10 as published, and a twin for a CPU."""
 
 from immiscible_diffusion.data import DataConfig
-from immiscible_diffusion.evaluation import Evaluation
-from immiscible_diffusion.model import MLP, UNet
-from immiscible_diffusion.optimiser import Optimiser
-from immiscible_diffusion.path import DiffusionPath
-from immiscible_diffusion.recipe import Recipe
-from immiscible_diffusion.sampler import Sampler
+from immiscible_diffusion.diffusion.paths import DiffusionPath
+from immiscible_diffusion.diffusion.samplers import Sampler
+from immiscible_diffusion.evaluation.config import Evaluation
+from immiscible_diffusion.models import MLP, UNet
+from immiscible_diffusion.training.optim import Optimiser
+from immiscible_diffusion.training.recipe import Recipe
 
 
 def digits_ddim() -> Recipe:

@@ -3,15 +3,16 @@
 import dataclasses
 from typing import Any
 
-from immiscible_diffusion.codec import Painting, StableDiffusionCodec
+from immiscible_diffusion.applications.stable_diffusion.captions import Buckets, Captions
+from immiscible_diffusion.applications.stable_diffusion.config import StableDiffusionCodec
+from immiscible_diffusion.applications.stable_diffusion.inpainting import Painting
+from immiscible_diffusion.applications.stable_diffusion.unet import LoRA, StableDiffusionUNet
 from immiscible_diffusion.data import DataConfig
-from immiscible_diffusion.data.captions import Buckets, Captions
-from immiscible_diffusion.evaluation import Evaluation
-from immiscible_diffusion.model import LoRA, StableDiffusionUNet
-from immiscible_diffusion.optimiser import Optimiser
-from immiscible_diffusion.path import DiffusionPath
-from immiscible_diffusion.recipe import Recipe
-from immiscible_diffusion.sampler import Sampler
+from immiscible_diffusion.diffusion.paths import DiffusionPath
+from immiscible_diffusion.diffusion.samplers import Sampler
+from immiscible_diffusion.evaluation.config import Evaluation
+from immiscible_diffusion.training.optim import Optimiser
+from immiscible_diffusion.training.recipe import Recipe
 
 SD14 = "CompVis/stable-diffusion-v1-4"
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"

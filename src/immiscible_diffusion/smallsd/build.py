@@ -10,10 +10,6 @@ from typing import Any
 
 import torch
 
-from immiscible_diffusion.files import atomic_path, read_json, write_json
-from immiscible_diffusion.pictures import image_grid
-from immiscible_diffusion.progress import Progress
-from immiscible_diffusion.rng import key, keyed_generator
 from immiscible_diffusion.smallsd.judged import judge_on
 from immiscible_diffusion.smallsd.latents import (
     held_out_psnr,
@@ -33,6 +29,10 @@ from immiscible_diffusion.smallsd.text import (
 from immiscible_diffusion.smallsd.theirs import diffusers, quiet_transformers, transformers
 from immiscible_diffusion.smallsd.tokenizer import make_tokenizer, save_tokenizer
 from immiscible_diffusion.smallsd.vae import VAETraining, make_vae
+from immiscible_diffusion.training.progress import Progress
+from immiscible_diffusion.utils.atomic_files import atomic_path, read_json, write_json
+from immiscible_diffusion.utils.images import image_grid
+from immiscible_diffusion.utils.random import key, keyed_generator
 
 RECORD, FIGURES, PIPELINE = "small_sd.json", "figures.json", "model_index.json"
 VAE_STATE = "vae_state.pt"

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from immiscible_diffusion.data.batch import DataSet
-from immiscible_diffusion.data.sources import DataConfig, load_images
-from immiscible_diffusion.judge import JUDGE_SEED
-from immiscible_diffusion.metric.cache import cache_folder
-from immiscible_diffusion.metric.classifier import trained_classifier
+from immiscible_diffusion.data.base import DataSet
+from immiscible_diffusion.data.load import DataConfig, load_images
+from immiscible_diffusion.evaluation.images import JUDGE_SEED
+from immiscible_diffusion.metrics.features.classifier import trained_classifier
+from immiscible_diffusion.metrics.reference_cache import cache_folder
 from immiscible_diffusion.smallsd.latents import BATCH, reconstructions
 
 

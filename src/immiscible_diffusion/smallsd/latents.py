@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.data.batch import DataSet
+from immiscible_diffusion.data.base import DataSet
 
 BATCH = 128
 

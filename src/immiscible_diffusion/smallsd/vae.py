@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.data.batch import DataSet
+from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.data.images import draw_flips
-from immiscible_diffusion.data.order import DataOrder
-from immiscible_diffusion.files import atomic_path
-from immiscible_diffusion.interrupt import Interrupted, InterruptGuard
-from immiscible_diffusion.rng import Streams, key
+from immiscible_diffusion.data.sampler import DataOrder
 from immiscible_diffusion.smallsd.settings import VAESettings
 from immiscible_diffusion.smallsd.theirs import diffusers
+from immiscible_diffusion.utils.atomic_files import atomic_path
+from immiscible_diffusion.utils.random import Streams, key
+from immiscible_diffusion.utils.signals import Interrupted, InterruptGuard
 
 WARMUP = 50
 CLIP = 1.0

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.analysis.pairs import choose_rows
-from immiscible_diffusion.data.batch import Batch
-from immiscible_diffusion.extra import needs_extra
-from immiscible_diffusion.rng import key, keyed_generator
+from immiscible_diffusion.analysis.sample_pairs import choose_rows
+from immiscible_diffusion.utils.batch import Batch
+from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.random import key, keyed_generator
 
 EXTENT, CELLS = 4.8, 96  # noise beyond 4.8 is taken for noise at the edge
 PRIOR = 0.001  # of a batch: so that no chance is exactly 0

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.data.toy import ToyPoints
-from immiscible_diffusion.extra import needs_extra
-from immiscible_diffusion.files import atomic_path
 from immiscible_diffusion.toy.paths import path_times
 from immiscible_diffusion.toy.strip import COLOURS, EDGE, INK, SOFT, STYLE, colours
 from immiscible_diffusion.toy.world import Scene, group_of
+from immiscible_diffusion.utils.atomic_files import atomic_path
+from immiscible_diffusion.utils.optional_deps import needs_extra
 
 PANELS = 3
 MOVING, STILL = 80, 1400  # milliseconds

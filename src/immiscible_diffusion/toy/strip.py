@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.data.toy import ToyPoints
-from immiscible_diffusion.extra import needs_extra
-from immiscible_diffusion.files import atomic_path
 from immiscible_diffusion.toy.world import REACH, Scene
+from immiscible_diffusion.utils.atomic_files import atomic_path
+from immiscible_diffusion.utils.optional_deps import needs_extra
 
 # Okabe and Ito's eight, black softened; neighbours on a ring are far apart.
 COLOURS = (

@@ -8,20 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.analysis.density import PairDensity, log_density
+from immiscible_diffusion.analysis.couplings import Lineup, strength
 from immiscible_diffusion.analysis.estimates import Mean
-from immiscible_diffusion.analysis.fitted import density_for
-from immiscible_diffusion.analysis.lineup import Lineup, strength
 from immiscible_diffusion.analysis.miscibility import Miscibility, miscibility
-from immiscible_diffusion.analysis.pairs import choose_rows, draw_noise
+from immiscible_diffusion.analysis.nce_density import density_for
+from immiscible_diffusion.analysis.noise_density import PairDensity, log_density
 from immiscible_diffusion.analysis.posterior import OptimalDenoiser
-from immiscible_diffusion.coupling import KNN, Coupling, Independent, LinearAssignment
-from immiscible_diffusion.data.batch import Batch
+from immiscible_diffusion.analysis.sample_pairs import choose_rows, draw_noise
+from immiscible_diffusion.couplings import KNN, Coupling, Independent, LinearAssignment
 from immiscible_diffusion.data.toy import ToyPoints
-from immiscible_diffusion.path import FlowPath
-from immiscible_diffusion.rng import key, keyed_generator
+from immiscible_diffusion.diffusion.paths import FlowPath
 from immiscible_diffusion.toy.assigned import Assigned
 from immiscible_diffusion.toy.paths import euler_ends, exact_paths, straightness
+from immiscible_diffusion.utils.batch import Batch
+from immiscible_diffusion.utils.random import key, keyed_generator
 
 LEVELS = tuple(round(0.05 * step, 2) for step in range(1, 21))
 BUDGETS = (1, 2, 4, 8)

@@ -1,0 +1,139 @@
+"""Noisy points and the images they may come from, in blocks that fit into memory."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from immiscible_diffusion.analysis.noise_density import PairDensity, take
+from immiscible_diffusion.analysis.posterior import LogWeights, entropy, mixing, posterior
+from immiscible_diffusion.couplings._validation import check_data, valid_positions
+from immiscible_diffusion.diffusion.paths import Path
+from immiscible_diffusion.utils.batch import Batch, Cond
+
+BLOCK_PAIRS = 1 << 21  # pairs of a probe and an image: 16 MiB in float64
+VALUES = ("effective", "entropy", "surprise", "true_probability", "irreducible", "reached")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some probes, and the images that each of them may come from.
+
+    Attributes:
+        at: ``[p]``, which of the probes these are.
+        rows: ``[p]``, their rows in the data.
+        truth: the ``p`` data that they are made of.
+        noise: ``[p, *shape]``.
+        images: the candidates.
+        own: ``[p]``, rows of the data among the candidates.
+        log_weights: ``[p, candidates]`` given the condition, or None: equally likely.
+    """
+
+    at: Tensor
+    rows: Tensor
+    truth: Batch
+    noise: Tensor
+    images: Batch
+    own: Tensor
+    log_weights: Tensor | None
+
+    @property
+    def candidates(self) -> Tensor:
+        """``[p]``: effective number of images before the point is seen."""
+        if self.log_weights is None:
+            return torch.full((len(self.at),), float(len(self.images)), dtype=torch.float64)
+        return entropy(self.log_weights.log_softmax(dim=1)).exp().cpu()
+
+
+def blocks(
+    images: Batch, rows: Tensor, noise: Tensor, labels: Tensor | None, weights: LogWeights | None
+) -> Iterator[Block]:
+    """Probes ``rows`` ``[P]`` with their ``noise``, block by block; label by label where given."""
+    for members in _groups(len(images), labels, rows):
+        mine = torch.isin(rows, members).nonzero()[:, 0]
+        among = images if len(members) == len(images) else take(images, members)
+        for at in mine.split(max(1, BLOCK_PAIRS // len(members))):
+            own = torch.searchsorted(members, rows[at])
+            log_weights = None if weights is None else weights(rows[at])[:, members]
+            yield Block(at, rows[at], take(images, rows[at]), noise[at], among, own, log_weights)
+
+
+def _groups(count: int, labels: Tensor | None, rows: Tensor) -> Iterator[Tensor]:
+    """Rows of the data, in order: all, or those of each label that ``rows`` have."""
+    if labels is None:
+        yield torch.arange(count)
+        return
+    labels = labels.cpu()
+    for label in labels[rows].unique():
+        yield (labels == label).nonzero()[:, 0]
+
+
+@dataclass(frozen=True)
+class Values:
+    """What one block of probes shows at one time.
+
+    Attributes:
+        by_name: ``VALUES``, each ``[p]``.
+        x_t: ``[p, *shape]``.
+        denoised: ``[p, *shape]``.
+    """
+
+    by_name: dict[str, Tensor]
+    x_t: Tensor
+    denoised: Tensor
+
+
+def probe(block: Block, density: PairDensity, path: Path, t: float) -> Values:
+    """Where the points of ``block`` at ``t`` may come from, and what a network loses there."""
+    mix = mixing(path, t)
+    data = block.truth.data.double()
+    times = torch.full((len(data),), t, dtype=torch.float64, device=data.device)
+    x_t = path.sample(data, block.noise.double(), times).x_t
+    valid = valid_positions(block.truth.mask, data)
+    post = posterior(density, block.images, x_t, mix.alpha, mix.sigma, block.log_weights, valid)
+    own = post.log_probability.gather(1, block.own.to(data.device)[:, None])[:, 0]
+    missed = (post.mean - data).square().flatten(1)
+    inside = torch.ones_like(missed) if valid is None else valid.flatten(1)
+    missed = (missed * inside).sum(dim=1) / inside.sum(dim=1)
+    spread = post.entropy
+    by_name = {
+        "effective": spread.exp(),
+        "entropy": spread,
+        "surprise": -own,
+        "true_probability": own.exp(),
+        "irreducible": mix.slope**2 * post.variance,
+        "reached": mix.slope**2 * missed,
+    }
+    return Values({name: value.cpu() for name, value in by_name.items()}, x_t, post.mean)
+
+
+def images_of(data: Tensor, cond: Cond | None, mask: Tensor | None, labels: Tensor | None) -> Batch:
+    """The data as one batch, the labels their condition where no other is given.
+
+    Raises:
+        ValueError: data, conditions, mask and labels do not fit one another.
+    """
+    check_data(data)
+    count = len(data)
+    if labels is not None and labels.shape != (count,):
+        raise ValueError(f"labels must be [{count}] like data, got {tuple(labels.shape)}")
+    if cond is None and labels is not None:
+        cond = {"label": labels}
+    images = Batch(data, cond, mask)
+    valid_positions(mask, data)
+    if mask is None and not bool(data.isfinite().all()):
+        raise ValueError("data are not finite; mend them before analysing them")
+    for name, value in (images.cond or {}).items():
+        if len(value) != count:
+            raise ValueError(f'cond["{name}"] must have {count} rows like data, got {len(value)}')
+    return images
+
+
+def check_levels(levels: tuple[float, ...], path: Path) -> None:
+    """Raise ValueError for no levels, or levels where nothing can be measured."""
+    if not levels or not all(math.isfinite(t) and 0 < t <= 1 for t in levels):
+        raise ValueError(f"levels must be times above 0 and at most 1, got {levels}")
+    for t in levels:
+        mixing(path, t)

@@ -1,0 +1,47 @@
+"""Pairs of data and noise as a training run would see them."""
+
+import torch
+from torch import Tensor
+
+from immiscible_diffusion.analysis.noise_density import take
+from immiscible_diffusion.couplings import Coupling, draw
+from immiscible_diffusion.utils.batch import Batch
+from immiscible_diffusion.utils.random import keyed_generator
+
+BATCH_SIZE = 256
+
+
+@torch.no_grad()
+def draw_noise(
+    coupling: Coupling,
+    images: Batch,
+    rows: Tensor,
+    *,
+    seed: int,
+    batch_size: int = BATCH_SIZE,
+    share: float = 1.0,
+) -> Tensor:
+    """Noise for data ``rows`` ``[P]`` of ``images``: ``[P, *shape]``.
+
+    The coupling is called on batches of ``batch_size``; what an assignment gives depends on the
+    whole batch. ``share`` of a batch are of ``rows``, the others any of ``images``: give the share
+    of data like ``rows`` where these are not a random choice.
+    """
+    noises = []
+    for number, chunk in enumerate(rows.split(max(1, round(share * batch_size)))):
+        device = images.data.device
+        filler = torch.randint(
+            len(images), (batch_size - len(chunk),), generator=keyed_generator(seed, number, "fill")
+        )
+        batch = take(images, torch.cat([chunk, filler.to(chunk)]))
+        generator = keyed_generator(seed, number, "noise", device=device)
+        noise = draw(coupling, batch.data, cond=batch.cond, mask=batch.mask, generator=generator)
+        noises.append(noise[: len(chunk)])
+    return torch.cat(noises)
+
+
+def choose_rows(count: int, wanted: int, seed: int) -> Tensor:
+    """``wanted`` rows of ``count``: different ones, as long as there are enough. ``[wanted]``."""
+    generator = keyed_generator(seed, "rows")
+    rounds = -(-wanted // count)
+    return torch.cat([torch.randperm(count, generator=generator) for _ in range(rounds)])[:wanted]

@@ -1,0 +1,84 @@
+"""The command ``immiscible``: finds the subcommand, turns errors into one line and an exit code."""
+
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from immiscible_diffusion import __version__
+from immiscible_diffusion.utils.optional_deps import MissingExtra, needs_extra
+from immiscible_diffusion.utils.signals import Interrupted
+
+COMMANDS = {
+    "train": "train a recipe; the same command resumes",
+    "sample": "make images with a trained run",
+    "bulk": "many pictures over class names, for FID: over processes, resumable",
+    "evaluate": "judge a trained run, or a folder of images",
+    "compare": "train with and without pairing at equal steps and report what it saves",
+    "report": "write a comparison's page anew, or its tables as LaTeX and CSV",
+    "demo": "the comparison to see first: digits, a few minutes on a CPU",
+    "analyse": "see how mixed data are, and what a coupling changes, in closed form",
+    "probe": "ten minutes on your own data: does pairing help?",
+    "toy": "two dimensions where everything is exact: a picture and an animation of pairing",
+    "explain": "what to expect of a coupling on data of a shape, without data",
+    "fetch": "bring data and judge of a recipe before a job without a network",
+    "encode": "write the latents of a data set once, to train from them",
+    "make-small-sd": "a small Stable Diffusion pipeline from local pictures, on the spot",
+    "recipes": "list the recipes, or show one",
+}
+USAGE = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code: 0 well, 2 bad input, 128 + n on signal n."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in ("--version", "-V"):
+        sys.stdout.write(f"immiscible {__version__}\n")
+        return 0
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        sys.stdout.write(overview())
+        return 0 if arguments else USAGE
+    try:
+        return run(arguments[0], arguments[1:])
+    except Interrupted as stop:
+        sys.stderr.write(f"{stop}\n")
+        return 128 + stop.signal_number
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted before there was anything to keep\n")
+        return 128 + 2
+    except BrokenPipeError:  # the reader of our output left: immiscible ... | head
+        return 128 + 13
+    except (ValueError, MissingExtra, OSError) as error:
+        text = " ".join(str(error).split())
+        sys.stderr.write(f"immiscible: error: {text}\n")
+        return USAGE
+
+
+def run(command: str, arguments: list[str]) -> int:
+    """Run one subcommand."""
+    if command not in COMMANDS:
+        raise ValueError(f"unknown command '{command}'; known: {', '.join(COMMANDS)}")
+    warnings.simplefilter("default")
+    if str(Path.cwd()) not in sys.path:  # --coupling my_module:MyCoupling finds ./my_module.py
+        sys.path.insert(0, str(Path.cwd()))
+    with needs_extra("train", "the command line"):
+        import tyro  # noqa: F401
+    module = importlib.import_module(f"immiscible_diffusion.cli.{command.replace('-', '_')}")
+    code = module.main(arguments)
+    return int(code or 0)
+
+
+def overview() -> str:
+    """What ``immiscible --help`` says."""
+    lines = [f"  {name:15}{text}" for name, text in COMMANDS.items()]
+    return (
+        "usage: immiscible COMMAND ...\n\n"
+        "Pair noise with data before diffusing: fewer training steps.\n\n"
+        + "\n".join(lines)
+        + "\n\nimmiscible COMMAND --help says more; immiscible recipes lists the recipes.\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

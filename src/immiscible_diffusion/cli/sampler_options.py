@@ -1,0 +1,55 @@
+"""Options of the commands that sample a trained run: what they change of the recipe's sampler."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from immiscible_diffusion.diffusion.samplers import Sampler
+
+ONLY = {
+    "spacing": ("ddim", "ddpm", "dpm"),
+    "eta": ("ddim",),
+    "clip": ("ddim", "ddpm"),
+}
+"""Options that other methods pass over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerChanges:
+    """What to change of the recipe's sampler; nothing by default.
+
+    Args:
+        method: sampler: euler, heun, midpoint or dopri5; of a diffusion path ddim, ddpm or dpm
+            (DPM-Solver++), of a sigma path edm or consistency.
+        steps: of the sampler.
+        start: normal, N(0, I), or matched, the law of the noise the run was trained on (measured
+            now and kept in the run if it is not there).
+        spacing: which of the path's steps ddim, ddpm and dpm take.
+        eta: share of fresh noise in ddim, 0 to 1.
+        clip: bound on predicted data in ddim and ddpm.
+        guidance: weight of the labels or the text; 1 is none.
+    """
+
+    method: str | None = None
+    steps: int | None = None
+    start: str | None = None
+    spacing: Literal["linear", "quadratic", "trailing"] | None = None
+    eta: float | None = None
+    clip: float | None = None
+    guidance: float | None = None
+
+    def of(self, default: Sampler) -> Sampler:
+        """``default``, changed where options say so; ValueError where they do not fit."""
+        changes: dict[str, Any] = {
+            field.name: value
+            for field in dataclasses.fields(SamplerChanges)
+            if (value := getattr(self, field.name)) is not None
+        }
+        sampler = dataclasses.replace(default, **changes)
+        for name, methods in ONLY.items():
+            if name in changes and sampler.method not in methods:
+                raise ValueError(
+                    f"{name} means something in {' and '.join(methods)} only, and the sampler is "
+                    f"{sampler.method}; leave it out, or give --method"
+                )
+        return sampler

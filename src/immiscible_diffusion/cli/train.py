@@ -1,0 +1,63 @@
+"""``immiscible train RECIPE``."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from immiscible_diffusion.cli.options import (
+    Device,
+    WholeRecipe,
+    named_recipe,
+    parse,
+    run_path,
+    take_name,
+)
+from immiscible_diffusion.experiments.compare.plan import slug
+from immiscible_diffusion.recipes import digits_flow
+from immiscible_diffusion.training.dry_run import dry_run
+from immiscible_diffusion.training.recipe import Recipe
+from immiscible_diffusion.training.run_dir import RunFolder
+from immiscible_diffusion.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train a recipe. The same command resumes; with --tiny it shrinks to a smoke run of seconds.
+
+    Args:
+        out: run folder; by default runs/RECIPE/COUPLING-seedN.
+        device: where to train.
+        dry_run: only print the recipe, what is missing, and what a run would take.
+        recipe: any field of the recipe.
+    """
+
+    out: Path | None = None
+    device: Device = "auto"
+    dry_run: bool = False
+    recipe: WholeRecipe = field(default_factory=digits_flow)
+
+
+def main(arguments: list[str]) -> int:
+    """Train, or say what training would take."""
+    name, rest = take_name(arguments, "train")
+    recipe, rest = named_recipe(name, rest)
+    options = parse(Options, rest, f"train {name}", Options(recipe=recipe))
+    recipe = options.recipe
+    out = run_path(options.out, recipe.name, default_folder(recipe))
+    if options.dry_run:
+        sys.stdout.write(dry_run(recipe, options.device) + "\n")
+        return 0
+    run = RunFolder.open(out, recipe)
+    trainer = Trainer(recipe, run, device=options.device)
+    trainer.train()
+    if trainer.is_main:
+        then = f"immiscible sample {out} makes images"
+        if recipe.is_policy:
+            then = f"immiscible evaluate {out} lets the policy work"
+        sys.stderr.write(f"{out}: {trainer.step} steps; {then}\n")
+    return 0
+
+
+def default_folder(recipe: Recipe) -> str:
+    """A folder name of its own for every coupling and seed."""
+    return f"{slug(recipe.coupling)}-seed{recipe.seed}"

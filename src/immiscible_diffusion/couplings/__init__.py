@@ -1,0 +1,29 @@
+"""The papers' ideas, one per file."""
+
+from immiscible_diffusion.couplings.assignment import LinearAssignment
+from immiscible_diffusion.couplings.base import Coupling, Independent, Shuffled, draw, pair
+from immiscible_diffusion.couplings.calibrated import Calibrated
+from immiscible_diffusion.couplings.gaussian_ot import GaussianTransport
+from immiscible_diffusion.couplings.knn import KNN
+from immiscible_diffusion.couplings.noise_distribution import NoiseLaw
+from immiscible_diffusion.couplings.pool import pair_pool
+from immiscible_diffusion.couplings.prefetch import Paired, prefetch
+from immiscible_diffusion.couplings.registry import check_coupling_name, coupling_from_name
+
+__all__ = [
+    "KNN",
+    "Calibrated",
+    "Coupling",
+    "GaussianTransport",
+    "Independent",
+    "LinearAssignment",
+    "NoiseLaw",
+    "Paired",
+    "Shuffled",
+    "check_coupling_name",
+    "coupling_from_name",
+    "draw",
+    "pair",
+    "pair_pool",
+    "prefetch",
+]

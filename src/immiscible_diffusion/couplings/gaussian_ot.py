@@ -1,0 +1,141 @@
+"""Gaussian transport: entropic optimal transport between the data's Gaussian and N(0, I)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from immiscible_diffusion.couplings._validation import check_data, check_rows_finite, working_dtype
+from immiscible_diffusion.couplings.base import check_noise
+from immiscible_diffusion.couplings.moments import Moments
+
+
+@dataclass(frozen=True)
+class GaussianTransport:
+    """Noise correlated with its datum along the leading directions of the data.
+
+    The entropic plan between N(mean, Sigma) and N(0, I) for the cost ``|x - n|^2 + eps KL`` is
+    diagonal in the principal directions: with ``s`` the standard deviation along one and
+    ``w = <x - mean, v> / s``, ``<n, v> = rho w + sqrt(1 - rho^2) e``, ``e ~ N(0, 1)``,
+    ``rho = 4 s / (sqrt(eps^2 + 16 s^2) + eps)``. Every datum is paired by itself, so batch size 1
+    will do. Mean and covariance of the noise over the data set are those of N(0, I); higher moments
+    are those of the data where rho is near 1 (``kurtosis``), so small ``eps`` distorts.
+
+    Args:
+        moments: of the data, with directions.
+        eps: > 0, in units of squared distance; large = independent noise, small = deterministic.
+        rank: how many of the leading directions; all that ``moments`` hold by default.
+    """
+
+    moments: Moments
+    eps: float = 4.0
+    rank: int | None = None
+
+    keeps_law = False
+
+    def __post_init__(self) -> None:
+        given = (getattr(self.moments, name, None) for name in ("directions", "spectrum"))
+        if any(part is None for part in given):
+            raise ValueError(
+                "GaussianTransport needs Moments with directions and spectrum; see Moments.fit"
+            )
+        if isinstance(self.eps, bool) or not isinstance(self.eps, (int, float)):
+            raise ValueError(f"eps must be a number above 0, got {self.eps!r}")
+        if not 0 < self.eps < float("inf"):
+            raise ValueError(f"eps must be above 0 (large = independent noise), got {self.eps}")
+        known = len(self._every())
+        if self.rank is not None and not (type(self.rank) is int and 1 <= self.rank <= known):
+            raise ValueError(
+                f"rank must be 1 to {known}, the directions there are, got {self.rank!r}"
+            )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        data: Tensor,
+        *,
+        cond: dict[str, Tensor] | None = None,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Noise for ``data`` ``[B, *shape]``; ValueError for a mask: directions have none."""
+        check_data(data)
+        noise = torch.randn(data.shape, dtype=data.dtype, device=data.device, generator=generator)
+        return self.pair(data, noise, cond=cond, mask=mask)
+
+    @torch.no_grad()
+    def pair(
+        self,
+        data: Tensor,
+        noise: Tensor,
+        *,
+        cond: dict[str, Tensor] | None = None,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The same from Gaussian ``noise`` ``[B, *shape]`` of your own."""
+        check_data(data)
+        check_noise(data, noise)
+        self._check(data, mask)
+        dtype = working_dtype(data.dtype)
+        basis = self._every()[: self.rank].to(data.device, dtype)
+        rows, fresh = self._offset(data, dtype), noise.flatten(1).to(dtype)
+        check_rows_finite(rows)
+        check_rows_finite(fresh, what="noise")
+        along, own = _product(rows, basis.T), _product(fresh, basis.T)
+        gain, rho = (x.to(data.device, dtype) for x in (self.gain, self.correlation))
+        change = gain * along + ((1 - rho.square()).clamp_min(0).sqrt() - 1) * own
+        moved = torch.addmm(fresh, change, basis, out=torch.empty_like(fresh))
+        return moved.view(data.shape).to(data.dtype)
+
+    @property
+    def gain(self) -> Tensor:
+        """``[r]``: rho / s; finite where the data have no spread."""
+        s = self._spread()
+        return 4 / ((self.eps**2 + 16 * s.square()).sqrt() + self.eps)
+
+    @property
+    def correlation(self) -> Tensor:
+        """``[r]``: rho, the correlation of noise and datum along each direction."""
+        return self.gain * self._spread()
+
+    @torch.no_grad()
+    def kurtosis(self, data: Tensor) -> Tensor:
+        """``[r]``: excess kurtosis of the noise along the directions on ``data`` ``[N, *shape]``.
+
+        0 for a Gaussian: rho^4 times that of the data.
+        """
+        self._check(data, None)
+        basis = self._every()[: self.rank].to(data.device, torch.float64)
+        along = self._offset(data, torch.float64) @ basis.T
+        along = along - along.mean(dim=0)
+        variance = along.square().mean(dim=0).clamp_min(1e-30)
+        excess = along.pow(4).mean(dim=0) / variance.square() - 3
+        return (self.correlation.to(data.device, torch.float64) ** 4 * excess).float()
+
+    def _every(self) -> Tensor:
+        assert self.moments.directions is not None
+        return self.moments.directions
+
+    def _spread(self) -> Tensor:
+        assert self.moments.spectrum is not None
+        return self.moments.spectrum[: self.rank].clamp_min(0).sqrt()
+
+    def _offset(self, data: Tensor, dtype: torch.dtype) -> Tensor:
+        return (data.to(dtype) - self.moments.mean.to(data.device, dtype)).flatten(1)
+
+    def _check(self, data: Tensor, mask: Tensor | None) -> None:
+        if mask is not None:
+            raise ValueError(
+                "GaussianTransport takes no mask: its directions are of whole data; use KNN"
+            )
+        if data.shape[1:] != self.moments.mean.shape:
+            raise ValueError(
+                f"moments were fitted on data of shape {tuple(self.moments.mean.shape)}, got "
+                f"{tuple(data.shape[1:])}; fit Moments on data of this shape"
+            )
+
+
+def _product(rows: Tensor, matrix: Tensor) -> Tensor:
+    """A matrix product that autocast leaves in its precision."""
+    return torch.mm(rows, matrix, out=rows.new_empty(len(rows), matrix.shape[1]))

@@ -1,0 +1,133 @@
+"""The order of the data: a pure function of (seed, step), whatever the number of ranks."""
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from immiscible_diffusion.data.base import DataSet
+from immiscible_diffusion.utils.background import run_ahead
+from immiscible_diffusion.utils.batch import Batch
+from immiscible_diffusion.utils.random import Streams
+
+
+class Order(Protocol):
+    """Which data a step is of: a pure function of the seed and the step."""
+
+    @property
+    def batch_size(self) -> int:
+        """Data per step, over all ranks."""
+
+    @property
+    def seed(self) -> int:
+        """The run's."""
+
+    def indices(self, step: int) -> Tensor:
+        """``[batch_size]`` int64."""
+
+
+@dataclass(frozen=True)
+class DataOrder:
+    """An endless stream of epochs, each a permutation of the data, cut into global batches.
+
+    Args:
+        count: number of data.
+        batch_size: data per step, over all ranks; may exceed ``count``.
+        seed: the run's.
+    """
+
+    count: int
+    batch_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.batch_size < 1:
+            raise ValueError(
+                f"expected at least one datum and a batch of at least one, got {self.count} and "
+                f"{self.batch_size}"
+            )
+
+    def indices(self, step: int) -> Tensor:
+        """``[batch_size]`` int64: positions step x batch_size ... of the stream."""
+        positions = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs, offsets = positions // self.count, positions % self.count
+        return torch.cat(
+            [
+                _permutation(self.seed, int(epoch), self.count)[offsets[epochs == epoch]]
+                for epoch in epochs.unique()
+            ]
+        )
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, count: int) -> Tensor:
+    return torch.randperm(count, generator=Streams(seed, epoch).order)
+
+
+def order_of(dataset: Any, batch_size: int, seed: int) -> Order:
+    """The order a data set asks for (that of buckets), else every datum once an epoch."""
+    own = getattr(dataset, "order", None)
+    return DataOrder(len(dataset), batch_size, seed) if own is None else own(batch_size, seed)
+
+
+def check_split(batch_size: int, parts: int) -> None:
+    """Raise ValueError unless the global batch divides into ``parts`` (devices x accumulation)."""
+    if batch_size % parts:
+        below = batch_size // parts * parts
+        choices = " or ".join(str(size) for size in (below, below + parts) if size)
+        raise ValueError(
+            f"batch_size {batch_size} is global and does not divide over {parts} parts "
+            f"(devices x accumulation); nearest: {choices}"
+        )
+
+
+def batches(
+    dataset: DataSet,
+    order: Order,
+    *,
+    start: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    accumulation: int = 1,
+    ahead: int = 2,
+) -> Generator[Batch, None, None]:
+    """The micro-batches of one rank from step ``start`` on, made in a background thread.
+
+    A global batch is cut into ``accumulation x world`` equal chunks; micro-batch m of rank r is
+    chunk ``m world + r``, augmented by the stream of that chunk: so W ranks see what one process
+    sees in W micro-batches.
+
+    Args:
+        dataset: the data.
+        order: their order.
+        start: the first step.
+        rank: this process.
+        world: number of processes.
+        accumulation: micro-batches a step.
+        ahead: batches that wait, while one more is in the making; 0 = no thread.
+
+    Raises:
+        ValueError: the batch does not divide into the chunks, or a number is out of range. Errors
+            of the data set surface at the ``next`` that would have returned the batch.
+    """
+    if not 0 <= rank < world or accumulation < 1 or start < 0 or ahead < 0:
+        raise ValueError(
+            f"expected 0 <= rank < world, accumulation >= 1, start >= 0 and ahead >= 0; got rank "
+            f"{rank}, world {world}, accumulation {accumulation}, start {start}, ahead {ahead}"
+        )
+    check_split(order.batch_size, world * accumulation)
+    made = _make(dataset, order, start, rank, world, accumulation)
+    return run_ahead(made, ahead + 1, name="batches", finish=False) if ahead else made
+
+
+def _make(
+    dataset: DataSet, order: Order, step: int, rank: int, world: int, accumulation: int
+) -> Generator[Batch, None, None]:
+    while True:
+        parts = order.indices(step).chunk(world * accumulation)
+        for chunk in range(rank, world * accumulation, world):
+            yield dataset.batch(parts[chunk], Streams(order.seed, step, chunk).augment)
+        step += 1

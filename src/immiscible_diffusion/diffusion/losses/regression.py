@@ -1,0 +1,68 @@
+"""The loss of diffusion and flow matching."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from immiscible_diffusion.diffusion.losses.base import mean_over
+from immiscible_diffusion.diffusion.paths import Cond, Model, Path
+
+
+@dataclass(frozen=True)
+class RegressionLoss:
+    """Weighted mean squared error between the model's output and the path's target.
+
+    What disturbs the noise does so after it was paired, and draws from torch's generator.
+
+    Args:
+        noise_offset: this times a random constant per channel is added to the noise, of images;
+            the target has it too. As diffusers' scripts; 0 = off.
+        input_perturbation: this times more noise is added where data are mixed with noise, not in
+            the target (2301.11706); 0 = off.
+    """
+
+    noise_offset: float = 0.0
+    input_perturbation: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.noise_offset < 0 or self.input_perturbation < 0:
+            raise ValueError(
+                f"noise_offset and input_perturbation must be >= 0, got {self.noise_offset} and "
+                f"{self.input_perturbation}"
+            )
+
+    @property
+    def undisturbed(self) -> "RegressionLoss":
+        """The same error on noise as it is."""
+        return RegressionLoss()
+
+    def __call__(
+        self,
+        model: Model,
+        path: Path,
+        data: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        cond: Cond | None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Loss ``[B]``: mean over the valid dimensions of a datum, times ``path.weight(t)``."""
+        if self.noise_offset:
+            noise = noise + self.noise_offset * _per_channel(noise)
+        point = path.sample(data, noise, t)
+        x_t = point.x_t
+        if self.input_perturbation:
+            more = noise + self.input_perturbation * torch.randn_like(noise)
+            x_t = path.sample(data, more, t).x_t
+        prediction = model(x_t, path.network_time(t), cond)
+        error = (prediction.float() - point.target.float()).square()
+        return path.weight(t) * mean_over(error, mask)
+
+
+def _per_channel(noise: Tensor) -> Tensor:
+    """Fresh noise ``[B, C, 1, ...]``; ValueError for noise ``[B, D]``, which has no channels."""
+    if noise.ndim < 3:
+        raise ValueError(f"noise_offset is of channels, and the noise is {tuple(noise.shape)}")
+    shape = (*noise.shape[:2], *(1,) * (noise.ndim - 2))
+    return torch.randn(shape, device=noise.device, dtype=noise.dtype)

@@ -1,0 +1,83 @@
+"""Paths: how data and noise are mixed at time t, and what the network learns there.
+
+In every path t = 0 is data and t = 1 is noise.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from immiscible_diffusion.diffusion.paths.parametrization import Mixture, Prediction
+
+Cond = dict[str, Tensor]
+Model = Callable[[Tensor, Tensor, Cond | None], Tensor]
+"""``model(x_t [B, *shape], network_time [B], cond) -> [B, *shape]``."""
+Velocity = Callable[[Tensor, Tensor], Tensor]
+"""``velocity(x [B, *shape], t [B]) -> dx/dt [B, *shape]``."""
+
+
+@dataclass(frozen=True)
+class PathSample:
+    """A point of a path.
+
+    Attributes:
+        x_t: ``[B, *shape]``, the mixture.
+        t: ``[B]`` in [0, 1].
+        target: ``[B, *shape]``, what the network should say at ``(x_t, t)``.
+    """
+
+    x_t: Tensor
+    t: Tensor
+    target: Tensor
+
+
+class Path(Protocol):
+    """What losses, samplers and the trainer need of a path."""
+
+    @property
+    def prediction(self) -> Prediction:
+        """What the network says."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Share of the data in ``x_t``."""
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Share of the noise in ``x_t``."""
+
+    def sample(self, data: Tensor, noise: Tensor, t: Tensor) -> PathSample:
+        """Mix ``data`` and ``noise`` ``[B, *shape]`` at ``t`` ``[B]``."""
+
+    def sample_time(self, count: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """Times ``[count]`` to train at, on the device of the generator (CPU without one)."""
+
+    def weight(self, t: Tensor) -> Tensor:
+        """Weight ``[B]`` of the squared error at ``t``."""
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """What the network is told of ``t``."""
+
+    def time_seen(self, network_time: Tensor) -> Tensor:
+        """The ``t`` of which the network is told ``network_time``."""
+
+    def mixture(self, t: Tensor, like: Tensor) -> Mixture:
+        """Shares at ``t`` ``[B]`` and their slopes, to broadcast over ``like`` ``[B, *shape]``."""
+
+    def velocity(self, model: Model, cond: Cond | None = None) -> Velocity:
+        """dx/dt along the path by the model's word: what ODE samplers integrate from t = 1 to 0."""
+
+
+def per_row(values: Tensor, like: Tensor) -> Tensor:
+    """``[B]`` reshaped to broadcast over ``[B, *shape]``."""
+    return values.to(like).view(-1, *(1,) * (like.ndim - 1))
+
+
+def check_sample(data: Tensor, noise: Tensor, t: Tensor) -> None:
+    """Raise ValueError unless ``noise`` is like ``data`` ``[B, *shape]`` and ``t`` is ``[B]``."""
+    if noise.shape != data.shape or t.shape != data.shape[:1]:
+        raise ValueError(
+            f"expected noise like data and t [B]; got data {tuple(data.shape)}, "
+            f"noise {tuple(noise.shape)}, t {tuple(t.shape)}"
+        )

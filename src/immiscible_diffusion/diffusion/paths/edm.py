@@ -1,0 +1,157 @@
+"""Variance-exploding paths and the preconditioning of EDM."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from immiscible_diffusion.diffusion.paths.base import (
+    Cond,
+    Model,
+    PathSample,
+    Velocity,
+    check_sample,
+    per_row,
+)
+from immiscible_diffusion.diffusion.paths.parametrization import Mixture, Prediction
+
+TIMES = ("lognormal", "discrete")
+
+
+@dataclass(frozen=True)
+class SigmaPath:
+    """``x_t = data + sigma(t) noise``; the network's word, preconditioned, is the datum.
+
+    EDM (2206.00364). ``sigma`` rises with t from ``sigma_min`` to ``sigma_max`` as a power ``rho``
+    (eq. 5). Wrap the network in ``Preconditioned``.
+
+    Args:
+        sigma_min: at t = 0.
+        sigma_max: at t = 1.
+        rho: bends the way between.
+        sigma_data: standard deviation of the data.
+        time: law of training times: ``lognormal`` (log sigma is Gaussian), or ``discrete``: the
+            upper ends of ``levels - 1`` equal steps of t, each as often as the Gaussian falls
+            into the step (iCT, 2310.14189, eq. 10: the student's noise level).
+        mean: of log sigma; -1.2 in EDM, -1.1 in iCT.
+        std: of log sigma; 1.2 in EDM, 2.0 in iCT.
+        levels: noise levels of ``discrete``, ``sigma_min`` and ``sigma_max`` among them.
+    """
+
+    prediction: ClassVar[Prediction] = "data"
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+    sigma_data: float = 0.5
+    time: Literal["lognormal", "discrete"] = "lognormal"
+    mean: float = -1.2
+    std: float = 1.2
+    levels: int = 1280
+
+    def __post_init__(self) -> None:
+        if self.time not in TIMES:
+            raise ValueError(f"time must be one of {', '.join(TIMES)}, got {self.time!r}")
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise ValueError(
+                f"expected 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}"
+            )
+        for name in ("rho", "sigma_data", "std"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.levels < 2:
+            raise ValueError(f"levels must be at least 2, got {self.levels}")
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """One at every ``t``."""
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """``sigma_min`` at 0, ``sigma_max`` at 1."""
+        low, high = self._roots
+        return (low + t * (high - low)) ** self.rho
+
+    def time_of(self, sigma: Tensor) -> Tensor:
+        """The ``t`` in [0, 1] of ``sigma``; beyond the ends, the ends."""
+        low, high = self._roots
+        return ((sigma ** (1 / self.rho) - low) / (high - low)).clamp(0, 1)
+
+    def sample(self, data: Tensor, noise: Tensor, t: Tensor) -> PathSample:
+        """Add ``noise`` ``[B, *shape]`` to ``data`` at ``t`` ``[B]`` in [0, 1]."""
+        check_sample(data, noise, t)
+        return PathSample(data + per_row(self.sigma(t), data) * noise, t, data)
+
+    def sample_time(self, count: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """Times ``[count]`` in [0, 1], on the device of ``generator``."""
+        device = generator.device if generator is not None else torch.device("cpu")
+        if self.time == "lognormal":
+            normal = torch.randn(count, device=device, generator=generator)
+            return self.time_of((self.mean + self.std * normal).exp())
+        grid = torch.linspace(0, 1, self.levels, device=device)
+        edges = (self.sigma(grid).log() - self.mean) / (self.std * math.sqrt(2))
+        shares = edges.erf().diff()
+        chosen = torch.multinomial(shares, count, replacement=True, generator=generator)
+        return grid[chosen + 1]
+
+    def weight(self, t: Tensor) -> Tensor:
+        """``(sigma^2 + sigma_data^2) / (sigma sigma_data)^2``: the network's own error counts."""
+        square, own = self.sigma(t).square(), self.sigma_data**2
+        return (square + own) / (square * own)
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """``log(sigma) / 4``, EDM's ``c_noise``."""
+        return self.sigma(t).log() / 4
+
+    def time_seen(self, network_time: Tensor) -> Tensor:
+        """The ``t`` of which the network is told ``network_time``."""
+        return self.time_of((4 * network_time).exp())
+
+    def mixture(self, t: Tensor, like: Tensor) -> Mixture:
+        """Shares at ``t`` ``[B]`` and their slopes, to broadcast over ``like`` ``[B, *shape]``."""
+        low, high = self._roots
+        rise = self.rho * (high - low) * (low + t * (high - low)) ** (self.rho - 1)
+        sigma, slope = per_row(self.sigma(t), like), per_row(rise, like)
+        return Mixture(torch.ones_like(sigma), sigma, torch.zeros_like(slope), slope)
+
+    def velocity(self, model: Model, cond: Cond | None = None) -> Velocity:
+        """dx/dt of the probability-flow ODE; ``model`` is preconditioned."""
+
+        def field(x: Tensor, t: Tensor) -> Tensor:
+            denoised = model(x, self.network_time(t), cond)
+            return self.mixture(t, x).convert(denoised, x, "data", "velocity")
+
+        return field
+
+    @property
+    def _roots(self) -> tuple[float, float]:
+        return self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+
+
+class Preconditioned(nn.Module):
+    """A network as a denoiser (2206.00364, table 1): ``c_skip x + c_out network(c_in x, time)``.
+
+    So that input and target have unit variance at every sigma, and at small sigma the network's
+    error hardly counts.
+
+    Args:
+        network: ``network(x, time, cond)``; ``time`` is ``log(sigma) / 4``.
+        sigma_data: standard deviation of the data.
+        sigma_min: where the output is the input itself, as consistency models need (2303.01469,
+            appendix C); 0 for EDM.
+    """
+
+    def __init__(self, network: nn.Module, sigma_data: float = 0.5, sigma_min: float = 0.0) -> None:
+        super().__init__()
+        self.network, self.sigma_data, self.sigma_min = network, sigma_data, sigma_min
+
+    def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
+        """The datum in ``x`` ``[B, *shape]`` at ``time = log(sigma) / 4`` ``[B]``."""
+        sigma = per_row(
+            (4 * time.to(torch.float64 if x.dtype == torch.float64 else torch.float32)).exp(), x
+        )
+        own, less = self.sigma_data, sigma - self.sigma_min
+        whole = (sigma.square() + own**2).sqrt()
+        skip = own**2 / (less.square() + own**2)
+        return skip * x + (less * own / whole) * self.network(x / whole, time, cond)

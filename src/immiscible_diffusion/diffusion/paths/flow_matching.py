@@ -1,0 +1,96 @@
+"""Straight paths between data and noise."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from immiscible_diffusion.diffusion.paths.base import (
+    Cond,
+    Model,
+    PathSample,
+    Velocity,
+    check_sample,
+    per_row,
+)
+from immiscible_diffusion.diffusion.paths.parametrization import Mixture, Prediction
+
+TIMES = ("uniform", "logit_normal")
+
+
+@dataclass(frozen=True)
+class FlowPath:
+    """Straight paths: ``x_t = (1 - t) data + t noise``, target ``noise - data``.
+
+    Flow matching, arXiv 2210.02747 / rectified flow, 2209.03003; most papers on it count time the
+    other way round.
+
+    Args:
+        time: law of training times: ``uniform``, or ``logit_normal`` (2403.03206, eq. 19).
+        mean: of the logit-normal's Gaussian; above 0 favours noise.
+        std: of the logit-normal's Gaussian.
+        shift: ``t -> shift t / (1 + (shift - 1) t)`` after drawing (2403.03206, eq. 23); above 1
+            favours noise, as suits larger images. Of training times only.
+        time_scale: the network sees ``time_scale * t``.
+    """
+
+    prediction: ClassVar[Prediction] = "velocity"
+
+    time: Literal["uniform", "logit_normal"] = "uniform"
+    mean: float = 0.0
+    std: float = 1.0
+    shift: float = 1.0
+    time_scale: float = 1000.0
+
+    def __post_init__(self) -> None:
+        if self.time not in TIMES:
+            raise ValueError(f"time must be one of {', '.join(TIMES)}, got {self.time!r}")
+        for name in ("std", "shift", "time_scale"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """``1 - t``."""
+        return 1 - t
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """``t``."""
+        return t
+
+    def sample(self, data: Tensor, noise: Tensor, t: Tensor) -> PathSample:
+        """Mix ``data`` and ``noise`` ``[B, *shape]`` at ``t`` ``[B]`` in [0, 1]."""
+        check_sample(data, noise, t)
+        time = per_row(t, data)
+        return PathSample(torch.lerp(data, noise, time), t, noise - data)
+
+    def sample_time(self, count: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """Times ``[count]`` in [0, 1], on the device of ``generator``."""
+        device = generator.device if generator is not None else "cpu"
+        if self.time == "uniform":
+            t = torch.rand(count, device=device, generator=generator)
+        else:
+            normal = torch.randn(count, device=device, generator=generator)
+            t = torch.sigmoid(self.mean + self.std * normal)
+        return self.shift * t / (1 + (self.shift - 1) * t)
+
+    def weight(self, t: Tensor) -> Tensor:
+        """One at every ``t``."""
+        return torch.ones_like(t)
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """``time_scale * t``."""
+        return self.time_scale * t
+
+    def time_seen(self, network_time: Tensor) -> Tensor:
+        """The ``t`` of which the network is told ``network_time``."""
+        return network_time / self.time_scale
+
+    def mixture(self, t: Tensor, like: Tensor) -> Mixture:
+        """Shares at ``t`` ``[B]`` and their slopes, to broadcast over ``like`` ``[B, *shape]``."""
+        time = per_row(t, like)
+        return Mixture(1 - time, time, -torch.ones_like(time), torch.ones_like(time))
+
+    def velocity(self, model: Model, cond: Cond | None = None) -> Velocity:
+        """The model's output itself: it predicts dx/dt = noise - data."""
+        return lambda x, t: model(x, self.network_time(t), cond)

@@ -1,0 +1,184 @@
+"""Variance-preserving diffusion in discrete steps: DDPM, DDIM, Stable Diffusion."""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from immiscible_diffusion.diffusion.paths.base import (
+    Cond,
+    Model,
+    PathSample,
+    Velocity,
+    check_sample,
+    per_row,
+)
+from immiscible_diffusion.diffusion.paths.parametrization import Mixture
+
+SCHEDULES = ("linear", "scaled_linear", "cosine")
+PREDICTIONS = ("epsilon", "v", "data")
+LARGEST_BETA = 0.999  # of the cosine schedule, 2102.09672
+
+
+@dataclass(frozen=True)
+class DiffusionPath:
+    """``x_t = alpha data + sigma noise`` with ``alpha^2 + sigma^2 = 1``, trained at integer steps.
+
+    DDPM (2006.11239). Step s = 0 ... steps - 1, which the network is told, lies at
+    ``t = (s + 1) / steps``; t = 0 is data itself. Between steps the angle ``atan2(sigma, alpha)``
+    is linear in t.
+
+    Args:
+        schedule: of beta: ``linear`` (DDPM), ``scaled_linear`` (Stable Diffusion: linear in its
+            root) or ``cosine`` (2102.09672, which needs no beta).
+        prediction: what the network learns: ``epsilon`` (the noise), ``v`` (2202.00512: ``alpha
+            noise - sigma data``) or ``data``.
+        steps: of the schedule.
+        beta_start: first beta.
+        beta_end: last beta.
+        zero_snr: rescaled so that the last step is pure noise (2305.08891, algorithm 1); not with
+            ``epsilon``, which would say nothing there.
+        min_snr: gamma of the min-SNR weight (2303.09556), usually 5; None weighs every step alike.
+    """
+
+    schedule: Literal["linear", "scaled_linear", "cosine"] = "linear"
+    prediction: Literal["epsilon", "v", "data"] = "epsilon"
+    steps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    zero_snr: bool = False
+    min_snr: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in (("schedule", SCHEDULES), ("prediction", PREDICTIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
+                )
+        if self.steps < 2 or not 0 < self.beta_start <= self.beta_end < 1:
+            raise ValueError(
+                f"expected steps >= 2 and 0 < beta_start <= beta_end < 1, got {self.steps}, "
+                f"{self.beta_start} and {self.beta_end}"
+            )
+        if self.min_snr is not None and not self.min_snr > 0:
+            raise ValueError(f"min_snr must be above 0 (or None), got {self.min_snr}")
+        if self.zero_snr and self.prediction == "epsilon":
+            raise ValueError(
+                "zero_snr leaves no data in the last step, where epsilon says nothing of them; "
+                "use prediction v or data"
+            )
+
+    @property
+    def betas(self) -> Tensor:
+        """``[steps]`` float64, before any rescaling to zero SNR."""
+        return _betas(self)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Root of the cumulative product of ``1 - beta``."""
+        return self._angle(t)[0].cos()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """``sqrt(1 - alpha^2)``, without the cancellation."""
+        return self._angle(t)[0].sin()
+
+    def step(self, t: Tensor) -> Tensor:
+        """The integer step at (or nearest to) ``t``; -1 is data."""
+        return self._place(t).round().long() - 1
+
+    def time(self, step: Tensor) -> Tensor:
+        """``t`` of integer steps, float32."""
+        return ((step.double() + 1) / self.steps).float()
+
+    def mixture(self, t: Tensor, like: Tensor) -> Mixture:
+        """Shares at ``t`` ``[B]`` and their slopes, to broadcast over ``like`` ``[B, *shape]``."""
+        angle, slope = (per_row(value, like) for value in self._angle(t))
+        return Mixture(angle.cos(), angle.sin(), -angle.sin() * slope, angle.cos() * slope)
+
+    def sample(self, data: Tensor, noise: Tensor, t: Tensor) -> PathSample:
+        """Mix ``data`` and ``noise`` ``[B, *shape]`` at ``t`` ``[B]`` in [0, 1]."""
+        check_sample(data, noise, t)
+        alpha, sigma = per_row(self.alpha(t), data), per_row(self.sigma(t), data)
+        targets = {"epsilon": noise, "data": data}
+        target = targets.get(self.prediction)
+        if target is None:
+            target = alpha * noise - sigma * data
+        return PathSample(alpha * data + sigma * noise, t, target)
+
+    def sample_time(self, count: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """Times ``[count]`` of uniform integer steps, on the device of ``generator``."""
+        device = generator.device if generator is not None else "cpu"
+        steps = torch.randint(self.steps, (count,), device=device, generator=generator)
+        return (steps + 1) / self.steps
+
+    def weight(self, t: Tensor) -> Tensor:
+        """1, or the min-SNR weight of the prediction's squared error."""
+        if self.min_snr is None:
+            return torch.ones_like(t)
+        alpha, sigma = self.alpha(t).square(), self.sigma(t).square()
+        capped = torch.minimum(alpha, self.min_snr * sigma)  # sigma^2 min(snr, gamma)
+        per = {"epsilon": alpha, "v": alpha + sigma, "data": sigma}[self.prediction]
+        return capped / per
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """The integer step, as the network was trained; between steps (ODE solvers) a fraction."""
+        return (self._place(t) - 1).clamp_min(0)
+
+    def time_seen(self, network_time: Tensor) -> Tensor:
+        """The ``t`` of which the network is told ``network_time``."""
+        return (network_time + 1) / self.steps
+
+    def velocity(self, model: Model, cond: Cond | None = None) -> Velocity:
+        """dx/dt of the probability-flow ODE, which is v times the slope of the angle."""
+
+        def field(x: Tensor, t: Tensor) -> Tensor:
+            t = t.clamp_min(1 / self.steps)  # the network knows nothing below its first step
+            mixture, slope = self.mixture(t, x), per_row(self._angle(t)[1], x)
+            output = model(x, self.network_time(t), cond)
+            return slope * mixture.convert(output, x, self.prediction, "v")
+
+        return field
+
+    def _place(self, t: Tensor) -> Tensor:
+        """``t`` in steps, 0 to ``steps``; whole at a step, as rounding puts no ``t`` beside it."""
+        if not t.is_floating_point():
+            raise ValueError(f"t must be floating, got {t.dtype}; use path.time(step)")
+        dtype = torch.float64 if t.dtype == torch.float64 else torch.float32
+        place = (t.to(dtype) * self.steps).clamp(0, self.steps)
+        nearest = place.round()
+        return torch.where((place - nearest).abs() < 1e-3, nearest, place)
+
+    def _angle(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """``atan2(sigma, alpha)`` and its slope in t, ``[B]`` each."""
+        place = self._place(t)
+        angles = _angles(self, place.device, place.dtype)
+        upper = place.ceil().clamp_min(1).long()  # a step belongs to the interval below it
+        rise = angles[upper] - angles[upper - 1]
+        return angles[upper] - (upper - place) * rise, rise * self.steps
+
+
+@lru_cache(maxsize=64)
+def _angles(path: DiffusionPath, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """``atan2(sigma, alpha)`` ``[steps + 1]`` of data and of every step."""
+    # Not while a graph is captured or compiled away from float64: once, on the CPU.
+    with torch.inference_mode(False), torch.no_grad():
+        kept = (1 - _betas(path)).cumprod(0)
+        root = kept.sqrt()
+        if path.zero_snr:
+            root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+        angle = torch.atan2((1 - root.square()).sqrt(), root)
+        return torch.cat([torch.zeros(1).double(), angle]).to(dtype).to(device)
+
+
+def _betas(path: DiffusionPath) -> Tensor:
+    """``[steps]`` float64."""
+    if path.schedule == "linear":
+        return torch.linspace(path.beta_start, path.beta_end, path.steps, dtype=torch.float64)
+    if path.schedule == "scaled_linear":
+        ends = math.sqrt(path.beta_start), math.sqrt(path.beta_end)
+        return torch.linspace(*ends, path.steps, dtype=torch.float64).square()
+    share = torch.arange(path.steps + 1, dtype=torch.float64) / path.steps
+    kept = ((share + 0.008) / 1.008 * math.pi / 2).cos().square()
+    return (1 - kept[1:] / kept[:-1]).clamp_max(LARGEST_BETA)

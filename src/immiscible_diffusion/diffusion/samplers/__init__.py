@@ -1,0 +1,36 @@
+"""Samplers: plain functions from noise (t = 1) to data (t = 0)."""
+
+from immiscible_diffusion.diffusion.samplers.base import Sampled, StepNoise, start_noise
+from immiscible_diffusion.diffusion.samplers.config import METHODS, STARTS, Sampler
+from immiscible_diffusion.diffusion.samplers.ddpm import chosen_steps, sample_ddim, sample_dpm
+from immiscible_diffusion.diffusion.samplers.edm import sample_consistency, sample_edm
+from immiscible_diffusion.diffusion.samplers.guidance import guided
+from immiscible_diffusion.diffusion.samplers.ode import (
+    sample_dopri5,
+    sample_euler,
+    sample_heun,
+    sample_midpoint,
+)
+from immiscible_diffusion.diffusion.samplers.recording import Frame, Watched, strip_rows
+
+__all__ = [
+    "METHODS",
+    "STARTS",
+    "Frame",
+    "Sampled",
+    "Sampler",
+    "StepNoise",
+    "Watched",
+    "chosen_steps",
+    "guided",
+    "sample_consistency",
+    "sample_ddim",
+    "sample_dopri5",
+    "sample_dpm",
+    "sample_edm",
+    "sample_euler",
+    "sample_heun",
+    "sample_midpoint",
+    "start_noise",
+    "strip_rows",
+]

@@ -1,0 +1,184 @@
+"""Which sampler, and how long."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from immiscible_diffusion.diffusion.paths import (
+    Cond,
+    DiffusionPath,
+    Model,
+    Path,
+    SigmaPath,
+    Velocity,
+)
+from immiscible_diffusion.diffusion.samplers.base import Sampled, StepNoise
+from immiscible_diffusion.diffusion.samplers.ddpm import SPACINGS, sample_ddim, sample_dpm
+from immiscible_diffusion.diffusion.samplers.edm import sample_consistency, sample_edm
+from immiscible_diffusion.diffusion.samplers.ode import (
+    sample_dopri5,
+    sample_euler,
+    sample_heun,
+    sample_midpoint,
+)
+
+STARTS = ("normal", "matched")
+METHODS = {"euler": sample_euler, "heun": sample_heun, "midpoint": sample_midpoint}
+# What the others can sample: the ODE methods above can all.
+OF_PATH: dict[str, type] = {
+    "ddim": DiffusionPath,
+    "ddpm": DiffusionPath,
+    "dpm": DiffusionPath,
+    "edm": SigmaPath,
+    "consistency": SigmaPath,
+}
+KNOWN = (*METHODS, "dopri5", *OF_PATH)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Which sampler, and how long.
+
+    Args:
+        method: ``euler``, ``heun``, ``midpoint`` or ``dopri5`` along the path's ODE (not ``heun``
+            of a DiffusionPath, whose steps lie apart); of a DiffusionPath ``ddim``, ``ddpm`` or
+            ``dpm`` (DPM-Solver++); of a SigmaPath ``edm`` (Heun in sigma) or ``consistency``.
+        steps: of all but ``dopri5``.
+        tolerance: relative and absolute, for ``dopri5``.
+        start: the law to start from: ``normal``, N(0, I) as everyone does, or ``matched``, the law
+            of the noise the model was trained on (``NoiseLaw``).
+        spacing: which of the path's steps ``ddim``, ``ddpm`` and ``dpm`` take: ``linear``,
+            ``quadratic`` or ``trailing``.
+        eta: share of fresh noise in ``ddim``; ``ddpm`` is 1.
+        clip: predicted data are clamped to plus and minus this in ``ddim`` and ``ddpm``; of data
+            before any image scaling.
+        guidance: weight of the condition (2207.12598): 1 is none, above 1 pushes towards it.
+    """
+
+    method: Literal[
+        "euler", "heun", "midpoint", "dopri5", "ddim", "ddpm", "dpm", "edm", "consistency"
+    ] = "euler"
+    steps: int = 50
+    tolerance: float = 1e-5
+    start: Literal["normal", "matched"] = "normal"
+    spacing: Literal["linear", "quadratic", "trailing"] = "trailing"
+    eta: float = 0.0
+    clip: float | None = None
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.start not in STARTS:
+            raise ValueError(f"start must be one of {', '.join(STARTS)}, got {self.start!r}")
+        if self.method not in KNOWN:
+            raise ValueError(
+                f"sampler method must be one of {', '.join(KNOWN)}, got {self.method!r}"
+            )
+        if self.spacing not in SPACINGS:
+            raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, got {self.spacing!r}")
+        if self.steps < 1 or not self.tolerance > 0:
+            raise ValueError(
+                f"steps must be >= 1 and tolerance above 0, got {self.steps} and {self.tolerance}"
+            )
+        if not 0 <= self.eta <= 1 or (self.clip is not None and not self.clip > 0):
+            raise ValueError(
+                f"eta must be from 0 to 1 and clip above 0, got {self.eta} and {self.clip}"
+            )
+
+    def check(self, path: Path) -> None:
+        """Raise ValueError unless this method can sample ``path``."""
+        if self.method == "heun" and isinstance(path, DiffusionPath):
+            raise ValueError(
+                "heun is of first order where a path has steps, and its images are worse than "
+                "euler's at twice the cost; use ddim, dpm or midpoint"
+            )
+        needed = OF_PATH.get(self.method)
+        if needed is not None and not isinstance(path, needed):
+            raise ValueError(
+                f"{self.method} samples a {needed.__name__}, got {type(path).__name__}; use one of "
+                f"{', '.join((*METHODS, 'dopri5'))}"
+            )
+
+    @property
+    def selection(self) -> str:
+        """Where the steps lie."""
+        if self.method == "dopri5":
+            return f"adaptive, tolerance {self.tolerance:g}"
+        if self.method in ("ddim", "ddpm", "dpm"):
+            return f"{self.spacing} among those of training"
+        return "in sigma" if self.method in ("edm", "consistency") else "equal in t"
+
+    def __call__(self, velocity: Velocity, noise: Tensor) -> Sampled:
+        """Integrate a velocity from ``noise`` ``[B, *shape]`` at t = 1 to data at t = 0."""
+        if self.method == "dopri5":
+            return sample_dopri5(velocity, noise, tolerance=self.tolerance)
+        if self.method not in METHODS:
+            raise ValueError(f"{self.method} needs path and model; use sampler.sample")
+        return METHODS[self.method](velocity, noise, steps=self.steps)
+
+    def sample(
+        self,
+        path: Path,
+        model: Model,
+        noise: Tensor,
+        *,
+        cond: Cond | None = None,
+        step_noise: StepNoise | None = None,
+    ) -> Sampled:
+        """Data from ``noise`` ``[B, *shape]`` of unit variance, by what ``model`` says on ``path``.
+
+        Args:
+            path: that the model was trained on.
+            model: the network.
+            noise: at t = 1.
+            cond: of the model.
+            step_noise: noise of every step, for methods that add some.
+
+        Raises:
+            ValueError: the method cannot sample this path.
+        """
+        self.check(path)
+        if isinstance(path, DiffusionPath) and self.method in ("ddim", "ddpm"):
+            return sample_ddim(
+                path,
+                model,
+                noise,
+                cond=cond,
+                steps=self.steps,
+                spacing=self.spacing,
+                eta=1.0 if self.method == "ddpm" else self.eta,
+                clip=self.clip,
+                step_noise=step_noise,
+            )
+        if isinstance(path, DiffusionPath) and self.method == "dpm":
+            return sample_dpm(path, model, noise, cond=cond, steps=self.steps, spacing=self.spacing)
+        if isinstance(path, SigmaPath):
+            return self._of_sigma(path, model, noise, cond, step_noise)
+        return self(path.velocity(model, cond), noise)
+
+    def _of_sigma(
+        self,
+        path: SigmaPath,
+        model: Model,
+        noise: Tensor,
+        cond: Cond | None,
+        step_noise: StepNoise | None,
+    ) -> Sampled:
+        if self.method == "edm":
+            return sample_edm(path, model, noise, cond=cond, steps=self.steps)
+        if self.method == "consistency":
+            return sample_consistency(
+                path, model, noise, cond=cond, steps=self.steps, step_noise=step_noise
+            )
+        return self(path.velocity(model, cond), path.sigma_max * noise)
+
+    def __str__(self) -> str:
+        length = f"{self.tolerance:g}" if self.method == "dopri5" else str(self.steps)
+        more = f" eta {self.eta:g}" if self.method == "ddim" and self.eta else ""
+        if self.method in ("ddim", "ddpm") and self.clip is not None:
+            more += f" clip {self.clip:g}"
+        if self.method in ("ddim", "ddpm", "dpm") and self.spacing != "trailing":
+            more += f" {self.spacing}"
+        if self.guidance != 1:
+            more += f" guidance {self.guidance:g}"
+        return f"{self.method} {length}{more}" + (" matched" if self.start == "matched" else "")

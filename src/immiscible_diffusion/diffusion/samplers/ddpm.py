@@ -1,0 +1,144 @@
+"""Samplers of variance-preserving diffusion: DDIM, DDPM, DPM-Solver++."""
+
+import itertools
+import warnings
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from immiscible_diffusion.diffusion.paths import Cond, DiffusionPath, Model
+from immiscible_diffusion.diffusion.samplers.base import Sampled, StepNoise
+from immiscible_diffusion.utils.optional_deps import needs_extra
+
+SPACINGS = ("linear", "quadratic", "trailing")
+Spacing = Literal["linear", "quadratic", "trailing"]
+
+
+def chosen_steps(path: DiffusionPath, count: int, spacing: Spacing = "linear") -> list[int]:
+    """``count`` of the path's steps, falling.
+
+    ``linear`` and ``quadratic`` are those of DDIM (2010.02502, D.2), which end at step 0 and leave
+    the last ones out (quadratic steps that coincide are taken once; they begin at 0.8 of all, where
+    a cosine schedule still shows a third of the data); ``trailing`` starts at the last
+    (2305.08891), as zero SNR needs.
+
+    Raises:
+        ValueError: more steps than the path has, an unknown spacing, or one step of another than
+            ``trailing``: it would be step 0, and noise would come back as it went in.
+    """
+    if not 1 <= count <= path.steps:
+        raise ValueError(f"steps must be from 1 to {path.steps}, those of the path, got {count}")
+    if spacing not in SPACINGS:
+        raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, got {spacing!r}")
+    if count == 1 and spacing != "trailing":
+        raise ValueError(
+            f"one {spacing} step is step 0, which says nothing of noise; use trailing or more steps"
+        )
+    if spacing == "trailing":
+        return [round(path.steps * (count - i) / count) - 1 for i in range(count)]
+    if spacing == "linear":
+        return [i * path.steps // count for i in range(count)][::-1]
+    bends = (0.8 * path.steps * (i / max(1, count - 1)) ** 2 for i in range(count))
+    return sorted({int(bend) for bend in bends}, reverse=True)
+
+
+@torch.no_grad()
+def sample_ddim(
+    path: DiffusionPath,
+    model: Model,
+    noise: Tensor,
+    *,
+    cond: Cond | None = None,
+    steps: int = 50,
+    spacing: Spacing = "linear",
+    eta: float = 0.0,
+    clip: float | None = None,
+    step_noise: StepNoise | None = None,
+) -> Sampled:
+    """DDIM (2010.02502, eq. 12 and 16): the datum is predicted, and mixed anew a step earlier.
+
+    Args:
+        path: that the model was trained on.
+        model: says ``path.prediction``.
+        noise: ``[B, *shape]`` at t = 1.
+        cond: of the model.
+        steps: evaluations of the model.
+        spacing: which of the path's steps.
+        eta: share of fresh noise: 0 is deterministic, 1 with all steps is DDPM's posterior.
+        clip: predicted data are clamped to plus and minus this (1 for images).
+        step_noise: the fresh noise of every step, if ``eta > 0``.
+    """
+    if eta and step_noise is None:
+        raise ValueError(f"eta {eta} adds noise at every step; give step_noise")
+    chosen = chosen_steps(path, steps, spacing)
+    times = [(step + 1) / path.steps for step in chosen]
+    x = noise
+    for number, (t, following) in enumerate(itertools.pairwise([*times, 0.0])):
+        data, rest = predicted(path, model, x, t, cond, clip)
+        kept, added = _shares(path, t, following, eta)
+        x = kept[0] * data + kept[1] * rest
+        if added and step_noise is not None:
+            x = x + added * step_noise(number)
+    return Sampled(x, len(chosen))
+
+
+def predicted(
+    path: DiffusionPath, model: Model, x: Tensor, t: float, cond: Cond | None, clip: float | None
+) -> tuple[Tensor, Tensor]:
+    """Datum and noise that the model sees in ``x`` ``[B, *shape]`` at ``t``."""
+    times = torch.full((len(x),), t, device=x.device, dtype=torch.float32)
+    mixture = path.mixture(times, x)
+    output = model(x, path.network_time(times), cond)
+    data, noise = mixture.pair(path.prediction, output, x)
+    if clip is None:
+        return data, noise
+    data = data.clamp(-clip, clip)
+    return data, (x - mixture.alpha * data) / mixture.sigma
+
+
+def _shares(
+    path: DiffusionPath, t: float, following: float, eta: float
+) -> tuple[tuple[float, float], float]:
+    """Shares of datum, old noise and fresh noise at the time that follows."""
+    times = torch.tensor([t, following], dtype=torch.float64)
+    (before, alpha), (around, sigma) = path.alpha(times).tolist(), path.sigma(times).tolist()
+    lost = max(0.0, 1 - (before / alpha) ** 2) if alpha else 1.0
+    added = eta * sigma / around * lost**0.5
+    return (alpha, max(0.0, sigma**2 - added**2) ** 0.5), added
+
+
+@torch.no_grad()
+def sample_dpm(
+    path: DiffusionPath,
+    model: Model,
+    noise: Tensor,
+    *,
+    cond: Cond | None = None,
+    steps: int = 20,
+    spacing: Spacing = "trailing",
+) -> Sampled:
+    """DPM-Solver++ of second order, multistep (2211.01095), by diffusers' scheduler."""
+    with needs_extra("train", "DPM-Solver++"):
+        from diffusers import DPMSolverMultistepScheduler
+    scheduler = DPMSolverMultistepScheduler(
+        num_train_timesteps=path.steps,
+        trained_betas=path.betas.tolist(),
+        prediction_type={"epsilon": "epsilon", "v": "v_prediction", "data": "sample"}[
+            path.prediction
+        ],
+        final_sigmas_type="zero",
+        rescale_betas_zero_snr=path.zero_snr,
+    )
+    wanted = chosen_steps(path, steps, spacing)
+    if spacing == "linear":
+        # Step 0 left out: from there to data a step of second order would jump too far.
+        wanted = [i * path.steps // (steps + 1) for i in range(steps, 0, -1)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # diffusers and NumPy 2
+        scheduler.set_timesteps(timesteps=wanted, device=noise.device)
+    x = noise
+    for step in wanted:
+        times = torch.full((len(x),), float(step), device=x.device)
+        x = scheduler.step(model(x, times, cond), step, x).prev_sample
+    return Sampled(x, len(wanted))

@@ -1,0 +1,81 @@
+"""Samplers of SigmaPath: Heun in sigma, and consistency models in any number of steps."""
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from immiscible_diffusion.diffusion.paths import Cond, Model, SigmaPath
+from immiscible_diffusion.diffusion.samplers.base import Sampled, StepNoise
+
+
+@torch.no_grad()
+def sample_edm(
+    path: SigmaPath, model: Model, noise: Tensor, *, cond: Cond | None = None, steps: int = 18
+) -> Sampled:
+    """EDM's deterministic sampler (2206.00364, algorithm 1): Heun in sigma, the last step Euler.
+
+    Args:
+        path: says sigma at equal steps of t, which are those of its eq. 5.
+        model: preconditioned, says the datum.
+        noise: ``[B, *shape]``, of unit variance.
+        cond: of the model.
+        steps: of two evaluations each, but for the last.
+    """
+    sigmas = _sigmas(path, steps)
+    x, nfe = sigmas[0] * noise, 0
+    for sigma, following in itertools.pairwise([*sigmas, 0.0]):
+        slope = (x - _denoised(path, model, x, sigma, cond)) / sigma
+        ahead, nfe = x + (following - sigma) * slope, nfe + 1
+        if following > 0:
+            there = (ahead - _denoised(path, model, ahead, following, cond)) / following
+            ahead, nfe = x + (following - sigma) * (slope + there) / 2, nfe + 1
+        x = ahead
+    return Sampled(x, nfe)
+
+
+@torch.no_grad()
+def sample_consistency(
+    path: SigmaPath,
+    model: Model,
+    noise: Tensor,
+    *,
+    cond: Cond | None = None,
+    steps: int = 1,
+    step_noise: StepNoise | None = None,
+) -> Sampled:
+    """A consistency model in ``steps`` steps (2303.01469, algorithm 1).
+
+    Every step says the datum; between steps noise is added again, at sigmas of equal steps of t.
+
+    Args:
+        path: that the model was trained on.
+        model: preconditioned, the identity at ``sigma_min``.
+        noise: ``[B, *shape]``, of unit variance.
+        cond: of the model.
+        steps: evaluations.
+        step_noise: the noise that is added, if there is more than one step.
+    """
+    if steps > 1 and step_noise is None:
+        raise ValueError(f"{steps} steps add noise between them; give step_noise")
+    sigmas = _sigmas(path, steps + 1)[:-1]
+    x = _denoised(path, model, sigmas[0] * noise, sigmas[0], cond)
+    for number, sigma in enumerate(sigmas[1:]):
+        assert step_noise is not None
+        added = max(0.0, sigma**2 - path.sigma_min**2) ** 0.5
+        x = _denoised(path, model, x + added * step_noise(number), sigma, cond)
+    return Sampled(x, steps)
+
+
+def _sigmas(path: SigmaPath, count: int) -> list[float]:
+    """From ``sigma_max`` down to ``sigma_min``."""
+    if count < 1:
+        raise ValueError(f"steps must be at least 1, got {count}")
+    times = torch.linspace(1, 0, count, dtype=torch.float64)
+    found: list[float] = path.sigma(times).tolist()
+    return found
+
+
+def _denoised(path: SigmaPath, model: Model, x: Tensor, sigma: float, cond: Cond | None) -> Tensor:
+    t = path.time_of(torch.full((len(x),), sigma, dtype=torch.float64)).to(x.dtype).to(x.device)
+    return model(x, path.network_time(t), cond)

@@ -1,0 +1,128 @@
+"""What a comparison consists of: one recipe, several couplings, several seeds."""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from immiscible_diffusion.couplings import check_coupling_name
+from immiscible_diffusion.training.recipe import Recipe, differences
+from immiscible_diffusion.utils.atomic_files import read_json, write_json
+
+BASELINE = "independent"
+MATCHED = "matched:"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of a comparison."""
+
+    coupling: str
+    seed: int
+
+    @property
+    def unmatched(self) -> "Cell":
+        """The cell with the same training, sampled from N(0, I); itself, unless ``matched:``."""
+        return Cell(self.coupling.removeprefix(MATCHED), self.seed)
+
+    @property
+    def is_matched(self) -> bool:
+        """Whether its samples start from the law of the noise it was trained on."""
+        return self.coupling.startswith(MATCHED)
+
+    def __str__(self) -> str:
+        return f"{self.coupling}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison: ``recipe`` trained with every coupling at every seed.
+
+    Cells of a seed share the order of the data, the times, the initial weights and the start noise
+    of sampling. ``matched:ANY`` is ANY sampled from the law of the noise it was trained on.
+    """
+
+    folder: Path
+    recipe: Recipe
+    couplings: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for what, values in (("coupling", self.couplings), ("seed", self.seeds)):
+            if not values:
+                raise ValueError(f"a comparison needs at least one {what}, got none")
+            if len(set(values)) < len(values):
+                raise ValueError(f"a {what} is named twice: {', '.join(map(str, values))}")
+        if len({slug(coupling).lower() for coupling in self.couplings}) < len(self.couplings):
+            raise ValueError(
+                f"two couplings would share a folder, as their names differ in case or in signs "
+                f"alone: {', '.join(self.couplings)}"
+            )
+        for coupling in self.couplings:
+            # A misspelt one fails here, not later.
+            check_coupling_name(coupling.removeprefix(MATCHED))
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """All cells, seed by seed, so that an unfinished comparison has whole seeds."""
+        return tuple(Cell(c, seed) for seed in self.seeds for c in self.couplings)
+
+    def cell_recipe(self, cell: Cell) -> Recipe:
+        """The recipe of a cell."""
+        recipe = dataclasses.replace(self.recipe, coupling=cell.unmatched.coupling, seed=cell.seed)
+        if not cell.is_matched:
+            return recipe
+        return dataclasses.replace(
+            recipe, sampler=dataclasses.replace(recipe.sampler, start="matched")
+        )
+
+    def matched_cell(self, cell: Cell) -> Cell | None:
+        """The cell of this plan that has the training of ``cell`` and the matched start."""
+        name = MATCHED + cell.coupling
+        return Cell(name, cell.seed) if name in self.couplings else None
+
+    def cell_folder(self, cell: Cell) -> Path:
+        """The run folder of a cell."""
+        return self.folder / "cells" / slug(cell.coupling) / f"seed{cell.seed}"
+
+    @property
+    def eval_steps(self) -> tuple[int, ...]:
+        """The training steps at which every cell is judged."""
+        return self.recipe.evaluation.steps(self.recipe.steps)
+
+    def control_of(self, coupling: str) -> str | None:
+        """The coupling of this plan whose shuffled control ``coupling`` is."""
+        original = coupling.removeprefix("shuffled:")
+        return original if original != coupling and original in self.couplings else None
+
+    def check(self) -> None:
+        """Raise ValueError if the folder holds a comparison of another recipe."""
+        path = self.folder / "plan.json"
+        if path.exists():
+            before = Recipe.from_dict(read_json(path)["recipe"])
+            if changed := differences(before, self.recipe):
+                raise ValueError(
+                    f"{self.folder} holds a comparison of another recipe ({'; '.join(changed)}); "
+                    f"choose another --out"
+                )
+
+    def keep(self) -> None:
+        """Write the plan; ValueError if the folder holds a comparison of another recipe.
+
+        Couplings and seeds may be added to a comparison; its finished cells are kept.
+        """
+        self.check()
+        values = {
+            "recipe": self.recipe.to_dict(),
+            "couplings": list(self.couplings),
+            "seeds": list(self.seeds),
+        }
+        try:
+            write_json(self.folder / "plan.json", values)
+        except OSError as error:
+            raise ValueError(f"cannot write to {self.folder}: {error}") from error
+
+
+def slug(name: str) -> str:
+    """``name`` as a folder name."""
+    return re.sub(r"[^\w.=,+-]", "_", name.replace(":", "-"))

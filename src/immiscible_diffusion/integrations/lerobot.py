@@ -1,0 +1,290 @@
+"""Couplings in LeRobot's policies, without a fork.
+
+Diffusion Policy draws its noise inside ``compute_loss``; SmolVLA and pi0 normalise, fill up actions
+to a common dimension and draw their noise inside ``forward``. Read at 7427f318 (0.6.2); torch alone
+is imported here.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from immiscible_diffusion.couplings.base import Coupling, draw, pair
+from immiscible_diffusion.couplings.noise_distribution import NoiseLaw
+from immiscible_diffusion.integrations.alignment import pull
+
+PADDED = "action_is_pad"
+STATE, OBSERVATION = "observation.state", "observation"
+Batch = Mapping[str, Any]
+
+
+@torch.no_grad()
+def pair_actions(
+    coupling: Coupling,
+    actions: Tensor,
+    batch: Batch,
+    *,
+    dims: int | None = None,
+    noise: Tensor | None = None,
+    learn_copies: bool = False,
+    cond: dict[str, Tensor] | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Noise for actions as the policy diffuses them: normalised, and filled up to a common size.
+
+    Steps beyond the episode and dimensions that the robot does not have count in no distance; there
+    noise is N(0, I) with ``KNN``.
+
+    Args:
+        coupling: that pairs.
+        actions: ``[B, T, A]``.
+        batch: as the policy was given it; ``batch["action_is_pad"]`` ``[B, T]`` is True beyond the
+            episode.
+        dims: dimensions of an action of this robot; those from there on are filling. None = all.
+        noise: ``[B, T, A]`` of your own, where the coupling can start from it.
+        learn_copies: the policy's loss counts what is beyond the episode (copies of the last
+            action), so let the distance count it too, and need no ``action_is_pad``.
+        cond: conditions of the data, for couplings that use some.
+        generator: on the device of ``actions``.
+
+    Returns:
+        float32 ``[B, T, A]``.
+
+    Raises:
+        ValueError: the mask is missing or none, or ``dims`` is out of range. Never does a missing
+            mask go by in silence: without it copies and filling are paired like actions.
+    """
+    valid = _valid(actions, batch, dims, learn_copies)
+    rows = actions.float()
+    if noise is None:
+        return draw(coupling, rows, cond=cond, mask=valid, generator=generator)
+    return pair(coupling, rows, noise.float(), cond=cond, mask=valid, generator=generator)
+
+
+def _valid(actions: Tensor, batch: Batch, dims: int | None, learn_copies: bool) -> Tensor:
+    """``[B, T, A]`` boolean: what is an action of this robot within its episode."""
+    if not isinstance(actions, Tensor) or actions.ndim != 3 or not actions.is_floating_point():
+        shape = tuple(actions.shape) if isinstance(actions, Tensor) else type(actions).__name__
+        raise ValueError(f"actions must be a floating-point tensor [B, T, A], got {shape}")
+    size = actions.shape[2]
+    dims = size if dims is None else dims
+    if not 1 <= dims <= size:
+        raise ValueError(f"dims must be from 1 to {size}, the size of actions, got {dims}")
+    inside = (torch.arange(size, device=actions.device) < dims).expand(actions.shape)
+    if learn_copies:
+        return inside
+    padded = batch.get(PADDED)
+    if padded is None:
+        raise ValueError(
+            f"the batch has no '{PADDED}', without which copies beyond the end of an episode would "
+            f"be paired like actions; load it with delta_timestamps for 'action', or give "
+            f"learn_copies=True if the loss counts them"
+        )
+    if not isinstance(padded, Tensor) or padded.dtype != torch.bool:
+        kind = padded.dtype if isinstance(padded, Tensor) else type(padded).__name__
+        raise ValueError(
+            f"'{PADDED}' must be a boolean tensor, True beyond the episode, got {kind}"
+        )
+    if padded.shape != actions.shape[:2]:
+        raise ValueError(
+            f"'{PADDED}' must be {tuple(actions.shape[:2])} like actions, got {tuple(padded.shape)}"
+        )
+    return inside & ~padded.to(actions.device).unsqueeze(-1)
+
+
+@torch.no_grad()
+def matched_noise(
+    law: NoiseLaw, count: int, *, size: int | None = None, generator: torch.Generator | None = None
+) -> Tensor:
+    """Noise ``[count, T, size]`` of the law that a policy was trained on, to sample plans from.
+
+    ``policy.select_action(batch, noise=matched_noise(law, len(state)))``
+
+    Args:
+        law: measured on whole windows ``[T, A]``, ``NoiseLaw.measure``.
+        count: of plans.
+        size: what actions are filled up to; noise there is N(0, I). None = A.
+        generator: of the draw, on the CPU.
+    """
+    steps, dims = law.shape
+    size = dims if size is None else size
+    if size < dims or count < 1:
+        raise ValueError(f"expected count >= 1 and size >= {dims}, got {count} and {size}")
+    noise = torch.randn(count, steps, size, generator=generator)
+    noise[..., :dims] = law.color(noise[..., :dims].contiguous())
+    return noise
+
+
+def pair_lerobot(
+    policy: Any,
+    coupling: Coupling,
+    *,
+    learn_copies: bool | None = None,
+    conditions: Callable[[Batch], dict[str, Tensor] | None] | None = None,
+) -> "PairedPolicy":
+    """Let ``policy`` train on paired noise from now on; evaluation and inference stay as they are.
+
+    ``paired = pair_lerobot(policy, KNN(k=2))``, before the training loop; ``paired.pull`` is a
+    number to log, ``paired.remove()`` undoes it. Weights and their names stay as they are.
+
+    Args:
+        policy: LeRobot's ``DiffusionPolicy``, ``SmolVLAPolicy``, ``PI0Policy``, or one built like
+            them: ``policy.diffusion.compute_loss(batch)`` with a ``noise_scheduler.add_noise``, or
+            ``policy.prepare_action(batch)`` and ``policy.model.sample_noise(shape, device)``.
+        coupling: that pairs; it has ``pair``, for a policy of the first kind.
+        learn_copies: see ``pair_actions``. None: as the loss of a Diffusion Policy has it
+            (``do_mask_loss_for_padding``); False for the others.
+        conditions: makes the conditions of the coupling from a batch; by default the robot's state
+            as ``cond["observation"]``, where there is one.
+
+    Raises:
+        ValueError: a policy built otherwise, or paired already.
+    """
+    if isinstance(getattr(policy, "_immiscible", None), PairedPolicy):
+        raise ValueError("this policy is paired already; remove() that first")
+    found = PairedPolicy(policy, coupling, learn_copies, conditions or _state)
+    if callable(getattr(getattr(policy, "diffusion", None), "compute_loss", None)):
+        found._in_diffusion()
+    elif callable(getattr(policy, "prepare_action", None)) and callable(
+        getattr(getattr(policy, "model", None), "sample_noise", None)
+    ):
+        found._in_flow()
+    else:
+        raise ValueError(
+            f"{type(policy).__name__} is built like neither Diffusion Policy (diffusion."
+            f"compute_loss) nor SmolVLA and pi0 (prepare_action, model.sample_noise); call "
+            f"pair_actions where it draws its noise"
+        )
+    object.__setattr__(policy, "_immiscible", found)
+    return found
+
+
+def _state(batch: Batch) -> dict[str, Tensor] | None:
+    state = batch.get(STATE)
+    if not isinstance(state, Tensor):
+        return None
+    return {OBSERVATION: state.reshape(len(state), -1).float()}
+
+
+@dataclass(eq=False)
+class PairedPolicy:
+    """A policy whose noise is paired; see ``pair_lerobot``."""
+
+    policy: Any
+    coupling: Coupling
+    learn_copies: bool | None
+    conditions: Callable[[Batch], dict[str, Tensor] | None]
+    _pull: Tensor | None = None
+    _now: tuple[Tensor, Batch] | None = None
+    _changed: list[tuple[Any, str, Any]] = field(default_factory=list)
+
+    @property
+    def pull(self) -> float | None:
+        """How far the noise of the last step leans to its actions (``interop.pull``), to log."""
+        return None if self._pull is None else float(self._pull)
+
+    def remove(self) -> None:
+        """Put everything back."""
+        for owner, name, before in self._changed:
+            if before is None:
+                object.__delattr__(owner, name)
+            else:
+                object.__setattr__(owner, name, before)
+        self._changed.clear()
+        object.__setattr__(self.policy, "_immiscible", None)
+
+    def _set(self, owner: Any, name: str, value: Any) -> None:
+        """Over what the class has; of an attribute of the object itself, that is kept."""
+        self._changed.append((owner, name, vars(owner).get(name)))
+        object.__setattr__(owner, name, value)
+
+    def _noise(
+        self, actions: Tensor, batch: Batch, dims: int | None, noise: Tensor | None
+    ) -> Tensor:
+        found = pair_actions(
+            self.coupling,
+            actions,
+            batch,
+            dims=dims,
+            noise=noise,
+            learn_copies=bool(self.learn_copies),
+            cond=self.conditions(batch),
+        )
+        valid = _valid(actions, batch, dims, bool(self.learn_copies))
+        self._pull = pull(actions.float(), found, mask=valid).mean()
+        return found
+
+    def _in_diffusion(self) -> None:
+        """Noise is drawn by the loss, and goes into mixture and target: it is changed in place."""
+        inner = self.policy.diffusion
+        if self.learn_copies is None:
+            self.learn_copies = not inner.config.do_mask_loss_for_padding
+        compute_loss = inner.compute_loss
+
+        def paired_loss(batch: Batch) -> Tensor:
+            if not self.policy.training:
+                loss: Tensor = compute_loss(batch)
+                return loss
+            self._now = (batch["action"], batch)
+            try:
+                loss = compute_loss(batch)
+            finally:
+                missed, self._now = self._now is not None, None
+            if missed:
+                raise ValueError("compute_loss did not call noise_scheduler.add_noise: not paired")
+            return loss
+
+        self._set(inner, "noise_scheduler", _PairingScheduler(inner.noise_scheduler, self))
+        self._set(inner, "compute_loss", paired_loss)
+
+    def _in_flow(self) -> None:
+        """Actions are prepared, then noise is drawn of their shape."""
+        prepare, sample = self.policy.prepare_action, self.policy.model.sample_noise
+
+        def prepared(batch: Batch) -> Tensor:
+            actions: Tensor = prepare(batch)
+            self._now = (actions, batch) if self.policy.training else None
+            return actions
+
+        def sampled(shape: Any, device: Any) -> Tensor:
+            noise: Tensor = sample(shape, device)
+            if self._now is None or not self.policy.training:
+                return noise
+            (actions, batch), self._now = self._now, None
+            start = noise if hasattr(self.coupling, "pair") else None
+            return self._noise(actions, batch, _real_dims(self.policy), start).to(noise)
+
+        self._set(self.policy, "prepare_action", prepared)
+        self._set(self.policy.model, "sample_noise", sampled)
+
+
+class _PairingScheduler:
+    """A noise scheduler that pairs the noise it is about to add, once a loss."""
+
+    def __init__(self, scheduler: Any, paired: PairedPolicy) -> None:
+        self._scheduler, self._paired = scheduler, paired
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # asked for while this is being copied, before it has a scheduler
+            raise AttributeError(name)
+        return getattr(self._scheduler, name)
+
+    def add_noise(self, data: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        now, self._paired._now = self._paired._now, None
+        if now is not None:
+            if noise.requires_grad:
+                raise ValueError("the noise of the loss requires grad; it cannot be paired")
+            noise.copy_(self._paired._noise(now[0], now[1], None, noise))  # the target is of it too
+        mixed: Tensor = self._scheduler.add_noise(data, noise, timesteps)
+        return mixed
+
+
+def _real_dims(policy: Any) -> int:
+    """Dimensions of an action of this robot, before it is filled up."""
+    feature = getattr(policy.config, "action_feature", None)
+    if feature is None:
+        feature = policy.config.output_features["action"]
+    return int(feature.shape[0])

@@ -1,0 +1,58 @@
+"""Couplings in torchcfm: in the place of its plan sampler."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from immiscible_diffusion.couplings.base import Coupling, pair
+
+
+@dataclass(frozen=True)
+class PlanSampler:
+    """A coupling that answers to torchcfm's ``OTPlanSampler``; see ``as_torchcfm``.
+
+    ``replace`` is there for the signature: every datum occurs once, whatever it is.
+    """
+
+    coupling: Coupling
+    label_key: str = "label"
+
+    def sample_plan(self, x0: Tensor, x1: Tensor, replace: bool = True) -> tuple[Tensor, Tensor]:
+        """Noise for ``x1`` ``[B, *shape]``, made from ``x0`` if the coupling can, and ``x1``."""
+        return self._noise(x0, x1, None), x1
+
+    def sample_plan_with_labels(
+        self,
+        x0: Tensor,
+        x1: Tensor,
+        y0: Tensor | None = None,
+        y1: Tensor | None = None,
+        replace: bool = True,
+    ) -> tuple[Tensor, Tensor, None, Tensor | None]:
+        """The same, None for the labels of the noise, and ``y1``, the labels of the data.
+
+        Raises:
+            ValueError: ``y0`` is given, which cannot follow the noise.
+        """
+        if y0 is not None:
+            raise ValueError("y0 labels x0, the noise, which is replaced; label the data with y1")
+        return self._noise(x0, x1, y1), x1, None, y1
+
+    def _noise(self, x0: Tensor, x1: Tensor, y1: Tensor | None) -> Tensor:
+        cond = None if y1 is None else {self.label_key: y1}
+        if hasattr(self.coupling, "pair"):
+            return pair(self.coupling, x1, x0, cond=cond)
+        return self.coupling(x1, cond=cond)
+
+
+def as_torchcfm(coupling: Coupling, *, label_key: str = "label") -> PlanSampler:
+    """``coupling`` in the place of torchcfm's plan sampler.
+
+    ``matcher.ot_sampler = as_torchcfm(KNN(k=4))``. There ``x0`` is noise, at t = 0, ``x1`` data, at
+    t = 1, and ``u = x1 - x0`` is learned; here data are at t = 0, and ``noise - data = -u``.
+    ``x1`` and its labels, which the coupling gets as ``cond[label_key]``, stay in place, bit for
+    bit. ``x0`` is used where the coupling has ``pair``; otherwise the coupling draws its own.
+    """
+    if not callable(coupling):
+        raise ValueError(f"as_torchcfm needs a coupling, such as KNN(4), got {coupling!r}")
+    return PlanSampler(coupling, label_key)

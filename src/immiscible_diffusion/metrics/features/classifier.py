@@ -1,0 +1,217 @@
+"""A small image classifier, trained once per data set and cached: its features judge samples."""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from immiscible_diffusion.data.base import DataSet
+from immiscible_diffusion.metrics.reference_cache import cache_folder
+from immiscible_diffusion.utils.atomic_files import atomic_path, read_json, write_json
+from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.random import key, keyed_generator
+
+log = logging.getLogger(__name__)
+
+FEATURES = 64
+VERSION = 1  # of architecture and training; a change makes cached classifiers stale
+_EPOCHS = 16
+_MIN_STEPS, _MAX_STEPS = 200, 600  # longer training collapses each class to a point
+_BATCH = 128
+_RATE = 3e-3
+_HELD_OUT = 5000
+
+
+class Classifier(nn.Module):
+    """Convolutions down to about 4 x 4, a linear layer of 64 standardised features, class scores.
+
+    Args:
+        shape: (C, H, W), H and W at least 8.
+        num_classes: number of classes.
+    """
+
+    def __init__(self, shape: tuple[int, ...], num_classes: int) -> None:
+        super().__init__()
+        channels, side = shape[0], min(shape[1:])
+        # 8 x 8 and larger: two halvings; 16: three; then one more for every doubling from 64 on.
+        halvings = 2 if side < 16 else max(3, side.bit_length() - 3)
+        strides = [1 if side < 16 else 2, 2, 2] + [2] * (halvings - 3)
+        widths = [channels, 32] + [64] * (len(strides) - 1)
+        self.convolutions = nn.Sequential(
+            *[_block(widths[i], widths[i + 1], stride) for i, stride in enumerate(strides)],
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+        )
+        self.project = nn.Linear(4 * widths[-1], FEATURES)
+        self.standardise = nn.BatchNorm1d(FEATURES, affine=False)
+        self.classify = nn.Linear(FEATURES, num_classes)
+
+    def features(self, data: Tensor) -> Tensor:
+        """Features [B, 64] of data [B, C, H, W]."""
+        return self.standardise(self.project(self.convolutions(data)))
+
+    def forward(self, data: Tensor) -> Tensor:
+        """Class scores [B, num_classes]."""
+        return self.classify(nn.functional.silu(self.features(data)))
+
+
+def _block(inputs: int, outputs: int, stride: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.SiLU(),
+    )
+
+
+def trained_classifier(
+    dataset: DataSet, *, seed: int, device: torch.device | str, cache: Path | None
+) -> tuple[Classifier, float]:
+    """The classifier of ``dataset``, in evaluation mode, and its held-out accuracy."""
+    file = _cache_file(dataset, seed, cache)
+    if file is not None and (found := _load(file, dataset, device)):
+        return found
+    network, accuracy = _train(dataset, seed, device)
+    log.info("classifier of %s: held-out accuracy %.3f", dataset.name, accuracy)
+    if file is not None:
+        _save(file, network, {"accuracy": accuracy, "data": dataset.name, "seed": seed})
+    return network, accuracy
+
+
+# --- training -----------------------------------------------------------------------------------
+
+
+def _train(dataset: DataSet, seed: int, device: torch.device | str) -> tuple[Classifier, float]:
+    order = torch.randperm(len(dataset), generator=keyed_generator(seed, "classifier split"))
+    held_out, train = order.tensor_split([min(len(order) // 5, _HELD_OUT)])
+    steps = min(max(_EPOCHS * len(train) // _BATCH, _MIN_STEPS), _MAX_STEPS)
+    with _own_state(seed, device):
+        network = Classifier(tuple(dataset.shape), _num_classes(dataset)).to(device, torch.float32)
+        optimiser = torch.optim.AdamW(network.parameters(), lr=_RATE, weight_decay=1e-2)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _RATE, total_steps=steps)
+        for indices in _training_indices(train, steps, seed):
+            data, label = _labelled(dataset, indices, device)
+            loss = nn.functional.cross_entropy(network(data), label)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+        network.eval().requires_grad_(False)
+        return network, _accuracy(network, dataset, held_out, device)
+
+
+@contextmanager
+def _own_state(seed: int, device: torch.device | str) -> Iterator[None]:
+    """Seeded global generators, one thread and gradients inside; the caller's state after."""
+    device = torch.device(device)
+    devices = [device] if device.type == "cuda" else []
+    threads = torch.get_num_threads()
+    with (
+        torch.random.fork_rng(devices=devices),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(device.type, enabled=False),
+        torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False),
+    ):
+        torch.set_num_threads(1)
+        try:
+            torch.manual_seed(key(seed, "classifier"))
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _training_indices(train: Tensor, steps: int, seed: int) -> Iterator[Tensor]:
+    """Batches of indices for ``steps`` steps: shuffled epochs, one after the other."""
+    generator = keyed_generator(seed, "classifier order")
+    pool = train[:0]
+    for _ in range(steps):
+        while len(pool) < _BATCH:
+            pool = torch.cat([pool, train[torch.randperm(len(train), generator=generator)]])
+        indices, pool = pool[:_BATCH], pool[_BATCH:]
+        yield indices
+
+
+def _accuracy(
+    network: Classifier, dataset: DataSet, indices: Tensor, device: torch.device | str
+) -> float:
+    right = 0
+    with torch.no_grad():
+        for part in indices.split(512):
+            data, label = _labelled(dataset, part, device)
+            right += int((network(data).argmax(dim=1) == label).sum())
+    return right / len(indices)
+
+
+def _labelled(
+    dataset: DataSet, indices: Tensor, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    batch = dataset.batch(indices).to(device)
+    if batch.cond is None or "label" not in batch.cond:
+        raise ValueError(
+            f"the data set {dataset.name!r} promises {dataset.num_classes} classes, "
+            'but its batches carry no cond["label"]'
+        )
+    return batch.data.float(), batch.cond["label"]
+
+
+def _num_classes(dataset: DataSet) -> int:
+    return dataset.num_classes or 0
+
+
+# --- cache --------------------------------------------------------------------------------------
+
+
+def _cache_file(dataset: DataSet, seed: int, cache: Path | None) -> Path | None:
+    """Where the weights belong; None if the data set has no digest to know it by."""
+    digest = getattr(dataset, "digest", None)
+    if digest is None:
+        return None
+    return (
+        cache_folder(cache)
+        / f"classifier-v{VERSION}-{key(str(digest), VERSION, seed):016x}.safetensors"
+    )
+
+
+def _save(file: Path, network: Classifier, record: dict[str, Any]) -> None:
+    """Write weights, then the record with their hash; a failure costs only the next training."""
+    with needs_extra("train", "the classifier cache"):
+        from safetensors.torch import save_file
+    weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
+    try:
+        with atomic_path(file) as temporary:
+            save_file(weights, temporary)
+        write_json(file.with_suffix(".json"), {**record, "weights": _hash(file)})
+    except OSError as error:
+        log.warning("could not cache the classifier in %s (%s)", file.parent, error)
+
+
+def _load(
+    file: Path, dataset: DataSet, device: torch.device | str
+) -> tuple[Classifier, float] | None:
+    """The cached classifier; None if there is none or it is damaged, which is said."""
+    if not file.exists():
+        return None
+    with needs_extra("train", "the classifier cache"):
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    try:
+        record = read_json(file.with_suffix(".json"))
+        if record["weights"] != _hash(file):
+            raise ValueError("the weights are not those that the record names")
+        with torch.random.fork_rng(devices=[]):
+            network = Classifier(tuple(dataset.shape), _num_classes(dataset))
+        network.load_state_dict(load_file(file))
+        accuracy = float(record["accuracy"])
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
+        log.warning("the cached classifier %s is damaged (%s); training it again", file, error)
+        return None
+    return network.to(device, torch.float32).eval().requires_grad_(False), accuracy
+
+
+def _hash(file: Path) -> str:
+    return hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()

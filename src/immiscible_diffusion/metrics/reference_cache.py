@@ -1,0 +1,103 @@
+"""Statistics of real features on disk, so that the real side is computed once per data set."""
+
+import json
+import logging
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from immiscible_diffusion.metrics.fid import FeatureStatistics
+from immiscible_diffusion.metrics.noise_floor import Floor
+from immiscible_diffusion.utils.atomic_files import atomic_path
+from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.random import key
+
+log = logging.getLogger(__name__)
+
+VERSION = 1  # of the file and of what is in it
+
+
+def cache_folder(cache: Path | None = None) -> Path:
+    """``cache``, else $IMMISCIBLE_CACHE, else ~/.cache/immiscible-diffusion."""
+    folder = cache or os.environ.get("IMMISCIBLE_CACHE")
+    return Path(folder) if folder else Path.home() / ".cache" / "immiscible-diffusion"
+
+
+def save_statistics(
+    path: Path, statistics: FeatureStatistics, about: dict[str, str], floor: Floor | None = None
+) -> None:
+    """Write statistics, what they are about and their floor as safetensors, whole or not at all."""
+    with needs_extra("train", "the cache of reference statistics"):
+        from safetensors.torch import save_file
+    tensors = {"mean": statistics.mean.contiguous(), "scatter": statistics.scatter.contiguous()}
+    more = {"count": str(statistics.count), "floor": json.dumps(floor and asdict(floor))}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, {**about, **more})
+
+
+def load_statistics(path: Path, about: dict[str, str]) -> tuple[FeatureStatistics, Floor | None]:
+    """Read what :func:`save_statistics` wrote.
+
+    Raises:
+        ValueError: the file is damaged, or about something else than ``about``.
+    """
+    with needs_extra("train", "the cache of reference statistics"):
+        from safetensors import SafetensorError, safe_open
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            found = file.metadata() or {}
+            other = [
+                f"{k}: {found.get(k)!r}, not {v!r}" for k, v in about.items() if found.get(k) != v
+            ]
+            if other:
+                raise ValueError(f"they are of other features ({'; '.join(other)})")
+            mean, scatter = file.get_tensor("mean"), file.get_tensor("scatter")
+            floor = json.loads(found["floor"])
+            statistics = FeatureStatistics(int(found["count"]), mean, scatter)
+            return _checked(statistics), Floor(**floor) if floor else None
+    except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
+        raise ValueError(f"the statistics in {path} cannot be used: {error}") from error
+
+
+def _checked(statistics: FeatureStatistics) -> FeatureStatistics:
+    dim = len(statistics.mean)
+    if statistics.scatter.shape != (dim, dim) or not statistics.scatter.isfinite().all():
+        raise ValueError(f"a scatter [{dim}, {dim}] was expected, finite")
+    return statistics
+
+
+@dataclass(frozen=True)
+class StoredStatistics:
+    """Where the statistics of one reference belong.
+
+    Attributes:
+        path: of the file, named by a hash of ``about``.
+        about: data set, extractor with preprocessing and weights, and which data were used.
+    """
+
+    path: Path
+    about: dict[str, str]
+
+    @classmethod
+    def of(cls, about: dict[str, str], cache: Path | None = None) -> "StoredStatistics":
+        """The place in the cache folder for statistics of ``about``."""
+        about = {"version": str(VERSION), **about}
+        name = f"reference-v{VERSION}-{key(*sorted(map(str, about.items()))):016x}.safetensors"
+        return cls(cache_folder(cache) / name, about)
+
+    def read(self) -> tuple[FeatureStatistics, Floor | None] | None:
+        """What is stored; None if nothing is, or if it is refused, which is said."""
+        if not self.path.exists():
+            return None
+        try:
+            return load_statistics(self.path, self.about)
+        except ValueError as error:
+            log.warning("%s; computing them again", error)
+            return None
+
+    def write(self, statistics: FeatureStatistics, floor: Floor | None = None) -> None:
+        """Store; a failure costs only the next computation."""
+        try:
+            save_statistics(self.path, statistics, self.about, floor)
+        except OSError as error:
+            log.warning("could not cache statistics in %s (%s)", self.path.parent, error)

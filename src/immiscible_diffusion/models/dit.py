@@ -1,0 +1,85 @@
+"""The diffusion transformer, from diffusers."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from immiscible_diffusion.diffusion.paths import Cond
+from immiscible_diffusion.utils.optional_deps import needs_extra
+
+
+@dataclass(frozen=True)
+class DiT:
+    """diffusers' ``DiTTransformer2DModel`` (2212.09748) for square images or latents.
+
+    Args:
+        heads: of the attention; the width is ``heads * head_channels``.
+        head_channels: channels per head.
+        depth: blocks.
+        patch: pixels a side of a token.
+        dropout: inside the blocks.
+    """
+
+    heads: int = 6
+    head_channels: int = 64
+    depth: int = 12
+    patch: int = 2
+    dropout: float = 0.0
+
+    def tiny(self) -> "DiT":
+        """Of a smoke run."""
+        return replace(self, heads=2, head_channels=8, depth=2)
+
+    def build(self, shape: tuple[int, ...], num_classes: int | None) -> nn.Module:
+        """A fresh network for images ``[B, C, S, S]``, conditioned on ``label`` if there are any.
+
+        Raises:
+            ValueError: images not square, or a size that the patches do not divide.
+        """
+        if len(shape) != 3 or shape[1] != shape[2] or shape[1] % self.patch:
+            raise ValueError(
+                f"a DiT of patch {self.patch} takes images [C, S, S] with S a multiple of it, got "
+                f"{shape}; set data.size or model.patch"
+            )
+        return ConditionalDiT(self, shape, num_classes)
+
+
+class ConditionalDiT(nn.Module):
+    """``model(x_t [B, C, S, S], network_time [B], cond) -> [B, C, S, S]``."""
+
+    def __init__(self, config: DiT, shape: tuple[int, ...], num_classes: int | None) -> None:
+        super().__init__()
+        with needs_extra("train", "the DiT"):
+            from diffusers import DiTTransformer2DModel
+        self.conditional = num_classes is not None
+        self.dit = DiTTransformer2DModel(
+            num_attention_heads=config.heads,
+            attention_head_dim=config.head_channels,
+            in_channels=shape[0],
+            out_channels=shape[0],
+            num_layers=config.depth,
+            dropout=config.dropout,
+            norm_num_groups=1,
+            sample_size=shape[1],
+            patch_size=config.patch,
+            num_embeds_ada_norm=num_classes or 1,
+        )
+        for block in self.dit.transformer_blocks:
+            nn.init.zeros_(block.norm1.linear.weight)
+            nn.init.zeros_(block.norm1.linear.bias)
+            # Labels are dropped by the trainer, by a random number of its own, or not at all.
+            block.norm1.emb.class_embedder.dropout_prob = 0.0
+        for last in (self.dit.proj_out_1, self.dit.proj_out_2):
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+
+    def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
+        """Predict the target at ``x`` ``[B, C, S, S]`` and ``time`` ``[B]``."""
+        label = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        if self.conditional:
+            if cond is None or "label" not in cond:
+                raise ValueError("this model is class-conditional: give cond={'label': [B] int64}")
+            label = cond["label"]
+        said: Tensor = self.dit(x, timestep=time, class_labels=label).sample
+        return said

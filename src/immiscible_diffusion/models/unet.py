@@ -1,0 +1,94 @@
+"""The U-Net of pixel-space diffusion, from diffusers."""
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from immiscible_diffusion.diffusion.paths import Cond
+from immiscible_diffusion.utils.optional_deps import needs_extra
+
+
+@dataclass(frozen=True)
+class UNet:
+    """diffusers' ``UNet2DModel`` for square images.
+
+    Args:
+        channels: of the first level.
+        multipliers: of ``channels``, one per level; each level but the last halves the size.
+        blocks: residual blocks per level.
+        attention: sizes (pixels a side) at which there is self-attention.
+        head_channels: channels per attention head.
+        groups: of the group norms; must divide every level's channels.
+        dropout: inside the residual blocks.
+    """
+
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 2, 2, 2)
+    blocks: int = 2
+    attention: tuple[int, ...] = (16,)
+    head_channels: int = 64
+    groups: int = 32
+    dropout: float = 0.1
+
+    def tiny(self) -> "UNet":
+        """Of a smoke run."""
+        return replace(self, channels=8, blocks=1, groups=4, head_channels=4, dropout=0.0)
+
+    def build(self, shape: tuple[int, ...], num_classes: int | None) -> nn.Module:
+        """A fresh network for images ``[B, C, S, S]``, conditioned on ``label`` if there are any.
+
+        Raises:
+            ValueError: images not square, or a size that the levels cannot halve.
+        """
+        return ConditionalUNet(self, shape, num_classes)
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise ValueError if this U-Net cannot take data of ``shape``."""
+        halvings = 2 ** (len(self.multipliers) - 1)
+        if len(shape) != 3 or shape[1] != shape[2] or shape[1] % halvings:
+            raise ValueError(
+                f"a U-Net of {len(self.multipliers)} levels takes images [C, S, S] with S a "
+                f"multiple of {halvings}, got {shape}; set data.size, or fewer model.multipliers"
+            )
+        if any(self.channels * factor % self.groups for factor in self.multipliers):
+            raise ValueError(
+                f"model.groups {self.groups} must divide the channels of every level: "
+                f"{[self.channels * factor for factor in self.multipliers]}"
+            )
+
+
+class ConditionalUNet(nn.Module):
+    """``model(x_t [B, C, S, S], network_time [B], cond) -> [B, C, S, S]``."""
+
+    def __init__(self, config: UNet, shape: tuple[int, ...], num_classes: int | None) -> None:
+        super().__init__()
+        config.check(shape)
+        with needs_extra("train", "the U-Net"):
+            from diffusers import UNet2DModel
+        levels = len(config.multipliers)
+        attends = [shape[1] // 2**level in config.attention for level in range(levels)]
+        self.conditional = num_classes is not None
+        self.unet = UNet2DModel(
+            sample_size=shape[1],
+            in_channels=shape[0],
+            out_channels=shape[0],
+            layers_per_block=config.blocks,
+            block_out_channels=tuple(config.channels * factor for factor in config.multipliers),
+            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+            attention_head_dim=config.head_channels,
+            norm_num_groups=config.groups,
+            dropout=config.dropout,
+            num_class_embeds=num_classes,
+        )
+        nn.init.zeros_(self.unet.conv_out.weight)
+        nn.init.zeros_(self.unet.conv_out.bias)
+
+    def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
+        """Predict the target at ``x`` ``[B, C, S, S]`` and ``time`` ``[B]``."""
+        label = None
+        if self.conditional:
+            if cond is None or "label" not in cond:
+                raise ValueError("this model is class-conditional: give cond={'label': [B] int64}")
+            label = cond["label"]
+        return self.unet(x, time, class_labels=label).sample

@@ -1,6 +1,0 @@
-"""What a run of a network told by text leaves for other people's programs."""
-
-from immiscible_diffusion.publish.card import check_before, model_card, push
-from immiscible_diffusion.publish.run import publish
-
-__all__ = ["check_before", "model_card", "publish", "push"]

@@ -1,0 +1,49 @@
+"""A comparison's records become tables, plots, sentences and one self-contained page."""
+
+from immiscible_diffusion.reporting.compare.findings import Finding, findings, missing, summary
+from immiscible_diffusion.reporting.compare.page import render_page, write_report
+from immiscible_diffusion.reporting.compare.results import (
+    Cell,
+    Comparison,
+    CouplingEntry,
+    Dataset,
+    Excess,
+    ExcessPoint,
+    Irreducible,
+    LossPoint,
+    PolicyEntry,
+    Quality,
+)
+from immiscible_diffusion.reporting.compare.speedup import (
+    Kept,
+    Speedup,
+    kept_by_control,
+    speedup,
+    speedups,
+)
+from immiscible_diffusion.reporting.compare.tables import speedup_markdown
+
+__all__ = [
+    "Cell",
+    "Comparison",
+    "CouplingEntry",
+    "Dataset",
+    "Excess",
+    "ExcessPoint",
+    "Finding",
+    "Irreducible",
+    "Kept",
+    "LossPoint",
+    "PolicyEntry",
+    "Quality",
+    "Speedup",
+    "findings",
+    "kept_by_control",
+    "missing",
+    "render_page",
+    "speedup",
+    "speedup_markdown",
+    "speedups",
+    "summary",
+    "write_report",
+]

@@ -1,0 +1,104 @@
+"""What training steps are fed with: the micro-batches of a rank, paired with noise."""
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from itertools import islice
+
+import torch
+
+from immiscible_diffusion.applications.stable_diffusion.codec import LatentCodec
+from immiscible_diffusion.couplings import Coupling
+from immiscible_diffusion.couplings.pool import pool_size
+from immiscible_diffusion.couplings.prefetch import Pairs, prefetch
+from immiscible_diffusion.data import batches
+from immiscible_diffusion.data.base import DataSet
+from immiscible_diffusion.data.sampler import order_of
+from immiscible_diffusion.diffusion.paths import Cond
+from immiscible_diffusion.models.condition_dropout import dropped_labels, dropped_text
+from immiscible_diffusion.training.codec import Codec
+from immiscible_diffusion.training.pixels import Pixels
+from immiscible_diffusion.training.recipe import Recipe
+from immiscible_diffusion.utils.batch import Batch
+from immiscible_diffusion.utils.random import Streams
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The micro-batches of one rank, counted from step 0 on: functions of the recipe alone.
+
+    Args:
+        recipe: names the seed, the batch size, scaling and what else matters.
+        dataset: the data.
+        device: where the model is.
+        rank: this process.
+        world: number of processes.
+        codec: makes of pictures what is diffused.
+    """
+
+    recipe: Recipe
+    dataset: DataSet
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+    codec: Codec = field(default_factory=Pixels)
+
+    def seen(self, cond: Cond | None, rng: Streams) -> Cond | None:
+        """What the network is told of the conditions."""
+        if not self.recipe.conditional or cond is None:
+            return None
+        share, classes = self.recipe.label_dropout, self.dataset.num_classes
+        if self.recipe.by_text and isinstance(self.codec, LatentCodec):
+            return dropped_text(cond, self.codec.empty, share, rng.labels) if share else cond
+        if not share or classes is None:
+            return cond
+        return dropped_labels(cond, classes, share, rng.labels)
+
+    def streams(self, index: int) -> Streams:
+        """The random streams of a micro-batch: it is keyed as if it were a rank."""
+        step, micro = divmod(index, self.recipe.accumulation)
+        return Streams(self.recipe.seed, step, micro * self.world + self.rank, self.device)
+
+    def batches(self, step: int) -> Generator[Batch, None, None]:
+        """The data from a step on, as the data set has them, or as they come by in a stream."""
+        recipe, stream = self.recipe, getattr(self.dataset, "stream", None)
+        where = {"rank": self.rank, "world": self.world, "accumulation": recipe.accumulation}
+        if stream is not None:
+            made: Generator[Batch, None, None] = stream.batches(
+                recipe.batch_size, recipe.seed, start=step, **where
+            )
+            return made
+        order = order_of(self.dataset, recipe.batch_size, recipe.seed)
+        return batches(self.dataset, order, start=step, **where)
+
+    def pairs(self, step: int, coupling: Coupling) -> Pairs:
+        """The data from a step on, scaled and on the device, each with its noise and conditions.
+
+        Pools start at multiples of their size from step 0; of one that ``step`` lies within, what
+        comes before it is paired too and dropped, so that a resumed run sees the same noise.
+        """
+        index, pool = step * self.recipe.accumulation, pool_size(coupling)
+        first = index - index % pool
+        start, into = divmod(first, self.recipe.accumulation)
+        loader = self.batches(start)
+        for _ in islice(loader, into):
+            pass
+        paired = prefetch(
+            loader,
+            coupling,
+            self.prepare,
+            seed=self.recipe.seed,
+            streams=lambda number: self.streams(first + number),
+            device=self.device,
+            ahead=self.recipe.prefetch,
+        )
+        for _ in islice(paired, index - first):
+            pass
+        return paired
+
+    def prepare(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
+        """The batch on the device, encoded and scaled, as the model sees it.
+
+        With labels, which the coupling may use even if the model does not. ``generator`` is what
+        the codec draws from.
+        """
+        return self.recipe.as_seen(self.codec.encode(batch.to(self.device), generator))

@@ -1,0 +1,32 @@
+"""A batch of data: what data sets yield and couplings pair."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Cond = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch as the model sees it.
+
+    Attributes:
+        data: ``[B, *shape]`` float32 (images in [-1, 1]).
+        cond: named conditions, each ``[B, ...]``, row i of datum i, or None.
+        mask: boolean, broadcasts to ``data``, True where data are valid; None = everywhere.
+    """
+
+    data: Tensor
+    cond: Cond | None = None
+    mask: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The batch on ``device``."""
+        cond = self.cond and {name: value.to(device) for name, value in self.cond.items()}
+        mask = None if self.mask is None else self.mask.to(device)
+        return Batch(self.data.to(device), cond, mask)
+
+    def __len__(self) -> int:
+        return len(self.data)

@@ -1,0 +1,128 @@
+"""Adapters in diffusers' and in kohya's layout: there and back."""
+
+import dataclasses
+import re
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from immiscible_diffusion.applications.stable_diffusion.export.lora import (
+    DIFFUSERS,
+    KOHYA,
+    to_kohya,
+)
+from immiscible_diffusion.applications.stable_diffusion.silence import quiet
+from immiscible_diffusion.applications.stable_diffusion.unet import LoRA
+from immiscible_diffusion.recipes import recipe_from_name
+from immiscible_diffusion.training.run_dir import RunFolder
+from immiscible_diffusion.training.trainer import Trainer
+
+
+def train(folder, pipeline, name, lora):
+    recipe = recipe_from_name(name).tiny()
+    recipe = dataclasses.replace(
+        recipe,
+        codec=dataclasses.replace(recipe.codec, pretrained=str(pipeline)),
+        data=dataclasses.replace(recipe.data, size=8, limit=32),
+        model=dataclasses.replace(recipe.model, lora=lora),
+        optimiser=dataclasses.replace(recipe.optimiser, lr=1e-1, warmup=0),
+        coupling="knn:k=2",
+        steps=3,
+        batch_size=4,
+        preview_every=0,
+    )
+    trainer = Trainer(recipe, RunFolder.open(folder, recipe), device="cpu")
+    trainer.train(quiet=True)
+    return trainer
+
+
+@pytest.fixture(scope="module", params=["sd-lora", "sdxl-lora"])
+def run(request, tmp_path_factory, small_sd, small_sdxl):
+    """A trained run, its trainer, and the pipeline it started from; alpha is not the rank."""
+    folder = tmp_path_factory.mktemp(request.param)
+    pipeline = small_sd if request.param == "sd-lora" else small_sdxl
+    return folder, train(folder, pipeline, request.param, LoRA(rank=2, alpha=3)), pipeline
+
+
+def said(trainer, unet):
+    """What ``unet`` says of fixed data."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 4, 8, 8, generator=generator)
+    cond = trainer.codec.tell(["a cat", "a dog"], (16, 16))
+    added = None
+    if "pooled" in cond:
+        added = {"text_embeds": cond["pooled"], "time_ids": cond["time_ids"]}
+    with torch.no_grad():
+        return unet(x, 500, cond["text"], added_cond_kwargs=added).sample
+
+
+@pytest.mark.parametrize("file", [DIFFUSERS, KOHYA])
+def test_both_layouts_load_in_diffusers_and_say_the_same(run, file):
+    folder, trainer, pipeline = run
+    with quiet():
+        from diffusers import DiffusionPipeline
+
+        loaded = DiffusionPipeline.from_pretrained(pipeline)
+    plain = said(trainer, loaded.unet)
+    with quiet():
+        loaded.load_lora_weights(folder, weight_name=file)
+    want = said(trainer, trainer.average.current().unet)
+    assert (want - plain).abs().max() > 1e-2, "the adapters do something"
+    torch.testing.assert_close(said(trainer, loaded.unet), want, atol=1e-5, rtol=1e-4)
+
+
+def test_the_folder_itself_loads(run):
+    folder, trainer, pipeline = run
+    with quiet():
+        from diffusers import DiffusionPipeline
+
+        loaded = DiffusionPipeline.from_pretrained(pipeline)
+        loaded.load_lora_weights(folder)
+    torch.testing.assert_close(
+        said(trainer, loaded.unet), said(trainer, trainer.average.current().unet)
+    )
+
+
+@pytest.mark.parametrize("file", [DIFFUSERS, KOHYA])
+def test_metadata_name_the_coupling(run, file):
+    with safe_open(run[0] / file, framework="pt") as opened:
+        metadata = opened.metadata()
+    assert metadata["immiscible_coupling"] == "knn:k=2"
+    if file == KOHYA:
+        assert (metadata["ss_network_dim"], metadata["ss_network_alpha"]) == ("2", "3")
+        assert metadata["ss_network_module"] == "networks.lora"
+
+
+def test_kohya_names_are_kohyas(run):
+    folder, trainer, _ = run
+    state = load_file(folder / KOHYA)
+    sdxl = len(trainer.codec.texts) > 1
+    block = (
+        r"(input_blocks_\d+_1|middle_block_1|output_blocks_\d+_1)"
+        if sdxl
+        else (r"(down_blocks_\d_attentions_\d|mid_block_attentions_0|up_blocks_\d_attentions_\d)")
+    )
+    layer = r"transformer_blocks_0_attn[12]_(to_q|to_k|to_v|to_out_0)"
+    part = r"(lora_down\.weight|lora_up\.weight|alpha)"
+    pattern = re.compile(rf"lora_unet_{block}_{layer}\.{part}")
+    assert [name for name in state if not pattern.fullmatch(name)] == []
+    assert {float(value) for name, value in state.items() if name.endswith("alpha")} == {3.0}
+    down = next(value for name, value in state.items() if name.endswith("lora_down.weight"))
+    assert down.shape[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("diffusers", "theirs"),
+    [
+        ("down_blocks.1.attentions.0.x.to_q", "input_blocks_4_1_x_to_q"),
+        ("down_blocks.2.attentions.1.x.to_q", "input_blocks_8_1_x_to_q"),
+        ("mid_block.attentions.0.x.to_q", "middle_block_1_x_to_q"),
+        ("up_blocks.0.attentions.2.x.to_out.0", "output_blocks_2_1_x_to_out_0"),
+        ("up_blocks.1.attentions.0.x.to_q", "output_blocks_3_1_x_to_q"),
+    ],
+)
+def test_blocks_of_sdxl_have_stabilitys_names(diffusers, theirs):
+    made = to_kohya({f"{diffusers}.lora_A.weight": torch.ones(2, 4)}, 2.0, sdxl=True)
+    assert set(made) == {f"lora_unet_{theirs}.lora_down.weight", f"lora_unet_{theirs}.alpha"}

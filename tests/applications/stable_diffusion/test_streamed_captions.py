@@ -1,0 +1,90 @@
+"""Training on a stream: fed with what comes by, known by its first pictures."""
+
+import dataclasses
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from fixtures.tar_shards import PER_SHARD, write_shards
+from immiscible_diffusion.applications.stable_diffusion.captions import Buckets
+from immiscible_diffusion.data import DataConfig
+from immiscible_diffusion.recipes import recipe_from_name
+from immiscible_diffusion.training.load import load_raw as load_data
+from immiscible_diffusion.training.recipe import Recipe
+from immiscible_diffusion.training.run_dir import RunFolder
+from immiscible_diffusion.training.trainer import Trainer
+
+pytestmark = pytest.mark.usefixtures("hf_cache")
+
+
+def streamed(name: str, folder: Path, **changes: object) -> Recipe:
+    """The smoke run of a recipe, on the shards of ``folder``."""
+    recipe = recipe_from_name(name).tiny()
+    changes = {"steps": 4, "checkpoint_every": 2, "preview_every": 2, "batch_size": 6, **changes}
+    data = DataConfig("folder", path=str(folder), size=8, channels=3, stream=True, limit=4)
+    return dataclasses.replace(recipe, **{"data": data, **changes})
+
+
+def trainer_of(recipe: Recipe, folder: Path) -> Trainer:
+    return Trainer(recipe, RunFolder.open(folder, recipe), device="cpu")
+
+
+def test_it_is_fed_with_all_shards_and_held_by_its_first_pictures(tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards", 3)
+    recipe = streamed("cifar10-ddim", tmp_path / "shards", conditional=False)
+    trainer = trainer_of(recipe, tmp_path / "run")
+    assert len(trainer.dataset) == 4
+    assert "known by its first 4" in trainer.dataset.note
+    seen = set()
+    with closing(trainer.pairs()) as pairs:
+        for data, noise, _ in islice(pairs, 9):
+            assert noise.shape == data.shape
+            seen |= {round(float(value)) for value in (data[:, 0, 0, 0] + 1) * 127.5}
+    assert seen == set(range(3 * PER_SHARD))
+
+
+def test_it_trains_resumes_and_has_previews(tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards", 2)
+    recipe = streamed("cifar10-ddim", tmp_path / "shards", conditional=False, coupling="knn:k=4")
+    trainer_of(recipe, tmp_path / "run").train(until=2, quiet=True)
+    trainer = trainer_of(recipe, tmp_path / "run")
+    trainer.train(quiet=True)
+    assert trainer.step == 4
+    assert sorted(path.name for path in (tmp_path / "run" / "samples").glob("*.png"))
+
+
+def test_a_network_told_by_text_hears_the_captions_of_the_stream(small_sd, tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards", 2)
+    recipe = streamed("coco-sd", tmp_path / "shards")
+    codec = dataclasses.replace(recipe.codec, pretrained=str(small_sd))  # type: ignore[type-var]
+    trainer = trainer_of(dataclasses.replace(recipe, codec=codec), tmp_path / "run")
+    words = [str(n) for n in range(2 * PER_SHARD)]
+    states = trainer.codec.tell(words)["text"]  # type: ignore[attr-defined]
+    with closing(trainer.pairs()) as pairs:
+        _, _, cond = next(pairs)
+    for row in cond["text"]:
+        assert (row == states).flatten(1).all(1).sum() == 1
+    trainer.train(quiet=True)
+    assert (tmp_path / "run" / "model_index.json").is_file()
+
+
+def test_damage_is_named_or_left_out(tmp_path: Path) -> None:
+    first, _ = write_shards(tmp_path / "shards", 2)
+    first.write_bytes(first.read_bytes()[: first.stat().st_size // 2])
+    data = DataConfig("folder", path=str(tmp_path / "shards"), size=8, stream=True)
+    with pytest.raises(ValueError, match=r"shard-000\.tar cannot be read to its end"):
+        load_data(data)
+    with pytest.warns(UserWarning, match=r"skipped.*shard-000"):
+        found = load_data(dataclasses.replace(data, skip_damaged=True))
+    assert PER_SHARD <= len(found) < 2 * PER_SHARD
+    assert torch.isfinite(found.batch(torch.arange(len(found))).data).all()
+
+
+def test_what_needs_an_addressable_set_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a stream has pictures of one size"):
+        streamed("coco-sd", tmp_path, buckets=Buckets(size=8, step=8))
+    with pytest.raises(ValueError, match=r"data\.buffer must be at least 1"):
+        DataConfig("folder", stream=True, buffer=0)

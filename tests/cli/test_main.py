@@ -1,0 +1,118 @@
+import importlib.util
+import json
+
+import pytest
+
+from immiscible_diffusion.cli.main import COMMANDS, main
+
+FIND_SPEC = importlib.util.find_spec
+
+
+def outcome(capsys, *arguments: str) -> tuple[int, str, str]:
+    code = main(arguments)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["trian"], "unknown command 'trian'"),
+        (["train"], "which recipe?"),
+        (["train", "digit-flow"], "did you mean 'digits-flow'"),
+        (["train", "digits-flow", "--tiny", "--colour", "red"], "Unrecognized options: --colour"),
+        (["train", "digits-flow", "--tiny", "--steps", "many"], "--steps"),
+        (["train", "digits-flow", "--tiny", "--path.shift", "-1"], "shift must be above 0"),
+        (["train", "digits-flow", "--tiny", "--coupling", "knm"], "unknown coupling 'knm'"),
+        (["train", "digits-flow", "--tiny", "--coupling", "knn:k=0"], "k must be a whole number"),
+        (["train", "digits-flow", "--tiny", "--coupling", "knn:j=4"], "options: k, center"),
+        (["train", "digits-flow", "--tiny", "--data.name", "nothing"], "nothing"),
+        (["train", "digits-flow", "--tiny", "--trackers", "wandb"], "wandb"),
+        (["compare", "digits-flow", "--tiny", "--coupling", "knm"], "unknown coupling 'knm'"),
+        (["compare", "digits-flow", "--tiny", "--coupling", "no.module:C(k=1)"], "no.module"),
+        (["compare", "digits-flow", "--tiny", "--cell", "99"], "cell must be 0 to 14"),
+        (["compare", "digits-flow", "--tiny", "--workers", "0"], "workers must be at least 1"),
+        (["compare", "digits-flow", "--tiny", "--gather"], "run some cells first"),
+        (["compare", "digits-flow", "--evaluation.samples", "40"], "too few"),
+        (["sample", "nowhere"], "nowhere is not a run folder"),
+        (["evaluate", "nowhere"], "nowhere is not a run folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2_and_leaves_nothing(
+    capsys, tmp_path, monkeypatch, arguments, expected
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", _without_wandb)
+    code, _, said = outcome(capsys, *arguments)
+    assert code == 2
+    assert expected in said
+    assert said.strip().count("\n") == 0
+    assert not list(tmp_path.iterdir())
+
+
+def _without_wandb(name):
+    return None if name == "wandb" else FIND_SPEC(name)
+
+
+def test_help_lists_the_commands_and_recipes(capsys):
+    code, text, _ = outcome(capsys, "--help")
+    assert code == 0
+    assert all(command in text for command in COMMANDS)
+    code, text, _ = outcome(capsys, "recipes")
+    assert "digits-flow" in text
+    code, text, _ = outcome(capsys, "recipes", "cifar10-flow")
+    assert json.loads(text)["optimiser"]["ema"] == 0.9999
+    with pytest.raises(SystemExit, match="0"):
+        main(["compare", "digits-flow", "--help"])
+
+
+def test_train_sample_evaluate(capsys, tmp_path):
+    run = str(tmp_path / "run")
+    assert (
+        outcome(capsys, "train", "digits-flow", "--tiny", "--device", "cpu", "--out", run)[0] == 0
+    )
+    code, _, said = outcome(capsys, "sample", run, "--count", "5", "--device", "cpu")
+    assert code == 0, said
+    folder = tmp_path / "run" / "images" / "step8-euler2-seed0"
+    assert sorted(path.name for path in folder.iterdir()) == [f"00000{i}.png" for i in range(5)]
+    assert folder.with_name("step8-euler2-seed0-grid.png").exists()
+    again = outcome(capsys, "sample", run, "--count", "2", "--out", str(folder))
+    assert again[0] == 2
+    assert "would mix" in again[2]
+    assert outcome(capsys, "sample", run, "--steps", "0")[0] == 2
+    assert outcome(capsys, "sample", run, "--count", "3", "--device", "cpu")[0] == 0
+    assert sorted(path.name for path in folder.iterdir()) == [f"00000{i}.png" for i in range(3)]
+    code, text, said = outcome(capsys, "evaluate", run, "--method", "dopri5", "--samples", "100")
+    assert code == 0, said
+    assert "frechet" in text
+    assert "of the data's own law" in text
+    [result] = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert result["samples"] == 100
+    assert result["sampler"] == "dopri5 0.01"
+
+
+def test_evaluate_a_folder_of_images(capsys, tmp_path):
+    run = str(tmp_path / "run")
+    outcome(capsys, "train", "digits-flow", "--tiny", "--device", "cpu", "--out", run)
+    outcome(capsys, "sample", run, "--count", "80", "--device", "cpu")
+    folder = str(tmp_path / "run" / "images" / "step8-euler2-seed0")
+    code, text, said = outcome(capsys, "evaluate", run, "--folder", folder)
+    assert code == 0, said
+    assert "80" in text
+
+
+def test_dry_run_writes_nothing_and_says_what_a_run_takes(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, text, _ = outcome(
+        capsys, "train", "digits-flow", "--tiny", "--dry-run", "--device", "cpu"
+    )
+    assert code == 0
+    assert all(word in text for word in ("parameters:", "missing: nothing", "time:", "disk:"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_says_what_is_missing(capsys):
+    code, text, _ = outcome(capsys, "train", "cifar10-flow", "--dry-run", "--device", "cpu")
+    assert code == 0
+    assert "missing:" in text
+    assert "nothing" not in text.partition("missing:")[2]

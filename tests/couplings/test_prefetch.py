@@ -1,0 +1,309 @@
+import gc
+import random
+import threading
+import time
+from contextlib import closing
+from dataclasses import dataclass, field
+from itertools import islice
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from immiscible_diffusion.couplings import KNN, Independent, LinearAssignment, Shuffled
+from immiscible_diffusion.couplings.prefetch import Paired, prefetch
+from immiscible_diffusion.utils.batch import Batch
+from immiscible_diffusion.utils.random import Streams
+
+
+def batch(number: int, rows: int = 6) -> Batch:
+    data = torch.randn(rows, 3, generator=torch.Generator().manual_seed(number))
+    return Batch(data, {"label": torch.full((rows,), number)})
+
+
+def threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left():
+    yield
+    gc.collect()
+    assert not threads()
+
+
+@dataclass(frozen=True)
+class Slow:
+    """A coupling that takes its time, a random one."""
+
+    coupling: Independent | KNN | LinearAssignment = field(default_factory=Independent)
+
+    def __call__(self, data, *, cond=None, generator=None):
+        time.sleep(random.random() / 100)
+        return self.coupling(data, cond=cond, generator=generator)
+
+
+def slow_loader(count: int = 12):
+    for number in range(count):
+        time.sleep(random.random() / 100)
+        yield batch(number)
+
+
+@dataclass(frozen=True)
+class FailsAt:
+    """Fails at the batch whose label is ``number``."""
+
+    number: int
+
+    def __call__(self, data, *, cond=None, generator=None):
+        if cond["label"][0] == self.number:
+            raise ArithmeticError("no noise for this one")
+        return torch.randn(data.shape, generator=generator)
+
+
+# -- what it yields -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 3])
+@pytest.mark.parametrize("coupling", [Independent(), KNN(4), LinearAssignment()])
+def test_noise_depends_on_seed_and_number_and_not_on_the_timing(coupling, ahead):
+    seen = 0
+    for number, paired in enumerate(prefetch(slow_loader(), Slow(coupling), seed=5, ahead=ahead)):
+        time.sleep(random.random() / 100)
+        data, noise, cond = paired
+        expected = batch(number)
+        assert torch.equal(data, expected.data)
+        assert torch.equal(cond["label"], expected.cond["label"])
+        generator = Streams(5, number).noise
+        assert torch.equal(noise, coupling(expected.data, generator=generator))
+        seen += 1
+    assert seen == 12
+
+
+def test_streams_of_the_callers_own():
+    made = prefetch(map(batch, range(3)), Independent(), streams=lambda n: Streams(1, 10 + n, 2))
+    for number, (data, noise, _) in enumerate(made):
+        assert torch.equal(noise, Independent()(data, generator=Streams(1, 10 + number, 2).noise))
+
+
+def test_a_data_loader_of_pairs_and_a_mask():
+    data, labels = torch.randn(10, 3), torch.arange(10)
+    seen = list(prefetch(DataLoader(TensorDataset(data, labels), batch_size=4), KNN(2)))
+    assert torch.equal(torch.cat([paired.data for paired in seen]), data)
+    assert torch.equal(torch.cat([paired.cond["label"] for paired in seen]), labels)
+    seen = list(prefetch(DataLoader(TensorDataset(data), batch_size=4), KNN(2)))
+    assert [paired.cond for paired in seen] == [None] * 3
+    mask = torch.rand(10, 3) < 0.9
+    mask[:, 0] = True
+    (only,) = prefetch([Batch(data, None, mask)], KNN(2), seed=0)
+    assert torch.equal(only.mask, mask)
+    assert torch.equal(only.noise, KNN(2)(data, mask=mask, generator=Streams(0, 0).noise))
+    (only,) = prefetch([(data, {"text": labels})], KNN(2))
+    assert torch.equal(only.cond["text"], labels)
+
+
+def test_a_mask_is_never_passed_over_in_silence():
+    made = prefetch([Batch(torch.ones(2, 3), None, torch.ones(2, 3, dtype=torch.bool))], Slow())
+    with pytest.raises(ValueError, match="mask"):
+        next(made)
+
+
+def test_encoding_is_done_in_the_thread_without_gradients():
+    layer, where = torch.nn.Linear(3, 2), []
+
+    def encode(item):
+        where.append(threading.current_thread().name)
+        return layer(item["pixels"]), item["label"]
+
+    loader = [{"pixels": torch.randn(4, 3), "label": torch.arange(4)} for _ in range(2)]
+    for paired in prefetch(loader, KNN(2), encode):
+        assert paired.data.shape == paired.noise.shape == (4, 2)
+        assert not paired.data.requires_grad
+        assert torch.equal(paired.cond["label"], torch.arange(4))
+    assert where == ["prefetch", "prefetch"]
+
+
+def test_the_consumer_keeps_its_gradients_and_autocast():
+    with torch.autocast("cpu", torch.bfloat16):
+        made = prefetch([torch.randn(2, 3)] * 3, KNN(2), torch.nn.Linear(3, 3), ahead=1)
+        for data, noise, _ in made:
+            assert data.dtype == noise.dtype == torch.float32, "autocast is off in the thread"
+            assert torch.is_grad_enabled()
+            assert (data @ noise.T).dtype == torch.bfloat16
+    for _ in prefetch([torch.randn(2, 3)] * 2, KNN(2), ahead=0):
+        assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("item", [3, "ab", (torch.ones(1, 1), 2), {"x": torch.ones(1, 1)}, ()])
+def test_what_is_no_batch_is_refused(item):
+    with pytest.raises(ValueError, match="give encode="):
+        next(prefetch([item], Independent()))
+
+
+def test_bad_arguments_are_refused_at_once():
+    with pytest.raises(ValueError, match="ahead must be"):
+        prefetch([], Independent(), ahead=-1)
+
+
+# -- the thread -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 4])
+@pytest.mark.parametrize("where", ["loader", "encode", "coupling"])
+def test_an_error_is_raised_at_the_step_that_would_have_used_the_batch(where, ahead):
+    def loader():
+        for number in range(9):
+            if where == "loader" and number == 3:
+                raise ArithmeticError("no noise for this one")
+            yield batch(number)
+
+    def encode(item):
+        if where == "encode" and item.cond["label"][0] == 3:
+            raise ArithmeticError("no noise for this one")
+        return item
+
+    made = prefetch(loader(), FailsAt(3 if where == "coupling" else -1), encode, ahead=ahead)
+    for number in range(3):
+        assert next(made).cond["label"][0] == number
+    with pytest.raises(ArithmeticError, match="no noise for this one") as caught:
+        next(made)
+    names = {"loader": "loader", "encode": "encode", "coupling": "__call__"}
+    assert names[where] in [entry.name for entry in caught.traceback]
+    assert not threads()
+
+
+def test_a_stray_stop_iteration_is_an_error_and_no_end():
+    with pytest.raises(RuntimeError, match="StopIteration"):
+        list(prefetch([batch(0), batch(1)], Independent(), lambda item: next(iter(()))))
+
+
+def test_one_batch_ahead_and_no_more():
+    asked = []
+
+    def loader():
+        for number in range(100):
+            asked.append(number)
+            yield batch(number)
+
+    with closing(prefetch(loader(), Independent())) as made:
+        next(made)
+        deadline = time.monotonic() + 20
+        while len(asked) < 2 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(0.1)
+        assert asked == [0, 1]
+        assert next(made).cond["label"][0] == 1
+    assert asked == [0, 1, 2], "the last ticket is used up: other ranks wait for it"
+
+
+def test_it_works_while_the_consumer_does():
+    paired, consumer_waits = threading.Event(), threading.Event()
+
+    @dataclass(frozen=True)
+    class Tells:
+        def __call__(self, data, *, cond=None, generator=None):
+            if cond["label"][0] == 1:
+                assert consumer_waits.wait(20)
+                paired.set()
+            return torch.zeros_like(data)
+
+    made = prefetch(map(batch, range(3)), Tells())
+    next(made)
+    consumer_waits.set()
+    assert paired.wait(20), "batch 1 is paired though nobody has asked for it"
+    made.close()
+
+
+@pytest.mark.parametrize("how", ["close", "drop", "break", "error", "cycle", "end"])
+def test_no_thread_outlives_its_use(how):
+    closed = []
+
+    def loader():
+        try:
+            yield from map(batch, range(5))
+        finally:
+            closed.append(True)
+
+    made = prefetch(loader(), Slow(), ahead=2)
+    first = next(made)
+    assert isinstance(first, Paired)
+    assert threads()
+    if how == "close":
+        made.close()
+    elif how == "drop":
+        del made
+    elif how == "break":
+        for _ in islice(made, 2):
+            break
+        del made
+    elif how == "error":
+        with pytest.raises(KeyError), closing(made):
+            raise KeyError
+    elif how == "cycle":
+        cycle = [made]
+        cycle.append(cycle)
+        del made, cycle
+        gc.collect()
+    else:
+        assert len(list(made)) == 4
+    assert not threads()
+    assert closed == [True]
+
+
+def test_one_never_begun_starts_no_thread():
+    made = prefetch(map(batch, range(3)), Independent())
+    assert not threads()
+    made.close()
+    next(prefetch(map(batch, range(3)), Independent(), ahead=0))
+    assert not threads()
+
+
+# -- pools ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Noise whose rows count up over the whole batch it is given; pairs ``pool`` batches as one."""
+
+    pool: int = 1
+
+    def __call__(self, data, *, cond=None, generator=None):
+        assert self.pool == 1
+        start = torch.randint(1000, (), generator=generator) * 1000
+        return (start + torch.arange(len(data)))[:, None].expand_as(data).float().clone()
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 2])
+@pytest.mark.parametrize(("pool", "count"), [(1, 4), (3, 9), (3, 8), (4, 3)])
+def test_pools_are_aligned_windows_and_the_last_may_be_short(pool, count, ahead):
+    seen = list(prefetch(map(batch, range(count)), Shuffled(Ranked(pool)), seed=3, ahead=ahead))
+    assert [int(paired.cond["label"][0]) for paired in seen] == list(range(count))
+    for first in range(0, count, pool):
+        window = seen[first : first + pool]
+        whole = torch.cat([paired.data for paired in window])
+        noise = Shuffled(Ranked())(whole, generator=Streams(3, first).noise)
+        assert torch.equal(torch.cat([paired.noise for paired in window]), noise)
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_batches_before_an_error_within_a_pool_are_not_lost(ahead):
+    def loader():
+        yield from map(batch, range(5))
+        raise OSError("the disk is gone")
+
+    made = prefetch(loader(), Ranked(4), ahead=ahead)
+    assert len(list(islice(made, 5))) == 5
+    with pytest.raises(OSError, match="disk"):
+        next(made)
+
+
+def test_every_call_has_noise_of_its_own_unless_it_is_given_a_seed():
+    def noise(**options):
+        return torch.cat([n for _, n, _ in prefetch([torch.zeros(3, 2)] * 2, KNN(1), **options)])
+
+    torch.manual_seed(0)
+    first, second = noise(), noise()
+    assert not torch.equal(first, second)  # two epochs
+    torch.manual_seed(0)
+    assert torch.equal(noise(), first)
+    assert torch.equal(noise(seed=4), noise(seed=4))

@@ -1,0 +1,240 @@
+import gc
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import islice
+
+import pytest
+import torch
+from torch import Tensor
+
+from immiscible_diffusion.data import DataOrder, ImageSet, batches
+from immiscible_diffusion.utils.batch import Batch
+from immiscible_diffusion.utils.random import Streams
+
+
+def stream(order: DataOrder, steps: int) -> Tensor:
+    return torch.cat([order.indices(step) for step in range(steps)])
+
+
+@pytest.fixture
+def dataset() -> ImageSet:
+    """24 images whose every row, mirrored or not, tells which image it is."""
+    images = torch.arange(24 * 3).view(24, 1, 1, 3).to(torch.uint8)
+    return ImageSet(images, "numbered", torch.arange(24), flip=True)
+
+
+@dataclass
+class Watched:
+    """A set that counts its calls and fails from call ``fails_at`` on."""
+
+    fails_at: int | None = None
+    calls: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return 24
+
+    def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
+        self.calls.append(len(indices))
+        if self.fails_at is not None and len(self.calls) > self.fails_at:
+            raise ValueError("row 7 is broken")
+        return Batch(indices[:, None].float())
+
+
+def threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "batches"}
+
+
+def assert_ended(started: set[threading.Thread]) -> None:
+    assert started
+    for thread in started:
+        thread.join(timeout=10)
+        assert not thread.is_alive()
+
+
+# -- the order ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "size"), [(12, 4), (10, 4), (7, 3), (5, 5), (3, 8), (1, 3)])
+def test_every_epoch_is_a_permutation_whatever_the_batch(count, size):
+    indices = stream(DataOrder(count, size, seed=0), steps=4 * count)
+    epochs = indices[: len(indices) // count * count].view(-1, count)
+    assert torch.equal(epochs.sort().values, torch.arange(count).expand_as(epochs))
+
+
+def test_a_step_is_a_function_of_seed_and_step_alone():
+    forward = [DataOrder(10, 4, seed=3).indices(step) for step in range(20)]
+    for step in reversed(range(20)):
+        assert torch.equal(DataOrder(10, 4, seed=3).indices(step), forward[step])
+    assert not torch.equal(stream(DataOrder(10, 4, seed=4), 5), torch.cat(forward[:5]))
+
+
+def test_the_stream_does_not_depend_on_the_batch_size():
+    assert torch.equal(stream(DataOrder(10, 3, 0), 20), stream(DataOrder(10, 60, 0), 1))
+
+
+def test_what_the_caller_does_to_the_indices_does_not_change_the_order():
+    order = DataOrder(6, 6, seed=0)
+    before = order.indices(0).clone()
+    order.indices(0).zero_()
+    assert torch.equal(order.indices(0), before)
+
+
+def test_epochs_and_seeds_are_uniform_over_the_permutations():
+    draws = [
+        tuple(DataOrder(3, 3, seed).indices(epoch).tolist())
+        for seed in range(100)
+        for epoch in range(12)
+    ]
+    expected = len(draws) / 6
+    statistic = sum((seen - expected) ** 2 / expected for seen in Counter(draws).values())
+    assert len(set(draws)) == 6
+    assert statistic < 20.5  # chi-square, 5 degrees of freedom: p = 0.001
+
+
+@pytest.mark.parametrize(("count", "size"), [(0, 4), (4, 0)])
+def test_an_empty_set_or_batch_is_refused(count, size):
+    with pytest.raises(ValueError, match="at least one"):
+        DataOrder(count, size, seed=0)
+
+
+# -- ranks and micro-batches ----------------------------------------------------------------------
+
+
+def parts(dataset, order, *, world, accumulation, steps=5, **options) -> list[list[Batch]]:
+    """By step, the micro-batches of all ranks in the order of their chunks."""
+    ranks = [
+        list(
+            islice(
+                batches(
+                    dataset,
+                    order,
+                    rank=r,
+                    world=world,
+                    accumulation=accumulation,
+                    ahead=0,
+                    **options,
+                ),
+                steps * accumulation,
+            )
+        )
+        for r in range(world)
+    ]
+    return [
+        [ranks[r][step * accumulation + m] for m in range(accumulation) for r in range(world)]
+        for step in range(steps)
+    ]
+
+
+@pytest.mark.parametrize(("world", "accumulation"), [(1, 2), (2, 1), (2, 2), (3, 2), (4, 3)])
+def test_ranks_and_micro_batches_joined_are_the_batch_of_one_rank(dataset, world, accumulation):
+    order = DataOrder(24, 12, seed=5)
+    for step, chunks in enumerate(parts(dataset, order, world=world, accumulation=accumulation)):
+        labels = torch.cat([chunk.cond["label"] for chunk in chunks])
+        assert torch.equal(labels, order.indices(step))
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_see_the_flips_of_one_process_with_as_many_micro_batches(dataset, world):
+    order = DataOrder(24, 12, seed=5)
+    many = parts(dataset, order, world=world, accumulation=1)
+    one = parts(dataset, order, world=1, accumulation=world)
+    for left, right in zip(many, one, strict=True):
+        for mine, theirs in zip(left, right, strict=True):
+            assert torch.equal(mine.data, theirs.data)
+
+
+def test_augmentation_is_keyed_by_seed_step_and_chunk(dataset):
+    order = DataOrder(24, 12, seed=5)
+    for step, chunks in enumerate(parts(dataset, order, world=2, accumulation=2)):
+        for chunk, batch in enumerate(chunks):
+            indices = order.indices(step).chunk(4)[chunk]
+            expected = dataset.batch(indices, Streams(5, step, chunk).augment)
+            assert torch.equal(batch.data, expected.data)
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_to_start_later_is_to_skip(dataset, ahead):
+    order, options = DataOrder(24, 9, seed=1), {"accumulation": 3, "ahead": ahead}
+    whole, late = batches(dataset, order, **options), batches(dataset, order, start=4, **options)
+    for expected, batch in islice(zip(islice(whole, 12, None), late, strict=False), 9):
+        assert torch.equal(batch.data, expected.data)
+        assert torch.equal(batch.cond["label"], expected.cond["label"])
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 5])
+def test_the_thread_changes_nothing(dataset, ahead):
+    order = DataOrder(24, 10, seed=1)
+    plain, made = batches(dataset, order, ahead=0), batches(dataset, order, ahead=ahead)
+    for expected, batch in islice(zip(plain, made, strict=False), 20):
+        assert torch.equal(batch.data, expected.data)
+    made.close()
+
+
+@pytest.mark.parametrize(
+    ("size", "world", "accumulation", "nearest"),
+    [(10, 4, 1, "8 or 12"), (10, 2, 2, "8 or 12"), (3, 4, 1, "nearest: 4")],
+)
+def test_a_batch_that_does_not_divide_is_refused_at_once(
+    dataset, size, world, accumulation, nearest
+):
+    with pytest.raises(ValueError, match=nearest):
+        batches(dataset, DataOrder(24, size, 0), world=world, accumulation=accumulation)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"rank": 2, "world": 2}, {"rank": -1}, {"accumulation": 0}, {"start": -1}, {"ahead": -1}],
+)
+def test_numbers_out_of_range_are_refused_at_once(dataset, options):
+    with pytest.raises(ValueError, match="expected 0 <= rank < world"):
+        batches(dataset, DataOrder(24, 4, 0), **options)
+
+
+# -- the thread -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_an_error_surfaces_at_the_next_that_would_have_returned_the_batch(ahead):
+    before, source = threads(), batches(Watched(fails_at=3), DataOrder(24, 4, 0), ahead=ahead)
+    next(source)
+    started = threads() - before  # still there: two batches wait, the third finds no room
+    assert len(list(islice(source, 2))) == 2
+    with pytest.raises(ValueError, match="row 7 is broken"):
+        next(source)
+    if ahead:
+        assert_ended(started)
+
+
+def test_the_thread_makes_no_more_than_was_asked_for():
+    watched = Watched()
+    source = batches(watched, DataOrder(24, 4, 0), ahead=3)
+    next(source)
+    deadline = time.monotonic() + 10
+    while len(watched.calls) < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)  # it would now run on if it could
+    assert len(watched.calls) == 5  # one returned, three waiting, one in hand
+    source.close()
+
+
+@pytest.mark.parametrize("how", ["close", "collect"])
+def test_the_thread_ends_when_its_batches_are_no_longer_wanted(how):
+    before, source = threads(), batches(Watched(), DataOrder(24, 4, 0), ahead=1)
+    next(source)
+    started = threads() - before
+    if how == "close":
+        source.close()
+    else:
+        del source
+        gc.collect()
+    assert_ended(started)
+
+
+def test_no_thread_is_started_before_the_first_batch_or_without_ahead():
+    before = threads()
+    waiting = batches(Watched(), DataOrder(24, 4, 0))
+    next(batches(Watched(), DataOrder(24, 4, 0), ahead=0))
+    assert threads() <= before  # those of other tests may end meanwhile
+    waiting.close()

@@ -1,0 +1,164 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from immiscible_diffusion import FlowPath
+from immiscible_diffusion.diffusion.samplers import (
+    METHODS,
+    Sampler,
+    sample_dopri5,
+    sample_euler,
+    sample_heun,
+    sample_midpoint,
+    start_noise,
+)
+
+ORDERS = {sample_euler: 1, sample_heun: 2, sample_midpoint: 2}
+
+
+def field(x, t):
+    """dx/dt = sin(3 t) x + t, with rows of their own times."""
+    return torch.sin(3 * t)[:, None] * x + t[:, None]
+
+
+def exact(noise):
+    """By variation of constants; the integral on a fine grid."""
+    s = np.linspace(0, 1, 20_001)
+    growth = np.exp(-(1 - np.cos(3 * s)) / 3)  # exp of minus the integral of sin(3 t)
+    return noise * growth[-1] - np.trapezoid(s * growth, s)
+
+
+def noise_of(count=5, dim=3, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, dim, dtype=dtype, generator=generator)
+
+
+@pytest.mark.parametrize(
+    ("sample", "order"), ORDERS.items(), ids=lambda v: getattr(v, "__name__", v)
+)
+def test_order_of_the_error(sample, order):
+    noise, steps = noise_of(), np.array([8, 16, 32, 64])
+    errors = [(sample(field, noise, steps=n).data - exact(noise)).abs().max() for n in steps]
+    slope = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
+    assert slope == pytest.approx(order, abs=0.15)
+    assert errors[-1] < {1: 0.02, 2: 2e-4}[order]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-5])
+def test_dopri5_reaches_its_tolerance(dtype, tolerance):
+    pytest.importorskip("torchdiffeq")
+    noise = noise_of(dtype=dtype)
+    sampled = sample_dopri5(field, noise, tolerance=tolerance)
+    assert sampled.data.dtype == dtype
+    assert (sampled.data - exact(noise.double())).abs().max() < 10 * tolerance
+
+
+def test_dopri5_works_harder_for_more():
+    pytest.importorskip("torchdiffeq")
+    loose, tight = (sample_dopri5(field, noise_of(), tolerance=e).nfe for e in (1e-2, 1e-8))
+    assert loose < tight
+
+
+@pytest.mark.parametrize("method", [*METHODS, "dopri5"])
+def test_nfe_counts_the_calls(method):
+    if method == "dopri5":
+        pytest.importorskip("torchdiffeq")
+    calls = []
+
+    def velocity(x, t):
+        assert t.shape == x.shape[:1]
+        assert 0 <= t.min() <= t.max() <= 1
+        assert not torch.is_grad_enabled()
+        calls.append(float(t[0]))
+        return field(x, t)
+
+    noise = noise_of()
+    before = noise.clone()
+    sampled = Sampler(method, steps=7)(velocity, noise)
+    assert sampled.nfe == len(calls)
+    assert sampled.nfe == {"euler": 7, "heun": 14, "midpoint": 14}.get(method, len(calls))
+    assert calls[0] == 1
+    assert torch.equal(noise, before)
+
+
+def test_straight_paths_need_one_step():
+    data, noise = noise_of(), noise_of().flip(0)
+    sampled = sample_euler(lambda x, t: noise - data, noise, steps=1)
+    assert torch.allclose(sampled.data, data)
+
+
+def test_gaussian_data_get_their_covariance():
+    # E[noise - data | x_t] of data N(0, C) is linear; its flow maps noise to C^(1/2) noise.
+    basis = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(1)).double())[
+        0
+    ]
+    variance = torch.tensor([0.1, 0.5, 1.0, 3.0], dtype=torch.float64)
+    covariance = basis * variance @ basis.T
+    eye = torch.eye(4, dtype=torch.float64)
+
+    def model(x, time, cond):
+        t = float(time[0])
+        spread = (1 - t) ** 2 * covariance + t**2 * eye
+        return x @ torch.linalg.solve(spread, t * eye - (1 - t) * covariance)
+
+    noise = noise_of(20_000, 4)
+    velocity = FlowPath(time_scale=1).velocity(model)
+    sampled = sample_heun(velocity, noise, steps=50).data
+    assert torch.allclose(sampled, noise @ (basis * variance.sqrt() @ basis.T), atol=0.02)
+    assert torch.allclose(sampled.T.cov(), covariance, atol=0.1)
+
+
+def test_start_noise_does_not_depend_on_the_split():
+    whole = start_noise(3, range(10), (2, 3))
+    parts = torch.cat([start_noise(3, part, (2, 3)) for part in (range(4), range(4, 10))])
+    assert torch.equal(whole, parts)
+    assert torch.equal(start_noise(3, [7, 2], (2, 3)), whole[[7, 2]])
+
+
+def test_start_noise_is_normal_and_new_for_every_image_and_seed():
+    noise = start_noise(0, range(2000), (4,))
+    assert len(noise.unique()) == noise.numel()
+    assert abs(float(noise.mean())) < 4 / 8000**0.5
+    assert float(noise.var()) == pytest.approx(1, abs=4 * (2 / 8000) ** 0.5)
+    assert not torch.equal(start_noise(1, range(3), (4,)), noise[:3])
+
+
+def test_start_noise_leaves_global_randomness():
+    state = torch.get_rng_state()
+    start_noise(0, range(3), (2,))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_half_precision_times_are_rounded_once():
+    # Times summed in bfloat16 would drift; 1 / 100 is not a bfloat16.
+    seen = []
+
+    def velocity(x, t):
+        seen.append(float(t[0]))
+        return torch.zeros_like(x)
+
+    sample_euler(velocity, torch.zeros(1, 2, dtype=torch.bfloat16), steps=100)
+    assert max(abs(t - (1 - n / 100)) for n, t in enumerate(seen)) < 1 / 256
+    assert math.isclose(seen[0], 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Sampler("rk4"), "edm, consistency, got 'rk4'"),
+        (lambda: Sampler(steps=0), "steps must be >= 1"),
+        (lambda: Sampler("dopri5", tolerance=0), "tolerance above 0"),
+        (lambda: sample_euler(field, noise_of(), steps=0), "steps must be at least 1, got 0"),
+    ],
+)
+def test_errors(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_names_for_tables():
+    assert str(Sampler("heun", steps=25)) == "heun 25"
+    assert str(Sampler("dopri5", tolerance=1e-4)) == "dopri5 0.0001"

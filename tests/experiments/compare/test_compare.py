@@ -1,0 +1,199 @@
+import json
+import subprocess
+import sys
+
+import psutil
+import pytest
+from PIL import Image
+
+from immiscible_diffusion.cli.main import main
+from immiscible_diffusion.experiments.compare.plan import Plan, slug
+from immiscible_diffusion.recipes import recipe_from_name
+
+MODULE = """
+from dataclasses import dataclass
+import torch
+
+@dataclass(frozen=True)
+class Halved:
+    k: int = 1
+
+    def __call__(self, data, *, cond=None, generator=None):
+        return torch.randn(data.shape, generator=generator) * (1 - 0.01 * self.k)
+"""
+
+
+def compare(folder, *options: str) -> int:
+    base = ["compare", "digits-flow", "--tiny", "--device", "cpu", "--out", str(folder)]
+    return main([*base, "--seeds", "0", "1", *options])
+
+
+def results(folder) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_a_comparison_end_to_end_with_a_coupling_of_ones_own(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)  # found in the working folder, by the workers too
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    folder = tmp_path / "out"
+    named = ("knn:k=4,center=mean", "shuffled:knn:k=4,center=mean", "mine:Halved(k=3)")
+    options = [word for name in named for word in ("--coupling", name)]
+    assert compare(folder, *options, "--workers", "2") == 0
+    found = results(folder)
+    assert [c["name"] for c in found["couplings"]] == ["independent", *named]
+    assert len(found["cells"]) == 8
+    assert all(cell["finished"] and cell["pairing_ms"] > 0 for cell in found["cells"])
+    steps = {(q["step"], q["budget"]) for q in found["cells"][0]["quality"]}
+    assert steps == {(4, 1), (4, 2), (8, 1), (8, 2)}
+    strips = [folder / cell["strip"] for cell in found["cells"] if cell["strip"]]
+    assert len(strips) == 4  # of the first seed
+    with Image.open(strips[0]) as strip:  # 3 images, two rows each; 2 steps and the image
+        assert strip.size == (3 * 9 - 1, 6 * 9 - 1)
+    page = (folder / "report.html").read_text()
+    assert "Denoising: mine:Halved(k=3)" in page
+    assert "mine:Halved(k=3)" in page
+    assert "not comparable" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "report:" in capsys.readouterr().out
+    # The same start noise and initial weights: equal up to the first step's noise only.
+    before = (folder / "results.csv").read_text()
+    assert compare(folder, *options, "--workers", "1") == 0  # nothing left to do
+    assert (folder / "results.csv").read_text() == before
+
+
+def test_workers_do_not_change_the_figures(tmp_path):
+    options = ("--coupling", "knn:k=4")
+    assert compare(tmp_path / "one", *options, "--workers", "1") == 0
+    assert compare(tmp_path / "two", *options, "--workers", "2") == 0
+
+    def qualities(folder):
+        return [cell["quality"] for cell in results(folder)["cells"]]
+
+    assert qualities(tmp_path / "one") == qualities(tmp_path / "two")
+
+
+def test_job_array_list_cell_gather(tmp_path, capsys):
+    options = ("--coupling", "assignment")
+    assert compare(tmp_path, *options, "--list") == 0
+    assert capsys.readouterr().out.count("open") == 4
+    assert compare(tmp_path, *options, "--cell", "1") == 0
+    assert compare(tmp_path, *options, "--list") == 0
+    lines = capsys.readouterr().out.strip().splitlines()[-4:]
+    assert [line.split()[1] for line in lines] == ["open", "finished", "open", "open"]
+    assert compare(tmp_path, *options, "--cell", "0") == 0
+    assert compare(tmp_path, *options, "--gather") == 0  # a report of half the comparison
+    assert len(results(tmp_path)["cells"]) == 2
+    assert (tmp_path / "report.html").exists()
+
+
+def test_fields_of_the_recipe_are_options_of_compare_too(tmp_path, capsys):
+    options = ("--model.width", "16", "--optimiser.lr", "1e-3", "--data.limit", "128")
+    assert compare(tmp_path, "--coupling", "knn:k=4", *options, "--cell", "0") == 0
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["recipe"]["model"]["width"] == 16
+    assert plan["recipe"]["optimiser"]["lr"] == 1e-3
+
+
+def test_another_recipe_in_the_same_folder_is_refused(tmp_path, capsys):
+    assert compare(tmp_path, "--coupling", "knn:k=4", "--cell", "0") == 0
+    assert compare(tmp_path, "--coupling", "knn:k=4", "--cell", "0", "--batch-size", "8") == 2
+    assert "batch_size: 16 -> 8" in capsys.readouterr().err
+    assert compare(tmp_path, "--coupling", "knn:k=4", "--gather", "--batch-size", "8") == 2
+    assert "batch_size: 16 -> 8" in capsys.readouterr().err
+
+
+def test_the_report_names_the_machine_that_trained(tmp_path):
+    assert compare(tmp_path, "--coupling", "knn:k=4", "--cell", "0") == 0
+    [file] = tmp_path.rglob("environment.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"hardware": "8 x Elsewhere"}))
+    assert compare(tmp_path, "--coupling", "knn:k=4", "--gather") == 0
+    assert results(tmp_path)["hardware"] == "8 x Elsewhere"
+
+
+def test_a_launcher_of_ranks_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert compare(tmp_path / "out") == 2
+    assert "launched as 2 ranks" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    (tmp_path / "orphan.py").write_text(
+        "import multiprocessing, time\n"
+        "from immiscible_diffusion.experiments.compare.workers import end_with_parent\n\n"
+        "def work(ready):\n    end_with_parent()\n    ready.set()\n    time.sleep(600)\n\n"
+        "if __name__ == '__main__':\n"
+        "    context = multiprocessing.get_context('spawn')\n"
+        "    ready = context.Event()\n"
+        "    worker = context.Process(target=work, args=(ready,), daemon=True)\n"
+        "    worker.start()\n    ready.wait()\n    print(worker.pid, flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "orphan.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    worker = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.communicate()
+    psutil.wait_procs([worker], timeout=30)
+    assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_failing_cell_is_reported_and_the_others_finish(tmp_path, monkeypatch, capsys):
+    (tmp_path / "broken.py").write_text(
+        "class Broken:\n    def __call__(self, data, *, cond=None, generator=None):\n"
+        "        if len(data) == 16:\n            raise RuntimeError('no noise today')\n"
+        "        return data.clone()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    folder = tmp_path / "out"
+    assert compare(folder, "--coupling", "broken:Broken", "--workers", "1") == 2
+    assert "no noise today" in capsys.readouterr().err
+    assert compare(folder, "--coupling", "broken:Broken", "--gather") == 0
+    assert sum(cell["finished"] for cell in results(folder)["cells"]) == 2
+
+
+def test_a_coupling_that_always_fails_is_named_before_anything_is_trained(
+    tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "always.py").write_text(
+        "class Always:\n    def __call__(self, data, *, cond=None, generator=None):\n"
+        "        return undefined\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert compare(tmp_path / "out", "--coupling", "always:Always") == 2
+    assert "coupling 'always:Always' fails on the data" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_plan_refuses_repeats_and_nothing(tmp_path):
+    recipe = recipe_from_name("digits-flow")
+    with pytest.raises(ValueError, match="named twice"):
+        Plan(tmp_path, recipe, ("independent", "independent"), (0,))
+    with pytest.raises(ValueError, match="would share a folder"):
+        Plan(tmp_path, recipe, ("knn:k=4", "knn-k=4"), (0,))
+    with pytest.raises(ValueError, match="at least one seed"):
+        Plan(tmp_path, recipe, ("independent",), ())
+
+
+def test_cells_share_a_seed_s_recipe_and_folders_differ(tmp_path):
+    recipe = recipe_from_name("digits-flow")
+    plan = Plan(tmp_path, recipe, ("independent", "knn:k=4", "shuffled:knn:k=4"), (0, 1))
+    assert len({plan.cell_folder(cell) for cell in plan.cells}) == 6
+    assert [cell.seed for cell in plan.cells] == [0, 0, 0, 1, 1, 1]
+    assert plan.control_of("shuffled:knn:k=4") == "knn:k=4"
+    assert plan.control_of("knn:k=4") is None
+    assert slug("my.mod:C(k=3)") != slug("my.mod:C(k=4)")
+
+
+def test_demo_is_a_comparison(tmp_path):
+    options = ["demo", "--tiny", "--device", "cpu", "--seeds", "0", "--out", str(tmp_path)]
+    code = subprocess.run(
+        [sys.executable, "-m", "immiscible_diffusion", *options], check=False, capture_output=True
+    )
+    assert code.returncode == 0, code.stderr
+    assert len(results(tmp_path)["couplings"]) == 5

@@ -1,0 +1,257 @@
+"""Loss by level, the best possible loss, and their difference."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from immiscible_diffusion import KNN, Independent, LinearAssignment
+from immiscible_diffusion.analysis.posterior import OptimalDenoiser
+from immiscible_diffusion.cli.main import main
+from immiscible_diffusion.couplings import Shuffled
+from immiscible_diffusion.data import load_images
+from immiscible_diffusion.diffusion.losses import ConsistencyLoss
+from immiscible_diffusion.diffusion.paths import DiffusionPath, FlowPath, SigmaPath
+from immiscible_diffusion.diffusion.samplers import Sampler
+from immiscible_diffusion.experiments.compare import denoising, irreducible
+from immiscible_diffusion.experiments.compare.denoising import (
+    LEVELS,
+    Probes,
+    images_at,
+    keep_losses,
+    kept_losses,
+    losses_by_level,
+    row_count,
+)
+from immiscible_diffusion.experiments.compare.excess import excess_of
+from immiscible_diffusion.experiments.compare.irreducible import best_losses, too_large
+from immiscible_diffusion.experiments.compare.plan import Plan
+from immiscible_diffusion.recipes import recipe_from_name
+from immiscible_diffusion.training.builders import make_coupling
+from immiscible_diffusion.training.run_dir import RunFolder
+from immiscible_diffusion.training.trainer import Trainer
+from immiscible_diffusion.utils.batch import Batch
+
+CPU = torch.device("cpu")
+
+
+class Toy:
+    """Forty points about three centres, as pictures of one line."""
+
+    name, note, shape, num_classes = "toy", "", (1, 1, 2), 3
+
+    def __init__(self):
+        generator = torch.Generator().manual_seed(5)
+        self.label = torch.arange(len(self)) % 3
+        centers = torch.tensor([[1.5, 0.0], [-1.0, 1.0], [-1.0, -1.5]])
+        points = centers[self.label] + 0.3 * torch.randn(len(self), 2, generator=generator)
+        self.data = points[:, None, None]
+
+    def __len__(self):
+        return 40
+
+    def batch(self, indices, generator=None):
+        return Batch(self.data[indices], {"label": self.label[indices]})
+
+
+class Optimal(nn.Module):
+    """The optimal denoiser as a network, ``offset`` away from the truth."""
+
+    def __init__(self, data, coupling, path, offset=0.0):
+        super().__init__()
+        self.denoiser, self.offset = OptimalDenoiser.of(data, coupling, path), offset
+
+    def forward(self, x, time, cond=None):
+        path = self.denoiser.path
+        level = next(t for t in LEVELS if path.network_time(torch.tensor([t])) == time[0])
+        return self.denoiser.target(x, level) + self.offset
+
+
+@pytest.fixture
+def toy(tiny):
+    return tiny, Toy()
+
+
+def above(recipe, dataset, coupling, model):
+    """Excess loss and its error, ``[levels]`` each."""
+    probes = Probes.draw(recipe, dataset, coupling)
+    losses = losses_by_level(recipe, model, probes, CPU)
+    excess = losses - best_losses(recipe, dataset, coupling).reached
+    return excess.mean(dim=1), excess.std(dim=1) / len(probes.rows) ** 0.5
+
+
+@pytest.mark.parametrize("path", [FlowPath(), DiffusionPath(min_snr=5), SigmaPath()])
+@pytest.mark.parametrize("coupling", [Independent(), KNN(4)])
+def test_the_optimal_denoiser_has_no_excess_and_any_other_network_has(toy, coupling, path):
+    """Whatever the path's weight."""
+    recipe, dataset = dataclasses.replace(toy[0], path=path), toy[1]
+    best = Optimal(dataset.data, coupling, recipe.path)
+    excess, _ = above(recipe, dataset, coupling, best)
+    torch.testing.assert_close(excess, torch.zeros_like(excess), atol=1e-4, rtol=0)
+    worse = Optimal(dataset.data, coupling, recipe.path, offset=0.3)
+    excess, error = above(recipe, dataset, coupling, worse)
+    assert bool((excess > 0).all())
+    assert bool(((excess - 0.09).abs() < 4 * error + 1e-4).all())
+
+
+@pytest.mark.parametrize("coupling", [Independent(), KNN(4)])
+def test_irreducible_is_reached_on_average(toy, coupling, monkeypatch):
+    for module in (denoising, irreducible):
+        monkeypatch.setattr(module, "PROBES", 4000)
+    best = best_losses(*toy, coupling)
+    for irreducible_, reached in zip(best.irreducible, best.reached, strict=True):
+        error = (irreducible_ - reached).std() / 4000**0.5
+        assert abs(irreducible_.mean() - reached.mean()) < 4 * error + 1e-6
+
+
+def test_probes_are_the_same_images_for_every_coupling_with_noise_of_its_own(toy):
+    one, other = (Probes.draw(*toy, coupling) for coupling in (Independent(), KNN(64)))
+    again = Probes.draw(*toy, KNN(64))
+    assert torch.equal(one.rows, other.rows)
+    assert torch.equal(one.images.data, other.images.data)
+    assert torch.equal(other.noise, again.noise)
+    assert not torch.equal(one.noise, other.noise)
+    assert one.noise.shape == (denoising.PROBES, *Toy.shape)
+
+
+def test_an_assignment_sees_batches_as_in_training(toy):
+    recipe, dataset = toy
+    seen = []
+
+    class Watched(LinearAssignment):
+        def __call__(self, data, **options):
+            seen.append(len(data))
+            return super().__call__(data, **options)
+
+    Probes.draw(recipe, dataset, Watched())
+    assert set(seen) == {recipe.batch_size}
+
+
+def test_mirror_images_count_where_training_mirrors(toy):
+    recipe, dataset = toy
+    flipping = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, flip=True))
+    assert (row_count(recipe, dataset), row_count(flipping, dataset)) == (40, 80)
+    every = images_at(flipping, dataset, torch.arange(80))
+    assert torch.equal(every.data[40:], every.data[:40].flip(-1))
+    assert torch.equal(every.cond["label"][40:], every.cond["label"][:40])
+    plain, mirrored = (best_losses(r, dataset, Independent()) for r in (recipe, flipping))
+    assert float(mirrored.irreducible[8].mean()) > float(plain.irreducible[8].mean())
+
+
+def test_a_conditional_recipe_is_given_the_label(toy):
+    recipe, dataset = toy
+    given = dataclasses.replace(recipe, conditional=True)
+    known, unknown = (best_losses(r, dataset, Independent()) for r in (given, recipe))
+    own = torch.stack(
+        [dataset.data[dataset.label == c].flatten(1).var(dim=0, correction=0) for c in range(3)]
+    ).mean(dim=1)
+    rows = Probes.draw(given, dataset, Independent()).rows
+    pure = known.irreducible[LEVELS.index(1.0)]  # at t = 1 only the label is known
+    torch.testing.assert_close(pure, own[dataset.label[rows]].double(), rtol=1e-4, atol=1e-6)
+    assert bool((known.irreducible.mean(dim=1)[5:] < unknown.irreducible.mean(dim=1)[5:]).all())
+
+
+def test_losses_are_kept_with_their_means(tmp_path):
+    run = RunFolder(tmp_path)
+    losses = torch.rand(len(LEVELS), 50)
+    keep_losses(run, 7, losses)
+    [record] = run.records("denoising")
+    assert record["step"] == 7
+    assert record["levels"] == list(LEVELS)
+    assert [mean["value"] for mean in record["loss"]] == pytest.approx(losses.mean(dim=1).tolist())
+    torch.testing.assert_close(kept_losses(run, 7), losses.double())
+    assert kept_losses(run, 8) is None
+
+
+def test_only_an_estimate_says_so(toy):
+    assert best_losses(*toy, KNN(4)).estimate == ""
+    assert best_losses(*toy, Shuffled(Independent())).estimate == ""
+    assert "estimated from" in best_losses(*toy, LinearAssignment()).estimate
+
+
+def test_of_a_large_set_fewer_probes_are_used_or_none_with_the_reason(toy, monkeypatch):
+    work = 12 * 40 * 2
+    assert too_large(*toy) == ""
+    whole = best_losses(*toy, KNN(4))
+    monkeypatch.setattr(irreducible, "MOST_WORK", 100.5 * work)
+    fewer = best_losses(*toy, KNN(4))
+    assert fewer.reached.shape == (12, 100)
+    torch.testing.assert_close(fewer.reached, whole.reached[:, :100])
+    monkeypatch.setattr(irreducible, "MOST_WORK", 63.5 * work)
+    assert "64 noisy images x 40 images x 12 levels x 2 dimensions are 6.1e+04" in too_large(*toy)
+    monkeypatch.setattr(irreducible, "MOST_ELEMENTS", 79)
+    assert "is the most that is held at once" in too_large(*toy)
+
+
+def test_a_loss_without_the_bound_is_left_out_with_its_reason(toy):
+    assert irreducible.no_bound(toy[0]) == ""
+    other = dataclasses.replace(
+        toy[0], path=SigmaPath(), loss=ConsistencyLoss(), sampler=Sampler("consistency", 1)
+    )
+    assert "ConsistencyLoss, whose network is no denoiser" in irreducible.no_bound(other)
+
+
+def test_no_trained_network_is_below_the_irreducible_loss(tiny, tmp_path):
+    recipe = dataclasses.replace(
+        tiny, coupling="knn:k=16", steps=400, batch_size=64, preview_every=0, checkpoint_every=400
+    )
+    trainer = Trainer(recipe, RunFolder.open(tmp_path, recipe), device="cpu")
+    trainer.train(quiet=True)
+    model = trainer.average.current().eval()
+    excess, error = above(recipe, trainer.dataset, trainer.coupling, model)
+    assert bool((excess > -4 * error).all())
+    assert float(excess[:10].mean()) > 0.05
+
+
+def test_a_comparison_shows_it_keeps_it_and_can_do_without(tmp_path, capsys):
+    command = ["compare", "digits-flow", "--tiny", "--device", "cpu", "--out", str(tmp_path)]
+    command += ["--seeds", "0", "--coupling", "knn:k=4", "--coupling", "matched:knn:k=4"]
+    assert main([*command, "--workers", "1"]) == 0
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert {entry["coupling"] for entry in found["excess"]["couplings"]} == {
+        "independent",
+        "knn:k=4",
+    }
+    for cell in found["cells"]:
+        assert [point["step"] for point in cell["excess"]] == [4, 8]
+        for point in cell["excess"]:
+            assert all(
+                value > -4 * error
+                for value, error in zip(point["excess"], point["error"], strict=True)
+            )
+    assert found["cells"][1]["excess"] == found["cells"][2]["excess"]
+    page = (tmp_path / "report.html").read_text()
+    assert "Excess loss by t at the last step" in page
+    [best] = (tmp_path / "irreducible").glob("knn-k=4-*.npy")
+    kept, made = json.loads((tmp_path / "irreducible.json").read_text()), best.stat().st_mtime_ns
+    assert kept["skipped"] == {}
+    assert main([*command, "--gather"]) == 0
+    assert best.stat().st_mtime_ns == made
+    assert main([*command, "--gather", "--no-irreducible"]) == 0
+    assert json.loads((tmp_path / "results.json").read_text())["excess"] is None
+    assert "Excess loss by t" not in (tmp_path / "report.html").read_text()
+
+
+def test_every_seed_has_the_best_loss_of_its_own_law(tmp_path):
+    """A calibrated coupling is measured anew for every seed; plain KNN is the same at all."""
+    name = "calibrated:knn:k=16"
+    command = ["compare", "digits-flow", "--tiny", "--device", "cpu", "--out", str(tmp_path)]
+    command += ["--seeds", "0", "1", "--coupling", "knn:k=16", "--coupling", name]
+    assert main([*command, "--workers", "1"]) == 0
+    found = json.loads((tmp_path / "irreducible.json").read_text())["couplings"]
+    assert len(found["knn:k=16"]["laws"]) == 1
+    assert len(found[name]["laws"]) == 2
+    plan = Plan(tmp_path, recipe_from_name("digits-flow").tiny(), ("knn:k=16", name), (0, 1))
+    best = [irreducible.best_on_probes(plan, name, seed) for seed in (0, 1)]
+    assert not torch.equal(*best)
+    for seed, own in enumerate(best):
+        run = RunFolder(tmp_path / "cells" / "calibrated-knn-k=16" / f"seed{seed}")
+        recipe, dataset = run.recipe(), load_images(run.recipe().data)
+        coupling = make_coupling(recipe, dataset, run, CPU)
+        torch.testing.assert_close(own, best_losses(recipe, dataset, coupling).reached)
+    shown = excess_of(plan, dataset)
+    assert shown is not None
+    [mean] = [one.reached for one in shown.couplings if one.coupling == name]
+    assert mean == pytest.approx(torch.stack(best).mean(dim=(0, 2)).tolist())

@@ -1,0 +1,112 @@
+"""Plain, matched and calibrated: one training serves the first two."""
+
+import json
+
+import pytest
+
+from immiscible_diffusion.cli.main import main
+from immiscible_diffusion.couplings import NoiseLaw
+from immiscible_diffusion.experiments.compare.plan import Cell, Plan
+from immiscible_diffusion.experiments.compare.trial import companion_of, is_carried
+from immiscible_diffusion.recipes import recipe_from_name
+from immiscible_diffusion.training.run_dir import RunFolder
+
+PLAIN, MATCHED = "knn:k=16", "matched:knn:k=16"
+
+
+def compare(folder, couplings, *options):
+    named = [word for coupling in couplings for word in ("--coupling", coupling)]
+    base = ["compare", "digits-flow", "--tiny", "--device", "cpu", "--out", str(folder)]
+    return main([*base, "--seeds", "0", *named, *options])
+
+
+def cells(folder):
+    found = json.loads((folder / "results.json").read_text())["cells"]
+    return {cell["coupling"]: cell for cell in found}
+
+
+def tiny_plan(folder, *couplings):
+    return Plan(folder, recipe_from_name("digits-flow").tiny(), couplings, (0,))
+
+
+def test_matched_is_judged_along_with_plain(tmp_path):
+    assert compare(tmp_path, [MATCHED, PLAIN, "calibrated:knn:k=16"], "--workers", "2") == 0
+    found = cells(tmp_path)
+    assert len(found) == 4
+    assert all(cell["finished"] for cell in found.values())
+    assert found[PLAIN]["training"] == found[MATCHED]["training"]
+    steps = [[(q["step"], q["budget"]) for q in found[c]["quality"]] for c in (PLAIN, MATCHED)]
+    assert steps[0] == steps[1]
+    assert found[PLAIN]["quality"] != found[MATCHED]["quality"]
+    assert not list(tmp_path.glob("cells/matched*/seed0/checkpoint.pt"))  # it trained nothing
+    assert list(tmp_path.glob("cells/calibrated*/seed0/calibration.safetensors"))
+    [law] = tmp_path.glob("cells/knn*/seed0/law.safetensors")
+    assert isinstance(NoiseLaw.load(law), NoiseLaw)
+
+
+def test_matched_alone_gives_the_same_figures(tmp_path):
+    assert compare(tmp_path / "one", [PLAIN, MATCHED], "--workers", "1") == 0
+    assert compare(tmp_path / "two", [MATCHED], "--workers", "1") == 0
+    one, two = (cells(tmp_path / name)[MATCHED] for name in ("one", "two"))
+    assert one["quality"] == two["quality"]
+
+
+def test_matched_that_comes_later_trains_by_itself(tmp_path):
+    assert compare(tmp_path, [PLAIN], "--workers", "1") == 0
+    plain = cells(tmp_path)[PLAIN]
+    assert compare(tmp_path, [PLAIN, MATCHED], "--workers", "1") == 0
+    found = cells(tmp_path)
+    assert found[PLAIN] == plain
+    assert found[MATCHED]["finished"]
+    assert len(found[MATCHED]["quality"]) == len(plain["quality"])
+
+
+def test_in_a_job_array_the_matched_cell_waits_for_the_plain_one(tmp_path, capsys):
+    assert compare(tmp_path, [MATCHED, PLAIN], "--cell", "1") == 0
+    assert "is judged along with cell 2" in capsys.readouterr().err
+    assert compare(tmp_path, [MATCHED, PLAIN], "--cell", "2") == 0
+    capsys.readouterr()
+    assert compare(tmp_path, [MATCHED, PLAIN], "--list") == 0
+    states = [line.split()[1] for line in capsys.readouterr().out.strip().splitlines()]
+    assert states == ["open", "finished", "finished"]
+
+
+def test_who_is_carried_by_whom(tmp_path):
+    plan = tiny_plan(tmp_path, "independent", PLAIN, MATCHED)
+    plain, matched = Cell(PLAIN, 0), Cell(MATCHED, 0)
+    assert companion_of(plan, plain) == matched
+    assert is_carried(plan, matched)
+    assert not is_carried(plan, plain)
+    assert plan.cell_recipe(matched).sampler.start == "matched"
+    assert plan.cell_recipe(matched).coupling == PLAIN
+    RunFolder(plan.cell_folder(plain)).begin(plan.cell_recipe(plain))
+    assert companion_of(plan, plain) is None  # under way without it
+    assert not is_carried(plan, matched)
+    alone = tiny_plan(tmp_path, "independent", MATCHED)
+    assert not is_carried(alone, matched)
+
+
+def test_sample_and_evaluate_from_the_matched_law(tmp_path, capsys):
+    run = tmp_path / "run"
+    train = ["train", "digits-flow", "--tiny", "--device", "cpu", "--out", str(run)]
+    assert main([*train, "--coupling", PLAIN]) == 0
+    assert not (run / "law.safetensors").exists()
+    assert main(["sample", str(run), "--count", "4", "--start", "matched"]) == 0
+    assert (run / "law.safetensors").exists()
+    [folder] = (path for path in (run / "images").iterdir() if path.is_dir())
+    assert "matched" in folder.name
+    assert main(["evaluate", str(run), "--samples", "128", "--start", "matched"]) == 0
+    assert main(["evaluate", str(run), "--samples", "128"]) == 0
+    matched, plain = json.loads((run / "evaluation.json").read_text())
+    assert (matched["sampler"], plain["sampler"]) == ("euler 2 matched", "euler 2")
+    assert matched["frechet"] != plain["frechet"]
+    assert main(["sample", str(run), "--start", "elsewhere"]) == 2
+    assert "start must be one of normal, matched" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("start", ["normal", "matched"])
+def test_training_with_a_matched_start_differs_in_its_pictures_alone(tmp_path, start):
+    run = tmp_path / start
+    options = ["--device", "cpu", "--out", str(run), "--coupling", PLAIN]
+    assert main(["train", "digits-flow", "--tiny", *options, "--sampler.start", start]) == 0
+    assert (run / "law.safetensors").exists() == (start == "matched")

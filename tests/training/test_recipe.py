@@ -1,0 +1,132 @@
+import dataclasses
+import json
+
+import pytest
+
+from immiscible_diffusion.data import DataConfig
+from immiscible_diffusion.evaluation.config import Evaluation
+from immiscible_diffusion.models import MLP, UNet
+from immiscible_diffusion.recipes import RECIPES, recipe_from_name
+from immiscible_diffusion.training.optim import Optimiser
+from immiscible_diffusion.training.recipe import Recipe, differences
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_survive_json(name):
+    recipe = recipe_from_name(name)
+    assert recipe.name == name
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+    tiny = recipe.tiny()
+    assert Recipe.from_dict(json.loads(json.dumps(tiny.to_dict()))) == tiny
+
+
+def test_cifar10_flow_is_as_published():
+    recipe = recipe_from_name("cifar10-flow")
+    assert recipe.model == UNet(128, (1, 2, 2, 2), 2, (16,), 64, 32, 0.1)
+    settings = recipe.optimiser
+    assert (settings.lr, settings.warmup, settings.clip, settings.ema) == (2e-4, 5000, 1.0, 0.9999)
+    assert not settings.ema_ramp
+    assert (recipe.batch_size, recipe.steps, recipe.data.flip) == (256, 400_000, True)
+    assert str(recipe.sampler) == "euler 50"
+    model = recipe.model.build((3, 32, 32), None)
+    assert sum(p.numel() for p in model.parameters()) == 35_746_307  # TorchCFM's count
+
+
+@pytest.mark.parametrize(
+    ("name", "batch_size", "steps"),
+    [
+        ("cifar10-ddim", 256, 200_000),
+        ("cifar10-consistency", 512, 800_000),
+        ("celeba-consistency", 1024, 800_000),
+        ("tiny-imagenet-consistency", 2048, 800_000),
+    ],
+)
+def test_the_others_have_the_published_batch(name, batch_size, steps):
+    recipe = recipe_from_name(name)
+    assert (recipe.batch_size, recipe.steps, recipe.data.flip) == (batch_size, steps, True)
+    size = recipe.data.size or 32
+    recipe.model.check((3, size, size))
+
+
+def test_unknown_recipe_lists_names_and_guesses():
+    with pytest.raises(ValueError, match=r"known: digits-flow.*did you mean 'digits-flow'"):
+        recipe_from_name("digit-flow")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"batch_size": 0},
+        {"steps": 0},
+        {"checkpoint_every": 0},
+        {"prefetch": -1},
+        {"conditional": True, "data": DataConfig(labels=False)},
+    ],
+)
+def test_bad_recipes_are_refused(change):
+    with pytest.raises(ValueError):
+        dataclasses.replace(recipe_from_name("digits-flow"), **change)
+
+
+def test_bad_parts_are_refused():
+    with pytest.raises(ValueError, match="lr"):
+        Optimiser(lr=0)
+    with pytest.raises(ValueError, match="budgets"):
+        Evaluation(budgets=())
+    with pytest.raises(ValueError, match="samples"):
+        Evaluation(samples=1)
+
+
+def test_from_dict_refuses_unknown_fields():
+    values = recipe_from_name("digits-flow").to_dict()
+    with pytest.raises(ValueError, match="unknown or missing fields: colour"):
+        Recipe.from_dict({**values, "colour": 1})
+    with pytest.raises(ValueError, match=r"recipe\.model must be one of MLP, UNet"):
+        Recipe.from_dict({**values, "model": {"kind": "os.system"}})
+
+
+def test_recipes_from_before_a_field_was_there_can_be_read():
+    recipe = recipe_from_name("digits-flow")
+    values = recipe.to_dict()
+    del values["scaling"], values["prefetch"]
+    assert Recipe.from_dict(values) == recipe
+    del values["name"]
+    with pytest.raises(ValueError, match="unknown or missing fields: name"):
+        Recipe.from_dict(values)
+
+
+def test_differences_names_what_changed():
+    one = recipe_from_name("digits-flow")
+    other = dataclasses.replace(one, seed=3, model=MLP(width=8, depth=2))
+    assert differences(one, other) == ["model.width: 160 -> 8", "seed: 0 -> 3"]
+
+
+def test_evaluation_steps_may_be_given():
+    evaluation = Evaluation(at=(400, 20, 100))
+    assert evaluation.steps(400) == (20, 100, 400)
+    assert evaluation.steps(150) == (20, 100, 150)
+    assert evaluation.steps(500) == (20, 100, 400, 500)
+    with pytest.raises(ValueError, match="at must be training steps"):
+        Evaluation(at=(0, 5))
+    assert recipe_from_name("cifar10-flow").tiny().evaluation.steps(8) == (4, 8)
+
+
+def test_the_papers_steps_are_evaluated():
+    flow = recipe_from_name("cifar10-flow")
+    assert flow.evaluation.steps(flow.steps) == (20_000, 100_000, 200_000, 400_000)
+    ddim = recipe_from_name("cifar10-ddim")
+    assert {70_200, 163_800} < set(ddim.evaluation.steps(ddim.steps))
+
+
+def test_cifar10_otcfm_is_cifar10_flow_but_for_torchcfms_settings():
+    flow, otcfm = recipe_from_name("cifar10-flow"), recipe_from_name("cifar10-otcfm")
+    assert (otcfm.batch_size, otcfm.coupling) == (128, "assignment")
+    assert str(otcfm.sampler) == "dopri5 1e-05"
+    changed = {line.split(":")[0].split(".")[0] for line in differences(flow, otcfm)}
+    assert changed == {"name", "batch_size", "coupling", "sampler"}
+
+
+def test_evaluation_steps_are_evenly_spaced_in_the_logarithm():
+    assert Evaluation(points=3, first=0.01).steps(1000) == (10, 100, 1000)
+    assert Evaluation(points=1).steps(7) == (7,)
+    assert Evaluation(points=6, first=0.1).steps(8)[-1] == 8

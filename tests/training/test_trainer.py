@@ -1,0 +1,263 @@
+import dataclasses
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import closing
+from itertools import islice
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from immiscible_diffusion.couplings.moments import Moments
+from immiscible_diffusion.data import check_split
+from immiscible_diffusion.models import MLP
+from immiscible_diffusion.training.recipe import Recipe
+from immiscible_diffusion.training.run_dir import RunFolder
+from immiscible_diffusion.training.trainer import Trainer
+from immiscible_diffusion.utils.batch import Batch
+from immiscible_diffusion.utils.signals import Interrupted, InterruptGuard
+
+COUPLINGS = ["independent", "knn:k=4", "knn:k=4,center=mean", "assignment", "shuffled:knn:k=4"]
+
+
+def trained(recipe: Recipe, folder, until: int | None = None) -> Trainer:
+    trainer = Trainer(recipe, RunFolder.open(folder, recipe), device="cpu")
+    trainer.train(until=until, quiet=True)
+    return trainer
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return load_file(folder / "weights" / "model.safetensors")
+
+
+def assert_equal_weights(one, other) -> None:
+    left, right = weights(one), weights(other)
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def seen_batches(recipe: Recipe, folder, steps: int = 4):
+    """The data, times and noise of the first steps."""
+    trainer = Trainer(recipe, RunFolder.open(folder, recipe), device="cpu")
+    seen = []
+    with closing(trainer.pairs()) as pairs:
+        for step, (data, noise, _) in enumerate(islice(pairs, steps)):
+            rng = trainer.feed.streams(step)
+            assert torch.equal(noise, trainer.coupling(data, generator=rng.noise))
+            seen.append((data, recipe.path.sample_time(len(data), generator=rng.time), noise))
+    return seen
+
+
+def test_data_order_times_and_weights_are_the_same_for_every_coupling(tiny, tmp_path):
+    reference = seen_batches(tiny, tmp_path / "reference")
+    for index, coupling in enumerate(COUPLINGS[1:]):
+        recipe = dataclasses.replace(tiny, coupling=coupling)
+        for (data, t, noise), (data_0, t_0, noise_0) in zip(
+            seen_batches(recipe, tmp_path / str(index)), reference, strict=True
+        ):
+            assert torch.equal(data, data_0)
+            assert torch.equal(t, t_0)
+            assert not torch.equal(noise, noise_0)
+        first = Trainer(recipe, RunFolder.open(tmp_path / str(index), recipe), device="cpu").bare
+        other = Trainer(tiny, RunFolder.open(tmp_path / "reference", tiny), device="cpu").bare
+        for mine, theirs in zip(first.parameters(), other.parameters(), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
+def test_resumed_equals_uninterrupted_bit_for_bit(tiny, tmp_path, coupling):
+    recipe = dataclasses.replace(tiny, coupling=coupling)
+    trained(recipe, tmp_path / "whole")
+    trained(recipe, tmp_path / "parts", until=3)
+    trained(recipe, tmp_path / "parts")
+    assert_equal_weights(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_resume_is_exact_with_dropout_too(tiny, tmp_path):
+    recipe = dataclasses.replace(tiny, model=MLP(width=32, depth=1, dropout=0.5))
+    trained(recipe, tmp_path / "whole")
+    trained(recipe, tmp_path / "parts", until=5)
+    trained(recipe, tmp_path / "parts")
+    assert_equal_weights(tmp_path / "whole", tmp_path / "parts")
+
+
+def command(folder, *options: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "immiscible_diffusion", "train", "digits-flow", "--tiny"),
+        *("--device", "cpu", "--out", str(folder), "--preview-every", "0", *options),
+    ]
+
+
+def wait_for_step(run: RunFolder, step: int) -> None:
+    deadline = time.monotonic() + 120
+    while max((record["step"] for record in run.records("train")), default=0) < step:
+        assert time.monotonic() < deadline, "the run did not start"
+        time.sleep(0.02)
+
+
+def test_killed_at_a_random_step_and_resumed_equals_uninterrupted(tmp_path):
+    options = ("--steps", "600", "--log-every", "1", "--checkpoint-every", "7")
+    subprocess.run(command(tmp_path / "whole", *options), check=True, capture_output=True)
+    process = subprocess.Popen(
+        command(tmp_path / "killed", *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    wait_for_step(RunFolder(tmp_path / "killed"), random.randrange(20, 200))
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
+    subprocess.run(command(tmp_path / "killed", *options), check=True, capture_output=True)
+    assert_equal_weights(tmp_path / "whole", tmp_path / "killed")
+    steps = [record["step"] for record in RunFolder(tmp_path / "killed").records("train")]
+    assert steps == list(range(1, 601)), "every step is logged once"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_signals_write_a_checkpoint_and_say_how_to_resume(tmp_path, number):
+    options = ("--steps", "100000", "--log-every", "1", "--checkpoint-every", "100000")
+    process = subprocess.Popen(
+        command(tmp_path / "run", *options), stderr=subprocess.PIPE, text=True
+    )
+    run = RunFolder(tmp_path / "run")
+    wait_for_step(run, 3)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "the same command goes on" in said
+    state = run.load_checkpoint()
+    assert state is not None
+    assert state["step"] == run.records("train")[-1]["step"]
+
+
+def test_a_signal_in_process_stops_at_the_next_step(tiny, tmp_path):
+    recipe = dataclasses.replace(tiny, steps=50, checkpoint_every=50)
+    trainer = Trainer(recipe, RunFolder.open(tmp_path, recipe), device="cpu")
+
+    def kill(step, model):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="step 7 of 50"):
+        trainer.train(evaluate=kill, evaluate_at=(7,), quiet=True)
+    trainer = trained(recipe, tmp_path)
+    assert trainer.step == 50
+
+
+def test_a_signal_that_comes_while_ranks_ask_around_is_kept(tiny, tmp_path):
+    trainer, guard = Trainer(tiny, RunFolder.open(tmp_path, tiny), device="cpu"), InterruptGuard()
+
+    class TwoRanks:
+        num_processes = 2
+
+        def gather(self, mine):
+            guard.received = signal.SIGTERM
+            return torch.cat([mine, mine])
+
+    trainer.accelerator = TwoRanks()
+    assert not trainer.stop_asked(guard), "the other rank has not heard of it"
+    assert guard.received == signal.SIGTERM
+    assert trainer.stop_asked(guard)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_two_ranks_equal_one_process_that_accumulates(tmp_path, accumulation):
+    options = ("--coupling", "knn:k=4,center=mean", "--optimiser.clip", "0.1", "--accumulation")
+    subprocess.run(
+        command(tmp_path / "one", *options, str(2 * accumulation)), check=True, capture_output=True
+    )
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    two = command(tmp_path / "two", *options, str(accumulation))
+    subprocess.run([two[0], *launch, *two[1:]], check=True, capture_output=True, timeout=300)
+    left, right = weights(tmp_path / "one"), weights(tmp_path / "two")
+    for name in left:
+        torch.testing.assert_close(left[name], right[name], rtol=1e-5, atol=1e-6)
+
+
+def test_batch_size_must_divide():
+    check_split(256, 8)
+    with pytest.raises(ValueError, match=r"250.*8 parts.*nearest: 248 or 256"):
+        check_split(250, 8)
+
+
+def test_training_lowers_the_loss_on_independent_noise(tiny, tmp_path):
+    recipe = dataclasses.replace(tiny, steps=300, validate_every=5, preview_every=0)
+    run = trained(recipe, tmp_path).run
+    losses = [record["loss"] for record in run.records("validation")]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_run_folder_of_another_recipe_is_refused(tiny, tmp_path):
+    trained(tiny, tmp_path, until=1)
+    with pytest.raises(ValueError, match=r"another recipe \(batch_size: 16 -> 32\)"):
+        RunFolder.open(tmp_path, dataclasses.replace(tiny, batch_size=32))
+    RunFolder.open(tmp_path, dataclasses.replace(tiny, steps=100))  # training longer is the same
+
+
+def test_a_broken_checkpoint_is_named(tiny, tmp_path):
+    trained(tiny, tmp_path, until=1)
+    (tmp_path / "checkpoint.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match=r"checkpoint\.pt cannot be read"):
+        trained(tiny, tmp_path)
+
+
+def test_a_checkpoint_of_another_recipe_is_named(tiny, tmp_path):
+    trained(tiny, tmp_path / "one", until=1)
+    wider = dataclasses.replace(tiny, model=MLP(width=16, depth=1))
+    trained(wider, tmp_path / "other", until=1)
+    (tmp_path / "one" / "checkpoint.pt").replace(tmp_path / "other" / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is not a checkpoint of this recipe"):
+        trained(wider, tmp_path / "other")
+
+
+def test_moments_of_a_run_that_never_began_are_not_used(tiny, tmp_path):
+    recipe = dataclasses.replace(tiny, coupling="knn:k=4,center=mean")
+    run = RunFolder.open(tmp_path, recipe)
+    Moments(torch.ones(1, 8, 8), 1.0, 1).save(run.moments)
+    assert not torch.equal(
+        Trainer(recipe, run, device="cpu").coupling.center.mean, torch.ones(1, 8, 8)
+    )
+    assert Moments.load(run.moments).count > 1
+
+
+def test_conditional_without_labels_is_refused(tiny, tmp_path):
+    class Unlabelled:
+        name, note, shape, num_classes = "scenes", "", (1, 8, 8), None
+
+        def __len__(self):
+            return 32
+
+        def batch(self, indices, generator=None):
+            return Batch(torch.zeros(len(indices), 1, 8, 8))
+
+    recipe = dataclasses.replace(tiny, conditional=True)
+    with pytest.raises(ValueError, match=r"conditional, and the data set scenes has no labels"):
+        Trainer(recipe, RunFolder.open(tmp_path, recipe), device="cpu", dataset=Unlabelled())
+    assert not list(tmp_path.iterdir())
+
+
+def test_diverged_training_is_an_error(tiny, tmp_path):
+    recipe = dataclasses.replace(
+        tiny, optimiser=dataclasses.replace(tiny.optimiser, lr=1e30, clip=0), log_every=1
+    )
+    with pytest.raises(ValueError, match="loss is not a number at step"):
+        trained(recipe, tmp_path)
+
+
+def test_the_average_decays_as_published(tiny, tmp_path):
+    """Without a ramp: 0.99 old + 0.01 new at every step, from the weights after the first on."""
+    settings = dataclasses.replace(tiny.optimiser, ema=0.99, ema_ramp=False)
+    recipe = dataclasses.replace(tiny, optimiser=settings, steps=3, preview_every=0)
+    trainer = Trainer(recipe, RunFolder.open(tmp_path, recipe), device="cpu")
+    seen = []
+    with closing(trainer.pairs()) as pairs:
+        for _ in range(3):
+            trainer.train_step(pairs)
+            seen.append([p.detach().clone() for p in trainer.bare.parameters()])
+    for first, second, third, mean in zip(
+        *seen, trainer.average.current().parameters(), strict=True
+    ):
+        expected = 0.99 * (0.99 * first + 0.01 * second) + 0.01 * third
+        torch.testing.assert_close(mean, expected, rtol=1e-5, atol=1e-7)

@@ -1,0 +1,61 @@
+import json
+
+import pytest
+
+from immiscible_diffusion.utils.atomic_files import (
+    append_jsonl,
+    atomic_path,
+    read_json,
+    read_jsonl,
+    remove_unfinished,
+    write_json,
+    write_jsonl,
+)
+
+
+def write_half(path):
+    with atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "value.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError):
+        write_half(path)
+    assert read_json(path) == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["value.json"]
+
+
+def test_infinity_is_not_json(tmp_path):
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "value.json", {"a": float("inf")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_last_line_cut_short_is_left_out_and_a_broken_one_before_is_named(tmp_path):
+    path = tmp_path / "log.jsonl"
+    assert read_jsonl(path) == []
+    write_jsonl(path, [{"step": 1}])
+    append_jsonl(path, {"step": 2})
+    with path.open("a") as file:
+        file.write('{"step": 3, "lo')
+    assert [record["step"] for record in read_jsonl(path)] == [1, 2]
+    path.write_text('{"step": 1}\nnonsense\n' + json.dumps({"step": 2}) + "\n")
+    with pytest.raises(ValueError, match="line 2"):
+        read_jsonl(path)
+
+
+def test_broken_json_is_named(tmp_path):
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(ValueError, match=r"x\.json is not valid JSON"):
+        read_json(tmp_path / "x.json")
+
+
+def test_what_a_dead_process_left_is_removed(tmp_path):
+    for name in (".a.png.0123456789ab.tmp", ".b.png.0123456789ab.tmp", "a.png", ".a.png"):
+        (tmp_path / name).touch()
+    remove_unfinished(tmp_path, {"a.png"})
+    left = sorted(file.name for file in tmp_path.iterdir())
+    assert left == [".a.png", ".b.png.0123456789ab.tmp", "a.png"]
