@@ -158,7 +158,7 @@ def sizes(text: str) -> tuple[int, ...]:
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", type=sizes, default=(4, 32, 32), help="of a datum (4,32,32)")
+    parser.add_argument("--shape", type=sizes, default=(4, 32, 32), help="of a sample (4,32,32)")
     parser.add_argument("--batches", type=sizes, default=BATCHES, help="(128,256,512,1024)")
     parser.add_argument("--k", type=sizes, default=(8, 64), help="candidates (8,64)")
     parser.add_argument("--repeats", type=int, default=50)

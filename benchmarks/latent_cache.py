@@ -102,7 +102,7 @@ def write_pictures(folder: Path, size: int) -> None:
 
 def step_of(unet: Any, width: int) -> Callable[[torch.Tensor], None]:
     """A training step on latents."""
-    optimiser = torch.optim.AdamW(unet.parameters(), lr=1e-4)
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4)
 
     def step(latents: torch.Tensor) -> None:
         device = next(unet.parameters()).device
@@ -110,8 +110,8 @@ def step_of(unet: Any, width: int) -> Callable[[torch.Tensor], None]:
         noise = torch.randn_like(latents)
         out = unet(latents + noise, torch.full((len(latents),), 500, device=device), text).sample
         torch.nn.functional.mse_loss(out, noise).backward()
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
 
     return step
 

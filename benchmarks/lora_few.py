@@ -28,7 +28,7 @@ from immiscible_diffusion.recipes import recipe_from_name
 from immiscible_diffusion.reporting.compare.estimate import t_interval
 from immiscible_diffusion.training.progress import Progress
 from immiscible_diffusion.training.recipe import Recipe
-from immiscible_diffusion.training.run_dir import RunFolder
+from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.trainer import Trainer
 from immiscible_diffusion.utils.atomic_files import read_json, write_json, write_text
 from immiscible_diffusion.utils.images import image_grid
@@ -47,7 +47,7 @@ def recipe_of(options: argparse.Namespace, coupling: str, seed: int) -> Recipe:
         buckets=Buckets(size=options.size, step=min(64, options.size)),
         path=dataclasses.replace(recipe.path, prediction=options.prediction),  # type: ignore[call-arg]
         model=dataclasses.replace(recipe.model, gradient_checkpointing=False),  # type: ignore[call-arg]
-        optimiser=dataclasses.replace(recipe.optimiser, lr=options.lr, warmup=options.steps // 10),
+        optim=dataclasses.replace(recipe.optim, lr=options.lr, warmup=options.steps // 10),
         coupling=coupling,
         seed=seed,
         steps=options.steps,
@@ -66,7 +66,7 @@ def tuned(options: argparse.Namespace, recipe: Recipe, judge: Any, real: torch.T
     done = folder / "few.json"
     if done.is_file():
         return read_json(done)
-    trainer = Trainer(recipe, RunFolder.open(folder, recipe), device=options.device)
+    trainer = Trainer(recipe, RunDir.open(folder, recipe), device=options.device)
     at = tuple(round(recipe.steps * share) for share in (1 / 3, 2 / 3, 1))
     found = {}
 

@@ -9,8 +9,8 @@ Stated before anything was run:
   (flow matching, t = 0.05, 0.15 ... 0.95; closed form, for assignment the estimate).
 - Main outcomes: log(steps without / steps with pairing) to the same Frechet distance at 5 and at 20
   Euler steps from N(0, I), mean over 3 seeds.
-- Data sets: digits, digits 0 to 4, Fashion-MNIST 8 x 8, CIFAR-10 in grey 8 x 8, 64 Gaussians in 16
-  dimensions. Couplings: KNN k = 2, 4, 16, 64, the last two centred, calibrated k = 16 and 64,
+- Data sets: digits, digits 0 to 4, Fashion-MNIST 8 x 8, CIFAR-10 in gray 8 x 8, 64 Gaussians in 16
+  dimensions. Couplings: KNN k = 2, 4, 16, 64, the last two centerd, calibrated k = 16 and 64,
   assignment, Gaussian transport eps = 4, and two shuffled controls, whose predicted reduction is 0.
 - It holds if the correlation over all points that are no controls has a bootstrap interval (data
   sets drawn with replacement, then couplings) above 0 for both main outcomes, and its sign is the
@@ -33,12 +33,12 @@ from torch import Tensor, nn
 
 from immiscible_diffusion.analysis.miscibility import miscibility
 from immiscible_diffusion.analysis.noise_statistics import measure_noise
-from immiscible_diffusion.couplings import Coupling, NoiseLaw, coupling_from_name
+from immiscible_diffusion.couplings import Coupling, NoiseDistribution, parse_coupling
 from immiscible_diffusion.couplings.moments import Moments
 from immiscible_diffusion.data import DataConfig, load_images
 from immiscible_diffusion.metrics.fid import FeatureStatistics, frechet_distance
 from immiscible_diffusion.models.mlp import time_features
-from immiscible_diffusion.utils.random import Streams, keyed_generator
+from immiscible_diffusion.utils.random import RandomStreams, keyed_generator
 
 COUPLINGS = (
     "independent",
@@ -48,7 +48,7 @@ COUPLINGS = (
     *("assignment", "transport:eps=4"),
     *("shuffled:knn:k=16", "shuffled:assignment"),
 )
-SETS = ("digits", "digits-0-4", "fashion", "cifar-grey", "gaussians")
+SETS = ("digits", "digits-0-4", "fashion", "cifar-gray", "gaussians")
 LEVELS = tuple((2 * i + 1) / 20 for i in range(10))
 SEEDS, BATCH, STEPS, WIDTH = (0, 1, 2), 128, 1200, 96
 EVALUATED = (60, 120, 200, 320, 500, 800, 1200)
@@ -68,7 +68,7 @@ def load(name: str, fashion: str | None, cifar: str | None) -> Tensor:
         return batch.data if name == "digits" else batch.data[batch.cond["label"] < 5]
     config = {
         "fashion": DataConfig("fashion_mnist", path=fashion, size=8, limit=DATA),
-        "cifar-grey": DataConfig("cifar10", path=cifar, size=8, channels=1, limit=DATA),
+        "cifar-gray": DataConfig("cifar10", path=cifar, size=8, channels=1, limit=DATA),
     }[name]
     return load_images(config).batch(torch.arange(DATA)).data
 
@@ -108,16 +108,16 @@ def train(data: Tensor, couplings: list[Coupling], steps: int) -> Iterator[tuple
     flat = data.flatten(1)
     seeds = [seed for _ in couplings for seed in SEEDS]
     model, average = Stack(seeds, flat.shape[1]), Stack(seeds, flat.shape[1])
-    optimiser = torch.optim.Adam(model.parameters(), lr=2e-3, foreach=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3, foreach=True)
     for step in range(steps):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = 2e-3 * min(1.0, (step + 1) / 100)
         x, t, noise = draw(data, couplings, step)
         target, point = noise - x, torch.lerp(x, noise, t[..., None])
         loss = (model(point, t) - target).square().mean(dim=(1, 2)).sum()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         decay = min(0.995, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
@@ -129,7 +129,7 @@ def draw(data: Tensor, couplings: list[Coupling], step: int) -> tuple[Tensor, Te
     """Data, times, noise of a step ``[M, B, ...]``; data and times are those of the seed."""
     xs, ts, noises = [], [], []
     for seed in SEEDS:
-        streams = Streams(seed, step)
+        streams = RandomStreams(seed, step)
         rows = torch.randint(len(data), (BATCH,), generator=streams.augment)
         batch = data[rows]
         xs.append(batch.flatten(1))
@@ -149,14 +149,16 @@ def sampled(model: Stack, start: Tensor, budget: int) -> Tensor:
     return x
 
 
-def starts(laws: list[NoiseLaw], dim: int) -> dict[str, Tensor]:
+def starts(laws: list[NoiseDistribution], dim: int) -> dict[str, Tensor]:
     """Noise to start from, ``[M, S, D]``: N(0, I), and the law of each coupling's own noise."""
     normal = [torch.randn(SAMPLES, dim, generator=keyed_generator("start", s)) for s in SEEDS]
     matched = [law.color(noise.view(-1, *law.shape)).flatten(1) for law in laws for noise in normal]
     return {"normal": torch.stack(normal * len(laws)), "matched": torch.stack(matched)}
 
 
-def measured(data: Tensor, couplings: list[Coupling], laws: list[NoiseLaw], steps: int) -> list:
+def measured(
+    data: Tensor, couplings: list[Coupling], laws: list[NoiseDistribution], steps: int
+) -> list:
     """Frechet distances by step, start, budget, coupling and seed."""
     flat = data.flatten(1)
     real, found = FeatureStatistics.of(flat), []
@@ -197,12 +199,14 @@ def one_set(name: str, options: argparse.Namespace) -> dict:
     data = data[: options.data] if options.data else data
     moments = Moments.fit(data, directions=min(32, data[0].numel(), len(data) // 4))
 
-    def law(coupling: Coupling) -> NoiseLaw:
+    def law(coupling: Coupling) -> NoiseDistribution:
         order = [torch.randperm(len(data), generator=keyed_generator("law", e)) for e in range(20)]
         batches = [data[rows] for epoch in order for rows in epoch.split(BATCH)]
-        return NoiseLaw.measure(coupling, batches, moments, generator=keyed_generator("law"))
+        return NoiseDistribution.measure(
+            coupling, batches, moments, generator=keyed_generator("law")
+        )
 
-    couplings = [coupling_from_name(c, moments, law) for c in COUPLINGS]
+    couplings = [parse_coupling(c, moments, law) for c in COUPLINGS]
     known = []
     for spelling, coupling in zip(COUPLINGS, couplings, strict=True):
         known.append(predictors(data, spelling, coupling, options.probes))

@@ -84,7 +84,9 @@ def exact(name: str, known: dict[str, float]) -> dict[str, float]:
 
     What the estimate took from the information for it is given back.
     """
-    if not getattr(spelled(name), "keeps_law", False) or not math.isfinite(known.get("kl", 0.0)):
+    if not getattr(spelled(name), "preserves_marginal", False) or not math.isfinite(
+        known.get("kl", 0.0)
+    ):
         return known
     return known | {"information": known["information"] + known.get("kl", 0.0), "kl": 0.0}
 
@@ -216,7 +218,7 @@ def draw(points: list[Point], figure: Path) -> None:
     grid, axes = pyplot.subplots(2, 2, figsize=(9, 7), sharex=True, layout="constrained")
     outcomes = [(start, budget) for start in ("normal", "matched") for budget in BUDGETS]
     for panel, outcome in zip(axes.flat, outcomes, strict=True):
-        for name, colour in zip(SETS, COLOURS, strict=True):
+        for name, color in zip(SETS, COLOURS, strict=True):
             for control in (False, True):
                 mine = [p for p in points if p.set == name and p.control is control]
                 x = [100 * p.known["loss"] for p in mine]
@@ -224,7 +226,7 @@ def draw(points: list[Point], figure: Path) -> None:
                 y = [np.exp(v.mean()) for v in logs]
                 error = [[m - np.exp(v.min()) for m, v in zip(y, logs, strict=True)]]
                 error += [[np.exp(v.max()) - m for m, v in zip(y, logs, strict=True)]]
-                style = {"mfc": "white" if control else colour, "color": colour, "fmt": "o"}
+                style = {"mfc": "white" if control else color, "color": color, "fmt": "o"}
                 label = name if not control and panel is axes.flat[2] else None
                 panel.errorbar(x, y, error, ms=5, lw=0.8, label=label, **style)
         panel.axhline(1, color="#888888", lw=0.8)

@@ -58,7 +58,7 @@ class Row:
 
 
 class Training:
-    """A network and its optimiser; a step takes what ``seconds`` say, or longer."""
+    """A network and its optimizer; a step takes what ``seconds`` say, or longer."""
 
     def __init__(self, batch: int, seconds: float) -> None:
         self.width, self.depth = 1024, 0
@@ -75,7 +75,7 @@ class Training:
         for _ in range(self.depth):
             hidden += [nn.Linear(width, width), nn.SiLU()]
         self.net = nn.Sequential(nn.Linear(DIM, width), nn.SiLU(), *hidden, nn.Linear(width, DIM))
-        self.optimiser = torch.optim.Adam(self.net.parameters())
+        self.optim = torch.optim.Adam(self.net.parameters())
 
     def _timed(self, paired: Paired) -> float:
         began = time.perf_counter()
@@ -87,9 +87,9 @@ class Training:
         data, noise, _ = paired
         t = torch.rand(len(data), 1)
         loss = (self.net((1 - t) * data + t * noise) - (noise - data)).square().mean()
-        self.optimiser.zero_grad()
+        self.optim.zero_grad()
         loss.backward()
-        self.optimiser.step()
+        self.optim.step()
 
 
 class Elsewhere:

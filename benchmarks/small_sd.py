@@ -6,7 +6,7 @@ Every stage is a command of the library in a process of its own, two at a time; 
 seconds (children included) are noted. Stages that are done are skipped, so the same line goes on
 after an interruption. Then the bars: held-out PSNR of the VAE at least 20 dB; accuracy of a
 separately trained classifier on pictures of asked-for classes at least half of its accuracy on VAE
-reconstructions; the mean of 16 paintings closer to the hidden part than the mean colour; all within
+reconstructions; the mean of 16 paintings closer to the hidden part than the mean color; all within
 30 minutes of two cores. ``--scale 0.02`` tries the script.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from small_sd_judged import SAMPLER_STEPS, labelled_grid, labels_right, painting
+from small_sd_judged import SAMPLER_STEPS, labeled_grid, labels_right, painting
 
 from immiscible_diffusion.data import DataConfig, load_images
 from immiscible_diffusion.smallsd.judged import judge_of
@@ -41,9 +41,9 @@ def recipe_options(arguments: argparse.Namespace, steps: int, lr: float) -> list
     return [
         *("--data.name", arguments.name, "--data.path", str(arguments.data), "--data.size", "32"),
         *("--codec.pretrained", str(arguments.out / "pipeline"), "--path.prediction", "v"),
-        *("--steps", str(steps), "--batch-size", "64", "--accumulation", "1"),
-        *("--optimiser.lr", str(lr), "--optimiser.warmup", str(min(100, max(1, steps // 10)))),
-        *("--optimiser.decay", "cosine", "--optimiser.ema-ramp", "--label-dropout", "0.1"),
+        *("--steps", str(steps), "--batch-size", "64", "--gradient_accumulation_steps", "1"),
+        *("--optim.lr", str(lr), "--optim.warmup", str(min(100, max(1, steps // 10)))),
+        *("--optim.decay", "cosine", "--optim.ema-ramp", "--cond_drop_prob", "0.1"),
         *("--model.no-gradient-checkpointing", "--precision", "no", "--device", "cpu"),
         *("--preview-every", "0", "--log-every", "20", "--validate-every", "200"),
     ]
@@ -104,7 +104,7 @@ def lora_data(arguments: argparse.Namespace) -> list[str]:
 
 
 def bulk(arguments: argparse.Namespace, run: str) -> list[str]:
-    """The command that makes labelled pictures with a run."""
+    """The command that makes labeled pictures with a run."""
     return [
         *("bulk", str(arguments.out / run), "--out", str(arguments.out / f"pictures-{run}")),
         *("--count", str(pictures_of(arguments)), "--classes", str(arguments.out / "classes.txt")),
@@ -187,7 +187,7 @@ def report(figures: dict[str, Any], spent: dict[str, dict[str, float]]) -> list[
         rows.append((f"accuracy on labels, {run}", part["accuracy"], bar))
     if paint := figures.get("painting"):
         in_hole = "PSNR in the hole of the mean of 16, dB"
-        rows.append((in_hole, paint["mean_of_draws"], paint["known_colour"]))
+        rows.append((in_hole, paint["mean_of_draws"], paint["known_color"]))
     lines += ["| bar | reached | at least | |", "|---|--:|--:|---|"]
     for name, value, least in rows:
         reached = "yes" if value >= least else "NO"
@@ -236,7 +236,7 @@ def main() -> int:
     }
     if (arguments.out / "inpaint" / "model_index.json").is_file():
         figures["painting"] = painting(arguments, held)
-    labelled_grid(arguments, held.class_names, RUNS)
+    labeled_grid(arguments, held.class_names, RUNS)
     spent["judge and paint"] = {
         "began": began,
         "wall": time.time() - began,

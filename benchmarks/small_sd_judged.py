@@ -9,7 +9,7 @@ import torch
 
 from immiscible_diffusion.evaluation.bulk import BulkPictures
 from immiscible_diffusion.smallsd.judged import LabelJudge
-from immiscible_diffusion.smallsd.painted import centre_hole, painted
+from immiscible_diffusion.smallsd.painted import center_hole, painted
 from immiscible_diffusion.utils.images import image_grid
 
 SAMPLER_STEPS = 20
@@ -30,7 +30,7 @@ def labels_right(judge: LabelJudge, folder: Path) -> dict[str, Any]:
     }
 
 
-def labelled_grid(
+def labeled_grid(
     arguments: argparse.Namespace, names: tuple[str, ...], runs: tuple[str, ...]
 ) -> None:
     """The first pictures of every class and run, with names: labels.png."""
@@ -60,7 +60,7 @@ def painting(arguments: argparse.Namespace, held: Any, count: int = 64) -> dict[
     pipeline.set_progress_bar_config(disable=True)
     batch = held.batch(torch.arange(max(4, round(count * min(1, arguments.scale * 4)))))
     words = [held.class_names[label] for label in batch.cond["label"].tolist()]
-    hole = centre_hole(len(batch), batch.data.shape[-1], pipeline.vae_scale_factor)
+    hole = center_hole(len(batch), batch.data.shape[-1], pipeline.vae_scale_factor)
 
     def paint(pictures: torch.Tensor, holes: torch.Tensor, draw: int) -> torch.Tensor:
         made = pipeline(

@@ -30,7 +30,7 @@ def main() -> None:
     images = torch.tensor(load_digits().data, dtype=torch.float32) / 8 - 1  # [1797, 64], -1 to 1
     coupling = KNN(k=options.k, center=Moments.fit(images))
     model = network()
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
 
     for step in range(options.steps):
         data = images[torch.randint(len(images), (128,))]
@@ -39,9 +39,9 @@ def main() -> None:
         x_t = (1 - t) * data + t * noise  # one noise for the mixture ...
         target = noise - data  # ... and for the target
         loss = (model(torch.cat([x_t, t], dim=1)) - target).square().mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         if (step + 1) % max(1, options.steps // 5) == 0:
             lean = pull(data - images.mean(dim=0), noise).mean()
             print(f"step {step + 1}: loss {loss:.3f}, pull {lean:.2f} (0 without pairing)")

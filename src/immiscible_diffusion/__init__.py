@@ -7,18 +7,18 @@ from immiscible_diffusion.couplings import (
     GaussianTransport,
     Independent,
     LinearAssignment,
-    NoiseLaw,
+    NoiseDistribution,
     Shuffled,
-    coupling_from_name,
     pair_pool,
+    parse_coupling,
     prefetch,
 )
 from immiscible_diffusion.couplings.moments import Moments
-from immiscible_diffusion.data.scaling import ImageScaling
+from immiscible_diffusion.data.scaling import DataScaling
 from immiscible_diffusion.diffusion.losses import RegressionLoss
-from immiscible_diffusion.diffusion.paths import DiffusionPath, FlowPath, PathSample, SigmaPath
+from immiscible_diffusion.diffusion.paths import EDMPath, FlowMatchingPath, PathSample, VPPath
 from immiscible_diffusion.integrations import as_torchcfm
-from immiscible_diffusion.utils.random import Streams
+from immiscible_diffusion.utils.random import RandomStreams
 
 __version__ = "0.1.0"
 
@@ -26,22 +26,22 @@ __all__ = [
     "KNN",
     "Calibrated",
     "Coupling",
-    "DiffusionPath",
-    "FlowPath",
+    "DataScaling",
+    "EDMPath",
+    "FlowMatchingPath",
     "GaussianTransport",
-    "ImageScaling",
     "Independent",
     "LinearAssignment",
     "Moments",
-    "NoiseLaw",
+    "NoiseDistribution",
     "PathSample",
+    "RandomStreams",
     "RegressionLoss",
     "Shuffled",
-    "SigmaPath",
-    "Streams",
+    "VPPath",
     "__version__",
     "as_torchcfm",
-    "coupling_from_name",
     "pair_pool",
+    "parse_coupling",
     "prefetch",
 ]

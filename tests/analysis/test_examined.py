@@ -8,13 +8,13 @@ import torch
 
 from immiscible_diffusion.analysis.examined import _Examined, examine
 from immiscible_diffusion.diffusion.samplers import start_noise
-from immiscible_diffusion.evaluation.load_run import Trained
-from immiscible_diffusion.training.run_dir import RunFolder
+from immiscible_diffusion.evaluation.load_run import LoadedRun
+from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.trainer import Trainer
 
 
 def trained(recipe, folder):
-    run = RunFolder.open(folder, recipe)
+    run = RunDir.open(folder, recipe)
     Trainer(recipe, run, device="cpu").train(quiet=True)
     return run
 
@@ -67,7 +67,7 @@ def test_without_pairing_the_best_there_can_be_knows_nothing(tiny, tmp_path):
 
 
 def test_a_matched_start_is_examined_as_well(tiny, tmp_path):
-    sampler = dataclasses.replace(tiny.sampler, start="matched")
+    sampler = dataclasses.replace(tiny.sampler, init_noise="matched")
     recipe = dataclasses.replace(tiny, coupling="knn:k=16", sampler=sampler)
     found = examine(trained(recipe, tmp_path), device="cpu", noises=16)
     titles = [section["title"] for section in found]
@@ -85,7 +85,7 @@ def test_a_conditional_run_is_compared_within_its_labels(tiny, tmp_path):
 
 
 def examined(run, **parts):
-    found = Trained.load(run, "cpu")
+    found = LoadedRun.load(run, "cpu")
     sampler = dataclasses.replace(found.recipe.sampler, **parts)
     return _Examined(found, sampler, found.generator(sampler), 80, 0, None)
 
@@ -98,7 +98,7 @@ def made_by_both(one):
 
 
 def test_images_are_guided_as_those_of_sample_are(tiny, tmp_path):
-    recipe = dataclasses.replace(tiny, conditional=True, label_dropout=0.2)
+    recipe = dataclasses.replace(tiny, conditional=True, cond_drop_prob=0.2)
     run = trained(recipe, tmp_path)
     mine, usual = made_by_both(examined(run, guidance=3.0))
     torch.testing.assert_close(mine, usual)

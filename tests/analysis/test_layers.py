@@ -6,7 +6,7 @@ import torch
 from immiscible_diffusion import KNN, Independent
 from immiscible_diffusion.analysis.layers import predict_layers, prediction
 from immiscible_diffusion.analysis.posterior import OptimalDenoiser
-from immiscible_diffusion.diffusion.paths import DiffusionPath, FlowPath
+from immiscible_diffusion.diffusion.paths import FlowMatchingPath, VPPath
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def noise():
 
 
 def layers(data, noise, coupling, path=None, **options):
-    path = path or FlowPath()
+    path = path or FlowMatchingPath()
     return predict_layers(OptimalDenoiser.of(data, coupling, path), path, noise, data, **options)
 
 
@@ -51,7 +51,7 @@ def test_sampling_ends_in_the_data(data, noise):
     assert torch.equal(found.x_t[0], noise[:4])
 
 
-@pytest.mark.parametrize("path", [FlowPath(), DiffusionPath()], ids=["flow", "diffusion"])
+@pytest.mark.parametrize("path", [FlowMatchingPath(), VPPath()], ids=["flow", "diffusion"])
 @pytest.mark.parametrize("t", [1.0, 0.5, 0.1])
 def test_the_prediction_is_read_off_the_models_word(data, noise, path, t):
     best = OptimalDenoiser.of(data, KNN(4), path)
@@ -60,13 +60,13 @@ def test_the_prediction_is_read_off_the_models_word(data, noise, path, t):
 
 
 def test_flow_prediction_is_the_point_less_the_way_to_go(noise):
-    read = prediction(FlowPath(), lambda x, time, cond: 2 * x + 1)
+    read = prediction(FlowMatchingPath(), lambda x, time, cond: 2 * x + 1)
     torch.testing.assert_close(read(noise, 0.25), noise - 0.25 * (2 * noise + 1))
 
 
 def test_euler_steps_on_flow(data, noise):
     """A step of predicted image and noise is Euler's on straight paths."""
-    best = OptimalDenoiser.of(data, KNN(4), FlowPath())
+    best = OptimalDenoiser.of(data, KNN(4), FlowMatchingPath())
     x = noise
     for t in (1.0, 0.5):
         x = x - 0.5 * best.target(x, t)
@@ -84,8 +84,10 @@ def test_conditions_alone_make_no_spread(data, noise):
         return means[classes]
 
     groups = {"groups": classes, "data_groups": of_data}
-    within = predict_layers(predict, FlowPath(), noise, shifted, steps=1, **groups).layers[0]
-    across = predict_layers(predict, FlowPath(), noise, shifted, steps=1).layers[0]
+    within = predict_layers(predict, FlowMatchingPath(), noise, shifted, steps=1, **groups).layers[
+        0
+    ]
+    across = predict_layers(predict, FlowMatchingPath(), noise, shifted, steps=1).layers[0]
     assert within.spread.value < 1e-6
     assert within.offset.value < 1e-6
     assert across.spread.value > 0.2
@@ -95,7 +97,9 @@ def test_offset_of_a_constant(data, noise):
     """Prediction = mean + 1: the offset is 1 in units of the data's deviation."""
     unit = (data.flatten(1) - data.flatten(1).mean(dim=0)).view_as(data)
     unit = unit / unit.square().sum().div(49 * 16).sqrt()
-    found = predict_layers(lambda x, t: torch.ones_like(x), FlowPath(), noise, unit, steps=1)
+    found = predict_layers(
+        lambda x, t: torch.ones_like(x), FlowMatchingPath(), noise, unit, steps=1
+    )
     assert found.layers[0].offset.value == pytest.approx(1)
 
 

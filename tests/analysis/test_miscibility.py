@@ -10,7 +10,7 @@ from immiscible_diffusion.analysis import noisy_points as probing
 from immiscible_diffusion.analysis.miscibility import miscibility
 from immiscible_diffusion.analysis.noise_density import density_of
 from immiscible_diffusion.analysis.posterior import GaussianKernel, OptimalDenoiser
-from immiscible_diffusion.diffusion.paths import FlowPath
+from immiscible_diffusion.diffusion.paths import FlowMatchingPath
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def mixture():
-    """2-D points about three centres, with the centre as the label."""
+    """2-D points about three centers, with the center as the label."""
     generator = torch.Generator().manual_seed(5)
     label = torch.arange(60) % 3
     centers = torch.tensor([[2.0, 0.0], [-1.0, 1.5], [-1.0, -1.5]])
@@ -32,7 +32,7 @@ def mixture():
 
 @pytest.mark.parametrize(("k", "number", "error"), [(1, 1790.0, 0.2), (4, 1449, 16), (64, 762, 25)])
 def test_reference_numbers_on_digits(digits, k, number, error):
-    """An independent prototype's, uncentred, 300 probes."""
+    """An independent prototype's, uncenterd, 300 probes."""
     level = miscibility(digits[0], KNN(k), levels=[0.98], probes=300).levels[0]
     both = (error**2 + level.effective.error**2) ** 0.5
     assert abs(level.effective.value - number) < 3 * both
@@ -52,7 +52,7 @@ def test_surprise_is_entropy_and_the_denoiser_reaches_the_loss(digits, k):
 def test_an_optimal_model_reaches_the_irreducible_loss(mixture, coupling):
     """The closed form as the model, its loss as a trainer would take it: within 1%."""
     data = mixture[0][:8]
-    path, denoiser = FlowPath(), OptimalDenoiser.of(data, coupling, FlowPath())
+    path, denoiser = FlowMatchingPath(), OptimalDenoiser.of(data, coupling, FlowMatchingPath())
     levels = (0.9,)
     found = miscibility(data, coupling, levels=levels, probes=200_000, seed=1)
     generator = torch.Generator().manual_seed(11)
@@ -107,9 +107,9 @@ def test_a_kernel_between_all_and_one(mixture):
     assert narrow.candidates.value == pytest.approx(1, abs=1e-3)
     assert "0.0001" in narrow.given
     apart = GaussianKernel(label[:, None].float(), 0.01)
-    labelled = miscibility(data, KNN(4), labels=label, **options).levels[0]
+    labeled = miscibility(data, KNN(4), labels=label, **options).levels[0]
     kernel = miscibility(data, KNN(4), weights=apart, **options).levels[0]
-    assert kernel.effective.value == pytest.approx(labelled.effective.value, rel=1e-6)
+    assert kernel.effective.value == pytest.approx(labeled.effective.value, rel=1e-6)
 
 
 def test_blocks_do_not_matter(mixture, monkeypatch):
@@ -129,7 +129,7 @@ def test_pictures_and_json(mixture):
     data, _ = mixture
     found = miscibility(data, KNN(4), levels=[0.5, 1.0], probes=10, show=3)
     assert found.shown.x_t.shape == found.shown.denoised.shape == (2, 3, 2)
-    denoiser = OptimalDenoiser.of(data, KNN(4), FlowPath())
+    denoiser = OptimalDenoiser.of(data, KNN(4), FlowMatchingPath())
     torch.testing.assert_close(found.shown.denoised[0].double(), denoiser(found.shown.x_t[0], 0.5))
     assert json.loads(json.dumps(found.to_json()))["levels"][1]["t"] == 1.0
 

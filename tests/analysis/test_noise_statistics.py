@@ -14,7 +14,7 @@ from immiscible_diffusion.analysis.noise_statistics import (
 )
 from immiscible_diffusion.couplings.calibrated import Calibrated
 from immiscible_diffusion.couplings.gaussian_ot import GaussianTransport
-from immiscible_diffusion.couplings.noise_distribution import NoiseLaw
+from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_no_pairing_spends_nothing(data):
 def test_an_affine_map_keeps_the_information(data):
     inner, moments = KNN(16), Moments.fit(data, directions=20)
     generator = torch.Generator().manual_seed(0)
-    law = NoiseLaw.measure(inner, [data] * 20, moments, generator=generator)
+    law = NoiseDistribution.measure(inner, [data] * 20, moments, generator=generator)
     plain, mapped = measure_noise(data, inner), measure_noise(data, Calibrated(inner, law))
     assert mapped.information.value == pytest.approx(plain.information.value, abs=1e-5)
     assert mapped.kl.value < plain.kl.value / 3

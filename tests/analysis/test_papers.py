@@ -16,7 +16,7 @@ from immiscible_diffusion.analysis.papers import Extent, papers_measurements
 from immiscible_diffusion.analysis.reduction import distance_reduction, expected_reduction
 from immiscible_diffusion.analysis.section import Row
 from immiscible_diffusion.couplings.calibrated import Calibrated
-from immiscible_diffusion.couplings.noise_distribution import NoiseLaw
+from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
 from immiscible_diffusion.couplings.theory import knn_expectation
 
 SMALL = Extent(batch_sizes=(16, 32), count=200, images=6, points=60)
@@ -109,7 +109,7 @@ def test_assignment_pairs_alike_whatever_the_scale_and_mean(data):
 
 
 def test_who_looks_at_one_datum(data):
-    law = NoiseLaw.measure(KNN(4), [data], Moments.fit(data))
+    law = NoiseDistribution.measure(KNN(4), [data], Moments.fit(data))
     assert looks_at_one(KNN(4))
     assert looks_at_one(Calibrated(KNN(4), law))
     assert not any(map(looks_at_one, [LinearAssignment(), Shuffled(KNN(4)), Own()]))
@@ -198,5 +198,5 @@ def test_the_gaussian_fit_is_on_request(data):
     (section,) = papers_measurements(few, Independent(), which=["gaussian_fit"])
     corrected = section["rows"][1]["measured"]
     assert abs(corrected["value"]) < 4 * corrected["error"]
-    with pytest.raises(ValueError, match="of distance, clusters, map, gaussian_fit, got colour"):
-        papers_measurements(data, KNN(2), which=["colour"])
+    with pytest.raises(ValueError, match="of distance, clusters, map, gaussian_fit, got color"):
+        papers_measurements(data, KNN(2), which=["color"])

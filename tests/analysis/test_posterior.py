@@ -11,8 +11,8 @@ from immiscible_diffusion.analysis.posterior import OptimalDenoiser, mixing, pos
 from immiscible_diffusion.couplings import Shuffled
 from immiscible_diffusion.couplings.calibrated import Calibrated
 from immiscible_diffusion.couplings.gaussian_ot import GaussianTransport
-from immiscible_diffusion.couplings.noise_distribution import NoiseLaw
-from immiscible_diffusion.diffusion.paths import FlowPath, PathSample
+from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
+from immiscible_diffusion.diffusion.paths import FlowMatchingPath, PathSample
 from immiscible_diffusion.utils.batch import Batch
 
 POINTS = torch.tensor([[1.0, 0.2], [-0.5, 1.0], [0.1, -1.2], [0.6, 0.9], [-1.5, -0.4]])
@@ -33,7 +33,7 @@ def couplings():
     return {
         "independent": (Independent(), lambda i, g: torch.randn(len(i), 2, generator=g)),
         "knn": (KNN(4), lambda i, g: nearest_of_all(POINTS[i], 0, 4, g)),
-        "knn 16 centred": (
+        "knn 16 centerd": (
             KNN(16, center=moments),
             lambda i, g: nearest_of_all(POINTS[i], moments.mean, 16, g),
         ),
@@ -52,12 +52,14 @@ def calibrated(moments, labels):
     batch = POINTS.repeat(2000, 1)
     batches = [batch if labels is None else (batch, labels.repeat(2000))]
     generator = torch.Generator().manual_seed(3)
-    return Calibrated(inner, NoiseLaw.measure(inner, batches, moments, generator=generator))
+    return Calibrated(
+        inner, NoiseDistribution.measure(inner, batches, moments, generator=generator)
+    )
 
 
 @pytest.mark.parametrize("name", list(couplings()))
 def test_posterior_is_what_drawing_gives(name):
-    """Among points near a probe, each datum as often as the closed form says at those points."""
+    """Among points near a probe, each sample as often as the closed form says at those points."""
     coupling, drawing = couplings()[name]
     generator = torch.Generator().manual_seed(7)
     row = torch.randint(5, (1_000_000,), generator=generator)
@@ -153,14 +155,14 @@ def test_parts_and_blocks_do_not_matter(monkeypatch):
 
 
 def test_mixing_asks_the_path():
-    mix = mixing(FlowPath(), 0.25)
+    mix = mixing(FlowMatchingPath(), 0.25)
     assert (mix.alpha, mix.sigma) == (0.75, 0.25)
     assert mix.slope == pytest.approx(-4)  # noise - data = x_t / t - data / t
     assert mix.own == pytest.approx(4)
     with pytest.raises(ValueError, match="no noise"):
-        mixing(FlowPath(), 0.0)
+        mixing(FlowMatchingPath(), 0.0)
 
-    class Bent(FlowPath):
+    class Bent(FlowMatchingPath):
         def sample(self, data, noise, t):
             return PathSample(data, t, data.square())
 
@@ -170,8 +172,8 @@ def test_mixing_asks_the_path():
 
 @pytest.mark.parametrize("coupling", [Independent(), KNN(4), KNN(64)])
 def test_the_optimal_denoiser_is_the_mean(coupling):
-    """At t = 1 without pairing it is the mean of the data; near the data it is the datum."""
-    denoiser = OptimalDenoiser.of(POINTS, coupling, FlowPath())
+    """At t = 1 without pairing it is the mean of the data; near the data it is the sample."""
+    denoiser = OptimalDenoiser.of(POINTS, coupling, FlowMatchingPath())
     noise = coupling(POINTS, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(
         denoiser(POINTS + 1e-3 * noise, 1e-3), POINTS.double(), atol=1e-2, rtol=0

@@ -13,10 +13,10 @@ from immiscible_diffusion.analysis.miscibility import miscibility
 from immiscible_diffusion.analysis.noise_density import density_of, log_density
 from immiscible_diffusion.analysis.noncentral_chi2 import log_survival
 from immiscible_diffusion.analysis.papers import Extent
-from immiscible_diffusion.analysis.run import analyse
-from immiscible_diffusion.couplings import KNN, Calibrated, NoiseLaw
+from immiscible_diffusion.analysis.run import analyze
+from immiscible_diffusion.couplings import KNN, Calibrated, NoiseDistribution
 from immiscible_diffusion.couplings.moments import Moments
-from immiscible_diffusion.diffusion.paths import DiffusionPath
+from immiscible_diffusion.diffusion.paths import VPPath
 from immiscible_diffusion.utils.batch import Batch
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -72,7 +72,7 @@ def plain(values):
 
 
 def test_the_values_are_those_of_miscibility():
-    values = analyse(DATA, COUPLINGS, cond={"label": LABEL}, settings=SMALL)
+    values = analyze(DATA, COUPLINGS, cond={"label": LABEL}, settings=SMALL)
     entry = values["couplings"][1]
     settings = {"levels": SMALL.levels, "probes": SMALL.probes, "cond": {"label": LABEL}}
     whole = miscibility(DATA, KNN(4), **settings)
@@ -89,7 +89,7 @@ def test_the_values_are_those_of_miscibility():
 
 
 def test_conditions_of_couplings_need_not_be_given():
-    values = analyse(DATA, COUPLINGS, cond={"label": LABEL}, given=(), settings=SMALL)
+    values = analyze(DATA, COUPLINGS, cond={"label": LABEL}, given=(), settings=SMALL)
     assert values["couplings"][1]["given"] == []
     assert set(values["couplings"][1]["noise"]["per_label"]) == {"0", "1", "2"}
     assert values["given_summary"] == ""
@@ -97,14 +97,14 @@ def test_conditions_of_couplings_need_not_be_given():
 
 def test_a_continuous_condition_comes_at_three_bandwidths():
     obs = torch.randn(60, 2, generator=GENERATOR)
-    values = analyse(DATA, ["knn:k=4"], cond={"obs": obs}, settings=SMALL)
+    values = analyze(DATA, ["knn:k=4"], cond={"obs": obs}, settings=SMALL)
     counts = [one["candidates"]["value"] for one in values["couplings"][0]["given"]]
     assert counts[1] < counts[0] < counts[2] < 60
     assert "at the other bandwidths" in values["given_summary"]
 
 
 def test_a_killed_analysis_goes_on_and_ends_as_one_that_was_not(tmp_path, monkeypatch):
-    whole = analyse(DATA, COUPLINGS, settings=SMALL, folder=tmp_path / "whole")
+    whole = analyze(DATA, COUPLINGS, settings=SMALL, folder=tmp_path / "whole")
     kill, seen = tmp_path / "killed", []
     measure = subject.measure_noise
 
@@ -116,10 +116,10 @@ def test_a_killed_analysis_goes_on_and_ends_as_one_that_was_not(tmp_path, monkey
 
     monkeypatch.setattr(subject, "measure_noise", killed)
     with pytest.raises(KeyboardInterrupt):
-        analyse(DATA, COUPLINGS, settings=SMALL, folder=kill)
+        analyze(DATA, COUPLINGS, settings=SMALL, folder=kill)
     assert not (kill / "analysis.json").exists()
     assert len(list((kill / "parts").iterdir())) == 3
-    again = analyse(DATA, COUPLINGS, settings=SMALL, folder=kill)
+    again = analyze(DATA, COUPLINGS, settings=SMALL, folder=kill)
     assert len(seen) == 3
     assert plain(again) == plain(whole)
     written = json.loads((kill / "analysis.json").read_text())
@@ -131,12 +131,12 @@ def test_a_killed_analysis_goes_on_and_ends_as_one_that_was_not(tmp_path, monkey
 
 
 def test_couplings_and_parts_may_be_added(tmp_path, monkeypatch):
-    first = analyse(DATA, COUPLINGS, settings=SMALL, folder=tmp_path)
+    first = analyze(DATA, COUPLINGS, settings=SMALL, folder=tmp_path)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").iterdir()}
     small = partial(subject.papers_measurements, extent=Extent((16,), 32, images=4, points=20))
     monkeypatch.setattr(subject, "papers_measurements", small)
     more = Settings(levels=(0.5, 0.9), probes=20, pairs=40, show=1, papers=True)
-    added = analyse(DATA, ["knn:k=8,center=mean"], settings=more, folder=tmp_path)
+    added = analyze(DATA, ["knn:k=8,center=mean"], settings=more, folder=tmp_path)
     assert [one["name"] for one in added["couplings"]] == [*COUPLINGS, "knn:k=8,center=mean"]
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert added["couplings"][1]["miscibility"] == first["couplings"][1]["miscibility"]
@@ -152,77 +152,77 @@ def shifted(by):
 def test_objects_that_print_alike_are_told_apart(tmp_path):
     one, other = shifted(0.0), shifted(1.0)
     assert str(one) == str(other)
-    first = analyse(DATA, [one], settings=SMALL, folder=tmp_path)["couplings"][0]
+    first = analyze(DATA, [one], settings=SMALL, folder=tmp_path)["couplings"][0]
     with pytest.warns(UserWarning, match="measured anew"):
-        again = analyse(DATA, [other], settings=SMALL, folder=tmp_path)["couplings"][0]
-    fresh = analyse(DATA, [other], settings=SMALL)["couplings"][0]
+        again = analyze(DATA, [other], settings=SMALL, folder=tmp_path)["couplings"][0]
+    fresh = analyze(DATA, [other], settings=SMALL)["couplings"][0]
     assert again["noise"] == fresh["noise"] != first["noise"]
     with pytest.raises(ValueError, match="two different couplings print as Shifted"):
-        analyse(DATA, [one, other], settings=SMALL)
-    assert len(analyse(DATA, [one, shifted(0.0)], settings=SMALL)["couplings"]) == 1
+        analyze(DATA, [one, other], settings=SMALL)
+    assert len(analyze(DATA, [one, shifted(0.0)], settings=SMALL)["couplings"]) == 1
 
 
 def test_a_center_by_a_word_prints_which_moments_it_is_of(tmp_path):
     near, far = (KNN(4, center="mean", moments=Moments.fit(DATA + by)) for by in (0, 3))
     assert str(near) != str(far)
-    found = analyse(DATA, [near, far], settings=SMALL)["couplings"]
+    found = analyze(DATA, [near, far], settings=SMALL)["couplings"]
     assert found[0]["noise"]["kl"] != found[1]["noise"]["kl"]
 
 
 def test_couplings_given_as_objects_stay(tmp_path):
-    first = analyse(DATA, [KNN(4)], settings=SMALL, folder=tmp_path)["couplings"]
-    added = analyse(DATA, ["independent"], settings=SMALL, folder=tmp_path)["couplings"]
+    first = analyze(DATA, [KNN(4)], settings=SMALL, folder=tmp_path)["couplings"]
+    added = analyze(DATA, ["independent"], settings=SMALL, folder=tmp_path)["couplings"]
     assert [one["name"] for one in added] == ["independent", "KNN(k=4)"]
     assert added[1] == first[0]
     written = json.loads((tmp_path / "analysis.json").read_text())
     written["versions"]["immiscible-diffusion"] = "0.0.0"
     (tmp_path / "analysis.json").write_text(json.dumps(written))
     with pytest.warns(UserWarning, match=r"another version: KNN\(k=4\)"):
-        left = analyse(DATA, ["independent"], settings=SMALL, folder=tmp_path)["couplings"]
+        left = analyze(DATA, ["independent"], settings=SMALL, folder=tmp_path)["couplings"]
     assert [one["name"] for one in left] == ["independent"]
 
 
 @pytest.mark.parametrize("changed", ["MEASURES", "version"])
 def test_parts_of_another_version_are_measured_anew(changed, tmp_path, monkeypatch):
-    analyse(DATA, COUPLINGS[1:], settings=SMALL, folder=tmp_path)
+    analyze(DATA, COUPLINGS[1:], settings=SMALL, folder=tmp_path)
     before = {path: path.read_text() for path in (tmp_path / "parts").iterdir()}
     monkeypatch.setattr(parts, changed, 99 if changed == "MEASURES" else lambda name: "99.0")
     with pytest.warns(UserWarning, match="another version"):
-        analyse(DATA, COUPLINGS[1:], settings=SMALL, folder=tmp_path)
+        analyze(DATA, COUPLINGS[1:], settings=SMALL, folder=tmp_path)
     assert all(path.read_text() != text for path, text in before.items())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_data_of_half_precision(dtype):
-    rough = analyse(DATA.to(dtype), COUPLINGS, settings=SMALL)["couplings"][1]["miscibility"]
-    exact = analyse(DATA, COUPLINGS, settings=SMALL)["couplings"][1]["miscibility"]
+    rough = analyze(DATA.to(dtype), COUPLINGS, settings=SMALL)["couplings"][1]["miscibility"]
+    exact = analyze(DATA, COUPLINGS, settings=SMALL)["couplings"][1]["miscibility"]
     for ours, theirs in zip(rough["levels"], exact["levels"], strict=True):
         value, error = (theirs["effective"][name] for name in ("value", "error"))
         assert abs(ours["effective"]["value"] - value) < 6 * error
 
 
 def test_other_data_or_settings_are_refused(tmp_path):
-    analyse(DATA, COUPLINGS, settings=SMALL, folder=tmp_path, name="one")
+    analyze(DATA, COUPLINGS, settings=SMALL, folder=tmp_path, name="one")
     with pytest.raises(ValueError, match=r"other data than the one there.*another folder"):
-        analyse(DATA + 1, COUPLINGS, settings=SMALL, folder=tmp_path)
+        analyze(DATA + 1, COUPLINGS, settings=SMALL, folder=tmp_path)
     with pytest.raises(ValueError, match="other data"):
-        analyse(DATA, COUPLINGS, cond={"label": LABEL}, given=(), settings=SMALL, folder=tmp_path)
+        analyze(DATA, COUPLINGS, cond={"label": LABEL}, given=(), settings=SMALL, folder=tmp_path)
     other = Settings(levels=(0.5, 0.9), probes=21, pairs=40, show=1)
     with pytest.raises(ValueError, match="probes: 20 -> 21"):
-        analyse(DATA, COUPLINGS, settings=other, folder=tmp_path)
+        analyze(DATA, COUPLINGS, settings=other, folder=tmp_path)
 
 
 def test_a_lost_picture_is_made_again(tmp_path):
-    values = analyse(DATA, COUPLINGS, settings=SMALL, folder=tmp_path)
+    values = analyze(DATA, COUPLINGS, settings=SMALL, folder=tmp_path)
     (tmp_path / values["couplings"][0]["pictures"][0]["truth"]).unlink()
     with pytest.warns(UserWarning, match="measured anew"):
-        again = analyse(DATA, COUPLINGS, settings=SMALL, folder=tmp_path)
+        again = analyze(DATA, COUPLINGS, settings=SMALL, folder=tmp_path)
     assert plain(again) == plain(values)
     assert (tmp_path / values["couplings"][0]["pictures"][0]["truth"]).is_file()
 
 
 def test_a_users_coupling_is_exact_where_it_states_its_density():
-    mine, own = analyse(DATA, [Mine(), "knn:k=4"], settings=SMALL)["couplings"]
+    mine, own = analyze(DATA, [Mine(), "knn:k=4"], settings=SMALL)["couplings"]
     assert mine["name"] == "Mine(k=4)"
     assert mine["miscibility"]["estimate"] == ""
     for ours, theirs in zip(
@@ -234,28 +234,28 @@ def test_a_users_coupling_is_exact_where_it_states_its_density():
 def test_masked_data_and_what_takes_no_mask(tmp_path):
     mask = torch.ones(60, 1, 3, 3, dtype=torch.bool)
     mask[::2, :, 2] = False
-    values = analyse(DATA, COUPLINGS, mask=mask, settings=SMALL, folder=tmp_path)
+    values = analyze(DATA, COUPLINGS, mask=mask, settings=SMALL, folder=tmp_path)
     assert values["data"]["masked"]
     rms = float(DATA[mask].square().mean().sqrt())
     assert values["data"]["rms"] == pytest.approx(rms)
-    with pytest.raises(ValueError, match="assignment cannot be analysed on data with a mask"):
-        analyse(DATA, ["assignment"], mask=mask, settings=SMALL)
+    with pytest.raises(ValueError, match="assignment cannot be analyzed on data with a mask"):
+        analyze(DATA, ["assignment"], mask=mask, settings=SMALL)
     papers = Settings(papers=True)
     with pytest.raises(ValueError, match="take no mask"):
-        analyse(DATA, COUPLINGS, mask=mask, settings=papers)
+        analyze(DATA, COUPLINGS, mask=mask, settings=papers)
 
 
 def test_calibrated_pairs_what_a_mask_leaves_whole():
     mask = torch.ones(60, 1, 3, 3, dtype=torch.bool)
     mask[::2, :, 2] = False
-    law = NoiseLaw.measure(KNN(4), [DATA], Moments.fit(DATA), generator=GENERATOR)
+    law = NoiseDistribution.measure(KNN(4), [DATA], Moments.fit(DATA), generator=GENERATOR)
     density, noise = density_of(Calibrated(KNN(4), law)), torch.randn(5, 1, 3, 3).double()
     within, whole = (log_density(density, noise, Batch(DATA, None, m)) for m in (mask, None))
     torch.testing.assert_close(within[:, 1::2], whole[:, 1::2])
     normal = -noise.flatten(1).square().sum(dim=1, keepdim=True) / 2
     torch.testing.assert_close(within[:, ::2], normal.expand(5, 30))
     settings = Settings(levels=(0.5, 0.9), probes=60, pairs=40, show=0)
-    [found] = analyse(DATA, ["calibrated:knn:k=4"], mask=mask, settings=settings)["couplings"]
+    [found] = analyze(DATA, ["calibrated:knn:k=4"], mask=mask, settings=settings)["couplings"]
     assert found["miscibility"]["estimate"] == ""
     for level in found["miscibility"]["levels"]:
         surprise, entropy = level["surprise"], level["entropy"]
@@ -271,19 +271,19 @@ def test_what_is_wrong_is_said_before_anything_is_written(tmp_path):
         ([Wrong()], "noise"),
     ):
         with pytest.raises(ValueError, match=expected):
-            analyse(DATA, couplings, settings=SMALL, folder=folder)
+            analyze(DATA, couplings, settings=SMALL, folder=folder)
     with pytest.raises(ValueError, match="at least 2 data"):
-        analyse(DATA[:1], COUPLINGS, settings=SMALL, folder=folder)
+        analyze(DATA[:1], COUPLINGS, settings=SMALL, folder=folder)
     with pytest.raises(ValueError, match="bandwidth is for continuous"):
-        analyse(DATA, COUPLINGS, settings=Settings(bandwidth=1.0), folder=folder)
+        analyze(DATA, COUPLINGS, settings=Settings(bandwidth=1.0), folder=folder)
     assert not folder.exists()
 
 
 def test_other_paths():
-    path = DiffusionPath(schedule="cosine", prediction="v")
+    path = VPPath(schedule="cosine", prediction="v")
     settings = Settings(path=path, levels=(0.3, 0.9), probes=10, pairs=20)
-    values = analyse(DATA, COUPLINGS, settings=settings)
-    assert values["path"]["kind"] == "DiffusionPath"
+    values = analyze(DATA, COUPLINGS, settings=settings)
+    assert values["path"]["kind"] == "VPPath"
     assert values["path"]["prediction"] == "v"
 
 

@@ -33,20 +33,20 @@ def test_images_with_nothing_left_of_their_original():
         assert abs(one.own.value - 1 / 64) < 4 * max(one.own.error, 0.005)
 
 
-def test_renormalising_matters_by_length_alone():
+def test_renormalizing_matters_by_length_alone():
     def direction(noise):
         return noise / noise.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
 
-    plain, same = (PerturbationTest(renormalise=r)(direction, SHAPE) for r in (False, True))
+    plain, same = (PerturbationTest(renormalize=r)(direction, SHAPE) for r in (False, True))
     for one, other in zip(plain.weights, same.weights, strict=True):
         assert one.change.value == pytest.approx(other.change.value, rel=1e-5)
-    longer, kept = (PerturbationTest(renormalise=r)(lambda n: n, SHAPE) for r in (False, True))
+    longer, kept = (PerturbationTest(renormalize=r)(lambda n: n, SHAPE) for r in (False, True))
     assert longer.weights[2].change.value > kept.weights[2].change.value
 
 
-def test_noise_is_renormalised_to_unit_variance():
+def test_noise_is_renormalized_to_unit_variance():
     seen = []
-    PerturbationTest(weights=(2.0,), noises=500, renormalise=True)(
+    PerturbationTest(weights=(2.0,), noises=500, renormalize=True)(
         lambda n: seen.append(n) or n, SHAPE
     )
     assert all(abs(float(noise.std()) - 1) < 0.02 for noise in seen)

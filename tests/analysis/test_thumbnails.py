@@ -8,7 +8,7 @@ Image = pytest.importorskip("PIL.Image", reason="writes pictures")
 
 
 def saved(data, tmp_path):
-    path = tmp_path / "datum.png"
+    path = tmp_path / "sample.png"
     Look.of(data).save(data[0], path)
     return np.asarray(Image.open(path))
 
@@ -33,10 +33,10 @@ def test_data_from_0_to_1_are_shown_on_that_range(tmp_path):
 @pytest.mark.parametrize(
     ("shape", "expected", "note"),
     [
-        ((4, 8, 6), (1, 8, 6), "the first channel, grey"),
+        ((4, 8, 6), (1, 8, 6), "the first channel, gray"),
         ((3, 5, 8, 6), (3, 8, 6), "the frame in the middle"),
         ((5, 3, 8, 6), (3, 8, 6), "the frame in the middle"),
-        ((4, 5, 8, 6), (1, 8, 6), "the frame in the middle and the first channel, grey"),
+        ((4, 5, 8, 6), (1, 8, 6), "the frame in the middle and the first channel, gray"),
     ],
 )
 def test_of_latents_and_video_a_plane_is_shown(tmp_path, shape, expected, note):

@@ -17,12 +17,12 @@ from immiscible_diffusion.analysis.time_estimate import batches_by_label
 from immiscible_diffusion.cli.analyze import Options, PathOptions
 from immiscible_diffusion.cli.main import main
 from immiscible_diffusion.data.in_memory import Whole
-from immiscible_diffusion.diffusion.paths import DiffusionPath, FlowPath, SigmaPath
+from immiscible_diffusion.diffusion.paths import EDMPath, FlowMatchingPath, VPPath
 from immiscible_diffusion.utils.batch import Batch
 
 pytest.importorskip("sklearn", reason="digits come with scikit-learn")
 FEW = ["--images", "60", "--probes", "10", "--pairs", "20", "--levels", "0.5", "0.9"]
-DIGITS = ["analyse", "--data", "digits", *FEW, "--show", "1", "--out", "out"]
+DIGITS = ["analyze", "--data", "digits", *FEW, "--show", "1", "--out", "out"]
 MINE = """
 from immiscible_diffusion import KNN, Independent
 
@@ -75,11 +75,11 @@ def lasting(values):
 def test_digits_end_to_end(capsys, tmp_path):
     code, said, _ = outcome(capsys, *DIGITS, "--cond", "label", "--coupling", "knn:k=4")
     assert code == 0
-    assert said.startswith("Given the label, a datum is mixed")
+    assert said.startswith("Given the label, a sample is mixed")
     assert said.endswith("page: out/analysis.html\n")
     values = written(tmp_path / "out")
     assert values["format"] == 1
-    assert values["command"].startswith("immiscible analyse --data digits")
+    assert values["command"].startswith("immiscible analyze --data digits")
     assert values["hardware"]
     assert values["versions"]["torch"]
     assert [one["name"] for one in values["couplings"]] == ["independent", "knn:k=4"]
@@ -135,12 +135,12 @@ def test_arrays_with_conditions_and_a_mask(no_page, capsys, tmp_path):
     )
     code, said, _ = outcome(
         capsys,
-        *["analyse", "--data", "windows.npz", "--array", "action", "--cond", "obs"],
+        *["analyze", "--data", "windows.npz", "--array", "action", "--cond", "obs"],
         *["--cond", "task", "--mask", "valid", "--coupling", "knn:k=4", *FEW, "--show", "1"],
     )
     assert code == 0
     assert "'task' and 'obs' (Gaussian kernel" in said
-    folder = tmp_path / "runs" / "analyse" / "windows"
+    folder = tmp_path / "runs" / "analyze" / "windows"
     values = written(folder)
     assert values["data"]["masked"]
     assert values["data"]["classes"] == ["lift", "push"]
@@ -179,8 +179,8 @@ def test_a_dry_run_writes_nothing(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["analyse"], "which data"),
-        (["analyse", "--data", "nothing"], "no data set, folder or file 'nothing'"),
+        (["analyze"], "which data"),
+        (["analyze", "--data", "nothing"], "no data set, folder or file 'nothing'"),
         ([*DIGITS, "--coupling", "knm"], "unknown coupling 'knm'"),
         ([*DIGITS, "--coupling", "knn:k=4", "--coupling", "knn:k=4"], "named twice: knn:k=4"),
         ([*DIGITS, "--cond", "text"], "the condition 'label' only"),
@@ -190,7 +190,7 @@ def test_a_dry_run_writes_nothing(capsys, tmp_path):
         ([*DIGITS, "--threads", "0"], "threads must be at least 1"),
         ([*DIGITS, "--path.kind", "straight"], "straight"),
         ([*DIGITS, "--path", "sigma"], "is --path.kind sigma"),
-        (["analyse", "--data", "folder"], "no data set, folder or file 'folder'; known: digits"),
+        (["analyze", "--data", "folder"], "no data set, folder or file 'folder'; known: digits"),
         ([*DIGITS, "--bandwidth", "1"], "bandwidth is for continuous conditions"),
     ],
 )
@@ -215,16 +215,16 @@ def test_a_folder_named_folder_is_a_folder(capsys, tmp_path):
         Image.fromarray(picture).save(tmp_path / "folder" / f"{number}.png")
     options = ["--coupling", "knn:k=2", "--dry-run", "--channels", "1", *FEW]
     for named in (["folder"], ["folder", "--path", "folder"]):
-        code, said, _ = outcome(capsys, "analyse", "--data", *named, *options)
+        code, said, _ = outcome(capsys, "analyze", "--data", *named, *options)
         assert code == 0
         assert "data: folder, 3 of shape 1x8x8" in said
 
 
 def test_paths_by_option():
-    assert PathOptions().build() == FlowPath()
+    assert PathOptions().build() == FlowMatchingPath()
     made = PathOptions(kind="diffusion", schedule="cosine", prediction="v").build()
-    assert made == DiffusionPath(schedule="cosine", prediction="v")
-    assert PathOptions(kind="sigma", sigma_max=10).build() == SigmaPath(sigma_max=10)
+    assert made == VPPath(schedule="cosine", prediction="v")
+    assert PathOptions(kind="sigma", sigma_max=10).build() == EDMPath(sigma_max=10)
 
 
 def test_the_baseline_is_always_first():
@@ -239,7 +239,7 @@ def test_by_default_data_with_a_mask_have_no_coupling_that_takes_none():
 
 def test_help_begins_with_the_data(capsys):
     with pytest.raises(SystemExit):
-        main(["analyse", "--help"])
+        main(["analyze", "--help"])
     said = capsys.readouterr().out
     assert said.index("--data STR") < said.index("--coupling STR") < said.index("--path.kind")
     assert "--path {None}|STR" in said

@@ -6,8 +6,8 @@ import torch
 
 from immiscible_diffusion.applications.stable_diffusion.pipelines import load_checkpoint
 from immiscible_diffusion.cli.main import main
-from immiscible_diffusion.diffusion.samplers import Sampler
-from immiscible_diffusion.evaluation.images import Judge
+from immiscible_diffusion.diffusion.samplers import SamplerConfig
+from immiscible_diffusion.evaluation.images import ImageEvaluator
 from immiscible_diffusion.metrics import FeatureStatistics, frechet_distance, halves
 from immiscible_diffusion.metrics.evaluate import Reference
 
@@ -144,10 +144,10 @@ def test_a_checkpoint_that_does_not_suit_is_an_error(run, capsys, checkpoint, tm
 
 
 def test_step_selection_in_words():
-    assert Sampler().selection == "equal in t"
-    assert Sampler(method="dopri5").selection == "adaptive, tolerance 1e-05"
-    assert Sampler(method="ddim", spacing="quadratic").selection.startswith("quadratic")
-    assert Sampler(method="edm").selection == "in sigma"
+    assert SamplerConfig().selection == "equal in t"
+    assert SamplerConfig(method="dopri5").selection == "adaptive, tolerance 1e-05"
+    assert SamplerConfig(method="ddim", spacing="quadratic").selection.startswith("quadratic")
+    assert SamplerConfig(method="edm").selection == "in sigma"
 
 
 def test_real_against_real_is_the_distance_of_disjoint_sets():
@@ -155,7 +155,7 @@ def test_real_against_real_is_the_distance_of_disjoint_sets():
         name = "gaussian (3-d)"
 
     real = torch.randn(400, 3, generator=torch.Generator().manual_seed(0))
-    judge = Judge(Extractor(), Reference.of(real, "gaussian (3-d)"), None)
+    judge = ImageEvaluator(Extractor(), Reference.of(real, "gaussian (3-d)"), None)
     floor, quality = judge.real_against_real(50, ["frechet", "precision"])
     one, other = halves(real, 50, 0, 0)
     rows = {tuple(row) for row in one.tolist()}

@@ -7,8 +7,8 @@ import pytest
 from immiscible_diffusion.cli.main import main
 from immiscible_diffusion.cli.options import named_recipe, with_kinds
 from immiscible_diffusion.diffusion.losses import ConsistencyLoss
-from immiscible_diffusion.diffusion.paths import DiffusionPath, FlowPath, SigmaPath
-from immiscible_diffusion.diffusion.samplers import Sampler
+from immiscible_diffusion.diffusion.paths import EDMPath, FlowMatchingPath, VPPath
+from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.models import MLP, DiT
 from immiscible_diffusion.recipes import recipe_from_name
 
@@ -24,20 +24,23 @@ def test_a_network_of_another_kind_and_its_options(tmp_path):
 
 def test_path_and_loss_of_other_kinds_come_with_a_sampler_that_fits():
     flow = recipe_from_name("digits-flow")
-    recipe, _ = with_kinds(flow, ["--path.kind", "SigmaPath", "--loss.kind", "consistencyloss"])
-    assert (recipe.path, recipe.loss) == (SigmaPath(), ConsistencyLoss())
-    assert recipe.sampler == Sampler("consistency", steps=1)
-    recipe, _ = with_kinds(recipe_from_name("digits-ddim"), ["--path.kind", "FlowPath"])
-    assert recipe.path == FlowPath()
+    recipe, _ = with_kinds(flow, ["--path.kind", "EDMPath", "--loss.kind", "consistencyloss"])
+    assert (recipe.path, recipe.loss) == (EDMPath(), ConsistencyLoss())
+    assert recipe.sampler == SamplerConfig("consistency", steps=1)
+    recipe, _ = with_kinds(recipe_from_name("digits-ddim"), ["--path.kind", "FlowMatchingPath"])
+    assert recipe.path == FlowMatchingPath()
     assert recipe.sampler.method == "euler"
-    recipe, _ = with_kinds(flow, ["--path.kind", "DiffusionPath"])
-    assert recipe.path == DiffusionPath()
+    recipe, _ = with_kinds(flow, ["--path.kind", "VPPath"])
+    assert recipe.path == VPPath()
     assert recipe.sampler.method == "ddim"
 
 
 def test_the_kind_that_it_is_changes_nothing():
     flow = recipe_from_name("digits-flow")
-    assert with_kinds(flow, ["--model.kind", "MLP", "--path.kind", "FlowPath"]) == (flow, [])
+    assert with_kinds(flow, ["--model.kind", "MLP", "--path.kind", "FlowMatchingPath"]) == (
+        flow,
+        [],
+    )
     assert isinstance(flow.model, MLP)
 
 
@@ -50,7 +53,7 @@ def test_unknown_kinds_are_named():
 
 def test_combinations_that_cannot_be_are_refused():
     consistency = recipe_from_name("digits-consistency")
-    with pytest.raises(ValueError, match="says the datum in one step"):
-        dataclasses.replace(consistency, sampler=Sampler("edm"))
+    with pytest.raises(ValueError, match="says the sample in one step"):
+        dataclasses.replace(consistency, sampler=SamplerConfig("edm"))
     with pytest.raises(ValueError, match="which is not built"):
-        dataclasses.replace(consistency, path=SigmaPath(time="discrete"))
+        dataclasses.replace(consistency, path=EDMPath(time="discrete"))

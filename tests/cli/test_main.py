@@ -20,7 +20,7 @@ def outcome(capsys, *arguments: str) -> tuple[int, str, str]:
         (["trian"], "unknown command 'trian'"),
         (["train"], "which recipe?"),
         (["train", "digit-flow"], "did you mean 'digits-flow'"),
-        (["train", "digits-flow", "--tiny", "--colour", "red"], "Unrecognized options: --colour"),
+        (["train", "digits-flow", "--tiny", "--color", "red"], "Unrecognized options: --color"),
         (["train", "digits-flow", "--tiny", "--steps", "many"], "--steps"),
         (["train", "digits-flow", "--tiny", "--path.shift", "-1"], "shift must be above 0"),
         (["train", "digits-flow", "--tiny", "--coupling", "knm"], "unknown coupling 'knm'"),
@@ -61,7 +61,7 @@ def test_help_lists_the_commands_and_recipes(capsys):
     code, text, _ = outcome(capsys, "recipes")
     assert "digits-flow" in text
     code, text, _ = outcome(capsys, "recipes", "cifar10-flow")
-    assert json.loads(text)["optimiser"]["ema"] == 0.9999
+    assert json.loads(text)["optimizer"]["ema"] == 0.9999
     with pytest.raises(SystemExit, match="0"):
         main(["compare", "digits-flow", "--help"])
 

@@ -6,11 +6,11 @@ pytest.importorskip("matplotlib")
 
 from immiscible_diffusion.cli.main import main
 from immiscible_diffusion.reporting.compare import (
-    Cell,
     Comparison,
     CouplingEntry,
     Dataset,
-    Quality,
+    SampleMetrics,
+    Trial,
     write_report,
 )
 from immiscible_diffusion.utils.atomic_files import write_json
@@ -21,7 +21,9 @@ def compared(tmp_path_factory):
     """The folder of a comparison of one coupling, twice as fast as the baseline."""
     folder = tmp_path_factory.mktemp("compared")
     cells = [
-        Cell(name, seed, tuple(Quality(s, 5, frechet=1e3 / (s * fast)) for s in (10, 20, 40)))
+        Trial(
+            name, seed, tuple(SampleMetrics(s, 5, frechet=1e3 / (s * fast)) for s in (10, 20, 40))
+        )
         for name, fast in (("independent", 1.0), ("knn:k=4", 2.0))
         for seed in (0, 1)
     ]
@@ -38,8 +40,8 @@ def compared(tmp_path_factory):
         samples=1000,
         real_samples=1797,
         floor=None,
-        budgets=(5,),
-        headline_budget=5,
+        sampling_steps=(5,),
+        headline_steps=5,
         sampler="euler",
         eval_steps=(10, 20, 40),
         batch_size=256,

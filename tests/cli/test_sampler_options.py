@@ -11,11 +11,11 @@ from PIL import Image
 from immiscible_diffusion.cli.sample import share_of
 from immiscible_diffusion.cli.sampler_options import SamplerChanges
 from immiscible_diffusion.data import DataConfig
-from immiscible_diffusion.diffusion.paths import DiffusionPath
-from immiscible_diffusion.diffusion.samplers import Sampler
+from immiscible_diffusion.diffusion.paths import VPPath
+from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.models import UNet
 from immiscible_diffusion.recipes import recipe_from_name
-from immiscible_diffusion.training.run_dir import RunFolder
+from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.trainer import Trainer
 
 
@@ -31,13 +31,13 @@ def run(tmp_path_factory):
         recipe_from_name("digits-flow").tiny(),
         data=DataConfig(name="digits", limit=64),
         model=UNet(8, (1, 2), blocks=1, attention=(4,), head_channels=4, groups=4, dropout=0.0),
-        path=DiffusionPath(),
-        sampler=Sampler("ddpm", 4, clip=1.0),
+        path=VPPath(),
+        sampler=SamplerConfig("ddpm", 4, clip=1.0),
         steps=4,
         preview_every=0,
     )
     folder = tmp_path_factory.mktemp("run")
-    Trainer(recipe, RunFolder.open(folder, recipe), device="cpu").train(quiet=True)
+    Trainer(recipe, RunDir.open(folder, recipe), device="cpu").train(quiet=True)
     return folder
 
 
@@ -71,15 +71,15 @@ def test_shares_of_ranks_are_all_images_once():
 
 
 def test_options_change_the_recipe_s_sampler_and_nothing_else():
-    recipe = Sampler("ddim", 20, clip=1.0)
+    recipe = SamplerConfig("ddim", 20, clip=1.0)
     assert SamplerChanges().of(recipe) == recipe
     changed = SamplerChanges(spacing="quadratic", steps=10, guidance=2.0).of(recipe)
-    assert changed == Sampler("ddim", 10, clip=1.0, spacing="quadratic", guidance=2.0)
-    assert SamplerChanges(eta=0.0, guidance=1.0).of(Sampler("ddim", eta=0.5, guidance=3.0)) == (
-        Sampler("ddim")
-    )
+    assert changed == SamplerConfig("ddim", 10, clip=1.0, spacing="quadratic", guidance=2.0)
+    assert SamplerChanges(eta=0.0, guidance=1.0).of(
+        SamplerConfig("ddim", eta=0.5, guidance=3.0)
+    ) == (SamplerConfig("ddim"))
     with pytest.raises(ValueError, match="spacing means something in ddim and ddpm and dpm only"):
-        SamplerChanges(spacing="quadratic").of(Sampler("euler"))
+        SamplerChanges(spacing="quadratic").of(SamplerConfig("euler"))
     with pytest.raises(ValueError, match="clip means something"):
         SamplerChanges(clip=1.0, method="dpm").of(recipe)
     with pytest.raises(ValueError, match="eta must be from 0 to 1"):

@@ -13,17 +13,17 @@ from immiscible_diffusion import KNN, LinearAssignment
 from immiscible_diffusion.couplings import Independent, Shuffled
 from immiscible_diffusion.couplings.schedule import WarmUp, at_step
 from immiscible_diffusion.couplings.testing import check_coupling
-from immiscible_diffusion.diffusion.paths import DiffusionPath, FlowPath
+from immiscible_diffusion.diffusion.paths import FlowMatchingPath, VPPath
 from immiscible_diffusion.integrations import pull
 
 COUPLINGS = [
     KNN(k=2),
     KNN(k=16),
     LinearAssignment(),
-    LinearAssignment(cost="norm", standardised=True),
-    LinearAssignment(standardised=True),
+    LinearAssignment(cost="norm", standardized=True),
+    LinearAssignment(standardized=True),
     LinearAssignment(cond_key="observation", cond_cost="soft"),
-    LinearAssignment(surplus=2),
+    LinearAssignment(oversample=2),
     Shuffled(KNN(k=4)),
     WarmUp(KNN(k=2), 10),
     Independent(),
@@ -65,7 +65,7 @@ def test_data_and_observations_stay_in_place(coupling, seed):
     assert torch.equal(batch.mask, mask)
 
 
-@pytest.mark.parametrize("path", [DiffusionPath("cosine", steps=100), FlowPath()], ids=repr)
+@pytest.mark.parametrize("path", [VPPath("cosine", steps=100), FlowMatchingPath()], ids=repr)
 @pytest.mark.parametrize("coupling", COUPLINGS, ids=repr)
 def test_padding_never_influences_a_masked_loss(coupling, path):
     """Where positions outside are put at 0 before data are diffused, and errors there left out.
@@ -112,17 +112,17 @@ def test_a_masked_assignment_gives_padded_data_noise_that_is_long_where_it_does_
 
 
 def test_knn_of_two_is_what_the_design_says():
-    """KL = log 2 - 1/2 a datum; 16 x 2 actions in [-1, 1]: variance 0.89 at k = 2, 0.80 at 4."""
+    """KL = log 2 - 1/2 a sample; 16 x 2 actions in [-1, 1]: variance 0.89 at k = 2, 0.80 at 4."""
     data = 2 * torch.rand(20_000, 16, 2, generator=torch.Generator().manual_seed(0)) - 1
     for k, variance in ((2, 0.89), (4, 0.80)):
         noise = KNN(k=k)(data, generator=torch.Generator().manual_seed(1))
         assert abs(float(noise.var()) - variance) < 0.015
 
 
-# -- standardised distance ------------------------------------------------------------------------
+# -- standardized distance ------------------------------------------------------------------------
 
 
-def standardised_by_hand(data, valid):
+def standardized_by_hand(data, valid):
     out = torch.zeros_like(data)
     for place in itertools.product(*map(range, data.shape[1:])):
         rows = valid[(slice(None), *place)]
@@ -133,41 +133,41 @@ def standardised_by_hand(data, valid):
 
 
 @pytest.mark.parametrize("cost", ["inner", "norm", "l1"])
-def test_standardised_is_the_assignment_of_standardised_data(cost):
+def test_standardized_is_the_assignment_of_standardized_data(cost):
     batch = windows(32, 4)
     data, valid = batch.data.double(), batch.mask.expand_as(batch.data)
     data = data * torch.tensor([1.0, 0.01]).double() + 5
     noise = torch.randn(data.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    index = LinearAssignment(cost=cost, standardised=True).assign(data, noise, mask=batch.mask)
-    by_hand = standardised_by_hand(data, valid)
+    index = LinearAssignment(cost=cost, standardized=True).assign(data, noise, mask=batch.mask)
+    by_hand = standardized_by_hand(data, valid)
     assert torch.equal(index, LinearAssignment(cost=cost).assign(by_hand, noise, mask=batch.mask))
 
 
-def test_standardised_does_not_see_shift_and_scale_of_a_coordinate():
+def test_standardized_does_not_see_shift_and_scale_of_a_coordinate():
     batch = windows(32, 5)
     data = batch.data.double()
     noise = torch.randn(data.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    own, plain = LinearAssignment(standardised=True), LinearAssignment()
+    own, plain = LinearAssignment(standardized=True), LinearAssignment()
     moved = data * torch.tensor([100.0, 0.02]).double() + torch.tensor([3.0, -1]).double()
     assert torch.equal(own.assign(data, noise), own.assign(moved, noise))
     assert not torch.equal(plain.assign(data, noise), plain.assign(moved, noise))
 
 
-def test_standardised_with_a_coordinate_that_does_not_vary():
+def test_standardized_with_a_coordinate_that_does_not_vary():
     batch = windows(16, 6)
     data = batch.data.clone()
     data[:, 3] = 0.7
     data[:, 4] = torch.where(torch.arange(16)[:, None] == 2, 0.3, data[:, 4])
-    noise = draw(LinearAssignment(standardised=True), batch, data=data)
+    noise = draw(LinearAssignment(standardized=True), batch, data=data)
     assert bool(noise.isfinite().all())
 
 
-def test_standardised_keeps_the_noises_drawn_and_all_promises():
+def test_standardized_keeps_the_noises_drawn_and_all_promises():
     batch = windows(64, 7)
-    coupling = LinearAssignment(cost="norm", standardised=True)
+    coupling = LinearAssignment(cost="norm", standardized=True)
     drawn = coupling.draw(batch.data, torch.Generator().manual_seed(0))
     assert sorted(draw(coupling, batch).tolist()) == sorted(drawn.tolist())
-    assert coupling.keeps_law
+    assert coupling.preserves_marginal
     check_coupling(coupling)
 
 
@@ -219,16 +219,16 @@ def test_a_warm_up_is_found_inside_other_couplings():
 
 def test_a_warm_up_keeps_what_couplings_promise():
     check_coupling(WarmUp(KNN(k=8), 3))
-    assert WarmUp(LinearAssignment(), 3).keeps_law
-    assert not WarmUp(KNN(k=8), 3).keeps_law
+    assert WarmUp(LinearAssignment(), 3).preserves_marginal
+    assert not WarmUp(KNN(k=8), 3).preserves_marginal
 
 
 def test_a_law_is_of_one_coupling():
     from immiscible_diffusion import Moments
-    from immiscible_diffusion.couplings import Calibrated, NoiseLaw
+    from immiscible_diffusion.couplings import Calibrated, NoiseDistribution
 
     data = windows(256, 11).data
-    law = NoiseLaw.standard(Moments.fit(data))
+    law = NoiseDistribution.standard(Moments.fit(data))
     with pytest.raises(ValueError, match=r"use WarmUp\(Calibrated\("):
         at_step(Calibrated(WarmUp(KNN(k=8), 3), law), 0)
     inside = WarmUp(Calibrated(KNN(k=8), law), 3)

@@ -78,7 +78,7 @@ def test_a_permutation_of_the_noise_and_no_duplicates(cost):
 
 
 def test_not_the_inverse_permutation():
-    # TCFM#178. A cycle of three is not its own inverse: datum i is nearest to noise cycle[i].
+    # TCFM#178. A cycle of three is not its own inverse: sample i is nearest to noise cycle[i].
     cycle = torch.tensor([1, 2, 0])
     noise = torch.tensor([[0.0, 9.0], [9.0, 0.0], [-9.0, -9.0]])
     data = noise[cycle] + 0.1

@@ -109,7 +109,7 @@ def test_one_datum_chooses_among_a_surplus_and_does_not_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         data, noise = torch.ones(1, 3), torch.tensor([[9.0] * 3, [0.9] * 3, [-1.0] * 3])
-        assert torch.equal(LinearAssignment(surplus=3).pair(data, noise), noise[1:2])
+        assert torch.equal(LinearAssignment(oversample=3).pair(data, noise), noise[1:2])
 
 
 def test_no_part_is_left_with_one_datum():

@@ -1,4 +1,4 @@
-"""Costs, masks, surplus, parts and pools of the linear assignment, against all permutations."""
+"""Costs, masks, oversample, parts and pools of the linear assignment, against all permutations."""
 
 import dataclasses
 from itertools import permutations
@@ -30,7 +30,7 @@ def distance(kind, x, n, valid):
 
 
 def least_cost(kind, data, noise, valid, allowed=None):
-    """Over all permutations; ``allowed[i, j]`` says whether datum i may get noise j."""
+    """Over all permutations; ``allowed[i, j]`` says whether sample i may get noise j."""
     pairs = zip(data, valid, strict=True)
     cost = torch.stack([torch.stack([distance(kind, x, n, v) for n in noise]) for x, v in pairs])
     rows = torch.arange(len(data))
@@ -62,26 +62,26 @@ def test_least_cost_of_all_permutations(kind, masked, count):
 def test_surplus_picks_the_nearest_set_and_says_that_it_changes_the_law():
     data = torch.randn(3, 4, generator=seeded(1)).double()
     noise = torch.randn(6, 4, generator=seeded(2)).double()
-    coupling = LinearAssignment(surplus=2)
+    coupling = LinearAssignment(oversample=2)
     index = coupling.assign(data, noise)
     assert len(set(index.tolist())) == 3
     least, cost = least_cost("inner", data, noise, torch.ones(3, 4, dtype=torch.bool))
     assert float(cost[torch.arange(3), index].sum()) == pytest.approx(least)
-    assert LinearAssignment().keeps_law
-    assert not coupling.keeps_law
+    assert LinearAssignment().preserves_marginal
+    assert not coupling.preserves_marginal
     many = torch.randn(400, 32, generator=seeded(3))
-    shrunk = LinearAssignment(surplus=8)(many, generator=seeded(4))
+    shrunk = LinearAssignment(oversample=8)(many, generator=seeded(4))
     assert float(shrunk.square().mean()) < 0.97
-    with pytest.raises(ValueError, match=r"noise must be \(6, 4\) with surplus=2, got \(3, 4\)"):
+    with pytest.raises(ValueError, match=r"noise must be \(6, 4\) with oversample=2, got \(3, 4\)"):
         coupling.pair(data, noise[:3])
 
 
 def test_flipped_is_as_tied_and_as_far_as_the_other_is_near():
     data = torch.randn(64, 16, generator=seeded(5))
     near = LinearAssignment()(data, generator=seeded(6))
-    far = LinearAssignment(flipped=True)(data, generator=seeded(6))
+    far = LinearAssignment(negate=True)(data, generator=seeded(6))
     assert torch.equal(far, -near)
-    assert LinearAssignment(flipped=True).keeps_law
+    assert LinearAssignment(negate=True).preserves_marginal
 
 
 @pytest.mark.parametrize("options", [{}, {"max_size": 5}, {"cost": "l1"}, {"cond_key": "label"}])
@@ -153,8 +153,8 @@ DTYPES = st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.fl
     dtype=DTYPES,
     options=st.sampled_from(
         [
-            *({}, {"cost": "norm"}, {"cond_key": "c"}, {"max_size": 7}, {"flipped": True}),
-            *({"cond_key": "c", "cond_cost": "soft"}, {"surplus": 3}),
+            *({}, {"cost": "norm"}, {"cond_key": "c"}, {"max_size": 7}, {"negate": True}),
+            *({"cond_key": "c", "cond_cost": "soft"}, {"oversample": 3}),
         ]
     ),
     masked=st.booleans(),
@@ -181,7 +181,7 @@ def test_whatever_comes(count, shape, dtype, options, masked, seed):
 
 @pytest.mark.parametrize(
     "options",
-    [{"cost": "l1"}, {"flipped": True}, {"surplus": 2}, {"max_size": 3}, {"across_ranks": True}],
+    [{"cost": "l1"}, {"negate": True}, {"oversample": 2}, {"max_size": 3}, {"across_ranks": True}],
     ids=str,
 )
 def test_options_keep_the_promises_of_a_coupling(options):
@@ -191,9 +191,9 @@ def test_options_keep_the_promises_of_a_coupling(options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"surplus": 0}, "surplus must be a whole number >= 1, got 0"),
+        ({"oversample": 0}, "oversample must be a whole number >= 1, got 0"),
         ({"pool": 1.5}, "pool must be a whole number >= 1, got 1.5"),
-        ({"surplus": 2, "cost": "norm"}, "surplus > 1 needs cost='inner'"),
+        ({"oversample": 2, "cost": "norm"}, "oversample > 1 needs cost='inner'"),
         ({"max_size": 1}, "max_size must be at least 2, got 1"),
         ({"crossing": 0.5}, "crossing must be above 0 and below 1/2, got 0.5"),
         ({"cond_cost": "firm"}, "cond_cost must be hard or soft, got 'firm'"),

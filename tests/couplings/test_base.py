@@ -9,13 +9,13 @@ from scipy import stats
 from immiscible_diffusion import (
     KNN,
     Coupling,
-    FlowPath,
+    FlowMatchingPath,
     Independent,
     LinearAssignment,
     Moments,
     RegressionLoss,
     Shuffled,
-    coupling_from_name,
+    parse_coupling,
 )
 
 ALL = [
@@ -62,7 +62,7 @@ def test_labels_stay_with_their_data(coupling):
 @pytest.mark.parametrize("time", ["uniform", "logit_normal"])
 def test_mixture_and_target_use_the_same_noise(coupling, time):
     # denoising-diffusion-pytorch mixes with paired noise and learns the noise as it was drawn.
-    data, path = data_of(32).double(), FlowPath(time=time)
+    data, path = data_of(32).double(), FlowMatchingPath(time=time)
     noise = coupling(data, generator=seeded(3))
     t = path.sample_time(32, generator=seeded(4)).double().clamp(0.05, 0.95)
     point = path.sample(data, noise, t)
@@ -74,7 +74,7 @@ def test_mixture_and_target_use_the_same_noise(coupling, time):
 
 @pytest.mark.parametrize("coupling", ALL, ids=str)
 def test_loss_vanishes_for_the_model_that_knows_the_paired_noise(coupling):
-    data, path = data_of(32), FlowPath()
+    data, path = data_of(32), FlowMatchingPath()
     noise, t = coupling(data, generator=seeded(3)), torch.full((32,), 0.7)
 
     def oracle(x_t, time, cond):
@@ -157,7 +157,7 @@ MEAN = Moments(torch.zeros(6), 1.0, 10)
     ],
 )
 def test_names(name, coupling):
-    assert coupling_from_name(name, MEAN) == coupling
+    assert parse_coupling(name, MEAN) == coupling
 
 
 def test_moments_are_fitted_only_if_needed():
@@ -167,9 +167,9 @@ def test_moments_are_fitted_only_if_needed():
         fits.append(1)
         return MEAN
 
-    assert coupling_from_name("knn:k=2", fit) == KNN(2)
+    assert parse_coupling("knn:k=2", fit) == KNN(2)
     assert not fits
-    assert coupling_from_name("shuffled:knn:k=2,center=mean", fit) == Shuffled(KNN(2, center=MEAN))
+    assert parse_coupling("shuffled:knn:k=2,center=mean", fit) == Shuffled(KNN(2, center=MEAN))
     assert fits == [1]
 
 
@@ -185,7 +185,7 @@ def test_moments_are_fitted_only_if_needed():
         ("knn:4", "'4' is not of the form option=value"),
         ("knn:k=", "'k=' is not of the form"),
         ("knn:k=2,k=3", "'k' is given twice"),
-        ("knn:k=2,centre=mean", "centre.*options: k, center"),
+        ("knn:k=2,center=mean", "center.*options: k, center"),
         ("knn:k=2,center=sum", "center=sum is unknown; use one of mean, label, channel"),
         ("knn:k=2,center=mean", "needs the moments of the data"),
         ("assignment:cost=l2", "inner, norm, l1, got 'l2'"),
@@ -205,7 +205,7 @@ def test_moments_are_fitted_only_if_needed():
 )
 def test_errors_of_names(name, message):
     with pytest.raises(ValueError, match=message):
-        coupling_from_name(name)
+        parse_coupling(name)
 
 
 def test_a_name_that_makes_no_coupling(monkeypatch):
@@ -213,7 +213,7 @@ def test_a_name_that_makes_no_coupling(monkeypatch):
     module.Number = float
     monkeypatch.setitem(sys.modules, "mine", module)
     with pytest.raises(ValueError, match="which cannot be called with data"):
-        coupling_from_name("mine:Number")
+        parse_coupling("mine:Number")
 
 
 def test_a_coupling_of_another_signature_is_refused_by_name(monkeypatch):
@@ -225,10 +225,10 @@ def test_a_coupling_of_another_signature_is_refused_by_name(monkeypatch):
     module.Older = Older
     monkeypatch.setitem(sys.modules, "mine", module)
     with pytest.raises(ValueError, match=r"cannot be called as coupling\(data, cond=cond"):
-        coupling_from_name("mine:Older")
+        parse_coupling("mine:Older")
 
 
 def test_switches_are_read_in_small_letters():
-    assert coupling_from_name("assignment:across_ranks=true,flipped=False") == LinearAssignment(
+    assert parse_coupling("assignment:across_ranks=true,flipped=False") == LinearAssignment(
         across_ranks=True
     )

@@ -73,7 +73,7 @@ def test_soft_lies_between_free_and_hard():
 
 @pytest.mark.filterwarnings("ignore:only 0%")
 def test_conditions_stay_as_they_are_bit_for_bit():
-    # C2OT normalises in place, and may hand back other conditions than it was given.
+    # C2OT normalizes in place, and may hand back other conditions than it was given.
     data, noise = pairs(20)
     for kind in ("hard", "soft"):
         cond = {"text": torch.randn(20, 5, generator=seeded(3)) * 7, "label": torch.arange(20)}

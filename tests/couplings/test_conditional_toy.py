@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import nn
 
-from immiscible_diffusion import FlowPath, Independent, LinearAssignment
+from immiscible_diffusion import FlowMatchingPath, Independent, LinearAssignment
 from immiscible_diffusion.diffusion.samplers import sample_euler
 
 STEPS, BATCH, SAMPLES = 600, 128, 400
@@ -18,8 +18,8 @@ STEPS, BATCH, SAMPLES = 600, 128, 400
 
 def eight_gaussians(count, generator):
     angle = torch.randint(8, (count,), generator=generator) * (math.pi / 4)
-    centre = 2.5 * torch.stack([angle.cos(), angle.sin()], dim=1)
-    return centre + 0.25 * torch.randn(count, 2, generator=generator)
+    center = 2.5 * torch.stack([angle.cos(), angle.sin()], dim=1)
+    return center + 0.25 * torch.randn(count, 2, generator=generator)
 
 
 def moons(count, generator):
@@ -49,9 +49,9 @@ def distance_given_the_moon(coupling, seed):
     """Squared 2-Wasserstein distance of samples to the moon they were asked for, mean of both."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
-    model, path = Velocity(), FlowPath()
-    optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS)
+    model, path = Velocity(), FlowMatchingPath()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     for _ in range(STEPS):
         data, label = moons(BATCH, generator)
         noise = eight_gaussians(BATCH, generator)
@@ -59,9 +59,9 @@ def distance_given_the_moon(coupling, seed):
         t = path.sample_time(BATCH, generator=generator)
         point = path.sample(data, noise, t)
         loss = (model(point.x_t, t, label) - point.target).square().mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         decay.step()
     found = []
     for moon in (0, 1):

@@ -39,23 +39,23 @@ def test_a_spec_can_be_told_from_another(capsys):
     assert small["expected"]["pull"] == pytest.approx(0.461, abs=1e-3)
     assert large["expected"]["pull"] == pytest.approx(2.31, abs=1e-2)
     assert large["expected"]["distance_reduction"] < 0.005
-    assert not small["keeps_law"]
+    assert not small["preserves_marginal"]
     assert small["expense"]["memory"] < 3
 
 
-def test_centred_knn_needs_no_data(capsys):
-    plain, centred = record(
+def test_centerd_knn_needs_no_data(capsys):
+    plain, centerd = record(
         capsys, "knn:k=4", "knn:k=4,center=label", "--shape", "3,8,8", "--rms", "0.5"
     )["couplings"]
-    assert plain["expected"] == centred["expected"]
-    assert "less their centre" in centred["notes"][0]
+    assert plain["expected"] == centerd["expected"]
+    assert "less their center" in centerd["notes"][0]
 
 
 def test_independent_and_shuffled(capsys):
     independent, shuffled = record(
         capsys, "independent", "shuffled:knn:k=4", "--shape", "3,8,8", "--rms", "0.5"
     )["couplings"]
-    assert independent["keeps_law"]
+    assert independent["preserves_marginal"]
     assert independent["budget"] == shuffled["budget"] == 0
     assert shuffled["expected"]["pull"] == 0
     assert shuffled["expected"]["second_moment"] < 0.97
@@ -67,7 +67,7 @@ def test_assignment_is_simulated(capsys):
     found, shuffled = record(
         capsys, "assignment", "shuffled:assignment", "--shape", "3,8,8", "--batch", "64"
     )["couplings"]
-    assert found["keeps_law"]
+    assert found["preserves_marginal"]
     assert found["expected"]["second_moment"] == 1
     assert 1.5 < found["expected"]["pull"] < 3
     assert 0 < found["expected"]["pull_error"] < 0.1
@@ -79,7 +79,7 @@ def test_assignment_is_simulated(capsys):
 
 def test_assignment_under_conditions_is_not(capsys):
     [found] = record(capsys, "assignment:cond_key=label", "--shape", "3,8,8")["couplings"]
-    assert found["keeps_law"]
+    assert found["preserves_marginal"]
     assert found["expected"]["second_moment"] == 1
     assert found["expected"]["pull"] is found["expense"] is None
     assert any("conditions of the data" in note for note in found["notes"])
@@ -123,7 +123,7 @@ def test_too_large_a_batch_is_not_timed(capsys):
         (["knn:k=4", "--shape", "3,8", "--rms", "nan"], "rms must be from 0"),
         (["knn:k=4", "--shape", "3,8", "--batch", "0"], "batch must be at least 1"),
         (["knn:k=4", "--shape", "3,8", "--data-count", "1"], "data-count must be at least 2"),
-        (["knn:k=4", "--shape", "3,8", "--colour", "red"], "--colour"),
+        (["knn:k=4", "--shape", "3,8", "--color", "red"], "--color"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(capsys, arguments, said):

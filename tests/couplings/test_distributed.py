@@ -18,7 +18,7 @@ CASES = {
     "empty first": ([0, 4, 1, 2], {}),
     "conditions": ([6, 5, 4, 3], {"cond_key": "label"}),
     "soft": ([6, 5, 4, 3], {"cond_key": "text", "cond_cost": "soft"}),
-    "surplus": ([3, 4, 2, 1], {"surplus": 3}),
+    "oversample": ([3, 4, 2, 1], {"oversample": 3}),
     "parts": ([9, 8, 7, 6], {"max_size": 6}),
     "masks": ([4, 3, 2, 5], {"mask": True}),
     "half": ([4, 3, 2, 5], {"dtype": torch.bfloat16}),
@@ -89,9 +89,13 @@ def chunk(name, rank):
     sizes, options = CASES[name]
     options = dict(options)
     number, dtype = list(CASES).index(name), options.pop("dtype", torch.float32)
-    masked, count, surplus = options.pop("mask", False), sizes[rank], options.get("surplus", 1)
+    masked, count, oversample = (
+        options.pop("mask", False),
+        sizes[rank],
+        options.get("oversample", 1),
+    )
     data = torch.randn(count, 2, 5, generator=seeded(number, rank)).to(dtype)
-    noise = torch.randn(surplus * count, 2, 5, generator=seeded(number, rank, 1)).to(dtype)
+    noise = torch.randn(oversample * count, 2, 5, generator=seeded(number, rank, 1)).to(dtype)
     cond = {"label": torch.arange(count) % 2, "text": data[:, 0, :3].float() + 1}
     mask = (torch.arange(10).view(2, 5) <= rank + 3) if masked else None
     return data, noise, cond, mask, seeded(number, 2), options
@@ -123,8 +127,8 @@ def test_ranks_equal_one_process(processes, tmp_path):
         chunks = [chunk(name, rank) for rank in range(processes)]
         data, noise = (torch.cat([c[part] for c in chunks]) for part in (0, 1))
         options = chunks[0][5]
-        if surplus := options.get("surplus"):
-            split = [c[1].unflatten(0, (surplus, len(c[0]))) for c in chunks]
+        if oversample := options.get("oversample"):
+            split = [c[1].unflatten(0, (oversample, len(c[0]))) for c in chunks]
             noise = torch.cat(split, dim=1).flatten(0, 1)
         cond = {key: torch.cat([c[2][key] for c in chunks]) for key in chunks[0][2]}
         mask = None

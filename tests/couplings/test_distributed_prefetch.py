@@ -4,7 +4,7 @@ import torch
 from test_distributed import launch
 
 from immiscible_diffusion import LinearAssignment
-from immiscible_diffusion.utils.random import Streams
+from immiscible_diffusion.utils.random import RandomStreams
 
 LENGTHS = [(3, 1), (1, 4), (2, 2), (0, 3)]
 
@@ -77,7 +77,7 @@ def test_loaders_of_any_lengths_end_together_and_equal_one_process(tmp_path):
         for batch in range(max(lengths)):
             ranks = [rank for rank in range(2) if batch < lengths[rank]]
             data = torch.cat([torch.full((3, 8), float(10 * r + batch)) for r in ranks])
-            streams = [Streams(case, batch, rank) for rank in ranks]
+            streams = [RandomStreams(case, batch, rank) for rank in ranks]
             noise = torch.cat([torch.randn(3, 8, generator=s.noise) for s in streams])
             want = LinearAssignment().pair(data, noise)
             assert torch.equal(torch.cat([plain[rank][batch] for rank in ranks]), want)

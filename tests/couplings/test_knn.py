@@ -52,7 +52,7 @@ def assert_same_law(p):
     assert (p < 0.1).mean() < 0.25
 
 
-def datum(kind, dim):
+def sample(kind, dim):
     """The offset [D] float64 that selection is by."""
     x = torch.randn(dim, generator=seeded(dim), dtype=torch.float64)
     return {"plain": x, "zero": 0 * x, "long": 1e5 * x / x.norm(), "centered": 0.5 * x}[kind]
@@ -62,7 +62,7 @@ def datum(kind, dim):
 def test_same_law_as_drawing_all_candidates(kind):
     p = []
     for dim, rows in ROWS.items():
-        x = datum(kind, dim)
+        x = sample(kind, dim)
         mean = torch.full((dim,), 2.0) if kind == "centered" else torch.zeros(dim)
         data = (x + mean).float().expand(rows, dim)
         center = Moments(mean, 1.0, 10) if kind == "centered" else None
@@ -73,13 +73,13 @@ def test_same_law_as_drawing_all_candidates(kind):
 
 
 def test_the_comparison_tells_four_candidates_from_five():
-    x = datum("plain", 5)
+    x = sample("plain", 5)
     ours = KNN(4)(x.expand(4000, 5), generator=seeded(0))
     assert min(p_values(ours, brute_force(x, 5, 4000, seeded(1)), x)) < 1e-6
 
 
 def test_same_law_whatever_the_blocks(monkeypatch):
-    x, p = datum("plain", 5), []
+    x, p = sample("plain", 5), []
     for rows_of_block in (0, 1, 7, 64, 1000, 10_000):
         monkeypatch.setattr(inputs, "BLOCK_ELEMENTS", 5 * rows_of_block)
         noise = KNN(4)(x.expand(1003, 5), generator=seeded(rows_of_block))
@@ -100,14 +100,14 @@ def test_blocks_cover_every_row_once(monkeypatch):
 @pytest.mark.parametrize("k", [2, 16, 100_000])
 def test_survival_of_the_winner_is_the_largest_of_k_uniforms(kind, dim, k):
     rows = 4000 if k < 1000 else 30
-    x = datum(kind, dim)
+    x = sample(kind, dim)
     noise = KNN(k)(x.expand(rows, dim), generator=seeded(dim, k))
     square = (noise - x).square().sum(dim=1).numpy()
     length = float(x.square().sum())
     law = stats.ncx2(dim, length) if length else stats.chi2(dim)
     survival = law.sf(square)
     assert stats.kstest(survival**k, "uniform").pvalue > 1e-4
-    # KL(noise | datum, N(0, I)) = log k - 1 + 1/k; its summand has standard deviation 1 - 1/k.
+    # KL(noise | sample, N(0, I)) = log k - 1 + 1/k; its summand has standard deviation 1 - 1/k.
     divergence = np.mean(math.log(k) + (k - 1) * np.log(survival))
     error = (1 - 1 / k) / math.sqrt(rows)
     assert abs(divergence - (math.log(k) - 1 + 1 / k)) < 4 * error
@@ -126,11 +126,11 @@ def test_direction_across_the_datum_is_uniform():
 
 
 def test_rows_are_independent():
-    x = datum("plain", 5)
+    x = sample("plain", 5)
     noise = KNN(8)(x.expand(20_000, 5), generator=seeded(4))
     noise = noise - noise.mean(dim=0)
-    neighbours = noise[:-1].T @ noise[1:] / len(noise)
-    assert neighbours.abs().max() < 4.5 / 20_000**0.5
+    neighbors = noise[:-1].T @ noise[1:] / len(noise)
+    assert neighbors.abs().max() < 4.5 / 20_000**0.5
 
 
 def test_every_row_is_paired_with_its_own_datum():
@@ -206,7 +206,7 @@ def test_a_row_that_is_not_finite_is_named(value):
         (lambda: KNN(2)([1.0]), "floating-point tensor .*, got list"),
         (lambda: KNN(2)(torch.zeros(3, 3, dtype=torch.int64)), "got torch.int64"),
         (lambda: KNN(2)(torch.zeros(3)), r"at least one dimension, got \(3,\)"),
-        (lambda: KNN(2)(torch.zeros(0, 3)), r"at least one datum .* got \(0, 3\)"),
+        (lambda: KNN(2)(torch.zeros(0, 3)), r"at least one sample .* got \(0, 3\)"),
         (lambda: KNN(1)(torch.zeros(3, 0)), r"got \(3, 0\)"),
         (
             lambda: KNN(2, center=Moments(torch.zeros(3), 1.0, 1))(torch.zeros(2, 4)),
@@ -228,7 +228,7 @@ def test_frozen_and_equal_by_value():
 
 @pytest.mark.parametrize("valid", [1, 2, 3, 5])
 def test_few_valid_positions_of_many_have_the_law_of_few(valid):
-    """In float32 a noise may lie so nearly along its datum that no digit of the rest is left."""
+    """In float32 a noise may lie so nearly along its sample that no digit of the rest is left."""
     generator = torch.Generator().manual_seed(valid)
     data = torch.zeros(64)
     data[:valid] = torch.randn(valid, generator=generator)

@@ -1,4 +1,4 @@
-"""KNN over valid positions, from a centre, from the caller's noise, and among candidates."""
+"""KNN over valid positions, from a center, from the caller's noise, and among candidates."""
 
 import types
 
@@ -97,7 +97,7 @@ def test_masked_law_with_a_center_and_blocks(monkeypatch):
         ([[True]], "boolean tensor, True where data are valid, got list"),
         (torch.ones(2, 3, dtype=torch.bool), r"mask \(2, 3\) does not broadcast to data \(2, 4\)"),
         (torch.ones(1, 2, 4, dtype=torch.bool), "does not broadcast"),
-        (torch.tensor([[1, 0, 0, 0], [0, 0, 0, 0]]).bool(), "mask leaves datum 1 no valid"),
+        (torch.tensor([[1, 0, 0, 0], [0, 0, 0, 0]]).bool(), "mask leaves sample 1 no valid"),
     ],
 )
 @pytest.mark.parametrize("k", [1, 4])
@@ -113,10 +113,10 @@ def test_a_mask_that_may_be_read_in_two_ways_is_read_as_torch_does_and_said():
     assert torch.equal(noise, KNN(4)(data, mask=mask[None], generator=seeded(15)))
 
 
-# -- centres --------------------------------------------------------------------------------------
+# -- centers --------------------------------------------------------------------------------------
 
 
-def labelled(count=600):
+def labeled(count=600):
     """Data of three labels far apart, and moments of them."""
     labels = torch.arange(count) % 3
     means = 4 * torch.eye(3, 6)
@@ -125,7 +125,7 @@ def labelled(count=600):
 
 
 def test_center_label_takes_the_mean_of_the_datums_label():
-    data, labels, moments = labelled()
+    data, labels, moments = labeled()
     coupling = KNN(4, center="label", moments=moments)
     noise = coupling(data, cond={"label": labels}, generator=seeded(9))
     inner = data.double() - moments.label_mean[labels].double()
@@ -133,7 +133,7 @@ def test_center_label_takes_the_mean_of_the_datums_label():
 
 
 def test_center_label_removes_the_drift_that_the_mean_leaves():
-    data, labels, moments = labelled(3000)
+    data, labels, moments = labeled(3000)
     shift = {}
     for center in ("mean", "label"):
         noise = KNN(16, center=center, moments=moments)(
@@ -161,7 +161,7 @@ def test_center_channel_serves_any_size():
 
 
 def test_center_mean_by_word_is_center_by_moments():
-    data, _, moments = labelled()
+    data, _, moments = labeled()
     by_word = KNN(4, center="mean", moments=moments)(data, generator=seeded(14))
     assert torch.equal(by_word, KNN(4, center=moments)(data, generator=seeded(14)))
 
@@ -180,9 +180,9 @@ def test_a_mean_of_ones_own_will_do():
         (lambda m: KNN(2, center="label", moments=Moments(torch.zeros(6), 1.0, 1)), "label_mean"),
     ],
 )
-def test_bad_centres_are_refused(make, message):
+def test_bad_centers_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
-        make(labelled()[2])
+        make(labeled()[2])
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_bad_centres_are_refused(make, message):
     ],
 )
 def test_bad_labels_are_refused(cond, message):
-    data, _, moments = labelled()
+    data, _, moments = labeled()
     with pytest.raises(ValueError, match=message):
         KNN(2, center="label", moments=moments)(data, cond=cond)
 
@@ -244,7 +244,7 @@ def test_select_is_the_nearest_of_the_candidates(block, monkeypatch):
 
 
 def test_select_from_a_center_and_in_half_precision():
-    data, labels, moments = labelled(30)
+    data, labels, moments = labeled(30)
     candidates = torch.randn(30, 5, 6, generator=seeded(33))
     chosen = KNN(5, center="label", moments=moments).select(
         data, candidates, cond={"label": labels}
@@ -310,7 +310,7 @@ def test_two_shapes_through_one_coupling():
 
 
 def test_all_of_it_keeps_the_promises_of_a_coupling():
-    _, _, moments = labelled()
+    _, _, moments = labeled()
     coupling = KNN(4, center="label", moments=moments, label_key="kind")
     check_coupling(coupling, shape=(6,), conditions=three_kinds)
     check_coupling(KNN(4, center="channel", moments=moments), shape=(6,))

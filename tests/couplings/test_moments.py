@@ -51,8 +51,8 @@ def test_data_are_not_touched_and_gradient_is_dropped():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ([], "at least one datum, got none"),
-        (torch.zeros(0, 3), "at least one datum, got none"),
+        ([], "at least one sample, got none"),
+        (torch.zeros(0, 3), "at least one sample, got none"),
         (torch.tensor([[float("nan")]]), "not finite"),
         (torch.tensor([[float("inf")], [0]]), "not finite"),
         ([torch.zeros(2, 3), torch.zeros(2, 4)], r"differ in shape: \(3,\) and \(4,\)"),
@@ -73,13 +73,13 @@ def test_no_fewer_directions_than_none():
         Moments.fit(data_of(4, 2), directions=-1)
 
 
-def labelled(count=900, classes=3, shape=(2, 3), seed=5):
+def labeled(count=900, classes=3, shape=(2, 3), seed=5):
     labels = torch.arange(count) % classes
     return data_of(count, *shape, seed=seed) + labels.view(-1, *(1 for _ in shape)), labels
 
 
 def test_means_of_labels():
-    data, labels = labelled()
+    data, labels = labeled()
     moments = Moments.fit(zip(data.split(100), labels.split(100), strict=True))
     for label in range(3):
         assert torch.allclose(
@@ -94,7 +94,7 @@ def test_means_of_labels():
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
 def test_a_label_never_seen_has_the_mean_of_all(dtype):
-    data, labels = labelled(classes=2)
+    data, labels = labeled(classes=2)
     # Labels come to light batch by batch, the highest first and last.
     late = torch.cat([torch.full((1,), 3), labels[1:-1], torch.full((1,), 5)]).to(dtype)
     moments = Moments.fit(zip(data.split(50), late.split(50), strict=True))
@@ -125,7 +125,7 @@ def test_channels_of_data_of_many_sizes_weigh_by_position():
     assert moments.variance == pytest.approx(float(variance))
     with pytest.raises(ValueError, match="differ in channels: 3 and"):
         Moments.fit_channels([small, data_of(2, 4, 2, 2)])
-    with pytest.raises(ValueError, match="at least one datum"):
+    with pytest.raises(ValueError, match="at least one sample"):
         Moments.fit_channels([])
 
 
@@ -189,7 +189,7 @@ def test_saved_and_loaded_exactly(tmp_path):
 
 def test_every_field_is_saved(tmp_path):
     pytest.importorskip("safetensors")
-    moments = Moments.fit([labelled()], directions=2)
+    moments = Moments.fit([labeled()], directions=2)
     moments.save(tmp_path / "moments.safetensors")
     loaded = Moments.load(tmp_path / "moments.safetensors")
     assert loaded == moments

@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from immiscible_diffusion import KNN, Independent, LinearAssignment, Moments, Shuffled
-from immiscible_diffusion.couplings import Calibrated, NoiseLaw
+from immiscible_diffusion.couplings import Calibrated, NoiseDistribution
 from immiscible_diffusion.couplings.noise_distribution import basis_of
 from immiscible_diffusion.couplings.testing import check_coupling
 from immiscible_diffusion.data import DataConfig, load_images
@@ -78,7 +78,7 @@ def test_calibrated_noise_has_mean_zero_and_covariance_one(images):
     moments = Moments.fit([(x, y) for x, y in passes(data, labels, 1, 0)])
     coupling = KNN(64)
     fit, look = (9, 4) if len(data) < 5000 else (2, 1)
-    law = NoiseLaw.measure(
+    law = NoiseDistribution.measure(
         coupling, passes(data, labels, fit, 1), moments, by_label=False, generator=seeded(2)
     )
     tests = DIRECTIONS + DIRECTIONS * (DIRECTIONS + 1) // 2
@@ -113,18 +113,20 @@ def test_the_shift_of_classes_and_its_two_remedies(digits):
     # Not null but too small to be seen here: the next test.
     assert shift(KNN(16, center="label", moments=moments)) > 1e-4
     coupling = KNN(16)
-    law = NoiseLaw.measure(coupling, passes(data, labels, 12, 20), moments, generator=seeded(21))
+    law = NoiseDistribution.measure(
+        coupling, passes(data, labels, 12, 20), moments, generator=seeded(21)
+    )
     assert shift(Calibrated(coupling, law), law.count) > 1e-4
-    for_all = NoiseLaw.measure(
+    for_all = NoiseDistribution.measure(
         coupling, passes(data, labels, 12, 20), moments, by_label=False, generator=seeded(21)
     )
     assert shift(Calibrated(coupling, for_all), law.count) < 1e-12
 
 
-def test_a_centre_by_label_leaves_one_part_in_twenty_of_the_shift_at_most(digits):
-    # E[noise | datum] = c(|x|) x / |x|: its mean over a class is 0 only where the class lies evenly
-    # about its mean. Integrated over digits the rms shift is 1.16 raw, 0.67 with one centre, 0.013
-    # with a centre by label: more noises would show it, so what is claimed is the factor.
+def test_a_center_by_label_leaves_one_part_in_twenty_of_the_shift_at_most(digits):
+    # E[noise | sample] = c(|x|) x / |x|: its mean over a class is 0 only where the class lies evenly
+    # about its mean. Integrated over digits the rms shift is 1.16 raw, 0.67 with one center, 0.013
+    # with a center by label: more noises would show it, so what is claimed is the factor.
     data, labels = digits
     moments = Moments.fit([digits])
 
@@ -149,7 +151,7 @@ def some_law(labels=True, count=4000, dim=12):
     kinds = torch.arange(count) % 3
     moments = Moments.fit([(data, kinds)], directions=4)
     pairs = [(data, kinds)]
-    return NoiseLaw.measure(KNN(64), pairs, moments, by_label=labels, generator=generator)
+    return NoiseDistribution.measure(KNN(64), pairs, moments, by_label=labels, generator=generator)
 
 
 @pytest.mark.parametrize("by_label", [False, True])
@@ -192,7 +194,7 @@ def test_covariance_of_a_label_is_drawn_to_that_within_labels():
     data = torch.randn(2000, 8, generator=generator) * torch.linspace(2, 0.5, 8)
     labels = (torch.arange(2000) % 2).where(torch.arange(2000) >= 3, 3)  # of label 3 three, 2 none
     moments = Moments.fit([(data, labels)], directions=4)
-    law = NoiseLaw.measure(KNN(16), [(data, labels)], moments, generator=seeded(43))
+    law = NoiseDistribution.measure(KNN(16), [(data, labels)], moments, generator=seeded(43))
     noise = KNN(16)(data, generator=seeded(43)).double() @ law.basis.double().T
     r, groups = len(law.basis), {c: noise[labels == c] for c in (0, 1, 3)}
     scatter = {c: torch.cov(rows.T, correction=0) * len(rows) for c, rows in groups.items()}
@@ -209,7 +211,7 @@ def test_noise_without_spread_does_not_explode():
         return torch.ones_like(data)
 
     data = torch.randn(100, 6, generator=seeded(44))
-    law = NoiseLaw.measure(constant, [data], Moments.fit(data))
+    law = NoiseDistribution.measure(constant, [data], Moments.fit(data))
     assert bool(law.whiten(torch.randn(9, 6, generator=seeded(45))).isfinite().all())
     assert torch.allclose(law.whiten(torch.ones(1, 6)), torch.zeros(1, 6), atol=1e-2)
 
@@ -218,7 +220,7 @@ def test_labels_under_a_name_of_ones_own():
     data, labels = torch.randn(300, 5, generator=seeded(46)), torch.arange(300) % 3
     moments = Moments.fit([(data, labels)])
     coupling = KNN(4, center="label", moments=moments, label_key="kind")
-    law = NoiseLaw.measure(coupling, [(data, labels)], moments, label_key="kind")
+    law = NoiseDistribution.measure(coupling, [(data, labels)], moments, label_key="kind")
     noise = Calibrated(coupling, law, label_key="kind")(data, cond={"kind": labels})
     assert noise.shape == data.shape
 
@@ -236,7 +238,7 @@ def test_measured_moments_are_those_of_the_noise():
     generator = seeded(33)
     data = torch.randn(3000, 6, generator=generator) * torch.tensor([3.0, 2, 1, 1, 1, 1]) + 0.5
     moments = Moments.fit(data, directions=6)
-    law = NoiseLaw.measure(KNN(8), data.split(500), moments, generator=seeded(34))
+    law = NoiseDistribution.measure(KNN(8), data.split(500), moments, generator=seeded(34))
     generator = seeded(34)
     noise = torch.cat([KNN(8)(part, generator=generator) for part in data.split(500)]).double()
     along = noise @ law.basis.double().T
@@ -249,7 +251,7 @@ def test_measured_moments_are_those_of_the_noise():
 def test_the_law_without_pairing_and_of_assignment_is_exact():
     moments = Moments.fit(torch.randn(100, 8, generator=seeded(35)))
     for coupling in (Independent(), LinearAssignment(), Shuffled(Independent()), KNN(1)):
-        law = NoiseLaw.measure(coupling, [], moments)
+        law = NoiseDistribution.measure(coupling, [], moments)
         noise = torch.randn(5, 8, generator=seeded(36))
         assert torch.allclose(law.whiten(noise), noise, atol=1e-6)
         assert torch.allclose(law.color(noise), noise, atol=1e-6)
@@ -270,32 +272,32 @@ def test_the_basis_holds_the_mean_and_the_labels_means():
 def test_saved_and_loaded(tmp_path):
     law = some_law()
     law.save(tmp_path / "law.safetensors")
-    again = NoiseLaw.load(tmp_path / "law.safetensors")
+    again = NoiseDistribution.load(tmp_path / "law.safetensors")
     assert again == law
     assert hash(again) == hash(law)
     assert again != some_law(labels=False)
     (tmp_path / "law.safetensors").write_bytes(b"no")
     with pytest.raises(ValueError, match="does not hold a law of noise"):
-        NoiseLaw.load(tmp_path / "law.safetensors")
+        NoiseDistribution.load(tmp_path / "law.safetensors")
     with pytest.raises(ValueError, match="does not exist"):
-        NoiseLaw.load(tmp_path / "other")
+        NoiseDistribution.load(tmp_path / "other")
 
 
 def test_what_is_refused():
     data = torch.randn(20, 12, generator=seeded(38))
     moments = Moments.fit(data)
     with pytest.raises(ValueError, match="20 noises are too few"):
-        NoiseLaw.measure(KNN(4), [data], moments)
+        NoiseDistribution.measure(KNN(4), [data], moments)
     with pytest.raises(ValueError, match="moments with directions"):
-        NoiseLaw.measure(KNN(4), [data], Moments(torch.zeros(12), 1.0, 1))
+        NoiseDistribution.measure(KNN(4), [data], Moments(torch.zeros(12), 1.0, 1))
     with pytest.raises(ValueError, match=r"shape \(12,\), got \(3, 4\)"):
-        NoiseLaw.measure(KNN(4), [data.view(20, 3, 4)], moments)
+        NoiseDistribution.measure(KNN(4), [data.view(20, 3, 4)], moments)
     with pytest.raises(ValueError, match="not finite; it has no law"):
-        NoiseLaw.measure(lambda data, **_: data / 0, [data], moments)
+        NoiseDistribution.measure(lambda data, **_: data / 0, [data], moments)
     with pytest.raises(ValueError, match="0 or more, got -1"):
-        NoiseLaw.measure(KNN(4), [(data, torch.arange(20) - 1)], moments)
+        NoiseDistribution.measure(KNN(4), [(data, torch.arange(20) - 1)], moments)
     with pytest.raises(ValueError, match="some without"):
-        NoiseLaw.measure(KNN(4), [(data, torch.arange(20)), data], moments)
+        NoiseDistribution.measure(KNN(4), [(data, torch.arange(20)), data], moments)
     law = some_law()
     with pytest.raises(ValueError, match=r"data of shape \(12,\), got \(13,\)"):
         law.whiten(torch.zeros(2, 13))
@@ -308,11 +310,11 @@ def test_what_is_refused():
         with pytest.raises(ValueError, match=message):
             law.color(torch.zeros(2, 12), labels)
     calibrated = Calibrated(KNN(64), law)
-    with pytest.raises(ValueError, match="the mask cuts every datum"):
+    with pytest.raises(ValueError, match="the mask cuts every sample"):
         calibrated(data, cond={"label": torch.zeros(20).long()}, mask=torch.arange(12) < 6)
     with pytest.raises(ValueError, match=r'needs cond."label".; conditions given: text'):
         calibrated(data, cond={"text": data})
-    with pytest.raises(ValueError, match="needs a coupling and its NoiseLaw"):
+    with pytest.raises(ValueError, match="needs a coupling and its NoiseDistribution"):
         Calibrated(KNN(64), moments)
 
 
@@ -334,7 +336,7 @@ def test_data_that_a_mask_cuts_get_independent_noise_and_whole_data_theirs():
     mask[::2, 6:] = False
     noise = calibrated(data, mask=mask, generator=torch.Generator().manual_seed(1))
     cut, whole = noise[::2], noise[1::2]
-    assert abs(float((cut * data[::2]).mean())) < 0.02  # tells nothing of its datum
+    assert abs(float((cut * data[::2]).mean())) < 0.02  # tells nothing of its sample
     assert cut.var(dim=0).sub(1).abs().max() < 0.12
     assert float((whole * data[1::2]).mean()) > 0.1
     other = data.masked_fill(~mask, 100.0)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from immiscible_diffusion.couplings import KNN, Independent, LinearAssignment, Shuffled
 from immiscible_diffusion.couplings.prefetch import Paired, prefetch
 from immiscible_diffusion.utils.batch import Batch
-from immiscible_diffusion.utils.random import Streams
+from immiscible_diffusion.utils.random import RandomStreams
 
 
 def batch(number: int, rows: int = 6) -> Batch:
@@ -74,16 +74,20 @@ def test_noise_depends_on_seed_and_number_and_not_on_the_timing(coupling, ahead)
         expected = batch(number)
         assert torch.equal(data, expected.data)
         assert torch.equal(cond["label"], expected.cond["label"])
-        generator = Streams(5, number).noise
+        generator = RandomStreams(5, number).noise
         assert torch.equal(noise, coupling(expected.data, generator=generator))
         seen += 1
     assert seen == 12
 
 
 def test_streams_of_the_callers_own():
-    made = prefetch(map(batch, range(3)), Independent(), streams=lambda n: Streams(1, 10 + n, 2))
+    made = prefetch(
+        map(batch, range(3)), Independent(), streams=lambda n: RandomStreams(1, 10 + n, 2)
+    )
     for number, (data, noise, _) in enumerate(made):
-        assert torch.equal(noise, Independent()(data, generator=Streams(1, 10 + number, 2).noise))
+        assert torch.equal(
+            noise, Independent()(data, generator=RandomStreams(1, 10 + number, 2).noise)
+        )
 
 
 def test_a_data_loader_of_pairs_and_a_mask():
@@ -97,7 +101,7 @@ def test_a_data_loader_of_pairs_and_a_mask():
     mask[:, 0] = True
     (only,) = prefetch([Batch(data, None, mask)], KNN(2), seed=0)
     assert torch.equal(only.mask, mask)
-    assert torch.equal(only.noise, KNN(2)(data, mask=mask, generator=Streams(0, 0).noise))
+    assert torch.equal(only.noise, KNN(2)(data, mask=mask, generator=RandomStreams(0, 0).noise))
     (only,) = prefetch([(data, {"text": labels})], KNN(2))
     assert torch.equal(only.cond["text"], labels)
 
@@ -281,7 +285,7 @@ def test_pools_are_aligned_windows_and_the_last_may_be_short(pool, count, ahead)
     for first in range(0, count, pool):
         window = seen[first : first + pool]
         whole = torch.cat([paired.data for paired in window])
-        noise = Shuffled(Ranked())(whole, generator=Streams(3, first).noise)
+        noise = Shuffled(Ranked())(whole, generator=RandomStreams(3, first).noise)
         assert torch.equal(torch.cat([paired.noise for paired in window]), noise)
 
 

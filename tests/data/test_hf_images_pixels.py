@@ -12,31 +12,31 @@ from immiscible_diffusion.data.image_decoding import TURNED, opened, upright_siz
 pytestmark = pytest.mark.usefixtures("hf_cache")
 
 
-def test_palette_and_transparency_become_colour(tmp_path: Path) -> None:
-    base = (noise(1)[0] > 127).astype(np.uint8) * 255  # eight colours: a palette holds them
+def test_palette_and_transparency_become_color(tmp_path: Path) -> None:
+    base = (noise(1)[0] > 127).astype(np.uint8) * 255  # eight colors: a palette holds them
     opaque = np.concatenate([base, np.full((6, 6, 1), 255, np.uint8)], -1)
     save(base, tmp_path / "pics" / "1.png")
     save(opaque, tmp_path / "pics" / "2.png")
     palette = Image.fromarray(base).convert("P", palette=Image.Palette.ADAPTIVE, colors=8)
     palette.save(tmp_path / "pics" / "3.png")
-    grey = save(base[..., 0], tmp_path / "pics" / "4.png")
+    gray = save(base[..., 0], tmp_path / "pics" / "4.png")
     read = pixels(folder(tmp_path / "pics"))
     assert torch.equal(read[:3], torch.from_numpy(base).expand(3, -1, -1, -1))
     assert torch.equal(read[3], torch.from_numpy(np.repeat(base[..., :1], 3, -1)))
-    assert grey.exists()
+    assert gray.exists()
 
 
-def test_grey_stays_grey_unless_asked(tmp_path: Path) -> None:
+def test_gray_stays_gray_unless_asked(tmp_path: Path) -> None:
     array = noise(1)[0, ..., 0]
     save(array, tmp_path / "pics" / "1.png")
     Image.fromarray(array).convert("LA").save(tmp_path / "pics" / "2.png")
     expected = torch.from_numpy(array)[..., None]
     assert torch.equal(pixels(folder(tmp_path / "pics")), expected.expand(2, 6, 6, 1))
-    coloured = pixels(folder(tmp_path / "pics", channels=3))
-    assert torch.equal(coloured, expected.expand(2, 6, 6, 3))
+    colored = pixels(folder(tmp_path / "pics", channels=3))
+    assert torch.equal(colored, expected.expand(2, 6, 6, 3))
 
 
-def test_colour_made_grey_is_luma(tmp_path: Path) -> None:
+def test_color_made_gray_is_luma(tmp_path: Path) -> None:
     array = noise(1)[0]
     save(array, tmp_path / "pics" / "1.png")
     luma = torch.from_numpy(array @ np.array([0.299, 0.587, 0.114]))
@@ -46,7 +46,7 @@ def test_colour_made_grey_is_luma(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["png", "tif"])
 @pytest.mark.parametrize("channels", [None, 3])
-def test_sixteen_bit_grey_is_scaled_not_clipped(
+def test_sixteen_bit_gray_is_scaled_not_clipped(
     tmp_path: Path, kind: str, channels: int | None
 ) -> None:
     values = np.linspace(0, 65535, 64).round().astype(np.uint16).reshape(8, 8)
@@ -92,14 +92,14 @@ def test_constant_stays_constant(tmp_path: Path, size: int) -> None:
 
 
 @pytest.mark.parametrize("turned", [False, True], ids=["wide", "tall"])
-def test_crop_is_the_centre_square(tmp_path: Path, turned: bool) -> None:
+def test_crop_is_the_center_square(tmp_path: Path, turned: bool) -> None:
     array = noise(1, 6, 10)[0]
-    centre = array[:, 2:8]
+    center = array[:, 2:8]
     if turned:
-        array, centre = array.transpose(1, 0, 2), centre.transpose(1, 0, 2)
+        array, center = array.transpose(1, 0, 2), center.transpose(1, 0, 2)
     save(np.ascontiguousarray(array), tmp_path / "pics" / "1.png")
     read = pixels(folder(tmp_path / "pics", size=6))[0]
-    assert torch.equal(read, torch.from_numpy(centre.copy()))
+    assert torch.equal(read, torch.from_numpy(center.copy()))
 
 
 def test_resize_keeps_the_aspect_ratio(tmp_path: Path) -> None:

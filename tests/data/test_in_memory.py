@@ -155,7 +155,7 @@ REFUSED = [
     ({"a": ACTIONS, "m": np.full((12, 5, 2), 2)}, {"mask": "m"}, "true and false"),
     ({"a": ACTIONS, "m": np.zeros((1, 5, 2))}, {"mask": "m"}, "no valid position"),
     ({"a": np.arange(12.0)}, {}, r"data \[N, ...\]"),
-    ({"a": np.zeros((0, 3))}, {}, r"at least one datum"),
+    ({"a": np.zeros((0, 3))}, {}, r"at least one sample"),
     ({"a": np.array([["x", "y"]])}, {}, "must be numbers"),
     ({"a": ACTIONS > 0}, {}, "must be numbers, got torch.bool"),
     ({"a": ACTIONS * 1j}, {}, "must be numbers, got torch.complex"),

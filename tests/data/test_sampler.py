@@ -11,7 +11,7 @@ from torch import Tensor
 
 from immiscible_diffusion.data import DataOrder, ImageSet, batches
 from immiscible_diffusion.utils.batch import Batch
-from immiscible_diffusion.utils.random import Streams
+from immiscible_diffusion.utils.random import RandomStreams
 
 
 def stream(order: DataOrder, steps: int) -> Tensor:
@@ -26,7 +26,7 @@ def dataset() -> ImageSet:
 
 
 @dataclass
-class Watched:
+class RecordingModel:
     """A set that counts its calls and fails from call ``fails_at`` on."""
 
     fails_at: int | None = None
@@ -102,7 +102,9 @@ def test_an_empty_set_or_batch_is_refused(count, size):
 # -- ranks and micro-batches ----------------------------------------------------------------------
 
 
-def parts(dataset, order, *, world, accumulation, steps=5, **options) -> list[list[Batch]]:
+def parts(
+    dataset, order, *, world, gradient_accumulation_steps, steps=5, **options
+) -> list[list[Batch]]:
     """By step, the micro-batches of all ranks in the order of their chunks."""
     ranks = [
         list(
@@ -112,25 +114,35 @@ def parts(dataset, order, *, world, accumulation, steps=5, **options) -> list[li
                     order,
                     rank=r,
                     world=world,
-                    accumulation=accumulation,
+                    gradient_accumulation_steps=gradient_accumulation_steps,
                     ahead=0,
                     **options,
                 ),
-                steps * accumulation,
+                steps * gradient_accumulation_steps,
             )
         )
         for r in range(world)
     ]
     return [
-        [ranks[r][step * accumulation + m] for m in range(accumulation) for r in range(world)]
+        [
+            ranks[r][step * gradient_accumulation_steps + m]
+            for m in range(gradient_accumulation_steps)
+            for r in range(world)
+        ]
         for step in range(steps)
     ]
 
 
-@pytest.mark.parametrize(("world", "accumulation"), [(1, 2), (2, 1), (2, 2), (3, 2), (4, 3)])
-def test_ranks_and_micro_batches_joined_are_the_batch_of_one_rank(dataset, world, accumulation):
+@pytest.mark.parametrize(
+    ("world", "gradient_accumulation_steps"), [(1, 2), (2, 1), (2, 2), (3, 2), (4, 3)]
+)
+def test_ranks_and_micro_batches_joined_are_the_batch_of_one_rank(
+    dataset, world, gradient_accumulation_steps
+):
     order = DataOrder(24, 12, seed=5)
-    for step, chunks in enumerate(parts(dataset, order, world=world, accumulation=accumulation)):
+    for step, chunks in enumerate(
+        parts(dataset, order, world=world, gradient_accumulation_steps=gradient_accumulation_steps)
+    ):
         labels = torch.cat([chunk.cond["label"] for chunk in chunks])
         assert torch.equal(labels, order.indices(step))
 
@@ -138,8 +150,8 @@ def test_ranks_and_micro_batches_joined_are_the_batch_of_one_rank(dataset, world
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_see_the_flips_of_one_process_with_as_many_micro_batches(dataset, world):
     order = DataOrder(24, 12, seed=5)
-    many = parts(dataset, order, world=world, accumulation=1)
-    one = parts(dataset, order, world=1, accumulation=world)
+    many = parts(dataset, order, world=world, gradient_accumulation_steps=1)
+    one = parts(dataset, order, world=1, gradient_accumulation_steps=world)
     for left, right in zip(many, one, strict=True):
         for mine, theirs in zip(left, right, strict=True):
             assert torch.equal(mine.data, theirs.data)
@@ -147,16 +159,16 @@ def test_ranks_see_the_flips_of_one_process_with_as_many_micro_batches(dataset, 
 
 def test_augmentation_is_keyed_by_seed_step_and_chunk(dataset):
     order = DataOrder(24, 12, seed=5)
-    for step, chunks in enumerate(parts(dataset, order, world=2, accumulation=2)):
+    for step, chunks in enumerate(parts(dataset, order, world=2, gradient_accumulation_steps=2)):
         for chunk, batch in enumerate(chunks):
             indices = order.indices(step).chunk(4)[chunk]
-            expected = dataset.batch(indices, Streams(5, step, chunk).augment)
+            expected = dataset.batch(indices, RandomStreams(5, step, chunk).augment)
             assert torch.equal(batch.data, expected.data)
 
 
 @pytest.mark.parametrize("ahead", [0, 2])
 def test_to_start_later_is_to_skip(dataset, ahead):
-    order, options = DataOrder(24, 9, seed=1), {"accumulation": 3, "ahead": ahead}
+    order, options = DataOrder(24, 9, seed=1), {"gradient_accumulation_steps": 3, "ahead": ahead}
     whole, late = batches(dataset, order, **options), batches(dataset, order, start=4, **options)
     for expected, batch in islice(zip(islice(whole, 12, None), late, strict=False), 9):
         assert torch.equal(batch.data, expected.data)
@@ -173,19 +185,30 @@ def test_the_thread_changes_nothing(dataset, ahead):
 
 
 @pytest.mark.parametrize(
-    ("size", "world", "accumulation", "nearest"),
+    ("size", "world", "gradient_accumulation_steps", "nearest"),
     [(10, 4, 1, "8 or 12"), (10, 2, 2, "8 or 12"), (3, 4, 1, "nearest: 4")],
 )
 def test_a_batch_that_does_not_divide_is_refused_at_once(
-    dataset, size, world, accumulation, nearest
+    dataset, size, world, gradient_accumulation_steps, nearest
 ):
     with pytest.raises(ValueError, match=nearest):
-        batches(dataset, DataOrder(24, size, 0), world=world, accumulation=accumulation)
+        batches(
+            dataset,
+            DataOrder(24, size, 0),
+            world=world,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+        )
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"rank": 2, "world": 2}, {"rank": -1}, {"accumulation": 0}, {"start": -1}, {"ahead": -1}],
+    [
+        {"rank": 2, "world": 2},
+        {"rank": -1},
+        {"gradient_accumulation_steps": 0},
+        {"start": -1},
+        {"ahead": -1},
+    ],
 )
 def test_numbers_out_of_range_are_refused_at_once(dataset, options):
     with pytest.raises(ValueError, match="expected 0 <= rank < world"):
@@ -197,7 +220,10 @@ def test_numbers_out_of_range_are_refused_at_once(dataset, options):
 
 @pytest.mark.parametrize("ahead", [0, 2])
 def test_an_error_surfaces_at_the_next_that_would_have_returned_the_batch(ahead):
-    before, source = threads(), batches(Watched(fails_at=3), DataOrder(24, 4, 0), ahead=ahead)
+    before, source = (
+        threads(),
+        batches(RecordingModel(fails_at=3), DataOrder(24, 4, 0), ahead=ahead),
+    )
     next(source)
     started = threads() - before  # still there: two batches wait, the third finds no room
     assert len(list(islice(source, 2))) == 2
@@ -208,7 +234,7 @@ def test_an_error_surfaces_at_the_next_that_would_have_returned_the_batch(ahead)
 
 
 def test_the_thread_makes_no_more_than_was_asked_for():
-    watched = Watched()
+    watched = RecordingModel()
     source = batches(watched, DataOrder(24, 4, 0), ahead=3)
     next(source)
     deadline = time.monotonic() + 10
@@ -221,7 +247,7 @@ def test_the_thread_makes_no_more_than_was_asked_for():
 
 @pytest.mark.parametrize("how", ["close", "collect"])
 def test_the_thread_ends_when_its_batches_are_no_longer_wanted(how):
-    before, source = threads(), batches(Watched(), DataOrder(24, 4, 0), ahead=1)
+    before, source = threads(), batches(RecordingModel(), DataOrder(24, 4, 0), ahead=1)
     next(source)
     started = threads() - before
     if how == "close":
@@ -234,7 +260,7 @@ def test_the_thread_ends_when_its_batches_are_no_longer_wanted(how):
 
 def test_no_thread_is_started_before_the_first_batch_or_without_ahead():
     before = threads()
-    waiting = batches(Watched(), DataOrder(24, 4, 0))
-    next(batches(Watched(), DataOrder(24, 4, 0), ahead=0))
+    waiting = batches(RecordingModel(), DataOrder(24, 4, 0))
+    next(batches(RecordingModel(), DataOrder(24, 4, 0), ahead=0))
     assert threads() <= before  # those of other tests may end meanwhile
     waiting.close()

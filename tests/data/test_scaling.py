@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from immiscible_diffusion.data import DataConfig, load_images
-from immiscible_diffusion.data.scaling import ImageScaling
-from immiscible_diffusion.diffusion.paths import DiffusionPath
+from immiscible_diffusion.data.scaling import DataScaling
+from immiscible_diffusion.diffusion.paths import VPPath
 from immiscible_diffusion.diffusion.pipeline import Generator
-from immiscible_diffusion.diffusion.samplers import Sampler, start_noise
+from immiscible_diffusion.diffusion.samplers import SamplerConfig, start_noise
 from immiscible_diffusion.training.recipe import Recipe
 
 
@@ -21,7 +21,7 @@ class Zero(nn.Module):
 
 @pytest.mark.parametrize("factor", [0.25, 1, 2.0, 4])
 def test_undo_undoes_exactly_for_powers_of_two(factor):
-    data, scaling = torch.randn(4, 3, 2), ImageScaling(factor)
+    data, scaling = torch.randn(4, 3, 2), DataScaling(factor)
     assert torch.equal(scaling.apply(data), factor * data)
     assert torch.equal(scaling.undo(scaling.apply(data)), data)
 
@@ -29,20 +29,20 @@ def test_undo_undoes_exactly_for_powers_of_two(factor):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("factor", [0.3, 1.7, 1000.0])
 def test_undo_undoes_to_rounding(factor, dtype):
-    data, scaling = torch.randn(50, 3).to(dtype), ImageScaling(factor)
+    data, scaling = torch.randn(50, 3).to(dtype), DataScaling(factor)
     assert scaling.apply(data).dtype == dtype
     torch.testing.assert_close(scaling.undo(scaling.apply(data)), data)
 
 
 def test_a_factor_of_one_costs_nothing():
     data = torch.randn(2, 3)
-    assert ImageScaling().apply(data) is ImageScaling().undo(data) is data
+    assert DataScaling().apply(data) is DataScaling().undo(data) is data
 
 
 @pytest.mark.parametrize("factor", [0, -1.0, math.inf, math.nan])
 def test_bad_factors_are_refused(factor):
     with pytest.raises(ValueError, match="positive and finite"):
-        ImageScaling(factor)
+        DataScaling(factor)
 
 
 def test_samples_are_unscaled_and_nothing_else():
@@ -52,8 +52,8 @@ def test_samples_are_unscaled_and_nothing_else():
             [
                 images
                 for images, _ in Generator(
-                    Recipe("r", scaling=ImageScaling(factor)), dataset, batch_size=3
-                )(Zero(), 7, seed=1, sampler=Sampler("euler", 2))
+                    Recipe("r", scaling=DataScaling(factor)), dataset, batch_size=3
+                )(Zero(), 7, seed=1, sampler=SamplerConfig("euler", 2))
             ]
         )
         for factor in (1.0, 2.0, 4.0)
@@ -65,9 +65,9 @@ def test_samples_are_unscaled_and_nothing_else():
 
 def test_the_bound_on_predicted_data_is_scaled_as_they_are():
     dataset = load_images(DataConfig(name="digits", limit=8))
-    recipe = Recipe("r", scaling=ImageScaling(4.0), path=DiffusionPath(), sampler=Sampler("ddim"))
+    recipe = Recipe("r", scaling=DataScaling(4.0), path=VPPath(), sampler=SamplerConfig("ddim"))
     generator = Generator(recipe, dataset)
-    assert generator.of_scaled_data(Sampler("ddim", clip=1.0)).clip == 4.0
-    assert generator.of_scaled_data(Sampler("ddim")) == Sampler("ddim")
-    [(images, _)] = generator(Zero(), 2, seed=1, sampler=Sampler("ddim", 2, clip=1.0))
+    assert generator.of_scaled_data(SamplerConfig("ddim", clip=1.0)).clip == 4.0
+    assert generator.of_scaled_data(SamplerConfig("ddim")) == SamplerConfig("ddim")
+    [(images, _)] = generator(Zero(), 2, seed=1, sampler=SamplerConfig("ddim", 2, clip=1.0))
     assert float(images.abs().max()) == pytest.approx(1.0)  # nothing predicted exceeds the bound

@@ -49,8 +49,8 @@ def test_all_come_shuffled_with_their_captions(tmp_path: Path) -> None:
     assert sorted(said(found)) == list(range(24))  # a buffer of 1 delays by 1: one epoch of 24
     for batch in found:
         assert batch.data.shape == (2, 3, 4, 4)
-        colours = ((batch.data + 1) * 127.5).round()[:, 0, 0, 0].int().tolist()
-        assert colours == said([batch])
+        colors = ((batch.data + 1) * 127.5).round()[:, 0, 0, 0].int().tolist()
+        assert colors == said([batch])
     mixed = said(taken(stream(tmp_path, buffer=8), 12))
     assert mixed != sorted(mixed)
     assert mixed == said(taken(stream(tmp_path, buffer=8), 12, ahead=2))

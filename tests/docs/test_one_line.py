@@ -46,7 +46,7 @@ def run(script, pipeline, **options):
 
 
 def leaning(seen):
-    """Mean of <noise, latents> / |latents|, a datum."""
+    """Mean of <noise, latents> / |latents|, a sample."""
     latents, noise = (torch.cat(part).flatten(1) for part in zip(*seen, strict=True))
     return float(((latents * noise).sum(1) / latents.norm(dim=1)).mean())
 

@@ -72,10 +72,10 @@ def test_every_command_of_the_page_can_be_given(command):
     [
         "immiscible train cifar10-flow --coupling knm:k=4",
         "immiscible train cifar10-flows",
-        "immiscible train cifar10-flow --optimiser.rate 1",
+        "immiscible train cifar10-flow --optim.rate 1",
         "immiscible compare cifar10-flow --coupling knn:k=4 --seeds zero",
         "immiscible compare cifar10-flow --coupling knn:j=4",
-        "immiscible evaluate RUN --colour red",
+        "immiscible evaluate RUN --color red",
     ],
 )
 def test_the_check_finds_what_does_not_exist(command):
@@ -85,9 +85,9 @@ def test_the_check_finds_what_does_not_exist(command):
 
 def test_options_reach_the_recipe():
     recipe = checked(
-        "immiscible compare cifar10-ddim --evaluation.budgets 20 1000 --batch-size 128"
+        "immiscible compare cifar10-ddim --evaluation.sampling_steps 20 1000 --batch-size 128"
     )
-    assert (recipe.evaluation.budgets, recipe.batch_size) == ((20, 1000), 128)
+    assert (recipe.evaluation.sampling_steps, recipe.batch_size) == ((20, 1000), 128)
     assert checked("immiscible train cifar10-ddim --scaling.factor 2").scaling.factor == 2
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from immiscible_diffusion import KNN, LinearAssignment, Moments
-from immiscible_diffusion.couplings import NoiseLaw
+from immiscible_diffusion.couplings import NoiseDistribution
 from immiscible_diffusion.integrations import matched_noise, pair_actions, pair_lerobot, pull
 
 HORIZON, DIMS, FILLED = 16, 2, 32
@@ -330,7 +330,7 @@ def test_an_assignment_over_real_actions(batch):
 
 def test_matched_noise_has_the_law_in_real_dimensions_alone():
     data = 2 * torch.rand(4000, HORIZON, DIMS, generator=torch.Generator().manual_seed(0)) - 1
-    law = NoiseLaw.measure(KNN(k=16), data.split(500), Moments.fit(data))
+    law = NoiseDistribution.measure(KNN(k=16), data.split(500), Moments.fit(data))
     noise = matched_noise(law, 4000, size=FILLED, generator=torch.Generator().manual_seed(1))
     wanted = KNN(k=16)(data, generator=torch.Generator().manual_seed(2)).var()
     assert noise.shape == (4000, HORIZON, FILLED)

@@ -41,7 +41,7 @@ class Across:
 
 
 @dataclass(frozen=True)
-class Labelled:
+class Labeled:
     """Noise that says which label it was told."""
 
     def __call__(self, data, *, cond=None, generator=None):
@@ -149,7 +149,7 @@ def test_a_collate_function_of_ones_own():
 
 def test_conditions_and_masks_reach_the_coupling():
     items = [Images("tuple")[i] for i in range(4)]
-    *_, noise = Collate(Labelled(), cond={"class": 1})(items)
+    *_, noise = Collate(Labeled(), cond={"class": 1})(items)
     assert noise[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
 
     def collate_fn(rows):
@@ -161,7 +161,7 @@ def test_conditions_and_masks_reach_the_coupling():
     found = Collate(KNN(k=4), collate_fn, data_key="data", mask_key="valid")(items)
     assert found["noise"].isfinite().all()
     with pytest.raises(ValueError, match="mask"):
-        Collate(Labelled(), collate_fn, data_key="data", mask_key="valid")(items)
+        Collate(Labeled(), collate_fn, data_key="data", mask_key="valid")(items)
 
 
 def test_the_pool_of_an_assignment_is_the_batch_of_the_loader():

@@ -9,7 +9,7 @@ from immiscible_diffusion.utils.batch import Batch
 
 
 @dataclass(frozen=True)
-class LabelledImages:
+class LabeledImages:
     """A stand-in for the project's image sets."""
 
     images: Tensor
@@ -32,11 +32,11 @@ class LabelledImages:
 
 
 @pytest.fixture(scope="session")
-def digits() -> LabelledImages:
+def digits() -> LabeledImages:
     datasets = pytest.importorskip("sklearn.datasets", reason="digits come with scikit-learn")
     raw = datasets.load_digits()
     images = torch.tensor(raw.images, dtype=torch.float32)[:, None] / 8 - 1
-    return LabelledImages(images, torch.tensor(raw.target), 10, digest="digits", name="digits")
+    return LabeledImages(images, torch.tensor(raw.target), 10, digest="digits", name="digits")
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import torch
 from fixtures.tiny_clip import save_clip
 from immiscible_diffusion.metrics import extract
 from immiscible_diffusion.metrics.clip import Clip, cmmd, cmmd_features, scores_of
-from immiscible_diffusion.utils.optional_deps import MissingExtra
+from immiscible_diffusion.utils.optional_deps import MissingDependencyError
 
 
 def brute_force(a: torch.Tensor, b: torch.Tensor, sigma: float = 10.0) -> float:
@@ -118,7 +118,7 @@ def test_score_wants_a_text_for_each_picture(folder: Path, generator: torch.Gene
         clip.score([(data(generator), ["a", "b"])])
     with pytest.raises(ValueError, match="at least one picture"):
         clip.score([])
-    one = clip.score([(data(generator, 1, size=30)[..., :20], ["a"])])  # centre squares
+    one = clip.score([(data(generator, 1, size=30)[..., :20], ["a"])])  # center squares
     assert (one.count, one.standard_error) == (1, None)
 
 
@@ -156,5 +156,5 @@ def test_without_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(MissingExtra, match=r"CLIPScore and CMMD needs .*\[clip\]"):
+    with pytest.raises(MissingDependencyError, match=r"CLIPScore and CMMD needs .*\[clip\]"):
         Clip.load("anywhere")

@@ -31,7 +31,7 @@ def test_the_scaled_floor_is_what_samples_of_the_same_law_score():
     assert Floor(1.0, 0.5, 2.0, 10).counts is None
 
 
-def test_neighbours_are_counted_among_as_many_samples_as_real():
+def test_neighbors_are_counted_among_as_many_samples_as_real():
     """A perfect generator covers alike whatever the numbers: 1 - 2^-5 of the balls, about."""
     reference = Reference.of(gaussian(3000, 0), "made")
     names = ("precision", "recall", "density", "coverage")
@@ -39,7 +39,7 @@ def test_neighbours_are_counted_among_as_many_samples_as_real():
     assert few.coverage == pytest.approx(1 - 2**-5, abs=0.03)
     assert many.coverage == pytest.approx(1 - 2**-5, abs=0.03)
     assert few.density == pytest.approx(1, abs=0.15)
-    assert abs(few.precision - few.recall) < 0.06  # neither side is favoured
+    assert abs(few.precision - few.recall) < 0.06  # neither side is favored
 
 
 def test_features_are_made_with_cudnn_in_float32():

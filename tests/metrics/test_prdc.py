@@ -9,7 +9,7 @@ from immiscible_diffusion.metrics import (
     precision,
     recall,
 )
-from immiscible_diffusion.metrics import prdc as neighbours
+from immiscible_diffusion.metrics import prdc as neighbors
 
 
 def line(*values):
@@ -33,7 +33,7 @@ def brute_hits(queries, points, k):
 @pytest.mark.parametrize("block", [1, 50, 2**21])
 @pytest.mark.parametrize("k", [1, 4])
 def test_equal_to_brute_force(generator, monkeypatch, block, k):
-    monkeypatch.setattr(neighbours, "_BLOCK", block)
+    monkeypatch.setattr(neighbors, "_BLOCK", block)
     real = torch.randn(31, 3, dtype=torch.float64, generator=generator)
     samples = torch.randn(23, 3, dtype=torch.float64, generator=generator) + 0.5
     held = brute_hits(samples, real, k)

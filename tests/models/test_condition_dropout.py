@@ -1,6 +1,6 @@
 import torch
 
-from immiscible_diffusion.models.condition_dropout import dropped_text
+from immiscible_diffusion.models.condition_dropout import drop_text
 
 
 def test_a_share_of_prompts_becomes_the_empty_one():
@@ -10,10 +10,10 @@ def test_a_share_of_prompts_becomes_the_empty_one():
         "label": torch.arange(4000),
     }
     empty = {"text": torch.zeros(1, 3, 2), "pooled": torch.full((1, 5), 7.0)}
-    found = dropped_text(cond, empty, 0.1, torch.Generator().manual_seed(0))
+    found = drop_text(cond, empty, 0.1, torch.Generator().manual_seed(0))
     hidden = found["text"][:, 0, 0] == 0
     assert abs(float(hidden.float().mean()) - 0.1) < 4 * (0.09 / 4000) ** 0.5
     assert torch.equal(found["pooled"][:, 0] == 7, hidden), "both parts of a prompt go together"
     assert torch.equal(found["label"], cond["label"])
-    assert (dropped_text(cond, empty, 1.0)["text"] == 0).all()
-    assert (dropped_text(cond, empty, 0.0)["text"] == 1).all()
+    assert (drop_text(cond, empty, 1.0)["text"] == 0).all()
+    assert (drop_text(cond, empty, 0.0)["text"] == 1).all()

@@ -96,7 +96,7 @@ def test_every_action_sees_every_other_at_two_levels():
     assert bool((slope > 0).all())
 
 
-def test_without_levels_an_action_sees_its_neighbours_only():
+def test_without_levels_an_action_sees_its_neighbors_only():
     """Two blocks down, two in the middle, one at the end: nine convolutions reach 18 steps."""
     model = built(UNet1D(channels=(16,), groups=4, embedding=16), (64, 2))
     for module in list(model.modules()):
@@ -112,14 +112,14 @@ def test_without_levels_an_action_sees_its_neighbours_only():
 def test_it_learns_an_action_that_the_observation_names():
     torch.manual_seed(0)
     model = TINY.build((16, 2), conditions={"observation": (2,)})
-    optimiser = torch.optim.Adam(model.parameters(), 1e-2)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     for _ in range(60):
         seen = torch.randn(64, 2)
         x, time = torch.randn(64, 16, 2), 100 * torch.rand(64)
         loss = (model(x, time, {"observation": seen}) - seen[:, None]).square().mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     assert float(loss.detach()) < 0.2  # 1 without the observation
 
 

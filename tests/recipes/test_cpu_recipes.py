@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from immiscible_diffusion.diffusion.pipeline import Generator
-from immiscible_diffusion.evaluation.images import Judge, judged
+from immiscible_diffusion.evaluation.images import ImageEvaluator, judged
 from immiscible_diffusion.recipes import recipe_from_name
-from immiscible_diffusion.training.run_dir import RunFolder
+from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.trainer import Trainer
 
 pytestmark = [
@@ -22,9 +22,9 @@ pytestmark = [
 def distance(name, folder):
     """Frechet distance of the recipe's own sampler after its whole training, and its judge."""
     recipe = recipe_from_name(name)
-    trainer = Trainer(recipe, RunFolder.open(folder, recipe), device="cpu")
+    trainer = Trainer(recipe, RunDir.open(folder, recipe), device="cpu")
     trainer.train(quiet=True)
-    judge = Judge.of(recipe, trainer.dataset)
+    judge = ImageEvaluator.of(recipe, trainer.dataset)
     generator = Generator(recipe, trainer.dataset)
     model = trainer.average.current()
     quality, _, _ = judged(generator, judge, model, 0, recipe.sampler, metrics=("frechet",))

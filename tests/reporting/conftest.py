@@ -14,12 +14,12 @@ from fixtures.analysis_record import made_analysis
 from immiscible_diffusion.metrics.evaluate import Floor
 from immiscible_diffusion.reporting.analysis import write_analysis_page
 from immiscible_diffusion.reporting.compare.results import (
-    Cell,
     Comparison,
     CouplingEntry,
     Dataset,
     LossPoint,
-    Quality,
+    SampleMetrics,
+    Trial,
 )
 from immiscible_diffusion.utils.atomic_files import write_json
 
@@ -27,7 +27,7 @@ STEPS = (250, 500, 1000, 2000, 4000, 6000)
 BUDGETS = (2, 5, 20, 100)
 COUPLINGS = (
     CouplingEntry("independent", "independent", baseline=True),
-    CouplingEntry("knn:k=16,center=mean", "KNN k=16, centred"),
+    CouplingEntry("knn:k=16,center=mean", "KNN k=16, centerd"),
     CouplingEntry("shuffled(knn:k=16,center=mean)", "KNN k=16, shuffled", "knn:k=16,center=mean"),
     CouplingEntry("knn:k=64", "KNN k=64 <raw>"),
     CouplingEntry("shuffled(knn:k=64)", "KNN k=64, shuffled", "knn:k=64"),
@@ -93,8 +93,10 @@ def png(seed, size=96):
 
 def power_cell(name, seed, faster=1.0, budget=20, steps=STEPS, slope=0.5, **options):
     """A run whose Frechet distance is exactly 100 (faster * step / 250)^-slope."""
-    quality = tuple(Quality(s, budget, frechet=100 * (faster * s / 250) ** -slope) for s in steps)
-    return Cell(name, seed, quality, **options)
+    quality = tuple(
+        SampleMetrics(s, budget, frechet=100 * (faster * s / 250) ** -slope) for s in steps
+    )
+    return Trial(name, seed, quality, **options)
 
 
 def realistic_cell(name, seed):
@@ -105,11 +107,13 @@ def realistic_cell(name, seed):
         for budget, end in zip(BUDGETS, ends, strict=True):
             value = (end + 60 * (faster * step / 250) ** -1.3) * math.exp(rng.normal(0, 0.03))
             quality.append(
-                Quality(step, budget, budget, value, value / 900, 0.0004, 0.8, 0.7, 0.9, 0.85, 0.0)
+                SampleMetrics(
+                    step, budget, budget, value, value / 900, 0.0004, 0.8, 0.7, 0.9, 0.85, 0.0
+                )
             )
     decay = [math.exp(-step / 900) for step in STEPS]
     pairing = 0.0 if name == "independent" else 1.4 if "knn" in name else 6.3
-    return Cell(
+    return Trial(
         name,
         seed,
         tuple(quality),
@@ -144,8 +148,8 @@ def make(cells, couplings=COUPLINGS, **changes):
         samples=2000,
         real_samples=1797,
         floor=Floor(2.2, 1.5, 3.1, 898),
-        budgets=BUDGETS,
-        headline_budget=20,
+        sampling_steps=BUDGETS,
+        headline_steps=20,
         sampler="euler",
         eval_steps=STEPS,
         batch_size=256,

@@ -64,13 +64,13 @@ def check(page, folder, images):
         assert seen["plots"] > 5
         assert seen["flat"] == 0
         assert seen["small"] >= 12  # pixels: readable
-    colours = drawn_colours(picture)
-    assert colours[0] > 30
-    assert colours[1] > 30
+    colors = drawn_colors(picture)
+    assert colors[0] > 30
+    assert colors[1] > 30
 
 
-def drawn_colours(picture):
-    """Different colours on the desk's half and on the phone's half of ``picture``."""
+def drawn_colors(picture):
+    """Different colors on the desk's half and on the phone's half of ``picture``."""
     image = pytest.importorskip("PIL.Image").open(picture).convert("RGB")
     halves = ((0, 0, WIDTHS[0], HEIGHT), (WIDTHS[0], 0, image.width, HEIGHT))
     return [len(image.crop(half).getcolors(1 << 24)) for half in halves]

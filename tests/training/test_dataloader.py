@@ -8,17 +8,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from immiscible_diffusion.data.scaling import ImageScaling
-from immiscible_diffusion.diffusion.samplers import Sampler
-from immiscible_diffusion.evaluation.load_run import Trained
+from immiscible_diffusion.data.scaling import DataScaling
+from immiscible_diffusion.diffusion.samplers import SamplerConfig
+from immiscible_diffusion.evaluation.load_run import LoadedRun
 from immiscible_diffusion.training.recipe import Recipe
-from immiscible_diffusion.training.run_dir import RunFolder
+from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.trainer import Trainer
 from immiscible_diffusion.utils.atomic_files import read_json
 
 
 def trained(recipe: Recipe, folder, until: int | None = None) -> Trainer:
-    trainer = Trainer(recipe, RunFolder.open(folder, recipe), device="cpu")
+    trainer = Trainer(recipe, RunDir.open(folder, recipe), device="cpu")
     trainer.train(until=until, quiet=True)
     return trainer
 
@@ -49,7 +49,10 @@ def test_resumed_within_a_pool_equals_uninterrupted(tiny, tmp_path, monkeypatch,
     (tmp_path / "pooled_coupling.py").write_text(POOLED)
     monkeypatch.syspath_prepend(tmp_path)
     recipe = dataclasses.replace(
-        tiny, coupling="shuffled:pooled_coupling:Pooled()", accumulation=2, preview_every=0
+        tiny,
+        coupling="shuffled:pooled_coupling:Pooled()",
+        gradient_accumulation_steps=2,
+        preview_every=0,
     )
     trained(recipe, tmp_path / "whole")
     trained(recipe, tmp_path / "parts", until=until)
@@ -64,11 +67,11 @@ def test_resumed_within_a_pool_equals_uninterrupted(tiny, tmp_path, monkeypatch,
 def test_how_far_ahead_noise_is_paired_changes_nothing(tiny, tmp_path, coupling):
     for ahead in (0, 1, 3):
         recipe = dataclasses.replace(
-            tiny, coupling=coupling, prefetch=ahead, accumulation=2, preview_every=0
+            tiny, coupling=coupling, prefetch=ahead, gradient_accumulation_steps=2, preview_every=0
         )
         trained(recipe, tmp_path / str(ahead))
         assert_equal_weights(tmp_path / "0", tmp_path / str(ahead))
-        record = RunFolder(tmp_path / str(ahead)).records("train")[-1]
+        record = RunDir(tmp_path / str(ahead)).records("train")[-1]
         assert record["pairing_ms"] > 0
         waited = record["waiting_ms"] / 1000 / record["seconds_per_step"]
         assert 0 <= record["pairing_share"] <= waited + 1e-9 <= 1
@@ -93,7 +96,7 @@ class Breaks:
 
 
 def test_an_error_of_the_coupling_stops_training_at_its_step_and_leaves_no_thread(tiny, tmp_path):
-    trainer = Trainer(tiny, RunFolder.open(tmp_path, tiny), device="cpu")
+    trainer = Trainer(tiny, RunDir.open(tmp_path, tiny), device="cpu")
     trainer.coupling = Breaks()
     with pytest.raises(ArithmeticError, match="no noise for this one"):
         trainer.train(quiet=True)
@@ -106,7 +109,7 @@ def test_an_error_of_training_leaves_no_thread(tiny, tmp_path):
         assert own_threads()
         raise KeyError(step)
 
-    trainer = Trainer(tiny, RunFolder.open(tmp_path, tiny), device="cpu")
+    trainer = Trainer(tiny, RunDir.open(tmp_path, tiny), device="cpu")
     with pytest.raises(KeyError):
         trainer.train(evaluate=fail, evaluate_at=(3,), quiet=True)
     assert not own_threads()
@@ -116,13 +119,13 @@ def test_an_error_of_training_leaves_no_thread(tiny, tmp_path):
 
 
 def scaled(recipe: Recipe, factor: float) -> Recipe:
-    return dataclasses.replace(recipe, scaling=ImageScaling(factor))
+    return dataclasses.replace(recipe, scaling=DataScaling(factor))
 
 
 def test_everything_before_sampling_sees_scaled_data(tiny, tmp_path):
     recipe = dataclasses.replace(tiny, coupling="knn:k=4,center=mean")
     plain, double = (
-        Trainer(part, RunFolder.open(tmp_path / str(part.scaling.factor), part), device="cpu")
+        Trainer(part, RunDir.open(tmp_path / str(part.scaling.factor), part), device="cpu")
         for part in (recipe, scaled(recipe, 2.0))
     )
     assert torch.equal(double.validation.data, 2 * plain.validation.data)
@@ -136,7 +139,7 @@ def test_a_model_of_scaled_data_makes_samples_in_the_range_of_the_data(tiny, tmp
         scaled(tiny, 2.0), steps=300, batch_size=64, validate_every=300, preview_every=0
     )
     trainer = trained(recipe, tmp_path)
-    generator = Trained.load(RunFolder(tmp_path), "cpu").generator(Sampler("euler", 10))
+    generator = LoadedRun.load(RunDir(tmp_path), "cpu").generator(SamplerConfig("euler", 10))
     images = torch.cat([part for part, _ in generator(trainer.average.current(), 256, seed=0)])
     data = trainer.dataset.batch(torch.arange(256)).data
     assert images.std() == pytest.approx(float(data.std()), rel=0.2)
@@ -149,7 +152,7 @@ def test_scaling_is_recorded_and_a_checkpoint_of_another_is_refused(tiny, tmp_pa
         record = read_json(tmp_path / "two" / name)
         assert record.get("recipe", record)["scaling"]["factor"] == 2.0
     with pytest.raises(ValueError, match=r"another recipe \(scaling.factor: 2.0 -> 1.0\)"):
-        RunFolder.open(tmp_path / "two", tiny)
+        RunDir.open(tmp_path / "two", tiny)
     trained(tiny, tmp_path / "one", until=1)
     (tmp_path / "two" / "checkpoint.pt").replace(tmp_path / "one" / "checkpoint.pt")
     with pytest.raises(ValueError, match=r"trained with scaling.factor 2.0, the recipe has 1.0"):
@@ -158,7 +161,7 @@ def test_scaling_is_recorded_and_a_checkpoint_of_another_is_refused(tiny, tmp_pa
 
 def test_a_checkpoint_from_before_scaling_goes_on(tiny, tmp_path):
     trained(tiny, tmp_path, until=1)
-    run = RunFolder(tmp_path)
+    run = RunDir(tmp_path)
     state = run.load_checkpoint()
     del state["scaling"]
     run.save_checkpoint(state)

@@ -8,35 +8,35 @@ from safetensors.torch import load_file
 
 from immiscible_diffusion.data import DataConfig
 from immiscible_diffusion.diffusion.losses import ConsistencyLoss, RegressionLoss
-from immiscible_diffusion.diffusion.paths import DiffusionPath, FlowPath, SigmaPath
-from immiscible_diffusion.diffusion.samplers import Sampler
-from immiscible_diffusion.evaluation.load_run import Trained
+from immiscible_diffusion.diffusion.paths import EDMPath, FlowMatchingPath, VPPath
+from immiscible_diffusion.diffusion.samplers import SamplerConfig
+from immiscible_diffusion.evaluation.load_run import LoadedRun
 from immiscible_diffusion.models import MLP, DiT
-from immiscible_diffusion.models.condition_dropout import dropped_labels
+from immiscible_diffusion.models.condition_dropout import drop_labels
 from immiscible_diffusion.recipes import RECIPES, recipe_from_name
 from immiscible_diffusion.training.recipe import Recipe
-from immiscible_diffusion.training.run_dir import RunFolder
+from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.trainer import Trainer
 
 IN_PIXELS = [name for name in RECIPES if recipe_from_name(name).in_pixels]
-GUIDED = {"conditional": True, "label_dropout": 0.5}
+GUIDED = {"conditional": True, "cond_drop_prob": 0.5}
 KINDS = {
-    "ddpm": {"path": DiffusionPath(), "sampler": Sampler("ddpm", 4)},
-    "ddim": {"path": DiffusionPath("cosine", "v"), "sampler": Sampler("ddim", 4, eta=0.5)},
-    "edm": {"path": SigmaPath(), "sampler": Sampler("edm", 3)},
+    "ddpm": {"path": VPPath(), "sampler": SamplerConfig("ddpm", 4)},
+    "ddim": {"path": VPPath("cosine", "v"), "sampler": SamplerConfig("ddim", 4, eta=0.5)},
+    "edm": {"path": EDMPath(), "sampler": SamplerConfig("edm", 3)},
     "consistency": {
-        "path": SigmaPath(),
+        "path": EDMPath(),
         "loss": ConsistencyLoss(stages=3, denoise=0.4),
-        "sampler": Sampler("consistency", 2),
+        "sampler": SamplerConfig("consistency", 2),
     },
-    "guided": GUIDED | {"sampler": Sampler("euler", 3, guidance=2.0)},
-    "guided ddim": GUIDED | {"path": DiffusionPath(), "sampler": Sampler("ddim", 3, guidance=3.0)},
+    "guided": GUIDED | {"sampler": SamplerConfig("euler", 3, guidance=2.0)},
+    "guided ddim": GUIDED | {"path": VPPath(), "sampler": SamplerConfig("ddim", 3, guidance=3.0)},
     "dit": {"model": DiT(heads=2, head_channels=8, depth=1), "preview_every": 0},
 }
 
 
 def trained(recipe, folder, until=None):
-    trainer = Trainer(recipe, RunFolder.open(folder, recipe), device="cpu")
+    trainer = Trainer(recipe, RunDir.open(folder, recipe), device="cpu")
     trainer.train(until=until, quiet=True)
     return load_file(folder / "weights" / "model.safetensors")
 
@@ -56,7 +56,7 @@ def test_it_trains_resumes_and_survives_json(tiny, tmp_path, kind):
 def test_an_image_depends_on_its_seed_and_number_alone(tiny, tmp_path, kind):
     recipe = dataclasses.replace(tiny, **KINDS[kind])
     trained(recipe, tmp_path, until=2)
-    run = Trained.load(RunFolder(tmp_path), "cpu")
+    run = LoadedRun.load(RunDir(tmp_path), "cpu")
     made = [
         torch.cat(
             [images for images, _ in run.generator(recipe.sampler, size)(run.model, 9, seed=3)]
@@ -98,13 +98,13 @@ def test_labels_are_dropped_at_their_share_and_nothing_else_changes():
     label = torch.arange(10_000) % 7
     cond = {"label": label, "text": torch.randn(10_000, 2)}
     generator = torch.Generator().manual_seed(0)
-    found = dropped_labels(cond, 7, 0.1, generator)
+    found = drop_labels(cond, 7, 0.1, generator)
     gone = found["label"] == 7
     assert float(gone.double().mean()) == pytest.approx(0.1, abs=0.01)
     assert torch.equal(found["label"][~gone], label[~gone])
     assert found["text"] is cond["text"]
-    assert bool((dropped_labels(cond, 7, 1.0)["label"] == 7).all())
-    assert torch.equal(dropped_labels(cond, 7, 0.0)["label"], label)
+    assert bool((drop_labels(cond, 7, 1.0)["label"] == 7).all())
+    assert torch.equal(drop_labels(cond, 7, 0.0)["label"], label)
 
 
 def test_a_guided_network_knows_one_label_more(tiny):
@@ -114,22 +114,22 @@ def test_a_guided_network_knows_one_label_more(tiny):
     dataset = load_images(tiny.data)
     recipe = dataclasses.replace(tiny, conditional=True)
     plain = make_model(recipe, dataset)
-    more = make_model(dataclasses.replace(recipe, label_dropout=0.1), dataset)
+    more = make_model(dataclasses.replace(recipe, cond_drop_prob=0.1), dataset)
     assert more.label.num_embeddings == plain.label.num_embeddings + 1
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"label_dropout": 0.1}, "is of conditional recipes"),
-        ({"sampler": Sampler(guidance=2.0)}, "set label_dropout"),
-        ({"loss": ConsistencyLoss()}, "needs a SigmaPath, got FlowPath"),
-        ({"sampler": Sampler("ddim")}, "ddim samples a DiffusionPath, got FlowPath"),
-        ({"path": DiffusionPath(), "sampler": Sampler("edm")}, "edm samples a SigmaPath"),
+        ({"cond_drop_prob": 0.1}, "is of conditional recipes"),
+        ({"sampler": SamplerConfig(guidance=2.0)}, "set cond_drop_prob"),
+        ({"loss": ConsistencyLoss()}, "needs a EDMPath, got FlowMatchingPath"),
+        ({"sampler": SamplerConfig("ddim")}, "ddim samples a VPPath, got FlowMatchingPath"),
+        ({"path": VPPath(), "sampler": SamplerConfig("edm")}, "edm samples a EDMPath"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(tiny, change, said):
-    assert isinstance(tiny.path, FlowPath)
+    assert isinstance(tiny.path, FlowMatchingPath)
     assert isinstance(tiny.loss, RegressionLoss)
     with pytest.raises(ValueError, match=said):
         dataclasses.replace(tiny, **change)

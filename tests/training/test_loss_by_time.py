@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from immiscible_diffusion.training.metrics_log import TIME_BINS, Meter, loss_by_time
-from immiscible_diffusion.training.run_dir import RunFolder
+from immiscible_diffusion.training.metrics_log import TIME_BINS, StepMetrics, loss_by_time
+from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.trainer import Trainer
 
 
@@ -22,7 +22,7 @@ def brute_force(losses: list[float], times: list[float]) -> list[float | None]:
 @pytest.mark.parametrize("low", [0.0, 0.55])
 def test_sums_by_bin_are_a_regrouping_of_all_losses(low):
     generator = torch.Generator().manual_seed(0)
-    meter, losses, times = Meter(torch.device("cpu")), [], []
+    meter, losses, times = StepMetrics(torch.device("cpu")), [], []
     for count in (7, 64, 1):
         loss = torch.rand(count, generator=generator)
         t = low + (1 - low) * torch.rand(count, generator=generator)
@@ -39,7 +39,7 @@ def test_sums_by_bin_are_a_regrouping_of_all_losses(low):
 
 
 def test_both_ends_of_t_have_a_bin_and_a_record_starts_anew():
-    meter = Meter(torch.device("cpu"))
+    meter = StepMetrics(torch.device("cpu"))
     meter.add(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0.0, 1.0, 0.95]))
     meter.steps = 1
     assert loss_by_time(meter.sums_by_time())["loss_by_time"] == [1.0, *[None] * 8, 3.0]
@@ -49,7 +49,7 @@ def test_both_ends_of_t_have_a_bin_and_a_record_starts_anew():
 
 def test_two_meters_added_are_one():
     losses, t = torch.rand(50), torch.rand(50)
-    whole, left, right = (Meter(torch.device("cpu")) for _ in range(3))
+    whole, left, right = (StepMetrics(torch.device("cpu")) for _ in range(3))
     whole.add(losses, t)
     left.add(losses[:20], t[:20])
     right.add(losses[20:], t[20:])
@@ -60,7 +60,7 @@ def test_two_meters_added_are_one():
 def test_the_trainer_logs_each_loss_at_its_own_time(tiny, tmp_path):
     """A loss that is its time: every bin's mean lies within the bin, their mean is the loss."""
     recipe = dataclasses.replace(tiny, batch_size=64, steps=4, log_every=4)
-    trainer = Trainer(recipe, RunFolder.open(tmp_path, recipe), device="cpu")
+    trainer = Trainer(recipe, RunDir.open(tmp_path, recipe), device="cpu")
     trainer.loss_fn = lambda model, path, data, noise, t, cond, mask=None: (
         t + 0 * model(data, t, cond).flatten(1).mean(dim=1)
     )
@@ -78,12 +78,19 @@ def test_the_trainer_logs_each_loss_at_its_own_time(tiny, tmp_path):
 def test_two_ranks_log_what_one_process_logs(tmp_path):
     base = ["-m", "immiscible_diffusion", "train", "digits-flow", "--tiny", "--device", "cpu"]
     base += ["--preview-every", "0", "--batch-size", "64", "--log-every", "4", "--out"]
-    one = [sys.executable, *base, str(tmp_path / "one"), "--accumulation", "2"]
+    one = [sys.executable, *base, str(tmp_path / "one"), "--gradient_accumulation_steps", "2"]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    two = [sys.executable, *launch, *base, str(tmp_path / "two"), "--accumulation", "1"]
+    two = [
+        sys.executable,
+        *launch,
+        *base,
+        str(tmp_path / "two"),
+        "--gradient_accumulation_steps",
+        "1",
+    ]
     for command in (one, two):
         subprocess.run(command, check=True, capture_output=True, timeout=300)
-    left, right = (RunFolder(tmp_path / name).records("train") for name in ("one", "two"))
+    left, right = (RunDir(tmp_path / name).records("train") for name in ("one", "two"))
     assert len(left) == len(right) == 2
     for mine, theirs in zip(left, right, strict=True):
         assert mine["loss_by_time"] == pytest.approx(theirs["loss_by_time"], rel=1e-4)

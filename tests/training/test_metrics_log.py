@@ -5,16 +5,16 @@ import pytest
 import torch
 
 from immiscible_diffusion.couplings import Independent
-from immiscible_diffusion.training.metrics_log import TIMED_EVERY, Meter, Timed
+from immiscible_diffusion.training.metrics_log import TIMED_EVERY, StepMetrics, Timed
 
 
-def ticking(monkeypatch, device: str) -> Meter:
+def ticking(monkeypatch, device: str) -> StepMetrics:
     """A meter whose clocks tick once a look: pairing takes 1 s whenever it is timed."""
     ticks = itertools.count()
     for name in ("clock", "stream_clock"):
-        monkeypatch.setattr(Meter, name, lambda self: float(next(ticks)))
+        monkeypatch.setattr(StepMetrics, name, lambda self: float(next(ticks)))
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))
-    return Meter(torch.device(device), began=0.0)
+    return StepMetrics(torch.device(device), began=0.0)
 
 
 @pytest.mark.parametrize("steps", [1, 2, TIMED_EVERY - 1, TIMED_EVERY, 3 * TIMED_EVERY + 1])
@@ -60,7 +60,7 @@ def test_steps_without_a_pairing_of_their_own_are_recorded(monkeypatch):
 
 def test_a_timed_coupling_draws_what_the_coupling_draws():
     data = torch.zeros(4, 3)
-    meter = Meter(torch.device("cpu"))
+    meter = StepMetrics(torch.device("cpu"))
     noise = Timed(Independent(), meter)(data, generator=torch.Generator().manual_seed(0))
     assert torch.equal(noise, Independent()(data, generator=torch.Generator().manual_seed(0)))
     assert meter.pairings[0] >= 0

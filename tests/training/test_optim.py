@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from immiscible_diffusion.training.optim import Average, Optimiser, make_optimiser, rate_at
-from immiscible_diffusion.training.run_dir import RunFolder
+from immiscible_diffusion.training.optim import EMA, OptimizerConfig, make_optimizer, rate_at
+from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.trainer import Trainer
 
 STEPS = 1000
@@ -15,7 +15,7 @@ STEPS = 1000
 
 @pytest.mark.parametrize("decay", ["none", "linear", "cosine"])
 def test_warm_up_is_the_same_whatever_follows(decay):
-    settings = Optimiser(warmup=100, decay=decay)
+    settings = OptimizerConfig(warmup=100, decay=decay)
     rates = [rate_at(settings, step, STEPS) for step in range(100)]
     assert rates == pytest.approx([(step + 1) / 100 for step in range(100)])
 
@@ -23,7 +23,7 @@ def test_warm_up_is_the_same_whatever_follows(decay):
 def test_decay_follows_its_formula_down_to_nearly_nothing():
     for step in range(100, STEPS):
         left = (STEPS - step) / (STEPS - 100)
-        settings = Optimiser(warmup=100)
+        settings = OptimizerConfig(warmup=100)
         rates = [
             rate_at(dataclasses.replace(settings, decay=decay), step, STEPS)
             for decay in ("none", "linear", "cosine")
@@ -33,38 +33,38 @@ def test_decay_follows_its_formula_down_to_nearly_nothing():
 
 
 def test_a_run_shorter_than_its_warm_up_only_warms_up():
-    settings = Optimiser(warmup=100, decay="cosine")
+    settings = OptimizerConfig(warmup=100, decay="cosine")
     rates = [rate_at(settings, step, 10) for step in range(10)]
     assert rates == pytest.approx([(step + 1) / 100 for step in range(10)])
 
 
-def test_the_optimiser_takes_the_rates():
-    settings = Optimiser(lr=0.1, warmup=5, decay="linear")
-    optimiser, schedule = make_optimiser(settings, torch.nn.Linear(2, 1), 20)
+def test_the_optimizer_takes_the_rates():
+    settings = OptimizerConfig(lr=0.1, warmup=5, decay="linear")
+    optimizer, schedule = make_optimizer(settings, torch.nn.Linear(2, 1), 20)
     for step in range(20):
-        assert optimiser.param_groups[0]["lr"] == pytest.approx(0.1 * rate_at(settings, step, 20))
-        optimiser.step()
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * rate_at(settings, step, 20))
+        optimizer.step()
         schedule.step()
-    assert optimiser.param_groups[0]["lr"] == 0
+    assert optimizer.param_groups[0]["lr"] == 0
 
 
 def test_decay_needs_the_number_of_steps():
     with pytest.raises(ValueError, match="needs the number of steps"):
-        make_optimiser(Optimiser(decay="cosine"), torch.nn.Linear(2, 1))
+        make_optimizer(OptimizerConfig(decay="cosine"), torch.nn.Linear(2, 1))
     with pytest.raises(ValueError, match="decay must be one of none, linear, cosine"):
-        Optimiser(decay="exponential")
+        OptimizerConfig(decay="exponential")
 
 
 def test_a_run_that_stops_and_goes_on_has_the_same_rates(tiny, tmp_path):
     recipe = dataclasses.replace(
-        tiny, optimiser=Optimiser(warmup=2, decay="cosine", ema_ramp=True), log_every=1
+        tiny, optim=OptimizerConfig(warmup=2, decay="cosine", ema_ramp=True), log_every=1
     )
     for folder, stops in (("whole", [8]), ("parts", [3, 8])):
         for until in stops:
-            run = RunFolder.open(tmp_path / folder, recipe)
+            run = RunDir.open(tmp_path / folder, recipe)
             Trainer(recipe, run, device="cpu").train(until=until, quiet=True)
     whole, parts = (
-        [record["lr"] for record in RunFolder(tmp_path / name).records("train")]
+        [record["lr"] for record in RunDir(tmp_path / name).records("train")]
         for name in ("whole", "parts")
     )
     assert whole == parts
@@ -74,8 +74,8 @@ def test_a_run_that_stops_and_goes_on_has_the_same_rates(tiny, tmp_path):
 def test_the_average_ramps_up_by_a_power():
     """Diffusion Policy's: decay 1 - (1 + n)^-0.75 at update n from 0, at most ``ema``."""
     model = torch.nn.Linear(1, 1, bias=False)
-    settings = Optimiser(ema=0.6, ema_power=0.75)
-    average = Average(settings, model)
+    settings = OptimizerConfig(ema=0.6, ema_power=0.75)
+    average = EMA(settings, model)
     expected = None
     for update in range(8):
         with torch.no_grad():
@@ -86,4 +86,4 @@ def test_the_average_ramps_up_by_a_power():
         assert float(average.current().weight) == pytest.approx(expected, rel=1e-6)
     assert settings.averaging == "0.6, ramped up by a power of 0.75"
     with pytest.raises(ValueError, match="another ramp than ema_ramp"):
-        Optimiser(ema_ramp=True, ema_power=0.75)
+        OptimizerConfig(ema_ramp=True, ema_power=0.75)

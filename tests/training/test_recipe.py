@@ -7,7 +7,7 @@ from immiscible_diffusion.data import DataConfig
 from immiscible_diffusion.evaluation.config import Evaluation
 from immiscible_diffusion.models import MLP, UNet
 from immiscible_diffusion.recipes import RECIPES, recipe_from_name
-from immiscible_diffusion.training.optim import Optimiser
+from immiscible_diffusion.training.optim import OptimizerConfig
 from immiscible_diffusion.training.recipe import Recipe, differences
 
 
@@ -23,7 +23,7 @@ def test_recipes_survive_json(name):
 def test_cifar10_flow_is_as_published():
     recipe = recipe_from_name("cifar10-flow")
     assert recipe.model == UNet(128, (1, 2, 2, 2), 2, (16,), 64, 32, 0.1)
-    settings = recipe.optimiser
+    settings = recipe.optim
     assert (settings.lr, settings.warmup, settings.clip, settings.ema) == (2e-4, 5000, 1.0, 0.9999)
     assert not settings.ema_ramp
     assert (recipe.batch_size, recipe.steps, recipe.data.flip) == (256, 400_000, True)
@@ -70,17 +70,17 @@ def test_bad_recipes_are_refused(change):
 
 def test_bad_parts_are_refused():
     with pytest.raises(ValueError, match="lr"):
-        Optimiser(lr=0)
-    with pytest.raises(ValueError, match="budgets"):
-        Evaluation(budgets=())
+        OptimizerConfig(lr=0)
+    with pytest.raises(ValueError, match="sampling_steps"):
+        Evaluation(sampling_steps=())
     with pytest.raises(ValueError, match="samples"):
         Evaluation(samples=1)
 
 
 def test_from_dict_refuses_unknown_fields():
     values = recipe_from_name("digits-flow").to_dict()
-    with pytest.raises(ValueError, match="unknown or missing fields: colour"):
-        Recipe.from_dict({**values, "colour": 1})
+    with pytest.raises(ValueError, match="unknown or missing fields: color"):
+        Recipe.from_dict({**values, "color": 1})
     with pytest.raises(ValueError, match=r"recipe\.model must be one of MLP, UNet"):
         Recipe.from_dict({**values, "model": {"kind": "os.system"}})
 

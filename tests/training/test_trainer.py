@@ -16,7 +16,7 @@ from immiscible_diffusion.couplings.moments import Moments
 from immiscible_diffusion.data import check_split
 from immiscible_diffusion.models import MLP
 from immiscible_diffusion.training.recipe import Recipe
-from immiscible_diffusion.training.run_dir import RunFolder
+from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.trainer import Trainer
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.signals import Interrupted, InterruptGuard
@@ -25,7 +25,7 @@ COUPLINGS = ["independent", "knn:k=4", "knn:k=4,center=mean", "assignment", "shu
 
 
 def trained(recipe: Recipe, folder, until: int | None = None) -> Trainer:
-    trainer = Trainer(recipe, RunFolder.open(folder, recipe), device="cpu")
+    trainer = Trainer(recipe, RunDir.open(folder, recipe), device="cpu")
     trainer.train(until=until, quiet=True)
     return trainer
 
@@ -42,7 +42,7 @@ def assert_equal_weights(one, other) -> None:
 
 def seen_batches(recipe: Recipe, folder, steps: int = 4):
     """The data, times and noise of the first steps."""
-    trainer = Trainer(recipe, RunFolder.open(folder, recipe), device="cpu")
+    trainer = Trainer(recipe, RunDir.open(folder, recipe), device="cpu")
     seen = []
     with closing(trainer.pairs()) as pairs:
         for step, (data, noise, _) in enumerate(islice(pairs, steps)):
@@ -62,8 +62,8 @@ def test_data_order_times_and_weights_are_the_same_for_every_coupling(tiny, tmp_
             assert torch.equal(data, data_0)
             assert torch.equal(t, t_0)
             assert not torch.equal(noise, noise_0)
-        first = Trainer(recipe, RunFolder.open(tmp_path / str(index), recipe), device="cpu").bare
-        other = Trainer(tiny, RunFolder.open(tmp_path / "reference", tiny), device="cpu").bare
+        first = Trainer(recipe, RunDir.open(tmp_path / str(index), recipe), device="cpu").bare
+        other = Trainer(tiny, RunDir.open(tmp_path / "reference", tiny), device="cpu").bare
         for mine, theirs in zip(first.parameters(), other.parameters(), strict=True):
             assert torch.equal(mine, theirs)
 
@@ -92,7 +92,7 @@ def command(folder, *options: str) -> list[str]:
     ]
 
 
-def wait_for_step(run: RunFolder, step: int) -> None:
+def wait_for_step(run: RunDir, step: int) -> None:
     deadline = time.monotonic() + 120
     while max((record["step"] for record in run.records("train")), default=0) < step:
         assert time.monotonic() < deadline, "the run did not start"
@@ -105,13 +105,13 @@ def test_killed_at_a_random_step_and_resumed_equals_uninterrupted(tmp_path):
     process = subprocess.Popen(
         command(tmp_path / "killed", *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    wait_for_step(RunFolder(tmp_path / "killed"), random.randrange(20, 200))
+    wait_for_step(RunDir(tmp_path / "killed"), random.randrange(20, 200))
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
     subprocess.run(command(tmp_path / "killed", *options), check=True, capture_output=True)
     assert_equal_weights(tmp_path / "whole", tmp_path / "killed")
-    steps = [record["step"] for record in RunFolder(tmp_path / "killed").records("train")]
+    steps = [record["step"] for record in RunDir(tmp_path / "killed").records("train")]
     assert steps == list(range(1, 601)), "every step is logged once"
 
 
@@ -122,7 +122,7 @@ def test_signals_write_a_checkpoint_and_say_how_to_resume(tmp_path, number):
     process = subprocess.Popen(
         command(tmp_path / "run", *options), stderr=subprocess.PIPE, text=True
     )
-    run = RunFolder(tmp_path / "run")
+    run = RunDir(tmp_path / "run")
     wait_for_step(run, 3)
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
@@ -135,7 +135,7 @@ def test_signals_write_a_checkpoint_and_say_how_to_resume(tmp_path, number):
 
 def test_a_signal_in_process_stops_at_the_next_step(tiny, tmp_path):
     recipe = dataclasses.replace(tiny, steps=50, checkpoint_every=50)
-    trainer = Trainer(recipe, RunFolder.open(tmp_path, recipe), device="cpu")
+    trainer = Trainer(recipe, RunDir.open(tmp_path, recipe), device="cpu")
 
     def kill(step, model):
         os.kill(os.getpid(), signal.SIGTERM)
@@ -147,7 +147,7 @@ def test_a_signal_in_process_stops_at_the_next_step(tiny, tmp_path):
 
 
 def test_a_signal_that_comes_while_ranks_ask_around_is_kept(tiny, tmp_path):
-    trainer, guard = Trainer(tiny, RunFolder.open(tmp_path, tiny), device="cpu"), InterruptGuard()
+    trainer, guard = Trainer(tiny, RunDir.open(tmp_path, tiny), device="cpu"), InterruptGuard()
 
     class TwoRanks:
         num_processes = 2
@@ -162,14 +162,22 @@ def test_a_signal_that_comes_while_ranks_ask_around_is_kept(tiny, tmp_path):
     assert trainer.stop_asked(guard)
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_two_ranks_equal_one_process_that_accumulates(tmp_path, accumulation):
-    options = ("--coupling", "knn:k=4,center=mean", "--optimiser.clip", "0.1", "--accumulation")
+@pytest.mark.parametrize("gradient_accumulation_steps", [1, 2])
+def test_two_ranks_equal_one_process_that_accumulates(tmp_path, gradient_accumulation_steps):
+    options = (
+        "--coupling",
+        "knn:k=4,center=mean",
+        "--optim.clip",
+        "0.1",
+        "--gradient_accumulation_steps",
+    )
     subprocess.run(
-        command(tmp_path / "one", *options, str(2 * accumulation)), check=True, capture_output=True
+        command(tmp_path / "one", *options, str(2 * gradient_accumulation_steps)),
+        check=True,
+        capture_output=True,
     )
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    two = command(tmp_path / "two", *options, str(accumulation))
+    two = command(tmp_path / "two", *options, str(gradient_accumulation_steps))
     subprocess.run([two[0], *launch, *two[1:]], check=True, capture_output=True, timeout=300)
     left, right = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name in left:
@@ -192,8 +200,8 @@ def test_training_lowers_the_loss_on_independent_noise(tiny, tmp_path):
 def test_a_run_folder_of_another_recipe_is_refused(tiny, tmp_path):
     trained(tiny, tmp_path, until=1)
     with pytest.raises(ValueError, match=r"another recipe \(batch_size: 16 -> 32\)"):
-        RunFolder.open(tmp_path, dataclasses.replace(tiny, batch_size=32))
-    RunFolder.open(tmp_path, dataclasses.replace(tiny, steps=100))  # training longer is the same
+        RunDir.open(tmp_path, dataclasses.replace(tiny, batch_size=32))
+    RunDir.open(tmp_path, dataclasses.replace(tiny, steps=100))  # training longer is the same
 
 
 def test_a_broken_checkpoint_is_named(tiny, tmp_path):
@@ -214,7 +222,7 @@ def test_a_checkpoint_of_another_recipe_is_named(tiny, tmp_path):
 
 def test_moments_of_a_run_that_never_began_are_not_used(tiny, tmp_path):
     recipe = dataclasses.replace(tiny, coupling="knn:k=4,center=mean")
-    run = RunFolder.open(tmp_path, recipe)
+    run = RunDir.open(tmp_path, recipe)
     Moments(torch.ones(1, 8, 8), 1.0, 1).save(run.moments)
     assert not torch.equal(
         Trainer(recipe, run, device="cpu").coupling.center.mean, torch.ones(1, 8, 8)
@@ -223,7 +231,7 @@ def test_moments_of_a_run_that_never_began_are_not_used(tiny, tmp_path):
 
 
 def test_conditional_without_labels_is_refused(tiny, tmp_path):
-    class Unlabelled:
+    class Unlabeled:
         name, note, shape, num_classes = "scenes", "", (1, 8, 8), None
 
         def __len__(self):
@@ -234,13 +242,13 @@ def test_conditional_without_labels_is_refused(tiny, tmp_path):
 
     recipe = dataclasses.replace(tiny, conditional=True)
     with pytest.raises(ValueError, match=r"conditional, and the data set scenes has no labels"):
-        Trainer(recipe, RunFolder.open(tmp_path, recipe), device="cpu", dataset=Unlabelled())
+        Trainer(recipe, RunDir.open(tmp_path, recipe), device="cpu", dataset=Unlabeled())
     assert not list(tmp_path.iterdir())
 
 
 def test_diverged_training_is_an_error(tiny, tmp_path):
     recipe = dataclasses.replace(
-        tiny, optimiser=dataclasses.replace(tiny.optimiser, lr=1e30, clip=0), log_every=1
+        tiny, optim=dataclasses.replace(tiny.optim, lr=1e30, clip=0), log_every=1
     )
     with pytest.raises(ValueError, match="loss is not a number at step"):
         trained(recipe, tmp_path)
@@ -248,9 +256,9 @@ def test_diverged_training_is_an_error(tiny, tmp_path):
 
 def test_the_average_decays_as_published(tiny, tmp_path):
     """Without a ramp: 0.99 old + 0.01 new at every step, from the weights after the first on."""
-    settings = dataclasses.replace(tiny.optimiser, ema=0.99, ema_ramp=False)
-    recipe = dataclasses.replace(tiny, optimiser=settings, steps=3, preview_every=0)
-    trainer = Trainer(recipe, RunFolder.open(tmp_path, recipe), device="cpu")
+    settings = dataclasses.replace(tiny.optim, ema=0.99, ema_ramp=False)
+    recipe = dataclasses.replace(tiny, optim=settings, steps=3, preview_every=0)
+    trainer = Trainer(recipe, RunDir.open(tmp_path, recipe), device="cpu")
     seen = []
     with closing(trainer.pairs()) as pairs:
         for _ in range(3):

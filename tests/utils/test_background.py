@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from immiscible_diffusion.utils.background import run_ahead
+from immiscible_diffusion.utils.background import prefetch_iterator
 
 
 class Counted:
@@ -40,7 +40,7 @@ def alive(name: str) -> list[threading.Thread]:
 @pytest.mark.parametrize("ahead", [1, 2, 7])
 def test_the_thread_works_on_what_it_has_tickets_for_and_no_more(ahead):
     source = Counted()
-    items = run_ahead(iter(source), ahead, name="tickets")
+    items = prefetch_iterator(iter(source), ahead, name="tickets")
     assert settled(source, 0)
     for asked in range(1, 5):
         assert next(items) == asked - 1
@@ -64,7 +64,7 @@ def test_closed_early_it_finishes_what_it_may_or_stops(finish):
             yield number
 
     made: list[int] = []
-    items = run_ahead(slow(), 3, name="finish", finish=finish)
+    items = prefetch_iterator(slow(), 3, name="finish", finish=finish)
     next(items)
     assert first.wait(20)
     threading.Timer(0.2, go.set).start()
@@ -75,7 +75,7 @@ def test_closed_early_it_finishes_what_it_may_or_stops(finish):
 
 def test_an_error_comes_after_the_items_before_it_and_says_where():
     source = Counted(fails_at=3)
-    items = run_ahead(iter(source), 5, name="error")
+    items = prefetch_iterator(iter(source), 5, name="error")
     assert [next(items) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(KeyError) as caught:
         next(items)
@@ -87,14 +87,14 @@ def test_an_error_comes_after_the_items_before_it_and_says_where():
 
 def test_the_end_ends_it():
     source = Counted(length=4)
-    assert list(run_ahead(iter(source), 2, name="end")) == [0, 1, 2, 3]
+    assert list(prefetch_iterator(iter(source), 2, name="end")) == [0, 1, 2, 3]
     assert not alive("end")
 
 
 def test_a_program_ends_though_its_thread_was_never_told_to():
     """Module globals are collected when daemon threads are frozen: to wait for one would hang."""
     code = (
-        "import itertools; from immiscible_diffusion.utils.background import run_ahead\n"
-        "items = run_ahead((n for n in itertools.count()), 2, name='x'); next(items)"
+        "import itertools; from immiscible_diffusion.utils.background import prefetch_iterator\n"
+        "items = prefetch_iterator((n for n in itertools.count()), 2, name='x'); next(items)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True)

@@ -56,7 +56,7 @@ def _mixed(entry: dict[str, Any]) -> str:
 
 
 def _changed(entry: dict[str, Any]) -> str:
-    """What a coupling tells the network of the datum."""
+    """What a coupling tells the network of the sample."""
     noise = entry.get("noise")
     if not noise or entry["name"] == "independent" or not _finite(noise["information"]):
         return ""
@@ -90,9 +90,11 @@ def _distorted(entry: dict[str, Any], masked: bool) -> str:
     if "shuffled:" in name:  # a control is to have the law that it controls for
         return f"{said}."
     if masked:
-        return f"{said}; the remedies, calibrated: and --start matched, are of whole data alone."
+        return (
+            f"{said}; the remedies, calibrated: and --init-noise matched, are of whole data alone."
+        )
     remedy = "" if "calibrated:" in name else f"train with calibrated:{name}, or "
-    return f"{said}; {remedy}sample with --start matched."
+    return f"{said}; {remedy}sample with --init-noise matched."
 
 
 def _small(data: dict[str, Any]) -> str:

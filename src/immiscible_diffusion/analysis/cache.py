@@ -28,7 +28,7 @@ class Parts:
 
     Attributes:
         folder: None keeps nothing.
-        data: what is analysed: name and digest.
+        data: what is analyzed: name and digest.
         settings: how, as plain values; another ``data`` or ``settings`` is another analysis.
     """
 

@@ -14,10 +14,10 @@ from immiscible_diffusion.analysis.sample_pairs import BATCH_SIZE
 from immiscible_diffusion.couplings import Coupling
 from immiscible_diffusion.utils.atomic_files import atomic_path
 from immiscible_diffusion.utils.batch import Batch, Cond
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 from immiscible_diffusion.utils.random import key
 
-# Okabe and Ito's palette, told apart with every common colour blindness.
+# Okabe and Ito's palette, told apart with every common color blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222", "#999999")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
@@ -67,7 +67,7 @@ def cluster_map(
     are apart by chance, and the noises that they are made of lie on their side.
 
     Args:
-        data: ``[N, *shape]``, two numbers a datum at least.
+        data: ``[N, *shape]``, two numbers a sample at least.
         coupling: to look at.
         images: 3 at least, for a plane.
         points: noises shown of each.
@@ -95,7 +95,7 @@ def cluster_map(
 
 def draw_map(found: ClusterMap, title: str, path: str | os.PathLike[str]) -> None:
     """Write points and their means as a picture; its type follows ``path`` (.png or .svg)."""
-    with needs_extra("train", "the map of noise clusters"):
+    with require_extra("train", "the map of noise clusters"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     figure = Figure(figsize=(4.4, 4.2), dpi=110, layout="constrained")

@@ -32,7 +32,7 @@ class ClusterDistance:
         images: how many have a cluster.
         points: noises of every cluster.
         batch_size: that the coupling was called on.
-        dim: numbers in a datum.
+        dim: numbers in a sample.
         squares: ``[images, images]``: squared distances less what chance adds to them on average
             (so they may come out below 0).
         variance: ``[images, images]``: of the noises of two images together; 2 D without pairing.
@@ -164,10 +164,10 @@ def choose_images(count: int, images: int, batch_size: int, seed: int) -> Tensor
 def noises_of(
     images: Batch, coupling: Coupling, rows: Tensor, *, points: int, batch_size: int, seed: int
 ) -> Iterator[Tensor]:
-    """``points`` noises of each datum in ``rows``, a few at a time: ``[few, len(rows), D]``.
+    """``points`` noises of each sample in ``rows``, a few at a time: ``[few, len(rows), D]``.
 
     Every call of the coupling is on a batch with all these data and, up to ``batch_size``, others
-    drawn anew from the rest; it gives each one noise. (KNN and others that look at one datum at a
+    drawn anew from the rest; it gives each one noise. (KNN and others that look at one sample at a
     time are given several copies and no others, which saves time and changes nothing.)
     """
     alone = looks_at_one(coupling)
@@ -193,7 +193,7 @@ def _stream(
 
 
 def looks_at_one(coupling: Coupling) -> bool:
-    """Whether the noise of a datum is known not to depend on the rest of the batch."""
+    """Whether the noise of a sample is known not to depend on the rest of the batch."""
     if isinstance(coupling, Calibrated):
         return looks_at_one(coupling.coupling)
     return isinstance(coupling, (Independent, KNN, GaussianTransport))

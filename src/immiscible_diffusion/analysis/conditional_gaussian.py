@@ -1,4 +1,4 @@
-"""Noise that is Gaussian given its datum: a first guess at a coupling's law, from its pairs."""
+"""Noise that is Gaussian given its sample: a first guess at a coupling's law, from its pairs."""
 
 import math
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ LEAST_WIDTH = 0.05
 class Pilot:
     """Along axis r the noise is N(drift + gain o_r, width^2), across N(outside o, scale^2).
 
-    ``o`` is the datum less the mean of the data.
+    ``o`` is the sample less the mean of the data.
 
     Attributes:
         mean: ``[D]`` of the data.

@@ -54,7 +54,7 @@ def conditions(
     said = " and ".join("the label" if name == "label" else f"'{name}'" for name in equal)
     if not near:
         return [Given(said, labels)]
-    features = torch.cat([standardised(name, cond[name]) for name in near], dim=1)
+    features = torch.cat([standardized(name, cond[name]) for name in near], dim=1)
     usual = bandwidth or scott(features)
     what = " and ".join(f"'{name}'" for name in near)
     found = []
@@ -84,7 +84,7 @@ def together(labels: Sequence[Tensor]) -> Tensor:
     return combined
 
 
-def standardised(name: str, values: Tensor) -> Tensor:
+def standardized(name: str, values: Tensor) -> Tensor:
     """``[N, d]`` float64: numbers of a condition in standard deviations, constant ones left out."""
     flat = values.reshape(len(values), -1).double()
     if not bool(flat.isfinite().all()):
@@ -128,7 +128,7 @@ def summary(couplings: Sequence[dict[str, Any]]) -> str:
     at_others = f" ({min(nats):.2f} to {max(nats):.2f} at the other bandwidths)" if nats else ""
     whole = math.log(max(1, usual["images"]))
     mixed = (
-        f"Given {usual['given']}, a datum is mixed with others by at most log "
+        f"Given {usual['given']}, a sample is mixed with others by at most log "
         f"{usual['candidates']['value']:,.4g} = {_nats(usual):.2f} nats{at_others}, against log "
         f"{usual['images']:,} = {whole:.2f} without the condition"
     )

@@ -7,7 +7,7 @@ from typing import Any
 from immiscible_diffusion.analysis.miscibility import LEVELS
 from immiscible_diffusion.analysis.noisy_points import check_levels
 from immiscible_diffusion.analysis.sample_pairs import BATCH_SIZE
-from immiscible_diffusion.diffusion.paths import FlowPath, Path
+from immiscible_diffusion.diffusion.paths import FlowMatchingPath, Path
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Settings:
         path: how data and noise are mixed.
         levels: times above 0 and at most 1.
         probes: noisy points at every level.
-        pairs: of datum and noise, that the law of the noise is measured on.
+        pairs: of sample and noise, that the law of the noise is measured on.
         bandwidth: of the kernel on continuous conditions, in their standard deviations; Scott's
             rule where not given. Half and double of it are measured too.
         show: data of which pictures are written.
@@ -28,7 +28,7 @@ class Settings:
         papers: also the papers' other measurements.
     """
 
-    path: Path = field(default_factory=FlowPath)
+    path: Path = field(default_factory=FlowMatchingPath)
     levels: tuple[float, ...] = LEVELS
     probes: int = 300
     pairs: int = 2000

@@ -16,7 +16,7 @@ from immiscible_diffusion.analysis.hashing import content_of
 from immiscible_diffusion.analysis.nce_density import density_for
 from immiscible_diffusion.analysis.noise_density import has_closed_form, log_density, take
 from immiscible_diffusion.analysis.sample_pairs import draw_noise
-from immiscible_diffusion.couplings import KNN, Coupling, NoiseLaw, coupling_from_name
+from immiscible_diffusion.couplings import KNN, Coupling, NoiseDistribution, parse_coupling
 from immiscible_diffusion.couplings._validation import valid_positions
 from immiscible_diffusion.couplings.calibrated import Calibrated
 from immiscible_diffusion.couplings.moments import Moments
@@ -49,15 +49,15 @@ class Lineup:
         """The coupling that a name spells, tried on a batch.
 
         Raises:
-            ValueError: what is wrong with the name, or why it cannot be analysed on these data.
+            ValueError: what is wrong with the name, or why it cannot be analyzed on these data.
         """
         made = coupling
         if isinstance(coupling, str):
-            made = coupling_from_name(coupling, lambda: self.moments, self.law)
+            made = parse_coupling(coupling, lambda: self.moments, self.law)
         assert not isinstance(made, str)
         if self.images.mask is not None and not has_closed_form(made):
             raise ValueError(
-                f"{coupling} cannot be analysed on data with a mask: its density is estimated "
+                f"{coupling} cannot be analyzed on data with a mask: its density is estimated "
                 f"from pairs, and the estimate takes no mask; leave out the coupling or the mask"
             )
         self._try(made, str(coupling))
@@ -97,11 +97,11 @@ class Lineup:
         axes, spectrum = found.directions[:REPORTED], found.spectrum[:REPORTED]
         return dataclasses.replace(found, directions=axes, spectrum=spectrum)
 
-    def law(self, coupling: Coupling) -> NoiseLaw:
+    def law(self, coupling: Coupling) -> NoiseDistribution:
         """Of the noise of ``coupling``, as a training run measures it."""
         count = min(len(self.images), MOMENTS_DATA)
         passes = min(LAW_PASSES, -(-LAW_NOISES // count))
-        return NoiseLaw.measure(
+        return NoiseDistribution.measure(
             coupling,
             (batch for number in range(passes) for batch in self._batches(number)),
             self.moments,

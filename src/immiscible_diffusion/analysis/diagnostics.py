@@ -12,7 +12,7 @@ def failed(entry: Mapping[str, Any]) -> bool:
     """Whether the density of a coupling, an entry of analysis.json, is an estimate that failed.
 
     Two things hold for every true density: the mean surprise is the mean entropy, and the noise
-    cannot tell less than nothing of its datum. So an estimate failed where surprise and entropy
+    cannot tell less than nothing of its sample. So an estimate failed where surprise and entropy
     are more than half a nat apart at any level, or the information is below 0 by more than three
     standard errors. What is missing or broken counts as no sign of it.
     """

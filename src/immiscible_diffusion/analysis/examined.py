@@ -19,11 +19,11 @@ from immiscible_diffusion.analysis.published import P1, P2
 from immiscible_diffusion.analysis.section import Row, Section
 from immiscible_diffusion.analysis.stability import PerturbationTest, Stability
 from immiscible_diffusion.diffusion.pipeline import Generator
-from immiscible_diffusion.diffusion.samplers import Sampler, start_noise
-from immiscible_diffusion.evaluation.load_run import Trained
+from immiscible_diffusion.diffusion.samplers import SamplerConfig, start_noise
+from immiscible_diffusion.evaluation.load_run import LoadedRun
 from immiscible_diffusion.experiments.compare.denoising import images_at, row_count
 from immiscible_diffusion.training.builders import make_coupling
-from immiscible_diffusion.training.run_dir import RunFolder
+from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.atomic_files import atomic_path
 from immiscible_diffusion.utils.batch import Batch, Cond
 from immiscible_diffusion.utils.images import image_grid
@@ -36,7 +36,7 @@ Progress = Callable[[int, int], None]
 
 
 def examine(
-    run: RunFolder | str | os.PathLike[str],
+    run: RunDir | str | os.PathLike[str],
     *,
     device: str = "auto",
     folder: Path | None = None,
@@ -61,16 +61,16 @@ def examine(
     Raises:
         ValueError: no run there, or it has no weights yet.
     """
-    found = run if isinstance(run, RunFolder) else RunFolder.existing(run)
+    found = run if isinstance(run, RunDir) else RunDir.existing(run)
     if not found.recipe().in_pixels:
         raise ValueError("the papers' tests of a trained model are of pixels; this run has latents")
-    trained = Trained.load(found, device)
+    trained = LoadedRun.load(found, device)
     usual = trained.recipe.sampler
     starts: list[Literal["normal", "matched"]] = ["normal"]
-    starts += ["matched"] if usual.start == "matched" else []
+    starts += ["matched"] if usual.init_noise == "matched" else []
     parts: list[Callable[[], Section]] = []
     for start in starts:
-        sampler = dataclasses.replace(usual, start=start)
+        sampler = dataclasses.replace(usual, init_noise=start)
         one = _Examined(trained, sampler, trained.generator(sampler), noises, seed, folder)
         parts += [partial(one.stability), partial(one.layers)]
     sections = []
@@ -85,8 +85,8 @@ def examine(
 class _Examined:
     """A trained model and where sampling starts."""
 
-    trained: Trained
-    sampler: Sampler
+    trained: LoadedRun
+    sampler: SamplerConfig
     generator: Generator
     noises: int
     seed: int
@@ -94,7 +94,7 @@ class _Examined:
 
     @property
     def name(self) -> str:
-        start = ", matched start" if self.sampler.start == "matched" else ""
+        start = ", matched start" if self.sampler.init_noise == "matched" else ""
         return f"{self.trained.recipe.name}, {self.trained.recipe.coupling}{start}"
 
     def labels(self, count: int) -> Tensor | None:
@@ -113,7 +113,7 @@ class _Examined:
     def started(self, noise: Tensor) -> Tensor:
         """What sampling starts from, given N(0, I) ``noise`` ``[B, *shape]``."""
         law = self.generator.law
-        if self.sampler.start == "normal" or law is None:
+        if self.sampler.init_noise == "normal" or law is None:
             return noise
         return law.color(noise, self.labels(len(noise)))
 
@@ -135,14 +135,14 @@ class _Examined:
         return recipe.scaling.undo(sampled.data)
 
     def stability(self) -> Section:
-        """The perturbation test, not renormalised and renormalised."""
+        """The perturbation test, not renormalized and renormalized."""
         rows, pictures, noises = [], [], max(2, self.noises // 4)
-        for renormalise in (False, True):
-            test = PerturbationTest(noises=noises, renormalise=renormalise, seed=self.seed)
+        for renormalize in (False, True):
+            test = PerturbationTest(noises=noises, renormalize=renormalize, seed=self.seed)
             shape = self.trained.dataset.shape
             found = test(self.make, shape, device=self.trained.device)
             rows += list(_stability_rows(found))
-            if not renormalise:
+            if not renormalize:
                 caption = "left: of the noise N; then of N + W P, three each of W = 10, 20, 30 %"
                 pictures = self._picture("stability", *found.grid(), caption)
         note = (
@@ -151,7 +151,7 @@ class _Examined:
             f"different noises. Own: share of images that are nearest to their own original. "
             f"Expected: for images linear in the noise, and by chance. The paper tested a model "
             f"trained without pairing and judged by eye (10 %: almost identical, 20 %: background, "
-            f"30 %: a few objects); whether it renormalised is not published: both."
+            f"30 %: a few objects); whether it renormalized is not published: both."
         )
         if self.labels(noises) is not None:
             note += (
@@ -229,12 +229,12 @@ class _Examined:
 
 
 def _stability_rows(found: Stability) -> Iterator[Row]:
-    word = "renormalised" if found.renormalised else "as it is"
+    word = "renormalized" if found.renormalized else "as it is"
     for one in found.weights:
         size = 1 + one.weight**2
         # |A ((N + W P) / s - N)|^2 for linear A, in units of |A (N - N')|^2.
         linear = one.weight**2 / 2
-        if found.renormalised:
+        if found.renormalized:
             linear = ((size**-0.5 - 1) ** 2 + one.weight**2 / size) / 2
         yield Row(f"W = {100 * one.weight:.0f} %, {word}: change", one.change, expected=linear)
         chance = 1 / found.noises

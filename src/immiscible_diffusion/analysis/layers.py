@@ -68,7 +68,7 @@ class Layers:
 def prediction(path: Path, model: Model, cond: Cond | None = None) -> Predict:
     """The image that ``model`` predicts, from its output by the algebra of the path.
 
-    On FlowPath ``x_t - t velocity``.
+    On FlowMatchingPath ``x_t - t velocity``.
     """
 
     def predict(x_t: Tensor, t: float) -> Tensor:
@@ -94,7 +94,7 @@ def predict_layers(
 ) -> Layers:
     """Sample from ``noise`` in equal steps, and look at what is predicted on the way.
 
-    A step keeps the predicted image and noise and moves to the next time: DDIM, which on FlowPath
+    A step keeps the predicted image and noise and moves to the next time: DDIM, which on FlowMatchingPath
     is Euler's method.
 
     Args:

@@ -26,7 +26,7 @@ from immiscible_diffusion.analysis.noisy_points import (
 from immiscible_diffusion.analysis.posterior import LogWeights
 from immiscible_diffusion.analysis.sample_pairs import BATCH_SIZE, choose_rows, draw_noise
 from immiscible_diffusion.couplings import Coupling
-from immiscible_diffusion.diffusion.paths import FlowPath, Path
+from immiscible_diffusion.diffusion.paths import FlowMatchingPath, Path
 from immiscible_diffusion.utils.batch import Cond
 
 LEVELS = (0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 1.0)
@@ -134,8 +134,8 @@ def miscibility(
 
     Args:
         data: with their mirror images, if training mirrors.
-        coupling: decides the noise of a datum.
-        path: how they are mixed; FlowPath where not given.
+        coupling: decides the noise of a sample.
+        path: how they are mixed; FlowMatchingPath where not given.
         levels: times above 0 and at most 1.
         probes: how many, or the rows of the data to probe ``[P]``.
         cond: conditions for the coupling, each ``[N, ...]``; the labels where not given.
@@ -148,7 +148,7 @@ def miscibility(
         seed: of probes and noise; the probes are the same for every coupling.
         progress: called with the probes done and all.
     """
-    path = path or FlowPath()
+    path = path or FlowMatchingPath()
     check_levels(tuple(levels), path)
     images = images_of(data, cond, mask, labels)
     density = density or density_for(coupling, images, batch_size=batch_size, seed=seed)

@@ -1,7 +1,7 @@
 """The density of a coupling's noise estimated from pairs, where there is no closed form.
 
-A Gaussian given the datum is fitted first (``Pilot``); a logistic regression then tells pairs
-``(noise, datum)`` from ``(noise of the pilot, datum)``, and its logit is the log ratio of the two
+A Gaussian given the sample is fitted first (``Pilot``); a logistic regression then tells pairs
+``(noise, sample)`` from ``(noise of the pilot, sample)``, and its logit is the log ratio of the two
 densities as far as its features reach (noise-contrastive estimation, Gutmann and Hyvaerinen 2012).
 No assumption is made on the law of the noise over the data set.
 """
@@ -29,12 +29,12 @@ from immiscible_diffusion.utils.random import key, keyed_generator
 
 FEATURES = (
     "squared length of the noise",
-    "alignment with the datum less the mean",
-    "that alignment times the length of the datum",
+    "alignment with the sample less the mean",
+    "that alignment times the length of the sample",
     "log ratio of the Gaussian to N(0, I)",
-    "squared distance to the datum less the mean",
-    "squared distance to the datum",
-    "length of the datum",
+    "squared distance to the sample less the mean",
+    "squared distance to the sample",
+    "length of the sample",
 )
 RATIO = 3
 
@@ -44,7 +44,7 @@ class Fitted:
     """An estimated density: that of the pilot times a product of smooth functions of ``FEATURES``.
 
     Attributes:
-        pilot: Gaussian noise given the datum.
+        pilot: Gaussian noise given the sample.
         curves: logarithms of the smooth functions.
         lengths: mean and standard deviation of the length of the data less the mean.
         pairs_used: pairs that it was fitted to, half for the pilot, half for the curves.
@@ -62,7 +62,7 @@ class Fitted:
         """How it was made."""
         return (
             f"estimated from {self.pairs_used:,} pairs in batches of {self.batch_size}: a Gaussian "
-            f"given the datum, corrected by a logistic regression on {', '.join(FEATURES)}"
+            f"given the sample, corrected by a logistic regression on {', '.join(FEATURES)}"
         )
 
     def pairs(self, points: Tensor, shifts: Tensor, images: Batch) -> Tensor:
@@ -74,14 +74,14 @@ class Fitted:
     def features(self, points: Tensor, shifts: Tensor, images: Batch) -> list[Tensor]:
         """``FEATURES`` of all pairs, each ``[P, N]`` or broadcasting to it, in natural units."""
         dim = points.shape[1]
-        datum = images.data.flatten(1).to(points)
-        offset = datum - self.pilot.mean.to(points)
+        sample = images.data.flatten(1).to(points)
+        offset = sample - self.pilot.mean.to(points)
         length = torch.linalg.vector_norm(offset, dim=1).clamp_min(1e-12)
         size = squares(points, shifts)
         dot = points @ offset.T - (shifts * offset).sum(dim=1)
         along = dot / length
-        whole = datum.square().sum(dim=1)
-        raw = squares(points, shifts + datum) - dim - whole
+        whole = sample.square().sum(dim=1)
+        raw = squares(points, shifts + sample) - dim - whole
         near = size - 2 * dot - dim
         mean, deviation = self.lengths
         longer = (length - mean) / max(deviation, 1e-12)
@@ -115,7 +115,7 @@ def fit_density(
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
 ) -> Fitted:
-    """Estimate ``log p(noise | datum)`` of any coupling from pairs that it makes.
+    """Estimate ``log p(noise | sample)`` of any coupling from pairs that it makes.
 
     How far to trust it: the posterior's mean surprise equals its mean entropy where the density is
     exact, and on KNN, whose truth is known, ``tests/analysis/test_fitted.py`` says how near it is.
@@ -133,7 +133,7 @@ def fit_density(
     """
     if images.mask is not None:
         raise ValueError(
-            "an estimate from pairs takes no mask, as its features are of whole data; analyse "
+            "an estimate from pairs takes no mask, as its features are of whole data; analyze "
             "KNN, which has a closed form with a mask, or drop the mask"
         )
     if moments is None:

@@ -1,4 +1,4 @@
-"""The density of the noise given the datum, for every point and image at once.
+"""The density of the noise given the sample, for every point and image at once.
 
 With ``n = point - shift`` every closed form here is made of squared distances between points and
 images, so one matrix product per part serves all pairs. All values leave out the normal law's
@@ -42,7 +42,7 @@ class PairDensity(Protocol):
 
 @dataclass(frozen=True)
 class Normal:
-    """N(0, I) whatever the datum: no pairing."""
+    """N(0, I) whatever the sample: no pairing."""
 
     estimate = ""
 
@@ -55,7 +55,7 @@ class Normal:
 class Nearest:
     """KNN noise selection: ``log k - |n|^2 / 2 + (k - 1) log(1 - F(|n - x|^2))``.
 
-    F is the law of the squared distance from the datum to Gaussian noise, the non-central
+    F is the law of the squared distance from the sample to Gaussian noise, the non-central
     chi-square: the winner's density is k times that of any noise times the chance that the k - 1
     others are farther. Where a mask is given the distance is over valid positions.
     """
@@ -113,10 +113,10 @@ class Gauss:
     def ratio(self, points: Tensor, shifts: Tensor, images: Batch) -> Tensor:
         """``[P, N]``: log ratio to N(0, I)."""
         axes, gain, rho = (x.to(points) for x in (self.directions, self.gain, self.rho))
-        datum = images.data.flatten(1).to(points) - self.mean.to(points).flatten()
+        sample = images.data.flatten(1).to(points) - self.mean.to(points).flatten()
         along, shift = points @ axes.T, shifts @ axes.T
         width = (1 - rho.square()).clamp_min(LEAST_VARIANCE).sqrt()
-        changed = squares(along / width, (shift + datum @ axes.T * gain) / width)
+        changed = squares(along / width, (shift + sample @ axes.T * gain) / width)
         return (squares(along, shift) - changed).mul_(0.5).sub_(width.log().sum())
 
 
@@ -179,7 +179,7 @@ class Stated:
     """A user's coupling that knows its density: ``coupling.log_density(noise, data, cond=)``.
 
     It takes ``noise`` and ``data`` ``[B, *shape]`` and returns ``[B]``, the natural logarithm of
-    the density of each noise given its datum. Called once per point, with all images.
+    the density of each noise given its sample. Called once per point, with all images.
     """
 
     coupling: Any
@@ -202,7 +202,7 @@ class Stated:
 
 
 def density_of(coupling: Coupling) -> PairDensity:
-    """The closed form of ``log p(noise | datum)``.
+    """The closed form of ``log p(noise | sample)``.
 
     Raises:
         ValueError: ``coupling`` has none known to us.
@@ -217,7 +217,7 @@ def density_of(coupling: Coupling) -> PairDensity:
         return Mapped(coupling, density_of(coupling.coupling))
     if hasattr(coupling, "log_density"):
         return Stated(coupling)
-    if isinstance(coupling, Shuffled) and coupling.keeps_law:
+    if isinstance(coupling, Shuffled) and coupling.preserves_marginal:
         return Normal()
     raise ValueError(
         f"{coupling} has no density in closed form; estimate it from pairs with "

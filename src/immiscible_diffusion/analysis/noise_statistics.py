@@ -1,4 +1,4 @@
-"""What a coupling does to the noise: its law over the data set, and what it tells of the datum."""
+"""What a coupling does to the noise: its law over the data set, and what it tells of the sample."""
 
 import math
 from dataclasses import dataclass
@@ -32,13 +32,13 @@ class NoiseMeasures:
         shift_square: squared length of the mean noise, free of sampling bias (so it may come out
             below 0); 0 for N(0, I).
         square: ``|n|^2 / D``; 1 for N(0, I).
-        alignment: of the noise with the datum less the mean of the data, in standard deviations.
+        alignment: of the noise with the sample less the mean of the data, in standard deviations.
         direction_shift: ``[r]``, mean of the noise along the data's leading directions.
         spectrum: ``[r]``, variance of the noise along them; 1 for N(0, I).
         spectrum_error: ``[r]``, its standard error.
         kl: KL of the noise over the data set from N(0, I), nats: what sampling gets wrong; exactly
-            0 of a coupling that says it ``keeps_law``, whatever an estimate of its density says.
-        information: mutual information of noise and datum, nats: what pairing tells the network.
+            0 of a coupling that says it ``preserves_marginal``, whatever an estimate of its density says.
+        information: mutual information of noise and sample, nats: what pairing tells the network.
         per_label: the same for the data of every label.
     """
 
@@ -107,7 +107,7 @@ def measure_noise(
         moments = Moments.fit(whole, directions=min(16, data[0].numel()))
     work = _Pairs(coupling, density, moments, images, pairs, batch_size, seed)
     groups = {} if labels is None else {int(name): labels.cpu() == name for name in labels.unique()}
-    keeps = bool(getattr(coupling, "keeps_law", False))
+    keeps = bool(getattr(coupling, "preserves_marginal", False))
     within = keeps and not may_shift_labels(coupling, label_key)
     found = {name: work.measure(mine.nonzero()[:, 0], {}, within) for name, mine in groups.items()}
     return work.measure(torch.arange(len(data)), found, keeps)

@@ -1,6 +1,6 @@
 """The survival function of the non-central chi-square, in logarithms, at any dimension.
 
-``1 - F`` of the squared distance from a datum to Gaussian noise is what the density of KNN's winner
+``1 - F`` of the squared distance from a sample to Gaussian noise is what the density of KNN's winner
 is made of, and it enters as ``(k - 1) log(1 - F)``: errors are multiplied by k.
 """
 
@@ -28,7 +28,7 @@ def log_survival(square: Tensor, dim: Tensor | float, noncentrality: Tensor | fl
     Args:
         square: squared distances, >= 0; below 0, by rounding, counts as 0.
         dim: degrees of freedom, >= 1.
-        noncentrality: squared length of the datum, >= 0. All three broadcast.
+        noncentrality: squared length of the sample, >= 0. All three broadcast.
     """
     square = torch.as_tensor(square, dtype=torch.float64)
     dims, shift = (

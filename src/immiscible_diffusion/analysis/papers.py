@@ -165,7 +165,7 @@ class _Job:
         if self.dim in (CIFAR, LATENT):
             return ""
         return (
-            f" Published figures are of {CIFAR:,} (CIFAR-10) or {LATENT:,} numbers a datum and are "
+            f" Published figures are of {CIFAR:,} (CIFAR-10) or {LATENT:,} numbers a sample and are "
             f"not shown beside those of {self.dim:,}."
         )
 
@@ -255,7 +255,7 @@ def _map(job: _Job, folder: Path) -> Section:
         f"there are none. How the paper's map was made is not published. Expected: the share "
         f"without pairing."
     )
-    caption = f"{SHOWN} noises of each of {MAPPED} images (colours), their means (large marks)"
+    caption = f"{SHOWN} noises of each of {MAPPED} images (colors), their means (large marks)"
     pictures = ((file.as_posix(), caption),)
     title = f"Map of noise clusters, {job.name}"
     return Section(title, f"Fig. 10 of {P2}", (row,), note, pictures)

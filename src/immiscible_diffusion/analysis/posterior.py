@@ -1,4 +1,4 @@
-"""What a noisy point says of its datum: the posterior over the images, and the best denoiser."""
+"""What a noisy point says of its sample: the posterior over the images, and the best denoiser."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from immiscible_diffusion.diffusion.paths import Path
 from immiscible_diffusion.utils.batch import Batch
 
 LogWeights = Callable[[Tensor], Tensor]
-"""``weights(rows [P]) -> [P, N]``: log weight of every image given the condition of datum row."""
+"""``weights(rows [P]) -> [P, N]``: log weight of every image given the condition of sample row."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def mixing(path: Path, t: float) -> Mixing:
     """How ``path`` mixes at ``t``; the target is asked of ``path.sample`` itself.
 
     Raises:
-        ValueError: no noise at ``t``, or a target that is not linear in datum and noise.
+        ValueError: no noise at ``t``, or a target that is not linear in sample and noise.
     """
     times = torch.full((4,), t, dtype=torch.float64)
     alpha, sigma = float(path.alpha(times)[0]), float(path.sigma(times)[0])
@@ -49,8 +49,8 @@ def mixing(path: Path, t: float) -> Mixing:
     size = 1e-6 * (abs(slope) + abs(own) + 1)
     if abs(both - 2 * slope - 3 * own) > size or abs(none) > size:
         raise ValueError(
-            f"the target of {path} is not linear in datum and noise, so the variance of the target "
-            f"does not follow from that of the datum"
+            f"the target of {path} is not linear in sample and noise, so the variance of the target "
+            f"does not follow from that of the sample"
         )
     return Mixing(alpha, sigma, slope, own)
 
@@ -61,8 +61,8 @@ class Posterior:
 
     Attributes:
         log_probability: ``[P, N]``, rows sum to 1 in probability.
-        mean: ``[P, *shape]``, what the best possible network takes for the datum.
-        variance: ``[P]``, of the datum, mean over its (valid) dimensions.
+        mean: ``[P, *shape]``, what the best possible network takes for the sample.
+        variance: ``[P]``, of the sample, mean over its (valid) dimensions.
     """
 
     log_probability: Tensor
@@ -128,7 +128,7 @@ class GaussianKernel:
     """Images count by how near their condition is: ``exp(-|c - c_i|^2 / (2 bandwidth^2))``.
 
     Attributes:
-        features: ``[N, ...]``, the condition of every datum.
+        features: ``[N, ...]``, the condition of every sample.
         bandwidth: in units of the features; vary it, as results depend on it.
     """
 

@@ -6,7 +6,7 @@ The figures come through third parties' reading reports where the papers' tables
 from immiscible_diffusion.couplings import KNN, Coupling, Independent, LinearAssignment, Shuffled
 
 P1, P2 = "arXiv 2406.12303", "arXiv 2505.18521"
-CIFAR, LATENT = 3072, 4096  # numbers in a datum
+CIFAR, LATENT = 3072, 4096  # numbers in a sample
 ASSIGNED = {128: 1.93, 256: 2.16, 512: 2.32, 1024: 2.44}
 NEAREST = {8: ("DDIM", CIFAR, 1.58), 4: ("FM and CM", CIFAR, 1.10), 64: ("SD", LATENT, 2.32)}
 VANILLA = (0.92, 0.06)
@@ -31,7 +31,7 @@ def pairs_alike(coupling: Coupling) -> bool:
     every permutation.
     """
     if isinstance(coupling, LinearAssignment):
-        return coupling.cost == "inner" and coupling.surplus == 1
+        return coupling.cost == "inner" and coupling.oversample == 1
     return isinstance(coupling, Independent)
 
 
@@ -40,6 +40,6 @@ def kind_of(coupling: Coupling) -> str:
     if isinstance(coupling, KNN):
         return "knn" if coupling.center is None else ""
     if isinstance(coupling, LinearAssignment):
-        plain = coupling.cost != "l1" and not coupling.flipped and coupling.surplus == 1
+        plain = coupling.cost != "l1" and not coupling.negate and coupling.oversample == 1
         return "assignment" if plain and coupling.cond_key is None else ""
     return "independent" if isinstance(coupling, Independent) else ""

@@ -1,4 +1,4 @@
-"""How much nearer a coupling brings noise to its datum: the papers' distance reduction."""
+"""How much nearer a coupling brings noise to its sample: the papers' distance reduction."""
 
 import torch
 from torch import Tensor
@@ -63,7 +63,7 @@ def _of_batch(batch: Batch, coupling: Coupling, seed: int, number: int) -> Tenso
 
 
 def expected_reduction(data: Tensor, coupling: Coupling) -> float | None:
-    """The same in closed form: for KNN without a centre; None for others.
+    """The same in closed form: for KNN without a center; None for others.
 
     A mean over quantiles of the lengths of the data, which is all that KNN sees of them.
     """

@@ -21,7 +21,7 @@ from immiscible_diffusion.utils.atomic_files import read_json, write_json
 from immiscible_diffusion.utils.batch import Batch, Cond
 
 
-def analyse(
+def analyze(
     data: Tensor | Whole,
     couplings: Sequence[str | Coupling],
     *,
@@ -38,7 +38,7 @@ def analyse(
     Args:
         data: ``[N, *shape]`` as the model sees them, with their mirror images if training mirrors;
             or a data set with its conditions, mask and name.
-        couplings: names, as ``coupling_from_name`` takes them, or couplings.
+        couplings: names, as ``parse_coupling`` takes them, or couplings.
         cond: conditions ``[N, ...]`` for the couplings; whole numbers ``[N]`` are labels.
         mask: boolean, broadcasts to data, True where they are valid.
         given: of ``cond``, what the model will be given; all of them where not said.
@@ -52,7 +52,7 @@ def analyse(
         What analysis.json has; ``report.analysis.write_analysis_page(folder)`` makes its page.
 
     Raises:
-        ValueError: data, conditions, mask or couplings that cannot be analysed, before anything
+        ValueError: data, conditions, mask or couplings that cannot be analyzed, before anything
             long starts; or a folder that holds another analysis.
     """
     whole = data if isinstance(data, Whole) else Whole(name, "", Batch(data, cond, mask))

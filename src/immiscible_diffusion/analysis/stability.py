@@ -27,7 +27,7 @@ class Perturbed:
         weight: W in ``N + W P``.
         change: mean squared distance of a perturbed image to its original, in units of that between
             images of different noises. ``W^2 / 2`` for images linear in the noise (as it is, not
-            renormalised), 1 for images that have nothing left of their original.
+            renormalized), 1 for images that have nothing left of their original.
         own: share of perturbed images nearest to their own original among all originals.
         images: ``[noises, shown, ...]``, the first perturbed images of every noise.
     """
@@ -43,14 +43,14 @@ class Stability:
     """The test at all weights.
 
     Attributes:
-        renormalised: whether ``N + W P`` was divided by ``sqrt(1 + W^2)``, so that it is N(0, I).
+        renormalized: whether ``N + W P`` was divided by ``sqrt(1 + W^2)``, so that it is N(0, I).
         noises: how many original noises, so ``own`` is ``1 / noises`` by chance.
         perturbations: of each.
         originals: ``[noises, ...]``, the images of the original noises.
         weights: in the order asked for.
     """
 
-    renormalised: bool
+    renormalized: bool
     noises: int
     perturbations: int
     originals: Tensor
@@ -68,13 +68,13 @@ class PerturbationTest:
     """Make images of ``N + W P`` for N and P from N(0, I), and compare them to those of N.
 
     The paper has W of 10, 20 and 30 %, ten perturbations, and does not say whether ``N + W P`` is
-    renormalised; where not, its standard deviation is ``sqrt(1 + W^2)``: 1.005, 1.020, 1.044.
+    renormalized; where not, its standard deviation is ``sqrt(1 + W^2)``: 1.005, 1.020, 1.044.
 
     Attributes:
         weights: W, above 0.
         noises: original ones, 2 at least.
         perturbations: of each noise, the same at every weight.
-        renormalise: divide by ``sqrt(1 + W^2)``.
+        renormalize: divide by ``sqrt(1 + W^2)``.
         shown: so many perturbed images of each noise are kept to look at.
         seed: of noises and perturbations.
     """
@@ -82,7 +82,7 @@ class PerturbationTest:
     weights: Sequence[float] = WEIGHTS
     noises: int = 32
     perturbations: int = 10
-    renormalise: bool = False
+    renormalize: bool = False
     shown: int = 3
     seed: int = 0
 
@@ -130,14 +130,14 @@ class PerturbationTest:
                     progress(done, len(self.weights) * self.perturbations)
             found.append(self._compared(weight, made, images))
         sizes = (self.noises, self.perturbations)
-        return Stability(self.renormalise, *sizes, images.cpu(), tuple(found))
+        return Stability(self.renormalize, *sizes, images.cpu(), tuple(found))
 
     def _normal(self, shape: Sequence[int], *name: int | str) -> Tensor:
         return torch.randn(self.noises, *shape, generator=keyed_generator(self.seed, *name))
 
     def _perturbed(self, original: Tensor, weight: float, number: int) -> Tensor:
         change = self._normal(original.shape[1:], number, "perturbation").to(original)
-        size = math.sqrt(1 + weight**2) if self.renormalise else 1.0
+        size = math.sqrt(1 + weight**2) if self.renormalize else 1.0
         return (original + weight * change) / size
 
     def _compared(self, weight: float, made: list[Tensor], images: Tensor) -> Perturbed:

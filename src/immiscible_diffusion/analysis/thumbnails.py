@@ -9,22 +9,22 @@ from torch import Tensor
 
 from immiscible_diffusion.analysis.miscibility import Shown
 from immiscible_diffusion.utils.atomic_files import atomic_path
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 COLOURED = (1, 3)
 CURVES, WIDTH, HEIGHT, FINER = 8, 128, 64, 4
-# Okabe and Ito's palette, told apart with every common colour blindness.
+# Okabe and Ito's palette, told apart with every common color blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222", "#999999")
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a datum becomes a picture.
+    """How a sample becomes a picture.
 
     Attributes:
         low: value that is black, or at the bottom of a plot.
         high: value that is white, or at the top.
-        note: what is shown, where it is not the datum as a picture; or why nothing is.
+        note: what is shown, where it is not the sample as a picture; or why nothing is.
         kind: picture, curves or none.
     """
 
@@ -43,33 +43,33 @@ class Look:
         if len(shape) < 3:
             drawn = "its numbers as one curve" if len(shape) == 1 else "a curve for each column"
             most = f", the first {CURVES}" if len(shape) == 2 and shape[1] > CURVES else ""
-            return cls(low, high, f"pictures show a datum as {drawn}{most}{said}", "curves")
+            return cls(low, high, f"pictures show a sample as {drawn}{most}{said}", "curves")
         if len(shape) > 4:
             return cls(low, high, f"data of shape {list(shape)} are not shown as pictures", "none")
         return cls(low, high, f"{_what(shape)}{said}", "picture")
 
-    def save(self, datum: Tensor, path: Path) -> None:
-        """Write ``datum`` ``[*shape]`` as a PNG."""
-        with needs_extra("train", "writing pictures"):
+    def save(self, sample: Tensor, path: Path) -> None:
+        """Write ``sample`` ``[*shape]`` as a PNG."""
+        with require_extra("train", "writing pictures"):
             from PIL import Image
-        levels = (datum.detach().float().cpu() - self.low) / (self.high - self.low)
+        levels = (sample.detach().float().cpu() - self.low) / (self.high - self.low)
         if self.kind == "curves":
             picture = _curves(levels)
         else:
-            grey = (plane(levels).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
-            array = grey.contiguous().numpy()
+            gray = (plane(levels).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
+            array = gray.contiguous().numpy()
             picture = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
         with atomic_path(path) as temporary:
             picture.save(temporary, format="PNG")
 
 
-def plane(datum: Tensor) -> Tensor:
-    """What is shown of ``datum``: ``[1 or 3, H, W]`` of an image, a latent or a video."""
-    if datum.ndim == 4:
-        colours_first = datum.shape[0] in COLOURED or datum.shape[1] not in COLOURED
-        middle = datum.shape[1 if colours_first else 0] // 2
-        datum = datum[:, middle] if colours_first else datum[middle]
-    return datum if len(datum) in COLOURED else datum[:1]
+def plane(sample: Tensor) -> Tensor:
+    """What is shown of ``sample``: ``[1 or 3, H, W]`` of an image, a latent or a video."""
+    if sample.ndim == 4:
+        colors_first = sample.shape[0] in COLOURED or sample.shape[1] not in COLOURED
+        middle = sample.shape[1 if colors_first else 0] // 2
+        sample = sample[:, middle] if colors_first else sample[middle]
+    return sample if len(sample) in COLOURED else sample[:1]
 
 
 def _what(shape: tuple[int, ...]) -> str:
@@ -80,7 +80,7 @@ def _what(shape: tuple[int, ...]) -> str:
     if len(shape) == 4 and shape[0] in COLOURED:
         channels = shape[0]
     if channels not in COLOURED:
-        parts.append("the first channel, grey")
+        parts.append("the first channel, gray")
     return f"pictures show {' and '.join(parts)}" if parts else ""
 
 
@@ -126,7 +126,7 @@ def write_pictures(
 
     Args:
         shown: from ``miscibility(show=...)``.
-        levels: of each level its ``t`` and how much longer than a datum ``x_t`` is: its picture is
+        levels: of each level its ``t`` and how much longer than a sample ``x_t`` is: its picture is
             divided by that.
         data: ``[N, *shape]``.
         look: how they are drawn.
@@ -138,9 +138,9 @@ def write_pictures(
     if look.kind == "none":
         return []
 
-    def save(datum: Tensor, ending: str) -> str:
+    def save(sample: Tensor, ending: str) -> str:
         path = stem.with_name(f"{stem.name}-{ending}.png")
-        look.save(datum, path)
+        look.save(sample, path)
         return f"{path.parent.name}/{path.name}"
 
     found = []

@@ -1,4 +1,4 @@
-"""``immiscible analyse --data DATA --coupling A --coupling B``."""
+"""``immiscible analyze --data DATA --coupling A --coupling B``."""
 
 import hashlib
 import shlex
@@ -16,16 +16,16 @@ from immiscible_diffusion.analysis.config import Settings
 from immiscible_diffusion.analysis.coupling_analysis import Work
 from immiscible_diffusion.analysis.examined import examine
 from immiscible_diffusion.analysis.miscibility import LEVELS
-from immiscible_diffusion.analysis.run import analyse, lined_up
+from immiscible_diffusion.analysis.run import analyze, lined_up
 from immiscible_diffusion.analysis.time_estimate import PAGE, peak_memory, rehearse, timed
 from immiscible_diffusion.cli.data_options import DataOptions
 from immiscible_diffusion.cli.options import parse, run_path
 from immiscible_diffusion.data.in_memory import Whole, is_arrays
-from immiscible_diffusion.diffusion.paths import DiffusionPath, FlowPath, SigmaPath
+from immiscible_diffusion.diffusion.paths import EDMPath, FlowMatchingPath, VPPath
 from immiscible_diffusion.diffusion.paths import Path as AnyPath
 from immiscible_diffusion.reporting.analysis import write_analysis_page
 from immiscible_diffusion.training.progress import Progress, duration
-from immiscible_diffusion.training.run_dir import RunFolder, environment
+from immiscible_diffusion.training.run_dir import RunDir, environment
 from immiscible_diffusion.utils.atomic_files import write_json
 from immiscible_diffusion.utils.signals import Interrupted
 
@@ -54,8 +54,8 @@ class PathOptions:
     def build(self) -> AnyPath:
         """The path."""
         if self.kind == "diffusion":
-            return DiffusionPath(schedule=self.schedule, prediction=self.prediction)
-        return FlowPath() if self.kind == "flow" else SigmaPath(sigma_max=self.sigma_max)
+            return VPPath(schedule=self.schedule, prediction=self.prediction)
+        return FlowMatchingPath() if self.kind == "flow" else EDMPath(sigma_max=self.sigma_max)
 
     def __str__(self) -> str:
         more = {
@@ -75,22 +75,22 @@ class Options(DataOptions):
     elsewhere (assignment), and marked so. The same command goes on where a killed one was;
     couplings may be added later. Examples:
 
-    immiscible analyse --data digits --cond label --coupling knn:k=4 --coupling knn:k=64
+    immiscible analyze --data digits --cond label --coupling knn:k=4 --coupling knn:k=64
 
-    immiscible analyse --data photos --size 64 --images 10000 --flip --coupling knn:k=16
+    immiscible analyze --data photos --size 64 --images 10000 --flip --coupling knn:k=16
 
-    immiscible analyse --data windows.npz --array action --cond obs --mask valid
+    immiscible analyze --data windows.npz --array action --cond obs --mask valid
 
     Args:
         coupling: a coupling, repeated for each: knn:k=16, knn:k=16,center=mean (or label, channel),
             assignment, transport:eps=4, calibrated:ANY, shuffled:ANY, or your own as
             "my_module:MyCoupling(k=3)", exact if it has log_density(noise, data, cond=) -> [B].
             independent is always in. By default three (with a mask two: no assignment).
-        out: folder; by default runs/analyse/DATA.
+        out: folder; by default runs/analyze/DATA.
         path: how data and noise are mixed.
         levels: times above 0 and at most 1; 0 = data, 1 = noise.
         probes: noisy points at every level; errors fall as its root.
-        pairs: of datum and noise that the law of the noise is measured on.
+        pairs: of sample and noise that the law of the noise is measured on.
         bandwidth: of the kernel on continuous conditions, in their standard deviations; by default
             Scott's rule. Half and double of it are measured as well.
         batch_size: that couplings are called on; matters to assignment.
@@ -146,8 +146,8 @@ class Options(DataOptions):
 
 
 def main(arguments: list[str]) -> int:
-    """Analyse, or say what that would take."""
-    options = parse(Options, arguments, "analyse")
+    """Analyze, or say what that would take."""
+    options = parse(Options, arguments, "analyze")
     if options.threads is not None:
         if options.threads < 1:
             raise ValueError(f"threads must be at least 1, got {options.threads}")
@@ -161,7 +161,7 @@ def main(arguments: list[str]) -> int:
     runs = [trained_run(run) for run in options.run]
     whole = options.load(options.seed)
     called = Path(whole.name).stem if is_arrays(whole.name) else whole.name.replace("/", "-")
-    out = run_path(options.out, "analyse", called)
+    out = run_path(options.out, "analyze", called)
     if options.dry_run:
         return rehearsed(whole, options, out)
     try:
@@ -170,7 +170,7 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         message = f"stopped; what is finished is kept in {out}: the same command goes on"
         raise Interrupted(signal.SIGINT, message) from None
-    about = environment() | {"command": shlex.join(["immiscible", "analyse", *arguments])}
+    about = environment() | {"command": shlex.join(["immiscible", "analyze", *arguments])}
     kept = {name: about[name] for name in ("command", "hardware", "versions")}
     write_json(out / "analysis.json", values | kept)
     page = write_analysis_page(out)
@@ -193,13 +193,13 @@ def measured(
         bar.update(done)
 
     try:
-        return analyse(whole, couplings, given=given, settings=settings, folder=out, progress=told)
+        return analyze(whole, couplings, given=given, settings=settings, folder=out, progress=told)
     finally:
         if bar is not None:
             bar.__exit__(None, None, None)
 
 
-def tested(run: RunFolder, out: Path) -> list[dict[str, Any]]:
+def tested(run: RunDir, out: Path) -> list[dict[str, Any]]:
     """The papers' tests of a trained run; kept as a part, as long as its weights are the same."""
     content = hashlib.sha256((run.root / WEIGHTS).read_bytes()).hexdigest()[:16]
     parts = Parts(out, {"name": str(run.root), "digest": content}, {})
@@ -209,9 +209,9 @@ def tested(run: RunFolder, out: Path) -> list[dict[str, Any]]:
     return sections
 
 
-def trained_run(folder: Path) -> RunFolder:
+def trained_run(folder: Path) -> RunDir:
     """The run in ``folder``; ValueError if it is none, or has no weights."""
-    run = RunFolder.existing(folder)
+    run = RunDir.existing(folder)
     if not (run.root / WEIGHTS).is_file():
         raise ValueError(f"{folder} has no weights yet; train it further")
     return run

@@ -28,10 +28,10 @@ from immiscible_diffusion.evaluation.bulk import (
 )
 from immiscible_diffusion.evaluation.bulk.run import PROMPTS, Draw, claim
 from immiscible_diffusion.evaluation.bulk.sources import from_pipeline, from_trained, load_pipeline
-from immiscible_diffusion.evaluation.load_run import Trained
+from immiscible_diffusion.evaluation.load_run import LoadedRun
 from immiscible_diffusion.metrics.features.preprocess import weights_digest
 from immiscible_diffusion.training.progress import Progress
-from immiscible_diffusion.training.run_dir import RunFolder
+from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.atomic_files import write_text
 from immiscible_diffusion.utils.distributed import place
 
@@ -146,11 +146,11 @@ def of_model(options: Options, device: torch.device) -> Work:
 
 def of_run(options: Options) -> Work:
     """Pictures of a run, over the classes of its data if it is conditional, or what is given."""
-    run = RunFolder.existing(Path(options.model))
+    run = RunDir.existing(Path(options.model))
     given = any(said is not None for said in options.said)
     if given and not run.recipe().by_text:
         raise ValueError("this run was not trained on prompts; leave classes, prompts and prompt")
-    trained = Trained.load(run, options.device)
+    trained = LoadedRun.load(run, options.device)
     sampler = options.of(trained.recipe.sampler)
     classes = trained.dataset.num_classes if trained.recipe.conditional else None
     names = getattr(trained.dataset, "class_names", None) or [str(c) for c in range(classes or 0)]

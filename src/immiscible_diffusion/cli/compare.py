@@ -13,10 +13,10 @@ import tyro
 from immiscible_diffusion.cli.options import Device, named_recipe, run_path, split_known, take_name
 from immiscible_diffusion.experiments.compare.collect import report
 from immiscible_diffusion.experiments.compare.plan import BASELINE, Plan
-from immiscible_diffusion.experiments.compare.trial import CellRunner, is_carried, is_finished
+from immiscible_diffusion.experiments.compare.trial import TrialRunner, is_carried, is_finished
 from immiscible_diffusion.experiments.compare.workers import (
     default_workers,
-    run_cells,
+    run_trials,
     threads_each,
 )
 
@@ -99,11 +99,11 @@ def run_all(plan: Plan, device: str, workers: int | None) -> None:
             f"launched as {ranks} ranks, each of which would run the whole comparison; start it "
             f"plainly, or give every job one --cell"
         )
-    runner = CellRunner(plan, device)
+    runner = TrialRunner(plan, device)
     runner.ready()  # fails here, once, if data, samples or simulator are missing
     runner.try_couplings()
     plan.keep()
-    run_cells(plan, device=device, workers=workers or default_workers(device))
+    run_trials(plan, device=device, workers=workers or default_workers(device))
 
 
 def run_one(plan: Plan, options: Options) -> int:
@@ -118,7 +118,7 @@ def run_one(plan: Plan, options: Options) -> int:
         sys.stderr.write(f"cell {options.cell} ({cell}) is judged along with cell {number}\n")
         return 0
     torch.set_num_threads(threads_each(options.device))
-    CellRunner(plan, options.device, quiet=False)(cell)
+    TrialRunner(plan, options.device, quiet=False)(cell)
     sys.stderr.write(f"cell {options.cell} ({cell}) is finished\n")
     return 0
 

@@ -1,4 +1,4 @@
-"""Which data, as ``analyse`` and ``probe`` ask it: a name, a folder, or the user's own arrays."""
+"""Which data, as ``analyze`` and ``probe`` ask it: a name, a folder, or the user's own arrays."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -30,9 +30,9 @@ class DataOptions:
             [N] are labels), or label for images with labels.
         mask: an array of the file, true where data are valid; of as many dimensions as the data.
         images: so many data, chosen at random by the seed; all by default.
-        size: of images: resize the shorter side to this and cut out the centre square.
-        channels: of images: 1 = grey, 3 = colour; as they are by default.
-        flip: training mirrors images: the mirror image of every datum is a datum too.
+        size: of images: resize the shorter side to this and cut out the center square.
+        channels: of images: 1 = gray, 3 = color; as they are by default.
+        flip: training mirrors images: the mirror image of every sample is a sample too.
     """
 
     data: str = ""

@@ -22,7 +22,7 @@ WIDTH = 100
 class Options:
     """What to expect of couplings on data of a shape: no data, a second or two.
 
-    Pull of the noise along its datum, noise variance, distance reduction, information budget, and
+    Pull of the noise along its sample, noise variance, distance reduction, information budget, and
     time and memory on this machine. Examples:
 
     immiscible explain knn:k=64 --shape 16,128,128
@@ -34,8 +34,8 @@ class Options:
     Args:
         couplings: one or several, side by side: independent, knn:k=16, knn:k=16,center=mean (or
             label, channel), assignment, shuffled:ANY. Of others it says that they depend on data.
-        shape: of one datum as the model sees it, without the batch, such as 3,32,32.
-        rms: root mean square of the data, less their centre for center=...; about 0.5 for images
+        shape: of one sample as the model sees it, without the batch, such as 3,32,32.
+        rms: root mean square of the data, less their center for center=...; about 0.5 for images
             in [-1, 1], 1 for latents scaled to it.
         data_count: data in the set: puts the budget beside log N, what it takes to tell them apart.
         batch: data that assignment sees together (by default 256), and the batch that is timed (by
@@ -75,7 +75,7 @@ def sizes(text: str) -> tuple[int, ...]:
         shape = ()
     if not shape or min(shape) < 1:
         raise ValueError(
-            f"shape must be the sizes of one datum, without the batch, such as --shape 3,32,32, "
+            f"shape must be the sizes of one sample, without the batch, such as --shape 3,32,32, "
             f"got '{text}'"
         )
     return shape
@@ -123,10 +123,13 @@ def as_table(explained: list[Explained], where: Circumstances, count: int | None
 def figures(count: int | None) -> list[tuple[str, Callable[[Explained], str]]]:
     """Rows of the table: title, and what stands there of a coupling."""
     rows: list[tuple[str, Callable[[Explained], str]]] = [
-        ("noise stays N(0, I)", lambda one: {True: "yes", False: "no", None: "-"}[one.keeps_law]),
-        ("pull along the datum", lambda one: _of(one.expected, "pull", _plain)),
+        (
+            "noise stays N(0, I)",
+            lambda one: {True: "yes", False: "no", None: "-"}[one.preserves_marginal],
+        ),
+        ("pull along the sample", lambda one: _of(one.expected, "pull", _plain)),
         ("noise variance", lambda one: _of(one.expected, "second_moment", _fine)),
-        ("  about its mean given the datum", lambda one: _of(one.expected, "variance", _fine)),
+        ("  about its mean given the sample", lambda one: _of(one.expected, "variance", _fine)),
         ("distance reduction", lambda one: _of(one.expected, "distance_reduction", _percent)),
         ("information budget, nats", lambda one: _at_most(one) + _of(one, "budget", _plain)),
     ]
@@ -147,11 +150,11 @@ def meanings(count: int | None) -> list[str]:
     """What the rows mean."""
     apart = "log N" if count is None else f"log {count:,} = {math.log(count):.3g}"
     return [
-        "Pull: mean of <noise, datum / |datum|>, in standard deviations of the noise.",
+        "Pull: mean of <noise, sample / |sample|>, in standard deviations of the noise.",
         "Noise variance: E |noise|^2 / D, the variance a dimension over data of mean zero.",
         "Distance reduction misleads across sizes: at the same pull it is many percent for actions "
         "and a fraction of one for video latents. Compare pull and budget.",
-        f"Budget: KL(noise given its datum, N(0, I)), for KNN log k - 1 + 1/k whatever the data; "
+        f"Budget: KL(noise given its sample, N(0, I)), for KNN log k - 1 + 1/k whatever the data; "
         f"it takes {apart} nats to tell all data apart.",
         "Time: the least of some calls on this machine, on a CPU by one thread.",
     ]

@@ -13,18 +13,18 @@ from immiscible_diffusion.couplings import check_coupling_name
 from immiscible_diffusion.data import DataConfig, load_images
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.evaluation.config import PolicyEvaluation
-from immiscible_diffusion.evaluation.images import JUDGE_SEED
+from immiscible_diffusion.evaluation.images import EVAL_SEED
 from immiscible_diffusion.metrics import extractor_from_name
 from immiscible_diffusion.recipes import digits_flow
 from immiscible_diffusion.training.builders import check_trackers, make_model
 from immiscible_diffusion.training.load import load_codec
 from immiscible_diffusion.training.load import load_raw as load_data
 from immiscible_diffusion.training.recipe import Recipe
-from immiscible_diffusion.utils.optional_deps import MissingExtra
+from immiscible_diffusion.utils.optional_deps import MissingDependencyError
 
 HELD_OUT = ("cifar10", "fashion_mnist")  # sets whose test split training validates on
 PACKAGES = ("accelerate", "diffusers", "safetensors", "rich", "matplotlib")
-CANNOT = (ValueError, MissingExtra, OSError)
+CANNOT = (ValueError, MissingDependencyError, OSError)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _item(name: str, bring: Callable[[], str]) -> Item:
 def _packages(recipe: Recipe) -> str:
     check_trackers(recipe.trackers)
     if absent := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
-        raise MissingExtra(
+        raise MissingDependencyError(
             f"{', '.join(absent)} not installed; run: pip install 'immiscible-diffusion[train]'"
         )
     return ", ".join([*PACKAGES, *recipe.trackers])
@@ -133,7 +133,7 @@ def _judge(recipe: Recipe, dataset: DataSet, device: str) -> str:
         return simulator_at_hand()
     where = "cpu" if device == "auto" else device
     extractor = extractor_from_name(
-        recipe.of_images.features, dataset, seed=JUDGE_SEED, device=where
+        recipe.of_images.features, dataset, seed=EVAL_SEED, device=where
     )
     accuracy = getattr(extractor, "accuracy", math.nan)
     known = "" if math.isnan(accuracy) else f", held-out accuracy {accuracy:.1%}"

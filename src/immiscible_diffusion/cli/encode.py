@@ -22,7 +22,7 @@ from immiscible_diffusion.cli.options import Device, parse
 from immiscible_diffusion.data.load import DataConfig, load_images
 from immiscible_diffusion.training.progress import Progress
 from immiscible_diffusion.utils.distributed import place
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -41,9 +41,9 @@ class Options:
         out: folder for the latents.
         path: where a named data set is.
         split: train or test, where the set has both.
-        size: pictures are brought to this, shorter side first, then the centre square; as they
+        size: pictures are brought to this, shorter side first, then the center square; as they
             are by default.
-        channels: 1 = grey, 3 = colour.
+        channels: 1 = gray, 3 = color.
         limit: the first so many pictures only.
         caption_column: column of the captions, if it has no usual name.
         synonyms: which synonyms of class names prompts are made of.
@@ -140,7 +140,7 @@ def load_vae(source: str) -> Any:
     Raises:
         ValueError: it is not there: says what to download.
     """
-    with needs_extra("train", "the VAE"), warnings.catch_warnings():
+    with require_extra("train", "the VAE"), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         from diffusers import AutoencoderKL
     folder = Path(source)

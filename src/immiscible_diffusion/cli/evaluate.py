@@ -28,15 +28,15 @@ from immiscible_diffusion.cli.sampler_options import SamplerChanges
 from immiscible_diffusion.data import DataConfig, load_images
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.data.hf_images import PICTURES
-from immiscible_diffusion.diffusion.samplers import Sampler
+from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.evaluation.bulk import BulkPictures, BulkSet
-from immiscible_diffusion.evaluation.images import Judge, judged
-from immiscible_diffusion.evaluation.load_run import Trained
-from immiscible_diffusion.metrics import METRICS, SPLITS, Quality, check_metrics
-from immiscible_diffusion.training.run_dir import RunFolder
+from immiscible_diffusion.evaluation.images import ImageEvaluator, judged
+from immiscible_diffusion.evaluation.load_run import LoadedRun
+from immiscible_diffusion.metrics import METRICS, SPLITS, SampleMetrics, check_metrics
+from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.atomic_files import write_json
 from immiscible_diffusion.utils.device import pick_device
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ def main(arguments: list[str]) -> int:
             "evaluate runs in one process, and several would each do all of it; start it plainly "
             "(immiscible sample shares its work: sample first, then evaluate --folder)"
         )
-    run = RunFolder.existing(options.run)
+    run = RunDir.existing(options.run)
     result = judged_of(options)(options, run)
     existing = run.root / "evaluation.json"
     results = json.loads(existing.read_text(encoding="utf-8")) if existing.exists() else []
@@ -96,7 +96,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def judged_of(options: Options) -> Callable[[Options, RunFolder], dict[str, Any]]:
+def judged_of(options: Options) -> Callable[[Options, RunDir], dict[str, Any]]:
     """What is to be judged: a folder, a public checkpoint, or the run's model."""
     if options.folder and options.checkpoint:
         raise ValueError("folder and checkpoint are two things to judge; give one")
@@ -116,9 +116,9 @@ def said(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def of_run(options: Options, run: RunFolder) -> dict[str, Any]:
+def of_run(options: Options, run: RunDir) -> dict[str, Any]:
     """Judge what the run's model makes."""
-    trained = Trained.load(run, options.device)
+    trained = LoadedRun.load(run, options.device)
     if trained.recipe.is_policy:
         return policy_figures(trained.sampled_by(options.of(trained.recipe.sampler)))
     recipe = with_options(options, trained.recipe)
@@ -128,14 +128,14 @@ def of_run(options: Options, run: RunFolder) -> dict[str, Any]:
         return tuned_figures(tuned, sampler, options.seed, options.batch_size)
     generator = dataclasses.replace(trained.generator(sampler, options.batch_size), recipe=recipe)
     pictures = trained.pictures
-    judge = Judge.of(recipe, pictures, trained.device, options.real)
+    judge = ImageEvaluator.of(recipe, pictures, trained.device, options.real)
     calibration = calibrated(options, judge, recipe.evaluation.samples)
     quality, nfe, _ = judged(
         generator, judge, trained.model, options.seed, sampler, metrics=options.metrics
     )
     how = {
         "step": trained.step,
-        "ema": recipe.optimiser.averaging,
+        "ema": recipe.optim.averaging,
         "sampler": str(sampler),
         "step_selection": sampler.selection,
         "nfe": nfe,
@@ -144,7 +144,7 @@ def of_run(options: Options, run: RunFolder) -> dict[str, Any]:
     return how | described(quality, judge, pictures) | calibration
 
 
-def of_folder(options: Options, run: RunFolder) -> dict[str, Any]:
+def of_folder(options: Options, run: RunDir) -> dict[str, Any]:
     """Judge images made elsewhere, sized as the run's data."""
     recipe = with_options(options, run.recipe())
     dataset = load_images(recipe.data)
@@ -155,7 +155,7 @@ def of_folder(options: Options, run: RunFolder) -> dict[str, Any]:
         recipe, evaluation=dataclasses.replace(recipe.evaluation, samples=len(images))
     )
     device = pick_device(options.device)
-    judge = Judge.of(recipe, dataset, device, options.real)
+    judge = ImageEvaluator.of(recipe, dataset, device, options.real)
     by_clip = clip_figures(options.clip_metrics, options.folder, dataset, device)  # or say why not
     calibration = calibrated(options, judge, len(images))
     quality = judge(in_batches(images), options.metrics)
@@ -174,10 +174,10 @@ def of_size(folder: Path, shape: tuple[int, ...]) -> DataSet:
     return load_images(config)
 
 
-def of_checkpoint(options: Options, run: RunFolder) -> dict[str, Any]:
+def of_checkpoint(options: Options, run: RunDir) -> dict[str, Any]:
     """Judge a public checkpoint against the run's data."""
     recipe = with_options(options, run.recipe())
-    usual = Sampler("ddim", spacing="trailing")
+    usual = SamplerConfig("ddim", spacing="trailing")
     if dataclasses.replace(options.of(usual), steps=usual.steps) != usual:
         raise ValueError(
             "a checkpoint is sampled by ddim from normal noise, its steps selected as diffusers "
@@ -189,7 +189,7 @@ def of_checkpoint(options: Options, run: RunFolder) -> dict[str, Any]:
     dataset, device = load_images(recipe.data), pick_device(options.device)
     assert options.checkpoint is not None
     pipeline = load_checkpoint(options.checkpoint, dataset.shape, device)
-    judge = Judge.of(recipe, dataset, device, options.real)
+    judge = ImageEvaluator.of(recipe, dataset, device, options.real)
     samples = recipe.evaluation.samples
     calibration = calibrated(options, judge, samples)
     images = checkpoint_images(
@@ -206,7 +206,7 @@ def of_checkpoint(options: Options, run: RunFolder) -> dict[str, Any]:
     return how | described(judge(images, options.metrics), judge, dataset) | calibration
 
 
-def calibrated(options: Options, judge: Judge, samples: int) -> dict[str, Any]:
+def calibrated(options: Options, judge: ImageEvaluator, samples: int) -> dict[str, Any]:
     """Real against real, and noise: said before anything is made; nothing unless asked for."""
     if not options.calibrate:
         return {}
@@ -232,7 +232,7 @@ def calibrated(options: Options, judge: Judge, samples: int) -> dict[str, Any]:
 
 def of_pictures(folder: Path, size: int) -> str:
     """How the pictures of a folder are encoded, and whether they were resized, as far as seen."""
-    with needs_extra("train", "reading pictures"):
+    with require_extra("train", "reading pictures"):
         from PIL import Image
     if bulk := BulkPictures(folder).shards:
         return f"png in {len(bulk)} tar shards"
@@ -260,7 +260,7 @@ def in_batches(images: DataSet) -> Iterator[Tensor]:
         yield images.batch(rows).data
 
 
-def described(quality: Quality, judge: Judge, dataset: DataSet) -> dict[str, Any]:
+def described(quality: SampleMetrics, judge: ImageEvaluator, dataset: DataSet) -> dict[str, Any]:
     """The figures, and what must stand beside them."""
     floor = judge.floor(quality.samples)
     return quality.as_dict() | {
@@ -272,7 +272,7 @@ def described(quality: Quality, judge: Judge, dataset: DataSet) -> dict[str, Any
     }
 
 
-def _used(judge: Judge) -> str:
+def _used(judge: ImageEvaluator) -> str:
     """How many of the real data the figures compare with."""
     used, there = judge.reference.statistics.count, len(judge.dataset)
     return str(there) if used == there else f"{used} of {there}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from immiscible_diffusion import __version__
-from immiscible_diffusion.utils.optional_deps import MissingExtra, needs_extra
+from immiscible_diffusion.utils.optional_deps import MissingDependencyError, require_extra
 from immiscible_diffusion.utils.signals import Interrupted
 
 COMMANDS = {
@@ -18,7 +18,7 @@ COMMANDS = {
     "compare": "train with and without pairing at equal steps and report what it saves",
     "report": "write a comparison's page anew, or its tables as LaTeX and CSV",
     "demo": "the comparison to see first: digits, a few minutes on a CPU",
-    "analyse": "see how mixed data are, and what a coupling changes, in closed form",
+    "analyze": "see how mixed data are, and what a coupling changes, in closed form",
     "probe": "ten minutes on your own data: does pairing help?",
     "toy": "two dimensions where everything is exact: a picture and an animation of pairing",
     "explain": "what to expect of a coupling on data of a shape, without data",
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + 2
     except BrokenPipeError:  # the reader of our output left: immiscible ... | head
         return 128 + 13
-    except (ValueError, MissingExtra, OSError) as error:
+    except (ValueError, MissingDependencyError, OSError) as error:
         text = " ".join(str(error).split())
         sys.stderr.write(f"immiscible: error: {text}\n")
         return USAGE
@@ -62,7 +62,7 @@ def run(command: str, arguments: list[str]) -> int:
     warnings.simplefilter("default")
     if str(Path.cwd()) not in sys.path:  # --coupling my_module:MyCoupling finds ./my_module.py
         sys.path.insert(0, str(Path.cwd()))
-    with needs_extra("train", "the command line"):
+    with require_extra("train", "the command line"):
         import tyro  # noqa: F401
     module = importlib.import_module(f"immiscible_diffusion.cli.{command.replace('-', '_')}")
     code = module.main(arguments)

@@ -32,7 +32,7 @@ class Options:
         data: cifar10, fashion_mnist, hub:ID, or a folder or .parquet file of pictures.
         out: folder for the pipeline.
         path: where a named data set is.
-        size: pictures are brought to this, shorter side first, then the centre square; as they
+        size: pictures are brought to this, shorter side first, then the center square; as they
             are by default.
         limit: the first so many pictures only.
         caption_column: column of the captions, if it has no usual name.
@@ -102,8 +102,8 @@ def said(figures: dict[str, Any], out: Path) -> Iterator[str]:
         f"({vae['held_out']}), {vae['weights']:,} weights, {vae['cpu_seconds']:.0f} CPU s"
     )
     yield (
-        f"     excess kurtosis {_range(latents['kurtosis'])}, neighbours correlate "
-        f"{_range(latents['neighbours'])}, the encoder's noise {_range(latents['noise'])}"
+        f"     excess kurtosis {_range(latents['kurtosis'])}, neighbors correlate "
+        f"{_range(latents['neighbors'])}, the encoder's noise {_range(latents['noise'])}"
     )
     line = f"text: {text['kind']}, {text['words']:,} tokens, {text['weights']:,} weights"
     if "closest" in text:

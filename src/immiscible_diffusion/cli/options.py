@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from immiscible_diffusion.diffusion.losses import ConsistencyLoss
-from immiscible_diffusion.diffusion.paths import DiffusionPath, SigmaPath
-from immiscible_diffusion.diffusion.samplers import Sampler
+from immiscible_diffusion.diffusion.paths import EDMPath, VPPath
+from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.recipes import RECIPES, recipe_from_name
 from immiscible_diffusion.training.recipe import Recipe
 
@@ -107,13 +107,13 @@ def with_kinds(recipe: Recipe, arguments: list[str]) -> tuple[Recipe, list[str]]
     return dataclasses.replace(recipe, **chosen), rest
 
 
-def sampler_of(path: Any, loss: Any) -> Sampler:
+def sampler_of(path: Any, loss: Any) -> SamplerConfig:
     """The usual sampler of a path, or of consistency models."""
     if isinstance(loss, ConsistencyLoss):
-        return Sampler("consistency", steps=1)
-    if isinstance(path, DiffusionPath):
-        return Sampler("ddim", steps=50)
-    return Sampler("edm", steps=18) if isinstance(path, SigmaPath) else Sampler()
+        return SamplerConfig("consistency", steps=1)
+    if isinstance(path, VPPath):
+        return SamplerConfig("ddim", steps=50)
+    return SamplerConfig("edm", steps=18) if isinstance(path, EDMPath) else SamplerConfig()
 
 
 def kinds_of(part: str) -> dict[str, type]:

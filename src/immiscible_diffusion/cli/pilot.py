@@ -36,7 +36,7 @@ class Options(DataOptions):
 
     immiscible probe --data latents.safetensors --coupling knn:k=4 --minutes 20
 
-    immiscible probe --data windows.npz --array action --cond obs --mask valid --normalise
+    immiscible probe --data windows.npz --array action --cond obs --mask valid --normalize
 
     Args:
         coupling: that is asked about: knn:k=16, knn:k=4,center=mean (or label, channel),
@@ -49,7 +49,7 @@ class Options(DataOptions):
         out: folder; by default runs/probe/DATA.
         network: auto (a residual MLP on a CPU, a small U-Net for square images elsewhere), mlp or
             unet.
-        normalise: shift and scale all data by one number each, to mean 0 and variance 1.
+        normalize: shift and scale all data by one number each, to mean 0 and variance 1.
         matched: sample from the law of the coupling's noise, too, where it is not N(0, I).
         seed: the first; of the choice of --images as well.
         seeds: how many; by default what the minutes allow, 3 at least.
@@ -64,7 +64,7 @@ class Options(DataOptions):
     budget: tyro.conf.UseAppendAction[tuple[int, ...]] = ()
     out: Path | None = None
     network: Literal["auto", "mlp", "unet"] = "auto"
-    normalise: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    normalize: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     matched: bool = True
     seed: int = 0
     seeds: int | None = None
@@ -79,7 +79,7 @@ class Options(DataOptions):
         return Settings(
             coupling=self.coupling.strip(),
             minutes=self.minutes,
-            budgets=self.budget or Settings.budgets,
+            sampling_steps=self.budget or Settings.sampling_steps,
             network=self.network,
             seed=self.seed,
             seeds=self.seeds,
@@ -97,7 +97,7 @@ def main(arguments: list[str]) -> int:
         torch.set_num_threads(options.threads)
     settings, device = options.settings, pick_device(options.device)
     whole = options.load(options.seed)
-    prepared = Prepared.of(whole, options.cond, normalise=options.normalise)
+    prepared = Prepared.of(whole, options.cond, normalize=options.normalize)
     out = run_path(options.out, "probe", Path(options.data.replace(":", "-")).stem)
     probe = Probe(prepared, settings, Store(out), device=device)
     if options.dry_run:

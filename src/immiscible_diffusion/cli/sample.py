@@ -14,13 +14,13 @@ from torch import Tensor
 
 from immiscible_diffusion.cli.options import Device, parse
 from immiscible_diffusion.cli.sampler_options import SamplerChanges
-from immiscible_diffusion.evaluation.load_run import Trained
+from immiscible_diffusion.evaluation.load_run import LoadedRun
 from immiscible_diffusion.training.progress import Progress
-from immiscible_diffusion.training.run_dir import RunFolder
+from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.atomic_files import atomic_path
 from immiscible_diffusion.utils.distributed import ranks_of
 from immiscible_diffusion.utils.images import image_grid
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 GRID = 64
 
@@ -57,10 +57,10 @@ def main(arguments: list[str]) -> int:
         if getattr(options, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")
     ranks = ranks_of(options.device)
-    run = RunFolder.existing(options.run)
+    run = RunDir.existing(options.run)
     if options.prompt and not run.recipe().by_text:
         raise ValueError("this run was not trained on prompts; leave prompt")
-    trained = Trained.load(run, options.device)
+    trained = LoadedRun.load(run, options.device)
     if trained.recipe.is_policy:
         raise ValueError(
             f"{options.run} is a policy, which makes no images; immiscible evaluate {options.run} "
@@ -80,8 +80,10 @@ def main(arguments: list[str]) -> int:
     nfe = write_images(batches, out, rows, quiet=not ranks.is_main_process)
     ranks.wait_for_everyone()
     if ranks.is_main_process:
-        for surplus in sorted(out.glob("[0-9]*.png"))[options.count :]:  # of a longer call before
-            surplus.unlink()
+        for oversample in sorted(out.glob("[0-9]*.png"))[
+            options.count :
+        ]:  # of a longer call before
+            oversample.unlink()
         write_grid(out, min(GRID, options.count))
         sys.stderr.write(
             f"{out}: {options.count} images of step {trained.step}, {sampler} ({nfe} function "
@@ -113,7 +115,7 @@ def write_images(
 
 def write_grid(out: Path, count: int) -> None:
     """The first ``count`` pictures of a folder as one, beside it."""
-    with needs_extra("train", "reading pictures"):
+    with require_extra("train", "reading pictures"):
         from PIL import Image
     arrays = []
     for row in range(count):

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from immiscible_diffusion.diffusion.samplers import Sampler
+from immiscible_diffusion.diffusion.samplers import SamplerConfig
 
 ONLY = {
     "spacing": ("ddim", "ddpm", "dpm"),
@@ -22,7 +22,7 @@ class SamplerChanges:
         method: sampler: euler, heun, midpoint or dopri5; of a diffusion path ddim, ddpm or dpm
             (DPM-Solver++), of a sigma path edm or consistency.
         steps: of the sampler.
-        start: normal, N(0, I), or matched, the law of the noise the run was trained on (measured
+        init_noise: normal, N(0, I), or matched, the law of the noise the run was trained on (measured
             now and kept in the run if it is not there).
         spacing: which of the path's steps ddim, ddpm and dpm take.
         eta: share of fresh noise in ddim, 0 to 1.
@@ -32,13 +32,13 @@ class SamplerChanges:
 
     method: str | None = None
     steps: int | None = None
-    start: str | None = None
+    init_noise: str | None = None
     spacing: Literal["linear", "quadratic", "trailing"] | None = None
     eta: float | None = None
     clip: float | None = None
     guidance: float | None = None
 
-    def of(self, default: Sampler) -> Sampler:
+    def of(self, default: SamplerConfig) -> SamplerConfig:
         """``default``, changed where options say so; ValueError where they do not fit."""
         changes: dict[str, Any] = {
             field.name: value

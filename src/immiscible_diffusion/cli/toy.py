@@ -29,15 +29,15 @@ MOST = 6  # side by side
 class Options:
     """See in two dimensions what pairing does: everything computed, nothing trained.
 
-    Writes toy.svg and toy.png (pairs, what noise tells of its datum, exact sampling paths, points
+    Writes toy.svg and toy.png (pairs, what noise tells of its sample, exact sampling paths, points
     mixed by noise level), toy.gif (data go to their noise and come back), toy.json (figures with
-    their errors) and toy.npz (the points, for analyse and probe). A minute or two. Examples:
+    their errors) and toy.npz (the points, for analyze and probe). A minute or two. Examples:
 
     immiscible toy
 
     immiscible toy --data two_moons --coupling independent --coupling transport:eps=4
 
-    immiscible analyse --data runs/toy/toy.npz --cond label
+    immiscible analyze --data runs/toy/toy.npz --cond label
 
     Args:
         data: eight_gaussians, two_moons, checkerboard, spiral or five_points.
@@ -107,7 +107,7 @@ def main(arguments: list[str]) -> int:
 
 
 def write_points(world: ToyPoints, path: Path) -> None:
-    """The data as an .npz that ``analyse`` and ``probe`` read."""
+    """The data as an .npz that ``analyze`` and ``probe`` read."""
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         np.savez(file, data=world.points.numpy(), label=world.group.numpy())
 

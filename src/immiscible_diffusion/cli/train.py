@@ -16,7 +16,7 @@ from immiscible_diffusion.experiments.compare.plan import slug
 from immiscible_diffusion.recipes import digits_flow
 from immiscible_diffusion.training.dry_run import dry_run
 from immiscible_diffusion.training.recipe import Recipe
-from immiscible_diffusion.training.run_dir import RunFolder
+from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.trainer import Trainer
 
 
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
     if options.dry_run:
         sys.stdout.write(dry_run(recipe, options.device) + "\n")
         return 0
-    run = RunFolder.open(out, recipe)
+    run = RunDir.open(out, recipe)
     trainer = Trainer(recipe, run, device=options.device)
     trainer.train()
     if trainer.is_main:

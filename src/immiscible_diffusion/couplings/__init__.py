@@ -5,10 +5,10 @@ from immiscible_diffusion.couplings.base import Coupling, Independent, Shuffled,
 from immiscible_diffusion.couplings.calibrated import Calibrated
 from immiscible_diffusion.couplings.gaussian_ot import GaussianTransport
 from immiscible_diffusion.couplings.knn import KNN
-from immiscible_diffusion.couplings.noise_distribution import NoiseLaw
+from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
 from immiscible_diffusion.couplings.pool import pair_pool
 from immiscible_diffusion.couplings.prefetch import Paired, prefetch
-from immiscible_diffusion.couplings.registry import check_coupling_name, coupling_from_name
+from immiscible_diffusion.couplings.registry import check_coupling_name, parse_coupling
 
 __all__ = [
     "KNN",
@@ -17,13 +17,13 @@ __all__ = [
     "GaussianTransport",
     "Independent",
     "LinearAssignment",
-    "NoiseLaw",
+    "NoiseDistribution",
     "Paired",
     "Shuffled",
     "check_coupling_name",
-    "coupling_from_name",
     "draw",
     "pair",
     "pair_pool",
+    "parse_coupling",
     "prefetch",
 ]

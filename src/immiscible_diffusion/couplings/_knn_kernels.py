@@ -13,7 +13,7 @@ SHORTEST = 1e-15  # data shorter than this have no direction: their pull is belo
 
 
 def _selection_dtype(data: Tensor) -> torch.dtype:
-    """float64 also in few dimensions, where a noise may lie almost along its datum."""
+    """float64 also in few dimensions, where a noise may lie almost along its sample."""
     few = data[0].numel() < FEW_DIMENSIONS and data.device.type != "mps"
     return torch.float64 if few else working_dtype(data.dtype)
 
@@ -32,7 +32,7 @@ def length_of(rows: Tensor) -> Tensor:
 
 
 def distances_to(candidates: Tensor, offset: Tensor, valid: Tensor | None) -> Tensor:
-    """``[B, p]``: squared distances of candidates ``[B, p, *shape]``, less the datum's square."""
+    """``[B, p]``: squared distances of candidates ``[B, p, *shape]``, less the sample's square."""
     candidates = candidates.flatten(2).to(offset.dtype)
     terms = candidates * (candidates - 2 * offset[:, None])
     if valid is not None:
@@ -43,10 +43,10 @@ def distances_to(candidates: Tensor, offset: Tensor, valid: Tensor | None) -> Te
 def nearest_rivals(
     length: Tensor, dims: Tensor, count: int, piece: int, generator: torch.Generator | None
 ) -> Tensor:
-    """The nearest of ``count`` noises to each datum of ``length`` and ``dims`` ``[B, 1]``.
+    """The nearest of ``count`` noises to each sample of ``length`` and ``dims`` ``[B, 1]``.
 
     Scalars are drawn ``piece`` at a time. Returns ``[B, 4]``: 1 / length^2 (0 for a zero row), then
-    of the rival its squared distance less length^2, its length along the datum in units of
+    of the rival its squared distance less length^2, its length along the sample in units of
     ``length``, and its length across. A zero row has no direction: all its noise counts as across.
 
     The distance is r^2 + a^2 - 2 a |x|: (a - |x|)^2 + r^2 loses its digits for long data and then
@@ -92,10 +92,10 @@ def move_to_nearest(
     inside = noise if valid is None else torch.mul(noise, valid, out=scratch)
     square = length_of(inside).square()
     stays = torch.sub(square, dot, alpha=2) <= rival_distance
-    along = dot * inverse_square  # in units of the datum's length, as rival_along
+    along = dot * inverse_square  # in units of the sample's length, as rival_along
     limits = torch.finfo(square.dtype)
     across = torch.addcmul(square, dot, along, value=-1).clamp_min_(limits.tiny)
-    # Of noise almost along its datum (few valid positions) no digit of the rest is left.
+    # Of noise almost along its sample (few valid positions) no digit of the rest is left.
     across = torch.maximum(across, 4 * limits.eps * square)
     stretch = across.rsqrt_().mul_(rival_radius)
     shift = torch.addcmul(rival_along, stretch, along, value=-1).masked_fill_(stays, 0)

@@ -18,7 +18,7 @@ class NoiseSums:
         self.powers = torch.zeros(4, r, dtype=torch.float64)
         self.products = torch.zeros(1, r, r, dtype=torch.float64)
         self.totals, self.counts = torch.zeros(1, r, dtype=torch.float64), torch.zeros(1)
-        self.labelled = False
+        self.labeled = False
 
     def add(self, noise: Tensor, labels: Tensor | None) -> None:
         """Take up noise ``[B, *shape]``, of labels ``[B]``."""
@@ -27,7 +27,7 @@ class NoiseSums:
         self.square += float(rows.double().square().sum() - inside.square().sum())
         self.count += len(rows)
         self.powers += torch.stack([(inside**power).sum(dim=0) for power in (1, 2, 3, 4)])
-        self.labelled = self.labelled or labels is not None
+        self.labeled = self.labeled or labels is not None
         labels = torch.zeros(len(rows), dtype=torch.int64) if labels is None else labels.cpu()
         if (more := int(labels.max()) + 1 - len(self.counts)) > 0:
             self._grow(more)
@@ -43,7 +43,7 @@ class NoiseSums:
             setattr(self, name, torch.cat([sums, sums.new_zeros(more, *sums.shape[1:])]))
 
     def fields(self) -> dict[str, Any]:
-        """The fields of ``NoiseLaw``; ValueError if there were too few noises for a covariance."""
+        """The fields of ``NoiseDistribution``; ValueError if there were too few noises for a covariance."""
         r, dim = self.basis.shape
         if self.count < 2 * r:
             raise ValueError(
@@ -59,7 +59,7 @@ class NoiseSums:
             "scale": max(outside, LEAST_VARIANCE) ** 0.5,
             "kurtosis": self._kurtosis(mean).float(),
             "count": self.count,
-        } | (self._by_label(mean) if self.labelled else {})
+        } | (self._by_label(mean) if self.labeled else {})
 
     def _kurtosis(self, mean: Tensor) -> Tensor:
         one, two, three, four = self.powers / self.count

@@ -19,12 +19,12 @@ def check_data(data: Tensor) -> None:
         raise ValueError(f"data must be a floating-point tensor [B, ...], got {kind}")
     if data.ndim < 2 or data.numel() == 0:
         raise ValueError(
-            f"data must have shape [B, ...] with at least one datum of at least one dimension, "
+            f"data must have shape [B, ...] with at least one sample of at least one dimension, "
             f"got {tuple(data.shape)}"
         )
 
 
-def can_look(tensor: Tensor) -> bool:
+def can_sync(tensor: Tensor) -> bool:
     """Whether reading ``tensor`` on the host is free: on a device it stalls, compiled it breaks."""
     return tensor.device.type == "cpu" and not _is_compiling()
 
@@ -32,9 +32,9 @@ def can_look(tensor: Tensor) -> bool:
 def check_rows_finite(size: Tensor, first_row: int = 0, what: str = "data") -> None:
     """Raise ValueError naming the first row of ``what`` with a ``size`` ``[n, ...]`` not finite.
 
-    Only where ``can_look``; elsewhere a bad row gives NaN noise.
+    Only where ``can_sync``; elsewhere a bad row gives NaN noise.
     """
-    if not can_look(size) or bool(torch.isfinite(size).all()):
+    if not can_sync(size) or bool(torch.isfinite(size).all()):
         return
     bad = int((~torch.isfinite(size.flatten(1)).all(dim=1)).nonzero()[0])
     raise ValueError(
@@ -47,7 +47,7 @@ def valid_positions(mask: Tensor | None, data: Tensor) -> Tensor | None:
     """``mask`` broadcast to ``data``, a view; None stays None.
 
     Raises:
-        ValueError: not boolean, not broadcastable, or (on the CPU) a datum without valid positions.
+        ValueError: not boolean, not broadcastable, or (on the CPU) a sample without valid positions.
     """
     if mask is None:
         return None
@@ -67,10 +67,10 @@ def valid_positions(mask: Tensor | None, data: Tensor) -> Tensor | None:
             f"mask {tuple(mask.shape)} does not broadcast to data {tuple(data.shape)}; give one "
             f"of {data.ndim} dimensions, 1 wherever it says the same for all positions"
         ) from None
-    if can_look(mask) and not bool(mask.all()):
+    if can_sync(mask) and not bool(mask.all()):
         empty = ~valid.flatten(1).any(dim=1)
         if bool(empty.any()):
-            raise ValueError(f"mask leaves datum {int(empty.nonzero()[0])} no valid position")
+            raise ValueError(f"mask leaves sample {int(empty.nonzero()[0])} no valid position")
     return valid
 
 
@@ -82,7 +82,7 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
 def row_blocks(data: Tensor) -> Iterator[slice]:
     """Slices over the rows of ``data``: cache-sized on a CPU, everything at once elsewhere."""
     rows = len(data)
-    if can_look(data):
+    if can_sync(data):
         rows = max(1, BLOCK_ELEMENTS * len(data) // data.numel())
     for start in range(0, len(data), rows):
         yield slice(start, min(start + rows, len(data)))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.couplings._validation import (
-    can_look,
+    can_sync,
     check_data,
     check_rows_finite,
     valid_positions,
@@ -21,9 +21,9 @@ from immiscible_diffusion.couplings.conditional_cost import (
     groups_of,
     take_condition,
 )
-from immiscible_diffusion.couplings.costs import COSTS, assignment_cost, standardised
+from immiscible_diffusion.couplings.costs import COSTS, assignment_cost, standardized
 from immiscible_diffusion.couplings.distributed import pair_across_ranks, ranks_in_use
-from immiscible_diffusion.utils.optional_deps import MissingExtra
+from immiscible_diffusion.utils.optional_deps import MissingDependencyError
 
 CROSSING = 0.05
 
@@ -33,7 +33,7 @@ class LinearAssignment:
     """One-to-one pairing of a batch of data with a batch of noise at least total cost.
 
     The set of noises is the one drawn, so the law of the noise stays N(0, I) exactly; only which
-    datum gets which noise changes. A batch of one datum is legal, pairs nothing and warns. Solved
+    sample gets which noise changes. A batch of one sample is legal, pairs nothing and warns. Solved
     on the CPU by scipy: hide its time with ``prefetch``.
 
     Args:
@@ -41,49 +41,49 @@ class LinearAssignment:
             products alone (one matrix product, no ``[B, B, D]``); ``"norm"``: the distance not
             squared, as the paper's code has it (slower to solve, for parity); ``"l1"``: the sum of
             absolute differences (the paper's ablation).
-        flipped: hand out minus the noise that was assigned: pairs stay as tied and are far instead
+        negate: hand out minus the noise that was assigned: pairs stay as tied and are far instead
             of near (the paper's ablation without optimal transport).
         pool: batches paired as one, by ``prefetch`` or ``pair_pool``; a call by itself pairs the
             batch it is given, and warns.
-        surplus: noises drawn for every datum, of which all but one go unused. More than 1 changes
-            the law of the noise as KNN does (``keeps_law``): shorter noises are picked.
+        oversample: noises drawn for every sample, of which all but one go unused. More than 1 changes
+            the law of the noise as KNN does (``preserves_marginal``): shorter noises are picked.
         cond_key: the condition that noise must not cross: the noise of row j carries the condition
             of row j, and is given to data of like condition. Without it noise and condition become
             dependent, which sampling given the condition does not know of.
         cond_cost: ``"hard"``: noise moves between equal conditions only; ``"soft"``: other
             conditions cost extra, 1 for other labels, 1 - cosine for other vectors, times a weight.
         crossing: sets that weight: of the pairs with different conditions, this share still costs
-            less than the datum's own draw (1/2 would do so at weight 0).
+            less than the sample's own draw (1/2 would do so at weight 0).
         across_ranks: one assignment over all processes of ``torch.distributed``; all must call.
         max_size: split larger problems at random into parts of at most so many data.
-        standardised: measure distances from data of mean 0 and variance 1 in every coordinate over
+        standardized: measure distances from data of mean 0 and variance 1 in every coordinate over
             what is paired (Immiscible Diffusion Policy, arXiv 2610.09369, has it so, with
             ``cost="norm"``): actions whose coordinates differ in spread then count alike. The data
             and the law of the noise stay as they are.
     """
 
     cost: Literal["inner", "norm", "l1"] = "inner"
-    flipped: bool = False
+    negate: bool = False
     pool: int = 1
-    surplus: int = 1
+    oversample: int = 1
     cond_key: str | None = None
     cond_cost: Literal["hard", "soft"] = "hard"
     crossing: float = CROSSING
     across_ranks: bool = False
     max_size: int | None = None
-    standardised: bool = False
+    standardized: bool = False
 
     def __post_init__(self) -> None:
         if self.cost not in COSTS:
             raise ValueError(f"cost must be one of {', '.join(COSTS)}, got {self.cost!r}")
         if self.cond_cost not in ("hard", "soft"):
             raise ValueError(f"cond_cost must be hard or soft, got {self.cond_cost!r}")
-        for name in ("pool", "surplus"):
+        for name in ("pool", "oversample"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
-        if self.surplus > 1 and self.cost != "inner":
-            raise ValueError(f"surplus > 1 needs cost='inner', got {self.cost!r}")
+        if self.oversample > 1 and self.cost != "inner":
+            raise ValueError(f"oversample > 1 needs cost='inner', got {self.cost!r}")
         if not 0 < self.crossing < 0.5:
             raise ValueError(f"crossing must be above 0 and below 1/2, got {self.crossing}")
         if self.cond_key is None and (self.cond_cost, self.crossing) != ("hard", CROSSING):
@@ -96,13 +96,13 @@ class LinearAssignment:
             raise ValueError(f"max_size must be at least 2, got {most!r}; give a whole number")
 
     @property
-    def keeps_law(self) -> bool:
+    def preserves_marginal(self) -> bool:
         """Whether the noise is N(0, I) over any data set."""
-        return self.surplus == 1
+        return self.oversample == 1
 
-    def keeps_law_within(self, key: str) -> bool:
+    def preserves_conditional(self, key: str) -> bool:
         """Whether the noise is N(0, I) given ``cond[key]`` as well: if it never crosses it."""
-        return self.keeps_law and self.cond_key == key and self.cond_cost == "hard"
+        return self.preserves_marginal and self.cond_key == key and self.cond_cost == "hard"
 
     @torch.no_grad()
     def __call__(
@@ -130,9 +130,9 @@ class LinearAssignment:
         return self.pair_here(data, noise, cond=cond, mask=mask, generator=generator)
 
     def draw(self, data: Tensor, generator: torch.Generator | None) -> Tensor:
-        """The noise ``[surplus B, *shape]`` that a call starts from."""
+        """The noise ``[oversample B, *shape]`` that a call starts from."""
         self.check_data(data)
-        rows = (self.surplus * len(data), *data.shape[1:])
+        rows = (self.oversample * len(data), *data.shape[1:])
         return torch.randn(rows, dtype=data.dtype, device=data.device, generator=generator)
 
     @torch.no_grad()
@@ -145,9 +145,9 @@ class LinearAssignment:
         mask: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Your own ``noise`` ``[surplus B, *shape]``, its rows in the order that suits ``data``.
+        """Your own ``noise`` ``[oversample B, *shape]``, its rows in the order that suits ``data``.
 
-        Row j B + i of a surplus was drawn for datum i. ``generator`` serves ``max_size`` alone;
+        Row j B + i of a oversample was drawn for sample i. ``generator`` serves ``max_size`` alone;
         across ranks that of rank 0 does.
         """
         if self.across_ranks and ranks_in_use():
@@ -167,7 +167,7 @@ class LinearAssignment:
         """``pair`` within this process, whatever ``across_ranks`` says."""
         index = self.assign(data, noise, cond=cond, mask=mask, generator=generator)
         paired = noise.to(data)[index]
-        return -paired if self.flipped else paired
+        return -paired if self.negate else paired
 
     @torch.no_grad()
     def assign(
@@ -179,9 +179,9 @@ class LinearAssignment:
         mask: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Which noise each datum gets, ``[B]`` int64: datum i gets ``noise[index[i]]``.
+        """Which noise each sample gets, ``[B]`` int64: sample i gets ``noise[index[i]]``.
 
-        A permutation, unless there is a surplus.
+        A permutation, unless there is a oversample.
         """
         self.check(data, noise, cond, mask)
         self._warn(data)
@@ -191,9 +191,9 @@ class LinearAssignment:
         condition = take_condition(cond, self.cond_key, len(data))
         condition = None if condition is None else condition.to(data.device)
         index = torch.arange(len(data), device=data.device)
-        places = standardised(data, valid) if self.standardised else data
+        places = standardized(data, valid) if self.standardized else data
         for rows in self._problems(data, condition, generator):
-            columns = torch.cat([rows + j * len(data) for j in range(self.surplus)])
+            columns = torch.cat([rows + j * len(data) for j in range(self.oversample)])
             own = None if valid is None else valid[rows]
             like = condition[rows] if condition is not None and self.cond_cost == "soft" else None
             index[rows] = columns[self._solve(places[rows], noise[columns], own, like)]
@@ -211,13 +211,13 @@ class LinearAssignment:
         if not isinstance(noise, Tensor) or not noise.is_floating_point():
             kind = noise.dtype if isinstance(noise, Tensor) else type(noise).__name__
             raise ValueError(f"noise must be a floating-point tensor like data, got {kind}")
-        expected = (self.surplus * len(data), *data.shape[1:])
+        expected = (self.oversample * len(data), *data.shape[1:])
         if tuple(noise.shape) != expected:
-            like = "like data" if self.surplus == 1 else f"with surplus={self.surplus}"
+            like = "like data" if self.oversample == 1 else f"with oversample={self.oversample}"
             raise ValueError(f"noise must be {expected} {like}, got {tuple(noise.shape)}")
         valid = valid_positions(mask, data)
         check_rows_finite(data if valid is None else data.masked_fill(~valid, 0))
-        if can_look(noise) and not bool(noise.isfinite().all()):
+        if can_sync(noise) and not bool(noise.isfinite().all()):
             bad = int((~noise.flatten(1).isfinite().all(dim=1)).nonzero()[0])
             raise ValueError(f"noise row {bad} is not finite; draw it with torch.randn")
         take_condition(cond, self.cond_key, len(data))
@@ -233,9 +233,9 @@ class LinearAssignment:
             )
 
     def _warn(self, data: Tensor) -> None:
-        if len(data) == 1 and self.surplus == 1:
+        if len(data) == 1 and self.oversample == 1:
             warnings.warn(
-                "LinearAssignment pairs nothing in a batch of one datum; KNN(k) does", stacklevel=4
+                "LinearAssignment pairs nothing in a batch of one sample; KNN(k) does", stacklevel=4
             )
         if self.pool > 1:
             warnings.warn(
@@ -268,7 +268,7 @@ class LinearAssignment:
         """The column of every row of one problem."""
         if len(noise) <= 1:
             return torch.zeros(len(data), dtype=torch.int64, device=data.device)
-        squared = self.surplus > 1 or condition is not None
+        squared = self.oversample > 1 or condition is not None
         cost = assignment_cost(self.cost, data, noise, valid, squared=squared).cpu()
         check_rows_finite(cost)
         if condition is not None:
@@ -276,6 +276,8 @@ class LinearAssignment:
         try:
             from scipy.optimize import linear_sum_assignment  # keeps the package's import light
         except ModuleNotFoundError as error:
-            raise MissingExtra("linear assignment needs scipy; run: pip install scipy") from error
+            raise MissingDependencyError(
+                "linear assignment needs scipy; run: pip install scipy"
+            ) from error
         _, column = linear_sum_assignment(cost.numpy())
         return torch.as_tensor(column, device=data.device)

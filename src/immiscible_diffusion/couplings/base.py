@@ -13,7 +13,7 @@ from immiscible_diffusion.couplings._validation import check_data, valid_positio
 
 @runtime_checkable
 class Coupling(Protocol):
-    """Decides which noise goes with which datum: ``noise = coupling(data)``.
+    """Decides which noise goes with which sample: ``noise = coupling(data)``.
 
     A coupling is stateless (a frozen dataclass): what it needs to know of the data set it is given
     when it is made. It draws noise; it never moves, drops or repeats data, so labels and other
@@ -21,7 +21,7 @@ class Coupling(Protocol):
 
     One of your own may leave out ``mask`` if your data have none. Two things are of use where a
     coupling has them: ``pair(data, noise, cond=, mask=, generator=)``, which starts from noise of
-    the caller's, and ``keeps_law``, whether the noise over any data set is exactly N(0, I).
+    the caller's, and ``preserves_marginal``, whether the noise over any data set is exactly N(0, I).
     """
 
     def __call__(
@@ -89,9 +89,9 @@ def may_shift_labels(coupling: Coupling, key: str) -> bool:
     """Whether the noise of ``coupling`` may depend on ``cond[key]``, though it is N(0, I) over all.
 
     So it is with an assignment over a batch of many labels: noises go where they suit. A coupling
-    says that it does not by a method ``keeps_law_within(key)``.
+    says that it does not by a method ``preserves_conditional(key)``.
     """
-    keeps: Any = getattr(coupling, "keeps_law_within", None)
+    keeps: Any = getattr(coupling, "preserves_conditional", None)
     return keeps is None or not keeps(key)
 
 
@@ -105,9 +105,9 @@ def check_noise(data: Tensor, noise: Tensor) -> None:
 class Independent:
     """No pairing: ``torch.randn``, as diffusion models are commonly trained."""
 
-    keeps_law = True
+    preserves_marginal = True
 
-    def keeps_law_within(self, key: str) -> bool:
+    def preserves_conditional(self, key: str) -> bool:
         """Given any condition the noise is N(0, I)."""
         return True
 
@@ -146,7 +146,7 @@ class Shuffled:
     """The control: the very noises of ``coupling``, handed to other data of the batch.
 
     The law of the noise is kept and the pairing destroyed, so what a shuffled coupling gains over
-    ``Independent`` is not due to pairing. The permutation is one random cycle: no datum keeps its
+    ``Independent`` is not due to pairing. The permutation is one random cycle: no sample keeps its
     noise (unless it is alone in its batch, which warns).
     """
 
@@ -157,9 +157,9 @@ class Shuffled:
             raise ValueError(f"Shuffled needs a coupling, such as KNN(4), got {self.coupling!r}")
 
     @property
-    def keeps_law(self) -> bool:
+    def preserves_marginal(self) -> bool:
         """As ``coupling``."""
-        return bool(getattr(self.coupling, "keeps_law", False))
+        return bool(getattr(self.coupling, "preserves_marginal", False))
 
     @torch.no_grad()
     def __call__(
@@ -170,7 +170,7 @@ class Shuffled:
         mask: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Noise for ``data`` ``[B, *shape]``, independent of the datum it is given to."""
+        """Noise for ``data`` ``[B, *shape]``, independent of the sample it is given to."""
         noise = draw(self.coupling, data, cond=cond, mask=mask, generator=generator)
         return _handed_on(noise, generator)
 
@@ -192,7 +192,7 @@ class Shuffled:
 def _handed_on(noise: Tensor, generator: torch.Generator | None) -> Tensor:
     """``noise`` permuted by one random cycle of its rows."""
     if len(noise) == 1:
-        warnings.warn("Shuffled has nothing to shuffle in a batch of one datum", stacklevel=3)
+        warnings.warn("Shuffled has nothing to shuffle in a batch of one sample", stacklevel=3)
     cycle = torch.randperm(len(noise), device=noise.device, generator=generator)
     shuffled = torch.empty_like(noise)
     shuffled[cycle] = noise[cycle.roll(1)]

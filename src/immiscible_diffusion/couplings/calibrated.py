@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.couplings._validation import can_look, valid_positions
+from immiscible_diffusion.couplings._validation import can_sync, valid_positions
 from immiscible_diffusion.couplings.base import Coupling, Independent, draw, pair
-from immiscible_diffusion.couplings.noise_distribution import NoiseLaw
+from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
 
 
 @dataclass(frozen=True)
@@ -22,20 +22,20 @@ class Calibrated:
 
     Args:
         coupling: what pairs.
-        law: of its noise on this data set, ``NoiseLaw.measure(coupling, batches, moments)``.
+        law: of its noise on this data set, ``NoiseDistribution.measure(coupling, batches, moments)``.
         label_key: the condition that holds the labels, if the law has labels.
     """
 
     coupling: Coupling
-    law: NoiseLaw
+    law: NoiseDistribution
     label_key: str = "label"
 
-    keeps_law = False
+    preserves_marginal = False
 
     def __post_init__(self) -> None:
-        if not callable(self.coupling) or not isinstance(self.law, NoiseLaw):
+        if not callable(self.coupling) or not isinstance(self.law, NoiseDistribution):
             raise ValueError(
-                f"Calibrated needs a coupling and its NoiseLaw, got {self.coupling!r} and "
+                f"Calibrated needs a coupling and its NoiseDistribution, got {self.coupling!r} and "
                 f"{self.law!r}"
             )
 
@@ -79,9 +79,9 @@ class Calibrated:
         if valid is None:
             return None
         cut = ~valid.flatten(1).all(dim=1)
-        if can_look(cut) and bool(cut.all()):
+        if can_sync(cut) and bool(cut.all()):
             raise ValueError(
-                "the mask cuts every datum, and the law of Calibrated was measured on whole data; "
+                "the mask cuts every sample, and the law of Calibrated was measured on whole data; "
                 "use the coupling inside it, or drop the mask"
             )
         return cut.view(-1, *(1,) * (data.ndim - 1))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.couplings._validation import can_look
+from immiscible_diffusion.couplings._validation import can_sync
 
 FEW_MOVABLE = 0.25
 
@@ -28,7 +28,7 @@ def take_condition(cond: dict[str, Tensor] | None, key: str | None, count: int) 
         raise ValueError(f'cond["{key}"] must be a tensor [{count}, ...], got {condition!r}')
     if len(condition) != count:
         raise ValueError(f'cond["{key}"] must have {count} rows, got {len(condition)}')
-    if can_look(condition) and not bool(condition.isfinite().all()):
+    if can_sync(condition) and not bool(condition.isfinite().all()):
         raise ValueError(f'cond["{key}"] is not finite; mend it before pairing by it')
     return condition
 
@@ -73,7 +73,7 @@ def condition_distance(condition: Tensor) -> Tensor:
 def add_condition_cost(cost: Tensor, condition: Tensor, crossing: float) -> Tensor:
     """``cost`` ``[B, s B]`` plus a weight times the distance of the conditions.
 
-    Noise j is preferred to the datum's own draw where ``cost_ij + w c_ij < cost_ii``. Of the pairs
+    Noise j is preferred to the sample's own draw where ``cost_ij + w c_ij < cost_ii``. Of the pairs
     with different conditions the weight leaves the share ``crossing`` so: it is a quantile of
     ``(cost_ii - cost_ij) / c_ij``, found afresh for every batch.
     """

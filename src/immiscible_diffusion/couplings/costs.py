@@ -1,4 +1,4 @@
-"""Costs of giving noise j to datum i, without a ``[B, B, D]`` tensor."""
+"""Costs of giving noise j to sample i, without a ``[B, B, D]`` tensor."""
 
 import torch
 from torch import Tensor
@@ -6,13 +6,13 @@ from torch import Tensor
 from immiscible_diffusion.couplings._validation import working_dtype
 
 COSTS = ("inner", "norm", "l1")
-CONSTANT = 1e-6  # a coordinate that varies by less is left out of what is standardised
+CONSTANT = 1e-6  # a coordinate that varies by less is left out of what is standardized
 
 
 def assignment_cost(
     kind: str, data: Tensor, noise: Tensor, valid: Tensor | None, *, squared: bool = False
 ) -> Tensor:
-    """``[B, N]``: cost of giving noise j of ``[N, *shape]`` to datum i of ``[B, *shape]``.
+    """``[B, N]``: cost of giving noise j of ``[N, *shape]`` to sample i of ``[B, *shape]``.
 
     ``inner`` is half the squared distance less what does not matter to a square assignment:
     ``-<x, n>``; with ``squared``, or over valid positions alone, ``|n|^2 / 2`` does matter.
@@ -32,7 +32,7 @@ def assignment_cost(
     return (2 * half).clamp_min_(0).sqrt_()
 
 
-def standardised(data: Tensor, valid: Tensor | None) -> Tensor:
+def standardized(data: Tensor, valid: Tensor | None) -> Tensor:
     """``data`` ``[B, *shape]`` with mean 0 and variance 1 in every coordinate over the batch.
 
     Over valid positions; a coordinate that does not vary is 0. float32, or float64 as ``data``.

@@ -40,8 +40,8 @@ class Circumstances:
     """What a coupling is to be explained for.
 
     Attributes:
-        shape: of one datum.
-        rms: root mean square of the data (less their centre, for a coupling that has one).
+        shape: of one sample.
+        rms: root mean square of the data (less their center, for a coupling that has one).
         batch: data together; None: 256 for assignment, and what takes a moment to time.
         device: where to measure time and memory.
     """
@@ -53,7 +53,7 @@ class Circumstances:
 
     def __post_init__(self) -> None:
         if not self.shape or min(self.shape) < 1:
-            raise ValueError(f"shape must be sizes >= 1 of one datum, got {self.shape}")
+            raise ValueError(f"shape must be sizes >= 1 of one sample, got {self.shape}")
         if not 0 <= self.rms <= LONGEST:
             raise ValueError(f"rms must be from 0 to {LONGEST:g}, got {self.rms}")
         if self.batch is not None and self.batch < 1:
@@ -61,7 +61,7 @@ class Circumstances:
 
     @property
     def dim(self) -> int:
-        """Numbers in a datum."""
+        """Numbers in a sample."""
         return math.prod(self.shape)
 
 
@@ -71,16 +71,16 @@ class Explained:
 
     Attributes:
         name: as given.
-        keeps_law: whether the noise over any data set is exactly N(0, I).
+        preserves_marginal: whether the noise over any data set is exactly N(0, I).
         expected: see ``Expected``; NaN where a figure depends on the data.
-        budget: nats of information about its datum that a noise carries at most.
+        budget: nats of information about its sample that a noise carries at most.
         bounded: whether ``budget`` is itself only an upper bound.
         expense: see ``Expense``.
         notes: sentences.
     """
 
     name: str
-    keeps_law: bool | None = None
+    preserves_marginal: bool | None = None
     expected: Expected | None = None
     budget: float | None = None
     bounded: bool = False
@@ -110,7 +110,7 @@ def _on_data(said: Explained) -> Explained:
 
 
 def _described(name: str, coupling: Coupling, where: Circumstances) -> Explained:
-    said = Explained(name, getattr(coupling, "keeps_law", None))
+    said = Explained(name, getattr(coupling, "preserves_marginal", None))
     if isinstance(coupling, Shuffled):
         return _shuffled(said, coupling, where)
     if isinstance(coupling, KNN):
@@ -131,15 +131,15 @@ def _nearest(said: Explained, coupling: KNN, where: Circumstances) -> Explained:
         budget=information_budget(coupling.k),
     )
     if coupling.center is not None:
-        said = said.but("rms and pull are those of the data less their centre")
-    # Without its centre, which costs next to nothing and does not fit the shape.
+        said = said.but("rms and pull are those of the data less their center")
+    # Without its center, which costs next to nothing and does not fit the shape.
     return _timed(said, KNN(coupling.k), where, scalars=8 * coupling.k)
 
 
 def _assigned(said: Explained, coupling: LinearAssignment, where: Circumstances) -> Explained:
     """What is exact, and a simulation."""
     rows = (where.batch or USUAL_BATCH) * pool_size(coupling)
-    if getattr(coupling, "surplus", 1) == 1:
+    if getattr(coupling, "oversample", 1) == 1:
         said = said.but(
             f"the budget is log({rows}!) / {rows} or less",
             budget=assignment_budget(rows),
@@ -149,7 +149,7 @@ def _assigned(said: Explained, coupling: LinearAssignment, where: Circumstances)
         coupling = single(coupling)
         expected = simulated(coupling, where.dim, where.rms, rows)
     except ValueError as error:
-        known = Expected(math.nan, 1.0 if said.keeps_law else math.nan, math.nan, math.nan)
+        known = Expected(math.nan, 1.0 if said.preserves_marginal else math.nan, math.nan, math.nan)
         return said.but(f"not simulated: {error}; use immiscible compare", expected=known)
     said = said.but(
         f"pull (+- {expected.pull_error:.1g}) and distance are simulated on isotropic Gaussian "
@@ -162,12 +162,12 @@ def _assigned(said: Explained, coupling: LinearAssignment, where: Circumstances)
 def _shuffled(said: Explained, coupling: Shuffled, where: Circumstances) -> Explained:
     """The law of the noise of the coupling inside, and nothing of its pairing."""
     inner = _described(said.name, coupling.coupling, where)
-    if inner.expected is None and not said.keeps_law:
+    if inner.expected is None and not said.preserves_marginal:
         return _on_data(said)
     moment = 1.0 if inner.expected is None else inner.expected.second_moment
     return said.but(
         f"no pairing is left, only the law of the noise, which is "
-        f"{'' if said.keeps_law else 'not '}N(0, I)",
+        f"{'' if said.preserves_marginal else 'not '}N(0, I)",
         expected=Expected(0.0, moment, moment, math.nan),
         budget=0.0,
         expense=inner.expense,
@@ -175,11 +175,11 @@ def _shuffled(said: Explained, coupling: Shuffled, where: Circumstances) -> Expl
 
 
 def _calibrated(said: Explained, coupling: Calibrated, where: Circumstances) -> Explained:
-    """What an affine map of the noise leaves: the information on the datum."""
+    """What an affine map of the noise leaves: the information on the sample."""
     inner = _described(said.name, coupling.coupling, where)
     said = said.but(budget=inner.budget, bounded=inner.bounded)
     return said.but(
-        "tells as much of its datum as the coupling inside, with mean 0 and covariance I over the "
+        "tells as much of its sample as the coupling inside, with mean 0 and covariance I over the "
         "data; the rest depends on the data: use immiscible compare"
     )
 
@@ -192,7 +192,7 @@ def _timed(
     rows: int | None = None,
     scalars: int = 0,
 ) -> Explained:
-    """With time and memory, unless that would take long. ``scalars``: a datum costs besides."""
+    """With time and memory, unless that would take long. ``scalars``: a sample costs besides."""
     asked = where.batch is not None
     rows = rows or where.batch or max(1, min(USUAL_BATCH, FEW_NUMBERS // (where.dim + scalars)))
     if rows * where.dim > (MANY_NUMBERS if asked else 4 * FEW_NUMBERS):
@@ -200,7 +200,7 @@ def _timed(
         return said.but(f"{rows} data of this shape take too long to time; {advice}")
     data = where.rms * torch.randn(rows, *where.shape, device=_device(where.device))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a batch of one datum
+        warnings.simplefilter("ignore")  # of a batch of one sample
         return said.but(expense=expense(coupling, data))
 
 

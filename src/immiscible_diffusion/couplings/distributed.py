@@ -191,7 +191,7 @@ def _paired(
         _check_seeds(brought, ranks)
         parcels = [brought[rank] for rank in ranks]
         data = torch.cat([parcel[0] for parcel in parcels])
-        noise = torch.cat([parcel[1] for parcel in parcels], dim=1)  # [surplus, B, *shape]
+        noise = torch.cat([parcel[1] for parcel in parcels], dim=1)  # [oversample, B, *shape]
         mask = torch.cat([valid.expand_as(mine) for mine, _, valid, *_ in parcels])
         cond = None
         if coupling.cond_key is not None:
@@ -240,14 +240,14 @@ def _parcel(
     cond: dict[str, Tensor] | None,
     mask: Tensor | None,
 ) -> list[Tensor]:
-    """What a rank brings: data, noise ``[surplus, B, *shape]``, mask, and the condition if any."""
+    """What a rank brings: data, noise ``[oversample, B, *shape]``, mask, and the condition if any."""
     dtype = working_dtype(data.dtype)
     valid = torch.ones(len(data), *(1 for _ in data.shape[1:]), dtype=torch.bool)
     if mask is not None:
         valid = mask.cpu().broadcast_to(data.shape)
     parcel = [
         data.to("cpu", dtype),
-        noise.to("cpu", dtype).unflatten(0, (coupling.surplus, len(data))),
+        noise.to("cpu", dtype).unflatten(0, (coupling.oversample, len(data))),
         valid,
     ]
     if coupling.cond_key is not None and cond:

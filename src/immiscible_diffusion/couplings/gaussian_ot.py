@@ -12,12 +12,12 @@ from immiscible_diffusion.couplings.moments import Moments
 
 @dataclass(frozen=True)
 class GaussianTransport:
-    """Noise correlated with its datum along the leading directions of the data.
+    """Noise correlated with its sample along the leading directions of the data.
 
     The entropic plan between N(mean, Sigma) and N(0, I) for the cost ``|x - n|^2 + eps KL`` is
     diagonal in the principal directions: with ``s`` the standard deviation along one and
     ``w = <x - mean, v> / s``, ``<n, v> = rho w + sqrt(1 - rho^2) e``, ``e ~ N(0, 1)``,
-    ``rho = 4 s / (sqrt(eps^2 + 16 s^2) + eps)``. Every datum is paired by itself, so batch size 1
+    ``rho = 4 s / (sqrt(eps^2 + 16 s^2) + eps)``. Every sample is paired by itself, so batch size 1
     will do. Mean and covariance of the noise over the data set are those of N(0, I); higher moments
     are those of the data where rho is near 1 (``kurtosis``), so small ``eps`` distorts.
 
@@ -31,7 +31,7 @@ class GaussianTransport:
     eps: float = 4.0
     rank: int | None = None
 
-    keeps_law = False
+    preserves_marginal = False
 
     def __post_init__(self) -> None:
         given = (getattr(self.moments, name, None) for name in ("directions", "spectrum"))
@@ -96,7 +96,7 @@ class GaussianTransport:
 
     @property
     def correlation(self) -> Tensor:
-        """``[r]``: rho, the correlation of noise and datum along each direction."""
+        """``[r]``: rho, the correlation of noise and sample along each direction."""
         return self.gain * self._spread()
 
     @torch.no_grad()

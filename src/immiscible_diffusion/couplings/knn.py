@@ -1,7 +1,7 @@
 """KNN noise selection, exact, without drawing the candidates.
 
-*Improved Immiscible Diffusion* (arXiv 2505.18521, Algorithm 1) draws k Gaussian noises per datum
-and keeps the nearest: O(k D) time and memory per datum. Here the same law costs O(k + D).
+*Improved Immiscible Diffusion* (arXiv 2505.18521, Algorithm 1) draws k Gaussian noises per sample
+and keeps the nearest: O(k D) time and memory per sample. Here the same law costs O(k + D).
 
 This file, ``nearest.py`` and ``inputs.py`` depend on torch alone: a trainer may vendor them.
 """
@@ -22,7 +22,7 @@ from immiscible_diffusion.couplings._knn_kernels import (
 )
 from immiscible_diffusion.couplings._validation import (
     BLOCK_ELEMENTS,
-    can_look,
+    can_sync,
     check_data,
     check_rows_finite,
     row_blocks,
@@ -33,7 +33,7 @@ CENTERS = {"mean": "mean", "label": "label_mean", "channel": "channel_mean"}
 
 
 class HasMean(Protocol):
-    """What a centre is taken from; ``immiscible_diffusion.Moments`` has it all.
+    """What a center is taken from; ``immiscible_diffusion.Moments`` has it all.
 
     ``center="label"`` also needs ``label_mean`` ``[L, *shape]``, ``center="channel"`` needs
     ``channel_mean`` ``[C]``.
@@ -46,22 +46,22 @@ class HasMean(Protocol):
 
 @dataclass(frozen=True)
 class KNN:
-    """The nearest of k independent Gaussian noises for every datum, exact for any k.
+    """The nearest of k independent Gaussian noises for every sample, exact for any k.
 
     With ``u = data / |data|`` a Gaussian noise is ``a u + r w``: ``a ~ N(0, 1)``,
     ``r^2 ~ chi^2(D - 1)``, ``w`` uniform on the unit sphere across ``u``, all independent, and its
-    squared distance to the datum is ``r^2 + a^2 - 2 a |data|`` plus a constant. So one noise is
+    squared distance to the sample is ``r^2 + a^2 - 2 a |data|`` plus a constant. So one noise is
     drawn whole, the k - 1 others as pairs ``(a, r)``, and if one of these is nearest the drawn
     noise gets its two lengths. Time and memory are those of one ``torch.randn``, plus O(k) scalars
-    per datum worked in pieces.
+    per sample worked in pieces.
 
     The result is *not* N(0, I): nearest noises are shorter, and drift toward the mean of the data
-    (``center`` removes that drift). ``KL(noise | datum, N(0, I)) = log k - 1 + 1/k``.
+    (``center`` removes that drift). ``KL(noise | sample, N(0, I)) = log k - 1 + 1/k``.
 
     Args:
-        k: candidates per datum, >= 1; ``k = 1`` is ``torch.randn`` bit for bit.
+        k: candidates per sample, >= 1; ``k = 1`` is ``torch.randn`` bit for bit.
         center: what distances are taken from: fitted ``Moments`` (their mean), or with ``moments``
-            given ``"mean"``, ``"label"`` (the mean of the datum's label, in ``cond[label_key]``),
+            given ``"mean"``, ``"label"`` (the mean of the sample's label, in ``cond[label_key]``),
             or ``"channel"`` (one mean a channel, so data of any size).
         moments: for a ``center`` that is a word.
         label_key: the condition that holds the labels ``[B]``, for ``center="label"``.
@@ -97,11 +97,11 @@ class KNN:
         return f"KNN({', '.join(given)})"
 
     @property
-    def keeps_law(self) -> bool:
+    def preserves_marginal(self) -> bool:
         """Whether the noise is N(0, I) over any data set."""
         return self.k == 1
 
-    def keeps_law_within(self, key: str) -> bool:
+    def preserves_conditional(self, key: str) -> bool:
         """Whether it is N(0, I) given ``cond[key]`` as well."""
         return self.k == 1
 
@@ -114,12 +114,12 @@ class KNN:
         mask: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Draw the noise of every datum.
+        """Draw the noise of every sample.
 
         Args:
             data: ``[B, *shape]``, floating point, any device.
             cond: conditions of the data; only labels are used, for ``center="label"``.
-            mask: boolean, broadcasts to ``data``: True where data are valid. A datum is its valid
+            mask: boolean, broadcasts to ``data``: True where data are valid. A sample is its valid
                 positions, however many (data elsewhere are not read); the others get independent
                 N(0, I) noise.
             generator: on the device of ``data``.
@@ -150,7 +150,7 @@ class KNN:
     ) -> Tensor:
         """The same law from Gaussian ``noise`` ``[B, *shape]`` of your own, the first candidate.
 
-        It is returned, as a new tensor, with its length along the datum and across it changed where
+        It is returned, as a new tensor, with its length along the sample and across it changed where
         one of the k - 1 others is nearer. For noise that is not N(0, I) see ``select``.
         """
         check_data(data)
@@ -171,23 +171,23 @@ class KNN:
         cond: dict[str, Tensor] | None = None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """The nearest of ``candidates`` ``[B, k, *shape]`` to every datum, over valid positions.
+        """The nearest of ``candidates`` ``[B, k, *shape]`` to every sample, over valid positions.
 
-        For noise that is not isotropic (offset noise, coloured noise). Candidates are worked in
+        For noise that is not isotropic (offset noise, colored noise). Candidates are worked in
         pieces; no tensor of their size is made.
         """
         check_data(data)
         if candidates.shape != (len(data), self.k, *data.shape[1:]):
             raise ValueError(
                 f"candidates must be {(len(data), self.k, *data.shape[1:])}, k = {self.k} for each "
-                f"datum, got {tuple(candidates.shape)}"
+                f"sample, got {tuple(candidates.shape)}"
             )
         valid = valid_positions(mask, data)
         offset = offset_of(data, valid, self._center_of(data, cond)(slice(None)))
         check_rows_finite(length_of(offset))
         pieces = candidates.split(max(1, BLOCK_ELEMENTS // data.numel()), dim=1)
         distance = torch.cat([distances_to(piece, offset, valid) for piece in pieces], dim=1)
-        if can_look(distance) and not bool(distance.isfinite().all()):
+        if can_sync(distance) and not bool(distance.isfinite().all()):
             raise ValueError("candidates are not finite (or longer than their dtype can square)")
         return candidates[torch.arange(len(data), device=data.device), distance.argmin(dim=1)]
 
@@ -251,7 +251,7 @@ class KNN:
             return lambda rows: means
         _check_fitted(fitted[1:], shape, advice)
         labels = _labels(cond, self.label_key, len(data), len(means), data.device)
-        if can_look(labels):
+        if can_sync(labels):
             return lambda rows: means[labels[rows]]
         known = (labels >= 0) & (labels < len(means))  # others get NaN: to look would stall
 
@@ -281,7 +281,7 @@ def _labels(
             f'cond["{key}"] must be whole numbers [{count}], got {labels.dtype} '
             f"{tuple(labels.shape)}"
         )
-    if can_look(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+    if can_sync(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise ValueError(
             f'cond["{key}"] runs from {int(labels.min())} to {int(labels.max())}; the moments know '
             f"labels 0 to {classes - 1} (give the true label, also where the model's is dropped)"

@@ -1,4 +1,4 @@
-"""Pairing by a part of every datum, which a condition names."""
+"""Pairing by a part of every sample, which a condition names."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from immiscible_diffusion.couplings.base import Coupling, draw
 
 
 @dataclass(frozen=True)
-class PairInside:
+class MaskedCoupling:
     """``coupling``, looking only where the condition ``name`` is not 0; all of it gets noise.
 
     For networks that paint: what lies around the hole is known, so the noise is chosen by what is

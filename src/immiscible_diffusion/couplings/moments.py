@@ -12,7 +12,7 @@ from torch import Tensor
 
 from immiscible_diffusion.couplings.incremental_pca import IncrementalPCA
 from immiscible_diffusion.utils.atomic_files import atomic_path
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 AT_A_TIME = 512  # rows; the directions cost (rank + rows)^2 D each time
 Data = Tensor | Iterable[Tensor | tuple[Tensor, Tensor]]
@@ -91,14 +91,14 @@ class Moments:
             count, positions = count + len(batch), positions + len(batch) * flat.shape[2]
             total, square = total + flat.sum((0, 2)), square + flat.square().sum((0, 2))
         if count == 0:
-            raise ValueError("moments need at least one datum, got none")
+            raise ValueError("moments need at least one sample, got none")
         mean = total / positions
         variance = (square / positions - mean.square()).clamp_min(0).mean()
         return cls(mean.float(), float(variance), count)
 
     @property
     def channel_mean(self) -> Tensor:
-        """``[C]``: the mean over everything but the first dimension of a datum."""
+        """``[C]``: the mean over everything but the first dimension of a sample."""
         return self.mean if self.mean.ndim < 2 else self.mean.flatten(1).mean(dim=1)
 
     def to(self, device: torch.device | str) -> "Moments":
@@ -132,7 +132,7 @@ class Moments:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to ``path`` (safetensors), whole or not at all."""
-        with needs_extra("train", "saving moments"):
+        with require_extra("train", "saving moments"):
             from safetensors.torch import save_file
         metadata = {"variance": repr(self.variance), "count": str(self.count)}
         tensors = {name: value.cpu().contiguous() for name, value in self._tensors.items()}
@@ -142,7 +142,7 @@ class Moments:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Moments":
         """Read what ``save`` wrote; ValueError names a file that is not such a file."""
-        with needs_extra("train", "loading moments"):
+        with require_extra("train", "loading moments"):
             from safetensors import SafetensorError, safe_open
         if not Path(path).is_file():
             raise ValueError(f"{path} does not exist; expected moments saved by Moments.save")
@@ -196,7 +196,7 @@ class _Sums:
         self.count, self.shape = 0, torch.Size()
         self.total = self.square = self.of_label = torch.zeros(())
         self.label_count = torch.zeros(0, dtype=torch.int64)
-        self.labelled = 0
+        self.labeled = 0
         self.pca = IncrementalPCA(rank) if rank else None
 
     def add(self, batch: Tensor, labels: Tensor | None) -> None:
@@ -218,7 +218,7 @@ class _Sums:
             self._add_labels(batch, labels.long().cpu())
 
     def _add_labels(self, batch: Tensor, labels: Tensor) -> None:
-        self.labelled += len(labels)
+        self.labeled += len(labels)
         if (more := int(labels.max()) + 1 - len(self.label_count)) > 0:
             self.label_count = torch.cat([self.label_count, torch.zeros(more, dtype=torch.int64)])
             self.of_label = torch.cat([self.of_label, self.of_label.new_zeros(more, *self.shape)])
@@ -227,18 +227,18 @@ class _Sums:
 
     def moments(self, directions: int) -> Moments:
         if self.count == 0:
-            raise ValueError("moments need at least one datum, got none")
+            raise ValueError("moments need at least one sample, got none")
         mean = self.total / self.count
         variance = (self.square / self.count - mean.square()).clamp_min(0).mean()
         found = Moments(mean.float(), float(variance), self.count)
         if self.pca is not None:
             rows, spectrum = self.pca.leading(directions)
             found = replace(found, directions=rows.float(), spectrum=spectrum.float())
-        return found if not self.labelled else replace(found, **self._labels(mean))
+        return found if not self.labeled else replace(found, **self._labels(mean))
 
     def _labels(self, mean: Tensor) -> dict[str, Any]:
-        if self.labelled != self.count:
-            raise ValueError(f"{self.labelled} of {self.count} data came with labels; give all")
+        if self.labeled != self.count:
+            raise ValueError(f"{self.labeled} of {self.count} data came with labels; give all")
         seen = (self.label_count > 0).view(-1, *(1 for _ in self.shape))
         counts = self.label_count.clamp_min(1).view(seen.shape)
         means = torch.where(seen, self.of_label / counts, mean)

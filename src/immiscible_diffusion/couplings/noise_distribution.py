@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.couplings._sums import LEAST_VARIANCE, NoiseSums
-from immiscible_diffusion.couplings._validation import can_look, working_dtype
+from immiscible_diffusion.couplings._validation import can_sync, working_dtype
 from immiscible_diffusion.couplings.base import Coupling, check_noise, draw, may_shift_labels
 from immiscible_diffusion.couplings.moments import Moments, check_labels
 from immiscible_diffusion.utils.atomic_files import atomic_path
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 
 @dataclass(frozen=True, eq=False)
-class NoiseLaw:
+class NoiseDistribution:
     """Mean and covariance of the noise that a coupling makes over a data set.
 
     The covariance is free in the span of a basis, the leading directions of the data, and
@@ -31,7 +31,7 @@ class NoiseLaw:
     sampling noise, 1 / sqrt(count) in each of D dimensions). Immutable, compared by content.
 
     Attributes:
-        shape: of a datum.
+        shape: of a sample.
         basis: ``[r, D]`` orthonormal.
         mean: ``[r]`` along the basis.
         covariance: ``[r, r]`` along the basis.
@@ -55,7 +55,7 @@ class NoiseLaw:
     _made: ClassVar[dict[Any, Any]]
 
     @classmethod
-    def standard(cls, moments: Moments, count: int = 0) -> "NoiseLaw":
+    def standard(cls, moments: Moments, count: int = 0) -> "NoiseDistribution":
         """N(0, I), as it is without pairing and with a square assignment."""
         basis = basis_of(moments)
         one = torch.eye(len(basis))
@@ -71,7 +71,7 @@ class NoiseLaw:
         by_label: bool = True,
         label_key: str = "label",
         generator: torch.Generator | None = None,
-    ) -> "NoiseLaw":
+    ) -> "NoiseDistribution":
         """Draw the noise of every batch and take its moments; nothing is kept.
 
         Args:
@@ -89,7 +89,7 @@ class NoiseLaw:
         """
         if isinstance(batches, Tensor):
             raise ValueError("give batches as in training, such as data.split(256), not one tensor")
-        keeps = bool(getattr(coupling, "keeps_law", False))
+        keeps = bool(getattr(coupling, "preserves_marginal", False))
         if keeps and not (by_label and may_shift_labels(coupling, label_key)):
             return cls.standard(moments)
         sums = NoiseSums(basis_of(moments).double(), tuple(moments.mean.shape))
@@ -100,14 +100,14 @@ class NoiseLaw:
             if not bool(noise.isfinite().all()):
                 raise ValueError(f"{coupling} made noise that is not finite; it has no law")
             sums.add(noise, labels.long() if labels is not None and by_label else None)
-            if keeps and not sums.labelled:
+            if keeps and not sums.labeled:
                 break
-        if keeps and not sums.labelled:
+        if keeps and not sums.labeled:
             return cls.standard(moments)
         found = cls(sums.shape, sums.basis.float(), **sums.fields())
         return found if not keeps else cls.standard(moments, found.count)._with_labels_of(found)
 
-    def _with_labels_of(self, other: "NoiseLaw") -> "NoiseLaw":
+    def _with_labels_of(self, other: "NoiseDistribution") -> "NoiseDistribution":
         return replace(self, label_mean=other.label_mean, label_covariance=other.label_covariance)
 
     def whiten(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -128,26 +128,26 @@ class NoiseLaw:
             )
         dtype = working_dtype(noise.dtype)
         rows, scale = noise.flatten(1).to(dtype), 1 / self.scale if white else self.scale
-        labelled = self.label_mean is not None and labels is not None
-        basis, mean, root = self._tables(noise.device, dtype, labelled, white)
-        if labelled:
+        labeled = self.label_mean is not None and labels is not None
+        basis, mean, root = self._tables(noise.device, dtype, labeled, white)
+        if labeled:
             index = _index(labels, len(rows), len(mean), rows.device)
             mean, root = mean[index[0]].masked_fill(index[1][:, None], torch.nan), root[index[0]]
         inside = _product(rows, basis.T)
         moved = inside - mean if white else inside
-        moved = _product_by_row(moved, root) if labelled else _product(moved, root)
+        moved = _product_by_row(moved, root) if labeled else _product(moved, root)
         moved = moved if white else moved + mean
         mapped = (rows * scale).addmm_(moved - scale * inside, basis)
         return mapped.view(noise.shape).to(noise.dtype)
 
     def _tables(
-        self, device: torch.device, dtype: torch.dtype, labelled: bool, white: bool
+        self, device: torch.device, dtype: torch.dtype, labeled: bool, white: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Basis, mean and root of the covariance (or its inverse), made once for every device."""
-        key = (device, dtype, labelled, white)
+        key = (device, dtype, labeled, white)
         if key not in self._made:
             mean, covariance = self.mean, self.covariance
-            if labelled:
+            if labeled:
                 assert self.label_mean is not None
                 assert self.label_covariance is not None
                 mean, covariance = self.label_mean, self.label_covariance
@@ -160,7 +160,7 @@ class NoiseLaw:
         # Not a cached_property, whose lock torch.compile cannot trace.
         object.__setattr__(self, "_made", {})
 
-    def to(self, device: torch.device | str) -> "NoiseLaw":
+    def to(self, device: torch.device | str) -> "NoiseDistribution":
         """The law on ``device``; the first step moves what it needs, and no other pays for it."""
         moved: dict[str, Any] = {name: value.to(device) for name, value in self._tensors.items()}
         return replace(self, **moved)
@@ -180,17 +180,17 @@ class NoiseLaw:
         return content.hexdigest()[:16]
 
     def __eq__(self, other: Any) -> bool:
-        return isinstance(other, NoiseLaw) and self.digest == other.digest
+        return isinstance(other, NoiseDistribution) and self.digest == other.digest
 
     def __hash__(self) -> int:
         return hash(self.digest)
 
     def __repr__(self) -> str:
-        return f"NoiseLaw(shape={self.shape}, count={self.count}, digest={self.digest})"
+        return f"NoiseDistribution(shape={self.shape}, count={self.count}, digest={self.digest})"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to ``path`` (safetensors), whole or not at all."""
-        with needs_extra("train", "saving a law of noise"):
+        with require_extra("train", "saving a law of noise"):
             from safetensors.torch import save_file
         shape = ",".join(map(str, self.shape))
         metadata = {"scale": repr(self.scale), "count": str(self.count), "shape": shape}
@@ -199,12 +199,14 @@ class NoiseLaw:
             save_file(tensors, str(temporary), metadata)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "NoiseLaw":
+    def load(cls, path: str | os.PathLike[str]) -> "NoiseDistribution":
         """Read what ``save`` wrote; ValueError names a file that is not such a file."""
-        with needs_extra("train", "loading a law of noise"):
+        with require_extra("train", "loading a law of noise"):
             from safetensors import SafetensorError, safe_open
         if not Path(path).is_file():
-            raise ValueError(f"{path} does not exist; expected a law saved by NoiseLaw.save")
+            raise ValueError(
+                f"{path} does not exist; expected a law saved by NoiseDistribution.save"
+            )
         try:
             with safe_open(str(path), framework="pt") as file:
                 metadata = file.metadata() or {}
@@ -219,7 +221,7 @@ class NoiseLaw:
 def basis_of(moments: Moments) -> Tensor:
     """``[r, D]``: the directions of the moments, and what the means add to their span.
 
-    Noise that is not centred drifts to the mean of the data, which need not lie in the span. Means
+    Noise that is not centerd drifts to the mean of the data, which need not lie in the span. Means
     of more labels than there are directions are not added: the directions hold most of them.
     """
     if moments.directions is None:
@@ -266,7 +268,7 @@ def _index(labels: Any, count: int, known: int, device: torch.device) -> tuple[T
 
     Those are a ValueError on the CPU, where looking is free; elsewhere they get NaN.
     """
-    if not isinstance(labels, Tensor) or can_look(labels):
+    if not isinstance(labels, Tensor) or can_sync(labels):
         check_labels(labels, count)
         if count and int(labels.max()) >= known:
             raise ValueError(f"the law knows labels 0 to {known - 1}, got {int(labels.max())}")

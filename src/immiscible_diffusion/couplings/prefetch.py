@@ -20,9 +20,9 @@ from immiscible_diffusion.couplings.distributed import (
 )
 from immiscible_diffusion.couplings.pool import pair_pool, pool_size
 from immiscible_diffusion.couplings.schedule import at_step
-from immiscible_diffusion.utils.background import run_ahead
+from immiscible_diffusion.utils.background import prefetch_iterator
 from immiscible_diffusion.utils.batch import Batch
-from immiscible_diffusion.utils.random import Streams
+from immiscible_diffusion.utils.random import RandomStreams
 
 Pairs = Generator["Paired", None, None]
 _END = object()
@@ -48,7 +48,7 @@ def prefetch(
     encode: Callable[..., Any] | None = None,
     *,
     seed: int | None = None,
-    streams: Callable[[int], Streams] | None = None,
+    streams: Callable[[int], RandomStreams] | None = None,
     device: torch.device | str | None = None,
     ahead: int = 1,
 ) -> Pairs:
@@ -70,7 +70,7 @@ def prefetch(
             draws it should draw from ``generator=``, given to it if it takes that: torch's own
             serves the training loop at the same time.
         seed: of the noise, one for each epoch (ranks differ anyway); by default a random one.
-        streams: the random streams of batch n, by default ``Streams(seed, n, rank)``.
+        streams: the random streams of batch n, by default ``RandomStreams(seed, n, rank)``.
         device: where data are moved before they are paired; by default they stay.
         ahead: batches (pools) paired in advance; 0 = no thread.
 
@@ -90,14 +90,14 @@ def prefetch(
 
 
 def _ahead(made: Generator["_Ready", None, None], count: int) -> Generator["_Ready", None, None]:
-    return run_ahead(made, count, name="prefetch") if count else made
+    return prefetch_iterator(made, count, name="prefetch") if count else made
 
 
-def _streams(seed: int | None) -> Callable[[int], Streams]:
+def _streams(seed: int | None) -> Callable[[int], RandomStreams]:
     """Of batch n: those of this rank, as ranks are often seeded alike."""
     seed = int(torch.randint(2**62, ())) if seed is None else seed
     rank = torch.distributed.get_rank() if ranks_in_use() else 0
-    return lambda number: Streams(seed, number, rank)
+    return lambda number: RandomStreams(seed, number, rank)
 
 
 def _alone(taken: Pairs) -> Pairs:
@@ -144,7 +144,7 @@ class _Pairing:
 
     coupling: Coupling
     encode: Callable[..., Any] | None
-    streams: Callable[[int], Streams]
+    streams: Callable[[int], RandomStreams]
     device: torch.device | None
     stream: torch.cuda.Stream | None
 
@@ -195,7 +195,7 @@ class _Pairing:
             return self.encode(item)
         return self.encode(item, generator=self.on_device(number).encode)
 
-    def on_device(self, number: int) -> Streams:
+    def on_device(self, number: int) -> RandomStreams:
         """The streams of batch ``number``, where the data are moved to."""
         streams = self.streams(number)
         return streams if self.device is None else replace(streams, device=self.device)

@@ -15,11 +15,11 @@ from immiscible_diffusion.couplings.calibrated import Calibrated
 from immiscible_diffusion.couplings.gaussian_ot import GaussianTransport
 from immiscible_diffusion.couplings.knn import CENTERS, KNN
 from immiscible_diffusion.couplings.moments import Moments
-from immiscible_diffusion.couplings.noise_distribution import NoiseLaw
+from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
 from immiscible_diffusion.couplings.schedule import WarmUp
 
 MomentsSource = Moments | Callable[[], Moments] | None
-LawSource = NoiseLaw | Callable[[Coupling], NoiseLaw] | None
+LawSource = NoiseDistribution | Callable[[Coupling], NoiseDistribution] | None
 
 COUPLINGS: dict[str, type] = {
     "independent": Independent,
@@ -31,7 +31,7 @@ _SHUFFLED, _CALIBRATED = "shuffled:", "calibrated:"
 _IMPORT = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*)(?:\((?P<args>.*)\))?")
 
 
-def coupling_from_name(name: str, moments: MomentsSource = None, law: LawSource = None) -> Coupling:
+def parse_coupling(name: str, moments: MomentsSource = None, law: LawSource = None) -> Coupling:
     """The coupling that ``name`` spells.
 
     Args:
@@ -51,9 +51,9 @@ def coupling_from_name(name: str, moments: MomentsSource = None, law: LawSource 
     """
     name = name.strip()
     if name.startswith(_SHUFFLED):
-        return Shuffled(coupling_from_name(name.removeprefix(_SHUFFLED), moments, law))
+        return Shuffled(parse_coupling(name.removeprefix(_SHUFFLED), moments, law))
     if name.startswith(_CALIBRATED):
-        inner = coupling_from_name(name.removeprefix(_CALIBRATED), moments, law)
+        inner = parse_coupling(name.removeprefix(_CALIBRATED), moments, law)
         return Calibrated(inner, _law(name, inner, law))
     head, _, options = name.partition(":")
     if head in COUPLINGS:
@@ -79,7 +79,7 @@ def spelled(name: str) -> Coupling:
     """The coupling that ``name`` spells, with moments and a law of no data in particular."""
     data = torch.randn(66, 64, generator=torch.Generator().manual_seed(0))
     moments = Moments.fit([(data, torch.arange(66) % 2)])  # as many directions as of any data
-    return coupling_from_name(name, moments, lambda _: NoiseLaw.standard(moments))
+    return parse_coupling(name, moments, lambda _: NoiseDistribution.standard(moments))
 
 
 def _parse_options(name: str, head: str, options: str, moments: MomentsSource) -> dict[str, Any]:
@@ -118,18 +118,18 @@ def _moments(name: str, moments: MomentsSource) -> Moments:
     if moments is None:
         raise ValueError(
             f"coupling '{name}' needs the moments of the data: "
-            f"coupling_from_name('{name}', Moments.fit(data))"
+            f"parse_coupling('{name}', Moments.fit(data))"
         )
     return moments() if callable(moments) else moments
 
 
-def _law(name: str, inner: Coupling, law: LawSource) -> NoiseLaw:
+def _law(name: str, inner: Coupling, law: LawSource) -> NoiseDistribution:
     if law is None:
         raise ValueError(
-            f"coupling '{name}' needs the law of the noise: coupling_from_name('{name}', moments, "
-            f"NoiseLaw.measure(coupling, batches, moments))"
+            f"coupling '{name}' needs the law of the noise: parse_coupling('{name}', moments, "
+            f"NoiseDistribution.measure(coupling, batches, moments))"
         )
-    return law if isinstance(law, NoiseLaw) else law(inner)
+    return law if isinstance(law, NoiseDistribution) else law(inner)
 
 
 def _make(kind: Callable[..., Any], options: dict[str, Any], name: str) -> Coupling:

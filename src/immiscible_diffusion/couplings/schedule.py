@@ -23,7 +23,7 @@ class WarmUp:
 
     Args:
         coupling: that pairs.
-        start_step: the first optimiser step with pairing; 0 = from the beginning.
+        start_step: the first optimizer step with pairing; 0 = from the beginning.
     """
 
     coupling: Coupling
@@ -37,12 +37,12 @@ class WarmUp:
             raise ValueError(f"WarmUp needs a coupling, such as KNN(2), got {self.coupling!r}")
 
     @property
-    def keeps_law(self) -> bool:
+    def preserves_marginal(self) -> bool:
         """As ``coupling``."""
-        return bool(getattr(self.coupling, "keeps_law", False))
+        return bool(getattr(self.coupling, "preserves_marginal", False))
 
     def at(self, step: int) -> Coupling:
-        """The coupling of an optimiser step."""
+        """The coupling of an optimizer step."""
         return Independent() if step < self.start_step else self.coupling
 
     @torch.no_grad()
@@ -72,7 +72,7 @@ class WarmUp:
 
 
 def at_step(coupling: Coupling, step: int) -> Coupling:
-    """The coupling of an optimiser step, for one that has ``at(step)`` or wraps one that has.
+    """The coupling of an optimizer step, for one that has ``at(step)`` or wraps one that has.
 
     Raises:
         ValueError: a law was measured around a coupling that changes: put the warm-up outside.

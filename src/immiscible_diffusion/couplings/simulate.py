@@ -24,7 +24,7 @@ def simulated(coupling: Any, dim: int, rms: float, rows: int, *, seed: int = 0) 
 
     Args:
         coupling: a ``LinearAssignment``, as ``single`` leaves it.
-        dim: numbers in a datum.
+        dim: numbers in a sample.
         rms: root mean square of the data.
         rows: data that are assigned together.
         seed: of the draws.
@@ -39,7 +39,7 @@ def simulated(coupling: Any, dim: int, rms: float, rows: int, *, seed: int = 0) 
     figures = torch.stack([_once(coupling, dim, rms, rows, generator) for _ in range(repeats)])
     pull, moment, reduction = figures.mean(dim=0).tolist()
     errors = (figures.std(dim=0) / math.sqrt(repeats)).tolist()
-    moment = 1.0 if getattr(coupling, "keeps_law", False) else moment
+    moment = 1.0 if getattr(coupling, "preserves_marginal", False) else moment
     return Expected(pull, moment, moment - pull**2 / dim, reduction, errors[0], errors[2])
 
 
@@ -59,13 +59,13 @@ def single(coupling: Any) -> Any:
 
 def _once(coupling: Any, dim: int, rms: float, rows: int, generator: torch.Generator) -> Tensor:
     """``[3]``: pull, second moment a dimension, distance reduction of one batch."""
-    turned = coupling.cost in ("inner", "norm") and getattr(coupling, "surplus", 1) == 1
+    turned = coupling.cost in ("inner", "norm") and getattr(coupling, "oversample", 1) == 1
     make = _reduced if turned and dim > rows + 1 else _whole
     data, noise = make(dim, rows, generator)
     data = rms * data
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of batches of one datum
-        if getattr(coupling, "surplus", 1) == 1:
+        warnings.simplefilter("ignore")  # of batches of one sample
+        if getattr(coupling, "oversample", 1) == 1:
             chosen = pair(coupling, data, noise, generator=generator)
         else:
             chosen = draw(coupling, data, generator=generator)

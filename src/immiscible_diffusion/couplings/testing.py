@@ -41,7 +41,7 @@ def check_coupling(
 
     Args:
         coupling: the coupling, made and ready to be called.
-        shape: of one datum, if the coupling takes this one only (it is fitted, say); data of one
+        shape: of one sample, if the coupling takes this one only (it is fitted, say); data of one
             to four dimensions are tried as well if ``shape`` is left as it is.
         conditions: ``count -> cond``, the conditions of ``count`` data, if the coupling needs some
             (default: ``{"label": [count] int64}``).

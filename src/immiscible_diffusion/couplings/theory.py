@@ -1,8 +1,8 @@
-"""What KNN does to the noise of a datum, in expectation, from its size alone: no data needed.
+"""What KNN does to the noise of a sample, in expectation, from its size alone: no data needed.
 
-KNN picks by distance only, so all that matters is the law of the distance from the datum to one
+KNN picks by distance only, so all that matters is the law of the distance from the sample to one
 Gaussian noise. Of k noises the least distance has survival S(.)^k, and given the distance the noise
-is von Mises-Fisher around the datum. So each figure is an integral over one number, exact up to
+is von Mises-Fisher around the sample. So each figure is an integral over one number, exact up to
 rounding for any dimension, in some ten milliseconds.
 """
 
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 CELLS = 4096
-REACH = 14.0  # the distance has standard deviation <= 1 in any dimension, for any datum
+REACH = 14.0  # the distance has standard deviation <= 1 in any dimension, for any sample
 RECURRENCES = 64
-LONGEST = 1e4  # rms beyond which float64 loses the noise beside the datum
+LONGEST = 1e4  # rms beyond which float64 loses the noise beside the sample
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Expected:
     """What a coupling does to a noise, in expectation over noises.
 
     Attributes:
-        pull: ``E <n, x / |x|>``, standard deviations of the noise along its datum.
+        pull: ``E <n, x / |x|>``, standard deviations of the noise along its sample.
         second_moment: ``E |n|^2 / D``: the variance a dimension over data of mean zero.
-        variance: ``(E |n|^2 - pull^2) / D``: the same about the mean noise of the one datum.
+        variance: ``(E |n|^2 - pull^2) / D``: the same about the mean noise of the one sample.
         distance_reduction: ``1 - E |n - x| / E |g - x|`` with g independent noise.
         pull_error: standard error of a simulated pull; 0 where it is exact.
         distance_error: the same of the distance reduction.
@@ -43,10 +43,10 @@ class Expected:
 
 
 def information_budget(k: int) -> float:
-    """``KL(p_k(. | x), N(0, I)) = log k - 1 + 1/k`` nats, for any datum and any dimension.
+    """``KL(p_k(. | x), N(0, I)) = log k - 1 + 1/k`` nats, for any sample and any dimension.
 
     The survival of the winner's distance is the largest of k uniform numbers, and the log density
-    ratio is ``log k + (k - 1) log survival``. No noise tells more about its datum on average; to
+    ratio is ``log k + (k - 1) log survival``. No noise tells more about its sample on average; to
     tell apart N data takes log N.
     """
     if k < 1:
@@ -55,7 +55,7 @@ def information_budget(k: int) -> float:
 
 
 def assignment_budget(batch: int) -> float:
-    """``log(B!) / B`` nats a datum: what a batch assigned one to one tells at most.
+    """``log(B!) / B`` nats a sample: what a batch assigned one to one tells at most.
 
     The density of the assigned noises, all together, is B! times that of independent ones, where
     no exchange lowers the cost, and 0 elsewhere.
@@ -70,19 +70,19 @@ def knn_expectation(k: int, dim: int, rms: float) -> Expected:
 
     Args:
         k: candidates, >= 1.
-        dim: numbers in a datum, D >= 1.
-        rms: root mean square of the datum, ``|x| / sqrt(D)``, less the centre where there is one.
-            At 0 a datum has no direction, and its pull is 0.
+        dim: numbers in a sample, D >= 1.
+        rms: root mean square of the sample, ``|x| / sqrt(D)``, less the center where there is one.
+            At 0 a sample has no direction, and its pull is 0.
     """
     return Distances(dim, rms).nearest(k)
 
 
 @dataclass(frozen=True)
 class Distances:
-    """The law of the distance from a datum of ``dim`` numbers to N(0, I) noise, on a grid.
+    """The law of the distance from a sample of ``dim`` numbers to N(0, I) noise, on a grid.
 
     Its density f, the non-central chi, obeys ``(log f)' = (D - 1)/d - d + L A(L d)`` with L the
-    length of the datum and ``A = I_{D/2} / I_{D/2 - 1}``, the ratio of Bessel functions that is
+    length of the sample and ``A = I_{D/2} / I_{D/2 - 1}``, the ratio of Bessel functions that is
     also the mean cosine of a von Mises-Fisher direction. No underflow, whatever D.
     """
 
@@ -97,7 +97,7 @@ class Distances:
 
     @property
     def length(self) -> float:
-        """Length of the datum."""
+        """Length of the sample."""
         return self.rms * math.sqrt(self.dim)
 
     @cached_property
@@ -140,7 +140,7 @@ class Distances:
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
         distance = self.grid[0][::2]
-        back = distance * self._cosine[::2]  # from the noise to the datum, along the datum
+        back = distance * self._cosine[::2]  # from the noise to the sample, along the sample
         along = self.length - back
         square = (distance - self.length) ** 2 + 2 * self.length * (distance - back)
         pull, moment = self._mean(along, k), self._mean(square, k)

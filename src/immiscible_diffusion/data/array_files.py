@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 KINDS = (".npy", ".npz", ".safetensors")
 ONE = "data"
@@ -65,7 +65,7 @@ class Arrays:
         shape = tuple(self._array(key).shape)
         if len(shape) < 2 or 0 in shape:
             raise ValueError(
-                f"'{key}' in {self.path} must be data [N, ...] with at least one datum of at least "
+                f"'{key}' in {self.path} must be data [N, ...] with at least one sample of at least "
                 f"one dimension, got {shape}"
             )
         return int(shape[0])
@@ -194,7 +194,7 @@ def _hint(error: Exception) -> str:
 
 
 def _safetensors(path: Path) -> Iterator[Arrays]:
-    with needs_extra("train", "reading safetensors"):
+    with require_extra("train", "reading safetensors"):
         from safetensors import SafetensorError, safe_open
     try:
         with safe_open(str(path), framework="pt") as file:

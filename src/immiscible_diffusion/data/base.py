@@ -21,7 +21,7 @@ class DataSet(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one datum."""
+        """Shape of one sample."""
 
     @property
     def num_classes(self) -> int | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.data.image_decoding import as_file, opened, square, to_bytes
 from immiscible_diffusion.data.images import ImageSet, LazyImageSet
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 if TYPE_CHECKING:
     from immiscible_diffusion.data.load import DataConfig
@@ -41,7 +41,7 @@ class Decoder:
 
     def __call__(self, row: dict[str, Any]) -> Tensor:
         """Decode one row; ValueError names a picture that is broken."""
-        with needs_extra("train", "reading pictures"):
+        with require_extra("train", "reading pictures"):
             import PIL  # noqa: F401
         cell = row[self.column]
         image = opened(cell, self.mode)
@@ -79,7 +79,7 @@ def images_of(rows: Any, config: "DataConfig") -> DataSet:
 
 def open_rows(config: "DataConfig", hint: str) -> Any:
     """The split as a ``datasets.Dataset`` whose pictures stay encoded; not empty."""
-    with needs_extra("train", f"the data set {config.name}"):
+    with require_extra("train", f"the data set {config.name}"):
         import datasets
     arguments = load_arguments(config)
     quiet = not sys.stderr.isatty()
@@ -199,7 +199,7 @@ def _class_names(rows: Any, column: str, labels: list[int]) -> tuple[str, ...]:
 
 
 def _mode(rows: Any, column: str, config: "DataConfig") -> str:
-    """PIL's mode: as asked for, else grey if the first hundred pictures all are."""
+    """PIL's mode: as asked for, else gray if the first hundred pictures all are."""
     if config.channels is not None:
         return "L" if config.channels == 1 else "RGB"
     from PIL import Image
@@ -229,7 +229,7 @@ def _first_bytes(path: Path) -> bytes:
 
 def _decode_all(rows: Any, decoder: Decoder, first: Tensor) -> Tensor:
     """All pictures ``[N, C, H, W]``, with a progress bar on a terminal."""
-    with needs_extra("train", "the progress bar"):
+    with require_extra("train", "the progress bar"):
         from rich.console import Console
         from rich.progress import track
     images = torch.empty((len(rows), *first.shape), dtype=torch.uint8)

@@ -34,15 +34,15 @@ def as_file(cell: dict[str, Any]) -> Any:
 
 
 def _eight_bit(picture: Any) -> Any:
-    """16-bit grey brought to 8 bits: PIL's ``convert`` would clip it at 255."""
+    """16-bit gray brought to 8 bits: PIL's ``convert`` would clip it at 255."""
     if picture.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range; save 8 bits")
     if not picture.mode.startswith("I"):
         return picture
     from PIL import Image
 
-    grey = np.asarray(picture).astype(np.float64).clip(0, 65535) / 257
-    return Image.fromarray(grey.round().astype(np.uint8))
+    gray = np.asarray(picture).astype(np.float64).clip(0, 65535) / 257
+    return Image.fromarray(gray.round().astype(np.uint8))
 
 
 def _upright(picture: Any) -> Any:
@@ -64,7 +64,7 @@ def _on_white(picture: Any) -> Any:
 
 
 def square(image: Any, size: int) -> Any:
-    """The centre square after resizing the shorter side to ``size``."""
+    """The center square after resizing the shorter side to ``size``."""
     from PIL import Image
 
     scale = size / min(image.size)

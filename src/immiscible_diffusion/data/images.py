@@ -158,7 +158,7 @@ class LazyImageSet:
 
 
 def all_labels(images: Any) -> Tensor:
-    """Labels ``[N]`` of a labelled set, without decoding its pictures."""
+    """Labels ``[N]`` of a labeled set, without decoding its pictures."""
     if getattr(images, "labels", None) is not None:
         labels: Tensor = images.labels
         return labels

@@ -115,7 +115,7 @@ def is_arrays(path: str | os.PathLike[str]) -> bool:
 
 
 def mirror(whole: Whole) -> Whole:
-    """``whole`` with the mirror image (last dimension reversed) of every datum after all data.
+    """``whole`` with the mirror image (last dimension reversed) of every sample after all data.
 
     Raises:
         ValueError: data that are no pictures: of fewer than three dimensions each.
@@ -132,7 +132,7 @@ def mirror(whole: Whole) -> Whole:
         mask = torch.cat([mask, mask.flip(-1)])
     cond: Cond | None = batch.cond and {k: torch.cat([v, v]) for k, v in batch.cond.items()}
     both = Batch(torch.cat([data, data.flip(-1)]), cond, mask)
-    note = joined(whole.note, "the mirror image of every datum is among the data")
+    note = joined(whole.note, "the mirror image of every sample is among the data")
     return dataclasses.replace(whole, batch=both, note=note, mirrored=True)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.data.images import ImageSet
 from immiscible_diffusion.data.mnist import read_idx
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 LOCAL = ("digits", "fashion_mnist")  # data that need no path
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -30,8 +30,8 @@ class DataConfig:
             for a data set of the hub.
         path: local folder (or parquet file); required for ``folder``, before the hub otherwise.
         split: train or test, where the set has both.
-        size: resize the shorter side to this and cut out the centre square; as it is by default.
-        channels: 1 = grey, 3 = colour; as it is by default.
+        size: resize the shorter side to this and cut out the center square; as it is by default.
+        channels: 1 = gray, 3 = color; as it is by default.
         flip: mirror left and right at random when training.
         labels: read the labels, where there are any.
         limit: the first so many only; of a stream, how many are held to validate and preview.
@@ -70,7 +70,7 @@ class DataConfig:
         return replace(self, limit=min(self.limit or 256, 256))
 
     def at_hand(self) -> "DataConfig":
-        """The same if they need not be fetched, else 32 x 32 colour pictures of digits."""
+        """The same if they need not be fetched, else 32 x 32 color pictures of digits."""
         if self.path or self.name in LOCAL:
             return self
         return DataConfig("digits", size=32, channels=3, flip=self.flip, limit=self.limit)
@@ -95,7 +95,7 @@ def load_images(config: DataConfig) -> DataSet:
 def _digits(config: DataConfig) -> ImageSet:
     if config.split != "train":
         raise ValueError(f"digits has the split train only, got '{config.split}'")
-    with needs_extra("train", "the data set digits"):
+    with require_extra("train", "the data set digits"):
         from sklearn.datasets import load_digits
     bunch = load_digits()
     images = torch.from_numpy(bunch.images).to(torch.uint8)[:, None]

@@ -11,7 +11,7 @@ from immiscible_diffusion.data.hf_images import Decoder, columns, load_arguments
 from immiscible_diffusion.data.load import DataConfig
 from immiscible_diffusion.data.shards import Shards, TableShards, TarShards, is_tar, tar_names
 from immiscible_diffusion.data.streaming import OnError, Stream
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 
 def open_stream(
@@ -80,7 +80,7 @@ def _tars(config: DataConfig) -> tuple[Shards, Sequence[str] | None]:
 
 
 def _table(config: DataConfig, captions: Captions) -> tuple[Shards, Sequence[str] | None]:
-    with needs_extra("train", f"the data set {config.name}"):
+    with require_extra("train", f"the data set {config.name}"):
         import datasets
     arguments = load_arguments(config)
     try:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.data.base import DataSet
-from immiscible_diffusion.utils.background import run_ahead
+from immiscible_diffusion.utils.background import prefetch_iterator
 from immiscible_diffusion.utils.batch import Batch
-from immiscible_diffusion.utils.random import Streams
+from immiscible_diffusion.utils.random import RandomStreams
 
 
 class Order(Protocol):
@@ -46,7 +46,7 @@ class DataOrder:
     def __post_init__(self) -> None:
         if self.count < 1 or self.batch_size < 1:
             raise ValueError(
-                f"expected at least one datum and a batch of at least one, got {self.count} and "
+                f"expected at least one sample and a batch of at least one, got {self.count} and "
                 f"{self.batch_size}"
             )
 
@@ -64,11 +64,11 @@ class DataOrder:
 
 @lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, count: int) -> Tensor:
-    return torch.randperm(count, generator=Streams(seed, epoch).order)
+    return torch.randperm(count, generator=RandomStreams(seed, epoch).order)
 
 
 def order_of(dataset: Any, batch_size: int, seed: int) -> Order:
-    """The order a data set asks for (that of buckets), else every datum once an epoch."""
+    """The order a data set asks for (that of buckets), else every sample once an epoch."""
     own = getattr(dataset, "order", None)
     return DataOrder(len(dataset), batch_size, seed) if own is None else own(batch_size, seed)
 
@@ -91,7 +91,7 @@ def batches(
     start: int = 0,
     rank: int = 0,
     world: int = 1,
-    accumulation: int = 1,
+    gradient_accumulation_steps: int = 1,
     ahead: int = 2,
 ) -> Generator[Batch, None, None]:
     """The micro-batches of one rank from step ``start`` on, made in a background thread.
@@ -106,28 +106,33 @@ def batches(
         start: the first step.
         rank: this process.
         world: number of processes.
-        accumulation: micro-batches a step.
+        gradient_accumulation_steps: micro-batches a step.
         ahead: batches that wait, while one more is in the making; 0 = no thread.
 
     Raises:
         ValueError: the batch does not divide into the chunks, or a number is out of range. Errors
             of the data set surface at the ``next`` that would have returned the batch.
     """
-    if not 0 <= rank < world or accumulation < 1 or start < 0 or ahead < 0:
+    if not 0 <= rank < world or gradient_accumulation_steps < 1 or start < 0 or ahead < 0:
         raise ValueError(
             f"expected 0 <= rank < world, accumulation >= 1, start >= 0 and ahead >= 0; got rank "
-            f"{rank}, world {world}, accumulation {accumulation}, start {start}, ahead {ahead}"
+            f"{rank}, world {world}, accumulation {gradient_accumulation_steps}, start {start}, ahead {ahead}"
         )
-    check_split(order.batch_size, world * accumulation)
-    made = _make(dataset, order, start, rank, world, accumulation)
-    return run_ahead(made, ahead + 1, name="batches", finish=False) if ahead else made
+    check_split(order.batch_size, world * gradient_accumulation_steps)
+    made = _make(dataset, order, start, rank, world, gradient_accumulation_steps)
+    return prefetch_iterator(made, ahead + 1, name="batches", finish=False) if ahead else made
 
 
 def _make(
-    dataset: DataSet, order: Order, step: int, rank: int, world: int, accumulation: int
+    dataset: DataSet,
+    order: Order,
+    step: int,
+    rank: int,
+    world: int,
+    gradient_accumulation_steps: int,
 ) -> Generator[Batch, None, None]:
     while True:
-        parts = order.indices(step).chunk(world * accumulation)
-        for chunk in range(rank, world * accumulation, world):
-            yield dataset.batch(parts[chunk], Streams(order.seed, step, chunk).augment)
+        parts = order.indices(step).chunk(world * gradient_accumulation_steps)
+        for chunk in range(rank, world * gradient_accumulation_steps, world):
+            yield dataset.batch(parts[chunk], RandomStreams(order.seed, step, chunk).augment)
         step += 1

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class ImageScaling:
+class DataScaling:
     """Data multiplied by a constant before they are diffused; undone after sampling.
 
     Longer data lie further apart, so their diffused clouds mix less at middle times. To scale by c

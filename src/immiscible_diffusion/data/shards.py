@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol
 
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 PICTURES = ("png", "jpg", "jpeg", "webp", "bmp")
 TEXTS = ("txt", "text", "caption")
@@ -170,7 +170,7 @@ def _open(name: str) -> Any:
     if "://" not in name:
         file: BinaryIO = Path(name).open("rb")  # noqa: SIM115
     else:
-        with needs_extra("train", "reading shards over a network"):
+        with require_extra("train", "reading shards over a network"):
             import fsspec
         file = fsspec.open(name, "rb").open()
     return gzip.GzipFile(fileobj=file) if name.endswith(("gz", "tgz")) else file

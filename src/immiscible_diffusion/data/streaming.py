@@ -15,9 +15,9 @@ from immiscible_diffusion.data.hf_images import Decoder
 from immiscible_diffusion.data.images import draw_flips, to_batch
 from immiscible_diffusion.data.sampler import check_split
 from immiscible_diffusion.data.shards import Sample, ShardError, Shards
-from immiscible_diffusion.utils.background import run_ahead
+from immiscible_diffusion.utils.background import prefetch_iterator
 from immiscible_diffusion.utils.batch import Batch
-from immiscible_diffusion.utils.random import Streams, keyed_generator
+from immiscible_diffusion.utils.random import RandomStreams, keyed_generator
 
 DECODERS = 4
 OnError = Literal["raise", "skip"]
@@ -81,7 +81,7 @@ class Stream:
         start: int = 0,
         rank: int = 0,
         world: int = 1,
-        accumulation: int = 1,
+        gradient_accumulation_steps: int = 1,
         ahead: int = 2,
     ) -> Generator[Batch, None, None]:
         """The micro-batches of one rank from step ``start`` on, without an end.
@@ -93,16 +93,16 @@ class Stream:
             ValueError: fewer shards than processes, or the batch does not divide; at ``next``,
                 what cannot be read, by name, unless it is skipped.
         """
-        check_split(batch_size, world * accumulation)
+        check_split(batch_size, world * gradient_accumulation_steps)
         if len(self.shards.names) < world:
             raise ValueError(
                 f"{self.name} has {len(self.shards.names)} shards for {world} processes, each of "
                 f"which needs one; write more and smaller shards"
             )
         samples = self._shuffled(seed, start, rank, world)
-        size = batch_size // (world * accumulation)
-        made = self._made(samples, size, seed, start, rank, world, accumulation)
-        return run_ahead(made, ahead + 1, name="stream", finish=False) if ahead else made
+        size = batch_size // (world * gradient_accumulation_steps)
+        made = self._made(samples, size, seed, start, rank, world, gradient_accumulation_steps)
+        return prefetch_iterator(made, ahead + 1, name="stream", finish=False) if ahead else made
 
     def first(self, count: int) -> tuple[list[Tensor], list[Sample]]:
         """Up to ``count`` samples as they come, not shuffled: bytes ``[C, H, W]``, and theirs."""
@@ -134,13 +134,13 @@ class Stream:
         step: int,
         rank: int,
         world: int,
-        accumulation: int,
+        gradient_accumulation_steps: int,
     ) -> Generator[Batch, None, None]:
         with ThreadPoolExecutor(DECODERS, "decode") as pool:
             while True:
-                for chunk in range(rank, world * accumulation, world):
+                for chunk in range(rank, world * gradient_accumulation_steps, world):
                     pictures, chosen = self._decoded(samples, size, pool)
-                    generator = Streams(seed, step, chunk).augment
+                    generator = RandomStreams(seed, step, chunk).augment
                     yield self._batch(pictures, chosen, generator)
                 step += 1
 

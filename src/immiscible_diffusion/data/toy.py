@@ -20,7 +20,7 @@ class ToyPoints:
 
     Attributes:
         name: of the set.
-        points: ``[N, 2]`` float32, centred, about 2 in rms.
+        points: ``[N, 2]`` float32, centerd, about 2 in rms.
         group: ``[N]`` int64 from 0: which blob, moon, square or stretch a point belongs to.
     """
 

@@ -8,13 +8,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from immiscible_diffusion.couplings import NoiseLaw
+from immiscible_diffusion.couplings import NoiseDistribution
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.diffusion.paths import Cond, Model
 from immiscible_diffusion.diffusion.samplers import (
+    RecordingModel,
     Sampled,
-    Sampler,
-    Watched,
+    SamplerConfig,
     guided,
     start_noise,
     strip_rows,
@@ -43,7 +43,7 @@ class Generator:
     dataset: DataSet
     device: torch.device | str = "cpu"
     batch_size: int = 512
-    law: NoiseLaw | None = None
+    law: NoiseDistribution | None = None
     codec: Codec = field(default_factory=Pixels)
     prompts: tuple[str, ...] = ()
 
@@ -57,7 +57,7 @@ class Generator:
         count: int | range,
         *,
         seed: int,
-        sampler: Sampler | None = None,
+        sampler: SamplerConfig | None = None,
     ) -> Iterator[tuple[Tensor, int]]:
         """Batches ``[b, *shape]`` of ``count`` images, each with its function evaluations.
 
@@ -71,7 +71,12 @@ class Generator:
             yield sampled.data, sampled.nfe
 
     def of_rows(
-        self, model: nn.Module, rows: Sequence[int], *, seed: int, sampler: Sampler | None = None
+        self,
+        model: nn.Module,
+        rows: Sequence[int],
+        *,
+        seed: int,
+        sampler: SamplerConfig | None = None,
     ) -> Sampled:
         """The images ``rows``, whichever and in whatever order, and their function evaluations."""
         sampler = self.of_scaled_data(sampler or self.recipe.sampler)
@@ -85,12 +90,12 @@ class Generator:
         count: int,
         *,
         seed: int,
-        sampler: Sampler | None = None,
+        sampler: SamplerConfig | None = None,
         columns: int = 8,
     ) -> Tensor:
         """``count`` images on their way from noise to data, as ``strip_rows`` lays them out."""
         sampler = self.of_scaled_data(sampler or self.recipe.sampler)
-        watched = Watched(self.guided(model.eval(), sampler), self.recipe.noise_path)
+        watched = RecordingModel(self.guided(model.eval(), sampler), self.recipe.noise_path)
         last = self._sampled(watched, range(count), seed, sampler).data
         return self.pictures(strip_rows(watched.frames, last, columns))
 
@@ -98,7 +103,9 @@ class Generator:
         """Images ``[B, *shape]`` of what was sampled."""
         return self.codec.decode(self.recipe.scaling.undo(data))
 
-    def _sampled(self, model: Model, rows: Sequence[int], seed: int, sampler: Sampler) -> Sampled:
+    def _sampled(
+        self, model: Model, rows: Sequence[int], seed: int, sampler: SamplerConfig
+    ) -> Sampled:
         with torch.no_grad():
             return sampler.sample(
                 self.recipe.noise_path,
@@ -110,7 +117,7 @@ class Generator:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one datum as it is diffused."""
+        """Of one sample as it is diffused."""
         return self.codec.shape(self.dataset.shape)
 
     @property
@@ -118,23 +125,25 @@ class Generator:
         """What the images are asked to show."""
         return Told(self.recipe, self.dataset, self.device, self.codec, self.prompts)
 
-    def start(self, sampler: Sampler, seed: int, rows: Sequence[int]) -> Tensor:
+    def start(self, sampler: SamplerConfig, seed: int, rows: Sequence[int]) -> Tensor:
         """What sampling starts from, ``[len(rows), *shape]``."""
         noise = start_noise(seed, rows, self.shape, self.device)
-        if sampler.start == "normal":
+        if sampler.init_noise == "normal":
             return noise
         if self.law is None:
-            raise ValueError("start=matched needs the law of the noise the model was trained on")
+            raise ValueError(
+                "init_noise=matched needs the law of the noise the model was trained on"
+            )
         labels = self.told.labels(rows) if self.recipe.conditional else None
         return self.law.color(noise, None if labels is None else labels["label"])
 
-    def of_scaled_data(self, sampler: Sampler) -> Sampler:
+    def of_scaled_data(self, sampler: SamplerConfig) -> SamplerConfig:
         """``sampler`` with its bound on predicted data scaled as the data are."""
         if sampler.clip is None:
             return sampler
         return dataclasses.replace(sampler, clip=sampler.clip * self.recipe.scaling.factor)
 
-    def guided(self, model: nn.Module, sampler: Sampler) -> Model:
+    def guided(self, model: nn.Module, sampler: SamplerConfig) -> Model:
         """``model``, pushed towards its conditions if ``sampler`` asks for it."""
         return guided(model, sampler.guidance, self.told.without)
 

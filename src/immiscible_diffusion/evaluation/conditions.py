@@ -11,7 +11,7 @@ from immiscible_diffusion.applications.stable_diffusion.codec import LatentCodec
 from immiscible_diffusion.applications.stable_diffusion.prompts import Named
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.diffusion.paths import Cond
-from immiscible_diffusion.models.condition_dropout import dropped_labels, dropped_text
+from immiscible_diffusion.models.condition_dropout import drop_labels, drop_text
 from immiscible_diffusion.training.codec import Codec
 from immiscible_diffusion.training.load import alike
 from immiscible_diffusion.training.pixels import Pixels
@@ -24,7 +24,7 @@ class Told:
     """The conditions of samples.
 
     Row i is of prompt i mod their number where prompts are given, else of class i mod the number of
-    classes, else of the caption of datum i mod their number; one that paints gets picture i of
+    classes, else of the caption of sample i mod their number; one that paints gets picture i of
     the data, with its caption or class, and a hole keyed by i.
 
     Args:
@@ -59,7 +59,7 @@ class Told:
         classes = self.dataset.num_classes
         if not classes or (self.prompts and self.recipe.by_text):
             return None
-        if self._paints:  # a datum is painted in, so it is its class
+        if self._paints:  # a sample is painted in, so it is its class
             batch = self.dataset.batch(self._data(rows))
             return {"label": (batch.cond or {})["label"].to(self.device)}
         return {"label": torch.tensor([row % classes for row in rows], device=self.device)}
@@ -81,8 +81,8 @@ class Told:
     def without(self, cond: Cond) -> Cond:
         """The conditions that stand for none."""
         if "text" in cond and isinstance(self.codec, LatentCodec):
-            return dropped_text(cond, self.codec.nothing, 1.0)
-        return dropped_labels(cond, self.dataset.num_classes or 0, 1.0)
+            return drop_text(cond, self.codec.nothing, 1.0)
+        return drop_labels(cond, self.dataset.num_classes or 0, 1.0)
 
     def _data(self, rows: Sequence[int]) -> Tensor:
         """The data that ``rows`` are of."""

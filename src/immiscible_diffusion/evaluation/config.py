@@ -9,14 +9,14 @@ class Schedule:
     """At which training steps ``compare`` evaluates, and at which numbers of sampling steps.
 
     Args:
-        budgets: numbers of sampling steps, by the recipe's sampler.
+        sampling_steps: numbers of sampling steps, by the recipe's sampler.
         points: how many training steps, spaced evenly in their logarithm.
         first: the first of them, as a share of all steps.
         at: the training steps themselves, instead of ``points`` and ``first``; those beyond the
             end of training are left out, and the last step is always among them.
     """
 
-    budgets: tuple[int, ...] = (2, 5, 20, 100)
+    sampling_steps: tuple[int, ...] = (2, 5, 20, 100)
     points: int = 6
     first: float = 0.1
     at: tuple[int, ...] = ()
@@ -27,8 +27,10 @@ class Schedule:
                 f"expected points >= 1 and 0 < first <= 1; got points={self.points}, "
                 f"first={self.first}"
             )
-        if not self.budgets or min(self.budgets) < 1:
-            raise ValueError(f"budgets must be numbers of steps >= 1, got {self.budgets}")
+        if not self.sampling_steps or min(self.sampling_steps) < 1:
+            raise ValueError(
+                f"sampling_steps must be numbers of steps >= 1, got {self.sampling_steps}"
+            )
         if self.at and min(self.at) < 1:
             raise ValueError(f"at must be training steps >= 1, got {self.at}")
 
@@ -60,7 +62,7 @@ class Evaluation(Schedule):
 
     def tiny(self) -> "Evaluation":
         """Of a smoke run."""
-        return replace(self, samples=128, budgets=(1, 2), points=2, first=0.5, at=())
+        return replace(self, samples=128, sampling_steps=(1, 2), points=2, first=0.5, at=())
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class PolicyEvaluation(Schedule):
     windows: int = 512
     rollouts: Literal["all", "last"] = "all"
     workers: int = 0
-    budgets: tuple[int, ...] = (10,)
+    sampling_steps: tuple[int, ...] = (10,)
     points: int = 5
 
     def __post_init__(self) -> None:
@@ -94,5 +96,10 @@ class PolicyEvaluation(Schedule):
     def tiny(self) -> "PolicyEvaluation":
         """Of a smoke run."""
         return replace(
-            self, episodes=min(2, self.episodes), windows=16, budgets=(1, 2), points=2, first=0.5
+            self,
+            episodes=min(2, self.episodes),
+            windows=16,
+            sampling_steps=(1, 2),
+            points=2,
+            first=0.5,
         )

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.diffusion.pipeline import Generator
-from immiscible_diffusion.diffusion.samplers import Sampler
+from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.metrics import (
     METRICS,
     FeatureExtractor,
     FeatureStatistics,
     Floor,
-    Quality,
     Reference,
+    SampleMetrics,
     cache_folder,
     check_metrics,
     extract,
@@ -29,11 +29,11 @@ from immiscible_diffusion.metrics import (
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.utils.random import keyed_generator
 
-JUDGE_SEED = 0  # the judge is the same for every seed of a comparison
+EVAL_SEED = 0  # the judge is the same for every seed of a comparison
 
 
 @dataclass(frozen=True)
-class Judge:
+class ImageEvaluator:
     """Measures samples against a data set in a feature space."""
 
     extractor: FeatureExtractor
@@ -47,7 +47,7 @@ class Judge:
         dataset: DataSet,
         device: torch.device | str = "cpu",
         limit: int | None = None,
-    ) -> "Judge":
+    ) -> "ImageEvaluator":
         """The judge that the recipe asks for; its classifier is trained once and cached.
 
         ``limit`` real data are compared with, chosen at random; all by default.
@@ -56,7 +56,7 @@ class Judge:
             ValueError: too few samples or data for the feature space.
         """
         extractor = extractor_from_name(
-            recipe.of_images.features, dataset, seed=JUDGE_SEED, device=str(device)
+            recipe.of_images.features, dataset, seed=EVAL_SEED, device=str(device)
         )
         if recipe.of_images.samples < extractor.dim + 1:
             raise ValueError(
@@ -64,7 +64,7 @@ class Judge:
                 f"in {extractor.dim} dimensions; use at least {extractor.dim + 1}"
             )
         reference = make_reference(
-            dataset, extractor, limit=limit, seed=JUDGE_SEED, cache=cache_folder()
+            dataset, extractor, limit=limit, seed=EVAL_SEED, cache=cache_folder()
         )
         return cls(extractor, reference, dataset)
 
@@ -74,7 +74,7 @@ class Judge:
         metrics: Sequence[str] = METRICS,
         *,
         allow_few: bool = False,
-    ) -> Quality:
+    ) -> SampleMetrics:
         """The quality of ``batches`` of images ``[b, C, H, W]`` in [-1, 1]; none is kept.
 
         Their features are, in float32, unless the Frechet distance alone is asked for.
@@ -90,7 +90,7 @@ class Judge:
 
     def real_against_real(
         self, samples: int, metrics: Sequence[str] = METRICS
-    ) -> tuple[Floor | None, Quality]:
+    ) -> tuple[Floor | None, SampleMetrics]:
         """How two disjoint random sets of real data score against each other.
 
         Each is of ``samples`` data, or half of all if that is less: the Frechet distance depends
@@ -107,7 +107,7 @@ class Judge:
             floor = floor_of(self.reference.real, size, seed)
         rest = [name for name in metrics if name != "frechet"]
         if not rest:
-            return floor, Quality(size, self.extractor.name)
+            return floor, SampleMetrics(size, self.extractor.name)
         one, other = halves(self.reference.real, size, seed, 0)
         reference = Reference.of(other, self.extractor.name, seed)
         return floor, measure(one, reference, metrics=rest)
@@ -123,7 +123,7 @@ class Judge:
         batches = (
             torch.randn(
                 (size, *self.dataset.shape),
-                generator=keyed_generator(JUDGE_SEED, number, "noise floor"),
+                generator=keyed_generator(EVAL_SEED, number, "noise floor"),
             )
             for number, size in enumerate(sizes)
         )
@@ -132,14 +132,14 @@ class Judge:
 
 def judged(
     generator: Generator,
-    judge: Judge,
+    judge: ImageEvaluator,
     model: nn.Module,
     seed: int,
-    sampler: Sampler,
+    sampler: SamplerConfig,
     *,
     metrics: Sequence[str] = METRICS,
     keep: int = 0,
-) -> tuple[Quality, int, Tensor]:
+) -> tuple[SampleMetrics, int, Tensor]:
     """Generate and judge ``evaluation.samples`` images.
 
     Returns:

@@ -27,7 +27,7 @@ class Collate:
     that one with ``torch.manual_seed(seed + rank)``, or all ranks draw the same.
 
     Args:
-        coupling: any that needs no other process; its tensors (centres) must be on the CPU.
+        coupling: any that needs no other process; its tensors (centers) must be on the CPU.
         collate_fn: makes the batch: a dict, a tuple or list, or a tensor (the data).
         data_key: where the data are: a key of the dict, or the place in the tuple.
         noise_key: where a dict gets the noise. To a tuple or list it is appended; of a tensor it

@@ -1,6 +1,6 @@
 """Couplings in LeRobot's policies, without a fork.
 
-Diffusion Policy draws its noise inside ``compute_loss``; SmolVLA and pi0 normalise, fill up actions
+Diffusion Policy draws its noise inside ``compute_loss``; SmolVLA and pi0 normalize, fill up actions
 to a common dimension and draw their noise inside ``forward``. Read at 7427f318 (0.6.2); torch alone
 is imported here.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.couplings.base import Coupling, draw, pair
-from immiscible_diffusion.couplings.noise_distribution import NoiseLaw
+from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
 from immiscible_diffusion.integrations.alignment import pull
 
 PADDED = "action_is_pad"
@@ -33,7 +33,7 @@ def pair_actions(
     cond: dict[str, Tensor] | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Noise for actions as the policy diffuses them: normalised, and filled up to a common size.
+    """Noise for actions as the policy diffuses them: normalized, and filled up to a common size.
 
     Steps beyond the episode and dimensions that the robot does not have count in no distance; there
     noise is N(0, I) with ``KNN``.
@@ -97,14 +97,18 @@ def _valid(actions: Tensor, batch: Batch, dims: int | None, learn_copies: bool) 
 
 @torch.no_grad()
 def matched_noise(
-    law: NoiseLaw, count: int, *, size: int | None = None, generator: torch.Generator | None = None
+    law: NoiseDistribution,
+    count: int,
+    *,
+    size: int | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """Noise ``[count, T, size]`` of the law that a policy was trained on, to sample plans from.
 
     ``policy.select_action(batch, noise=matched_noise(law, len(state)))``
 
     Args:
-        law: measured on whole windows ``[T, A]``, ``NoiseLaw.measure``.
+        law: measured on whole windows ``[T, A]``, ``NoiseDistribution.measure``.
         count: of plans.
         size: what actions are filled up to; noise there is N(0, I). None = A.
         generator: of the draw, on the CPU.

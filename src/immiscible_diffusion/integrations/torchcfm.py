@@ -11,7 +11,7 @@ from immiscible_diffusion.couplings.base import Coupling, pair
 class PlanSampler:
     """A coupling that answers to torchcfm's ``OTPlanSampler``; see ``as_torchcfm``.
 
-    ``replace`` is there for the signature: every datum occurs once, whatever it is.
+    ``replace`` is there for the signature: every sample occurs once, whatever it is.
     """
 
     coupling: Coupling

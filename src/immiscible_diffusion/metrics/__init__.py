@@ -1,9 +1,9 @@
-"""How good samples are: Frechet and kernel distances, nearest neighbours, and features."""
+"""How good samples are: Frechet and kernel distances, nearest neighbors, and features."""
 
 from immiscible_diffusion.metrics.evaluate import (
     METRICS,
-    Quality,
     Reference,
+    SampleMetrics,
     check_metrics,
     make_reference,
     measure,
@@ -52,8 +52,8 @@ __all__ = [
     "Manifold",
     "NetworkFeatures",
     "PixelFeatures",
-    "Quality",
     "Reference",
+    "SampleMetrics",
     "cache_folder",
     "check_metrics",
     "coverage",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from immiscible_diffusion.metrics.features.preprocess import Preprocessing, exactly, to_bytes
 from immiscible_diffusion.metrics.features.pretrained import NetworkFeatures, Prepared
 from immiscible_diffusion.metrics.fid import check_features
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 SCORE_MODEL = "openai/clip-vit-large-patch14"
 CMMD_MODEL = "openai/clip-vit-large-patch14-336"
@@ -70,7 +70,7 @@ def cmmd_features(device: torch.device | str = "cpu", source: str | None = None)
             then ``openai/clip-vit-large-patch14-336``.
 
     Raises:
-        MissingExtra: transformers is not installed.
+        MissingDependencyError: transformers is not installed.
         ValueError: the weights are not there, or not CLIP's.
     """
     source = source or os.environ.get("IMMISCIBLE_CMMD_CLIP") or CMMD_MODEL
@@ -128,7 +128,7 @@ class Clip:
         """CLIP from a folder or the hub; by default $IMMISCIBLE_CLIP, then ViT-L/14.
 
         Raises:
-            MissingExtra: transformers is not installed.
+            MissingDependencyError: transformers is not installed.
             ValueError: the weights are not there, or not CLIP's.
         """
         source = source or os.environ.get("IMMISCIBLE_CLIP") or SCORE_MODEL
@@ -143,8 +143,8 @@ class Clip:
         return cls(model, tokenizer, name, prepare)
 
     def pictures(self, data: Tensor) -> Tensor:
-        """Features [B, F] of pictures [B, 1 or 3, H, W] in [-1, 1]; their centre squares."""
-        return exactly(Prepared(_Pictures(self.model), self.prepare), to_bytes(_centre(data)))
+        """Features [B, F] of pictures [B, 1 or 3, H, W] in [-1, 1]; their center squares."""
+        return exactly(Prepared(_Pictures(self.model), self.prepare), to_bytes(_center(data)))
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Tensor:
@@ -201,7 +201,7 @@ class _Pictures(nn.Module):
         return features
 
 
-def _centre(data: Tensor) -> Tensor:
+def _center(data: Tensor) -> Tensor:
     side = min(data.shape[-2:])
     top, left = ((length - side) // 2 for length in data.shape[-2:])
     return data[..., top : top + side, left : left + side]
@@ -215,7 +215,7 @@ def _prepared_for(model: Any, *, rounded: bool) -> tuple[Preprocessing, str]:
 
 
 def _load(source: str, usual: str, variable: str) -> Any:
-    with needs_extra("clip", "CLIPScore and CMMD"):
+    with require_extra("clip", "CLIPScore and CMMD"):
         from transformers import AutoConfig, CLIPModel
     try:
         kind = AutoConfig.from_pretrained(source).model_type

@@ -13,19 +13,19 @@ NEIGHBOURS = 10_000
 
 
 @dataclass(frozen=True, eq=False)
-class Neighbours:
+class Neighbors:
     """Some real features and their balls, made when first asked for."""
 
     real: Tensor
 
     @cached_property
     def manifold(self) -> Manifold:
-        """Balls to the 3rd neighbour, for precision."""
+        """Balls to the 3rd neighbor, for precision."""
         return Manifold.of(self.real, 3)
 
     @cached_property
     def wide_manifold(self) -> Manifold:
-        """Balls to the 5th neighbour, for density and coverage."""
+        """Balls to the 5th neighbor, for density and coverage."""
         return Manifold.of(self.real, 5)
 
 
@@ -33,5 +33,5 @@ def chosen(features: Tensor, count: int, seed: int, name: str) -> Tensor:
     """``count`` of the features, chosen by the seed; all of them in their order."""
     if count == len(features):
         return features
-    order = torch.randperm(len(features), generator=keyed_generator(seed, "neighbours", name))
+    order = torch.randperm(len(features), generator=keyed_generator(seed, "neighbors", name))
     return features[order[:count]]

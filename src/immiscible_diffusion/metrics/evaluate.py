@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.data.base import DataSet
-from immiscible_diffusion.metrics.equal_counts import NEIGHBOURS, Neighbours, chosen
+from immiscible_diffusion.metrics.equal_counts import NEIGHBOURS, Neighbors, chosen
 from immiscible_diffusion.metrics.features.base import FeatureExtractor, data_batches, extract
 from immiscible_diffusion.metrics.fid import FeatureStatistics, frechet_distance
 from immiscible_diffusion.metrics.kid import kernel_distance
@@ -48,7 +48,7 @@ class Reference:
     extracted: Callable[[], Tensor]
     stored: StoredStatistics | None = None
     known: Floor | None = None
-    neighbours: dict[int, "Neighbours"] = field(default_factory=dict, repr=False)
+    neighbors: dict[int, "Neighbors"] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, real: Tensor, features: str, seed: int = 0) -> "Reference":
@@ -71,16 +71,16 @@ class Reference:
             self.stored.write(self.statistics, floor)
         return floor
 
-    def equal(self, samples: Tensor) -> tuple[Tensor, "Neighbours"]:
+    def equal(self, samples: Tensor) -> tuple[Tensor, "Neighbors"]:
         """As many of ``samples`` as of the real features, at most ``NEIGHBOURS`` of each.
 
         Precision, recall, density and coverage depend on the counts and compare at equal ones only
         (1904.06991 and 2002.09797 have them so); all pairs of more would take hours.
         """
         count = min(len(samples), self.statistics.count, NEIGHBOURS)
-        if count not in self.neighbours:
-            self.neighbours[count] = Neighbours(chosen(self.real, count, self.seed, "real"))
-        return chosen(samples, count, self.seed, "samples"), self.neighbours[count]
+        if count not in self.neighbors:
+            self.neighbors[count] = Neighbors(chosen(self.real, count, self.seed, "real"))
+        return chosen(samples, count, self.seed, "samples"), self.neighbors[count]
 
     @cached_property
     def spacing(self) -> float:
@@ -168,7 +168,7 @@ def stream_statistics(dim: int, features: Iterable[Tensor]) -> FeatureStatistics
 
 
 @dataclass(frozen=True)
-class Quality:
+class SampleMetrics:
     """Metrics of one set of samples; None where not asked for.
 
     Attributes:
@@ -206,7 +206,7 @@ def measure(
     *,
     metrics: Sequence[str] = METRICS,
     allow_few: bool = False,
-) -> Quality:
+) -> SampleMetrics:
     """Measure samples, given as features [M, F], against a reference.
 
     Args:
@@ -225,7 +225,9 @@ def measure(
         if needed := [name for name in metrics if name != "frechet"]:
             raise ValueError(f"{', '.join(needed)} need features, got their statistics alone")
         frechet = frechet_distance(samples_features, reference.statistics, allow_few=allow_few)
-        return Quality(samples_features.count, reference.features, frechet if metrics else None)
+        return SampleMetrics(
+            samples_features.count, reference.features, frechet if metrics else None
+        )
     values: dict[str, float | None] = {}
     if "frechet" in metrics:
         statistics = stream_statistics(samples_features.shape[-1], samples_features.split(4096))
@@ -240,7 +242,7 @@ def measure(
         values["memorisation"] = memorisation(
             samples_features, reference.real, real_spacing=reference.spacing
         )
-    return Quality(samples=len(samples_features), features=reference.features, **values)
+    return SampleMetrics(samples=len(samples_features), features=reference.features, **values)
 
 
 def check_metrics(metrics: Sequence[str]) -> None:
@@ -250,7 +252,7 @@ def check_metrics(metrics: Sequence[str]) -> None:
         raise ValueError(f"unknown metrics {unknown}; options: {', '.join(METRICS)}")
 
 
-_NEIGHBOURS: dict[str, Callable[[Tensor, Neighbours], float]] = {
+_NEIGHBOURS: dict[str, Callable[[Tensor, Neighbors], float]] = {
     "precision": lambda samples, near: precision(samples, near.manifold),
     "recall": lambda samples, near: recall(samples, near.real),
     "density": lambda samples, near: density(samples, near.wide_manifold),

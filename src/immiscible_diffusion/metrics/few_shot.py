@@ -23,7 +23,7 @@ class FewFigures:
             the training pictures to each other (medians): near 0, copies.
         mean_drift: root mean square over channels of mean(samples) - mean(training), of [-1, 1].
         contrast_drift: mean over channels of log(deviation of samples / of training): below 0,
-            greyer than the training pictures.
+            grayer than the training pictures.
     """
 
     similarity: float

@@ -58,8 +58,8 @@ class FeatureStatistics:
         if len(features) == 0:
             return cls.empty(features.shape[1])
         mean = features.mean(dim=0)
-        centred = features - mean
-        return cls(len(features), mean, centred.T @ centred)
+        centerd = features - mean
+        return cls(len(features), mean, centerd.T @ centerd)
 
     @property
     def dim(self) -> int:

@@ -1,4 +1,4 @@
-"""Metrics of nearest neighbours: fidelity, variety and memorisation.
+"""Metrics of nearest neighbors: fidelity, variety and memorisation.
 
 Precision and recall: Kynkaanniemi et al. 2019, 1904.06991. Density and coverage: Naeem et al. 2020,
 2002.09797. Distances are computed in blocks, never as one [N, M] matrix.
@@ -34,13 +34,13 @@ def _distances(queries: Tensor, points: Tensor) -> Iterator[tuple[slice, Tensor]
 class Manifold:
     """The union of the balls around points that reach to each point's k-th nearest other point.
 
-    Equal points are neighbours at distance 0, so k + 1 copies of a point have a ball of radius 0,
+    Equal points are neighbors at distance 0, so k + 1 copies of a point have a ball of radius 0,
     which still holds a further copy (balls are closed).
 
     Attributes:
         points: [N, F] float64.
         radii: [N] float64.
-        k: the neighbour that sets the radius.
+        k: the neighbor that sets the radius.
     """
 
     points: Tensor

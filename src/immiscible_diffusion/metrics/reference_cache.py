@@ -9,7 +9,7 @@ from pathlib import Path
 from immiscible_diffusion.metrics.fid import FeatureStatistics
 from immiscible_diffusion.metrics.noise_floor import Floor
 from immiscible_diffusion.utils.atomic_files import atomic_path
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 from immiscible_diffusion.utils.random import key
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ def save_statistics(
     path: Path, statistics: FeatureStatistics, about: dict[str, str], floor: Floor | None = None
 ) -> None:
     """Write statistics, what they are about and their floor as safetensors, whole or not at all."""
-    with needs_extra("train", "the cache of reference statistics"):
+    with require_extra("train", "the cache of reference statistics"):
         from safetensors.torch import save_file
     tensors = {"mean": statistics.mean.contiguous(), "scatter": statistics.scatter.contiguous()}
     more = {"count": str(statistics.count), "floor": json.dumps(floor and asdict(floor))}
@@ -41,7 +41,7 @@ def load_statistics(path: Path, about: dict[str, str]) -> tuple[FeatureStatistic
     Raises:
         ValueError: the file is damaged, or about something else than ``about``.
     """
-    with needs_extra("train", "the cache of reference statistics"):
+    with require_extra("train", "the cache of reference statistics"):
         from safetensors import SafetensorError, safe_open
     try:
         with safe_open(str(path), framework="pt") as file:

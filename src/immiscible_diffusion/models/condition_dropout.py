@@ -5,7 +5,7 @@ import torch
 from immiscible_diffusion.diffusion.paths import Cond
 
 
-def dropped_labels(
+def drop_labels(
     cond: Cond, classes: int, share: float, generator: torch.Generator | None = None
 ) -> Cond:
     """``cond`` with a random ``share`` of ``cond["label"]`` ``[B]`` set to ``classes``: no label.
@@ -17,7 +17,7 @@ def dropped_labels(
     return {**cond, "label": torch.where(draw < share, classes, label)}
 
 
-def dropped_text(
+def drop_text(
     cond: Cond, empty: Cond, share: float, generator: torch.Generator | None = None
 ) -> Cond:
     """``cond`` with a random ``share`` of its prompts replaced by the ``empty`` one.

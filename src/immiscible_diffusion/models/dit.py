@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from immiscible_diffusion.diffusion.paths import Cond
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ConditionalDiT(nn.Module):
 
     def __init__(self, config: DiT, shape: tuple[int, ...], num_classes: int | None) -> None:
         super().__init__()
-        with needs_extra("train", "the DiT"):
+        with require_extra("train", "the DiT"):
             from diffusers import DiTTransformer2DModel
         self.conditional = num_classes is not None
         self.dit = DiTTransformer2DModel(

@@ -42,9 +42,9 @@ class PolicyMLP:
         """A fresh network for data ``[B, *shape]``, told a vector ``cond[condition]``.
 
         Args:
-            shape: of a datum.
+            shape: of a sample.
             num_classes: must be None: classes are not known here.
-            conditions: shapes of the conditions of one datum, such as ``{"observation": (40,)}``.
+            conditions: shapes of the conditions of one sample, such as ``{"observation": (40,)}``.
 
         Raises:
             ValueError: classes, or no such condition.

@@ -7,12 +7,12 @@ from typing import Any
 from torch import Tensor, nn
 
 
-def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
+def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The parameters that a step changes, in their order."""
     return [weight for weight in model.parameters() if weight.requires_grad]
 
 
-def trained_names(model: nn.Module) -> list[str] | None:
+def trainable_names(model: nn.Module) -> list[str] | None:
     """Their names, or None where all are trained."""
     every = list(model.named_parameters())
     names = [name for name, weight in every if weight.requires_grad]
@@ -25,14 +25,16 @@ def copy_sharing_frozen(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def trained_state(model: nn.Module, names: list[str] | None) -> dict[str, Tensor]:
+def trainable_state(model: nn.Module, names: list[str] | None) -> dict[str, Tensor]:
     """The state of the parameters ``names``; the whole state for None."""
     state: dict[str, Tensor] = model.state_dict()
     return state if names is None else {name: state[name] for name in names}
 
 
-def load_trained(model: nn.Module, state: Mapping[str, Tensor], names: list[str] | None) -> None:
-    """Take up what ``trained_state`` gave; RuntimeError if it is of other parameters."""
+def load_trainable_state(
+    model: nn.Module, state: Mapping[str, Tensor], names: list[str] | None
+) -> None:
+    """Take up what ``trainable_state`` gave; RuntimeError if it is of other parameters."""
     if names is not None and state.keys() != set(names):
         raise RuntimeError(
             f"the state holds {len(state)} tensors; expected the {len(names)} that are trained, "

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from immiscible_diffusion.diffusion.paths import Cond
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class ConditionalUNet(nn.Module):
     def __init__(self, config: UNet, shape: tuple[int, ...], num_classes: int | None) -> None:
         super().__init__()
         config.check(shape)
-        with needs_extra("train", "the U-Net"):
+        with require_extra("train", "the U-Net"):
             from diffusers import UNet2DModel
         levels = len(config.multipliers)
         attends = [shape[1] // 2**level in config.attention for level in range(levels)]

@@ -57,7 +57,7 @@ class UNet1D:
         Args:
             shape: ``(T, A)``, T a multiple of 2 to the number of levels less one.
             num_classes: must be None: classes are not known here.
-            conditions: shapes of the conditions of one datum, such as ``{"observation": (40,)}``.
+            conditions: shapes of the conditions of one sample, such as ``{"observation": (40,)}``.
 
         Raises:
             ValueError: a plan that the levels cannot halve, classes, or no such condition.

@@ -4,11 +4,11 @@ import dataclasses
 
 from immiscible_diffusion.data import DataConfig
 from immiscible_diffusion.diffusion.losses import ConsistencyLoss
-from immiscible_diffusion.diffusion.paths import SigmaPath
-from immiscible_diffusion.diffusion.samplers import Sampler
+from immiscible_diffusion.diffusion.paths import EDMPath
+from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.evaluation.config import Evaluation
 from immiscible_diffusion.models import MLP, UNet
-from immiscible_diffusion.training.optim import Optimiser
+from immiscible_diffusion.training.optim import OptimizerConfig
 from immiscible_diffusion.training.recipe import Recipe
 
 
@@ -21,14 +21,14 @@ def digits_consistency() -> Recipe:
     return Recipe(
         name="digits-consistency",
         data=DataConfig(name="digits"),
-        path=SigmaPath(sigma_max=10.0, sigma_data=0.75, mean=-0.4, std=1.4),
+        path=EDMPath(sigma_max=10.0, sigma_data=0.75, mean=-0.4, std=1.4),
         loss=ConsistencyLoss(denoise=0.2, stages=6, huber=0.03),
         model=MLP(width=192, depth=3),
-        optimiser=Optimiser(lr=2e-3, warmup=100, decay="cosine", ema=0.995, ema_ramp=True),
+        optim=OptimizerConfig(lr=2e-3, warmup=100, decay="cosine", ema=0.995, ema_ramp=True),
         batch_size=256,
         steps=5000,
-        sampler=Sampler("consistency", steps=1),
-        evaluation=Evaluation(samples=1000, points=5, budgets=(1, 2)),
+        sampler=SamplerConfig("consistency", steps=1),
+        evaluation=Evaluation(samples=1000, points=5, sampling_steps=(1, 2)),
         log_every=50,
         validate_every=500,
         preview_every=1000,
@@ -47,14 +47,14 @@ def cifar10_consistency() -> Recipe:
     return Recipe(
         name="cifar10-consistency",
         data=DataConfig(name="cifar10", flip=True),
-        path=SigmaPath(mean=-1.1, std=2.0),
+        path=EDMPath(mean=-1.1, std=2.0),
         loss=ConsistencyLoss(denoise=0.25, huber=0.0, weighting="gap"),
         model=UNet(dropout=0.2),
-        optimiser=Optimiser(lr=1e-4, ema=0.9999),
+        optim=OptimizerConfig(lr=1e-4, ema=0.9999),
         batch_size=512,
         steps=800_000,
-        sampler=Sampler("consistency", steps=1),
-        evaluation=Evaluation(samples=50_000, budgets=(1, 2)),
+        sampler=SamplerConfig("consistency", steps=1),
+        evaluation=Evaluation(samples=50_000, sampling_steps=(1, 2)),
     )
 
 

@@ -1,31 +1,31 @@
 """DDIM: CIFAR-10 as published, and a twin for a CPU."""
 
 from immiscible_diffusion.data import DataConfig
-from immiscible_diffusion.diffusion.paths import DiffusionPath
-from immiscible_diffusion.diffusion.samplers import Sampler
+from immiscible_diffusion.diffusion.paths import VPPath
+from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.evaluation.config import Evaluation
 from immiscible_diffusion.models import MLP, UNet
-from immiscible_diffusion.training.optim import Optimiser
+from immiscible_diffusion.training.optim import OptimizerConfig
 from immiscible_diffusion.training.recipe import Recipe
 
 
 def digits_ddim() -> Recipe:
     """DDPM's schedule and DDIM's sampler on 1,797 real handwritten digits, 8 x 8: minutes on a CPU.
 
-    Not epsilon as for CIFAR-10, but the datum, with the min-SNR weight: a network of 0.6 M
+    Not epsilon as for CIFAR-10, but the sample, with the min-SNR weight: a network of 0.6 M
     parameters without convolutions is at a Frechet distance of 1 after 1,000 steps so, and of 7
     with epsilon.
     """
     return Recipe(
         name="digits-ddim",
         data=DataConfig(name="digits"),
-        path=DiffusionPath("cosine", "data", min_snr=5.0),
+        path=VPPath("cosine", "data", min_snr=5.0),
         model=MLP(width=256, depth=3),
-        optimiser=Optimiser(lr=2e-3, warmup=100, decay="cosine", ema=0.995, ema_ramp=True),
+        optim=OptimizerConfig(lr=2e-3, warmup=100, decay="cosine", ema=0.995, ema_ramp=True),
         batch_size=256,
         steps=3000,
-        sampler=Sampler("ddim", steps=20, clip=1.0),
-        evaluation=Evaluation(samples=1000, points=5, budgets=(5, 20, 100)),
+        sampler=SamplerConfig("ddim", steps=20, clip=1.0),
+        evaluation=Evaluation(samples=1000, points=5, sampling_steps=(5, 20, 100)),
         log_every=50,
         validate_every=250,
         preview_every=1000,
@@ -46,15 +46,15 @@ def cifar10_ddim() -> Recipe:
     return Recipe(
         name="cifar10-ddim",
         data=DataConfig(name="cifar10", flip=True),
-        path=DiffusionPath(),
+        path=VPPath(),
         model=UNet(),
-        optimiser=Optimiser(),
+        optim=OptimizerConfig(),
         batch_size=256,
         steps=200_000,
-        sampler=Sampler("ddim", steps=50, spacing="linear", clip=1.0),
+        sampler=SamplerConfig("ddim", steps=50, spacing="linear", clip=1.0),
         evaluation=Evaluation(
             samples=50_000,
-            budgets=(20, 50, 100),
+            sampling_steps=(20, 50, 100),
             at=(23_400, 46_800, 70_200, 93_600, 117_000, 140_400, 163_800),
         ),
     )

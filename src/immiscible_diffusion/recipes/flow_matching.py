@@ -3,11 +3,11 @@
 import dataclasses
 
 from immiscible_diffusion.data import DataConfig
-from immiscible_diffusion.diffusion.paths import FlowPath
-from immiscible_diffusion.diffusion.samplers import Sampler
+from immiscible_diffusion.diffusion.paths import FlowMatchingPath
+from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.evaluation.config import Evaluation
 from immiscible_diffusion.models import MLP, UNet
-from immiscible_diffusion.training.optim import Optimiser
+from immiscible_diffusion.training.optim import OptimizerConfig
 from immiscible_diffusion.training.recipe import Recipe
 
 
@@ -17,10 +17,10 @@ def digits_flow() -> Recipe:
         name="digits-flow",
         data=DataConfig(name="digits"),
         model=MLP(width=160, depth=2),
-        optimiser=Optimiser(lr=4e-3, warmup=100, ema=0.995, ema_ramp=True),
+        optim=OptimizerConfig(lr=4e-3, warmup=100, ema=0.995, ema_ramp=True),
         batch_size=256,
         steps=1500,
-        sampler=Sampler(steps=20),
+        sampler=SamplerConfig(steps=20),
         evaluation=Evaluation(samples=1000, points=5),
         log_every=50,
         validate_every=250,
@@ -40,15 +40,15 @@ def cifar10_flow() -> Recipe:
     return Recipe(
         name="cifar10-flow",
         data=DataConfig(name="cifar10", flip=True),
-        path=FlowPath(time_scale=1.0),
+        path=FlowMatchingPath(time_scale=1.0),
         model=UNet(),
-        optimiser=Optimiser(),
+        optim=OptimizerConfig(),
         batch_size=256,
         steps=400_000,
-        sampler=Sampler(steps=50),
+        sampler=SamplerConfig(steps=50),
         evaluation=Evaluation(
             samples=50_000,
-            budgets=(2, 5, 20, 50, 100),
+            sampling_steps=(2, 5, 20, 50, 100),
             at=(20_000, 100_000, 200_000, 400_000),
         ),
     )
@@ -58,7 +58,7 @@ def cifar10_otcfm() -> Recipe:
     """OT-CFM on CIFAR-10 as torchcfm's own example has it (2302.00482; FID 3.5 published).
 
     ``cifar10-flow`` with batch 128, ``assignment`` and dopri5. torchcfm draws pairs from the plan
-    with replacement, so data repeat within a batch; here each datum is seen once, as in the
+    with replacement, so data repeat within a batch; here each sample is seen once, as in the
     permutation that the plan is.
     """
     return dataclasses.replace(
@@ -66,7 +66,7 @@ def cifar10_otcfm() -> Recipe:
         name="cifar10-otcfm",
         coupling="assignment",
         batch_size=128,
-        sampler=Sampler("dopri5", tolerance=1e-5),
+        sampler=SamplerConfig("dopri5", tolerance=1e-5),
     )
 
 
@@ -80,12 +80,12 @@ def fashion_flow() -> Recipe:
         name="fashion-flow",
         data=DataConfig(name="fashion_mnist", size=14),
         conditional=True,
-        label_dropout=0.1,
+        cond_drop_prob=0.1,
         model=MLP(width=256, depth=3),
-        optimiser=Optimiser(lr=2e-3, warmup=100, decay="cosine", ema=0.995, ema_ramp=True),
+        optim=OptimizerConfig(lr=2e-3, warmup=100, decay="cosine", ema=0.995, ema_ramp=True),
         batch_size=256,
         steps=4000,
-        sampler=Sampler(steps=20),
+        sampler=SamplerConfig(steps=20),
         evaluation=Evaluation(samples=2000, points=5),
         log_every=50,
         validate_every=500,

@@ -3,11 +3,11 @@
 import dataclasses
 
 from immiscible_diffusion.applications.pusht.config import DemonstrationConfig
-from immiscible_diffusion.diffusion.paths import DiffusionPath
-from immiscible_diffusion.diffusion.samplers import Sampler
+from immiscible_diffusion.diffusion.paths import VPPath
+from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.evaluation.config import PolicyEvaluation
 from immiscible_diffusion.models import PolicyMLP, UNet1D
-from immiscible_diffusion.training.optim import Optimiser
+from immiscible_diffusion.training.optim import OptimizerConfig
 from immiscible_diffusion.training.recipe import Recipe
 
 
@@ -24,9 +24,9 @@ def pusht_policy() -> Recipe:
         name="pusht-policy",
         data=DemonstrationConfig(limit=90, validation=0.02, learn_copies=True),
         conditional=True,
-        path=DiffusionPath("cosine", "epsilon", steps=100),
+        path=VPPath("cosine", "epsilon", steps=100),
         model=UNet1D(),
-        optimiser=Optimiser(
+        optim=OptimizerConfig(
             lr=1e-4,
             warmup=500,
             decay="cosine",
@@ -38,9 +38,9 @@ def pusht_policy() -> Recipe:
         ),
         batch_size=256,
         steps=100_000,
-        sampler=Sampler("ddpm", steps=100, clip=1.0),
+        sampler=SamplerConfig("ddpm", steps=100, clip=1.0),
         evaluation=PolicyEvaluation(
-            budgets=(100,), at=tuple(range(5000, 100_000, 5000)), workers=8
+            sampling_steps=(100,), at=tuple(range(5000, 100_000, 5000)), workers=8
         ),
         preview_every=0,
     )
@@ -58,9 +58,9 @@ def pusht_policy_small() -> Recipe:
         data=DemonstrationConfig(
             observation="relative", differences=True, validation=0.1, learn_copies=True
         ),
-        path=DiffusionPath("cosine", "data", steps=100),
+        path=VPPath("cosine", "data", steps=100),
         model=PolicyMLP(width=512, depth=3),
-        optimiser=Optimiser(
+        optim=OptimizerConfig(
             lr=1e-3,
             warmup=200,
             decay="cosine",
@@ -70,8 +70,8 @@ def pusht_policy_small() -> Recipe:
             ema_ramp=True,
         ),
         steps=2000,
-        sampler=Sampler("ddim", steps=10, clip=1.0),
-        evaluation=PolicyEvaluation(budgets=(2, 10), at=(200, 350, 700, 1200)),
+        sampler=SamplerConfig("ddim", steps=10, clip=1.0),
+        evaluation=PolicyEvaluation(sampling_steps=(2, 10), at=(200, 350, 700, 1200)),
         log_every=50,
         validate_every=250,
         checkpoint_every=500,

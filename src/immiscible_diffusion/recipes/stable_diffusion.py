@@ -5,18 +5,18 @@ from typing import Any
 
 from immiscible_diffusion.applications.stable_diffusion.captions import Buckets, Captions
 from immiscible_diffusion.applications.stable_diffusion.config import StableDiffusionCodec
-from immiscible_diffusion.applications.stable_diffusion.inpainting import Painting
+from immiscible_diffusion.applications.stable_diffusion.inpainting import Inpainting
 from immiscible_diffusion.applications.stable_diffusion.unet import LoRA, StableDiffusionUNet
 from immiscible_diffusion.data import DataConfig
-from immiscible_diffusion.diffusion.paths import DiffusionPath
-from immiscible_diffusion.diffusion.samplers import Sampler
+from immiscible_diffusion.diffusion.paths import VPPath
+from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.evaluation.config import Evaluation
-from immiscible_diffusion.training.optim import Optimiser
+from immiscible_diffusion.training.optim import OptimizerConfig
 from immiscible_diffusion.training.recipe import Recipe
 
 SD14 = "CompVis/stable-diffusion-v1-4"
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
-SCHEDULE = DiffusionPath("scaled_linear", "epsilon", beta_start=0.00085, beta_end=0.012)
+SCHEDULE = VPPath("scaled_linear", "epsilon", beta_start=0.00085, beta_end=0.012)
 
 
 def imagenet_sd_scratch() -> Recipe:
@@ -24,10 +24,10 @@ def imagenet_sd_scratch() -> Recipe:
 
     As published, after diffusers' train_text_to_image.py (Improved, README; ``knn:k=64``, or
     ``assignment:across_ranks=true``: 16.43): U-Net of v1.4 with random weights, prompt = class
-    name, batch 2048 = 128 x 4 GPUs x 4 micro-batches (give --accumulation 4 on 4 GPUs, 16 on one),
-    AdamW 1e-4, constant, clip 1, EMA, flips, centre crop, gradient checkpointing, fp16, seed 42,
+    name, batch 2048 = 128 x 4 GPUs x 4 micro-batches (give --gradient_accumulation_steps 4 on 4 GPUs, 16 on one),
+    AdamW 1e-4, constant, clip 1, EMA, flips, center crop, gradient checkpointing, fp16, seed 42,
     20,000 steps. Sampled in 20 steps with guidance 7.5 and judged by FID. That script drops no
-    prompts, so what guidance pushes away from is a prompt the network never saw; --label-dropout
+    prompts, so what guidance pushes away from is a prompt the network never saw; --cond_drop_prob
     0.1 is what one would do. The published scheduler at sampling (PNDM) is DDIM here.
     """
     return Recipe(
@@ -38,14 +38,14 @@ def imagenet_sd_scratch() -> Recipe:
         conditional=True,
         path=SCHEDULE,
         model=StableDiffusionUNet(init="scratch", gradient_checkpointing=True),
-        optimiser=Optimiser(lr=1e-4, warmup=0, clip=1.0, weight_decay=1e-2, ema_ramp=True),
+        optim=OptimizerConfig(lr=1e-4, warmup=0, clip=1.0, weight_decay=1e-2, ema_ramp=True),
         batch_size=2048,
-        accumulation=16,
+        gradient_accumulation_steps=16,
         steps=20_000,
         seed=42,
-        precision="fp16",
-        sampler=Sampler("ddim", steps=20, spacing="linear", guidance=7.5),
-        evaluation=Evaluation(features="inception", samples=50_000, budgets=(20,)),
+        mixed_precision="fp16",
+        sampler=SamplerConfig("ddim", steps=20, spacing="linear", guidance=7.5),
+        evaluation=Evaluation(features="inception", samples=50_000, sampling_steps=(20,)),
         preview_every=1000,
         checkpoint_every=500,
     )
@@ -61,9 +61,9 @@ def imagenet_sd_finetune() -> Recipe:
         recipe,
         name="imagenet-sd-finetune",
         model=StableDiffusionUNet(gradient_checkpointing=True),
-        optimiser=dataclasses.replace(recipe.optimiser, lr=1e-5),
+        optim=dataclasses.replace(recipe.optim, lr=1e-5),
         batch_size=512,
-        accumulation=4,
+        gradient_accumulation_steps=4,
         steps=5000,
     )
 
@@ -75,22 +75,22 @@ def sd_inpaint() -> Recipe:
     quarter to three quarters of the sides is hidden; noise is paired with the whole target latent,
     or inside the hole alone (--codec.painting.pair-inside).
     """
-    return _painting("sd-inpaint", Painting("inside"))
+    return _painting("sd-inpaint", Inpainting("inside"))
 
 
 def sd_outpaint() -> Recipe:
     """Out-painting (Improved, Table 5: 29.34 -> 27.57): a rectangle or one side is kept."""
-    return _painting("sd-outpaint", Painting("outside"))
+    return _painting("sd-outpaint", Inpainting("outside"))
 
 
-def _painting(name: str, painting: Painting) -> Recipe:
+def _painting(name: str, painting: Inpainting) -> Recipe:
     recipe = imagenet_sd_finetune()
     return dataclasses.replace(
         recipe,
         name=name,
         codec=StableDiffusionCodec(SD14, batch_size=32, painting=painting),
         model=StableDiffusionUNet(painting=True, gradient_checkpointing=True),
-        label_dropout=0.1,
+        cond_drop_prob=0.1,
         sampler=dataclasses.replace(recipe.sampler, guidance=1.0),
     )
 
@@ -120,12 +120,12 @@ def sd_lora() -> Recipe:
         conditional=True,
         path=SCHEDULE,
         model=StableDiffusionUNet(lora=LoRA(rank=16), gradient_checkpointing=True),
-        optimiser=Optimiser(lr=1e-4, warmup=100, decay="cosine", weight_decay=1e-2, ema=0.0),
+        optim=OptimizerConfig(lr=1e-4, warmup=100, decay="cosine", weight_decay=1e-2, ema=0.0),
         batch_size=1,
         steps=1500,
-        precision="fp16",
-        sampler=Sampler("ddim", steps=30, guidance=7.5),
-        evaluation=Evaluation(features="efficientnet", samples=64, budgets=(30,)),
+        mixed_precision="fp16",
+        sampler=SamplerConfig("ddim", steps=30, guidance=7.5),
+        evaluation=Evaluation(features="efficientnet", samples=64, sampling_steps=(30,)),
         log_every=25,
         validate_every=100,
         preview_every=250,

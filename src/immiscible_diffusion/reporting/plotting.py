@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 BASELINE = "#222222"
-# Okabe and Ito's palette, told apart with every common colour blindness; yellow is left out.
+# Okabe and Ito's palette, told apart with every common color blindness; yellow is left out.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("s", "^", "D", "v", "P", "X")
 # The same markers, drawn by hand for the legend.
@@ -50,7 +50,7 @@ _STYLE = {
 class Look:
     """How a coupling is drawn: the same in every plot; controls are dashed and hollow."""
 
-    colour: str
+    color: str
     marker: str
     control: bool
 
@@ -58,17 +58,17 @@ class Look:
     def options(self) -> dict[str, Any]:
         """Arguments for a matplotlib line."""
         return {
-            "color": self.colour,
+            "color": self.color,
             "marker": self.marker,
             "markersize": 5,
             "linewidth": 1.2 if self.control else 1.9,
             "linestyle": (0, (4, 3)) if self.control else "-",
-            "markerfacecolor": "white" if self.control else self.colour,
+            "markerfacecolor": "white" if self.control else self.color,
         }
 
 
 def looks_of(names: Sequence[str]) -> dict[str, Look]:
-    """A colour and a marker for every name; markers change where colours come round again."""
+    """A color and a marker for every name; markers change where colors come round again."""
     return {
         name: Look(
             PALETTE[i % len(PALETTE)], MARKERS[(i + i // len(PALETTE)) % len(MARKERS)], False
@@ -80,11 +80,11 @@ def looks_of(names: Sequence[str]) -> dict[str, Look]:
 def look_key(look: Look) -> str:
     """A small SVG of the line drawn with ``look``, for a legend."""
     dash = ' stroke-dasharray="5 3"' if look.control else ""
-    fill = "#ffffff" if look.control else look.colour
+    fill = "#ffffff" if look.control else look.color
     return (
-        f'<svg viewBox="0 0 40 14" aria-hidden="true"><path d="M1 7H39" stroke="{look.colour}" '
+        f'<svg viewBox="0 0 40 14" aria-hidden="true"><path d="M1 7H39" stroke="{look.color}" '
         f'stroke-width="2"{dash}/><path d="{_SHAPES[look.marker]}" fill="{fill}" '
-        f'stroke="{look.colour}" stroke-width="1.3"/></svg>'
+        f'stroke="{look.color}" stroke-width="1.3"/></svg>'
     )
 
 
@@ -99,7 +99,7 @@ def svg_panel(name: str, title: str, height: float = 3.6) -> Iterator[tuple[Any,
 
     ``name`` makes ids unique on the page; ``title`` also names the picture for screen readers.
     """
-    with needs_extra("train", "plots"):
+    with require_extra("train", "plots"):
         import matplotlib
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure

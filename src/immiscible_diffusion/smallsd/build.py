@@ -15,7 +15,7 @@ from immiscible_diffusion.smallsd.latents import (
     held_out_psnr,
     latent_figures,
     reconstructions,
-    standardise,
+    standardize,
 )
 from immiscible_diffusion.smallsd.minilm import load_minilm
 from immiscible_diffusion.smallsd.pictures import Pictures, load_pictures
@@ -144,14 +144,14 @@ class _Maker:
         (self.folder / VAE_STATE).unlink(missing_ok=True)
 
     def _measured(self, vae: Any) -> dict[str, Any]:
-        """Standardise the latents, and say how good the VAE is."""
+        """Standardize the latents, and say how good the VAE is."""
         pictures = self.pictures
         chosen = torch.randperm(
             len(pictures.rows), generator=keyed_generator(self.settings.seed, "small latents")
         )[:MEASURED]
         rows = pictures.rows[chosen]
         found = latent_figures(vae, pictures.images, rows)
-        standardise(vae, torch.tensor(found.mean), torch.tensor(found.std))
+        standardize(vae, torch.tensor(found.mean), torch.tensor(found.std))
         after = latent_figures(vae, pictures.images, rows)
         spread = sum(std**2 for std in after.std) / len(after.std)
         vae.register_to_config(scaling_factor=spread**-0.5)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.data.load import DataConfig, load_images
-from immiscible_diffusion.evaluation.images import JUDGE_SEED
+from immiscible_diffusion.evaluation.images import EVAL_SEED
 from immiscible_diffusion.metrics.features.classifier import trained_classifier
 from immiscible_diffusion.metrics.reference_cache import cache_folder
 from immiscible_diffusion.smallsd.latents import BATCH, reconstructions
@@ -68,7 +68,5 @@ def judge_on(data: DataSet) -> LabelJudge:
     """
     if data.num_classes is None:
         raise ValueError(f"{data.name} is without labels; a classifier cannot judge it")
-    network, accuracy = trained_classifier(
-        data, seed=JUDGE_SEED, device="cpu", cache=cache_folder()
-    )
+    network, accuracy = trained_classifier(data, seed=EVAL_SEED, device="cpu", cache=cache_folder())
     return LabelJudge(network, accuracy, data)

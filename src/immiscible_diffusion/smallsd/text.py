@@ -12,7 +12,7 @@ from immiscible_diffusion.metrics.features.classifier import Classifier
 from immiscible_diffusion.smallsd.pictures import Pictures
 from immiscible_diffusion.smallsd.settings import TEMPLATES, TextSettings
 from immiscible_diffusion.smallsd.theirs import transformers
-from immiscible_diffusion.utils.random import Streams, key
+from immiscible_diffusion.utils.random import RandomStreams, key
 
 SCALE = 1 / 0.07  # what CLIP's logit scale starts from
 MOST_SCALE = 100.0
@@ -75,18 +75,18 @@ class TextTraining:
         scale = nn.Parameter(torch.tensor(SCALE).log())
         weights = [*self.encoder.parameters(), *tower.parameters(), scale]
         how, steps = self.settings, self.settings.steps
-        optimiser = torch.optim.AdamW(weights, lr=how.lr, weight_decay=1e-2)
+        optimizer = torch.optim.AdamW(weights, lr=how.lr, weight_decay=1e-2)
         count = min(how.batch_size, len(self.pictures.rows))
         order = DataOrder(len(self.pictures.rows), count, key(self.seed, "small text order"))
         self.encoder.train().requires_grad_(True)
         for step in range(steps):
-            for group in optimiser.param_groups:
+            for group in optimizer.param_groups:
                 group["lr"] = how.lr * (1 - step / steps) * min(1.0, (step + 1) / 20)
             rows = self.pictures.rows[order.indices(step)]
             loss = self._loss(tower, scale, rows, step)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             told(step + 1, loss.item())
         self.encoder.eval().requires_grad_(False)
 
@@ -107,7 +107,7 @@ class TextTraining:
 
     def _said(self, rows: Tensor, step: int) -> list[str]:
         """What is said of the pictures: their captions, every third to fourth in a sentence."""
-        generator = Streams(self.seed, step).augment
+        generator = RandomStreams(self.seed, step).augment
         texts = self.pictures.captioned.texts(rows, generator)
         if self.pictures.captioned.num_classes is None:
             return texts
@@ -164,8 +164,8 @@ def separability(encoder: Any, tokenizer: Any, texts: list[str]) -> dict[str, fl
     if len(texts) < 2:
         return {}
     pairs = torch.pdist(plain.double())
-    centred = nn.functional.normalize(plain - plain.mean(0), dim=1)
-    cosines = (centred @ centred.T)[~torch.eye(len(texts), dtype=torch.bool)]
+    centerd = nn.functional.normalize(plain - plain.mean(0), dim=1)
+    cosines = (centerd @ centerd.T)[~torch.eye(len(texts), dtype=torch.bool)]
     right = []
     for template in TEMPLATES[1:]:
         said = [template.replace("{}", text) for text in texts]

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 
 def diffusers(name: str) -> Any:
@@ -20,7 +20,7 @@ def transformers(name: str) -> Any:
 
 
 def _of(package: str, name: str) -> Any:
-    with needs_extra("sd", "the small pipeline"), warnings.catch_warnings():
+    with require_extra("sd", "the small pipeline"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return getattr(importlib.import_module(package), name)
 

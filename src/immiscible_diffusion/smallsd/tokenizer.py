@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from immiscible_diffusion.utils.atomic_files import write_text
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 START, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 
@@ -25,7 +25,7 @@ def make_tokenizer(texts: Iterable[str], *, merges: int = 2000, length: int = 16
     Raises:
         ValueError: no word in any of the texts.
     """
-    with needs_extra("sd", "the tokenizer"):
+    with require_extra("sd", "the tokenizer"):
         from transformers import CLIPTokenizer
     learnt: Any = learnt_merges(texts, merges)  # pairs, which BPE takes; CLIP's hint says words
     letters = byte_letters()
@@ -41,7 +41,7 @@ def make_tokenizer(texts: Iterable[str], *, merges: int = 2000, length: int = 16
 
 def learnt_merges(texts: Iterable[str], count: int) -> list[tuple[str, str]]:
     """The ``count`` most frequent byte-pair merges within the words of ``texts``, at most."""
-    with needs_extra("sd", "the tokenizer"):
+    with require_extra("sd", "the tokenizer"):
         from tokenizers.trainers import BpeTrainer
         from transformers import CLIPTokenizer
     letters = byte_letters()
@@ -66,7 +66,7 @@ def learnt_merges(texts: Iterable[str], count: int) -> list[tuple[str, str]]:
 
 def byte_letters() -> list[str]:
     """One letter for each of the 256 bytes, as GPT-2 and CLIP write them."""
-    with needs_extra("sd", "the tokenizer"):
+    with require_extra("sd", "the tokenizer"):
         from tokenizers.pre_tokenizers import ByteLevel
     return sorted(ByteLevel.alphabet())
 

@@ -17,7 +17,7 @@ from immiscible_diffusion.data.sampler import DataOrder
 from immiscible_diffusion.smallsd.settings import VAESettings
 from immiscible_diffusion.smallsd.theirs import diffusers
 from immiscible_diffusion.utils.atomic_files import atomic_path
-from immiscible_diffusion.utils.random import Streams, key
+from immiscible_diffusion.utils.random import RandomStreams, key
 from immiscible_diffusion.utils.signals import Interrupted, InterruptGuard
 
 WARMUP = 50
@@ -80,7 +80,7 @@ class VAETraining:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        self.optimiser = torch.optim.AdamW(
+        self.optim = torch.optim.AdamW(
             self.vae.parameters(), lr=self.settings.lr, betas=(0.9, 0.99), weight_decay=0.0
         )
         count = min(self.settings.batch_size, len(self.rows))
@@ -108,19 +108,19 @@ class VAETraining:
         self.vae.eval().requires_grad_(False)
 
     def _step(self, step: int) -> float:
-        streams = Streams(self.seed, step)
-        for group in self.optimiser.param_groups:
+        streams = RandomStreams(self.seed, step)
+        for group in self.optim.param_groups:
             group["lr"] = self.settings.lr * rate(step, self.settings.steps)
         loss = vae_loss(self.vae, self._pictures(step), streams.encode, self.settings)
-        self.optimiser.zero_grad()
+        self.optim.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.vae.parameters(), CLIP)
-        self.optimiser.step()
+        self.optim.step()
         return loss.item()
 
     def _pictures(self, step: int) -> Tensor:
         data = self.images.batch(self.rows[self.order.indices(step)]).data
-        flips = draw_flips(len(data), self.settings.flip, Streams(self.seed, step).augment)
+        flips = draw_flips(len(data), self.settings.flip, RandomStreams(self.seed, step).augment)
         return data if flips is None else torch.where(flips.view(-1, 1, 1, 1), data.flip(-1), data)
 
     def save(self, step: int) -> None:
@@ -132,7 +132,7 @@ class VAETraining:
                 {
                     "step": step,
                     "vae": self.vae.state_dict(),
-                    "optimiser": self.optimiser.state_dict(),
+                    "optimizer": self.optim.state_dict(),
                     "curve": self.curve,
                     "seconds": self.seconds,
                 },
@@ -146,7 +146,7 @@ class VAETraining:
         try:
             found = torch.load(self.state, map_location="cpu", weights_only=True)
             self.vae.load_state_dict(found["vae"])
-            self.optimiser.load_state_dict(found["optimiser"])
+            self.optim.load_state_dict(found["optimizer"])
             self.curve = [list(point) for point in found["curve"]]
             self.seconds = float(found["seconds"])
             return int(found["step"])

@@ -1,9 +1,9 @@
 """The law of linear assignment in the plane, from weighted Voronoi diagrams.
 
-Take B data and all noises of a batch but one. Which datum the last noise ``n`` gets, as a function
+Take B data and all noises of a batch but one. Which sample the last noise ``n`` gets, as a function
 of where it lies, is a diagram: ``argmin_i c_i - <n, x_i>``, where ``c_i`` is what the other noises
-cost without datum i. The last noise is N(0, I) and independent of all else, so the chance that its
-datum is ``x_i`` is the share of diagrams, over batches, in which ``n`` lies in a cell of ``x_i``.
+cost without sample i. The last noise is N(0, I) and independent of all else, so the chance that its
+sample is ``x_i`` is the share of diagrams, over batches, in which ``n`` lies in a cell of ``x_i``.
 Nothing is smoothed and no form is assumed; the error is that of so many batches.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from immiscible_diffusion.analysis.sample_pairs import choose_rows
 from immiscible_diffusion.utils.batch import Batch
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 from immiscible_diffusion.utils.random import key, keyed_generator
 
 EXTENT, CELLS = 4.8, 96  # noise beyond 4.8 is taken for noise at the edge
@@ -40,7 +40,7 @@ class Assigned:
         """How it was made."""
         return (
             f"measured on {self.batches:,} batches of {self.batch_size}: the share in which a "
-            f"noise lies in the datum's cell of the assignment's diagram"
+            f"noise lies in the sample's cell of the assignment's diagram"
         )
 
     @classmethod
@@ -102,9 +102,9 @@ def diagram(data: Tensor, noise: Tensor) -> Tensor:
     """Weights ``c`` ``[B]`` of the diagram: one more noise n gets ``argmin_i c_i - <n, data_i>``.
 
     ``c_i`` is the least cost of giving ``noise`` ``[B - 1, 2]`` to the data ``[B, 2]`` other than
-    i, up to a constant: the shortest chain in which noises move on, from datum i to the free one.
+    i, up to a constant: the shortest chain in which noises move on, from sample i to the free one.
     """
-    with needs_extra("train", "linear assignment"):
+    with require_extra("train", "linear assignment"):
         from scipy.optimize import linear_sum_assignment
     cost = -(noise @ data.T)
     owner, taken = (torch.from_numpy(found) for found in linear_sum_assignment(cost.numpy()))

@@ -11,17 +11,17 @@ from torch import Tensor
 
 from immiscible_diffusion.data.toy import ToyPoints
 from immiscible_diffusion.toy.paths import path_times
-from immiscible_diffusion.toy.strip import COLOURS, EDGE, INK, SOFT, STYLE, colours
+from immiscible_diffusion.toy.strip import COLOURS, EDGE, INK, SOFT, STYLE, colors
 from immiscible_diffusion.toy.world import Scene, group_of
 from immiscible_diffusion.utils.atomic_files import atomic_path
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 PANELS = 3
 MOVING, STILL = 80, 1400  # milliseconds
 FRAMES = 24
 COLOURS_KEPT = 64
-OUT = "Training: every datum moves straight to its noise"
-TURN = "The same noises, coloured by where the best network takes them"
+OUT = "Training: every sample moves straight to its noise"
+TURN = "The same noises, colored by where the best network takes them"
 BACK = "Sampling: the exact paths of the best network"
 
 
@@ -67,7 +67,7 @@ def write_film(
 
     ``progress`` is called with how many of the ``frames()`` are drawn.
     """
-    with needs_extra("train", "animations"):
+    with require_extra("train", "animations"):
         import matplotlib
     shown, pictures = frames(), []
     with matplotlib.rc_context(STYLE):
@@ -90,7 +90,7 @@ def write_film(
 
 
 def _in_one_palette(pictures: Sequence[Any]) -> list[Any]:
-    """``pictures`` in the same few colours: what rests does not flicker, and is stored once."""
+    """``pictures`` in the same few colors: what rests does not flicker, and is stored once."""
     from PIL import Image
 
     few = [pictures[i] for i in (0, FRAMES // 2, FRAMES, FRAMES + 2, 3 * FRAMES // 2, -1)]
@@ -152,7 +152,7 @@ class Panel:
 
         self.scene, self.data = scene, world.points[scene.rows].double()
         own, ends = world.group[scene.rows], group_of(world, scene.back[-1])
-        self.colours = colours(own), colours(ends)
+        self.colors = colors(own), colors(ends)
         axes.set(xlim=(-EDGE, EDGE), ylim=(-EDGE, EDGE), xticks=[], yticks=[])
         for spine in axes.spines.values():
             spine.set(color="#dfe3e8", linewidth=0.8)
@@ -172,10 +172,10 @@ class Panel:
         trail = along(self.scene.back, frame.t) if frame.back else None
         place = self.data + frame.t * (noise - self.data) if trail is None else trail[-1]
         self.dots.set_offsets(place.numpy())
-        self.dots.set_facecolors(self.colours[frame.back])
+        self.dots.set_facecolors(self.colors[frame.back])
         segments = [] if trail is None else list(trail.transpose(0, 1).numpy())
         self.trails.set_segments(segments)
-        self.trails.set_colors(self.colours[1])
+        self.trails.set_colors(self.colors[1])
         share, mixed = self.scene.figures["own_group"], self.scene.figures["effective_points"]
         back = f"{share:.0%} return to their own group"
         out = f"a noise may belong to {mixed['value']:.3g} of {self.scene.mixed.images} points"

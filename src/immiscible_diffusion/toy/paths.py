@@ -15,11 +15,11 @@ def path_times(steps: int) -> Tensor:
 
 @torch.no_grad()
 def exact_paths(denoiser: OptimalDenoiser, noise: Tensor, *, steps: int = 80) -> Tensor:
-    """Solve the flow of the best network on a FlowPath from ``noise`` ``[P, *shape]``.
+    """Solve the flow of the best network on a FlowMatchingPath from ``noise`` ``[P, *shape]``.
 
     A predictor and corrector of second order on ``x_s = (s / t) x_t + (1 - s / t) E[data | x]``,
-    which is exact as long as the expected datum does not change. The last step gives the expected
-    datum itself.
+    which is exact as long as the expected sample does not change. The last step gives the expected
+    sample itself.
 
     Returns:
         ``[steps + 1, P, *shape]`` float64 at ``path_times(steps)``.

@@ -12,9 +12,9 @@ from torch import Tensor
 from immiscible_diffusion.data.toy import ToyPoints
 from immiscible_diffusion.toy.world import REACH, Scene
 from immiscible_diffusion.utils.atomic_files import atomic_path
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
-# Okabe and Ito's eight, black softened; neighbours on a ring are far apart.
+# Okabe and Ito's eight, black softened; neighbors on a ring are far apart.
 COLOURS = (
     *("#0072B2", "#E69F00", "#009E73", "#CC79A7"),
     *("#555555", "#F0E442", "#56B4E9", "#D55E00"),
@@ -34,7 +34,7 @@ STYLE = {
 }
 ROWS = (
     "training pairs",
-    "what noise tells\nof its datum",
+    "what noise tells\nof its sample",
     "exact sampling paths",
     "points mixed",
 )
@@ -61,12 +61,12 @@ def write_strip(world: ToyPoints, scenes: Sequence[Scene], path: Path) -> None:
                 figure.savefig(temporary, format="svg", metadata={"Date": None}, dpi=110)
             else:
                 figure.savefig(temporary, format="png", dpi=200)
-                _fewer_colours(temporary)
+                _fewer_colors(temporary)
 
 
 @contextmanager
 def _figure(columns: int) -> Iterator[Any]:
-    with needs_extra("train", "plots"):
+    with require_extra("train", "plots"):
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -79,8 +79,8 @@ def _figure(columns: int) -> Iterator[Any]:
         yield figure
 
 
-def colours(group: Tensor) -> list[str]:
-    """The colour of every one of ``group`` ``[n]``."""
+def colors(group: Tensor) -> list[str]:
+    """The color of every one of ``group`` ``[n]``."""
     return [COLOURS[int(one) % len(COLOURS)] for one in group]
 
 
@@ -106,18 +106,18 @@ def _plane(axes: Any, below: str) -> None:
 
 def _points(axes: Any, world: ToyPoints, size: float = 7) -> None:
     x, y = world.points.T.numpy()
-    axes.scatter(x, y, size, colours(world.group), linewidths=0.3, edgecolors="white", zorder=4)
+    axes.scatter(x, y, size, colors(world.group), linewidths=0.3, edgecolors="white", zorder=4)
 
 
 def _pairs(axes: Any, world: ToyPoints, scene: Scene) -> None:
-    """Lines from every noise to its datum."""
+    """Lines from every noise to its sample."""
     from matplotlib.collections import LineCollection
 
     chosen = world.group[scene.rows]
     ends: Any = np.stack([scene.noise.numpy(), world.points[scene.rows].numpy()], axis=1)
-    axes.add_collection(LineCollection(ends, colors=colours(chosen), linewidths=0.6, alpha=0.65))
+    axes.add_collection(LineCollection(ends, colors=colors(chosen), linewidths=0.6, alpha=0.65))
     x, y = scene.noise.T.numpy()
-    axes.scatter(x, y, 5, colours(chosen), linewidths=0, zorder=3)
+    axes.scatter(x, y, 5, colors(chosen), linewidths=0, zorder=3)
     _points(axes, world)
     length = float((scene.noise - world.points[scene.rows]).norm(dim=1).mean())
     loss = scene.figures["irreducible_loss"]["value"]
@@ -125,7 +125,7 @@ def _pairs(axes: Any, world: ToyPoints, scene: Scene) -> None:
 
 
 def _destinations(axes: Any, world: ToyPoints, scene: Scene) -> None:
-    """Noise coloured by its most probable group, the stronger the surer."""
+    """Noise colored by its most probable group, the stronger the surer."""
     from matplotlib.colors import to_rgb
     from matplotlib.patches import Circle
 
@@ -148,22 +148,22 @@ def _destinations(axes: Any, world: ToyPoints, scene: Scene) -> None:
 
 
 def _paths(axes: Any, world: ToyPoints, scene: Scene) -> None:
-    """From the same N(0, I) noises, coloured by where they end."""
+    """From the same N(0, I) noises, colored by where they end."""
     from matplotlib.collections import LineCollection
 
     ends = torch.cdist(scene.paths[-1], world.points.double()).argmin(dim=1)
-    colour = colours(world.group[ends])
+    color = colors(world.group[ends])
     lines = [_thinned(line) for line in scene.paths.transpose(0, 1).numpy()]
-    axes.add_collection(LineCollection(lines, colors=colour, linewidths=0.8, alpha=0.8))
+    axes.add_collection(LineCollection(lines, colors=color, linewidths=0.8, alpha=0.8))
     x, y = scene.start.T.numpy()
-    axes.scatter(x, y, 5, colour, linewidths=0, zorder=3)
+    axes.scatter(x, y, 5, color, linewidths=0, zorder=3)
     _points(axes, world)
     longer, error = scene.figures["straightness"] - 1, scene.figures["euler_error"]["2"]
     _plane(axes, f"{longer:.1%} longer than straight\n2 Euler steps miss by {error:.2f}")
 
 
 def _mixing(axes: Any, scenes: Sequence[Scene], scene: Scene) -> None:
-    """Effective number of points by noise level; the other couplings in grey."""
+    """Effective number of points by noise level; the other couplings in gray."""
     for other in scenes:
         t = [0.0, *(level.t for level in other.mixed.levels)]
         number = [1.0, *(level.effective.value for level in other.mixed.levels)]
@@ -199,8 +199,8 @@ def _thinned(line: Any, least: float = 0.06) -> Any:
     return np.array([*kept, line[-1]])
 
 
-def _fewer_colours(path: Path) -> None:
-    """A PNG in 256 colours: a third of the size."""
+def _fewer_colors(path: Path) -> None:
+    """A PNG in 256 colors: a third of the size."""
     from PIL import Image
 
     with Image.open(path) as picture:

@@ -17,7 +17,7 @@ from immiscible_diffusion.analysis.posterior import OptimalDenoiser
 from immiscible_diffusion.analysis.sample_pairs import choose_rows, draw_noise
 from immiscible_diffusion.couplings import KNN, Coupling, Independent, LinearAssignment
 from immiscible_diffusion.data.toy import ToyPoints
-from immiscible_diffusion.diffusion.paths import FlowPath
+from immiscible_diffusion.diffusion.paths import FlowMatchingPath
 from immiscible_diffusion.toy.assigned import Assigned
 from immiscible_diffusion.toy.paths import euler_ends, exact_paths, straightness
 from immiscible_diffusion.utils.batch import Batch
@@ -111,7 +111,7 @@ def look(
     coupling = coupling_for(world, name, amounts)
     density = plane_density(coupling, world, amounts)
     told(1)
-    denoiser = OptimalDenoiser(images, density, FlowPath())
+    denoiser = OptimalDenoiser(images, density, FlowMatchingPath())
     rows = choose_rows(len(world), max(size, amounts.moving), key(seed, "pairs"))
     noise = draw_noise(coupling, images, rows, seed=key(seed, "pairs"), batch_size=size)
     rows, noise = rows[: amounts.moving], noise[: amounts.moving]
@@ -193,5 +193,5 @@ def meaning_of(coupling: Coupling, batch_size: int) -> str:
     k = strength(coupling)
     if k is None:
         return ""
-    centred = isinstance(coupling, KNN) and coupling.center is not None
-    return f"the nearest of {k} noises{', centred' if centred else ''}"
+    centerd = isinstance(coupling, KNN) and coupling.center is not None
+    return f"the nearest of {k} noises{', centerd' if centerd else ''}"

@@ -5,7 +5,11 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from immiscible_diffusion.models.trainable import load_trained, trained_names, trained_state
+from immiscible_diffusion.models.trainable import (
+    load_trainable_state,
+    trainable_names,
+    trainable_state,
+)
 from immiscible_diffusion.utils.signals import Interrupted, InterruptGuard
 
 
@@ -15,8 +19,8 @@ def trainer_state(trainer: Any) -> dict[str, Any]:
     return {
         "step": trainer.step,
         "scaling": trainer.recipe.scaling.factor,
-        "model": trained_state(trainer.bare, trained_names(trainer.bare)),
-        "optimiser": trainer.optimiser.state_dict(),
+        "model": trainable_state(trainer.bare, trainable_names(trainer.bare)),
+        "optimizer": trainer.optim.state_dict(),
         "warmup": trainer.warmup.state_dict(),
         "average": trainer.average.state_dict(),
         "scaler": scaler.state_dict() if scaler is not None else None,
@@ -31,8 +35,8 @@ def taken_up(trainer: Any, state: dict[str, Any]) -> None:
             f"it was trained with scaling.factor {factor}, the recipe has "
             f"{trainer.recipe.scaling.factor}"
         )
-    load_trained(trainer.bare, state["model"], trained_names(trainer.bare))
-    trainer.optimiser.load_state_dict(state["optimiser"])
+    load_trainable_state(trainer.bare, state["model"], trainable_names(trainer.bare))
+    trainer.optim.load_state_dict(state["optimizer"])
     trainer.warmup.load_state_dict(state["warmup"])
     trainer.average.load_state_dict(state["average"], trainer.device)
     if state["scaler"] is not None:

@@ -16,7 +16,7 @@ class Codec(Protocol):
         """How many data may go through it, or through the network for samples, at a time."""
 
     def shape(self, pictures: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of one datum as it is diffused, for pictures of this shape.
+        """Shape of one sample as it is diffused, for pictures of this shape.
 
         Raises:
             ValueError: it cannot take such pictures.

@@ -14,12 +14,12 @@ from immiscible_diffusion.data import batches
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.data.sampler import order_of
 from immiscible_diffusion.diffusion.paths import Cond
-from immiscible_diffusion.models.condition_dropout import dropped_labels, dropped_text
+from immiscible_diffusion.models.condition_dropout import drop_labels, drop_text
 from immiscible_diffusion.training.codec import Codec
 from immiscible_diffusion.training.pixels import Pixels
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.utils.batch import Batch
-from immiscible_diffusion.utils.random import Streams
+from immiscible_diffusion.utils.random import RandomStreams
 
 
 @dataclass(frozen=True)
@@ -42,26 +42,30 @@ class Feed:
     world: int = 1
     codec: Codec = field(default_factory=Pixels)
 
-    def seen(self, cond: Cond | None, rng: Streams) -> Cond | None:
+    def seen(self, cond: Cond | None, rng: RandomStreams) -> Cond | None:
         """What the network is told of the conditions."""
         if not self.recipe.conditional or cond is None:
             return None
-        share, classes = self.recipe.label_dropout, self.dataset.num_classes
+        share, classes = self.recipe.cond_drop_prob, self.dataset.num_classes
         if self.recipe.by_text and isinstance(self.codec, LatentCodec):
-            return dropped_text(cond, self.codec.empty, share, rng.labels) if share else cond
+            return drop_text(cond, self.codec.empty, share, rng.labels) if share else cond
         if not share or classes is None:
             return cond
-        return dropped_labels(cond, classes, share, rng.labels)
+        return drop_labels(cond, classes, share, rng.labels)
 
-    def streams(self, index: int) -> Streams:
+    def streams(self, index: int) -> RandomStreams:
         """The random streams of a micro-batch: it is keyed as if it were a rank."""
-        step, micro = divmod(index, self.recipe.accumulation)
-        return Streams(self.recipe.seed, step, micro * self.world + self.rank, self.device)
+        step, micro = divmod(index, self.recipe.gradient_accumulation_steps)
+        return RandomStreams(self.recipe.seed, step, micro * self.world + self.rank, self.device)
 
     def batches(self, step: int) -> Generator[Batch, None, None]:
         """The data from a step on, as the data set has them, or as they come by in a stream."""
         recipe, stream = self.recipe, getattr(self.dataset, "stream", None)
-        where = {"rank": self.rank, "world": self.world, "accumulation": recipe.accumulation}
+        where = {
+            "rank": self.rank,
+            "world": self.world,
+            "gradient_accumulation_steps": recipe.gradient_accumulation_steps,
+        }
         if stream is not None:
             made: Generator[Batch, None, None] = stream.batches(
                 recipe.batch_size, recipe.seed, start=step, **where
@@ -76,9 +80,9 @@ class Feed:
         Pools start at multiples of their size from step 0; of one that ``step`` lies within, what
         comes before it is paired too and dropped, so that a resumed run sees the same noise.
         """
-        index, pool = step * self.recipe.accumulation, pool_size(coupling)
+        index, pool = step * self.recipe.gradient_accumulation_steps, pool_size(coupling)
         first = index - index % pool
-        start, into = divmod(first, self.recipe.accumulation)
+        start, into = divmod(first, self.recipe.gradient_accumulation_steps)
         loader = self.batches(start)
         for _ in islice(loader, into):
             pass

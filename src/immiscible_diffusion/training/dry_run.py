@@ -13,7 +13,7 @@ from immiscible_diffusion.couplings import check_coupling_name
 from immiscible_diffusion.couplings.prefetch import Pairs
 from immiscible_diffusion.training.progress import duration
 from immiscible_diffusion.training.recipe import Recipe
-from immiscible_diffusion.training.run_dir import RunFolder, hardware
+from immiscible_diffusion.training.run_dir import RunDir, hardware
 from immiscible_diffusion.training.trainer import Trainer
 
 TIMED_STEPS, TIMED_SECONDS = 20, 20.0
@@ -29,7 +29,7 @@ def dry_run(recipe: Recipe, device: str) -> str:
     lines = [json.dumps(recipe.to_dict(), indent=2), f"hardware: {hardware()}"]
     with tempfile.TemporaryDirectory() as folder:
         try:
-            trainer = Trainer(recipe, RunFolder.open(folder, recipe), device=device)
+            trainer = Trainer(recipe, RunDir.open(folder, recipe), device=device)
         except (ValueError, ImportError) as error:
             return "\n".join([*lines, f"missing: {error}"])
         lines += [

@@ -38,7 +38,7 @@ def load_codec(recipe: Recipe, device: torch.device | str = "cpu") -> Codec:
     """
     if not isinstance(recipe.codec, StableDiffusionCodec):
         return recipe.codec
-    codec = recipe.codec.load(device, recipe.precision, digest=recipe.latents is not None)
+    codec = recipe.codec.load(device, recipe.mixed_precision, digest=recipe.latents is not None)
     return codec.of_latents() if recipe.latents is not None else codec
 
 

@@ -16,7 +16,7 @@ TIME_BINS = 10
 
 
 @dataclass
-class Meter:
+class StepMetrics:
     """Loss and time since the last line of the log.
 
     Pairing is timed where it is done, in the thread that prefetches or in the step; waiting is the
@@ -120,7 +120,7 @@ class Timed:
     """``coupling`` with its time taken; on a GPU at some calls only, as looking stalls it."""
 
     coupling: Coupling
-    meter: Meter
+    meter: StepMetrics
 
     def __call__(
         self,

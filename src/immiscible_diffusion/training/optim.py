@@ -9,16 +9,16 @@ from torch import nn
 
 from immiscible_diffusion.models.trainable import (
     copy_sharing_frozen,
-    trained_names,
-    trained_parameters,
+    trainable_names,
+    trainable_parameters,
 )
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 DECAYS = ("none", "linear", "cosine")
 
 
 @dataclass(frozen=True)
-class Optimiser:
+class OptimizerConfig:
     """Adam, with warm-up, clipping and an average of the weights.
 
     Args:
@@ -61,7 +61,7 @@ class Optimiser:
         if self.decay not in DECAYS:
             raise ValueError(f"decay must be one of {', '.join(DECAYS)}, got {self.decay!r}")
 
-    def tiny(self) -> "Optimiser":
+    def tiny(self) -> "OptimizerConfig":
         """Of a smoke run."""
         return replace(self, warmup=2, ema=0.9, ema_ramp=True, ema_power=0.0)
 
@@ -74,32 +74,32 @@ class Optimiser:
         return f"{self.ema:g}" + (", ramped up" if self.ema_ramp else power)
 
 
-def make_optimiser(settings: Optimiser, model: nn.Module, steps: int = 0) -> tuple[Any, Any]:
+def make_optimizer(settings: OptimizerConfig, model: nn.Module, steps: int = 0) -> tuple[Any, Any]:
     """Adam (AdamW with weight decay) and its schedule of the learning rate over ``steps``."""
     kind: Any = torch.optim.AdamW if settings.weight_decay else torch.optim.Adam
     options: dict[str, Any] = {"foreach": True}
     if settings.eight_bit:
         kind, options = _eight_bit(), {}
-    optimiser = kind(
-        trained_parameters(model),
+    optimizer = kind(
+        trainable_parameters(model),
         lr=settings.lr,
         betas=settings.betas,
         weight_decay=settings.weight_decay,
         **options,
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: rate_at(settings, step, steps)
+        optimizer, lambda step: rate_at(settings, step, steps)
     )
-    return optimiser, schedule
+    return optimizer, schedule
 
 
 def _eight_bit() -> Any:
-    with needs_extra("bitsandbytes", "8-bit Adam (optimiser.eight_bit)"):
+    with require_extra("bitsandbytes", "8-bit Adam (optimizer.eight_bit)"):
         from bitsandbytes.optim import AdamW8bit
     return AdamW8bit
 
 
-def rate_at(settings: Optimiser, step: int, steps: int) -> float:
+def rate_at(settings: OptimizerConfig, step: int, steps: int) -> float:
     """Share of ``settings.lr`` at ``step`` of ``steps``: warm-up, then decay to 0."""
     warm = min(1.0, (step + 1) / max(1, settings.warmup))
     if settings.decay == "none":
@@ -111,19 +111,19 @@ def rate_at(settings: Optimiser, step: int, steps: int) -> float:
     return warm * (left if settings.decay == "linear" else (1 - math.cos(math.pi * left)) / 2)
 
 
-class Average:
+class EMA:
     """The exponential moving average of the weights that are trained, in a copy of the model."""
 
-    def __init__(self, settings: Optimiser, model: nn.Module) -> None:
-        with needs_extra("train", "the average of the weights"):
+    def __init__(self, settings: OptimizerConfig, model: nn.Module) -> None:
+        with require_extra("train", "the average of the weights"):
             from diffusers.training_utils import EMAModel
         self.model = copy_sharing_frozen(model).eval()
-        self.names = trained_names(model)
-        self._places = trained_parameters(self.model)
+        self.names = trainable_names(model)
+        self._places = trainable_parameters(self.model)
         self.model.requires_grad_(False)
         ramped = settings.ema_ramp or settings.ema_power > 0
         self._ema = EMAModel(
-            trained_parameters(model),
+            trainable_parameters(model),
             decay=settings.ema,
             min_decay=0.0 if ramped else settings.ema,
             use_ema_warmup=settings.ema_power > 0,
@@ -133,7 +133,7 @@ class Average:
 
     def update(self, model: nn.Module) -> None:
         """Take up the weights after a step."""
-        self._ema.step(trained_parameters(model))
+        self._ema.step(trainable_parameters(model))
 
     def current(self) -> nn.Module:
         """The model with the averaged weights, in eval mode."""

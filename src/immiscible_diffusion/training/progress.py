@@ -5,7 +5,7 @@ import time
 from types import TracebackType
 from typing import Any
 
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 PLAIN_SECONDS = 30.0
 
@@ -41,7 +41,7 @@ class Progress:
         return self
 
     def _make_bar(self) -> Any:
-        with needs_extra("train", "the progress bar"):
+        with require_extra("train", "the progress bar"):
             from rich.console import Console
             from rich.progress import (
                 BarColumn,

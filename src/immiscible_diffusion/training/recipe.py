@@ -9,16 +9,16 @@ from immiscible_diffusion.applications.stable_diffusion.captions import Buckets,
 from immiscible_diffusion.applications.stable_diffusion.config import StableDiffusionCodec
 from immiscible_diffusion.applications.stable_diffusion.unet import StableDiffusionUNet
 from immiscible_diffusion.data import DataConfig
-from immiscible_diffusion.data.scaling import ImageScaling
+from immiscible_diffusion.data.scaling import DataScaling
 from immiscible_diffusion.diffusion.losses import ConsistencyLoss, RegressionLoss
-from immiscible_diffusion.diffusion.paths import DiffusionPath, FlowPath, SigmaPath
-from immiscible_diffusion.diffusion.samplers import Sampler
+from immiscible_diffusion.diffusion.paths import EDMPath, FlowMatchingPath, VPPath
+from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.evaluation.config import Evaluation, PolicyEvaluation
 from immiscible_diffusion.models import MLP, DiT, PolicyMLP, UNet, UNet1D
-from immiscible_diffusion.training.optim import Optimiser
+from immiscible_diffusion.training.optim import OptimizerConfig
 from immiscible_diffusion.training.pixels import Pixels
 from immiscible_diffusion.utils.batch import Batch
-from immiscible_diffusion.utils.serialization import flat, from_plain, to_plain
+from immiscible_diffusion.utils.serialization import flat, from_dict, to_dict
 
 Model = MLP | UNet | DiT | UNet1D | PolicyMLP | StableDiffusionUNet
 
@@ -30,7 +30,7 @@ class Recipe:
     Args:
         name: what it is called.
         data: the data set.
-        coupling: which noise goes with which datum: ``independent``, ``knn:k=16``,
+        coupling: which noise goes with which sample: ``independent``, ``knn:k=16``,
             ``knn:k=16,center=mean``, ``assignment``, ``shuffled:...``, or ``module:Class(k=3)``.
         codec: what stands between pictures and what is diffused: ``Pixels``, nothing, or
             ``StableDiffusionCodec``.
@@ -38,20 +38,20 @@ class Recipe:
         buckets: pictures of several shapes; None = all are cut to one square.
         latents: a folder written by ``immiscible encode``, read instead of the pictures.
         conditional: give the network the labels, or the text.
-        label_dropout: share of labels (prompts) that a conditional network does not see in
+        cond_drop_prob: share of labels (prompts) that a conditional network does not see in
             training, so that it can be guided (2207.12598); usually 0.1.
         scaling: of the data before they are diffused; undone after sampling.
         path: how data and noise are mixed.
         loss: what the network is fitted by: ``RegressionLoss``, or ``ConsistencyLoss`` on a
-            SigmaPath.
+            EDMPath.
         model: the network.
-        optimiser: how it is fitted.
+        optim: how it is fitted.
         batch_size: data per step over all devices and accumulated micro-batches.
-        accumulation: micro-batches per step; the pairing sees one at a time, or ``pool`` of them.
+        gradient_accumulation_steps: micro-batches per step; the pairing sees one at a time, or ``pool`` of them.
         prefetch: micro-batches (pools) paired in a thread before they are needed; 0 = in the step.
         steps: of training.
         seed: of everything.
-        precision: mixed precision; ``no`` is float32.
+        mixed_precision: as accelerate's; ``no`` is float32.
         sampler: how images are made for previews, ``sample`` and ``evaluate``.
         evaluation: how they are judged.
         log_every: steps between lines in metrics.jsonl.
@@ -71,19 +71,19 @@ class Recipe:
     buckets: Buckets | None = None
     latents: str | None = None
     conditional: bool = False
-    label_dropout: float = 0.0
-    scaling: ImageScaling = field(default_factory=ImageScaling)
-    path: FlowPath | DiffusionPath | SigmaPath = field(default_factory=FlowPath)
+    cond_drop_prob: float = 0.0
+    scaling: DataScaling = field(default_factory=DataScaling)
+    path: FlowMatchingPath | VPPath | EDMPath = field(default_factory=FlowMatchingPath)
     loss: RegressionLoss | ConsistencyLoss = field(default_factory=RegressionLoss)
     model: Model = field(default_factory=UNet)
-    optimiser: Optimiser = field(default_factory=Optimiser)
+    optim: OptimizerConfig = field(default_factory=OptimizerConfig)
     batch_size: int = 256
-    accumulation: int = 1
+    gradient_accumulation_steps: int = 1
     prefetch: int = 1
     steps: int = 400_000
     seed: int = 0
-    precision: Literal["no", "fp16", "bf16"] = "no"
-    sampler: Sampler = field(default_factory=Sampler)
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
     evaluation: Evaluation | PolicyEvaluation = field(default_factory=Evaluation)
     log_every: int = 100
     validate_every: int = 1000
@@ -94,7 +94,13 @@ class Recipe:
     push_to_hub: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulation", "steps", "log_every", "validate_every"):
+        for name in (
+            "batch_size",
+            "gradient_accumulation_steps",
+            "steps",
+            "log_every",
+            "validate_every",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.checkpoint_every < 1 or self.preview_every < 0 or self.prefetch < 0:
@@ -104,15 +110,15 @@ class Recipe:
             )
         if self.conditional and not self.data.labels and not self.by_text:
             raise ValueError("conditional needs labels; set data.labels or drop conditional")
-        if not 0 <= self.label_dropout < 1 or (self.label_dropout and not self.conditional):
+        if not 0 <= self.cond_drop_prob < 1 or (self.cond_drop_prob and not self.conditional):
             raise ValueError(
-                f"label_dropout must be from 0 to below 1, and is of conditional recipes, got "
-                f"{self.label_dropout}"
+                f"cond_drop_prob must be from 0 to below 1, and is of conditional recipes, got "
+                f"{self.cond_drop_prob}"
             )
-        if self.sampler.guidance != 1 and not (self.label_dropout or self.by_text):
+        if self.sampler.guidance != 1 and not (self.cond_drop_prob or self.by_text):
             raise ValueError(
                 f"sampler.guidance {self.sampler.guidance} needs a network that was trained "
-                f"without labels as well; set label_dropout"
+                f"without labels as well; set cond_drop_prob"
             )
         self._check_loss()
         self.sampler.check(self.path)
@@ -140,17 +146,17 @@ class Recipe:
     def _check_loss(self) -> None:
         """Raise ValueError for a path or sampler that the loss does not go with."""
         if not isinstance(self.loss, ConsistencyLoss):
-            if isinstance(self.path, SigmaPath) and self.sampler.method == "consistency":
+            if isinstance(self.path, EDMPath) and self.sampler.method == "consistency":
                 raise ValueError(
                     f"sampler.method consistency goes with ConsistencyLoss, and nothing else does; "
                     f"got {self.sampler.method} and {type(self.loss).__name__}"
                 )
             return
-        if not isinstance(self.path, SigmaPath):
-            raise ValueError(f"ConsistencyLoss needs a SigmaPath, got {type(self.path).__name__}")
+        if not isinstance(self.path, EDMPath):
+            raise ValueError(f"ConsistencyLoss needs a EDMPath, got {type(self.path).__name__}")
         if self.sampler.method != "consistency":
             raise ValueError(
-                f"a consistency model says the datum in one step, and sampler.method consistency "
+                f"a consistency model says the sample in one step, and sampler.method consistency "
                 f"alone samples it; got {self.sampler.method}"
             )
         if self.path.time == "discrete":
@@ -174,9 +180,9 @@ class Recipe:
                 f"adapters and painters go with a VAE that is not scaled; leave scaling.factor 1, "
                 f"got {self.scaling.factor}"
             )
-        if not isinstance(codec, StableDiffusionCodec) or isinstance(self.path, SigmaPath):
+        if not isinstance(codec, StableDiffusionCodec) or isinstance(self.path, EDMPath):
             raise ValueError(
-                f"StableDiffusionUNet needs StableDiffusionCodec and no SigmaPath, got "
+                f"StableDiffusionUNet needs StableDiffusionCodec and no EDMPath, got "
                 f"{type(codec).__name__} and {type(self.path).__name__}"
             )
         if model.painting != (codec.painting is not None) or not self.conditional:
@@ -197,9 +203,9 @@ class Recipe:
         return Batch(data, batch.cond, batch.mask)
 
     @property
-    def noise_path(self) -> FlowPath | DiffusionPath | SigmaPath:
+    def noise_path(self) -> FlowMatchingPath | VPPath | EDMPath:
         """``path`` for the data as they are diffused: scaled data have another sigma_data."""
-        if not isinstance(self.path, SigmaPath) or self.scaling.factor == 1:
+        if not isinstance(self.path, EDMPath) or self.scaling.factor == 1:
             return self.path
         wide = self.path.sigma_data * self.scaling.factor
         return dataclasses.replace(self.path, sigma_data=wide)
@@ -249,11 +255,11 @@ class Recipe:
             codec=self.codec.tiny(),
             buckets=None,
             model=self.model.tiny(),
-            optimiser=self.optimiser.tiny(),
+            optim=self.optim.tiny(),
             batch_size=16,
-            accumulation=1,
+            gradient_accumulation_steps=1,
             steps=8,
-            precision="no",
+            mixed_precision="no",
             sampler=dataclasses.replace(self.sampler, steps=2, tolerance=1e-2),
             evaluation=self.evaluation.tiny(),
             log_every=2,
@@ -264,7 +270,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as JSON values; parts that could be of several kinds say which."""
-        return to_plain(self)
+        return to_dict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Recipe":
@@ -272,7 +278,7 @@ class Recipe:
 
         Fields that an older version did not know may be missing: they get their defaults.
         """
-        recipe = from_plain(cls, values, "recipe")
+        recipe = from_dict(cls, values, "recipe")
         assert isinstance(recipe, Recipe)
         return recipe
 

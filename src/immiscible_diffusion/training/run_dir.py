@@ -20,7 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from immiscible_diffusion.diffusion.losses import ConsistencyLoss
-from immiscible_diffusion.models.trainable import load_trained, trained_names, trained_state
+from immiscible_diffusion.models.trainable import (
+    load_trainable_state,
+    trainable_names,
+    trainable_state,
+)
 from immiscible_diffusion.training.recipe import Recipe, differences
 from immiscible_diffusion.utils.atomic_files import (
     append_jsonl,
@@ -31,7 +35,7 @@ from immiscible_diffusion.utils.atomic_files import (
     write_jsonl,
 )
 from immiscible_diffusion.utils.images import image_grid
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 # These may change between a run and its continuation without making it another experiment.
 MAY_CHANGE = (
@@ -42,13 +46,13 @@ PACKAGES = ("immiscible-diffusion", "torch", "numpy", "scipy", "accelerate", "di
 
 
 @dataclass(frozen=True)
-class RunFolder:
+class RunDir:
     """The files of one run."""
 
     root: Path
 
     @classmethod
-    def open(cls, root: str | os.PathLike[str], recipe: Recipe) -> "RunFolder":
+    def open(cls, root: str | os.PathLike[str], recipe: Recipe) -> "RunDir":
         """A folder for a run of ``recipe``, new or with a run of it to go on with; writes nothing.
 
         Raises:
@@ -74,7 +78,7 @@ class RunFolder:
             raise ValueError(f"cannot write to the run folder {self.root}: {error}") from error
 
     @classmethod
-    def existing(cls, root: str | os.PathLike[str]) -> "RunFolder":
+    def existing(cls, root: str | os.PathLike[str]) -> "RunDir":
         """The run in ``root``; ValueError if there is none."""
         run = cls(Path(root))
         if not run.has_begun:
@@ -83,7 +87,7 @@ class RunFolder:
 
     def _check_same(self, recipe: Recipe) -> None:
         before = self.recipe()
-        planned = recipe.optimiser.decay != "none" or isinstance(recipe.loss, ConsistencyLoss)
+        planned = recipe.optim.decay != "none" or isinstance(recipe.loss, ConsistencyLoss)
         if planned and before.steps != recipe.steps and self.checkpoint.exists():
             raise ValueError(
                 f"{self.root} holds a run of {before.steps} steps, and learning rate or curriculum "
@@ -138,7 +142,7 @@ class RunFolder:
         every = read_jsonl(self.root / "metrics.jsonl")
         return [record for record in every if record["kind"] == kind]
 
-    def forget_after(self, step: int) -> None:
+    def truncate_log_after(self, step: int) -> None:
         """Drop the records of steps after ``step``: a resumed run makes them again."""
         path = self.root / "metrics.jsonl"
         if path.exists():
@@ -168,9 +172,11 @@ class RunFolder:
 
         Of a model that is trained in part, the parameters ``names`` alone.
         """
-        with needs_extra("train", "saving weights"):
+        with require_extra("train", "saving weights"):
             from safetensors.torch import save_file
-        tensors = {k: v.detach().cpu().contiguous() for k, v in trained_state(model, names).items()}
+        tensors = {
+            k: v.detach().cpu().contiguous() for k, v in trainable_state(model, names).items()
+        }
         with atomic_path(self.root / "weights" / "model.safetensors") as temporary:
             save_file(tensors, str(temporary), {"step": str(step)})
         write_json(
@@ -180,7 +186,7 @@ class RunFolder:
 
     def load_weights(self, model: nn.Module) -> int:
         """Put the averaged weights into ``model``, as it is trained; returns their step."""
-        with needs_extra("train", "loading weights"):
+        with require_extra("train", "loading weights"):
             from safetensors import SafetensorError, safe_open
         path = self.root / "weights" / "model.safetensors"
         if not path.is_file():
@@ -189,7 +195,7 @@ class RunFolder:
             with safe_open(str(path), framework="pt") as file:
                 step = int((file.metadata() or {})["step"])
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                load_trained(model, state, trained_names(model))
+                load_trainable_state(model, state, trainable_names(model))
         except (SafetensorError, RuntimeError, KeyError) as error:
             raise ValueError(f"{path} does not fit the recipe beside it ({error})") from error
         return step

@@ -18,20 +18,20 @@ from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.diffusion.losses import Loss, at_share, undisturbed
 from immiscible_diffusion.diffusion.pipeline import Generator
 from immiscible_diffusion.training.builders import (
+    init_noise_distribution,
     make_accelerator,
     make_coupling,
     make_model,
-    start_law,
 )
 from immiscible_diffusion.training.checkpoint import loaded, stopped_at, taken_up, trainer_state
 from immiscible_diffusion.training.codec import Codec
 from immiscible_diffusion.training.dataloader import Feed
 from immiscible_diffusion.training.load import load_codec, load_data, with_tokens
-from immiscible_diffusion.training.metrics_log import Meter, Timed, loss_by_time
-from immiscible_diffusion.training.optim import Average, make_optimiser
+from immiscible_diffusion.training.metrics_log import StepMetrics, Timed, loss_by_time
+from immiscible_diffusion.training.optim import EMA, make_optimizer
 from immiscible_diffusion.training.progress import Progress
 from immiscible_diffusion.training.recipe import Recipe
-from immiscible_diffusion.training.run_dir import RunFolder
+from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.validation import Validation
 from immiscible_diffusion.utils.signals import InterruptGuard
 
@@ -55,7 +55,7 @@ class Trainer:
     def __init__(
         self,
         recipe: Recipe,
-        run: RunFolder,
+        run: RunDir,
         *,
         device: str = "auto",
         dataset: DataSet | None = None,
@@ -64,7 +64,7 @@ class Trainer:
         self.accelerator = make_accelerator(recipe, device, run)
         self.device: torch.device = self.accelerator.device
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        check_split(recipe.batch_size, world * recipe.accumulation)
+        check_split(recipe.batch_size, world * recipe.gradient_accumulation_steps)
         check_before(recipe)
         self.codec: Codec = load_codec(recipe, self.device)
         data = load_data(recipe, self.codec) if dataset is None else dataset
@@ -73,15 +73,15 @@ class Trainer:
         self.loss_fn: Loss = recipe.loss
         self.validation = Validation.of(recipe, self.dataset, self.device, self.codec)
         self.bare = make_model(recipe, self.dataset, self.codec).to(self.device)
-        self.average = Average(recipe.optimiser, self.bare)
-        optimiser, self.warmup = make_optimiser(recipe.optimiser, self.bare, recipe.steps)
-        self.model, self.optimiser = self.accelerator.prepare(self.bare, optimiser)
+        self.average = EMA(recipe.optim, self.bare)
+        optimizer, self.warmup = make_optimizer(recipe.optim, self.bare, recipe.steps)
+        self.model, self.optim = self.accelerator.prepare(self.bare, optimizer)
         # Last, as it may write the moments: nothing is left behind if another part is refused.
         of = (recipe, self.dataset, run)
         self.coupling: Coupling = make_coupling(*of, self.device, self.codec)
-        self.law = start_law(*of, self.coupling, self.device, self.codec)
+        self.law = init_noise_distribution(*of, self.coupling, self.device, self.codec)
         self.step, self.saved = 0, -1
-        self.meter = Meter(self.device)
+        self.meter = StepMetrics(self.device)
 
     # -- the loop ---------------------------------------------------------------------------------
 
@@ -124,11 +124,11 @@ class Trainer:
             raise stopped_at(guard, self.step, self.recipe.steps, self.run.root)
 
     def train_step(self, pairs: Iterator[Paired]) -> None:
-        """One optimiser step: ``accumulation`` micro-batches."""
+        """One optimizer step: ``accumulation`` micro-batches."""
         path, model = self.recipe.noise_path, self.model
         loss_fn = at_share(self.loss_fn, self.step / self.recipe.steps)
-        for micro in range(self.recipe.accumulation):
-            rng = self.feed.streams(self.step * self.recipe.accumulation + micro)
+        for micro in range(self.recipe.gradient_accumulation_steps):
+            rng = self.feed.streams(self.step * self.recipe.gradient_accumulation_steps + micro)
             with self.accelerator.accumulate(model):
                 with self.meter.waiting():
                     batch = next(pairs)
@@ -138,10 +138,10 @@ class Trainer:
                 torch.manual_seed(rng.dropout)
                 losses = loss_fn(model, path, data, noise, t, cond, batch.mask)
                 self.accelerator.backward(losses.mean())
-                if self.recipe.optimiser.clip and self.accelerator.sync_gradients:
-                    self.accelerator.clip_grad_norm_(model.parameters(), self.recipe.optimiser.clip)
-                self.optimiser.step()
-                self.optimiser.zero_grad()
+                if self.recipe.optim.clip and self.accelerator.sync_gradients:
+                    self.accelerator.clip_grad_norm_(model.parameters(), self.recipe.optim.clip)
+                self.optim.step()
+                self.optim.zero_grad()
                 self.meter.add(losses, t)
         self.warmup.step()
         self.average.update(self.bare)
@@ -188,7 +188,7 @@ class Trainer:
         loss = float(self.accelerator.reduce(self.meter.mean_loss(), "mean"))
         if not math.isfinite(loss):
             raise ValueError(
-                f"the loss is not a number at step {self.step}; lower optimiser.lr, or check "
+                f"the loss is not a number at step {self.step}; lower optimizer.lr, or check "
                 f"the data"
             )
         return loss
@@ -260,8 +260,8 @@ class Trainer:
         if state is not None:
             loaded(self, state)
         if self.is_main:
-            self.run.forget_after(self.step)
-        self.meter = Meter(self.device)
+            self.run.truncate_log_after(self.step)
+        self.meter = StepMetrics(self.device)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what ``state_dict`` gave; ValueError if it was of data scaled otherwise."""

@@ -15,7 +15,7 @@ from immiscible_diffusion.training.codec import Codec
 from immiscible_diffusion.training.load import alike, load_data
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.utils.batch import Batch
-from immiscible_diffusion.utils.random import Streams
+from immiscible_diffusion.utils.random import RandomStreams
 
 VALIDATED = 512
 TESTED = ("cifar10", "fashion_mnist")  # sets with a test split
@@ -52,10 +52,10 @@ class Validation:
     ) -> "Validation":
         """Up to 512 data, as in training; the same for every coupling and seed."""
         held_out, split = _validation_set(recipe, dataset, codec)
-        streams = Streams(0, rank=0)
+        streams = RandomStreams(0, rank=0)
         same = alike(held_out)
         rows = same[torch.randperm(len(same), generator=streams.order)[:VALIDATED]]
-        encode = Streams(0, rank=0, device=device).encode
+        encode = RandomStreams(0, rank=0, device=device).encode
         batch = _joined(
             codec.encode(held_out.batch(part).to(device), encode)
             for part in rows.split(codec.at_once)

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-def run_ahead(
+def prefetch_iterator(
     source: Generator[T, None, None], ahead: int, *, name: str, finish: bool = True
 ) -> Generator[T, None, None]:
     """The items of ``source``, made in a thread.

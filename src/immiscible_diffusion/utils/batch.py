@@ -14,7 +14,7 @@ class Batch:
 
     Attributes:
         data: ``[B, *shape]`` float32 (images in [-1, 1]).
-        cond: named conditions, each ``[B, ...]``, row i of datum i, or None.
+        cond: named conditions, each ``[B, ...]``, row i of sample i, or None.
         mask: boolean, broadcasts to ``data``, True where data are valid; None = everywhere.
     """
 

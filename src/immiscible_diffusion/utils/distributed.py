@@ -5,12 +5,12 @@ from typing import Any
 import torch
 
 from immiscible_diffusion.utils.device import pick_device
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 
 def ranks_of(device: str) -> Any:
     """The processes that ``accelerate launch`` started, or this one alone."""
-    with needs_extra("train", "running on several processes"):
+    with require_extra("train", "running on several processes"):
         from accelerate import PartialState
     return PartialState(cpu=pick_device(device).type == "cpu")
 

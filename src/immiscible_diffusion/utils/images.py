@@ -5,12 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 
 def image_grid(images: Tensor, columns: int | None = None) -> Any:
     """A PIL picture of ``images`` ``[B, C, H, W]`` in [-1, 1], row by row, one pixel apart."""
-    with needs_extra("train", "writing pictures"):
+    with require_extra("train", "writing pictures"):
         from PIL import Image
     count, channels, height, width = images.shape
     columns = columns or max(1, round(count**0.5))

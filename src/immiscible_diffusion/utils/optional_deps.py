@@ -4,17 +4,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class MissingExtra(ImportError):
+class MissingDependencyError(ImportError):
     """A feature was used whose optional dependencies are not installed."""
 
 
 @contextmanager
-def needs_extra(extra: str, feature: str) -> Iterator[None]:
+def require_extra(extra: str, feature: str) -> Iterator[None]:
     """Turn a missing module into an error that says what to install.
 
     Use it around the import statement::
 
-        with needs_extra("train", "the U-Net"):
+        with require_extra("train", "the U-Net"):
             from diffusers import UNet2DModel
     """
     try:
@@ -22,7 +22,7 @@ def needs_extra(extra: str, feature: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("immiscible_diffusion"):
             raise
-        raise MissingExtra(
+        raise MissingDependencyError(
             f"{feature} needs the package '{error.name}', which is not installed; "
             f"run: pip install 'immiscible-diffusion[{extra}]'"
         ) from error

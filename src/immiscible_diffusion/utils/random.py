@@ -23,14 +23,14 @@ def keyed_generator(*parts: int | str, device: torch.device | str = "cpu") -> to
 
 
 @dataclass(frozen=True)
-class Streams:
+class RandomStreams:
     """Independent random streams of one step on one rank.
 
     Each attribute is a *new* generator at the start of its stream: take it once per step.
 
     Args:
         seed: the run's seed.
-        step: the optimiser step or micro-batch (for ``order``: the epoch).
+        step: the optimizer step or micro-batch (for ``order``: the epoch).
         rank: the process; W ranks draw what one process would draw in W chunks with these keys.
         device: where ``noise``, ``time`` and ``augment`` are drawn; ``order`` is on the CPU.
     """

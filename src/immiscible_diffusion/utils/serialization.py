@@ -6,17 +6,17 @@ import typing
 from typing import Any
 
 
-def to_plain(value: Any) -> Any:
+def to_dict(value: Any) -> Any:
     """``value`` as JSON values; dataclasses say their kind."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"kind": type(value).__name__} | fields
     if isinstance(value, (tuple, list)):
-        return [to_plain(item) for item in value]
+        return [to_dict(item) for item in value]
     return value
 
 
-def from_plain(kind: Any, value: Any, where: str) -> Any:
+def from_dict(kind: Any, value: Any, where: str) -> Any:
     """``value`` as an instance of the annotation ``kind``, for the few kinds recipes use."""
     options: list[Any] = [
         option
@@ -38,7 +38,7 @@ def from_plain(kind: Any, value: Any, where: str) -> Any:
     if wrong := (given - {f.name for f in known}) | (needed - given):
         raise ValueError(f"{where}: unknown or missing fields: {', '.join(sorted(wrong))}")
     return chosen(
-        **{name: from_plain(hints[name], value[name], f"{where}.{name}") for name in given}
+        **{name: from_dict(hints[name], value[name], f"{where}.{name}") for name in given}
     )
 
 

@@ -125,8 +125,8 @@ def test_a_picture_shows_the_block_where_it_is():
     picture = simulator.picture(64)
     assert picture.shape == (64, 64, 3)
     assert picture.dtype == np.uint8
-    grey = np.array([119, 136, 153])  # light slate grey, the block's
-    near = np.abs(picture.astype(int) - grey).sum(axis=2) < 60
+    gray = np.array([119, 136, 153])  # light slate gray, the block's
+    near = np.abs(picture.astype(int) - gray).sum(axis=2) < 60
     rows, columns = near.nonzero()
     assert abs(rows.mean() * 8 - 395) < 20  # 45 below its origin
     assert abs(columns.mean() * 8 - 350) < 20

@@ -9,24 +9,24 @@ from safetensors.torch import load_file
 
 from immiscible_diffusion.applications.pusht.compare import all_rollouts, policy_entries
 from immiscible_diffusion.applications.pusht.evaluator import (
-    PolicyJudge,
+    PolicyEvaluator,
     keep_rollouts,
     kept_rollouts,
 )
 from immiscible_diffusion.applications.pusht.rollout import Rollouts
 from immiscible_diffusion.cli.main import main
-from immiscible_diffusion.couplings import Independent, coupling_from_name
+from immiscible_diffusion.couplings import Independent, parse_coupling
 from immiscible_diffusion.couplings.schedule import WarmUp
 from immiscible_diffusion.data import DataConfig
 from immiscible_diffusion.diffusion.losses import RegressionLoss
-from immiscible_diffusion.diffusion.paths import FlowPath
-from immiscible_diffusion.diffusion.samplers import Sampler
+from immiscible_diffusion.diffusion.paths import FlowMatchingPath
+from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.evaluation.config import Evaluation
-from immiscible_diffusion.evaluation.load_run import Trained
+from immiscible_diffusion.evaluation.load_run import LoadedRun
 from immiscible_diffusion.experiments.compare.plan import Plan
 from immiscible_diffusion.recipes import recipe_from_name
 from immiscible_diffusion.training.recipe import Recipe
-from immiscible_diffusion.training.run_dir import RunFolder
+from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.trainer import Trainer
 
 
@@ -59,7 +59,7 @@ def small(store):
 
 
 def trained(recipe, folder, until=None):
-    trainer = Trainer(recipe, RunFolder.open(folder, recipe), device="cpu")
+    trainer = Trainer(recipe, RunDir.open(folder, recipe), device="cpu")
     trainer.train(until=until, quiet=True)
     return trainer, load_file(folder / "weights" / "model.safetensors")
 
@@ -87,19 +87,19 @@ def test_k_of_one_gives_the_weights_of_independent_noise_and_so_does_a_long_warm
 
 
 def test_a_start_step_is_an_option_of_every_coupling():
-    coupling = coupling_from_name("assignment:cost=norm,start_step=50")
+    coupling = parse_coupling("assignment:cost=norm,start_step=50")
     assert isinstance(coupling, WarmUp)
     assert coupling.at(49) == Independent()
-    assert coupling.at(50) == coupling_from_name("assignment:cost=norm")
+    assert coupling.at(50) == parse_coupling("assignment:cost=norm")
     with pytest.raises(ValueError, match="start_step must be a whole number"):
-        coupling_from_name("knn:k=2,start_step=-1")
+        parse_coupling("knn:k=2,start_step=-1")
 
 
 def test_padding_reaches_neither_network_nor_loss(small, tmp_path):
     """What lies beyond the end of an episode may be anything."""
     data = dataclasses.replace(small.data, learn_copies=False)
     recipe = dataclasses.replace(small, coupling="knn:k=2", data=data)
-    trainer = Trainer(recipe, RunFolder.open(tmp_path, recipe), device="cpu")
+    trainer = Trainer(recipe, RunDir.open(tmp_path, recipe), device="cpu")
     batch = next(trainer.feed.batches(0))
     assert not bool(batch.mask.all())
     wild = dataclasses.replace(batch, data=batch.data.masked_fill(~batch.mask, 1e6))
@@ -111,7 +111,7 @@ def test_padding_reaches_neither_network_nor_loss(small, tmp_path):
     beyond = said + 1e3 * (~batch.mask)
     losses = [
         RegressionLoss()(
-            lambda *_, out=out: out, FlowPath(), made[0].data, noise, t, None, batch.mask
+            lambda *_, out=out: out, FlowMatchingPath(), made[0].data, noise, t, None, batch.mask
         )
         for out in (said, beyond)
     ]
@@ -124,14 +124,20 @@ def test_a_masked_loss_is_the_mean_over_valid_positions():
     noise[1] = 1.0
     mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]).bool()[..., None]
     loss = RegressionLoss()(
-        lambda x, *_: torch.zeros_like(x), FlowPath(), data, noise, torch.ones(2), None, mask
+        lambda x, *_: torch.zeros_like(x),
+        FlowMatchingPath(),
+        data,
+        noise,
+        torch.ones(2),
+        None,
+        mask,
     )
     assert loss.tolist() == [4.0, 1.0]
 
 
 def test_the_error_of_actions_is_that_of_what_is_carried_out(small, tmp_path):
     trainer, _ = trained(small, tmp_path)
-    judge = PolicyJudge.of(small, trainer.dataset)
+    judge = PolicyEvaluator.of(small, trainer.dataset)
     probes = judge.probes
 
     class Knows(torch.nn.Module):
@@ -143,7 +149,7 @@ def test_the_error_of_actions_is_that_of_what_is_carried_out(small, tmp_path):
             t = small.path.time_seen(time)
             return small.path.mixture(t, x).convert(data, x, "data", small.path.prediction)
 
-    assert judge.action_error(Knows(), Sampler("ddim", 4)) < 1e-6
+    assert judge.action_error(Knows(), SamplerConfig("ddim", 4)) < 1e-6
     again = [judge.action_error(trainer.average.current(), small.sampler) for _ in range(2)]
     assert again[0] == again[1] > 0.1
     observed = {tuple(row.tolist()) for row in trainer.dataset.batch(torch.arange(5)).data[:, 0]}
@@ -159,18 +165,18 @@ def test_policies_and_images_are_not_confused(small, store, tmp_path):
         dataclasses.replace(small, preview_every=10)
     nowhere = dataclasses.replace(small, data=dataclasses.replace(small.data, path=None))
     with pytest.raises(ValueError, match=r"need data\.path"):
-        Trainer(nowhere, RunFolder.open(tmp_path, nowhere), device="cpu")
+        Trainer(nowhere, RunDir.open(tmp_path, nowhere), device="cpu")
 
 
 def test_ranges_are_kept_and_other_demonstrations_refused(small, tmp_path):
     trained(small, tmp_path)
-    assert Trained.load(RunFolder(tmp_path), "cpu").step == small.steps
+    assert LoadedRun.load(RunDir(tmp_path), "cpu").step == small.steps
     with np.load(small.data.path) as file:
         arrays = dict(file)
     np.savez(small.data.path, **arrays | {"action": 2 * arrays["action"]})
     try:
         with pytest.raises(ValueError, match="their ranges differ"):
-            Trained.load(RunFolder(tmp_path), "cpu")
+            LoadedRun.load(RunDir(tmp_path), "cpu")
     finally:
         np.savez(small.data.path, **arrays)
 
@@ -204,7 +210,7 @@ def test_gains_are_of_the_same_seeds_and_episodes(small, tmp_path):
     plan = Plan(tmp_path, small, ("independent", "knn:k=2"), (0, 1))
     scores = {"independent": (0.2, 0.4), "knn:k=2": (0.3, 0.5)}
     for cell in plan.cells:
-        run = RunFolder(plan.cell_folder(cell))
+        run = RunDir(plan.trial_dir(cell))
         base = scores[cell.coupling][cell.seed]
         for step, lower in ((4, 0.1), (8, 0.0)):
             done = made_rollouts([base - lower, base - lower + 0.2])

@@ -15,11 +15,11 @@ from immiscible_diffusion.applications.pusht.rollout import Execution, roll_out
 from immiscible_diffusion.applications.pusht.states import observe, start_states
 from immiscible_diffusion.applications.pusht.vector_env import Tables
 from immiscible_diffusion.applications.pusht.video import film
-from immiscible_diffusion.diffusion.paths import DiffusionPath
-from immiscible_diffusion.diffusion.samplers import Sampler
+from immiscible_diffusion.diffusion.paths import VPPath
+from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.models import UNet1D
 
-STARTS = start_states(3).numpy()
+INIT_NOISES = start_states(3).numpy()
 DONE = np.array([50.0, 50.0, 256.0, 256.0, math.pi / 4])  # the block upon the goal
 
 
@@ -38,7 +38,7 @@ class Recorded:
 SHORT = Execution(steps=20)
 
 
-def used(policy, starts=STARTS, execution=SHORT, workers=0):
+def used(policy, starts=INIT_NOISES, execution=SHORT, workers=0):
     with Tables(len(starts), workers=workers) as tables:
         return roll_out(tables, policy, starts, execution)
 
@@ -63,7 +63,7 @@ def test_states_are_those_of_the_simulator(run):
     rollouts, _ = run
     for episode in range(3):
         simulator = Simulator()
-        simulator.reset(STARTS[episode])
+        simulator.reset(INIT_NOISES[episode])
         found = simulator.step(rollouts.actions[episode])
         np.testing.assert_array_equal(rollouts.states[episode, 1:], found.state)
         np.testing.assert_array_equal(rollouts.coverage[episode], found.coverage)
@@ -87,7 +87,7 @@ def test_processes_make_no_difference(run):
 
 def test_an_episode_ends_with_success_and_the_others_go_on():
     policy = Recorded()
-    rollouts = used(policy, np.stack([STARTS[0], DONE, STARTS[2]]))
+    rollouts = used(policy, np.stack([INIT_NOISES[0], DONE, INIT_NOISES[2]]))
     assert rollouts.steps.tolist() == [20, 1, 20]
     assert rollouts.success.tolist() == [False, True, False]
     assert rollouts.score[1] == 1
@@ -112,7 +112,7 @@ def test_the_clock_gives_the_latency():
     ticks = iter([0.0, 0.25, 1.0, 1.1, 2.0, 2.1])
     with Tables(1) as tables:
         rollouts = roll_out(
-            tables, Recorded(), STARTS[:1], Execution(steps=20), clock=lambda: next(ticks)
+            tables, Recorded(), INIT_NOISES[:1], Execution(steps=20), clock=lambda: next(ticks)
         )
     assert rollouts.latency_ms == pytest.approx(100)
 
@@ -136,7 +136,7 @@ def test_settings_that_are_none():
     with pytest.raises(ValueError, match="observation must be one of"):
         Execution(kind="pixels")
     with Tables(2) as tables, pytest.raises(ValueError, match="a row for each of 2 tables"):
-        roll_out(tables, Recorded(), STARTS)
+        roll_out(tables, Recorded(), INIT_NOISES)
 
 
 # -- a diffusion model as a policy ----------------------------------------------------------------
@@ -153,8 +153,8 @@ def planner():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return Planner(
         model,
-        DiffusionPath("cosine", steps=100),
-        Sampler("ddim", steps=3, clip=1.0),
+        VPPath("cosine", steps=100),
+        SamplerConfig("ddim", steps=3, clip=1.0),
         (16, 2),
         Sight(MinMax(torch.zeros(20), torch.full((20,), 512.0))),
         MinMax(torch.full((2,), 100.0), torch.full((2,), 400.0)),
@@ -180,7 +180,7 @@ def test_a_plan_depends_on_its_episode_and_number_alone(planner):
 
 @pytest.mark.parametrize("method", ["ddim", "ddpm", "euler"])
 def test_every_sampler_plans(planner, method):
-    sampler = Sampler(method, steps=2, clip=1.0)
+    sampler = SamplerConfig(method, steps=2, clip=1.0)
     again = dataclasses.replace(planner, sampler=sampler)
     plans = again(torch.rand(2, 2, 20), episodes=torch.arange(2), plan=0)
     assert bool(plans.isfinite().all())
@@ -188,11 +188,11 @@ def test_every_sampler_plans(planner, method):
 
 def test_the_matched_start_needs_its_law(planner):
     with pytest.raises(ValueError, match="do not go together"):
-        dataclasses.replace(planner, sampler=Sampler("ddim", start="matched"))
+        dataclasses.replace(planner, sampler=SamplerConfig("ddim", init_noise="matched"))
 
 
 def test_a_planner_works_on_tables(planner):
-    rollouts = used(planner, STARTS[:2], Execution(steps=9))
+    rollouts = used(planner, INIT_NOISES[:2], Execution(steps=9))
     assert rollouts.states.shape == (2, 10, 5)
     assert np.isfinite(rollouts.actions).all()
 

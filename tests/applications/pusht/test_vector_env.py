@@ -14,14 +14,14 @@ pytest.importorskip("gym_pusht")
 from immiscible_diffusion.applications.pusht.states import start_states
 from immiscible_diffusion.applications.pusht.vector_env import Tables, pictures
 
-STARTS = start_states(3).numpy()
+INIT_NOISES = start_states(3).numpy()
 ACTIONS = np.random.default_rng(0).uniform(50, 450, (3, 6, 2))
 
 
 @pytest.fixture(scope="module")
 def alone():
     with Tables(3) as tables:
-        tables.reset(STARTS)
+        tables.reset(INIT_NOISES)
         return tables.step(ACTIONS)
 
 
@@ -32,7 +32,7 @@ def children():
 def test_workers_do_what_one_process_does_and_end(alone):
     before = children()
     with Tables(3, workers=2) as tables:
-        tables.reset(STARTS)
+        tables.reset(INIT_NOISES)
         found = tables.step(ACTIONS)
         assert len(children()) == len(before) + 2
     np.testing.assert_array_equal(found.state, alone.state)
@@ -42,7 +42,7 @@ def test_workers_do_what_one_process_does_and_end(alone):
 
 def test_some_tables_go_on_while_others_rest(alone):
     with Tables(3) as tables:
-        tables.reset(STARTS)
+        tables.reset(INIT_NOISES)
         first = tables.step(ACTIONS[[2, 0], :3], [2, 0])
         rest = tables.step(ACTIONS[[0, 2], 3:], [0, 2])
     np.testing.assert_array_equal(first.state, alone.state[[2, 0], :3])
@@ -51,10 +51,10 @@ def test_some_tables_go_on_while_others_rest(alone):
 
 def test_a_fault_in_a_worker_is_told_and_leaves_the_tables_in_use(alone):
     with Tables(3, workers=1) as tables:
-        tables.reset(STARTS)
+        tables.reset(INIT_NOISES)
         with pytest.raises(ValueError, match="actions must be finite places"):
             tables.step(np.full((3, 2, 2), np.nan))
-        tables.reset(STARTS)
+        tables.reset(INIT_NOISES)
         np.testing.assert_array_equal(tables.step(ACTIONS).state, alone.state)
 
 
@@ -64,7 +64,7 @@ def test_processes_end_with_an_error_in_the_with():
 
     def fail_within(error):
         with Tables(2, workers=2) as tables:
-            tables.reset(STARTS[:2])
+            tables.reset(INIT_NOISES[:2])
             raise error
 
     before = children()
@@ -80,7 +80,7 @@ def test_a_process_that_died_is_told_and_the_others_end():
         os.kill(victim.pid, signal.SIGKILL)
         victim.join()
         with pytest.raises(RuntimeError, match="ended with exit code -9"):
-            tables.reset(STARTS[:2])
+            tables.reset(INIT_NOISES[:2])
     assert children() == before
 
 
@@ -131,22 +131,22 @@ def test_ctrl_c_ends_everything(tmp_path):
 def test_tables_are_used_inside_their_with():
     tables = Tables(2)
     with pytest.raises(ValueError, match="closed"):
-        tables.reset(STARTS[:2])
+        tables.reset(INIT_NOISES[:2])
     with tables:
         pass
     with pytest.raises(ValueError, match="closed"):
-        tables.reset(STARTS[:2])
+        tables.reset(INIT_NOISES[:2])
 
 
 def test_numbers_that_do_not_fit():
     with pytest.raises(ValueError, match="count >= 1"):
         Tables(0)
     with Tables(2) as tables, pytest.raises(ValueError, match="a row for each of 2 tables"):
-        tables.reset(STARTS)
+        tables.reset(INIT_NOISES)
 
 
 def test_pictures_are_of_the_states():
-    shots = pictures(STARTS[[0, 1, 0]], size=32)
+    shots = pictures(INIT_NOISES[[0, 1, 0]], size=32)
     assert shots.shape == (3, 32, 32, 3)
     np.testing.assert_array_equal(shots[0], shots[2])
     assert (shots[0] != shots[1]).any()

@@ -95,7 +95,7 @@ def test_data_lie_in_the_range_and_come_back():
     torch.testing.assert_close(windows.acted.undo(batch.data)[0, 1:], recorded.action[:15])
 
 
-def test_validation_windows_are_normalised_by_the_training_range():
+def test_validation_windows_are_normalized_by_the_training_range():
     train, held = episodes().split(0.3, seed=1)
     windows = Windows.of(train)
     assert windows.like(held).acted == windows.acted

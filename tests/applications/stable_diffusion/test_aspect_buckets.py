@@ -60,7 +60,7 @@ def test_a_picture_goes_where_least_is_cut_off(height: int, width: int) -> None:
     cut = Cut.of((height, width), chosen)
     for resized, offset, side in zip(cut.resized, (cut.top, cut.left), chosen, strict=True):
         assert 0 <= offset <= resized - side
-        assert abs((resized - side) - 2 * offset) <= 1  # the centre
+        assert abs((resized - side) - 2 * offset) <= 1  # the center
     assert chosen[0] in cut.resized or chosen[1] in cut.resized  # no larger than need be
 
 
@@ -134,17 +134,19 @@ def dataset(tmp_path: Path) -> Captioned:
 def test_ranks_see_what_one_process_sees(dataset: Captioned) -> None:
     order = dataset.order(4, seed=3)
 
-    def seen(rank: int, world: int, accumulation: int, start: int = 0) -> list[torch.Tensor]:
+    def seen(
+        rank: int, world: int, gradient_accumulation_steps: int, start: int = 0
+    ) -> list[torch.Tensor]:
         made = batches(
             dataset,
             order,
             start=start,
             rank=rank,
             world=world,
-            accumulation=accumulation,
+            gradient_accumulation_steps=gradient_accumulation_steps,
             ahead=0,
         )
-        return [next(made).data for _ in range(6 * accumulation)]
+        return [next(made).data for _ in range(6 * gradient_accumulation_steps)]
 
     whole, first, second = seen(0, 1, 2), seen(0, 2, 1), seen(1, 2, 1)
     for step in range(6):

@@ -178,7 +178,7 @@ def coco(root: Path) -> Path:
     for number in (1, 2, 3):
         save(noise(3)[number - 1], root / "train2017" / f"{number:012d}.png")
     images = [{"id": n, "file_name": f"{n:012d}.png"} for n in (3, 1, 2)]
-    said = [(1, "cat "), (2, "dog"), (1, "grey cat")]
+    said = [(1, "cat "), (2, "dog"), (1, "gray cat")]
     content = {"images": images, "annotations": [{"image_id": i, "caption": c} for i, c in said]}
     (root / "annotations").mkdir()
     (root / "annotations" / "captions_train2017.json").write_text(json.dumps(content))
@@ -187,7 +187,7 @@ def coco(root: Path) -> Path:
 
 def test_coco_as_it_is_published(tmp_path: Path) -> None:
     dataset = load_captioned(DataConfig("coco", path=str(coco(tmp_path))))
-    assert [dataset.prompts.all_of(row) for row in range(2)] == [["cat", "grey cat"], ["dog"]]
+    assert [dataset.prompts.all_of(row) for row in range(2)] == [["cat", "gray cat"], ["dog"]]
     assert np.array_equal(pixels(dataset).numpy(), noise(3)[:2])
     with pytest.raises(ValueError, match=r"val2017 .*annotations_trainval2017\.zip"):
         load_captioned(DataConfig("coco", path=str(tmp_path), split="validation"))

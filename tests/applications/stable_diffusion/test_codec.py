@@ -7,7 +7,7 @@ import torch
 
 from fixtures.stable_diffusion import make_parts
 from immiscible_diffusion.applications.stable_diffusion.config import StableDiffusionCodec
-from immiscible_diffusion.applications.stable_diffusion.inpainting import Painting
+from immiscible_diffusion.applications.stable_diffusion.inpainting import Inpainting
 from immiscible_diffusion.applications.stable_diffusion.silence import quiet
 from immiscible_diffusion.training.pixels import Pixels
 from immiscible_diffusion.utils.batch import Batch
@@ -159,7 +159,7 @@ def test_latents_that_are_there_already_pass(codec, small_sd):
     assert torch.equal(batch.data, latents)
     assert batch.cond["text"].shape == (2, 12, 8)
     assert cached.shape((4, 4, 4)) == (4, 4, 4)
-    painting = StableDiffusionCodec(str(small_sd), painting=Painting()).load()
+    painting = StableDiffusionCodec(str(small_sd), painting=Inpainting()).load()
     with pytest.raises(ValueError, match="latents already; train from the pictures"):
         painting.of_latents()
 
@@ -184,7 +184,7 @@ def test_a_pipeline_that_is_not_there_says_what_to_do(tmp_path):
 
 @pytest.mark.parametrize("hidden", ["inside", "outside"])
 def test_holes_are_keyed_and_within_their_bounds(hidden):
-    painting = Painting(hidden)
+    painting = Inpainting(hidden)
     holes = painting.holes(500, (16, 12), seeded())
     assert torch.equal(holes, painting.holes(500, (16, 12), seeded()))
     assert not torch.equal(holes, painting.holes(500, (16, 12), seeded(1)))
@@ -201,7 +201,7 @@ def test_holes_are_keyed_and_within_their_bounds(hidden):
 
 
 def test_a_hole_hides_the_picture_and_not_the_target(small_sd, pictures):
-    codec = StableDiffusionCodec(str(small_sd), painting=Painting(pair_inside=True)).load()
+    codec = StableDiffusionCodec(str(small_sd), painting=Inpainting(pair_masked_region=True)).load()
     batch = codec.encode(Batch(pictures), seeded(3))
     plain = StableDiffusionCodec(str(small_sd)).load().encode(Batch(pictures), seeded(3))
     assert torch.equal(batch.data, plain.data), "the target is the whole picture"
@@ -219,6 +219,6 @@ def test_a_hole_of_the_wrong_size_is_refused(codec, pictures):
     with pytest.raises(ValueError, match=r"the hole must be \(7, 1, 4, 4\)"):
         codec.hidden(pictures, torch.zeros(7, 1, 8, 8))
     with pytest.raises(ValueError, match=r"painting\.hidden must be one of inside, outside"):
-        Painting("around")
+        Inpainting("around")
     with pytest.raises(ValueError, match=r"painting\.smallest"):
-        Painting(smallest=0.9)
+        Inpainting(smallest=0.9)

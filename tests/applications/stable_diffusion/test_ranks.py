@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from fixtures.two_processes import finish, start
 from immiscible_diffusion.cli.train import main as train
-from immiscible_diffusion.training.run_dir import RunFolder
+from immiscible_diffusion.training.run_dir import RunDir
 
 # What one process draws and pairs that two draw and pair together.
 TOGETHER = """
@@ -40,7 +40,7 @@ def options(folder, pipeline, *more):
     return [
         *("train", "imagenet-sd-scratch", "--tiny", "--device", "cpu", "--out", str(folder)),
         *("--codec.pretrained", str(pipeline), "--data.size", "8", "--batch-size", "8"),
-        *("--optimiser.lr", "1e-3", "--preview-every", "0", "--log-every", "1", *more),
+        *("--optim.lr", "1e-3", "--preview-every", "0", "--log-every", "1", *more),
     ]
 
 
@@ -49,7 +49,7 @@ def weights(folder):
 
 
 def losses(folder, kind="train"):
-    return [record["loss"] for record in RunFolder(folder).records(kind)]
+    return [record["loss"] for record in RunDir(folder).records(kind)]
 
 
 LONG = ("--steps", "24", "--checkpoint-every", "3", "--coupling", "assignment:across_ranks=true")
@@ -65,7 +65,10 @@ def whole(small_sd, tmp_path_factory):
 
 def test_two_processes_equal_one(small_sd, tmp_path):
     more = ("--coupling", "knn:k=4,center=mean")
-    assert train(options(tmp_path / "one", small_sd, *more, "--accumulation", "2")[1:]) == 0
+    assert (
+        train(options(tmp_path / "one", small_sd, *more, "--gradient_accumulation_steps", "2")[1:])
+        == 0
+    )
     finish(start(2, *options(tmp_path / "two", small_sd, *more)))
     assert_equal(tmp_path / "one", tmp_path / "two")
 
@@ -73,7 +76,7 @@ def test_two_processes_equal_one(small_sd, tmp_path):
 def test_two_processes_that_pair_together_equal_one(small_sd, tmp_path, whole, monkeypatch):
     (tmp_path / "together.py").write_text(TOGETHER)
     monkeypatch.syspath_prepend(tmp_path)
-    more = (*LONG[:-1], "together:Together()", "--accumulation", "2")
+    more = (*LONG[:-1], "together:Together()", "--gradient_accumulation_steps", "2")
     assert train(options(tmp_path / "one", small_sd, *more)[1:]) == 0
     assert_equal(tmp_path / "one", whole)
 
@@ -91,7 +94,7 @@ def assert_equal(one, two):
 def test_two_processes_killed_and_resumed_equal_uninterrupted(small_sd, tmp_path, whole):
     killed = tmp_path / "killed"
     processes = start(2, *options(killed, small_sd, *LONG))
-    wait_for_step(RunFolder(killed), random.randrange(4, 18))
+    wait_for_step(RunDir(killed), random.randrange(4, 18))
     for process in processes:
         process.kill()
     for process in processes:
@@ -101,7 +104,7 @@ def test_two_processes_killed_and_resumed_equal_uninterrupted(small_sd, tmp_path
     left, right = weights(whole), weights(killed)
     assert left.keys() == right.keys()
     assert all(torch.equal(left[name], right[name]) for name in left)
-    steps = [record["step"] for record in RunFolder(killed).records("train")]
+    steps = [record["step"] for record in RunDir(killed).records("train")]
     assert steps == list(range(1, 25)), "every step is logged once"
     assert losses(whole) == losses(killed)
 

@@ -14,7 +14,7 @@ from immiscible_diffusion.data import DataConfig
 from immiscible_diffusion.recipes import recipe_from_name
 from immiscible_diffusion.training.load import load_raw as load_data
 from immiscible_diffusion.training.recipe import Recipe
-from immiscible_diffusion.training.run_dir import RunFolder
+from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("hf_cache")
@@ -29,7 +29,7 @@ def streamed(name: str, folder: Path, **changes: object) -> Recipe:
 
 
 def trainer_of(recipe: Recipe, folder: Path) -> Trainer:
-    return Trainer(recipe, RunFolder.open(folder, recipe), device="cpu")
+    return Trainer(recipe, RunDir.open(folder, recipe), device="cpu")
 
 
 def test_it_is_fed_with_all_shards_and_held_by_its_first_pictures(tmp_path: Path) -> None:

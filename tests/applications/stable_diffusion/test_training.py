@@ -16,15 +16,15 @@ from immiscible_diffusion.cli.bulk import main as bulk
 from immiscible_diffusion.cli.sample import main as sample
 from immiscible_diffusion.data import DataConfig, load_images
 from immiscible_diffusion.data.image_decoding import to_bytes
-from immiscible_diffusion.data.scaling import ImageScaling
-from immiscible_diffusion.diffusion.paths import DiffusionPath, FlowPath
-from immiscible_diffusion.diffusion.samplers import Sampler
+from immiscible_diffusion.data.scaling import DataScaling
+from immiscible_diffusion.diffusion.paths import FlowMatchingPath, VPPath
+from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.evaluation.bulk import BulkPictures
 from immiscible_diffusion.evaluation.conditions import Told
-from immiscible_diffusion.evaluation.load_run import Trained
+from immiscible_diffusion.evaluation.load_run import LoadedRun
 from immiscible_diffusion.integrations import pull
 from immiscible_diffusion.recipes import recipe_from_name
-from immiscible_diffusion.training.run_dir import RunFolder
+from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.trainer import Trainer
 from immiscible_diffusion.utils.atomic_files import read_json
 
@@ -36,14 +36,14 @@ def small(name, pipeline, **changes):
     recipe = recipe_from_name(name).tiny()
     codec = dataclasses.replace(recipe.codec, pretrained=str(pipeline))
     data = dataclasses.replace(recipe.data, size=8, limit=64)
-    optimiser = dataclasses.replace(recipe.optimiser, lr=1e-3)
+    optimizer = dataclasses.replace(recipe.optim, lr=1e-3)
     changes = {"steps": 4, "checkpoint_every": 2, "preview_every": 0, **changes}
-    changes = {"batch_size": 8, "data": data, "codec": codec, "optimiser": optimiser, **changes}
+    changes = {"batch_size": 8, "data": data, "codec": codec, "optimizer": optimizer, **changes}
     return dataclasses.replace(recipe, **changes)
 
 
 def trained(recipe, folder, until=None):
-    trainer = Trainer(recipe, RunFolder.open(folder, recipe), device="cpu")
+    trainer = Trainer(recipe, RunDir.open(folder, recipe), device="cpu")
     trainer.train(until=until, quiet=True)
     return trainer
 
@@ -68,7 +68,7 @@ def first_pairs(trainer, count=3):
 
 def test_noise_is_paired_with_latents_and_text_follows_its_datum(small_sd, tmp_path):
     recipe = small("imagenet-sd-scratch", small_sd, coupling="knn:k=64", batch_size=32)
-    trainer = Trainer(recipe, RunFolder.open(tmp_path, recipe), device="cpu")
+    trainer = Trainer(recipe, RunDir.open(tmp_path, recipe), device="cpu")
     assert trainer.codec.shape(trainer.dataset.shape) == (4, 4, 4)
     prompts = trainer.codec.tell(trainer.dataset.class_names)["text"]
     for data, noise, cond in first_pairs(trainer):
@@ -82,7 +82,7 @@ def test_data_text_and_start_are_the_same_for_every_coupling(small_sd, tmp_path)
     seen = {}
     for coupling in ("independent", "knn:k=4", "assignment"):
         recipe = small("sd-inpaint", small_sd, coupling=coupling)
-        trainer = Trainer(recipe, RunFolder.open(tmp_path / coupling[:3], recipe), device="cpu")
+        trainer = Trainer(recipe, RunDir.open(tmp_path / coupling[:3], recipe), device="cpu")
         first = list(trainer.bare.state_dict().values())
         seen[coupling] = (first_pairs(trainer), first, trainer.validation)
     reference, start, validation = seen.pop("independent")
@@ -106,7 +106,7 @@ def test_k_of_one_gives_the_weights_of_independent_noise(small_sd, tmp_path, nam
 def test_moments_are_of_latents(small_sd, tmp_path):
     recipe = small("imagenet-sd-scratch", small_sd, coupling="knn:k=4,center=mean")
     recipe = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, flip=False))
-    trainer = Trainer(recipe, RunFolder.open(tmp_path, recipe), device="cpu")
+    trainer = Trainer(recipe, RunDir.open(tmp_path, recipe), device="cpu")
     latents = trainer.codec.encode(trainer.dataset.batch(torch.arange(64))).data
     center, mean = trainer.coupling.center.mean, latents.mean(0)
     drawn = 0.9 / 64**0.5  # of the posterior's deviation, which is about 1, in a mean of 64
@@ -116,10 +116,10 @@ def test_moments_are_of_latents(small_sd, tmp_path):
 
 def test_pairing_inside_the_hole_alone(small_sd, tmp_path):
     recipe = small("sd-inpaint", small_sd, coupling="knn:k=64", batch_size=32)
-    painting = dataclasses.replace(recipe.codec.painting, pair_inside=True)
+    painting = dataclasses.replace(recipe.codec.painting, pair_masked_region=True)
     codec = dataclasses.replace(recipe.codec, painting=painting)
     recipe = dataclasses.replace(recipe, codec=codec)
-    trainer = Trainer(recipe, RunFolder.open(tmp_path, recipe), device="cpu")
+    trainer = Trainer(recipe, RunDir.open(tmp_path, recipe), device="cpu")
     inside, outside = [], []
     for data, noise, cond in first_pairs(trainer, 20):
         hole = cond["hole"].bool()
@@ -130,8 +130,8 @@ def test_pairing_inside_the_hole_alone(small_sd, tmp_path):
 
 
 def test_dropped_prompts_are_the_empty_one(small_sd, tmp_path):
-    recipe = small("imagenet-sd-scratch", small_sd, label_dropout=0.4, batch_size=64)
-    trainer = Trainer(recipe, RunFolder.open(tmp_path, recipe), device="cpu")
+    recipe = small("imagenet-sd-scratch", small_sd, cond_drop_prob=0.4, batch_size=64)
+    trainer = Trainer(recipe, RunDir.open(tmp_path, recipe), device="cpu")
     empty = trainer.codec.empty["text"]
     (_, _, cond), rng = first_pairs(trainer, 1)[0], trainer.feed.streams(0)
     seen = trainer.feed.seen(cond, rng)["text"]
@@ -206,7 +206,7 @@ def test_there_is_no_pipeline_before_the_end(small_sd, tmp_path):
 
 @pytest.mark.parametrize("name", ["imagenet-sd-scratch", "sd-outpaint", "sd-lora"])
 def test_resumed_equals_uninterrupted_bit_for_bit(small_sd, tmp_path, name):
-    changes = {"coupling": "knn:k=4,center=mean", "label_dropout": 0.2}
+    changes = {"coupling": "knn:k=4,center=mean", "cond_drop_prob": 0.2}
     if name == "imagenet-sd-scratch":
         recipe = recipe_from_name(name)
         changes["loss"] = dataclasses.replace(recipe.loss, noise_offset=0.1, input_perturbation=0.1)
@@ -219,7 +219,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(small_sd, tmp_path, name):
 
 def test_only_adapters_are_in_checkpoint_average_and_weights(small_sd, tmp_path):
     trainer = trained(small("sd-lora", small_sd), tmp_path)
-    state = RunFolder(tmp_path).load_checkpoint()
+    state = RunDir(tmp_path).load_checkpoint()
     assert all("lora_" in name for name in (*state["model"], *weights(tmp_path)))
     assert len(state["average"]["shadow_params"]) == len(state["model"])
     before = load_file(small_sd / "unet" / "diffusion_pytorch_model.safetensors")
@@ -241,7 +241,7 @@ def fresh_accelerate():
 @pytest.mark.usefixtures("fresh_accelerate")
 @pytest.mark.parametrize("name", ["sd-inpaint", "sd-lora"])
 def test_half_precision_of_frozen_parts_trains(small_sd, tmp_path, name):
-    trainer = trained(small(name, small_sd, precision="bf16", preview_every=4), tmp_path)
+    trainer = trained(small(name, small_sd, mixed_precision="bf16", preview_every=4), tmp_path)
     assert trainer.codec.place[1] == torch.bfloat16
     assert {w.dtype for w in trainer.bare.parameters() if w.requires_grad} == {torch.float32}
     frozen = {w.dtype for w in trainer.bare.parameters() if not w.requires_grad}
@@ -253,7 +253,7 @@ def test_a_run_in_half_precision_is_a_whole_pipeline(small_sd, tmp_path, fresh_a
     """The frozen parts are published as they were, not in half."""
     from diffusers import DiffusionPipeline
 
-    trained(small("imagenet-sd-scratch", small_sd, precision="bf16"), tmp_path)
+    trained(small("imagenet-sd-scratch", small_sd, mixed_precision="bf16"), tmp_path)
     with quiet():
         pipeline = DiffusionPipeline.from_pretrained(tmp_path)
     pipeline.set_progress_bar_config(disable=True)
@@ -264,18 +264,18 @@ def test_a_run_in_half_precision_is_a_whole_pipeline(small_sd, tmp_path, fresh_a
 
 
 @pytest.mark.parametrize(
-    "path", [DiffusionPath("scaled_linear", "v", zero_snr=True), FlowPath()], ids=["snr", "flow"]
+    "path", [VPPath("scaled_linear", "v", zero_snr=True), FlowMatchingPath()], ids=["snr", "flow"]
 )
 def test_the_published_scheduler_is_of_the_path(small_sd, tmp_path, path):
     from diffusers import DiffusionPipeline
 
-    sampler = Sampler("ddim" if isinstance(path, DiffusionPath) else "euler", 2)
+    sampler = SamplerConfig("ddim" if isinstance(path, VPPath) else "euler", 2)
     trained(small("imagenet-sd-scratch", small_sd, path=path, sampler=sampler), tmp_path)
     with quiet():
         pipeline = DiffusionPipeline.from_pretrained(tmp_path)
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline("a", num_inference_steps=2, output_type="pt").images.isfinite().all()
-    if isinstance(path, DiffusionPath):
+    if isinstance(path, VPPath):
         assert float(pipeline.scheduler.alphas_cumprod[-1]) < 1e-6
         assert pipeline.scheduler.config.timestep_spacing == "trailing"
     else:
@@ -283,15 +283,15 @@ def test_the_published_scheduler_is_of_the_path(small_sd, tmp_path, path):
 
 
 def test_scaled_latents_are_undone_by_the_published_vae(small_sd, tmp_path):
-    recipe = small("imagenet-sd-scratch", small_sd, scaling=ImageScaling(2.0), steps=2)
+    recipe = small("imagenet-sd-scratch", small_sd, scaling=DataScaling(2.0), steps=2)
     trained(recipe, tmp_path)
     assert read_json(tmp_path / "vae" / "config.json")["scaling_factor"] == pytest.approx(1.8)
     with pytest.raises(ValueError, match=r"leave scaling\.factor 1"):
-        small("sd-lora", small_sd, scaling=ImageScaling(2.0))
+        small("sd-lora", small_sd, scaling=DataScaling(2.0))
 
 
 def test_weights_of_a_run_go_on_with_its_path_whatever_the_codec_says(small_sd, tmp_path):
-    v = DiffusionPath("scaled_linear", "v", beta_start=0.00085, beta_end=0.012)
+    v = VPPath("scaled_linear", "v", beta_start=0.00085, beta_end=0.012)
     first = small("imagenet-sd-scratch", small_sd, path=v, steps=2)
     trained(first, tmp_path / "first")
     tune = small("imagenet-sd-finetune", small_sd, steps=2)
@@ -299,14 +299,14 @@ def test_weights_of_a_run_go_on_with_its_path_whatever_the_codec_says(small_sd, 
     trained(dataclasses.replace(tune, model=model, path=v), tmp_path / "tuned")
     with pytest.raises(ValueError, match="prediction_type v_prediction"):
         trained(dataclasses.replace(tune, model=model), tmp_path / "wrong")
-    flow = dataclasses.replace(tune, path=FlowPath(), sampler=Sampler("euler", 2))
-    with pytest.raises(ValueError, match="a FlowPath needs"):
+    flow = dataclasses.replace(tune, path=FlowMatchingPath(), sampler=SamplerConfig("euler", 2))
+    with pytest.raises(ValueError, match="a FlowMatchingPath needs"):
         trained(flow, tmp_path / "flow")
 
 
 def test_painters_are_told_what_their_picture_shows(small_sd, tmp_path):
     recipe = small("sd-inpaint", small_sd)
-    trainer = Trainer(recipe, RunFolder.open(tmp_path, recipe), device="cpu")
+    trainer = Trainer(recipe, RunDir.open(tmp_path, recipe), device="cpu")
     told = Told(recipe, trainer.dataset, "cpu", trainer.codec)
     rows = range(len(trainer.dataset))
     labels = trainer.dataset.batch(torch.arange(len(rows))).cond["label"]
@@ -349,15 +349,15 @@ def test_latents_from_a_folder_are_those_of_the_vae(small_sd, tmp_path):
     recipe = dataclasses.replace(recipe, latents=str(tmp_path / "latents"))
     trainer = trained(recipe, tmp_path / "run")
     fresh = small("imagenet-sd-scratch", small_sd, coupling="knn:k=4", data=config)
-    other = Trainer(fresh, RunFolder.open(tmp_path / "other", fresh), device="cpu")
+    other = Trainer(fresh, RunDir.open(tmp_path / "other", fresh), device="cpu")
     rows = torch.arange(8)
     cached = trainer.codec.encode(trainer.dataset.batch(rows))
     encoded = other.codec.encode(other.dataset.batch(rows))
     torch.testing.assert_close(cached.data, encoded.data, atol=1e-2, rtol=1e-2)
     assert torch.equal(cached.cond["text"], encoded.cond["text"])
-    made = Trained.load(RunFolder(tmp_path / "run"), "cpu")
+    made = LoadedRun.load(RunDir(tmp_path / "run"), "cpu")
     assert made.pictures.shape == (3, 8, 8)
-    [(images, _)] = made.generator(Sampler("ddim", 2))(made.model, 3, seed=0)
+    [(images, _)] = made.generator(SamplerConfig("ddim", 2))(made.model, 3, seed=0)
     assert images.shape == (3, 3, 8, 8)
 
 
@@ -399,8 +399,8 @@ def test_adapters_from_a_folder_of_pictures_of_many_shapes(small_sdxl, tmp_path)
 def test_samples_do_not_depend_on_batches_and_follow_prompts(small_sd, tmp_path):
     recipe = small("imagenet-sd-scratch", small_sd, prompts=("a cat", "a dog"), preview_every=2)
     trained(recipe, tmp_path)
-    made = Trained.load(RunFolder(tmp_path), "cpu")
-    sampler = Sampler("ddim", 3, guidance=2.0)
+    made = LoadedRun.load(RunDir(tmp_path), "cpu")
+    sampler = SamplerConfig("ddim", 3, guidance=2.0)
     generator = made.generator(sampler, prompts=("a cat", "a dog"))
     whole = generator.of_rows(made.model, range(6), seed=0).data
     parts = [generator.of_rows(made.model, [row], seed=0).data for row in (5, 0, 3)]
@@ -414,8 +414,8 @@ def test_samples_do_not_depend_on_batches_and_follow_prompts(small_sd, tmp_path)
 
 def test_guidance_1_and_more_differ_by_the_empty_prompt(small_sd, tmp_path):
     trained(small("imagenet-sd-scratch", small_sd), tmp_path)
-    made = Trained.load(RunFolder(tmp_path), "cpu")
-    generator = made.generator(Sampler("ddim", 2))
+    made = LoadedRun.load(RunDir(tmp_path), "cpu")
+    generator = made.generator(SamplerConfig("ddim", 2))
     cond = generator.told(range(3))
     none = generator.told.without(cond)
     torch.testing.assert_close(none["text"], made.codec.empty["text"].expand(3, -1, -1))
@@ -424,8 +424,8 @@ def test_guidance_1_and_more_differ_by_the_empty_prompt(small_sd, tmp_path):
 
 def test_a_painter_is_shown_the_pictures_of_the_data(small_sd, tmp_path):
     trained(small("sd-outpaint", small_sd), tmp_path)
-    made = Trained.load(RunFolder(tmp_path), "cpu")
-    told = made.generator(Sampler("ddim", 2)).told
+    made = LoadedRun.load(RunDir(tmp_path), "cpu")
+    told = made.generator(SamplerConfig("ddim", 2)).told
     one, other = told(range(5)), told([4, 2])
     assert torch.equal(one["hole"][[4, 2]], other["hole"])
     torch.testing.assert_close(one["masked"][[4, 2]], other["masked"])
@@ -435,10 +435,10 @@ def test_a_painter_is_shown_the_pictures_of_the_data(small_sd, tmp_path):
 
 
 def test_weights_go_on_with_the_path_they_were_trained_on(small_sd, tmp_path):
-    path = DiffusionPath("scaled_linear", "v", beta_start=0.00085, beta_end=0.012)
+    path = VPPath("scaled_linear", "v", beta_start=0.00085, beta_end=0.012)
     recipe = small("imagenet-sd-finetune", small_sd, path=path)
     with pytest.raises(ValueError, match=r"prediction_type epsilon \(path: v_prediction\)"):
-        Trainer(recipe, RunFolder.open(tmp_path, recipe), device="cpu")
+        Trainer(recipe, RunDir.open(tmp_path, recipe), device="cpu")
     scratch = small("imagenet-sd-scratch", small_sd, path=path)
     trained(scratch, tmp_path / "scratch")
     with quiet():
@@ -449,7 +449,7 @@ def test_weights_go_on_with_the_path_they_were_trained_on(small_sd, tmp_path):
     further = dataclasses.replace(recipe.model, pretrained=str(tmp_path / "scratch"))
     codec = dataclasses.replace(recipe.codec, pretrained=str(tmp_path / "scratch"))
     recipe = dataclasses.replace(recipe, model=further, codec=codec)
-    tuned = Trainer(recipe, RunFolder.open(tmp_path / "tuned", recipe), device="cpu")
+    tuned = Trainer(recipe, RunDir.open(tmp_path / "tuned", recipe), device="cpu")
     start = load_file(tmp_path / "scratch" / "unet" / "diffusion_pytorch_model.safetensors")
     assert torch.equal(tuned.bare.unet.conv_in.weight, start["conv_in.weight"])
 
@@ -465,19 +465,17 @@ def test_recipes_that_do_not_fit_together_are_refused(small_sd):
         dataclasses.replace(recipe, conditional=False)
 
 
-def test_unlabelled_pictures_without_captions_say_what_is_missing(small_sd, tmp_path):
+def test_unlabeled_pictures_without_captions_say_what_is_missing(small_sd, tmp_path):
     recipe = small("imagenet-sd-scratch", small_sd, data=DataConfig("digits", labels=False, size=8))
     with pytest.raises(ValueError, match="no class names to say"):
-        Trainer(recipe, RunFolder.open(tmp_path, recipe), device="cpu")
+        Trainer(recipe, RunDir.open(tmp_path, recipe), device="cpu")
 
 
 def test_8_bit_adam_says_what_to_install(small_sd, tmp_path):
     recipe = small("sd-lora", small_sd)
-    recipe = dataclasses.replace(
-        recipe, optimiser=dataclasses.replace(recipe.optimiser, eight_bit=True)
-    )
+    recipe = dataclasses.replace(recipe, optim=dataclasses.replace(recipe.optim, eight_bit=True))
     with pytest.raises(ImportError, match=r"pip install 'immiscible-diffusion\[bitsandbytes\]'"):
-        Trainer(recipe, RunFolder.open(tmp_path, recipe), device="cpu")
+        Trainer(recipe, RunDir.open(tmp_path, recipe), device="cpu")
 
 
 def test_lora_is_of_the_rank_asked_for(small_sd, tmp_path):

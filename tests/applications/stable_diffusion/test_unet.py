@@ -8,10 +8,10 @@ from immiscible_diffusion.applications.stable_diffusion.silence import quiet
 from immiscible_diffusion.applications.stable_diffusion.unet import LoRA, StableDiffusionUNet
 from immiscible_diffusion.models.trainable import (
     copy_sharing_frozen,
-    load_trained,
-    trained_names,
-    trained_parameters,
-    trained_state,
+    load_trainable_state,
+    trainable_names,
+    trainable_parameters,
+    trainable_state,
 )
 
 SHAPE = (4, 8, 8)
@@ -81,27 +81,27 @@ def test_adapters_alone_are_trained_and_start_at_nothing(small_sd):
     model = StableDiffusionUNet(str(small_sd), lora=LoRA(rank=2)).build(SHAPE, None)
     x, time, cond = inputs()
     torch.testing.assert_close(model(x, time, cond), theirs(small_sd)(x, time, cond["text"]).sample)
-    names = trained_names(model)
+    names = trainable_names(model)
     assert names
     assert all("lora_" in name for name in names)
     model(x, time, cond).square().mean().backward()
-    assert all(w.grad is not None for w in trained_parameters(model))
+    assert all(w.grad is not None for w in trainable_parameters(model))
     assert all(w.grad is None for w in model.parameters() if not w.requires_grad)
 
 
 def test_what_is_copied_and_saved_of_adapters_is_the_adapters(small_sd):
     model = StableDiffusionUNet(str(small_sd), lora=LoRA(rank=2)).build(SHAPE, None)
-    names = trained_names(model)
-    state = trained_state(model, names)
+    names = trainable_names(model)
+    state = trainable_state(model, names)
     assert sum(v.numel() for v in state.values()) < 0.3 * sum(w.numel() for w in model.parameters())
     copy = copy_sharing_frozen(model)
     for (name, mine), other in zip(model.named_parameters(), copy.parameters(), strict=True):
         assert (mine is other) == (name not in names)
-    load_trained(copy, {name: torch.ones_like(v) for name, v in state.items()}, names)
-    assert all((w == 1).all() for w in trained_parameters(copy))
-    assert not all((w == 1).all() for w in trained_parameters(model))
+    load_trainable_state(copy, {name: torch.ones_like(v) for name, v in state.items()}, names)
+    assert all((w == 1).all() for w in trainable_parameters(copy))
+    assert not all((w == 1).all() for w in trainable_parameters(model))
     with pytest.raises(RuntimeError, match="expected the"):
-        load_trained(copy, {"unet.conv_in.weight": torch.ones(1)}, names)
+        load_trainable_state(copy, {"unet.conv_in.weight": torch.ones(1)}, names)
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(rank=2)])
@@ -112,7 +112,7 @@ def test_gradient_checkpointing_changes_no_gradient(small_sd, lora):
         config = StableDiffusionUNet(str(small_sd), gradient_checkpointing=checkpointing, lora=lora)
         model = config.build(SHAPE, None)
         model(*inputs()).square().mean().backward()
-        grads.append([w.grad for w in trained_parameters(model)])
+        grads.append([w.grad for w in trainable_parameters(model)])
     for one, other in zip(*grads, strict=True):
         torch.testing.assert_close(one, other)
 
@@ -123,11 +123,11 @@ def test_frozen_weights_in_half_and_adapters_in_full(small_sd):
     x, time, cond = inputs()
     exact = model(x, time, cond)
     model.cast_frozen(torch.bfloat16)
-    assert {w.dtype for w in trained_parameters(model)} == {torch.float32}
+    assert {w.dtype for w in trainable_parameters(model)} == {torch.float32}
     said = model(x, time, cond)
     assert (said.float() - exact).std() < 0.1 * exact.std()
     said.float().square().mean().backward()
-    assert all(w.grad.dtype == torch.float32 for w in trained_parameters(model))
+    assert all(w.grad.dtype == torch.float32 for w in trainable_parameters(model))
 
 
 @pytest.mark.parametrize("folder", ["unet", "unet_ema"])

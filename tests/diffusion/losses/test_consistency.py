@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from immiscible_diffusion import FlowPath, SigmaPath
+from immiscible_diffusion import EDMPath, FlowMatchingPath
 from immiscible_diffusion.diffusion.losses import ConsistencyLoss, RegressionLoss, at_share
 from immiscible_diffusion.diffusion.paths import Preconditioned
 
-PATH = SigmaPath()
+PATH = EDMPath()
 T = torch.linspace(0.05, 1, 8)
 
 
@@ -64,7 +64,7 @@ def test_the_later_point_alone_learns():
 
 
 def test_a_consistent_model_has_no_loss():
-    """Of one datum alone the consistency function is that datum, everywhere."""
+    """Of one sample alone the consistency function is that sample, everywhere."""
     data, noise = pair()
     for share in (0.0, 0.4, 1.0):
         loss = ConsistencyLoss(share=share)(lambda x, time, cond: data, PATH, data, noise, T, None)
@@ -127,8 +127,8 @@ def test_a_loss_without_curriculum_stays_itself():
         (lambda: ConsistencyLoss(denoise=1.0), "below 1"),
         (lambda: ConsistencyLoss(weighting="snr"), "edm or gap"),
         (
-            lambda: ConsistencyLoss()(Seen(), FlowPath(), *pair(), T, None),
-            "needs a SigmaPath, got FlowPath",
+            lambda: ConsistencyLoss()(Seen(), FlowMatchingPath(), *pair(), T, None),
+            "needs a EDMPath, got FlowMatchingPath",
         ),
     ],
 )

@@ -2,7 +2,7 @@ from dataclasses import dataclass
 
 import torch
 
-from immiscible_diffusion import FlowPath, RegressionLoss
+from immiscible_diffusion import FlowMatchingPath, RegressionLoss
 
 
 def setting(count=6):
@@ -15,7 +15,12 @@ def test_is_the_mean_square_of_each_datum():
     data, noise, t = setting()
     error = torch.arange(6.0)
     loss = RegressionLoss()(
-        lambda x, time, cond: noise - data + error[:, None, None], FlowPath(), data, noise, t, None
+        lambda x, time, cond: noise - data + error[:, None, None],
+        FlowMatchingPath(),
+        data,
+        noise,
+        t,
+        None,
     )
     assert torch.allclose(loss, error.square(), atol=1e-5)
 
@@ -23,14 +28,14 @@ def test_is_the_mean_square_of_each_datum():
 def test_of_an_ignorant_model_is_the_size_of_the_target():
     data, noise, t = setting()
     loss = RegressionLoss()(
-        lambda x, time, cond: torch.zeros_like(x), FlowPath(), data, noise, t, None
+        lambda x, time, cond: torch.zeros_like(x), FlowMatchingPath(), data, noise, t, None
     )
     assert torch.allclose(loss, (noise - data).square().flatten(1).mean(dim=1))
 
 
 def test_the_model_sees_the_mixture_its_time_and_the_conditions():
     data, noise, t = setting()
-    path, cond, seen = FlowPath(), {"label": torch.arange(6)}, []
+    path, cond, seen = FlowMatchingPath(), {"label": torch.arange(6)}, []
 
     def model(x, time, given):
         seen.append((x, time, given))
@@ -46,14 +51,14 @@ def test_the_model_sees_the_mixture_its_time_and_the_conditions():
 
 def test_weight_of_the_path():
     @dataclass(frozen=True)
-    class Weighted(FlowPath):
+    class Weighted(FlowMatchingPath):
         def weight(self, t):
             return 3 * t
 
     data, noise, t = setting()
     plain, weighted = (
         RegressionLoss()(lambda x, time, cond: x, path, data, noise, t, None)
-        for path in (FlowPath(), Weighted())
+        for path in (FlowMatchingPath(), Weighted())
     )
     assert torch.allclose(weighted, 3 * t * plain)
 
@@ -62,7 +67,7 @@ def test_half_precision_models_do_not_overflow_the_square():
     data, noise, t = setting()
     loss = RegressionLoss()(
         lambda x, time, cond: torch.full_like(x, 1000, dtype=torch.float16),
-        FlowPath(),
+        FlowMatchingPath(),
         data,
         noise,
         t,
@@ -76,7 +81,9 @@ def test_half_precision_models_do_not_overflow_the_square():
 def test_gradient_reaches_the_model_and_not_the_noise():
     data, noise, t = setting()
     scale = torch.ones((), requires_grad=True)
-    loss = RegressionLoss()(lambda x, time, cond: scale * x, FlowPath(), data, noise, t, None)
+    loss = RegressionLoss()(
+        lambda x, time, cond: scale * x, FlowMatchingPath(), data, noise, t, None
+    )
     loss.sum().backward()
-    x, target = FlowPath().sample(data, noise, t).x_t, noise - data
+    x, target = FlowMatchingPath().sample(data, noise, t).x_t, noise - data
     assert torch.allclose(scale.grad, (2 * (x - target) * x).flatten(1).mean(dim=1).sum())

@@ -14,7 +14,7 @@ from fixtures.stable_diffusion import make_unet
 from immiscible_diffusion import KNN
 from immiscible_diffusion.applications.stable_diffusion.silence import quiet
 from immiscible_diffusion.diffusion.losses import RegressionLoss
-from immiscible_diffusion.diffusion.paths import DiffusionPath
+from immiscible_diffusion.diffusion.paths import VPPath
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}
@@ -57,7 +57,7 @@ def test_loss_and_gradient_are_the_scripts(prediction, gamma, offset, perturbati
     unet = make_unet()
     latents, text = torch.randn(16, 4, 8, 8), torch.randn(16, 12, 8)
     noise = KNN(k=4)(latents)
-    path = DiffusionPath("scaled_linear", prediction, min_snr=gamma, **BETAS)
+    path = VPPath("scaled_linear", prediction, min_snr=gamma, **BETAS)
     steps = torch.tensor([0, 1, 999, 998, *torch.randint(1000, (12,)).tolist()])
     t = (steps + 1) / 1000
     assert torch.equal(path.network_time(t), steps.float())
@@ -92,7 +92,7 @@ def test_disturbances_come_after_pairing_and_leave_the_noise_alone():
         seen.append(x)
         return torch.zeros_like(x)
 
-    path, t = DiffusionPath("scaled_linear", **BETAS), torch.ones(64)
+    path, t = VPPath("scaled_linear", **BETAS), torch.ones(64)
     torch.manual_seed(0)
     RegressionLoss()(model, path, data, noise, t, None)
     RegressionLoss(noise_offset=0.5)(model, path, data, noise, t, None)
@@ -109,7 +109,7 @@ def test_without_disturbances_nothing_is_drawn():
     torch.manual_seed(0)
     state = torch.get_rng_state()
     data = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
-    RegressionLoss()(lambda x, t, c: x, DiffusionPath(), data, data, torch.ones(4), None)
+    RegressionLoss()(lambda x, t, c: x, VPPath(), data, data, torch.ones(4), None)
     assert torch.equal(state, torch.get_rng_state())
     assert RegressionLoss(0.1, 0.1).undisturbed == RegressionLoss()
 
@@ -118,7 +118,7 @@ def test_offset_needs_channels_and_is_not_negative():
     with pytest.raises(ValueError, match="noise_offset is of channels"):
         RegressionLoss(0.1)(
             lambda x, t, c: x,
-            DiffusionPath(),
+            VPPath(),
             torch.ones(2, 3),
             torch.ones(2, 3),
             torch.ones(2),

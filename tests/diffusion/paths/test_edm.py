@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from immiscible_diffusion import SigmaPath
+from immiscible_diffusion import EDMPath
 from immiscible_diffusion.diffusion.paths import Preconditioned
 from immiscible_diffusion.diffusion.samplers import sample_heun
 
@@ -18,7 +18,7 @@ class Constant(nn.Module):
 
 
 def test_sigma_rises_from_end_to_end_and_is_undone():
-    path = SigmaPath()
+    path = EDMPath()
     sigma = path.sigma(GRID)
     assert float(sigma[0]) == pytest.approx(0.002)
     assert float(sigma[-1]) == pytest.approx(80)
@@ -29,7 +29,7 @@ def test_sigma_rises_from_end_to_end_and_is_undone():
 
 def test_the_steps_are_those_of_karras():
     """2206.00364, eq. 5, counted from the other end."""
-    path, count = SigmaPath(), 18
+    path, count = EDMPath(), 18
     i = torch.arange(count, dtype=torch.float64)
     ends = 80 ** (1 / 7), 0.002 ** (1 / 7)
     theirs = (ends[0] + i / (count - 1) * (ends[1] - ends[0])) ** 7
@@ -40,14 +40,14 @@ def test_the_steps_are_those_of_karras():
 def test_training_times_are_lognormal_in_sigma():
     from scipy import stats
 
-    path = SigmaPath()
+    path = EDMPath()
     t = path.sample_time(20_000, generator=torch.Generator().manual_seed(0))
     log = path.sigma(t.double()).log()
     assert stats.kstest(log, stats.norm(-1.2, 1.2).cdf).pvalue > 0.01
 
 
 def test_discrete_times_have_the_shares_of_ict():
-    path = SigmaPath(time="discrete", levels=11, mean=-1.1, std=2.0)
+    path = EDMPath(time="discrete", levels=11, mean=-1.1, std=2.0)
     t = path.sample_time(50_000, generator=torch.Generator().manual_seed(0))
     sigma = path.sigma(torch.linspace(0, 1, 11, dtype=torch.float64))
     edges = torch.special.erf((sigma.log() + 1.1) / (2.0 * math.sqrt(2)))
@@ -60,14 +60,14 @@ def test_discrete_times_have_the_shares_of_ict():
 
 def test_the_weight_cancels_the_preconditioning():
     """2206.00364, table 1: lambda c_out^2 = 1."""
-    path = SigmaPath()
+    path = EDMPath()
     sigma = path.sigma(GRID)
     out = sigma * 0.5 / (sigma**2 + 0.25).sqrt()
     assert torch.allclose(path.weight(GRID) * out**2, torch.ones_like(GRID))
 
 
 def test_the_network_sees_unit_variance_and_log_sigma():
-    path, network = SigmaPath(), Constant()
+    path, network = EDMPath(), Constant()
     generator = torch.Generator().manual_seed(0)
     data = 0.5 * torch.randn(64, 4000, generator=generator, dtype=torch.float64)
     noise = torch.randn(data.shape, generator=generator, dtype=torch.float64)
@@ -80,7 +80,7 @@ def test_the_network_sees_unit_variance_and_log_sigma():
 
 
 def test_a_perfect_network_has_unit_target_variance():
-    path = SigmaPath()
+    path = EDMPath()
     generator = torch.Generator().manual_seed(0)
     data = 0.5 * torch.randn(8, 20_000, generator=generator, dtype=torch.float64)
     noise = torch.randn(data.shape, generator=generator, dtype=torch.float64)
@@ -92,14 +92,14 @@ def test_a_perfect_network_has_unit_target_variance():
 
 
 def test_a_consistency_model_is_the_identity_at_the_end():
-    path = SigmaPath()
+    path = EDMPath()
     model = Preconditioned(Constant(), sigma_min=path.sigma_min)
     x = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(model(x, path.network_time(torch.zeros(3).double()), None), x, atol=1e-12)
 
 
 def test_the_exact_flow_of_a_gaussian_is_followed():
-    path, mean, std = SigmaPath(), 0.3, 0.5
+    path, mean, std = EDMPath(), 0.3, 0.5
 
     def model(x, time, cond):
         sigma = (4 * time).exp()[:, None]
@@ -122,4 +122,4 @@ def test_the_exact_flow_of_a_gaussian_is_followed():
 )
 def test_bad_settings_are_refused(wrong, said):
     with pytest.raises(ValueError, match=said):
-        SigmaPath(**wrong)
+        EDMPath(**wrong)

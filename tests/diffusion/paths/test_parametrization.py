@@ -2,20 +2,20 @@ import pytest
 import torch
 
 from immiscible_diffusion.diffusion.paths import (
-    DiffusionPath,
-    FlowPath,
+    EDMPath,
+    FlowMatchingPath,
     Mixture,
-    SigmaPath,
+    VPPath,
     per_row,
 )
 
 KINDS = ("epsilon", "v", "data", "velocity")
 T = torch.tensor([0.003, 0.1, 0.5, 0.9, 0.999], dtype=torch.float64)
 PATHS = {
-    "linear": DiffusionPath(),
-    "scaled": DiffusionPath("scaled_linear", "v", beta_start=0.00085, beta_end=0.012),
-    "cosine": DiffusionPath("cosine", "data"),
-    "sigma": SigmaPath(),
+    "linear": VPPath(),
+    "scaled": VPPath("scaled_linear", "v", beta_start=0.00085, beta_end=0.012),
+    "cosine": VPPath("cosine", "data"),
+    "sigma": EDMPath(),
 }
 
 
@@ -58,7 +58,7 @@ def test_epsilon_into_data_is_the_textbook_formula():
     mixture = path.mixture(T, x_t)
     expected = (x_t - mixture.sigma * output) / mixture.alpha
     assert torch.allclose(mixture.convert(output, x_t, "epsilon", "data"), expected)
-    denoised = FlowPath().time_scale * 0 + x_t - per_row(T, x_t) * output
+    denoised = FlowMatchingPath().time_scale * 0 + x_t - per_row(T, x_t) * output
     assert torch.allclose(flow_mixture(T, x_t).convert(output, x_t, "velocity", "data"), denoised)
 
 

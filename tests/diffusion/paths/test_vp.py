@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from immiscible_diffusion import DiffusionPath
+from immiscible_diffusion import VPPath
 from immiscible_diffusion.analysis.posterior import mixing
 from immiscible_diffusion.diffusion.samplers import sample_midpoint
 
@@ -34,18 +34,18 @@ def theirs(name):
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_mixtures_and_targets_are_those_of_diffusers(name):
-    path, scheduler, (data, noise) = DiffusionPath(**SETTINGS[name][0]), theirs(name), pair(6, 3, 4)
+    path, scheduler, (data, noise) = VPPath(**SETTINGS[name][0]), theirs(name), pair(6, 3, 4)
     point = path.sample(data, noise, path.time(STEPS))
     # Their table is a product in float32.
     assert torch.allclose(point.x_t, scheduler.add_noise(data, noise, STEPS), atol=2e-5)
-    v = DiffusionPath(**SETTINGS[name][0] | {"prediction": "v"}).sample(data, noise, point.t).target
+    v = VPPath(**SETTINGS[name][0] | {"prediction": "v"}).sample(data, noise, point.t).target
     assert torch.allclose(v, scheduler.get_velocity(data, noise, STEPS), atol=2e-5)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "data"])
 @pytest.mark.parametrize("gamma", [1.0, 5.0])
 def test_min_snr_weights_are_those_of_the_paper(prediction, gamma):
-    path = DiffusionPath(prediction=prediction, min_snr=gamma)
+    path = VPPath(prediction=prediction, min_snr=gamma)
     snr = theirs("ddpm").alphas_cumprod.double()
     snr = (snr / (1 - snr))[STEPS]
     least = snr.clamp_max(gamma)
@@ -54,13 +54,13 @@ def test_min_snr_weights_are_those_of_the_paper(prediction, gamma):
 
 
 def test_min_snr_is_finite_without_signal():
-    path = DiffusionPath(prediction="v", zero_snr=True, min_snr=5.0)
+    path = VPPath(prediction="v", zero_snr=True, min_snr=5.0)
     assert float(path.weight(torch.ones(1))) == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_steps_are_exact_integers(dtype):
-    path, steps = DiffusionPath(), torch.arange(1000)
+    path, steps = VPPath(), torch.arange(1000)
     t = ((steps + 1) / 1000).to(dtype)
     assert torch.equal(path.step(t), steps)
     assert torch.equal(path.network_time(t), steps.to(path.network_time(t).dtype))
@@ -72,7 +72,7 @@ def test_steps_are_exact_integers(dtype):
 
 
 def test_zero_is_data_and_the_circle_is_kept():
-    path, (data, noise) = DiffusionPath(), pair(6, 3, dtype=torch.float64)
+    path, (data, noise) = VPPath(), pair(6, 3, dtype=torch.float64)
     assert torch.equal(path.sample(data, noise, torch.zeros(6)).x_t, data)
     t = torch.linspace(0, 1, 4001, dtype=torch.float64)
     circle = path.alpha(t) ** 2 + path.sigma(t) ** 2
@@ -82,14 +82,14 @@ def test_zero_is_data_and_the_circle_is_kept():
 
 
 def test_zero_snr_ends_in_noise_alone():
-    path, (data, noise) = DiffusionPath(zero_snr=True, prediction="v"), pair(6, 3)
+    path, (data, noise) = VPPath(zero_snr=True, prediction="v"), pair(6, 3)
     point = path.sample(data, noise, torch.ones(6))
     assert torch.allclose(point.x_t, noise, atol=1e-7)
     assert torch.allclose(point.target, -data, atol=1e-6)
 
 
 def test_slopes_are_derivatives():
-    path = DiffusionPath("cosine")
+    path = VPPath("cosine")
     t = torch.tensor([0.10023, 0.50047, 0.90051], dtype=torch.float64)  # inside intervals
     mixture, step = path.mixture(t, t), 1e-6
     for share, slope in ((path.alpha, mixture.alpha_slope), (path.sigma, mixture.sigma_slope)):
@@ -100,7 +100,7 @@ def test_slopes_are_derivatives():
 def test_the_exact_flow_of_a_gaussian_is_followed(prediction):
     """For data N(m, s^2) the probability flow is known: quantiles stay where they are."""
     mean, std = 0.7, 0.3
-    path = DiffusionPath("cosine", prediction, steps=1000)
+    path = VPPath("cosine", prediction, steps=1000)
 
     def model(x, time, cond):
         t = (time + 1) / 1000
@@ -119,7 +119,7 @@ def test_the_exact_flow_of_a_gaussian_is_followed(prediction):
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "data"])
 def test_the_analysis_knows_its_targets(prediction):
-    path = DiffusionPath(prediction=prediction)
+    path = VPPath(prediction=prediction)
     mix, t = mixing(path, 0.5), torch.tensor([0.5], dtype=torch.float64)
     alpha, sigma = float(path.alpha(t)), float(path.sigma(t))
     slope = {"epsilon": -alpha / sigma, "v": -1 / sigma, "data": 1.0}[prediction]
@@ -140,9 +140,9 @@ def test_the_analysis_knows_its_targets(prediction):
 )
 def test_bad_settings_are_refused(wrong, said):
     with pytest.raises(ValueError, match=said):
-        DiffusionPath(**wrong)
+        VPPath(**wrong)
 
 
 def test_integer_times_are_refused():
     with pytest.raises(ValueError, match=r"use path\.time"):
-        DiffusionPath().alpha(torch.tensor([3]))
+        VPPath().alpha(torch.tensor([3]))

@@ -3,9 +3,9 @@ import torch
 from scipy import stats
 
 from fixtures import gaussian_mixture as mixture
-from immiscible_diffusion import DiffusionPath, FlowPath
+from immiscible_diffusion import FlowMatchingPath, VPPath
 from immiscible_diffusion.diffusion.samplers import (
-    Sampler,
+    SamplerConfig,
     chosen_steps,
     guided,
     sample_ddim,
@@ -13,7 +13,7 @@ from immiscible_diffusion.diffusion.samplers import (
     start_noise,
 )
 
-FINE = DiffusionPath("cosine", steps=4096)
+FINE = VPPath("cosine", steps=4096)
 START = torch.linspace(-2.2, 2.2, 41, dtype=torch.float64)[:, None]
 
 
@@ -31,7 +31,7 @@ def solved(solver, path=FINE, **options):
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "data"])
 def test_ddim_is_of_first_order(prediction):
-    path = DiffusionPath("cosine", prediction, steps=4096)
+    path = VPPath("cosine", prediction, steps=4096)
     slope, errors = mixture.order(
         solved(sample_ddim, path, spacing="trailing"), reference(path), (32, 64, 128, 256)
     )
@@ -39,7 +39,7 @@ def test_ddim_is_of_first_order(prediction):
 
 
 def test_dpm_is_of_second_order():
-    path = DiffusionPath("cosine", "v", steps=4096)
+    path = VPPath("cosine", "v", steps=4096)
     # Its tables are float32, which is where the error ends.
     slope, errors = mixture.order(solved(sample_dpm, path), reference(path), (16, 32, 64))
     ddim = solved(sample_ddim, path, spacing="trailing")(16)
@@ -50,7 +50,7 @@ def test_dpm_is_of_second_order():
 @pytest.mark.parametrize("spacing", ["linear", "trailing"])
 def test_dpm_is_nearer_than_ddim_with_either_spacing(spacing):
     """Linear steps that end at step 0 would give an error of 0.12: a jump of second order there."""
-    path = DiffusionPath("linear")
+    path = VPPath("linear")
     errors = [
         float((solved(solver, path, spacing=spacing)(20) - reference(path)).square().mean().sqrt())
         for solver in (sample_dpm, sample_ddim)
@@ -60,7 +60,7 @@ def test_dpm_is_nearer_than_ddim_with_either_spacing(spacing):
 
 
 def test_ddim_recovers_the_mixture():
-    path = DiffusionPath("linear")
+    path = VPPath("linear")
     noise = torch.randn(4000, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     made = sample_ddim(path, mixture.model_on(path), noise, steps=200, spacing="trailing").data
     real = mixture.draw(4000)
@@ -68,8 +68,8 @@ def test_ddim_recovers_the_mixture():
 
 
 def test_ddpm_recovers_the_mixture_with_noise_of_its_own():
-    path = DiffusionPath("linear")
-    sampler = Sampler("ddpm", steps=500)
+    path = VPPath("linear")
+    sampler = SamplerConfig("ddpm", steps=500)
 
     def step_noise(number):
         return torch.randn(
@@ -87,7 +87,7 @@ def test_ddpm_recovers_the_mixture_with_noise_of_its_own():
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_a_step_is_that_of_diffusers(eta):
     diffusers = pytest.importorskip("diffusers")
-    path, generator = DiffusionPath(), torch.Generator().manual_seed(0)
+    path, generator = VPPath(), torch.Generator().manual_seed(0)
     x, output, fresh = (torch.randn(4, 3, 2, 2, generator=generator) for _ in range(3))
     scheduler = diffusers.DDIMScheduler(
         clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing", beta_end=0.02
@@ -111,7 +111,7 @@ def test_a_step_is_that_of_diffusers(eta):
 
 
 def test_the_steps_of_the_paper():
-    path = DiffusionPath()
+    path = VPPath()
     assert chosen_steps(path, 10, "linear") == list(range(900, -1, -100))
     assert chosen_steps(path, 1000, "linear") == list(range(999, -1, -1))
     assert chosen_steps(path, 4, "trailing") == [999, 749, 499, 249]
@@ -124,14 +124,14 @@ def test_the_steps_of_the_paper():
 
 
 def test_clipped_data_stay_inside_and_x_is_still_explained():
-    path = DiffusionPath("cosine")
+    path = VPPath("cosine")
     noise = 3 * torch.randn(64, 1, generator=torch.Generator().manual_seed(0))
     made = sample_ddim(path, lambda x, time, cond: -x, noise, steps=5, clip=1.0).data
     assert float(made.abs().max()) <= 1
 
 
 def test_zero_snr_can_be_sampled_from_its_last_step():
-    path = DiffusionPath("scaled_linear", "v", zero_snr=True, beta_start=0.00085, beta_end=0.012)
+    path = VPPath("scaled_linear", "v", zero_snr=True, beta_start=0.00085, beta_end=0.012)
     noise = torch.randn(4000, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     made = sample_ddim(path, mixture.model_on(path), noise, steps=100, spacing="trailing").data
     assert bool(made.isfinite().all())
@@ -140,7 +140,7 @@ def test_zero_snr_can_be_sampled_from_its_last_step():
 
 def test_noise_on_the_way_is_asked_for():
     with pytest.raises(ValueError, match="give step_noise"):
-        sample_ddim(DiffusionPath(), lambda x, t, c: x, torch.zeros(2, 1), eta=0.5)
+        sample_ddim(VPPath(), lambda x, t, c: x, torch.zeros(2, 1), eta=0.5)
 
 
 def test_step_noise_of_an_image_does_not_depend_on_its_batch():
@@ -152,10 +152,10 @@ def test_step_noise_of_an_image_does_not_depend_on_its_batch():
 
 
 def test_a_method_of_another_path_is_refused():
-    with pytest.raises(ValueError, match="ddim samples a DiffusionPath, got FlowPath"):
-        Sampler("ddim").sample(FlowPath(), lambda x, t, c: x, torch.zeros(2, 1))
+    with pytest.raises(ValueError, match="ddim samples a VPPath, got FlowMatchingPath"):
+        SamplerConfig("ddim").sample(FlowMatchingPath(), lambda x, t, c: x, torch.zeros(2, 1))
     with pytest.raises(ValueError, match="needs path and model"):
-        Sampler("ddim")(lambda x, t: x, torch.zeros(2, 1))
+        SamplerConfig("ddim")(lambda x, t: x, torch.zeros(2, 1))
 
 
 def test_guidance_pushes_from_the_unconditional_towards_the_conditional():

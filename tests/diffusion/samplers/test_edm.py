@@ -3,10 +3,10 @@ import torch
 from scipy import stats
 
 from fixtures import gaussian_mixture as mixture
-from immiscible_diffusion import SigmaPath
-from immiscible_diffusion.diffusion.samplers import Sampler, sample_consistency, sample_edm
+from immiscible_diffusion import EDMPath
+from immiscible_diffusion.diffusion.samplers import SamplerConfig, sample_consistency, sample_edm
 
-PATH = SigmaPath()
+PATH = EDMPath()
 START = torch.linspace(-2.2, 2.2, 41, dtype=torch.float64)[:, None]
 
 
@@ -60,5 +60,5 @@ def test_steps_between_need_noise():
 
 
 def test_an_ode_method_starts_from_the_largest_sigma():
-    made = Sampler("heun", steps=400).sample(PATH, mixture.sigma_model, START).data
+    made = SamplerConfig("heun", steps=400).sample(PATH, mixture.sigma_model, START).data
     assert torch.allclose(made, mixture.exact(80 * START, 1.0, 80.0), atol=1e-2)

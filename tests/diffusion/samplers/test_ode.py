@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from immiscible_diffusion import FlowPath
+from immiscible_diffusion import FlowMatchingPath
 from immiscible_diffusion.diffusion.samplers import (
     METHODS,
-    Sampler,
+    SamplerConfig,
     sample_dopri5,
     sample_euler,
     sample_heun,
@@ -77,7 +77,7 @@ def test_nfe_counts_the_calls(method):
 
     noise = noise_of()
     before = noise.clone()
-    sampled = Sampler(method, steps=7)(velocity, noise)
+    sampled = SamplerConfig(method, steps=7)(velocity, noise)
     assert sampled.nfe == len(calls)
     assert sampled.nfe == {"euler": 7, "heun": 14, "midpoint": 14}.get(method, len(calls))
     assert calls[0] == 1
@@ -105,7 +105,7 @@ def test_gaussian_data_get_their_covariance():
         return x @ torch.linalg.solve(spread, t * eye - (1 - t) * covariance)
 
     noise = noise_of(20_000, 4)
-    velocity = FlowPath(time_scale=1).velocity(model)
+    velocity = FlowMatchingPath(time_scale=1).velocity(model)
     sampled = sample_heun(velocity, noise, steps=50).data
     assert torch.allclose(sampled, noise @ (basis * variance.sqrt() @ basis.T), atol=0.02)
     assert torch.allclose(sampled.T.cov(), covariance, atol=0.1)
@@ -148,9 +148,9 @@ def test_half_precision_times_are_rounded_once():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Sampler("rk4"), "edm, consistency, got 'rk4'"),
-        (lambda: Sampler(steps=0), "steps must be >= 1"),
-        (lambda: Sampler("dopri5", tolerance=0), "tolerance above 0"),
+        (lambda: SamplerConfig("rk4"), "edm, consistency, got 'rk4'"),
+        (lambda: SamplerConfig(steps=0), "steps must be >= 1"),
+        (lambda: SamplerConfig("dopri5", tolerance=0), "tolerance above 0"),
         (lambda: sample_euler(field, noise_of(), steps=0), "steps must be at least 1, got 0"),
     ],
 )
@@ -160,5 +160,5 @@ def test_errors(make, message):
 
 
 def test_names_for_tables():
-    assert str(Sampler("heun", steps=25)) == "heun 25"
-    assert str(Sampler("dopri5", tolerance=1e-4)) == "dopri5 0.0001"
+    assert str(SamplerConfig("heun", steps=25)) == "heun 25"
+    assert str(SamplerConfig("dopri5", tolerance=1e-4)) == "dopri5 0.0001"

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from immiscible_diffusion.diffusion.paths import DiffusionPath, FlowPath, SigmaPath
-from immiscible_diffusion.diffusion.samplers import Sampler, Watched, strip_rows
+from immiscible_diffusion.diffusion.paths import EDMPath, FlowMatchingPath, VPPath
+from immiscible_diffusion.diffusion.samplers import RecordingModel, SamplerConfig, strip_rows
 
 DATUM = torch.tensor([[0.3, -0.7]])
 
 
 def exact(path):
-    """The network that knows the one datum there is: its word is exact."""
+    """The network that knows the one sample there is: its word is exact."""
 
     def model(x, network_time, cond=None):
         mixture = path.mixture(path.time_seen(network_time), x)
@@ -22,20 +22,20 @@ def exact(path):
 
 
 PATHS = {
-    "flow": (FlowPath(), Sampler("euler", 5)),
-    "flow told t itself": (FlowPath(time_scale=1.0), Sampler("midpoint", 4)),
-    "epsilon": (DiffusionPath(), Sampler("ddim", 5, spacing="linear")),
-    "v": (DiffusionPath("cosine", "v"), Sampler("ddim", 6)),
-    "data": (DiffusionPath("cosine", "data"), Sampler("dpm", 5)),
-    "sigma": (SigmaPath(), Sampler("edm", 4)),
-    "consistency": (SigmaPath(), Sampler("consistency", 1)),
+    "flow": (FlowMatchingPath(), SamplerConfig("euler", 5)),
+    "flow told t itself": (FlowMatchingPath(time_scale=1.0), SamplerConfig("midpoint", 4)),
+    "epsilon": (VPPath(), SamplerConfig("ddim", 5, spacing="linear")),
+    "v": (VPPath("cosine", "v"), SamplerConfig("ddim", 6)),
+    "data": (VPPath("cosine", "data"), SamplerConfig("dpm", 5)),
+    "sigma": (EDMPath(), SamplerConfig("edm", 4)),
+    "consistency": (EDMPath(), SamplerConfig("consistency", 1)),
 }
 
 
 @pytest.mark.parametrize("name", PATHS)
 def test_frames_hold_the_datum_and_times_fall(name):
     path, sampler = PATHS[name]
-    watched = Watched(exact(path), path)
+    watched = RecordingModel(exact(path), path)
     start = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
     made = sampler.sample(path, watched, start)
     assert len(watched.frames) == made.nfe
@@ -49,7 +49,7 @@ def test_frames_hold_the_datum_and_times_fall(name):
 
 
 @pytest.mark.parametrize(
-    "path", [FlowPath(), FlowPath(time_scale=1.0), DiffusionPath(), SigmaPath()]
+    "path", [FlowMatchingPath(), FlowMatchingPath(time_scale=1.0), VPPath(), EDMPath()]
 )
 def test_time_seen_undoes_network_time(path):
     t = torch.arange(1, 11, dtype=torch.float64) / 10
@@ -57,9 +57,9 @@ def test_time_seen_undoes_network_time(path):
 
 
 def test_rows_are_evenly_spaced_frames_and_what_was_made():
-    path = FlowPath()
-    watched = Watched(exact(path), path)
-    last = Sampler("euler", 20).sample(path, watched, torch.randn(2, 2)).data
+    path = FlowMatchingPath()
+    watched = RecordingModel(exact(path), path)
+    last = SamplerConfig("euler", 20).sample(path, watched, torch.randn(2, 2)).data
     rows = strip_rows(watched.frames, last, columns=8).view(2, 2, 8, 2)
     assert torch.equal(rows[:, 0, 0], watched.frames[0].x_t)
     assert torch.equal(rows[:, 0, 6], watched.frames[-1].x_t)

@@ -93,7 +93,7 @@ def test_a_loss_without_mask_pairs_the_copies_too(page, batch, recorder):
 
 
 def smolvla(page, batch, noise=None, training=True):
-    """What its block makes; ``actions`` are normalised and filled up to 32."""
+    """What its block makes; ``actions`` are normalized and filled up to 32."""
     config = SimpleNamespace(action_feature=SimpleNamespace(shape=(2,)))
     local = {"self": SimpleNamespace(training=training, config=config), "coupling": KNN(k=8)}
     actions = functional.pad(batch["action"], (0, 30))

@@ -71,21 +71,21 @@ def test_the_x0_given_is_used_not_dropped(images):
     chosen = (noise == x0).flatten(1).all(dim=1)
     assert 0 < chosen.sum() < 48  # the first of four candidates is nearest for about 12
     cosine = torch.nn.functional.cosine_similarity(noise.flatten(1), x0.flatten(1))
-    assert cosine.min() > 0.8  # the others keep its direction across the datum
+    assert cosine.min() > 0.8  # the others keep its direction across the sample
     noise, _ = as_torchcfm(Independent()).sample_plan(x0, images)
     assert torch.equal(noise, x0)
     noise, _ = as_torchcfm(LinearAssignment()).sample_plan(x0, images)
     assert torch.equal(noise.flatten(1).sum(1).sort().values, x0.flatten(1).sum(1).sort().values)
 
 
-def test_labelled_batches_are_paired_by_the_same_coupling(images):
-    """The published code kept OT for labelled batches; here both calls are one coupling."""
+def test_labeled_batches_are_paired_by_the_same_coupling(images):
+    """The published code kept OT for labeled batches; here both calls are one coupling."""
     x0, sampler = torch.randn_like(images), as_torchcfm(KNN(4))
     torch.manual_seed(1)
     plain, _ = sampler.sample_plan(x0, images)
     torch.manual_seed(1)
-    labelled, *_ = sampler.sample_plan_with_labels(x0, images, y1=torch.arange(48))
-    assert torch.equal(plain, labelled)
+    labeled, *_ = sampler.sample_plan_with_labels(x0, images, y1=torch.arange(48))
+    assert torch.equal(plain, labeled)
 
 
 @pytest.mark.parametrize("replace", [True, False])

@@ -108,7 +108,7 @@ def test_written_captions_are_the_prompts(pictures, tmp_path):
     assert 0 < figures["text"]["rephrased"] <= 1
 
 
-def test_the_judge_knows_colours(pictures):
+def test_the_judge_knows_colors(pictures):
     judge = judge_of(DataConfig("folder", path=str(pictures), channels=3))
     batch = judge.data.batch(torch.arange(len(judge.data)))
     labels = batch.cond["label"]

@@ -10,7 +10,7 @@ from immiscible_diffusion.smallsd.latents import (
     latent_figures,
     psnr,
     reconstructions,
-    standardise,
+    standardize,
 )
 from immiscible_diffusion.smallsd.vae import make_vae
 
@@ -60,16 +60,16 @@ def test_figures_of_latents_are_those_of_many_draws(vae, images):
         left, right = modes[:, channel, :, :-1].flatten(), modes[:, channel, :, 1:].flatten()
         up, down = modes[:, channel, :-1].flatten(), modes[:, channel, 1:].flatten()
         each = [torch.corrcoef(torch.stack(pair))[0, 1] for pair in ((left, right), (up, down))]
-        assert found.neighbours[channel] == pytest.approx(float(sum(each)) / 2, abs=0.05)
+        assert found.neighbors[channel] == pytest.approx(float(sum(each)) / 2, abs=0.05)
 
 
-def test_standardised_latents_have_mean_0_and_deviation_1_and_decode_alike(vae, images):
+def test_standardized_latents_have_mean_0_and_deviation_1_and_decode_alike(vae, images):
     rows = torch.arange(100)
     before = torch.cat([made for _, made in reconstructions(vae, images, rows)])
     posterior = vae.encode(images.batch(rows).data).latent_dist
     found = latent_figures(vae, images, rows)
     mean, std = torch.tensor(found.mean), torch.tensor(found.std)
-    standardise(vae, mean, std)
+    standardize(vae, mean, std)
     after = latent_figures(vae, images, rows)
     assert after.mean == pytest.approx([0, 0], abs=1e-4)
     assert after.std == pytest.approx([1, 1], abs=1e-4)

@@ -3,15 +3,15 @@ import math
 import pytest
 import torch
 
-from immiscible_diffusion.smallsd.painted import centre_hole, painted
+from immiscible_diffusion.smallsd.painted import center_hole, painted
 
 
 def test_the_hole_is_in_the_middle_on_the_grid_of_latents():
-    hole = centre_hole(2, 32, 4)
+    hole = center_hole(2, 32, 4)
     assert hole.shape == (2, 1, 32, 32)
     assert torch.equal(hole[:, :, 8:24, 8:24], torch.ones(2, 1, 16, 16))
     assert hole.sum() == 2 * 16 * 16
-    odd = centre_hole(1, 24, 8)  # half of three latents is one
+    odd = center_hole(1, 24, 8)  # half of three latents is one
     assert torch.equal(odd[0, 0].nonzero().aminmax(dim=0).min, torch.tensor([8, 8]))
     assert odd.sum() == 64
 
@@ -19,7 +19,7 @@ def test_the_hole_is_in_the_middle_on_the_grid_of_latents():
 def test_figures_by_hand():
     generator = torch.Generator().manual_seed(0)
     pictures = torch.rand(6, 3, 8, 8, generator=generator) * 1.6 - 0.8
-    hole = centre_hole(6, 8, 2)
+    hole = center_hole(6, 8, 2)
     sigma = 0.1
 
     def paint(seen, where, draw):
@@ -33,11 +33,11 @@ def test_figures_by_hand():
     inside = hole.bool().expand_as(pictures)
     mean = pictures.mean((0, 2, 3), keepdim=True).expand_as(pictures)
     error = (mean - pictures)[inside].pow(2).mean()
-    assert found.set_colour == pytest.approx(float(10 * torch.log10(4 / error)), abs=1e-4)
+    assert found.set_color == pytest.approx(float(10 * torch.log10(4 / error)), abs=1e-4)
     seen = pictures[0, 0][~inside[0, 0]].mean()
     flat = torch.where(hole.bool(), seen, pictures)[:1, :1]
     one = painted(lambda *_: flat, pictures[:1, :1], hole[:1], draws=1)
-    assert one.known_colour == pytest.approx(one.one_draw, abs=1e-4)
+    assert one.known_color == pytest.approx(one.one_draw, abs=1e-4)
 
 
 def test_a_hole_of_another_shape_is_refused():

@@ -96,7 +96,7 @@ def test_an_estimate_is_used_where_there_is_no_diagram():
     from immiscible_diffusion import LinearAssignment
 
     assert "batches" in plane_density(LinearAssignment(), world, amounts).estimate
-    assert "regression" in plane_density(LinearAssignment(flipped=True), world, amounts).estimate
+    assert "regression" in plane_density(LinearAssignment(negate=True), world, amounts).estimate
 
 
 def test_the_film_goes_out_and_back():

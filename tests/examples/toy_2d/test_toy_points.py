@@ -15,7 +15,7 @@ def test_a_set_is_a_function_of_its_seed(name):
 
 
 @pytest.mark.parametrize("name", list(TOYS))
-def test_points_are_centred_and_groups_alike(name):
+def test_points_are_centerd_and_groups_alike(name):
     world = toy_points(name)
     assert world.points.shape == (len(world), 2)
     assert world.points.dtype == torch.float32

@@ -11,7 +11,7 @@ from immiscible_diffusion.analysis.miscibility import miscibility
 from immiscible_diffusion.analysis.posterior import OptimalDenoiser
 from immiscible_diffusion.couplings.gaussian_ot import GaussianTransport
 from immiscible_diffusion.data.toy import toy_points
-from immiscible_diffusion.diffusion.paths import FlowPath
+from immiscible_diffusion.diffusion.paths import FlowMatchingPath
 from immiscible_diffusion.models.mlp import MLP
 from immiscible_diffusion.toy.assigned import Assigned, diagram
 from immiscible_diffusion.toy.paths import euler_ends, exact_paths, path_times, straightness
@@ -36,7 +36,7 @@ def losses(coupling, says, t, count, seed):
     rows = torch.randint(len(FIVE), (count,), generator=generator(seed))
     data = FIVE[rows]
     noise = coupling(data, generator=generator(seed + 1))
-    point = FlowPath().sample(data, noise, torch.full((count,), t))
+    point = FlowMatchingPath().sample(data, noise, torch.full((count,), t))
     return (says(point.x_t) - point.target).square().mean(dim=1)
 
 
@@ -44,7 +44,7 @@ def losses(coupling, says, t, count, seed):
 def test_the_optimal_denoiser_reaches_the_irreducible_loss(name):
     """On fresh pairs, at every level, within 1% and three standard errors."""
     coupling = couplings()[name]
-    best = OptimalDenoiser.of(FIVE, coupling, FlowPath())
+    best = OptimalDenoiser.of(FIVE, coupling, FlowMatchingPath())
     found = miscibility(FIVE, coupling, levels=LEVELS, probes=60_000)
     for t, level in zip(LEVELS, found.levels, strict=True):
         loss = mean_of(losses(coupling, lambda x, t=t: best.target(x, t), t, 60_000, 11))
@@ -55,17 +55,17 @@ def test_the_optimal_denoiser_reaches_the_irreducible_loss(name):
 
 def trained(coupling, steps=500):
     torch.manual_seed(0)
-    path, network = FlowPath(), MLP(width=64, depth=2).build((2,), None)
-    optimiser = torch.optim.Adam(network.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    path, network = FlowMatchingPath(), MLP(width=64, depth=2).build((2,), None)
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step in range(steps):
         data = FIVE[torch.randint(5, (512,), generator=generator(step))]
         t = path.sample_time(512, generator=generator(step))
         point = path.sample(data, coupling(data, generator=generator(step)), t)
         said = network(point.x_t, path.network_time(t), None)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (said - point.target).square().mean().backward()
-        optimiser.step()
+        optimizer.step()
         schedule.step()
     return network.eval()
 
@@ -79,7 +79,7 @@ def test_no_trained_network_goes_below_the_irreducible_loss(coupling):
     for t, level in zip(LEVELS, found.levels, strict=True):
 
         def says(x, t=t):
-            return network(x, FlowPath().network_time(torch.full((len(x),), t)), None)
+            return network(x, FlowMatchingPath().network_time(torch.full((len(x),), t)), None)
 
         loss = mean_of(losses(coupling, says, t, 40_000, 101))
         error = (loss.error**2 + level.irreducible.error**2) ** 0.5
@@ -94,7 +94,7 @@ def test_exact_paths_turn_the_noise_of_training_into_the_data(name):
     coupling, count = couplings()[name], 1500
     data = FIVE[torch.randint(5, (count,), generator=generator(5))]
     noise = coupling(data, generator=generator(6))
-    ends = exact_paths(OptimalDenoiser.of(FIVE, coupling, FlowPath()), noise, steps=50)[-1]
+    ends = exact_paths(OptimalDenoiser.of(FIVE, coupling, FlowMatchingPath()), noise, steps=50)[-1]
     distance, row = torch.cdist(ends, FIVE.double()).min(dim=1)
     assert float(distance.max()) < 1e-6
     assert chisquare(row.bincount(minlength=5).numpy()).pvalue > 1e-3
@@ -107,7 +107,7 @@ def test_between_two_points_the_middle_decides():
     side = (noise @ two[0] < 0).long()
     lengths = {}
     for coupling in (Independent(), KNN(4)):
-        paths = exact_paths(OptimalDenoiser.of(two, coupling, FlowPath()), noise)
+        paths = exact_paths(OptimalDenoiser.of(two, coupling, FlowMatchingPath()), noise)
         torch.testing.assert_close(paths[-1], two[side].double(), atol=1e-6, rtol=0)
         lengths[str(coupling)] = straightness(paths)
     assert 1 < lengths["KNN(k=4)"] < lengths["Independent()"]
@@ -115,7 +115,7 @@ def test_between_two_points_the_middle_decides():
 
 def test_one_point_is_reached_straight_and_in_one_step():
     noise = torch.randn(20, 2, generator=generator(0))
-    best = OptimalDenoiser.of(FIVE[:1], Independent(), FlowPath())
+    best = OptimalDenoiser.of(FIVE[:1], Independent(), FlowMatchingPath())
     paths = exact_paths(best, noise, steps=10)
     assert straightness(paths) == pytest.approx(1)
     lines = FIVE[0] + path_times(10)[:, None, None] * (noise - FIVE[0])
@@ -124,18 +124,18 @@ def test_one_point_is_reached_straight_and_in_one_step():
 
 
 def test_paths_are_of_second_order():
-    best = OptimalDenoiser.of(FIVE, KNN(4), FlowPath())
+    best = OptimalDenoiser.of(FIVE, KNN(4), FlowMatchingPath())
     noise = torch.randn(40, 2, generator=generator(1))
     middle = [exact_paths(best, noise, steps=n)[n // 2] for n in (20, 40, 320)]
     coarse, fine = ((x - middle[2]).norm(dim=1).mean() for x in middle[:2])
     assert coarse / fine > 3
 
 
-def test_neighbours_stay_neighbours_on_the_way():
+def test_neighbors_stay_neighbors_on_the_way():
     """A flow keeps orientation: small triangles of noises never turn over before they meet."""
     corners = torch.tensor([[0.0, 0.0], [1e-3, 0.0], [0.0, 1e-3]])
     noise = torch.randn(60, 1, 2, generator=generator(2)) + corners
-    best = OptimalDenoiser.of(RING.points, Independent(), FlowPath())
+    best = OptimalDenoiser.of(RING.points, Independent(), FlowMatchingPath())
     paths = exact_paths(best, noise.view(-1, 2), steps=160)[:120].view(120, 60, 3, 2)
     sides = paths[:, :, 1:] - paths[:, :, :1]
     assert bool((torch.linalg.det(sides) > 0).all())
@@ -145,7 +145,7 @@ def test_pairing_keeps_a_noise_with_its_group():
     rows, shares = torch.arange(200) % 16, []
     for coupling in (Independent(), KNN(64)):
         noise = coupling(RING.points[rows], generator=generator(3))
-        best = OptimalDenoiser.of(RING.points, coupling, FlowPath())
+        best = OptimalDenoiser.of(RING.points, coupling, FlowMatchingPath())
         ended = group_of(RING, exact_paths(best, noise, steps=30)[-1])
         shares.append(float((ended == RING.group[rows]).double().mean()))
     assert shares[0] < 0.25

@@ -88,11 +88,11 @@ def test_job_array_list_cell_gather(tmp_path, capsys):
 
 
 def test_fields_of_the_recipe_are_options_of_compare_too(tmp_path, capsys):
-    options = ("--model.width", "16", "--optimiser.lr", "1e-3", "--data.limit", "128")
+    options = ("--model.width", "16", "--optim.lr", "1e-3", "--data.limit", "128")
     assert compare(tmp_path, "--coupling", "knn:k=4", *options, "--cell", "0") == 0
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["recipe"]["model"]["width"] == 16
-    assert plan["recipe"]["optimiser"]["lr"] == 1e-3
+    assert plan["recipe"]["optimizer"]["lr"] == 1e-3
 
 
 def test_another_recipe_in_the_same_folder_is_refused(tmp_path, capsys):
@@ -183,7 +183,7 @@ def test_plan_refuses_repeats_and_nothing(tmp_path):
 def test_cells_share_a_seed_s_recipe_and_folders_differ(tmp_path):
     recipe = recipe_from_name("digits-flow")
     plan = Plan(tmp_path, recipe, ("independent", "knn:k=4", "shuffled:knn:k=4"), (0, 1))
-    assert len({plan.cell_folder(cell) for cell in plan.cells}) == 6
+    assert len({plan.trial_dir(cell) for cell in plan.cells}) == 6
     assert [cell.seed for cell in plan.cells] == [0, 0, 0, 1, 1, 1]
     assert plan.control_of("shuffled:knn:k=4") == "knn:k=4"
     assert plan.control_of("knn:k=4") is None

@@ -13,8 +13,8 @@ from immiscible_diffusion.cli.main import main
 from immiscible_diffusion.couplings import Shuffled
 from immiscible_diffusion.data import load_images
 from immiscible_diffusion.diffusion.losses import ConsistencyLoss
-from immiscible_diffusion.diffusion.paths import DiffusionPath, FlowPath, SigmaPath
-from immiscible_diffusion.diffusion.samplers import Sampler
+from immiscible_diffusion.diffusion.paths import EDMPath, FlowMatchingPath, VPPath
+from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.experiments.compare import denoising, irreducible
 from immiscible_diffusion.experiments.compare.denoising import (
     LEVELS,
@@ -30,7 +30,7 @@ from immiscible_diffusion.experiments.compare.irreducible import best_losses, to
 from immiscible_diffusion.experiments.compare.plan import Plan
 from immiscible_diffusion.recipes import recipe_from_name
 from immiscible_diffusion.training.builders import make_coupling
-from immiscible_diffusion.training.run_dir import RunFolder
+from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.trainer import Trainer
 from immiscible_diffusion.utils.batch import Batch
 
@@ -38,7 +38,7 @@ CPU = torch.device("cpu")
 
 
 class Toy:
-    """Forty points about three centres, as pictures of one line."""
+    """Forty points about three centers, as pictures of one line."""
 
     name, note, shape, num_classes = "toy", "", (1, 1, 2), 3
 
@@ -82,7 +82,7 @@ def above(recipe, dataset, coupling, model):
     return excess.mean(dim=1), excess.std(dim=1) / len(probes.rows) ** 0.5
 
 
-@pytest.mark.parametrize("path", [FlowPath(), DiffusionPath(min_snr=5), SigmaPath()])
+@pytest.mark.parametrize("path", [FlowMatchingPath(), VPPath(min_snr=5), EDMPath()])
 @pytest.mark.parametrize("coupling", [Independent(), KNN(4)])
 def test_the_optimal_denoiser_has_no_excess_and_any_other_network_has(toy, coupling, path):
     """Whatever the path's weight."""
@@ -120,12 +120,12 @@ def test_an_assignment_sees_batches_as_in_training(toy):
     recipe, dataset = toy
     seen = []
 
-    class Watched(LinearAssignment):
+    class RecordingModel(LinearAssignment):
         def __call__(self, data, **options):
             seen.append(len(data))
             return super().__call__(data, **options)
 
-    Probes.draw(recipe, dataset, Watched())
+    Probes.draw(recipe, dataset, RecordingModel())
     assert set(seen) == {recipe.batch_size}
 
 
@@ -154,7 +154,7 @@ def test_a_conditional_recipe_is_given_the_label(toy):
 
 
 def test_losses_are_kept_with_their_means(tmp_path):
-    run = RunFolder(tmp_path)
+    run = RunDir(tmp_path)
     losses = torch.rand(len(LEVELS), 50)
     keep_losses(run, 7, losses)
     [record] = run.records("denoising")
@@ -188,7 +188,7 @@ def test_of_a_large_set_fewer_probes_are_used_or_none_with_the_reason(toy, monke
 def test_a_loss_without_the_bound_is_left_out_with_its_reason(toy):
     assert irreducible.no_bound(toy[0]) == ""
     other = dataclasses.replace(
-        toy[0], path=SigmaPath(), loss=ConsistencyLoss(), sampler=Sampler("consistency", 1)
+        toy[0], path=EDMPath(), loss=ConsistencyLoss(), sampler=SamplerConfig("consistency", 1)
     )
     assert "ConsistencyLoss, whose network is no denoiser" in irreducible.no_bound(other)
 
@@ -197,7 +197,7 @@ def test_no_trained_network_is_below_the_irreducible_loss(tiny, tmp_path):
     recipe = dataclasses.replace(
         tiny, coupling="knn:k=16", steps=400, batch_size=64, preview_every=0, checkpoint_every=400
     )
-    trainer = Trainer(recipe, RunFolder.open(tmp_path, recipe), device="cpu")
+    trainer = Trainer(recipe, RunDir.open(tmp_path, recipe), device="cpu")
     trainer.train(quiet=True)
     model = trainer.average.current().eval()
     excess, error = above(recipe, trainer.dataset, trainer.coupling, model)
@@ -247,7 +247,7 @@ def test_every_seed_has_the_best_loss_of_its_own_law(tmp_path):
     best = [irreducible.best_on_probes(plan, name, seed) for seed in (0, 1)]
     assert not torch.equal(*best)
     for seed, own in enumerate(best):
-        run = RunFolder(tmp_path / "cells" / "calibrated-knn-k=16" / f"seed{seed}")
+        run = RunDir(tmp_path / "cells" / "calibrated-knn-k=16" / f"seed{seed}")
         recipe, dataset = run.recipe(), load_images(run.recipe().data)
         coupling = make_coupling(recipe, dataset, run, CPU)
         torch.testing.assert_close(own, best_losses(recipe, dataset, coupling).reached)

@@ -5,11 +5,11 @@ import json
 import pytest
 
 from immiscible_diffusion.cli.main import main
-from immiscible_diffusion.couplings import NoiseLaw
-from immiscible_diffusion.experiments.compare.plan import Cell, Plan
+from immiscible_diffusion.couplings import NoiseDistribution
+from immiscible_diffusion.experiments.compare.plan import Plan, Trial
 from immiscible_diffusion.experiments.compare.trial import companion_of, is_carried
 from immiscible_diffusion.recipes import recipe_from_name
-from immiscible_diffusion.training.run_dir import RunFolder
+from immiscible_diffusion.training.run_dir import RunDir
 
 PLAIN, MATCHED = "knn:k=16", "matched:knn:k=16"
 
@@ -41,7 +41,7 @@ def test_matched_is_judged_along_with_plain(tmp_path):
     assert not list(tmp_path.glob("cells/matched*/seed0/checkpoint.pt"))  # it trained nothing
     assert list(tmp_path.glob("cells/calibrated*/seed0/calibration.safetensors"))
     [law] = tmp_path.glob("cells/knn*/seed0/law.safetensors")
-    assert isinstance(NoiseLaw.load(law), NoiseLaw)
+    assert isinstance(NoiseDistribution.load(law), NoiseDistribution)
 
 
 def test_matched_alone_gives_the_same_figures(tmp_path):
@@ -73,13 +73,13 @@ def test_in_a_job_array_the_matched_cell_waits_for_the_plain_one(tmp_path, capsy
 
 def test_who_is_carried_by_whom(tmp_path):
     plan = tiny_plan(tmp_path, "independent", PLAIN, MATCHED)
-    plain, matched = Cell(PLAIN, 0), Cell(MATCHED, 0)
+    plain, matched = Trial(PLAIN, 0), Trial(MATCHED, 0)
     assert companion_of(plan, plain) == matched
     assert is_carried(plan, matched)
     assert not is_carried(plan, plain)
-    assert plan.cell_recipe(matched).sampler.start == "matched"
-    assert plan.cell_recipe(matched).coupling == PLAIN
-    RunFolder(plan.cell_folder(plain)).begin(plan.cell_recipe(plain))
+    assert plan.trial_recipe(matched).sampler.init_noise == "matched"
+    assert plan.trial_recipe(matched).coupling == PLAIN
+    RunDir(plan.trial_dir(plain)).begin(plan.trial_recipe(plain))
     assert companion_of(plan, plain) is None  # under way without it
     assert not is_carried(plan, matched)
     alone = tiny_plan(tmp_path, "independent", MATCHED)
@@ -91,16 +91,16 @@ def test_sample_and_evaluate_from_the_matched_law(tmp_path, capsys):
     train = ["train", "digits-flow", "--tiny", "--device", "cpu", "--out", str(run)]
     assert main([*train, "--coupling", PLAIN]) == 0
     assert not (run / "law.safetensors").exists()
-    assert main(["sample", str(run), "--count", "4", "--start", "matched"]) == 0
+    assert main(["sample", str(run), "--count", "4", "--init-noise", "matched"]) == 0
     assert (run / "law.safetensors").exists()
     [folder] = (path for path in (run / "images").iterdir() if path.is_dir())
     assert "matched" in folder.name
-    assert main(["evaluate", str(run), "--samples", "128", "--start", "matched"]) == 0
+    assert main(["evaluate", str(run), "--samples", "128", "--init-noise", "matched"]) == 0
     assert main(["evaluate", str(run), "--samples", "128"]) == 0
     matched, plain = json.loads((run / "evaluation.json").read_text())
     assert (matched["sampler"], plain["sampler"]) == ("euler 2 matched", "euler 2")
     assert matched["frechet"] != plain["frechet"]
-    assert main(["sample", str(run), "--start", "elsewhere"]) == 2
+    assert main(["sample", str(run), "--init-noise", "elsewhere"]) == 2
     assert "start must be one of normal, matched" in capsys.readouterr().err
 
 
@@ -108,5 +108,5 @@ def test_sample_and_evaluate_from_the_matched_law(tmp_path, capsys):
 def test_training_with_a_matched_start_differs_in_its_pictures_alone(tmp_path, start):
     run = tmp_path / start
     options = ["--device", "cpu", "--out", str(run), "--coupling", PLAIN]
-    assert main(["train", "digits-flow", "--tiny", *options, "--sampler.start", start]) == 0
+    assert main(["train", "digits-flow", "--tiny", *options, "--sampler.init_noise", start]) == 0
     assert (run / "law.safetensors").exists() == (start == "matched")

@@ -67,10 +67,10 @@ def test_pooling_keeps_means_and_looks_at_valid_positions_only():
     assert plain.mean() == pytest.approx(float(expected.mean()), abs=1e-6)
 
 
-def test_data_on_another_scale_than_noise_are_refused_or_normalised():
-    with pytest.raises(ValueError, match=r"root mean square.*--normalise"):
+def test_data_on_another_scale_than_noise_are_refused_or_normalized():
+    with pytest.raises(ValueError, match=r"root mean square.*--normalize"):
         Prepared.of(whole(100, 3, scale=300))
-    data = Prepared.of(whole(100, 3, scale=300), normalise=True).batch.data
+    data = Prepared.of(whole(100, 3, scale=300), normalize=True).batch.data
     assert float(data.std()) == pytest.approx(1, abs=1e-4)
 
 

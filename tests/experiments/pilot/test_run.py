@@ -195,7 +195,7 @@ def test_a_dry_run_writes_nothing(ring, tmp_path, capsys):
         (["--coupling", "knn:j=4"], "knn:j=4"),
         (["--coupling", "assignment:pool=4"], "leave out pool"),
         (["--minutes", "0"], "minutes must be above 0"),
-        (["--budget", "0"], "budgets"),
+        (["--budget", "0"], "sampling_steps"),
         (["--cond", "state"], "state"),
         (["--network", "unet"], "--network mlp"),
         (["--seeds", "0"], "seeds must be at least 1"),

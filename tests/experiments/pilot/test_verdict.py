@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from immiscible_diffusion.experiments.pilot.ratio import Ratio, seeds_for
-from immiscible_diffusion.experiments.pilot.records import Cell, Point, finals
+from immiscible_diffusion.experiments.pilot.records import Point, Trial, finals
 from immiscible_diffusion.experiments.pilot.verdict import compare, judge
 from immiscible_diffusion.metrics import Floor
 
@@ -14,12 +14,12 @@ FLOOR = Floor(0.1, 0.08, 0.12, 500)
 ARMS = ("independent", NAME, f"shuffled:{NAME}", f"matched:{NAME}", f"matched:shuffled:{NAME}")
 
 
-def fabricated(seeds=5, noise=0.02, budgets=(5, 20), base=1.0, key=0, **factors):
+def fabricated(seeds=5, noise=0.02, sampling_steps=(5, 20), base=1.0, key=0, **factors):
     """Distances: ``base`` times a factor of the arm, times noise of the seed and of the cell."""
     generator = torch.Generator().manual_seed(key)
     names = dict(zip(("none", "plain", "control", "matched", "matched_control"), ARMS, strict=True))
     found = {}
-    for budget in budgets:
+    for budget in sampling_steps:
         common = 0.3 * torch.randn(seeds, generator=generator)
         for short, arm in names.items():
             own = noise * torch.randn(seeds, generator=generator)
@@ -184,7 +184,7 @@ def test_the_seeds_that_would_tell():
 def test_finals_are_of_whole_seeds_at_the_last_step():
     def cell(coupling, seed):
         points = tuple(Point(coupling, step, 5, 100.0 / step) for step in (10, 20))
-        return Cell(coupling, seed, 1.0, points)
+        return Trial(coupling, seed, 1.0, points)
 
     cells = [cell("a", 0), cell("b", 0), cell("a", 1)]
     assert finals(cells, ["a", "b"]) == {("a", 5): {0: 5.0}, ("b", 5): {0: 5.0}}

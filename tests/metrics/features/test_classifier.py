@@ -28,7 +28,7 @@ def test_classifier_reads_held_out_digits(classifier):
     assert (classifier.name, classifier.dim) == ("classifier (64-d)", 64)
 
 
-def test_features_are_standardised_and_finite(classifier, digits):
+def test_features_are_standardized_and_finite(classifier, digits):
     features = extract(classifier, digits.images.split(256))
     assert features.shape == (1797, 64)
     assert features.dtype == torch.float32

@@ -24,7 +24,7 @@ def test_bytes_of_a_data_set_come_back_exactly():
     assert torch.equal(to_bytes(data), every)
 
 
-def test_samples_are_rounded_and_clipped_and_grey_is_in_three_colours():
+def test_samples_are_rounded_and_clipped_and_gray_is_in_three_colors():
     data = torch.tensor([-1.2, -1.0, -1 + 0.4 / 127.5, -1 + 0.6 / 127.5, 1.3]).view(1, 1, 1, 5)
     assert to_bytes(data).tolist() == [[[[0, 0, 0, 1, 255]]] * 3]
 
@@ -54,13 +54,13 @@ def test_resizing_is_pillows(generator, size):
         (size, size), image.BICUBIC
     )
     rounded = Preprocessing(size, PLAIN.mean, PLAIN.std, rounded=True)(given)[0]
-    # Pillow computes in fixed point, which now and then rounds to the neighbouring byte, twice.
+    # Pillow computes in fixed point, which now and then rounds to the neighboring byte, twice.
     apart = np.abs(rounded.permute(1, 2, 0).numpy() - np.asarray(eight_bit))
     assert apart.max() <= 2
     assert (apart > 0).mean() < 0.03
 
 
-def test_standardising_is_by_colour(generator):
+def test_standardizing_is_by_color(generator):
     given = pictures(generator, 2, 3, 40, 40)
     made = Preprocessing(40, (1.0, 2.0, 3.0), (2.0, 4.0, 8.0))(given)
     for channel, (mean, std) in enumerate([(1, 2), (2, 4), (3, 8)]):

@@ -17,7 +17,7 @@ from immiscible_diffusion.metrics import (
     make_reference,
 )
 from immiscible_diffusion.metrics.features.pretrained import INCEPTION_FILE
-from immiscible_diffusion.utils.optional_deps import MissingExtra
+from immiscible_diffusion.utils.optional_deps import MissingDependencyError
 
 FIDELITY = "torch_fidelity.feature_extractor_inceptionv3"
 
@@ -63,9 +63,9 @@ def test_efficientnet_rows_do_not_depend_on_the_batch(efficientnet, generator):
     assert efficientnet(data[:0]).shape == (0, 1280)
 
 
-def test_efficientnet_sees_grey_as_colour(efficientnet, generator):
-    grey = images(generator, 2, channels=1)
-    torch.testing.assert_close(efficientnet(grey), efficientnet(grey.expand(-1, 3, -1, -1)))
+def test_efficientnet_sees_gray_as_color(efficientnet, generator):
+    gray = images(generator, 2, channels=1)
+    torch.testing.assert_close(efficientnet(gray), efficientnet(gray.expand(-1, 3, -1, -1)))
 
 
 def test_efficientnet_is_farther_from_noisier_digits(efficientnet, digits, generator):
@@ -270,7 +270,7 @@ def test_a_missing_package_is_named_with_its_extra(digits, monkeypatch, name, pa
     for hidden in [name for name in sys.modules if name.startswith("torch_fidelity")]:
         monkeypatch.delitem(sys.modules, hidden)
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MissingExtra, match=rf"'{name}' needs.*{package}.*\[{extra}\]"):
+    with pytest.raises(MissingDependencyError, match=rf"'{name}' needs.*{package}.*\[{extra}\]"):
         extractor_from_name(name, digits)
 
 

@@ -234,7 +234,7 @@ def test_no_part_is_needed(analysis, tmp_path, undrawn):
                 render_analysis_page(values, tmp_path)
 
 
-def test_empty_analyses_and_files_that_are_gone_are_said(analysis, tmp_path, parsed, undrawn):
+def test_empty_analyzes_and_files_that_are_gone_are_said(analysis, tmp_path, parsed, undrawn):
     for values in ({}, {"couplings": []}, {"couplings": [{}]}, {"couplings": [{"name": None}]}):
         parsed(render_analysis_page(values, tmp_path))
     assert '<span class="soft">missing</span>' in render_analysis_page(analysis, tmp_path)

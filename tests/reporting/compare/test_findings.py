@@ -22,7 +22,7 @@ def test_a_gain_is_stated_with_its_interval(build, power):
     assert finding.verdict == "helps"
     assert finding.headline.startswith("KNN needs 2.00 times fewer training steps than independent")
     assert "95% interval 1.76 to 2.26, 3 seeds" in finding.headline
-    assert "not measured" in finding.detail  # the other budgets, and the control
+    assert "not measured" in finding.detail  # the other sampling_steps, and the control
 
 
 def test_harm_and_no_difference_are_said_plainly(build, power):
@@ -45,24 +45,24 @@ def test_one_seed_and_bounds_are_said_plainly(build, power):
 def test_time_floor_and_control_are_mentioned(comparison):
     found = {f.coupling: f for f in findings(comparison)}
     assert set(found) == {"knn:k=16,center=mean", "knn:k=64", "assignment"}
-    centred = found["knn:k=16,center=mean"]
-    assert "Speed-up in training time, cost of pairing included: 2.1" in centred.detail
+    centerd = found["knn:k=16,center=mean"]
+    assert "Speed-up in training time, cost of pairing included: 2.1" in centerd.detail
     assert "both lie within what real data differ from real data by (1.50 to 3.10)" in (
-        centred.detail
+        centerd.detail
     )
-    assert "shuffled over the batch, so without pairing, keep 16% at 2 and 25%" in centred.detail
+    assert "shuffled over the batch, so without pairing, keep 16% at 2 and 25%" in centerd.detail
     assert found["knn:k=64"].verdict == "hurts"
     assert "no shuffled control" in found["assignment"].detail
 
 
 def test_the_summary_sorts_the_couplings(comparison, empty):
     text = summary(comparison)
-    parts = {budget: f"With {budget} Euler steps: " for budget in comparison.budgets}
+    parts = {budget: f"With {budget} Euler steps: " for budget in comparison.sampling_steps}
     assert all(part in text for part in parts.values())
     head = text.partition(parts[20])[2].partition(". With")[0]
-    assert "fewer with KNN k=16, centred and linear assignment, B=256" in head
+    assert "fewer with KNN k=16, centerd and linear assignment, B=256" in head
     assert "more (pairing hurts) with KNN k=64 <raw>" in head
-    assert "not measured for KNN k=16, centred" in summary(empty)
+    assert "not measured for KNN k=16, centerd" in summary(empty)
     assert "no coupling" in summary(replace(empty, couplings=empty.couplings[:1]))
 
 

@@ -16,7 +16,7 @@ def rows_of(text):
 def test_every_row_has_every_column_and_every_environment_ends(comparison):
     text = latex_table(comparison)
     rows = rows_of(text)
-    assert len(rows) == 1 + len(comparison.budgets) * len(comparison.couplings)
+    assert len(rows) == 1 + len(comparison.sampling_steps) * len(comparison.couplings)
     assert {len(re.split(r"(?<!\\)&", row)) for row in rows} == {len(COLUMNS)}
     for kind in ("table", "tabular"):
         assert text.count(f"\\begin{{{kind}}}") == text.count(f"\\end{{{kind}}}") == 1
@@ -27,7 +27,7 @@ def test_every_row_has_every_column_and_every_environment_ends(comparison):
 
 def test_figures_are_those_of_the_page(comparison):
     rows = rows_of(latex_table(comparison))
-    header, wanted = speedup_table(comparison, comparison.budgets[0])
+    header, wanted = speedup_table(comparison, comparison.sampling_steps[0])
     assert rows[0] == " & ".join(COLUMNS) + r" \\"
     speedups = [row[header.index("Speed-up in steps")] for row in wanted]
     shown = [row.split(" & ")[1] for row in rows[1 : 1 + len(wanted)]]
@@ -38,7 +38,7 @@ def test_figures_are_those_of_the_page(comparison):
 def test_the_headline_budget_is_named_once(comparison):
     text = latex_table(comparison)
     assert text.count(", headline}") == 1
-    assert f"\\emph{{{comparison.headline_budget} Euler steps, headline}}" in text
+    assert f"\\emph{{{comparison.headline_steps} Euler steps, headline}}" in text
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,6 @@ def test_special_characters_are_printed(text, printed):
 
 def test_it_survives_runs_that_are_not_there(partial, empty):
     assert rows_of(latex_table(partial))
-    assert len(rows_of(latex_table(empty))) == 1 + len(empty.budgets) * len(empty.couplings)
+    assert len(rows_of(latex_table(empty))) == 1 + len(empty.sampling_steps) * len(empty.couplings)
     without_floor = latex_table(replace(partial, floor=None, note=""))
     assert "halves" not in without_floor

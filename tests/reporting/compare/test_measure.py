@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from immiscible_diffusion.reporting.compare import Comparison, render_page
-from immiscible_diffusion.reporting.compare.results import Quality
+from immiscible_diffusion.reporting.compare.results import SampleMetrics
 from immiscible_diffusion.reporting.compare.speedup import speedup
 
 
@@ -15,7 +15,8 @@ def of_actions(comparison):
         replace(
             cell,
             quality=tuple(
-                Quality(q.step, q.budget, action_error=q.frechet, score=0.5) for q in cell.quality
+                SampleMetrics(q.step, q.budget, action_error=q.frechet, score=0.5)
+                for q in cell.quality
             ),
         )
         for cell in comparison.cells
@@ -48,6 +49,6 @@ def test_older_records_are_of_the_frechet_distance(comparison):
 
 
 def test_an_error_below_nothing_is_refused():
-    assert Quality(1, 1, action_error=0.2).value == 0.2
+    assert SampleMetrics(1, 1, action_error=0.2).value == 0.2
     with pytest.raises(ValueError, match="action_error is -1"):
-        Quality(1, 1, action_error=-1.0)
+        SampleMetrics(1, 1, action_error=-1.0)

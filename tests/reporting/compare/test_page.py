@@ -42,7 +42,7 @@ def test_the_page_says_how_it_was_made_and_what_limits_it(comparison, folder):
     page = render_page(comparison, folder)
     assert comparison.command in page
     assert page.count(comparison.note) >= 7  # in every caption
-    assert page.count("Floor (grey): two random halves of the real set (898 each)") >= 5
+    assert page.count("Floor (gray): two random halves of the real set (898 each)") >= 5
     assert NOT_COMPARABLE in page
     assert page.index("fewer with") < page.index("<svg")
 

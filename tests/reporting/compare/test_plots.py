@@ -15,7 +15,7 @@ from immiscible_diffusion.reporting.compare.series import quality_series
 
 def drawn(comparison):
     return [
-        *(plots.quality_against_steps(comparison, budget) for budget in comparison.budgets),
+        *(plots.quality_against_steps(comparison, budget) for budget in comparison.sampling_steps),
         plots.quality_against_budget(comparison),
         plots.losses_against_steps(comparison, "validation"),
         plots.losses_against_steps(comparison, "training"),
@@ -55,19 +55,19 @@ def test_labels_are_never_formulas_or_markup(comparison):
     assert "\\bad{0&lt;/svg&gt;" in plots.pairing_cost(replace(comparison, couplings=couplings))
 
 
-def test_a_control_has_the_colour_of_its_coupling_and_the_baseline_is_black(comparison):
+def test_a_control_has_the_color_of_its_coupling_and_the_baseline_is_black(comparison):
     looks = plots.looks(comparison)
-    assert looks["shuffled(knn:k=64)"].colour == looks["knn:k=64"].colour
+    assert looks["shuffled(knn:k=64)"].color == looks["knn:k=64"].color
     assert looks["shuffled(knn:k=64)"].control
-    assert looks["independent"].colour == plots.BASELINE
-    treated = [looks[entry.name].colour for entry in comparison.treated]
+    assert looks["independent"].color == plots.BASELINE
+    treated = [looks[entry.name].color for entry in comparison.treated]
     assert len(set(treated)) == len(treated)
 
 
-def test_more_couplings_than_colours_differ_by_marker(comparison):
+def test_more_couplings_than_colors_differ_by_marker(comparison):
     many = tuple(CouplingEntry(f"c{i}", f"c{i}") for i in range(12))
     looks = plots.looks(replace(comparison, couplings=(*many, comparison.couplings[0]), cells=()))
-    assert len({(look.colour, look.marker) for look in looks.values()}) == 13
+    assert len({(look.color, look.marker) for look in looks.values()}) == 13
 
 
 def test_series_are_geometric_means_over_the_longest_runs(partial):

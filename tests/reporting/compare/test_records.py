@@ -6,7 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from immiscible_diffusion.reporting.compare.results import Cell, Comparison, LossPoint, Quality
+from immiscible_diffusion.reporting.compare.results import (
+    Comparison,
+    LossPoint,
+    SampleMetrics,
+    Trial,
+)
 
 
 def test_json_round_trip_gives_the_same_record(comparison, partial):
@@ -25,11 +30,11 @@ def _set(record, keys, value):
     ("keys", "value", "words"),
     [
         (["version"], 2, "version 2; expected 1"),
-        (["colour"], "red", "unknown fields ['colour']"),
+        (["color"], "red", "unknown fields ['color']"),
         (["samples"], "many", "results.samples is 'many'; expected a whole number"),
         (["samples"], True, "expected a whole number"),
         (["accuracy"], float("nan"), "results.accuracy is nan"),
-        (["headline_budget"], 7, "headline_budget is 7; expected one of [2, 5, 20, 100]"),
+        (["headline_steps"], 7, "headline_steps is 7; expected one of [2, 5, 20, 100]"),
         (["dataset"], "digits", "results.dataset is str; expected an object"),
         (["couplings", 1, "baseline"], True, "expected exactly one"),
         (["couplings", 2, "control_of"], "knn", "is a control of 'knn'"),
@@ -38,7 +43,7 @@ def _set(record, keys, value):
         (["cells", 0, "seed"], 1, "more than once"),
         (["cells", 0, "quality", 0, "step"], 0, "expected both >= 1"),
         (["cells", 0, "quality", 0, "frechet"], -1.0, "frechet is -1.0"),
-        (["cells", 0, "quality", 0, "budget"], 3, "has budgets [3]"),
+        (["cells", 0, "quality", 0, "budget"], 3, "has sampling_steps [3]"),
         (["cells", 0, "quality", 0, "kid"], "0.1", "results.cells[0].quality[0].kid is '0.1'"),
         (["cells", 0, "pairing_share"], 40.0, "expected 0 to 1"),
         (["cells", 0, "grids", "250"], "/etc/passwd", "inside the folder"),
@@ -64,7 +69,7 @@ def test_a_missing_field_is_named(comparison):
 
 def test_what_is_not_finite_is_given_as_none():
     with pytest.raises(ValueError, match="kid is nan"):
-        Quality(1, 2, kid=float("nan"))
+        SampleMetrics(1, 2, kid=float("nan"))
     with pytest.raises(ValueError, match="finite or None"):
         LossPoint(1, float("inf"))
-    assert Cell("a", 0, (Quality(1, 2),)).quality[0].frechet is None
+    assert Trial("a", 0, (SampleMetrics(1, 2),)).quality[0].frechet is None

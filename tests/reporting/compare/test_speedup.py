@@ -9,7 +9,7 @@ from scipy import stats
 
 from immiscible_diffusion.metrics.evaluate import Floor
 from immiscible_diffusion.reporting.compare.estimate import arithmetic, geometric
-from immiscible_diffusion.reporting.compare.results import Cell, Quality
+from immiscible_diffusion.reporting.compare.results import SampleMetrics, Trial
 from immiscible_diffusion.reporting.compare.speedup import (
     Curve,
     best_so_far,
@@ -23,7 +23,9 @@ from immiscible_diffusion.reporting.compare.speedup import (
 
 def table_cell(name, seed, values, steps=(100, 200, 400), budget=20, **options):
     pairs = zip(steps, values, strict=True)
-    return Cell(name, seed, tuple(Quality(s, budget, frechet=v) for s, v in pairs), **options)
+    return Trial(
+        name, seed, tuple(SampleMetrics(s, budget, frechet=v) for s, v in pairs), **options
+    )
 
 
 @pytest.mark.parametrize("faster", [1.3, 2.0, 3.7, 1 / 1.3, 1 / 2.0, 1 / 3.7])

@@ -2,21 +2,23 @@
 
 from typing import Any
 
-from immiscible_diffusion.applications.pusht.evaluator import PolicyJudge, keep_rollouts
+from immiscible_diffusion.applications.pusht.evaluator import PolicyEvaluator, keep_rollouts
 from immiscible_diffusion.applications.pusht.score import judge
 from immiscible_diffusion.applications.pusht.video import film
-from immiscible_diffusion.evaluation.load_run import Trained
+from immiscible_diffusion.evaluation.load_run import LoadedRun
 
 FILMED = 4
 
 
-def policy_figures(trained: Trained) -> dict[str, Any]:
+def policy_figures(trained: LoadedRun) -> dict[str, Any]:
     """Figures by name, with 95% intervals over episodes; keeps the rollouts and a film in the run.
 
     Plans are made by the recipe's sampler.
     """
     recipe, run, step = trained.recipe, trained.run, trained.step
-    judging = PolicyJudge.of(recipe, trained.dataset, trained.device, trained.start_law())
+    judging = PolicyEvaluator.of(
+        recipe, trained.dataset, trained.device, trained.init_noise_distribution()
+    )
     figures: dict[str, Any] = {
         "step": step,
         "sampler": str(recipe.sampler),

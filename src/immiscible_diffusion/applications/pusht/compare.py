@@ -6,10 +6,10 @@ from immiscible_diffusion.applications.pusht.evaluator import kept_rollouts
 from immiscible_diffusion.applications.pusht.rollout import Rollouts
 from immiscible_diffusion.applications.pusht.score import Figure, difference, judge, of_checkpoints
 from immiscible_diffusion.applications.pusht.video import film
-from immiscible_diffusion.experiments.compare.plan import BASELINE, Cell, Plan
-from immiscible_diffusion.experiments.compare.trial import headline_budget, rollouts_file
+from immiscible_diffusion.experiments.compare.plan import BASELINE, Plan, Trial
+from immiscible_diffusion.experiments.compare.trial import headline_steps, rollouts_file
 from immiscible_diffusion.reporting.compare import PolicyEntry
-from immiscible_diffusion.training.run_dir import RunFolder
+from immiscible_diffusion.training.run_dir import RunDir
 
 FILM = "film.gif"
 EPISODES = 4
@@ -33,7 +33,7 @@ def last_rollouts(plan: Plan, coupling: str) -> dict[int, Rollouts]:
     """Rollouts after the last step of training, by seed."""
     found = {}
     for seed in plan.seeds:
-        run = RunFolder(plan.cell_folder(Cell(coupling, seed)))
+        run = RunDir(plan.trial_dir(Trial(coupling, seed)))
         kept = kept_rollouts(rollouts_file(run, plan.recipe.steps))
         if kept is not None:
             found[seed] = kept
@@ -48,7 +48,7 @@ def _entry(
     gain = None
     if shared and coupling != BASELINE:
         gain = _values(difference([runs[s] for s in shared], [baseline[s] for s in shared]))
-    checkpoints = [of_checkpoints(_scores(plan, Cell(coupling, seed))) for seed in runs]
+    checkpoints = [of_checkpoints(_scores(plan, Trial(coupling, seed))) for seed in runs]
     return PolicyEntry(
         coupling=coupling,
         score=_values(found.score),
@@ -62,10 +62,10 @@ def _entry(
     )
 
 
-def _scores(plan: Plan, cell: Cell) -> list[float]:
+def _scores(plan: Plan, cell: Trial) -> list[float]:
     """Scores by evaluated step, ascending."""
-    budget = headline_budget(plan.recipe)
-    records = RunFolder(plan.cell_folder(cell)).records("quality")
+    budget = headline_steps(plan.recipe)
+    records = RunDir(plan.trial_dir(cell)).records("quality")
     scored = {
         record["step"]: record["score"]
         for record in records

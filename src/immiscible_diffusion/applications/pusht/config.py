@@ -49,7 +49,7 @@ class DemonstrationConfig:
 
 
 def load_windows(config: DemonstrationConfig) -> tuple[Windows, Windows]:
-    """Windows to train on and to validate on, normalised by the ranges of the first.
+    """Windows to train on and to validate on, normalized by the ranges of the first.
 
     Raises:
         ValueError: no path, or a store that cannot be read; it names the episode.

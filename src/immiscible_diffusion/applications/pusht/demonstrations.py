@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from immiscible_diffusion.applications.pusht.windows import Episodes
 from immiscible_diffusion.data.array_files import Arrays
 from immiscible_diffusion.utils.atomic_files import read_json
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 KINDS = ("keypoint", "state", "relative")
 STATE, ENVIRONMENT = "observation.state", "observation.environment_state"
@@ -102,7 +102,7 @@ def _npz(path: Path, observation: str) -> Episodes:
 
 
 def _zarr(path: Path, observation: str) -> Episodes:
-    with needs_extra("pusht", "reading a Zarr store"):
+    with require_extra("pusht", "reading a Zarr store"):
         import zarr
     group: Any = zarr.open_group(str(path), mode="r")
     names = {name: f"data/{name}" for name in _wanted(observation)}
@@ -159,7 +159,7 @@ def _cut_short(path: Path, name: str, row: int, ends: Any, how: str) -> ValueErr
 
 def _lerobot(path: Path) -> Episodes:
     """Versions 2 (a file an episode) and 3 (files of many)."""
-    with needs_extra("train", "reading LeRobot's parquet files"):
+    with require_extra("train", "reading LeRobot's parquet files"):
         import pyarrow as pa
         import pyarrow.parquet as pq
     files = sorted(path.glob("data/chunk-*/*.parquet"))

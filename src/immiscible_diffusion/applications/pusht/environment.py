@@ -7,7 +7,7 @@ from importlib.metadata import version
 import numpy as np
 from numpy.typing import NDArray
 
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 Array = NDArray[np.float64]
 
@@ -28,7 +28,7 @@ class Steps:
 class Simulator:
     """One table, without a screen.
 
-    gym-pusht's own reset sets the block's place before its angle, which turns it about its centre
+    gym-pusht's own reset sets the block's place before its angle, which turns it about its center
     of mass and so shifts it by up to 90 pixels. Here the angle comes first, and replaying what was
     recorded gives what was recorded (``replayed``).
     """
@@ -36,7 +36,7 @@ class Simulator:
     def __init__(self) -> None:
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
         os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-        with needs_extra("pusht", "the Push-T simulator"):
+        with require_extra("pusht", "the Push-T simulator"):
             from gym_pusht.envs.pusht import PushTEnv
         self.table = PushTEnv(obs_type="state", render_mode="rgb_array")
         self.table._setup()
@@ -63,7 +63,7 @@ class Simulator:
         if state.shape != (5,) or not np.isfinite(state).all():
             raise ValueError(f"a state is five finite numbers, got {state.tolist()}")
         self.table.agent.position = tuple(state[:2])
-        self.table.block.angle = state[4]  # first: it turns about the centre of mass
+        self.table.block.angle = state[4]  # first: it turns about the center of mass
         self.table.block.position = tuple(state[2:4])
         self.table.space.reindex_shapes_for_body(self.table.block)
         self.table.space.reindex_shapes_for_body(self.table.agent)
@@ -126,6 +126,6 @@ def replayed(state: Array, action: Array) -> Array:
 
 
 def simulator_at_hand() -> str:
-    """Which simulator there is; MissingExtra if there is none."""
+    """Which simulator there is; MissingDependencyError if there is none."""
     Simulator()
     return f"gym-pusht {version('gym-pusht')}"

@@ -17,26 +17,26 @@ from immiscible_diffusion.applications.pusht.score import judge
 from immiscible_diffusion.applications.pusht.states import start_states
 from immiscible_diffusion.applications.pusht.vector_env import Tables
 from immiscible_diffusion.applications.pusht.windows import Windows
-from immiscible_diffusion.couplings import NoiseLaw
+from immiscible_diffusion.couplings import NoiseDistribution
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.diffusion.losses.base import mean_over
-from immiscible_diffusion.diffusion.samplers import Sampler
+from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.evaluation.config import PolicyEvaluation
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.utils.atomic_files import atomic_path
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.random import keyed_generator
 
-JUDGE_SEED = 0  # the same windows, starts and noise for every coupling and training seed
+EVAL_SEED = 0  # the same windows, starts and noise for every coupling and training seed
 
 
 @dataclass(frozen=True, eq=False)
-class PolicyJudge:
+class PolicyEvaluator:
     """Judges the policies of a recipe.
 
     Args:
         recipe: names path, data, and how to judge.
-        train: the windows that policies are trained on: their ranges normalise.
+        train: the windows that policies are trained on: their ranges normalize.
         held_out: those that they are not trained on.
         device: where the model is.
         law: of the noise that the model was trained on; for the matched start.
@@ -46,7 +46,7 @@ class PolicyJudge:
     train: Windows
     held_out: Windows
     device: torch.device | str = "cpu"
-    law: NoiseLaw | None = field(default=None, repr=False)
+    law: NoiseDistribution | None = field(default=None, repr=False)
 
     @classmethod
     def of(
@@ -54,8 +54,8 @@ class PolicyJudge:
         recipe: Recipe,
         dataset: DataSet,
         device: torch.device | str = "cpu",
-        law: NoiseLaw | None = None,
-    ) -> "PolicyJudge":
+        law: NoiseDistribution | None = None,
+    ) -> "PolicyEvaluator":
         """The judge of a recipe; ``dataset`` is what it trains on.
 
         Raises:
@@ -71,7 +71,7 @@ class PolicyJudge:
         assert isinstance(self.recipe.evaluation, PolicyEvaluation)
         return self.recipe.evaluation
 
-    def planner(self, model: nn.Module, sampler: Sampler) -> Planner:
+    def planner(self, model: nn.Module, sampler: SamplerConfig) -> Planner:
         """The policy in the units of the recordings."""
         return Planner(
             model,
@@ -80,13 +80,13 @@ class PolicyJudge:
             self.train.shape,
             self.train.sight,
             self.train.acted,
-            seed=JUDGE_SEED,
+            seed=EVAL_SEED,
             device=self.device,
-            law=self.law if sampler.start == "matched" else None,
+            law=self.law if sampler.init_noise == "matched" else None,
         )
 
     @torch.no_grad()
-    def action_error(self, model: nn.Module, sampler: Sampler) -> float:
+    def action_error(self, model: nn.Module, sampler: SamplerConfig) -> float:
         """Mean squared error of the actions that are carried out, in the range [-1, 1].
 
         Of one plan a held-out window against what was recorded there; where people did now this,
@@ -95,7 +95,7 @@ class PolicyJudge:
         batch = self.probes.to(self.device)
         draw = self._noise(len(batch))
         noise = draw(-1)
-        if sampler.start == "matched" and self.law is not None:
+        if sampler.init_noise == "matched" and self.law is not None:
             noise = self.law.color(noise)
         plans = sampler.sample(
             self.recipe.noise_path, model.eval(), noise, cond=batch.cond, step_noise=draw
@@ -110,17 +110,17 @@ class PolicyJudge:
     def probes(self) -> Batch:
         """Held-out windows within their episode, chosen once."""
         rows = self.held_out.whole
-        order = torch.randperm(len(rows), generator=keyed_generator(JUDGE_SEED, "held-out windows"))
+        order = torch.randperm(len(rows), generator=keyed_generator(EVAL_SEED, "held-out windows"))
         return self.held_out.batch(rows[order][: self.evaluation.windows])
 
     def _noise(self, count: int) -> Callable[[int], Tensor]:
         def draw(step: int) -> Tensor:
-            generator = keyed_generator(JUDGE_SEED, step, "held-out plans")
+            generator = keyed_generator(EVAL_SEED, step, "held-out plans")
             return torch.randn((count, *self.train.shape), generator=generator).to(self.device)
 
         return draw
 
-    def rollouts(self, model: nn.Module, sampler: Sampler) -> Rollouts:
+    def rollouts(self, model: nn.Module, sampler: SamplerConfig) -> Rollouts:
         """The policy at work on the fixed episodes.
 
         Raises:
@@ -136,7 +136,7 @@ class PolicyJudge:
             return roll_out(tables, self.planner(model, sampler), starts, execution)
 
     def __call__(
-        self, model: nn.Module, sampler: Sampler, *, at_work: bool = True
+        self, model: nn.Module, sampler: SamplerConfig, *, at_work: bool = True
     ) -> tuple[dict[str, Any], Rollouts | None]:
         """Figures by name, and what was done in the simulator, if anything was."""
         figures: dict[str, Any] = {"action_error": self.action_error(model, sampler)}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.utils.atomic_files import atomic_path
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 CONSTANT = 1e-4  # a coordinate that varies by less is a constant, which is put at 0
 
@@ -89,7 +89,7 @@ class MinMax:
 
 def save_ranges(path: str | os.PathLike[str], ranges: Mapping[str, MinMax]) -> None:
     """Write named ranges to ``path`` (safetensors), whole or not at all."""
-    with needs_extra("train", "saving ranges"):
+    with require_extra("train", "saving ranges"):
         from safetensors.torch import save_file
     tensors = {f"{name}.low": span.low.contiguous() for name, span in ranges.items()}
     tensors |= {f"{name}.high": span.high.contiguous() for name, span in ranges.items()}
@@ -99,7 +99,7 @@ def save_ranges(path: str | os.PathLike[str], ranges: Mapping[str, MinMax]) -> N
 
 def load_ranges(path: str | os.PathLike[str]) -> dict[str, MinMax]:
     """Read what ``save_ranges`` wrote; ValueError names a file that is not that, or was changed."""
-    with needs_extra("train", "loading ranges"):
+    with require_extra("train", "loading ranges"):
         from safetensors import SafetensorError, safe_open
     if not Path(path).is_file():
         raise ValueError(f"{path} does not exist; expected ranges saved with the run")

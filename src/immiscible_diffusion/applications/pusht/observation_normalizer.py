@@ -14,7 +14,7 @@ class Sight:
     """The last observations of a policy as one vector.
 
     Stacked, each in [-1, 1], as Diffusion Policy has them; or with ``changed`` the last one and the
-    differences between neighbours, each with its own range. Speeds are small beside places, and a
+    differences between neighbors, each with its own range. Speeds are small beside places, and a
     small network learns them sooner when they are told apart: on Push-T a regression of 500 steps
     is off by 24.9 pixels with differences and by 28.4 to 30.0 stacked.
 

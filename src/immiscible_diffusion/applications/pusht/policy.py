@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from immiscible_diffusion.applications.pusht.normalization import MinMax
 from immiscible_diffusion.applications.pusht.observation_normalizer import Sight
 from immiscible_diffusion.applications.pusht.windows import OBSERVATION
-from immiscible_diffusion.couplings import NoiseLaw
+from immiscible_diffusion.couplings import NoiseDistribution
 from immiscible_diffusion.diffusion.paths import Path
-from immiscible_diffusion.diffusion.samplers import Sampler
+from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.utils.random import keyed_generator
 
 
@@ -23,9 +23,9 @@ class Planner:
     coupling that the model was trained with.
 
     Args:
-        model: trained on normalised windows.
+        model: trained on normalized windows.
         path: that it was trained on.
-        sampler: how plans are made; ``start="matched"`` needs ``law``.
+        sampler: how plans are made; ``init_noise="matched"`` needs ``law``.
         shape: of a plan, ``(horizon, A)``.
         sight: how it is told what was observed.
         acted: range of the actions.
@@ -36,18 +36,18 @@ class Planner:
 
     model: nn.Module
     path: Path
-    sampler: Sampler
+    sampler: SamplerConfig
     shape: tuple[int, ...]
     sight: Sight
     acted: MinMax
     seed: int = 0
     device: torch.device | str = "cpu"
-    law: NoiseLaw | None = field(default=None, repr=False)
+    law: NoiseDistribution | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if (self.sampler.start == "matched") != (self.law is not None):
+        if (self.sampler.init_noise == "matched") != (self.law is not None):
             raise ValueError(
-                f"sampler.start={self.sampler.start} and law={self.law} do not go together: the "
+                f"sampler.init_noise={self.sampler.init_noise} and law={self.law} do not go together: the "
                 f"matched start needs the law, the normal one takes none"
             )
 

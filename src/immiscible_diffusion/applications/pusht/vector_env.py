@@ -14,10 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from immiscible_diffusion.applications.pusht.environment import Array, Simulator, Steps
-from immiscible_diffusion.utils.optional_deps import MissingExtra
+from immiscible_diffusion.utils.optional_deps import MissingDependencyError
 
 GRACE = 5.0  # seconds that a process has to end by itself
-TOLD = (ValueError, RuntimeError, MissingExtra, AssertionError)  # faults that a worker hands on
+TOLD = (
+    ValueError,
+    RuntimeError,
+    MissingDependencyError,
+    AssertionError,
+)  # faults that a worker hands on
 
 
 class Tables:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from immiscible_diffusion.applications.pusht.rollout import Rollouts
 from immiscible_diffusion.applications.pusht.vector_env import pictures
 from immiscible_diffusion.utils.atomic_files import atomic_path
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 LINE, GAP, HOLD_MS = 14, 2, 2000
 COLOURS = 64
@@ -36,7 +36,7 @@ def film(
     Raises:
         ValueError: no policies or episodes, or one that there is not.
     """
-    with needs_extra("train", "films of rollouts"):
+    with require_extra("train", "films of rollouts"):
         from PIL import Image
     known = min((len(run.coverage) for run in policies.values()), default=0)
     if not episodes or every < 1 or not all(0 <= episode < known for episode in episodes):

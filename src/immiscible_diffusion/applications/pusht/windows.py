@@ -140,7 +140,7 @@ class Episodes:
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Every window of the episodes: a data set of normalised actions given observations.
+    """Every window of the episodes: a data set of normalized actions given observations.
 
     Windows overhang their episode by at most ``observations - 1`` steps before and ``execute - 1``
     after (pad_before and pad_after of Diffusion Policy), so that every step is planned for once.
@@ -204,7 +204,7 @@ class Windows:
         return cls(episodes, sight, MinMax.fit(episodes.action), **sizes)  # type: ignore[arg-type]
 
     def like(self, episodes: Episodes) -> "Windows":
-        """Windows of other episodes, cut and normalised as these."""
+        """Windows of other episodes, cut and normalized as these."""
         return replace(self, episodes=episodes)
 
     @property
@@ -224,12 +224,12 @@ class Windows:
 
     @property
     def ranges(self) -> dict[str, MinMax]:
-        """All that normalisation needs, to be saved with a model (``save_ranges``)."""
+        """All that normalization needs, to be saved with a model (``save_ranges``)."""
         return {**self.sight.ranges, "acted": self.acted}
 
     @property
     def condition_shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Shapes of the conditions of one datum."""
+        """Shapes of the conditions of one sample."""
         return {OBSERVATION: (self.observations * self.episodes.observation.shape[1],)}
 
     def __len__(self) -> int:

@@ -75,7 +75,7 @@ class Cut:
 
     @classmethod
     def of(cls, size: Size, bucket: Size) -> "Cut":
-        """The centre of a picture of ``size``."""
+        """The center of a picture of ``size``."""
         scale = max(bucket[0] / size[0], bucket[1] / size[1])
         height, width = (max(b, round(s * scale)) for s, b in zip(size, bucket, strict=True))
         return cls((height, width), (height - bucket[0]) // 2, (width - bucket[1]) // 2)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from immiscible_diffusion.utils.atomic_files import read_json
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 if TYPE_CHECKING:
     from immiscible_diffusion.data.load import DataConfig
@@ -36,7 +36,7 @@ def coco_rows(config: "DataConfig") -> Any:
 
 
 def _rows(folder: Path, file: Path, limit: int | None) -> Any:
-    with needs_extra("train", "the data set coco"):
+    with require_extra("train", "the data set coco"):
         import datasets
     content = read_json(file)
     try:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.applications.stable_diffusion.inpainting import Painting
+from immiscible_diffusion.applications.stable_diffusion.inpainting import Inpainting
 from immiscible_diffusion.applications.stable_diffusion.load_pipeline import TextPart
 from immiscible_diffusion.utils.batch import Batch, Cond
 
@@ -39,7 +39,7 @@ class LatentCodec:
     vae: Any
     texts: tuple[TextPart, ...]
     batch_size: int = 16
-    painting: Painting | None = None
+    painting: Inpainting | None = None
     vae_hash: str | None = None
     encoded: bool = False
     zero_empty: bool = False

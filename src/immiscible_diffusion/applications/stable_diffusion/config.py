@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from immiscible_diffusion.applications.stable_diffusion.codec import LatentCodec
-from immiscible_diffusion.applications.stable_diffusion.inpainting import Painting
+from immiscible_diffusion.applications.stable_diffusion.inpainting import Inpainting
 from immiscible_diffusion.applications.stable_diffusion.load_pipeline import (
     check_given,
     frozen,
@@ -30,7 +30,7 @@ class StableDiffusionCodec:
 
     pretrained: str | None = None
     batch_size: int = 16
-    painting: Painting | None = None
+    painting: Inpainting | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

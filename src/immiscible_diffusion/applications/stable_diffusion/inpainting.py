@@ -10,7 +10,7 @@ HIDDEN = ("inside", "outside")
 
 
 @dataclass(frozen=True)
-class Painting:
+class Inpainting:
     """Which part of a picture the network has to paint.
 
     Holes lie on the grid of the latents, so that no latent is half hidden.
@@ -20,13 +20,13 @@ class Painting:
             rectangle or, for every other picture, one side of the picture (out-painting).
         smallest: shortest side of the rectangle as a share of the picture's.
         largest: longest side of it.
-        pair_inside: choose noise by what is in the hole alone.
+        pair_masked_region: choose noise by what is in the hole alone.
     """
 
     hidden: Literal["inside", "outside"] = "inside"
     smallest: float = 0.25
     largest: float = 0.75
-    pair_inside: bool = False
+    pair_masked_region: bool = False
 
     def __post_init__(self) -> None:
         if self.hidden not in HIDDEN:

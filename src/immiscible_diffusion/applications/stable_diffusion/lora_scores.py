@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from immiscible_diffusion.applications.stable_diffusion.unet import StableDiffusionUNet
-from immiscible_diffusion.diffusion.samplers import Sampler
-from immiscible_diffusion.evaluation.images import JUDGE_SEED
-from immiscible_diffusion.evaluation.load_run import Trained
+from immiscible_diffusion.diffusion.samplers import SamplerConfig
+from immiscible_diffusion.evaluation.images import EVAL_SEED
+from immiscible_diffusion.evaluation.load_run import LoadedRun
 from immiscible_diffusion.metrics.features.base import extractor_from_name
 from immiscible_diffusion.metrics.few_shot import few_figures
 from immiscible_diffusion.training.load import alike
@@ -20,7 +20,9 @@ def is_tuned_on_few(recipe: Recipe) -> bool:
     return isinstance(recipe.model, StableDiffusionUNet) and recipe.model.lora is not None
 
 
-def tuned_figures(trained: Trained, sampler: Sampler, seed: int, size: int) -> dict[str, Any]:
+def tuned_figures(
+    trained: LoadedRun, sampler: SamplerConfig, seed: int, size: int
+) -> dict[str, Any]:
     """Samples of its captions beside the pictures themselves, those of the commonest shape.
 
     Args:
@@ -37,7 +39,7 @@ def tuned_figures(trained: Trained, sampler: Sampler, seed: int, size: int) -> d
     batches = generator(trained.model, count, seed=seed, sampler=sampler)
     made = torch.cat([pictures for pictures, _ in batches]).cpu()
     judge = extractor_from_name(
-        recipe.of_images.features, dataset, seed=JUDGE_SEED, device=str(trained.device)
+        recipe.of_images.features, dataset, seed=EVAL_SEED, device=str(trained.device)
     )
     return {
         "step": trained.step,

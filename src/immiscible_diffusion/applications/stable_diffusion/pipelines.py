@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 from immiscible_diffusion.utils.random import key
 
 
@@ -19,10 +19,10 @@ def load_checkpoint(name: str, shape: tuple[int, ...], device: torch.device | st
         device: where it runs.
 
     Raises:
-        MissingExtra: diffusers is not installed.
+        MissingDependencyError: diffusers is not installed.
         ValueError: it is not there, is no such pipeline, or makes images of another shape.
     """
-    with needs_extra("train", "a public checkpoint"):
+    with require_extra("train", "a public checkpoint"):
         from diffusers import DDIMPipeline
     try:
         pipeline = DDIMPipeline.from_pretrained(name, use_safetensors=True)

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 TALKERS = ("diffusers.utils.logging", "transformers.utils.logging")
 
@@ -13,7 +13,7 @@ TALKERS = ("diffusers.utils.logging", "transformers.utils.logging")
 @contextmanager
 def quiet() -> Iterator[None]:
     """Errors are still said."""
-    with needs_extra("sd", "Stable Diffusion"), warnings.catch_warnings():
+    with require_extra("sd", "Stable Diffusion"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         talkers = [importlib.import_module(name) for name in TALKERS]
     before = [talker.get_verbosity() for talker in talkers]

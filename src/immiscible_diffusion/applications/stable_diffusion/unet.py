@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from immiscible_diffusion.applications.stable_diffusion.silence import quiet
 from immiscible_diffusion.diffusion.paths import Cond
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ def widen(unet: Any, channels: int) -> None:
 
 def add_adapters(unet: Any, lora: LoRA) -> None:
     """Freeze ``unet`` and give it adapters that are trained; they start at 0."""
-    with needs_extra("sd", "LoRA"), warnings.catch_warnings():
+    with require_extra("sd", "LoRA"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from peft import LoraConfig
     unet.requires_grad_(False)

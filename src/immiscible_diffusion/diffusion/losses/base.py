@@ -8,7 +8,7 @@ from immiscible_diffusion.diffusion.paths import Cond, Model, Path
 
 
 class Loss(Protocol):
-    """``loss_fn(model, path, data, noise, t, cond) -> [B]``, one loss per datum."""
+    """``loss_fn(model, path, data, noise, t, cond) -> [B]``, one loss per sample."""
 
     def __call__(
         self,

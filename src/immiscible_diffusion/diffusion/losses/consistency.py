@@ -1,4 +1,4 @@
-"""Consistency training: the network says the same at two noise levels of one datum and noise."""
+"""Consistency training: the network says the same at two noise levels of one sample and noise."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.diffusion.paths import Cond, Model, Path, SigmaPath
+from immiscible_diffusion.diffusion.paths import Cond, EDMPath, Model, Path
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,12 @@ class ConsistencyLoss:
         cond: Cond | None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Loss ``[B]``; ValueError for another path than SigmaPath.
+        """Loss ``[B]``; ValueError for another path than EDMPath.
 
         ``model`` must be the identity at ``sigma_min`` (``Preconditioned(..., sigma_min)``).
         """
-        if not isinstance(path, SigmaPath):
-            raise ValueError(f"consistency training needs a SigmaPath, got {type(path).__name__}")
+        if not isinstance(path, EDMPath):
+            raise ValueError(f"consistency training needs a EDMPath, got {type(path).__name__}")
         sigma = path.sigma(t)
         before = self.earlier(sigma, path.sigma_min)
         earlier = path.time_of(before)
@@ -108,7 +108,7 @@ class ConsistencyLoss:
         loss = (distance + size**2 + 1e-12).sqrt() - size
         return self._weight(path, sigma, before) * loss
 
-    def _weight(self, path: SigmaPath, sigma: Tensor, before: Tensor) -> Tensor:
+    def _weight(self, path: EDMPath, sigma: Tensor, before: Tensor) -> Tensor:
         if self.weighting == "gap":
             return 1 / (sigma - before).clamp_min(1e-6)
         return 1 / sigma.square() + 1 / path.sigma_data**2

@@ -47,7 +47,7 @@ class RegressionLoss:
         cond: Cond | None,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Loss ``[B]``: mean over the valid dimensions of a datum, times ``path.weight(t)``."""
+        """Loss ``[B]``: mean over the valid dimensions of a sample, times ``path.weight(t)``."""
         if self.noise_offset:
             noise = noise + self.noise_offset * _per_channel(noise)
         point = path.sample(data, noise, t)

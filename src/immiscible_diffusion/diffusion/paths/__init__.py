@@ -8,21 +8,21 @@ from immiscible_diffusion.diffusion.paths.base import (
     Velocity,
     per_row,
 )
-from immiscible_diffusion.diffusion.paths.edm import Preconditioned, SigmaPath
-from immiscible_diffusion.diffusion.paths.flow_matching import FlowPath
+from immiscible_diffusion.diffusion.paths.edm import EDMPath, Preconditioned
+from immiscible_diffusion.diffusion.paths.flow_matching import FlowMatchingPath
 from immiscible_diffusion.diffusion.paths.parametrization import Mixture
-from immiscible_diffusion.diffusion.paths.vp import DiffusionPath
+from immiscible_diffusion.diffusion.paths.vp import VPPath
 
 __all__ = [
     "Cond",
-    "DiffusionPath",
-    "FlowPath",
+    "EDMPath",
+    "FlowMatchingPath",
     "Mixture",
     "Model",
     "Path",
     "PathSample",
     "Preconditioned",
-    "SigmaPath",
+    "VPPath",
     "Velocity",
     "per_row",
 ]

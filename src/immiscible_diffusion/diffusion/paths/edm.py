@@ -21,8 +21,8 @@ TIMES = ("lognormal", "discrete")
 
 
 @dataclass(frozen=True)
-class SigmaPath:
-    """``x_t = data + sigma(t) noise``; the network's word, preconditioned, is the datum.
+class EDMPath:
+    """``x_t = data + sigma(t) noise``; the network's word, preconditioned, is the sample.
 
     EDM (2206.00364). ``sigma`` rises with t from ``sigma_min`` to ``sigma_max`` as a power ``rho``
     (eq. 5). Wrap the network in ``Preconditioned``.
@@ -147,7 +147,7 @@ class Preconditioned(nn.Module):
         self.network, self.sigma_data, self.sigma_min = network, sigma_data, sigma_min
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
-        """The datum in ``x`` ``[B, *shape]`` at ``time = log(sigma) / 4`` ``[B]``."""
+        """The sample in ``x`` ``[B, *shape]`` at ``time = log(sigma) / 4`` ``[B]``."""
         sigma = per_row(
             (4 * time.to(torch.float64 if x.dtype == torch.float64 else torch.float32)).exp(), x
         )

@@ -20,7 +20,7 @@ TIMES = ("uniform", "logit_normal")
 
 
 @dataclass(frozen=True)
-class FlowPath:
+class FlowMatchingPath:
     """Straight paths: ``x_t = (1 - t) data + t noise``, target ``noise - data``.
 
     Flow matching, arXiv 2210.02747 / rectified flow, 2209.03003; most papers on it count time the
@@ -28,10 +28,10 @@ class FlowPath:
 
     Args:
         time: law of training times: ``uniform``, or ``logit_normal`` (2403.03206, eq. 19).
-        mean: of the logit-normal's Gaussian; above 0 favours noise.
+        mean: of the logit-normal's Gaussian; above 0 favors noise.
         std: of the logit-normal's Gaussian.
         shift: ``t -> shift t / (1 + (shift - 1) t)`` after drawing (2403.03206, eq. 23); above 1
-            favours noise, as suits larger images. Of training times only.
+            favors noise, as suits larger images. Of training times only.
         time_scale: the network sees ``time_scale * t``.
     """
 

@@ -43,9 +43,9 @@ class Mixture:
         return known[kind]
 
     def pair(self, kind: Prediction, output: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor]:
-        """Datum and noise of which ``output`` at ``x_t`` speaks.
+        """Sample and noise of which ``output`` at ``x_t`` speaks.
 
-        Without data in ``x_t`` (alpha = 0) epsilon says nothing of the datum, and without noise
+        Without data in ``x_t`` (alpha = 0) epsilon says nothing of the sample, and without noise
         data say nothing of the noise: infinite or NaN.
         """
         a, b = self.shares(kind)

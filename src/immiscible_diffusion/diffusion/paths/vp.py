@@ -24,7 +24,7 @@ LARGEST_BETA = 0.999  # of the cosine schedule, 2102.09672
 
 
 @dataclass(frozen=True)
-class DiffusionPath:
+class VPPath:
     """``x_t = alpha data + sigma noise`` with ``alpha^2 + sigma^2 = 1``, trained at integer steps.
 
     DDPM (2006.11239). Step s = 0 ... steps - 1, which the network is told, lies at
@@ -160,7 +160,7 @@ class DiffusionPath:
 
 
 @lru_cache(maxsize=64)
-def _angles(path: DiffusionPath, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _angles(path: VPPath, device: torch.device, dtype: torch.dtype) -> Tensor:
     """``atan2(sigma, alpha)`` ``[steps + 1]`` of data and of every step."""
     # Not while a graph is captured or compiled away from float64: once, on the CPU.
     with torch.inference_mode(False), torch.no_grad():
@@ -172,7 +172,7 @@ def _angles(path: DiffusionPath, device: torch.device, dtype: torch.dtype) -> Te
         return torch.cat([torch.zeros(1).double(), angle]).to(dtype).to(device)
 
 
-def _betas(path: DiffusionPath) -> Tensor:
+def _betas(path: VPPath) -> Tensor:
     """``[steps]`` float64."""
     if path.schedule == "linear":
         return torch.linspace(path.beta_start, path.beta_end, path.steps, dtype=torch.float64)

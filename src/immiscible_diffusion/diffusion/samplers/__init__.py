@@ -1,7 +1,7 @@
 """Samplers: plain functions from noise (t = 1) to data (t = 0)."""
 
 from immiscible_diffusion.diffusion.samplers.base import Sampled, StepNoise, start_noise
-from immiscible_diffusion.diffusion.samplers.config import METHODS, STARTS, Sampler
+from immiscible_diffusion.diffusion.samplers.config import INIT_NOISES, METHODS, SamplerConfig
 from immiscible_diffusion.diffusion.samplers.ddpm import chosen_steps, sample_ddim, sample_dpm
 from immiscible_diffusion.diffusion.samplers.edm import sample_consistency, sample_edm
 from immiscible_diffusion.diffusion.samplers.guidance import guided
@@ -11,16 +11,16 @@ from immiscible_diffusion.diffusion.samplers.ode import (
     sample_heun,
     sample_midpoint,
 )
-from immiscible_diffusion.diffusion.samplers.recording import Frame, Watched, strip_rows
+from immiscible_diffusion.diffusion.samplers.recording import Frame, RecordingModel, strip_rows
 
 __all__ = [
+    "INIT_NOISES",
     "METHODS",
-    "STARTS",
     "Frame",
+    "RecordingModel",
     "Sampled",
-    "Sampler",
+    "SamplerConfig",
     "StepNoise",
-    "Watched",
     "chosen_steps",
     "guided",
     "sample_consistency",

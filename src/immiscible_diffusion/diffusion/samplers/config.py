@@ -7,11 +7,11 @@ from torch import Tensor
 
 from immiscible_diffusion.diffusion.paths import (
     Cond,
-    DiffusionPath,
+    EDMPath,
     Model,
     Path,
-    SigmaPath,
     Velocity,
+    VPPath,
 )
 from immiscible_diffusion.diffusion.samplers.base import Sampled, StepNoise
 from immiscible_diffusion.diffusion.samplers.ddpm import SPACINGS, sample_ddim, sample_dpm
@@ -23,31 +23,31 @@ from immiscible_diffusion.diffusion.samplers.ode import (
     sample_midpoint,
 )
 
-STARTS = ("normal", "matched")
+INIT_NOISES = ("normal", "matched")
 METHODS = {"euler": sample_euler, "heun": sample_heun, "midpoint": sample_midpoint}
 # What the others can sample: the ODE methods above can all.
 OF_PATH: dict[str, type] = {
-    "ddim": DiffusionPath,
-    "ddpm": DiffusionPath,
-    "dpm": DiffusionPath,
-    "edm": SigmaPath,
-    "consistency": SigmaPath,
+    "ddim": VPPath,
+    "ddpm": VPPath,
+    "dpm": VPPath,
+    "edm": EDMPath,
+    "consistency": EDMPath,
 }
 KNOWN = (*METHODS, "dopri5", *OF_PATH)
 
 
 @dataclass(frozen=True)
-class Sampler:
+class SamplerConfig:
     """Which sampler, and how long.
 
     Args:
         method: ``euler``, ``heun``, ``midpoint`` or ``dopri5`` along the path's ODE (not ``heun``
-            of a DiffusionPath, whose steps lie apart); of a DiffusionPath ``ddim``, ``ddpm`` or
-            ``dpm`` (DPM-Solver++); of a SigmaPath ``edm`` (Heun in sigma) or ``consistency``.
+            of a VPPath, whose steps lie apart); of a VPPath ``ddim``, ``ddpm`` or
+            ``dpm`` (DPM-Solver++); of a EDMPath ``edm`` (Heun in sigma) or ``consistency``.
         steps: of all but ``dopri5``.
         tolerance: relative and absolute, for ``dopri5``.
-        start: the law to start from: ``normal``, N(0, I) as everyone does, or ``matched``, the law
-            of the noise the model was trained on (``NoiseLaw``).
+        init_noise: the law to start from: ``normal``, N(0, I) as everyone does, or ``matched``, the law
+            of the noise the model was trained on (``NoiseDistribution``).
         spacing: which of the path's steps ``ddim``, ``ddpm`` and ``dpm`` take: ``linear``,
             ``quadratic`` or ``trailing``.
         eta: share of fresh noise in ``ddim``; ``ddpm`` is 1.
@@ -61,15 +61,17 @@ class Sampler:
     ] = "euler"
     steps: int = 50
     tolerance: float = 1e-5
-    start: Literal["normal", "matched"] = "normal"
+    init_noise: Literal["normal", "matched"] = "normal"
     spacing: Literal["linear", "quadratic", "trailing"] = "trailing"
     eta: float = 0.0
     clip: float | None = None
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.start not in STARTS:
-            raise ValueError(f"start must be one of {', '.join(STARTS)}, got {self.start!r}")
+        if self.init_noise not in INIT_NOISES:
+            raise ValueError(
+                f"init_noise must be one of {', '.join(INIT_NOISES)}, got {self.init_noise!r}"
+            )
         if self.method not in KNOWN:
             raise ValueError(
                 f"sampler method must be one of {', '.join(KNOWN)}, got {self.method!r}"
@@ -87,7 +89,7 @@ class Sampler:
 
     def check(self, path: Path) -> None:
         """Raise ValueError unless this method can sample ``path``."""
-        if self.method == "heun" and isinstance(path, DiffusionPath):
+        if self.method == "heun" and isinstance(path, VPPath):
             raise ValueError(
                 "heun is of first order where a path has steps, and its images are worse than "
                 "euler's at twice the cost; use ddim, dpm or midpoint"
@@ -138,7 +140,7 @@ class Sampler:
             ValueError: the method cannot sample this path.
         """
         self.check(path)
-        if isinstance(path, DiffusionPath) and self.method in ("ddim", "ddpm"):
+        if isinstance(path, VPPath) and self.method in ("ddim", "ddpm"):
             return sample_ddim(
                 path,
                 model,
@@ -150,15 +152,15 @@ class Sampler:
                 clip=self.clip,
                 step_noise=step_noise,
             )
-        if isinstance(path, DiffusionPath) and self.method == "dpm":
+        if isinstance(path, VPPath) and self.method == "dpm":
             return sample_dpm(path, model, noise, cond=cond, steps=self.steps, spacing=self.spacing)
-        if isinstance(path, SigmaPath):
+        if isinstance(path, EDMPath):
             return self._of_sigma(path, model, noise, cond, step_noise)
         return self(path.velocity(model, cond), noise)
 
     def _of_sigma(
         self,
-        path: SigmaPath,
+        path: EDMPath,
         model: Model,
         noise: Tensor,
         cond: Cond | None,
@@ -181,4 +183,6 @@ class Sampler:
             more += f" {self.spacing}"
         if self.guidance != 1:
             more += f" guidance {self.guidance:g}"
-        return f"{self.method} {length}{more}" + (" matched" if self.start == "matched" else "")
+        return f"{self.method} {length}{more}" + (
+            " matched" if self.init_noise == "matched" else ""
+        )

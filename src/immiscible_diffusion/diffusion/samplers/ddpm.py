@@ -7,15 +7,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.diffusion.paths import Cond, DiffusionPath, Model
+from immiscible_diffusion.diffusion.paths import Cond, Model, VPPath
 from immiscible_diffusion.diffusion.samplers.base import Sampled, StepNoise
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 SPACINGS = ("linear", "quadratic", "trailing")
 Spacing = Literal["linear", "quadratic", "trailing"]
 
 
-def chosen_steps(path: DiffusionPath, count: int, spacing: Spacing = "linear") -> list[int]:
+def chosen_steps(path: VPPath, count: int, spacing: Spacing = "linear") -> list[int]:
     """``count`` of the path's steps, falling.
 
     ``linear`` and ``quadratic`` are those of DDIM (2010.02502, D.2), which end at step 0 and leave
@@ -45,7 +45,7 @@ def chosen_steps(path: DiffusionPath, count: int, spacing: Spacing = "linear") -
 
 @torch.no_grad()
 def sample_ddim(
-    path: DiffusionPath,
+    path: VPPath,
     model: Model,
     noise: Tensor,
     *,
@@ -56,7 +56,7 @@ def sample_ddim(
     clip: float | None = None,
     step_noise: StepNoise | None = None,
 ) -> Sampled:
-    """DDIM (2010.02502, eq. 12 and 16): the datum is predicted, and mixed anew a step earlier.
+    """DDIM (2010.02502, eq. 12 and 16): the sample is predicted, and mixed anew a step earlier.
 
     Args:
         path: that the model was trained on.
@@ -84,9 +84,9 @@ def sample_ddim(
 
 
 def predicted(
-    path: DiffusionPath, model: Model, x: Tensor, t: float, cond: Cond | None, clip: float | None
+    path: VPPath, model: Model, x: Tensor, t: float, cond: Cond | None, clip: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Datum and noise that the model sees in ``x`` ``[B, *shape]`` at ``t``."""
+    """Sample and noise that the model sees in ``x`` ``[B, *shape]`` at ``t``."""
     times = torch.full((len(x),), t, device=x.device, dtype=torch.float32)
     mixture = path.mixture(times, x)
     output = model(x, path.network_time(times), cond)
@@ -98,9 +98,9 @@ def predicted(
 
 
 def _shares(
-    path: DiffusionPath, t: float, following: float, eta: float
+    path: VPPath, t: float, following: float, eta: float
 ) -> tuple[tuple[float, float], float]:
-    """Shares of datum, old noise and fresh noise at the time that follows."""
+    """Shares of sample, old noise and fresh noise at the time that follows."""
     times = torch.tensor([t, following], dtype=torch.float64)
     (before, alpha), (around, sigma) = path.alpha(times).tolist(), path.sigma(times).tolist()
     lost = max(0.0, 1 - (before / alpha) ** 2) if alpha else 1.0
@@ -110,7 +110,7 @@ def _shares(
 
 @torch.no_grad()
 def sample_dpm(
-    path: DiffusionPath,
+    path: VPPath,
     model: Model,
     noise: Tensor,
     *,
@@ -119,7 +119,7 @@ def sample_dpm(
     spacing: Spacing = "trailing",
 ) -> Sampled:
     """DPM-Solver++ of second order, multistep (2211.01095), by diffusers' scheduler."""
-    with needs_extra("train", "DPM-Solver++"):
+    with require_extra("train", "DPM-Solver++"):
         from diffusers import DPMSolverMultistepScheduler
     scheduler = DPMSolverMultistepScheduler(
         num_train_timesteps=path.steps,

@@ -1,23 +1,23 @@
-"""Samplers of SigmaPath: Heun in sigma, and consistency models in any number of steps."""
+"""Samplers of EDMPath: Heun in sigma, and consistency models in any number of steps."""
 
 import itertools
 
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.diffusion.paths import Cond, Model, SigmaPath
+from immiscible_diffusion.diffusion.paths import Cond, EDMPath, Model
 from immiscible_diffusion.diffusion.samplers.base import Sampled, StepNoise
 
 
 @torch.no_grad()
 def sample_edm(
-    path: SigmaPath, model: Model, noise: Tensor, *, cond: Cond | None = None, steps: int = 18
+    path: EDMPath, model: Model, noise: Tensor, *, cond: Cond | None = None, steps: int = 18
 ) -> Sampled:
     """EDM's deterministic sampler (2206.00364, algorithm 1): Heun in sigma, the last step Euler.
 
     Args:
         path: says sigma at equal steps of t, which are those of its eq. 5.
-        model: preconditioned, says the datum.
+        model: preconditioned, says the sample.
         noise: ``[B, *shape]``, of unit variance.
         cond: of the model.
         steps: of two evaluations each, but for the last.
@@ -36,7 +36,7 @@ def sample_edm(
 
 @torch.no_grad()
 def sample_consistency(
-    path: SigmaPath,
+    path: EDMPath,
     model: Model,
     noise: Tensor,
     *,
@@ -46,7 +46,7 @@ def sample_consistency(
 ) -> Sampled:
     """A consistency model in ``steps`` steps (2303.01469, algorithm 1).
 
-    Every step says the datum; between steps noise is added again, at sigmas of equal steps of t.
+    Every step says the sample; between steps noise is added again, at sigmas of equal steps of t.
 
     Args:
         path: that the model was trained on.
@@ -67,7 +67,7 @@ def sample_consistency(
     return Sampled(x, steps)
 
 
-def _sigmas(path: SigmaPath, count: int) -> list[float]:
+def _sigmas(path: EDMPath, count: int) -> list[float]:
     """From ``sigma_max`` down to ``sigma_min``."""
     if count < 1:
         raise ValueError(f"steps must be at least 1, got {count}")
@@ -76,6 +76,6 @@ def _sigmas(path: SigmaPath, count: int) -> list[float]:
     return found
 
 
-def _denoised(path: SigmaPath, model: Model, x: Tensor, sigma: float, cond: Cond | None) -> Tensor:
+def _denoised(path: EDMPath, model: Model, x: Tensor, sigma: float, cond: Cond | None) -> Tensor:
     t = path.time_of(torch.full((len(x),), sigma, dtype=torch.float64)).to(x.dtype).to(x.device)
     return model(x, path.network_time(t), cond)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from immiscible_diffusion.diffusion.paths import Velocity
 from immiscible_diffusion.diffusion.samplers.base import Sampled
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 
 def sample_euler(velocity: Velocity, noise: Tensor, *, steps: int = 50) -> Sampled:
@@ -51,7 +51,7 @@ def sample_dopri5(velocity: Velocity, noise: Tensor, *, tolerance: float = 1e-5)
 
     One step size serves the whole batch, so images depend, within the tolerance, on their batch.
     """
-    with needs_extra("train", "the adaptive sampler dopri5"):
+    with require_extra("train", "the adaptive sampler dopri5"):
         from torchdiffeq import odeint
     evaluations = 0
 

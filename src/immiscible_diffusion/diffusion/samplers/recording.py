@@ -16,7 +16,7 @@ class Frame:
         t: where on the path.
         x_t: ``[B, *shape]``, what it saw, divided by ``sqrt(alpha^2 + sigma^2)``: of the size of
             data or noise, whatever the path.
-        data: ``[B, *shape]``, the datum that it took it for.
+        data: ``[B, *shape]``, the sample that it took it for.
     """
 
     t: float
@@ -25,7 +25,7 @@ class Frame:
 
 
 @dataclass
-class Watched:
+class RecordingModel:
     """A model that keeps a frame of each of its evaluations, whatever sampler calls it.
 
     Args:
@@ -49,7 +49,7 @@ class Watched:
 
 
 def strip_rows(frames: list[Frame], last: Tensor, columns: int = 8) -> Tensor:
-    """Rows of pictures ``[B * 2 * columns, *shape]``: of each datum what was seen, what was said.
+    """Rows of pictures ``[B * 2 * columns, *shape]``: of each sample what was seen, what was said.
 
     Of many frames ``columns - 1`` evenly spaced ones, the first and the last among them; the last
     column is what the sampler made, ``last`` ``[B, *shape]``. Fewer frames give fewer columns:

@@ -114,7 +114,7 @@ class BulkSet:
 
     Args:
         pictures: of the folder.
-        size: of the shorter side, then the centre square.
+        size: of the shorter side, then the center square.
         channels: 1 or 3.
     """
 

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.diffusion.samplers import Sampler
+from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.evaluation.bulk.run import Draw
-from immiscible_diffusion.evaluation.load_run import Trained
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.evaluation.load_run import LoadedRun
+from immiscible_diffusion.utils.optional_deps import require_extra
 from immiscible_diffusion.utils.random import keyed_generator
 
 
 def from_trained(
-    trained: Trained, sampler: Sampler, seed: int, prompts: Sequence[str] = ()
+    trained: LoadedRun, sampler: SamplerConfig, seed: int, prompts: Sequence[str] = ()
 ) -> Draw:
     """Rows to pictures by a trained run; picture i is the one that ``immiscible sample`` makes.
 
@@ -62,7 +62,7 @@ def load_pipeline(source: str, device: torch.device, dtype: torch.dtype) -> Any:
     Raises:
         ValueError: it is not there: says what to download.
     """
-    with needs_extra("train", "sampling a pipeline"):
+    with require_extra("train", "sampling a pipeline"):
         from diffusers import DiffusionPipeline
     try:
         with warnings.catch_warnings():

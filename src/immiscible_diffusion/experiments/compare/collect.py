@@ -6,35 +6,35 @@ from pathlib import Path
 from typing import Any
 
 from immiscible_diffusion.applications.pusht.compare import all_rollouts, draw_film, policy_entries
-from immiscible_diffusion.applications.pusht.evaluator import PolicyJudge
+from immiscible_diffusion.applications.pusht.evaluator import PolicyEvaluator
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.experiments.compare.excess import excess_of, excess_points
-from immiscible_diffusion.experiments.compare.plan import BASELINE, Cell, Plan
+from immiscible_diffusion.experiments.compare.plan import BASELINE, Plan, Trial
 from immiscible_diffusion.experiments.compare.trajectories import strip_of
 from immiscible_diffusion.experiments.compare.trial import (
-    CellRunner,
-    headline_budget,
+    TrialRunner,
+    headline_steps,
     is_finished,
-    of_budget,
+    with_steps,
 )
-from immiscible_diffusion.reporting.compare import Cell as CellRecord
 from immiscible_diffusion.reporting.compare import (
     Comparison,
     CouplingEntry,
     Dataset,
     Excess,
     LossPoint,
-    Quality,
+    SampleMetrics,
     findings,
     summary,
     write_report,
 )
+from immiscible_diffusion.reporting.compare import Trial as TrialRecord
 from immiscible_diffusion.training.builders import make_model
 from immiscible_diffusion.training.recipe import Recipe
-from immiscible_diffusion.training.run_dir import RunFolder
+from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.atomic_files import read_json
 
-QUALITY_FIELDS = set(Quality.__dataclass_fields__)
+QUALITY_FIELDS = set(SampleMetrics.__dataclass_fields__)
 
 
 def report(plan: Plan, command: str, *, irreducible: bool = True) -> tuple[Path, list[str]]:
@@ -55,10 +55,10 @@ def report(plan: Plan, command: str, *, irreducible: bool = True) -> tuple[Path,
 
 def gather(plan: Plan, command: str, *, irreducible: bool = True) -> Comparison:
     """The record of a comparison; unfinished cells come with what they have."""
-    begun = [cell for cell in plan.cells if plan.cell_folder(cell).exists()]
-    if not any(RunFolder(plan.cell_folder(cell)).records("quality") for cell in begun):
+    begun = [cell for cell in plan.cells if plan.trial_dir(cell).exists()]
+    if not any(RunDir(plan.trial_dir(cell)).records("quality") for cell in begun):
         raise ValueError(f"nothing has been judged yet in {plan.folder}; run some cells first")
-    runner, recipe = CellRunner(plan), plan.recipe
+    runner, recipe = TrialRunner(plan), plan.recipe
     dataset, policy = runner.dataset, recipe.is_policy
     excess = excess_of(plan, dataset) if irreducible and recipe.in_pixels else None
     hardware, versions = trained_on(plan)
@@ -71,9 +71,9 @@ def gather(plan: Plan, command: str, *, irreducible: bool = True) -> Comparison:
         versions=versions,
         dataset=Dataset(dataset.name, len(dataset)),
         **(of_policies(runner) if policy else of_images(runner)),
-        budgets=recipe.evaluation.budgets,
-        headline_budget=headline_budget(recipe),
-        sampler=of_budget(recipe.sampler, 1).method,
+        sampling_steps=recipe.evaluation.sampling_steps,
+        headline_steps=headline_steps(recipe),
+        sampler=with_steps(recipe.sampler, 1).method,
         sampling=sampling_of(recipe),
         eval_steps=plan.eval_steps,
         batch_size=recipe.batch_size,
@@ -94,11 +94,11 @@ def sampling_of(recipe: Recipe) -> str:
     sampler = recipe.sampler
     clip = "" if sampler.clip is None else f", clipped at {sampler.clip:g}"
     guidance = "" if sampler.guidance == 1 else f", guidance {sampler.guidance:g}"
-    average = recipe.optimiser.averaging
+    average = recipe.optim.averaging
     return f"steps {sampler.selection}{clip}{guidance}; average of the weights {average}"
 
 
-def of_images(runner: CellRunner) -> dict[str, Any]:
+def of_images(runner: TrialRunner) -> dict[str, Any]:
     """How a comparison of images was judged."""
     judge = runner.judge
     return {
@@ -110,9 +110,9 @@ def of_images(runner: CellRunner) -> dict[str, Any]:
     }
 
 
-def of_policies(runner: CellRunner) -> dict[str, Any]:
+def of_policies(runner: TrialRunner) -> dict[str, Any]:
     """How a comparison of policies was judged."""
-    judge = PolicyJudge.of(runner.plan.recipe, runner.dataset)
+    judge = PolicyEvaluator.of(runner.plan.recipe, runner.dataset)
     return {
         "features": "actions",
         "accuracy": None,
@@ -133,7 +133,7 @@ def with_rollouts(plan: Plan, comparison: Comparison) -> Comparison:
 
 def trained_on(plan: Plan) -> tuple[str, dict[str, str]]:
     """Hardware and versions that the cells were trained with, which need not be those here."""
-    files = [plan.cell_folder(cell) / "environment.json" for cell in plan.cells]
+    files = [plan.trial_dir(cell) / "environment.json" for cell in plan.cells]
     seen = [read_json(file) for file in files if file.exists()]
     names = dict.fromkeys(name for record in seen for name in record["versions"])
     versions = {
@@ -144,25 +144,25 @@ def trained_on(plan: Plan) -> tuple[str, dict[str, str]]:
 
 
 def cell_record(
-    plan: Plan, cell: Cell, dataset: DataSet, excess: Excess | None = None
-) -> CellRecord:
+    plan: Plan, cell: Trial, dataset: DataSet, excess: Excess | None = None
+) -> TrialRecord:
     """What a cell's run folder holds."""
     known = [] if excess is None else [e.coupling for e in excess.couplings if not e.skipped]
     coupling = cell.unmatched.coupling
-    folder = plan.cell_folder(cell)
-    run, trained = RunFolder(folder), RunFolder(folder)
+    folder = plan.trial_dir(cell)
+    run, trained = RunDir(folder), RunDir(folder)
     if cell.is_matched and not run.records("train"):  # judged along with that training
-        trained = RunFolder(plan.cell_folder(cell.unmatched))
+        trained = RunDir(plan.trial_dir(cell.unmatched))
     training = trained.records("train")
-    budget = headline_budget(plan.recipe)
-    method = of_budget(plan.recipe.sampler, budget).method
+    budget = headline_steps(plan.recipe)
+    method = with_steps(plan.recipe.sampler, budget).method
     grids = {
         str(step): path.relative_to(plan.folder).as_posix()
         for step in plan.eval_steps
         if (path := folder / "samples" / f"{method}{budget}_step_{step:06d}.png").exists()
     }
     strip = None if plan.recipe.is_policy else strip_of(plan, cell, dataset)
-    return CellRecord(
+    return TrialRecord(
         coupling=cell.coupling,
         seed=cell.seed,
         quality=tuple(quality_record(record) for record in run.records("quality")),
@@ -178,9 +178,11 @@ def cell_record(
     )
 
 
-def quality_record(record: dict[str, Any]) -> Quality:
+def quality_record(record: dict[str, Any]) -> SampleMetrics:
     """A line of metrics.jsonl as the report wants it."""
-    return Quality(**{name: value for name, value in record.items() if name in QUALITY_FIELDS})
+    return SampleMetrics(
+        **{name: value for name, value in record.items() if name in QUALITY_FIELDS}
+    )
 
 
 def losses(records: list[dict[str, Any]]) -> tuple[LossPoint, ...]:

@@ -18,7 +18,7 @@ from immiscible_diffusion.couplings.pool import pair_pool, pool_size
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.diffusion.paths import per_row
 from immiscible_diffusion.training.recipe import Recipe
-from immiscible_diffusion.training.run_dir import RunFolder
+from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.atomic_files import atomic_path
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.random import keyed_generator
@@ -66,7 +66,7 @@ class Probes:
 
 def paired_at_once(recipe: Recipe, coupling: Coupling) -> int:
     """How many data one call of the coupling sees in training by one process."""
-    return recipe.batch_size // recipe.accumulation * pool_size(coupling)
+    return recipe.batch_size // recipe.gradient_accumulation_steps * pool_size(coupling)
 
 
 def row_count(recipe: Recipe, dataset: DataSet) -> int:
@@ -99,7 +99,7 @@ def losses_by_level(
     return torch.stack(rows)
 
 
-def keep_losses(run: RunFolder, step: int, losses: Tensor) -> None:
+def keep_losses(run: RunDir, step: int, losses: Tensor) -> None:
     """Write ``losses`` ``[levels, P]``: means to metrics.jsonl, all to denoising/step_000500.npy.
 
     The loss of each noisy image is kept so that the best possible loss on that very image can be
@@ -111,12 +111,12 @@ def keep_losses(run: RunFolder, step: int, losses: Tensor) -> None:
     run.log("denoising", step, levels=list(LEVELS), loss=means)
 
 
-def kept_losses(run: RunFolder, step: int) -> Tensor | None:
+def kept_losses(run: RunDir, step: int) -> Tensor | None:
     """What ``keep_losses`` wrote, None if it is not there."""
     path = losses_file(run, step)
     return torch.from_numpy(np.load(path, allow_pickle=False)).double() if path.exists() else None
 
 
-def losses_file(run: RunFolder, step: int) -> Path:
+def losses_file(run: RunDir, step: int) -> Path:
     """Where the losses of every noisy image at ``step`` are."""
     return run.root / "denoising" / f"step_{step:06d}.npy"

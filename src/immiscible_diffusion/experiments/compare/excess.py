@@ -20,7 +20,7 @@ from immiscible_diffusion.experiments.compare.irreducible import (
 )
 from immiscible_diffusion.experiments.compare.plan import Plan
 from immiscible_diffusion.reporting.compare.results import Excess, ExcessPoint, Irreducible
-from immiscible_diffusion.training.run_dir import RunFolder
+from immiscible_diffusion.training.run_dir import RunDir
 
 
 def excess_of(plan: Plan, dataset: DataSet) -> Excess | None:
@@ -52,7 +52,7 @@ def _irreducible(name: str, values: dict[str, Any]) -> Irreducible:
     return Irreducible(name, *found, every[0]["estimate"])
 
 
-def excess_points(plan: Plan, run: RunFolder, coupling: str) -> tuple[ExcessPoint, ...]:
+def excess_points(plan: Plan, run: RunDir, coupling: str) -> tuple[ExcessPoint, ...]:
     """The excess loss of ``run``, trained with ``coupling``, at every step where it was measured.
 
     Each noisy image's best possible loss is taken off the loss on that image, so that most of the

@@ -34,11 +34,11 @@ from immiscible_diffusion.experiments.compare.denoising import (
     paired_at_once,
     row_count,
 )
-from immiscible_diffusion.experiments.compare.plan import Cell, Plan, slug
+from immiscible_diffusion.experiments.compare.plan import Plan, Trial, slug
 from immiscible_diffusion.training.builders import make_coupling
 from immiscible_diffusion.training.progress import Progress
 from immiscible_diffusion.training.recipe import Recipe
-from immiscible_diffusion.training.run_dir import RunFolder
+from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.atomic_files import atomic_path, read_json, write_json
 from immiscible_diffusion.utils.batch import Batch
 
@@ -118,13 +118,13 @@ def find_irreducible(plan: Plan, dataset: DataSet) -> dict[str, Any]:
 
 
 def _by_seed(
-    plan: Plan, cells: Sequence[Cell], dataset: DataSet, kept: dict[str, Any]
+    plan: Plan, cells: Sequence[Trial], dataset: DataSet, kept: dict[str, Any]
 ) -> dict[str, Any]:
     """Of one coupling at every seed: what is kept, and what is missing."""
     check_levels(LEVELS, plan.recipe.noise_path)
     seeds, laws = dict(kept.get("seeds", {})), dict(kept.get("laws", {}))
     for cell in cells:
-        recipe, run = plan.cell_recipe(cell), RunFolder(plan.cell_folder(cell))
+        recipe, run = plan.trial_recipe(cell), RunDir(plan.trial_dir(cell))
         mark = seeds.get(str(cell.seed), "")
         if mark in laws and best_file(plan, recipe.coupling, mark).exists():
             continue
@@ -154,14 +154,14 @@ def _computed(
     }
 
 
-def _trained(plan: Plan) -> dict[str, list[Cell]]:
+def _trained(plan: Plan) -> dict[str, list[Trial]]:
     """Of every coupling a cell of each seed that has losses by level.
 
     A matched start is of sampling alone, so it counts as the coupling that it trains with.
     """
-    found: dict[str, dict[int, Cell]] = {}
+    found: dict[str, dict[int, Trial]] = {}
     for cell in sorted(plan.cells, key=lambda cell: cell.is_matched):
-        if (plan.cell_folder(cell) / "denoising").is_dir():
+        if (plan.trial_dir(cell) / "denoising").is_dir():
             found.setdefault(cell.unmatched.coupling, {}).setdefault(cell.seed, cell)
     return {name: list(cells.values()) for name, cells in found.items()}
 
@@ -169,7 +169,7 @@ def _trained(plan: Plan) -> dict[str, list[Cell]]:
 def _basis(recipe: Recipe, dataset: DataSet) -> dict[str, Any]:
     """What the figures depend on besides the coupling."""
     values = recipe.to_dict()
-    names = ("data", "scaling", "path", "conditional", "batch_size", "accumulation")
+    names = ("data", "scaling", "path", "conditional", "batch_size", "gradient_accumulation_steps")
     return {
         **{name: values[name] for name in names},
         "images": row_count(recipe, dataset),

@@ -14,16 +14,16 @@ MATCHED = "matched:"
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One training run of a comparison."""
 
     coupling: str
     seed: int
 
     @property
-    def unmatched(self) -> "Cell":
+    def unmatched(self) -> "Trial":
         """The cell with the same training, sampled from N(0, I); itself, unless ``matched:``."""
-        return Cell(self.coupling.removeprefix(MATCHED), self.seed)
+        return Trial(self.coupling.removeprefix(MATCHED), self.seed)
 
     @property
     def is_matched(self) -> bool:
@@ -63,25 +63,25 @@ class Plan:
             check_coupling_name(coupling.removeprefix(MATCHED))
 
     @property
-    def cells(self) -> tuple[Cell, ...]:
+    def cells(self) -> tuple[Trial, ...]:
         """All cells, seed by seed, so that an unfinished comparison has whole seeds."""
-        return tuple(Cell(c, seed) for seed in self.seeds for c in self.couplings)
+        return tuple(Trial(c, seed) for seed in self.seeds for c in self.couplings)
 
-    def cell_recipe(self, cell: Cell) -> Recipe:
+    def trial_recipe(self, cell: Trial) -> Recipe:
         """The recipe of a cell."""
         recipe = dataclasses.replace(self.recipe, coupling=cell.unmatched.coupling, seed=cell.seed)
         if not cell.is_matched:
             return recipe
         return dataclasses.replace(
-            recipe, sampler=dataclasses.replace(recipe.sampler, start="matched")
+            recipe, sampler=dataclasses.replace(recipe.sampler, init_noise="matched")
         )
 
-    def matched_cell(self, cell: Cell) -> Cell | None:
+    def matched_cell(self, cell: Trial) -> Trial | None:
         """The cell of this plan that has the training of ``cell`` and the matched start."""
         name = MATCHED + cell.coupling
-        return Cell(name, cell.seed) if name in self.couplings else None
+        return Trial(name, cell.seed) if name in self.couplings else None
 
-    def cell_folder(self, cell: Cell) -> Path:
+    def trial_dir(self, cell: Trial) -> Path:
         """The run folder of a cell."""
         return self.folder / "cells" / slug(cell.coupling) / f"seed{cell.seed}"
 

@@ -1,4 +1,4 @@
-"""One cell of a comparison: train it, judging it at the steps and budgets of the plan."""
+"""One cell of a comparison: train it, judging it at the steps and sampling_steps of the plan."""
 
 import dataclasses
 import warnings
@@ -11,33 +11,33 @@ import torch
 from torch import Tensor, nn
 
 from immiscible_diffusion.applications.pusht.environment import simulator_at_hand
-from immiscible_diffusion.applications.pusht.evaluator import PolicyJudge, keep_rollouts
-from immiscible_diffusion.couplings import Coupling, NoiseLaw, coupling_from_name, draw
+from immiscible_diffusion.applications.pusht.evaluator import PolicyEvaluator, keep_rollouts
+from immiscible_diffusion.couplings import Coupling, NoiseDistribution, draw, parse_coupling
 from immiscible_diffusion.couplings.moments import Moments
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.diffusion.pipeline import Generator
-from immiscible_diffusion.diffusion.samplers import Sampler
-from immiscible_diffusion.evaluation.images import Judge, judged
+from immiscible_diffusion.diffusion.samplers import SamplerConfig
+from immiscible_diffusion.evaluation.images import ImageEvaluator, judged
 from immiscible_diffusion.experiments.compare.denoising import Probes, keep_losses, losses_by_level
-from immiscible_diffusion.experiments.compare.plan import Cell, Plan
+from immiscible_diffusion.experiments.compare.plan import Plan, Trial
 from immiscible_diffusion.metrics import METRICS
-from immiscible_diffusion.training.builders import make_coupling, start_law
+from immiscible_diffusion.training.builders import init_noise_distribution, make_coupling
 from immiscible_diffusion.training.codec import Codec
 from immiscible_diffusion.training.load import alike, load_codec, load_data, pictures_of
 from immiscible_diffusion.training.recipe import Recipe
-from immiscible_diffusion.training.run_dir import RunFolder
+from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.trainer import Trainer
 from immiscible_diffusion.utils.atomic_files import read_json, write_json
 from immiscible_diffusion.utils.device import pick_device
 
-Judging = Callable[[RunFolder, nn.Module, int], None]
+Judging = Callable[[RunDir, nn.Module, int], None]
 """Judges a model at a step and records what it found in a run folder."""
 GRID_IMAGES = 32
 TRIED = 64
 
 
 @dataclass
-class CellRunner:
+class TrialRunner:
     """Runs cells of a plan; data and judge are made once and serve all cells of a process."""
 
     plan: Plan
@@ -45,9 +45,9 @@ class CellRunner:
     quiet: bool = True
     _dataset: DataSet | None = None
     _codec: Codec | None = None
-    _judge: Judge | None = None
+    _judge: ImageEvaluator | None = None
 
-    def __call__(self, cell: Cell) -> None:
+    def __call__(self, cell: Trial) -> None:
         """Train ``cell`` from where it stands to the end.
 
         Raises:
@@ -55,14 +55,14 @@ class CellRunner:
         """
         if is_finished(self.plan, cell) or is_carried(self.plan, cell):
             return
-        recipe, folder = self.plan.cell_recipe(cell), self.plan.cell_folder(cell)
+        recipe, folder = self.plan.trial_recipe(cell), self.plan.trial_dir(cell)
         companion = companion_of(self.plan, cell)
-        run = RunFolder.open(folder, recipe)
+        run = RunDir.open(folder, recipe)
         trainer = Trainer(recipe, run, device=self.device, dataset=self.dataset)
         outputs = [(run, self.judging(recipe, trainer))]
         if companion is not None:
-            matched = self.plan.cell_recipe(companion)
-            beside = RunFolder.open(self.plan.cell_folder(companion), matched)
+            matched = self.plan.trial_recipe(companion)
+            beside = RunDir.open(self.plan.trial_dir(companion), matched)
             beside.begin(matched, trainer.device)
             outputs.append((beside, self.judging(matched, trainer)))
 
@@ -76,7 +76,7 @@ class CellRunner:
                 keep_losses(run, step, losses)
             for where, judge in outputs:
                 if where is not run:
-                    where.forget_after(step - 1)  # an earlier attempt; the run drops its own
+                    where.truncate_log_after(step - 1)  # an earlier attempt; the run drops its own
                 judge(where, model, step)
 
         trainer.train(evaluate=evaluate, evaluate_at=self.plan.eval_steps, quiet=self.quiet)
@@ -86,13 +86,13 @@ class CellRunner:
     def judging(self, recipe: Recipe, trainer: Trainer) -> Judging:
         """What judges models of ``recipe``, with the law to start from where it needs one."""
         dataset, codec, device = trainer.dataset, trainer.codec, trainer.device
-        law = start_law(recipe, dataset, trainer.run, trainer.coupling, device, codec)
+        law = init_noise_distribution(recipe, dataset, trainer.run, trainer.coupling, device, codec)
         if recipe.is_policy:
-            return partial(judge_policy, PolicyJudge.of(recipe, dataset, device, law))
+            return partial(judge_policy, PolicyEvaluator.of(recipe, dataset, device, law))
         generator = Generator(recipe, dataset, device, law=law, codec=codec)
         return partial(judge_all_budgets, generator, self.judge)
 
-    def probes(self, recipe: Recipe, run: RunFolder) -> Probes:
+    def probes(self, recipe: Recipe, run: RunDir) -> Probes:
         """Noisy images to measure the loss on, of the run's own coupling."""
         coupling = make_coupling(recipe, self.dataset, run, torch.device("cpu"))
         return Probes.draw(recipe, self.dataset, coupling)
@@ -119,7 +119,7 @@ class CellRunner:
         if not self.plan.recipe.is_policy:
             self.judge  # noqa: B018
             return
-        judge = PolicyJudge.of(self.plan.recipe, self.dataset)
+        judge = PolicyEvaluator.of(self.plan.recipe, self.dataset)
         if judge.evaluation.episodes:
             simulator_at_hand()
 
@@ -138,24 +138,24 @@ class CellRunner:
         return self._codec
 
     @property
-    def judge(self) -> Judge:
+    def judge(self) -> ImageEvaluator:
         """The judge of the recipe, on the device that trains."""
         if self._judge is None:
             pictures = pictures_of(self.plan.recipe, self.dataset)
-            self._judge = Judge.of(self.plan.recipe, pictures, pick_device(self.device))
+            self._judge = ImageEvaluator.of(self.plan.recipe, pictures, pick_device(self.device))
         return self._judge
 
 
 def judge_all_budgets(
-    generator: Generator, judge: Judge, run: RunFolder, model: nn.Module, step: int
+    generator: Generator, judge: ImageEvaluator, run: RunDir, model: nn.Module, step: int
 ) -> None:
     """Record quality at every budget of sampler steps, with a grid of the first images.
 
     The Frechet distance at every step; the slower metrics at the last.
     """
     recipe = generator.recipe
-    for budget in recipe.evaluation.budgets:
-        sampler = of_budget(recipe.sampler, budget)
+    for budget in recipe.evaluation.sampling_steps:
+        sampler = with_steps(recipe.sampler, budget)
         metrics = METRICS if step == recipe.steps else ("frechet",)
         quality, nfe, images = judged(
             generator, judge, model, recipe.seed, sampler, metrics=metrics, keep=GRID_IMAGES
@@ -164,43 +164,43 @@ def judge_all_budgets(
         run.save_grid(images, f"{sampler.method}{budget}_step_{step:06d}", columns=8)
 
 
-def judge_policy(judge: PolicyJudge, run: RunFolder, model: nn.Module, step: int) -> None:
+def judge_policy(judge: PolicyEvaluator, run: RunDir, model: nn.Module, step: int) -> None:
     """Record the error of actions at every budget, and the score of the headline one."""
     recipe = judge.recipe
-    headline = headline_budget(recipe)
-    for budget in recipe.evaluation.budgets:
+    headline = headline_steps(recipe)
+    for budget in recipe.evaluation.sampling_steps:
         due = step == recipe.steps or judge.evaluation.rollouts == "all"
-        sampler = of_budget(recipe.sampler, budget)
+        sampler = with_steps(recipe.sampler, budget)
         figures, done = judge(model, sampler, at_work=due and budget == headline)
         run.log("quality", step, budget=budget, **figures)
         if done is not None:
             keep_rollouts(rollouts_file(run, step), done)
 
 
-def rollouts_file(run: RunFolder, step: int) -> Path:
+def rollouts_file(run: RunDir, step: int) -> Path:
     """Where the rollouts at ``step`` are."""
     return run.root / "rollouts" / f"step_{step:06d}.npz"
 
 
-def of_budget(sampler: Sampler, budget: int) -> Sampler:
+def with_steps(sampler: SamplerConfig, budget: int) -> SamplerConfig:
     """The recipe's sampler in ``budget`` steps; Euler's for one that chooses its steps itself."""
     method = "euler" if sampler.method == "dopri5" else sampler.method
     return dataclasses.replace(sampler, method=method, steps=budget)
 
 
-def headline_budget(recipe: Recipe) -> int:
+def headline_steps(recipe: Recipe) -> int:
     """The budget of the recipe's own sampler, or the one nearest to it (by ratio)."""
     wanted = recipe.sampler.steps
-    return min(recipe.evaluation.budgets, key=lambda b: max(b, wanted) / min(b, wanted))
+    return min(recipe.evaluation.sampling_steps, key=lambda b: max(b, wanted) / min(b, wanted))
 
 
-def is_finished(plan: Plan, cell: Cell) -> bool:
+def is_finished(plan: Plan, cell: Trial) -> bool:
     """Whether ``cell`` was trained to the end of the plan."""
-    path = plan.cell_folder(cell) / "finished.json"
+    path = plan.trial_dir(cell) / "finished.json"
     return path.exists() and read_json(path)["steps"] >= plan.recipe.steps
 
 
-def companion_of(plan: Plan, cell: Cell) -> Cell | None:
+def companion_of(plan: Plan, cell: Trial) -> Trial | None:
     """The matched cell that is judged along with the training of ``cell``.
 
     None if there is none, or it came into the plan when this training was under way already: then
@@ -209,11 +209,11 @@ def companion_of(plan: Plan, cell: Cell) -> Cell | None:
     matched = plan.matched_cell(cell)
     if matched is None or is_finished(plan, matched):
         return None
-    begun, beside = (RunFolder(plan.cell_folder(c)).has_begun for c in (cell, matched))
+    begun, beside = (RunDir(plan.trial_dir(c)).has_begun for c in (cell, matched))
     return matched if beside or not begun else None
 
 
-def is_carried(plan: Plan, cell: Cell) -> bool:
+def is_carried(plan: Plan, cell: Trial) -> bool:
     """Whether ``cell`` is judged along with the training of another that is not finished."""
     other = cell.unmatched
     if not cell.is_matched or other not in plan.cells or is_finished(plan, other):
@@ -228,7 +228,7 @@ def trial_coupling(name: str, data: Tensor, cond: dict[str, Tensor] | None) -> C
         labels = (cond or {}).get("label")
         return Moments.fit(data if labels is None else [(data, labels)])
 
-    def law(_: Coupling) -> NoiseLaw:
-        return NoiseLaw.standard(moments())
+    def law(_: Coupling) -> NoiseDistribution:
+        return NoiseDistribution.standard(moments())
 
-    return coupling_from_name(name, moments, law)
+    return parse_coupling(name, moments, law)

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from immiscible_diffusion.experiments.compare.plan import Cell, Plan
-from immiscible_diffusion.experiments.compare.trial import CellRunner, is_finished
+from immiscible_diffusion.experiments.compare.plan import Plan, Trial
+from immiscible_diffusion.experiments.compare.trial import TrialRunner, is_finished
 from immiscible_diffusion.training.progress import Progress
 from immiscible_diffusion.training.run_dir import last_step
 from immiscible_diffusion.utils.device import pick_device
@@ -44,7 +44,7 @@ def available_cores() -> set[int]:
     return set(range(os.cpu_count() or 1))
 
 
-def run_cells(plan: Plan, *, device: str, workers: int) -> None:
+def run_trials(plan: Plan, *, device: str, workers: int) -> None:
     """Run what is not finished of ``plan`` in ``workers`` processes, showing progress.
 
     Raises:
@@ -122,7 +122,7 @@ def _work(plan: Plan, device: str, threads: int, tasks: Any, outcomes: Any) -> N
     """A worker process: cells from ``tasks`` until there are none."""
     end_with_parent()
     torch.set_num_threads(threads)
-    runner = CellRunner(plan, device)
+    runner = TrialRunner(plan, device)
     while True:
         try:
             cell = tasks.get(timeout=0.5)
@@ -139,14 +139,14 @@ def _work(plan: Plan, device: str, threads: int, tasks: Any, outcomes: Any) -> N
 
 def _watch(
     plan: Plan,
-    todo: list[Cell],
+    todo: list[Trial],
     processes: list[BaseProcess],
     outcomes: Any,
     guard: InterruptGuard,
 ) -> list[str]:
     """Show progress until the workers are done; pass signals on; the messages of failed cells."""
     failures: list[str] = []
-    reported: set[Cell] = set()
+    reported: set[Trial] = set()
     forwarded = False
     total = len(plan.cells) * plan.recipe.steps
     label = f"{len(plan.couplings)} couplings x {len(plan.seeds)} seeds"
@@ -176,7 +176,7 @@ def _tell(processes: list[BaseProcess]) -> None:
             process.terminate()
 
 
-def _drain(outcomes: Any, reported: set[Cell], failures: list[str]) -> None:
+def _drain(outcomes: Any, reported: set[Trial], failures: list[str]) -> None:
     while True:
         try:
             cell, failure = outcomes.get(timeout=0.05)
@@ -189,4 +189,4 @@ def _drain(outcomes: Any, reported: set[Cell], failures: list[str]) -> None:
 
 def _steps_done(plan: Plan) -> int:
     """Steps trained so far over all cells, as far as their logs tell."""
-    return sum(last_step(plan.cell_folder(cell) / "metrics.jsonl") for cell in plan.cells)
+    return sum(last_step(plan.trial_dir(cell) / "metrics.jsonl") for cell in plan.cells)

@@ -11,21 +11,21 @@ from torch import Tensor, nn
 from immiscible_diffusion.couplings import (
     Coupling,
     Independent,
-    NoiseLaw,
+    NoiseDistribution,
     Shuffled,
-    coupling_from_name,
+    parse_coupling,
 )
 from immiscible_diffusion.couplings.moments import Moments
 from immiscible_diffusion.diffusion.samplers import start_noise
 from immiscible_diffusion.experiments.pilot.features import Features
 from immiscible_diffusion.experiments.pilot.network import Network
 from immiscible_diffusion.experiments.pilot.prepared import Prepared, is_label
-from immiscible_diffusion.experiments.pilot.records import Cell, Point
+from immiscible_diffusion.experiments.pilot.records import Point, Trial
 from immiscible_diffusion.experiments.pilot.training import sample, train
 from immiscible_diffusion.experiments.pilot.verdict import BASELINE, MATCHED, SHUFFLED
 from immiscible_diffusion.metrics import FeatureStatistics, frechet_distance
 from immiscible_diffusion.utils.batch import Batch
-from immiscible_diffusion.utils.random import Streams
+from immiscible_diffusion.utils.random import RandomStreams
 
 LAW_NOISES = 20_000
 KEPT = 32  # samples shown
@@ -51,7 +51,7 @@ class Ground:
     train: Tensor
     held: Tensor
     coupling: Coupling
-    law: NoiseLaw | None
+    law: NoiseDistribution | None
     real: FeatureStatistics
     start: Tensor
 
@@ -63,7 +63,7 @@ class Bench:
     Args:
         prepared: the data.
         coupling: name of the coupling that is asked about.
-        budgets: numbers of Euler steps to judge at.
+        sampling_steps: numbers of Euler steps to judge at.
         network: that is trained.
         device: where.
         matched: sample from the law of the noise too, where it differs.
@@ -71,7 +71,7 @@ class Bench:
 
     prepared: Prepared
     coupling: str
-    budgets: tuple[int, ...]
+    sampling_steps: tuple[int, ...]
     network: Network
     device: torch.device
     matched: bool = True
@@ -107,7 +107,7 @@ class Bench:
         at: tuple[int, ...],
         watch: Watch,
         show: Show | None = None,
-    ) -> Cell:
+    ) -> Trial:
         """Train with ``coupling`` for ``steps``, judging after the steps ``at``."""
         began = time.monotonic()
         points: list[Point] = []
@@ -129,7 +129,7 @@ class Bench:
             device=self.device,
             after_step=after_step,
         )
-        return Cell(coupling, seed, time.monotonic() - began, tuple(points))
+        return Trial(coupling, seed, time.monotonic() - began, tuple(points))
 
     def made(self, name: str, ground: Ground) -> Coupling:
         """The coupling of that name."""
@@ -142,7 +142,7 @@ class Bench:
     ) -> Iterator[Point]:
         """Distances of what ``model`` makes, for every arm and budget."""
         for arm, start in self.arms(coupling, seed):
-            for budget in self.budgets:
+            for budget in self.sampling_steps:
                 made = self.samples(model, seed, start, budget)
                 if show is not None:
                     show(arm, budget, made[:KEPT])
@@ -158,7 +158,7 @@ class Bench:
         """Distance of samples (or noise) ``[held, *shape]`` to what is held out."""
         ground = self.ground(seed)
         if not bool(made.isfinite().all()):
-            raise ValueError("samples are not finite; check the data, or --normalise")
+            raise ValueError("samples are not finite; check the data, or --normalize")
         found = FeatureStatistics.of(self.features(made, ground.held))
         return frechet_distance(found, ground.real, allow_few=True)
 
@@ -171,12 +171,14 @@ def _ground(bench: Bench, seed: int) -> Ground:
     labels = _labels(prepared, batch)
     moments = Moments.fit(batch.data if labels is None else [(batch.data, labels)])
 
-    def law(inner: Coupling) -> NoiseLaw:
+    def law(inner: Coupling) -> NoiseDistribution:
         return _law(bench, seed, train_rows, inner, moments)
 
     moved = moments.to(bench.device)
-    coupling = coupling_from_name(bench.coupling, moved, lambda inner: law(inner).to(bench.device))
-    differs = bench.matched and not getattr(coupling, "keeps_law", False) and batch.mask is None
+    coupling = parse_coupling(bench.coupling, moved, lambda inner: law(inner).to(bench.device))
+    differs = (
+        bench.matched and not getattr(coupling, "preserves_marginal", False) and batch.mask is None
+    )
     start = start_noise(seed, range(len(held)), prepared.shape)
     real = prepared.take(held)
     if real.mask is not None:
@@ -191,27 +193,29 @@ def _ground(bench: Bench, seed: int) -> Ground:
     )
 
 
-def _law(bench: Bench, seed: int, rows: Tensor, coupling: Coupling, moments: Moments) -> NoiseLaw:
+def _law(
+    bench: Bench, seed: int, rows: Tensor, coupling: Coupling, moments: Moments
+) -> NoiseDistribution:
     """The law of the noise on the data of one seed, in batches of training's size."""
     prepared, size = bench.prepared, min(bench.network.batch_size, len(rows))
     passes = max(1, -(-LAW_NOISES // len(rows)))
 
     def batches() -> Iterator[Tensor | tuple[Tensor, Tensor]]:
         for epoch in range(passes):
-            order = torch.randperm(len(rows), generator=Streams(seed, epoch).order)
+            order = torch.randperm(len(rows), generator=RandomStreams(seed, epoch).order)
             for part in order[:LAW_NOISES].split(size):
                 batch = prepared.take(rows[part])
                 labels = _labels(prepared, batch)
                 data = batch.data.to(bench.device)
                 yield data if labels is None else (data, labels.to(bench.device))
 
-    return NoiseLaw.measure(
+    return NoiseDistribution.measure(
         coupling,
         batches(),
         moments,
         by_label=prepared.label_key is not None,
         label_key=prepared.label_key or "label",
-        generator=Streams(seed, device=bench.device).noise,
+        generator=RandomStreams(seed, device=bench.device).noise,
     )
 
 

@@ -20,7 +20,7 @@ SAMPLED, SAMPLED_WIDE, WIDE = 5_000, 2_000, 2_000  # data that conditions are re
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """Numbers that say where a datum lies, fitted once to all data.
+    """Numbers that say where a sample lies, fitted once to all data.
 
     The leading principal directions of the data, the length of what lies outside of them, random
     rectified features of these (so that a Frechet distance sees more than mean and covariance),
@@ -77,11 +77,11 @@ class Features:
 def _inside(moments: Moments, data: Tensor) -> Tensor:
     """Coordinates along the directions, and the length of what lies outside."""
     assert moments.directions is not None
-    centred = (data - moments.mean).flatten(1)
-    inside = centred @ moments.directions.T
-    if centred.shape[1] <= len(moments.directions):
+    centerd = (data - moments.mean).flatten(1)
+    inside = centerd @ moments.directions.T
+    if centerd.shape[1] <= len(moments.directions):
         return inside
-    rest = centred.square().sum(dim=1) - inside.square().sum(dim=1)
+    rest = centerd.square().sum(dim=1) - inside.square().sum(dim=1)
     return torch.cat([inside, rest.clamp_min(0).sqrt()[:, None]], dim=1)
 
 

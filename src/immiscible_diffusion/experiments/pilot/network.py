@@ -6,15 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from immiscible_diffusion.diffusion.paths import Cond, FlowPath
+from immiscible_diffusion.diffusion.paths import Cond, FlowMatchingPath
 from immiscible_diffusion.diffusion.paths.base import per_row
 from immiscible_diffusion.models import MLP, UNet
 from immiscible_diffusion.models.mlp import time_features
-from immiscible_diffusion.training.optim import Optimiser
+from immiscible_diffusion.training.optim import OptimizerConfig
 from immiscible_diffusion.utils.random import key
 
 VALID = "valid positions"
-TIME_SCALE = FlowPath().time_scale
+TIME_SCALE = FlowMatchingPath().time_scale
 SOFT, TIMES = 0.1, 64
 EMBEDDED = 16  # numbers that a condition becomes
 LARGEST_IMAGE = 64
@@ -27,12 +27,12 @@ class Network:
 
     Attributes:
         config: of the network.
-        optimiser: how it is fitted.
+        optimizer: how it is fitted.
         batch_size: data a step.
     """
 
     config: MLP | UNet
-    optimiser: Optimiser
+    optimizer: OptimizerConfig
     batch_size: int
 
     @classmethod
@@ -52,11 +52,11 @@ class Network:
                 f"{LARGEST_IMAGE}, got {shape}; use --network mlp"
             )
         if kind == "unet" or (kind == "auto" and fits and device.type != "cpu"):
-            return cls(_UNET, Optimiser(lr=1e-3, warmup=50, ema=0.995, ema_ramp=True), 128)
+            return cls(_UNET, OptimizerConfig(lr=1e-3, warmup=50, ema=0.995, ema_ramp=True), 128)
         large = math.prod(shape) > 256
         return cls(
             MLP(width=256 if large else 160, depth=2),
-            Optimiser(lr=2e-3 if large else 4e-3, warmup=50, ema=0.995, ema_ramp=True),
+            OptimizerConfig(lr=2e-3 if large else 4e-3, warmup=50, ema=0.995, ema_ramp=True),
             128 if large else 256,
         )
 
@@ -127,10 +127,10 @@ class Told(nn.Module):
 def _embedding(values: Tensor) -> nn.Module:
     if values.ndim == 1 and not values.is_floating_point():
         return nn.Embedding(int(values.max()) + 1, EMBEDDED)
-    return Standardised(values.float())
+    return Standardized(values.float())
 
 
-class Standardised(nn.Module):
+class Standardized(nn.Module):
     """A linear layer on numbers brought to mean 0 and variance 1."""
 
     mean: Tensor

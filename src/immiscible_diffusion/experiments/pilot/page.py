@@ -38,7 +38,7 @@ def write_probe_page(folder: str | os.PathLike[str]) -> Path:
 
     Raises:
         ValueError: probe.json is no JSON or of another format, or a picture is no PNG.
-        MissingExtra: without matplotlib.
+        MissingDependencyError: without matplotlib.
     """
     target = Path(folder)
     values = read_json(target / "probe.json")
@@ -75,12 +75,12 @@ def _head(values: dict[str, Any], title: str) -> str:
 
 
 def _looks(values: dict[str, Any]) -> dict[str, panels.Look]:
-    """One colour for each start; controls dashed."""
+    """One color for each start; controls dashed."""
     name = values["coupling"]
     looks = panels.looks_of([name, MATCHED + name])
     for start in ("", MATCHED):
         look = looks[start + name]
-        looks[start + SHUFFLED + name] = panels.Look(look.colour, look.marker, True)
+        looks[start + SHUFFLED + name] = panels.Look(look.color, look.marker, True)
     looks[BASELINE] = panels.Look(panels.BASELINE, "o", False)
     return looks
 
@@ -93,7 +93,7 @@ def _curves(values: dict[str, Any]) -> str:
     caption = (
         "Frechet distance of samples to data held out of training, lower is better. Lines: "
         "geometric mean over seeds; bands: smallest to largest seed; points alone: seeds; dashed "
-        "or hollow: the control, the same noises shuffled. Grey: the floor, two sets of "
+        "or hollow: the control, the same noises shuffled. Gray: the floor, two sets of "
         f"{floor['size']:,} real data are {floor['mean']:.3g} apart ({floor['low']:.3g} to "
         f"{floor['high']:.3g})."
     )
@@ -115,7 +115,7 @@ def _curve(values: dict[str, Any], budget: int) -> str:
             axes.plot(steps, means, **looks[arm].options)
             ends = [min(found[s]) for s in steps], [max(found[s]) for s in steps]
             alpha = 0.06 if looks[arm].control else 0.15
-            axes.fill_between(steps, *ends, color=looks[arm].colour, alpha=alpha, linewidth=0)
+            axes.fill_between(steps, *ends, color=looks[arm].color, alpha=alpha, linewidth=0)
         axes.axhspan(max(floor["low"], 1e-12), floor["high"], color="#888888", alpha=0.22)
         axes.set(xlabel="training steps", ylabel="Frechet distance", yscale="log")
         _plain_ticks(axes, axes.yaxis)
@@ -190,8 +190,8 @@ def _table(values: dict[str, Any]) -> str:
 
 
 def _samples(values: dict[str, Any], folder: Path) -> str:
-    budgets = _budgets(values)
-    if not (folder / picture_path(BASELINE, budgets[0])).is_file():
+    sampling_steps = _budgets(values)
+    if not (folder / picture_path(BASELINE, sampling_steps[0])).is_file():
         return (
             "<h2>Samples</h2><p>Data of this shape are not shown: pictures are made of images of "
             "one or three channels.</p>"
@@ -200,12 +200,12 @@ def _samples(values: dict[str, Any], folder: Path) -> str:
     for arm in arms_of(values):
         shown = "".join(
             f"<td>{image(folder, picture_path(arm, b), f'{_label(arm)}, {b} steps')}</td>"
-            for b in budgets
+            for b in sampling_steps
         )
         rows.append(f"<tr><td>{escape(_label(arm))}</td>{shown}</tr>")
     real = image(folder, picture_path(DATA, None), "Data held out")
-    rows.append(f'<tr><td>Data</td><td colspan="{len(budgets)}">{real}</td></tr>')
-    head = "".join(f"<th>{b} Euler steps</th>" for b in budgets)
+    rows.append(f'<tr><td>Data</td><td colspan="{len(sampling_steps)}">{real}</td></tr>')
+    head = "".join(f"<th>{b} Euler steps</th>" for b in sampling_steps)
     return (
         '<h2>Samples</h2>\n<figure><div class="scroll"><table class="grids">'
         f"<tr><th>Trained with</th>{head}</tr>{''.join(rows)}</table></div><figcaption>At the end "

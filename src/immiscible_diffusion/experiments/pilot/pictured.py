@@ -13,7 +13,7 @@ LARGEST = 16_384  # pixels of one image
 
 
 def is_picture(shape: tuple[int, ...]) -> bool:
-    """Whether data of ``shape`` can be shown as they are: grey or colour images."""
+    """Whether data of ``shape`` can be shown as they are: gray or color images."""
     return len(shape) == 3 and shape[0] in (1, 3) and min(shape[1:]) >= 4
 
 

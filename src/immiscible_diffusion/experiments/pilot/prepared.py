@@ -14,7 +14,7 @@ from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.random import keyed_generator
 
 FEWEST = 64
-LARGEST = 16_384  # numbers a datum
+LARGEST = 16_384  # numbers a sample
 MOST_HELD = 2_000
 RMS = (0.05, 20.0)
 
@@ -29,7 +29,7 @@ class Prepared:
         batch: all data (0 where not valid), every condition they have, and the mask.
         seen: names of the conditions that the network is told.
         mirrored: the second half of the rows are mirror images of the first.
-        original: shape of a datum before it was pooled.
+        original: shape of a sample before it was pooled.
     """
 
     name: str
@@ -40,13 +40,13 @@ class Prepared:
     original: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, whole: Whole, seen: tuple[str, ...] = (), *, normalise: bool = False) -> "Prepared":
+    def of(cls, whole: Whole, seen: tuple[str, ...] = (), *, normalize: bool = False) -> "Prepared":
         """``whole``, pooled if it is too large.
 
         Args:
             whole: the data.
             seen: conditions the network is told.
-            normalise: shift and scale all data by one number each, to mean 0 and variance 1.
+            normalize: shift and scale all data by one number each, to mean 0 and variance 1.
 
         Raises:
             ValueError: a condition the data lack, or data so large or small against noise of
@@ -59,8 +59,8 @@ class Prepared:
         if batch.mask is not None:
             mask = batch.mask.broadcast_to(batch.data.shape)
             batch = Batch(batch.data.masked_fill(~mask, 0), batch.cond, mask)
-        if normalise:
-            batch = _normalised(batch)
+        if normalize:
+            batch = _normalized(batch)
             notes.append("shifted and scaled to mean 0 and variance 1")
         _check_rms(whole.name, batch)
         batch, said = _pooled(batch)
@@ -72,7 +72,7 @@ class Prepared:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of a datum, as the network sees it."""
+        """Of a sample, as the network sees it."""
         return tuple(self.batch.data.shape[1:])
 
     @property
@@ -81,7 +81,7 @@ class Prepared:
         return min(len(self) // 2, MOST_HELD)
 
     def split(self, seed: int) -> tuple[Tensor, Tensor]:
-        """Rows to train on and rows held out, at random; a datum goes with its mirror image."""
+        """Rows to train on and rows held out, at random; a sample goes with its mirror image."""
         order = torch.randperm(len(self), generator=keyed_generator(seed, "probe split"))
         train, held = order[self.held :], order[: self.held]
         if self.mirrored:
@@ -119,7 +119,7 @@ def _valid(batch: Batch) -> Tensor:
     return batch.data if batch.mask is None else batch.data[batch.mask]
 
 
-def _normalised(batch: Batch) -> Batch:
+def _normalized(batch: Batch) -> Batch:
     values = _valid(batch)
     mean, deviation = values.mean(), values.std().clamp_min(1e-12)
     data = (batch.data - mean) / deviation
@@ -133,12 +133,12 @@ def _check_rms(name: str, batch: Batch) -> None:
     if not RMS[0] <= rms <= RMS[1]:
         raise ValueError(
             f"{name}: the root mean square of the data is {rms:.3g}, and noise has 1; give the "
-            f"data as your model sees them, or --normalise"
+            f"data as your model sees them, or --normalize"
         )
 
 
 def _pooled(batch: Batch) -> tuple[Batch, str]:
-    """Means of neighbours until a datum has at most ``LARGEST`` numbers; what was done."""
+    """Means of neighbors until a sample has at most ``LARGEST`` numbers; what was done."""
     shape = tuple(batch.data.shape[1:])
     data, mask = batch.data, batch.mask
     weight = None if mask is None else mask.float()
@@ -153,7 +153,7 @@ def _pooled(batch: Batch) -> tuple[Batch, str]:
     if weight is not None:
         mask = weight > 0
         data = torch.where(mask, data / weight.clamp_min(1e-6), 0)
-    said = f"pooled (means of neighbours) from {_times(shape)} to {_times(tuple(data.shape[1:]))}"
+    said = f"pooled (means of neighbors) from {_times(shape)} to {_times(tuple(data.shape[1:]))}"
     return Batch(data, batch.cond, mask), said
 
 

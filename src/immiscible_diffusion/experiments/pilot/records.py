@@ -19,7 +19,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One finished training."""
 
     coupling: str
@@ -57,20 +57,20 @@ class Store:
             )
         return plan
 
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[Trial]:
         """Finished trainings."""
         path = self.folder / "cells.json"
         if not path.exists():
             return []
         try:
             return [
-                Cell(**{**cell, "points": tuple(Point(**point) for point in cell["points"])})
+                Trial(**{**cell, "points": tuple(Point(**point) for point in cell["points"])})
                 for cell in read_json(path)
             ]
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} holds no cells of a probe ({error}); remove it") from error
 
-    def keep(self, cells: Iterable[Cell]) -> None:
+    def keep(self, cells: Iterable[Trial]) -> None:
         """Write the finished trainings."""
         self._write("cells.json", [asdict(cell) for cell in cells])
 
@@ -82,7 +82,7 @@ class Store:
 
 
 def finals(
-    cells: Iterable[Cell], couplings: Iterable[str]
+    cells: Iterable[Trial], couplings: Iterable[str]
 ) -> dict[tuple[str, int], dict[int, float]]:
     """(arm, budget) -> seed -> distance at the last step, on seeds that all couplings finished."""
     found: dict[tuple[str, int], dict[int, float]] = {}

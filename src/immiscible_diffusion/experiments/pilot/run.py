@@ -40,7 +40,7 @@ class Settings:
     Args:
         coupling: does it help?
         minutes: in all.
-        budgets: numbers of Euler steps to sample with.
+        sampling_steps: numbers of Euler steps to sample with.
         network: auto, mlp or unet.
         seed: the first of the seeds.
         seeds: how many; None = what the minutes allow.
@@ -50,7 +50,7 @@ class Settings:
 
     coupling: str = "knn:k=16"
     minutes: float = 10.0
-    budgets: tuple[int, ...] = (5, 20)
+    sampling_steps: tuple[int, ...] = (5, 20)
     network: str = "auto"
     seed: int = 0
     seeds: int | None = None
@@ -60,8 +60,14 @@ class Settings:
     def __post_init__(self) -> None:
         if not 0 < self.minutes < math.inf:
             raise ValueError(f"minutes must be above 0, got {self.minutes}")
-        if not self.budgets or min(self.budgets) < 1 or len(set(self.budgets)) < len(self.budgets):
-            raise ValueError(f"budgets must be different numbers of steps >= 1, got {self.budgets}")
+        if (
+            not self.sampling_steps
+            or min(self.sampling_steps) < 1
+            or len(set(self.sampling_steps)) < len(self.sampling_steps)
+        ):
+            raise ValueError(
+                f"sampling_steps must be different numbers of steps >= 1, got {self.sampling_steps}"
+            )
         for name in ("seeds", "steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -108,7 +114,7 @@ class Probe:
         self.prepared, self.settings, self.store, self.quiet = prepared, settings, store, quiet
         network = Network.choose(settings.network, prepared.shape, device)
         self.bench = Bench(
-            prepared, settings.coupling, settings.budgets, network, device, settings.matched
+            prepared, settings.coupling, settings.sampling_steps, network, device, settings.matched
         )
         self.began = time.monotonic()
         self.spent = 0.0  # by earlier calls

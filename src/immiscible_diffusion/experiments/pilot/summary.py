@@ -7,12 +7,12 @@ from dataclasses import asdict
 from typing import Any
 
 from immiscible_diffusion.experiments.pilot.ratio import Ratio
-from immiscible_diffusion.experiments.pilot.records import Cell
+from immiscible_diffusion.experiments.pilot.records import Trial
 from immiscible_diffusion.experiments.pilot.run import Outcome, Probe
 from immiscible_diffusion.experiments.pilot.verdict import BASELINE, MATCHED, SHUFFLED, Comparison
 from immiscible_diffusion.reporting.compare.estimate import geometric
-from immiscible_diffusion.reporting.compare.results import Cell as Trained
-from immiscible_diffusion.reporting.compare.results import Quality
+from immiscible_diffusion.reporting.compare.results import SampleMetrics
+from immiscible_diffusion.reporting.compare.results import Trial as LoadedRun
 from immiscible_diffusion.reporting.compare.speedup import compare_seed
 
 NO_PROMISE = (
@@ -68,12 +68,12 @@ def load() -> str:
     return f"{os.getloadavg()[0]:.1f} processes on {os.cpu_count()} cores (mean of a minute)"
 
 
-def _finished(cells: Iterable[Cell], couplings: tuple[str, ...]) -> list[int]:
+def _finished(cells: Iterable[Trial], couplings: tuple[str, ...]) -> list[int]:
     done = {(cell.coupling, cell.seed) for cell in cells}
     return sorted({s for _, s in done if all((c, s) in done for c in couplings)})
 
 
-def _comparison(comparison: Comparison, cells: list[Cell]) -> dict[str, Any]:
+def _comparison(comparison: Comparison, cells: list[Trial]) -> dict[str, Any]:
     return {
         "arm": comparison.arm,
         "budget": comparison.budget,
@@ -92,7 +92,7 @@ def _ratio(ratio: Ratio) -> dict[str, Any]:
     return {name: v if math.isfinite(v) else None for name, v in asdict(ratio).items()}
 
 
-def _speed_up(cells: list[Cell], comparison: Comparison) -> dict[str, Any] | None:
+def _speed_up(cells: list[Trial], comparison: Comparison) -> dict[str, Any] | None:
     """Steps to the same distance, without pairing / with it; None without a curve."""
     base = _curves(cells, BASELINE, comparison.budget)
     mine = _curves(cells, comparison.arm, comparison.budget)
@@ -108,15 +108,15 @@ def _speed_up(cells: list[Cell], comparison: Comparison) -> dict[str, Any] | Non
     return asdict(estimate)
 
 
-def _curves(cells: list[Cell], arm: str, budget: int) -> dict[int, Trained]:
+def _curves(cells: list[Trial], arm: str, budget: int) -> dict[int, LoadedRun]:
     """The curve of an arm, by seed."""
     coupling = arm.removeprefix(MATCHED)
     return {
-        cell.seed: Trained(
+        cell.seed: LoadedRun(
             arm,
             cell.seed,
             tuple(
-                Quality(p.step, p.budget, frechet=p.distance)
+                SampleMetrics(p.step, p.budget, frechet=p.distance)
                 for p in cell.points
                 if p.arm == arm and p.budget == budget
             ),

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 from immiscible_diffusion.couplings import Coupling, draw
 from immiscible_diffusion.data import DataOrder
 from immiscible_diffusion.diffusion.losses import RegressionLoss
-from immiscible_diffusion.diffusion.paths import FlowPath
+from immiscible_diffusion.diffusion.paths import FlowMatchingPath
 from immiscible_diffusion.diffusion.samplers import sample_euler
 from immiscible_diffusion.experiments.pilot.network import Network
 from immiscible_diffusion.experiments.pilot.prepared import Prepared
-from immiscible_diffusion.training.optim import Average, make_optimiser
-from immiscible_diffusion.utils.random import Streams
+from immiscible_diffusion.training.optim import EMA, make_optimizer
+from immiscible_diffusion.utils.random import RandomStreams
 
-PATH, LOSS = FlowPath(), RegressionLoss()
+PATH, LOSS = FlowMatchingPath(), RegressionLoss()
 AT_ONCE = 512  # samples
 AfterStep = Callable[[int, Callable[[], nn.Module]], None]
 """Called after every step with the number of steps done and what gives the averaged model."""
@@ -38,26 +38,26 @@ def train(
         ValueError: the loss is not a number.
     """
     model = network.build(prepared.shape, prepared.told(prepared.batch), seed).to(device)
-    average = Average(network.optimiser, model)
-    optimiser, warmup = make_optimiser(network.optimiser, model)
+    average = EMA(network.optim, model)
+    optimizer, warmup = make_optimizer(network.optim, model)
     order = DataOrder(len(rows), min(network.batch_size, len(rows)), seed)
     for step in range(steps):
-        rng = Streams(seed, step, device=device)
+        rng = RandomStreams(seed, step, device=device)
         batch = prepared.take(rows[order.indices(step)]).to(device)
         noise = draw(coupling, batch.data, cond=batch.cond, mask=batch.mask, generator=rng.noise)
         if batch.mask is not None:
             noise = noise * batch.mask
         t = PATH.sample_time(len(batch), generator=rng.time)
         loss = LOSS(model, PATH, batch.data, noise, t, prepared.told(batch)).mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), network.optimiser.clip)
-        optimiser.step()
+        nn.utils.clip_grad_norm_(model.parameters(), network.optim.clip)
+        optimizer.step()
         warmup.step()
         average.update(model)
         after_step(step + 1, average.current)
     if not bool(loss.isfinite()):
-        raise ValueError("the loss is not a number; check the data, or --normalise")
+        raise ValueError("the loss is not a number; check the data, or --normalize")
 
 
 @torch.no_grad()

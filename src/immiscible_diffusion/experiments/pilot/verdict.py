@@ -92,11 +92,11 @@ def compare(
 ) -> tuple[tuple[Comparison, ...], float]:
     """Every comparison that ``finals`` allow, and the level of their intervals."""
     arms = [arm for arm in (MATCHED + coupling, coupling) if any(a == arm for a, _ in finals)]
-    budgets = sorted({budget for _, budget in finals})
-    level = 1 - (1 - CONFIDENCE) / (len(arms) * len(budgets))
+    sampling_steps = sorted({budget for _, budget in finals})
+    level = 1 - (1 - CONFIDENCE) / (len(arms) * len(sampling_steps))
     found = []
     for arm in arms:
-        for budget in budgets:
+        for budget in sampling_steps:
             mine, base = finals[arm, budget], finals[BASELINE, budget]
             control = finals[control_of(arm), budget]
             means = fmean(base.values()), fmean(mine.values())

@@ -70,4 +70,4 @@ def _judging_seconds(bench: Bench, seed: int) -> float:
     bench.distance(start, seed)
     distance = time.monotonic() - began
     arms = sum(len(list(bench.arms(coupling, seed))) for coupling in bench.couplings)
-    return arms * sum(one * budget + distance for budget in bench.budgets)
+    return arms * sum(one * budget + distance for budget in bench.sampling_steps)

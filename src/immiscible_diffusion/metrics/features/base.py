@@ -52,7 +52,7 @@ class PixelFeatures:
     """The values themselves, flattened; exact, and blind to what the picture shows.
 
     Args:
-        shape: shape of one datum.
+        shape: shape of one sample.
     """
 
     shape: tuple[int, ...]
@@ -67,7 +67,7 @@ class PixelFeatures:
 
     @property
     def dim(self) -> int:
-        """Number of values of one datum."""
+        """Number of values of one sample."""
         return math.prod(self.shape)
 
     @property
@@ -91,7 +91,7 @@ class ClassifierFeatures:
 
     Attributes:
         network: the classifier, in evaluation mode.
-        shape: shape of one datum.
+        shape: shape of one sample.
         accuracy: share of held-out images that it labels correctly.
     """
 
@@ -134,7 +134,7 @@ class ClassifierFeatures:
         Raises:
             ValueError: on a set without labels, or data that are not such images.
         """
-        _check_labelled_images(dataset)
+        _check_labeled_images(dataset)
         network, accuracy = trained_classifier(dataset, seed=seed, device=device, cache=cache)
         return cls(network, tuple(dataset.shape), accuracy)
 
@@ -166,7 +166,7 @@ def extractor_from_name(
     Raises:
         ValueError: on another name, where the data set does not suit the extractor, or where the
             weights of a pretrained network are not there.
-        MissingExtra: the packages of a pretrained network are not installed.
+        MissingDependencyError: the packages of a pretrained network are not installed.
     """
     if name == "classifier":
         return ClassifierFeatures.of(dataset, seed=seed, device=device, cache=cache)
@@ -195,7 +195,7 @@ def _check_shape(data: Tensor, shape: tuple[int, ...]) -> None:
         raise ValueError(f"expected data [B, {', '.join(map(str, shape))}], got {list(data.shape)}")
 
 
-def _check_labelled_images(dataset: DataSet) -> None:
+def _check_labeled_images(dataset: DataSet) -> None:
     shape = tuple(dataset.shape)
     if len(shape) != 3 or min(shape[1:]) < 8:
         raise ValueError(

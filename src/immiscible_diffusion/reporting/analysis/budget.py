@@ -1,4 +1,4 @@
-"""The section on the budget: what a noise tells of its datum, and what would be needed."""
+"""The section on the budget: what a noise tells of its sample, and what would be needed."""
 
 import math
 from html import escape
@@ -20,8 +20,8 @@ from immiscible_diffusion.reporting.elements import panel, plain_table
 
 _INTRODUCTION = (
     "To unmix N data altogether a noise would have to tell which of them it belongs to: log N "
-    "nats. What it does tell is the mutual information of noise and datum. KNN noise selection "
-    "with k candidates spends log k - 1 + 1/k nats on every datum, whatever the data; what does "
+    "nats. What it does tell is the mutual information of noise and sample. KNN noise selection "
+    "with k candidates spends log k - 1 + 1/k nats on every sample, whatever the data; what does "
     "not go into information goes into a changed law of the noise (KL from N(0, I), pale)."
 )
 
@@ -33,13 +33,13 @@ def budget(analysis: Analysis) -> str:
         return ""
     drawn = budget_bars(
         "budget",
-        "What a noise tells of its datum",
+        "What a noise tells of its sample",
         [_row(c, c.tag) for c in analysis.couplings],
         _needed(analysis),
     )
     caption = (
-        "Full colour: information, with its figure ± one standard error; pale: KL of the noise "
-        "from N(0, I); black mark: log k - 1 + 1/k. Dashed: nats that would name the datum."
+        "Full color: information, with its figure ± one standard error; pale: KL of the noise "
+        "from N(0, I); black mark: log k - 1 + 1/k. Dashed: nats that would name the sample."
     )
     return (
         f'<h2>The budget</h2>\n<figure><div class="panels two">{panel(drawn)}'
@@ -58,7 +58,7 @@ def _row(coupling: Coupling, label: str) -> Budget:
 
 
 def _needed(analysis: Analysis) -> list[tuple[str, float]]:
-    """What would name the datum: among all, and given each condition."""
+    """What would name the sample: among all, and given each condition."""
     found = [("among all", analysis.images)]
     for given in analysis.conditions[:1]:
         whole = [c.given(given).candidates for c in analysis.couplings]

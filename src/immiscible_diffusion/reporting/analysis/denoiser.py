@@ -20,7 +20,7 @@ _INTRODUCTION = (
     "In every cell: above the noisy point x_t, below it what the best possible network would "
     "predict from this x_t, the average of all data it may come from. Where the lower picture is "
     "the average of everything, the network is told nothing about what it is to make; where it is "
-    "one datum, nothing is left to learn but that datum. Every row starts from the same datum."
+    "one sample, nothing is left to learn but that sample. Every row starts from the same sample."
 )
 _ROWS = 6  # couplings times data shown without a click
 _SMALL = 64  # pixels
@@ -51,18 +51,18 @@ def _without(analysis: Analysis) -> str:
 
 
 def _shown(coupling: Coupling) -> dict[str, Mapping[str, Any]]:
-    """What is shown of a coupling, by the row of the datum."""
+    """What is shown of a coupling, by the row of the sample."""
     found = records(coupling.values.get("pictures"))
     return {text(shown.get("row", number)): shown for number, shown in enumerate(found)}
 
 
 def _datum(analysis: Analysis, folder: Path, row: str) -> str:
-    """One datum: a row for each coupling, a column for each level."""
+    """One sample: a row for each coupling, a column for each level."""
     found = {c: _shown(c)[row] for c in analysis.couplings if row in _shown(c)}
     times = {real(f.get("t")) for shown in found.values() for f in records(shown.get("files"))}
     levels = sorted(t for t in times if not math.isnan(t))
     truth = next((text(shown.get("truth")) for shown in found.values()), "")
-    first = image(folder, truth or None, f"The datum itself, number {row}")
+    first = image(folder, truth or None, f"The sample itself, number {row}")
     head = "".join(f'<th scope="col">t = {t:g}</th>' for t in levels)
     body = "".join(_row(folder, c, shown, levels, first) for c, shown in found.items())
     return (

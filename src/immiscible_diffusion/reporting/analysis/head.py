@@ -93,7 +93,7 @@ def _figure(analysis: Analysis) -> str:
     condition = f"The condition: {', '.join(analysis.conditions[:1])}. " if len(panels) > 1 else ""
     meaning = (
         f"{condition}How many {analysis.things} a noisy point may come from, exp of the "
-        "posterior's entropy; grey: all there are. Fewer is less mixed: fewer answers for the "
+        "posterior's entropy; gray: all there are. Fewer is less mixed: fewer answers for the "
         "network to average over. ± one standard error."
     )
     return (

@@ -24,21 +24,21 @@ Reader = Callable[[Coupling, float], Mean]
 _LOSS = "irreducible loss per dimension"
 _OPEN = 2  # versions shown without a click
 _INTRODUCTION = (
-    "Noise sends every datum everywhere, so a noisy point x_t may come from many. What a network "
+    "Noise sends every sample everywhere, so a noisy point x_t may come from many. What a network "
     "has to predict there is their average, weighted by how likely each is; what it cannot know is "
     "their spread. Everything here is computed from the data and the coupling: no network is "
     "trained."
 )
 _CAPTION = (
     "Bars: two standard errors over the noisy points. Effective number: exp of the entropy of "
-    "p(datum | x_t). Irreducible loss: variance of the training target given x_t, not weighted; no "
+    "p(sample | x_t). Irreducible loss: variance of the training target given x_t, not weighted; no "
     "network goes below it on these data. The noisy points are made of the same data for every "
     "coupling, so bars of the relative loss are, if anything, too long."
 )
 _QUANTITIES = {
     "effective": "Effective number",
     "entropy": "Entropy of the posterior (nats)",
-    "true_probability": "Probability of the true datum",
+    "true_probability": "Probability of the true sample",
     "irreducible": "Irreducible loss per dimension",
     "reached": "Loss of the optimal denoiser on these very points, per dimension",
     "wrong": "Surprise less entropy (nats; 0 for an exact density)",
@@ -111,7 +111,7 @@ def _candidates(analysis: Analysis, given: str) -> float:
 
 def _plots(analysis: Analysis, number: int, given: str, levels: list[float]) -> list[str]:
     things, whole = analysis.things, _candidates(analysis, given)
-    one = "image" if things == "images" else "datum"
+    one = "image" if things == "images" else "sample"
     reference = whole if whole > 0 else None
 
     def drawn(name: str, title: str, read: Reader, axis: Axis) -> str:
@@ -171,7 +171,7 @@ def estimates(analysis: Analysis) -> str:
     ]
     drawn = by_level("mixing-wrong", "How wrong the densities are", levels, lines_drawn, axis)
     note = (
-        "Surprise is -log of the probability that the posterior gave the true datum. Where the "
+        "Surprise is -log of the probability that the posterior gave the true sample. Where the "
         "density is exact its mean is the entropy, so closed forms lie at 0 within their errors "
         "(bars: two standard errors, as if surprise and entropy were independent). Where an "
         "estimate is off 0 its figures are off too, by about as many nats."

@@ -33,7 +33,7 @@ from immiscible_diffusion.reporting.plotting import look_key
 _CLASSES = 40  # classes in a plot, and rows of a table
 _INTRODUCTION = (
     "Without pairing noise is N(0, I) and knows nothing of the data. What pairing tells of the "
-    "datum (alignment) is wanted. What it does to all noise together is not: samplers start from "
+    "sample (alignment) is wanted. What it does to all noise together is not: samplers start from "
     "N(0, I), so where the noise has another length, a mean, or another variance along the "
     "directions in which the data vary, they start beside what was trained, unless they start "
     "from the law of the paired noise or the coupling is calibrated."
@@ -41,13 +41,13 @@ _INTRODUCTION = (
 _MEASURES = {
     "square": ("Length of the noise", "|n|² / D (1 for N(0, I))", 1.0),
     "shift_square": ("Shift of its mean", "|mean of n|², variances (0 for N(0, I))", 0.0),
-    "alignment": ("Alignment with the datum", "standard deviations (0 without pairing)", 0.0),
+    "alignment": ("Alignment with the sample", "standard deviations (0 without pairing)", 0.0),
     "kl": ("Distance from N(0, I)", "KL, nats (0 for N(0, I))", 0.0),
 }
 _CAPTION = (
     "Bars: two standard errors. Length, mean and variances are of the noise over the whole data "
     "set; the mean's length is free of sampling bias, so it may come out below 0. Alignment: the "
-    "mean product of the noise with the direction of the datum less the mean of the data."
+    "mean product of the noise with the direction of the sample less the mean of the data."
 )
 
 
@@ -137,7 +137,7 @@ def _table(analysis: Analysis) -> tuple[list[str], list[list[str]]]:
 def _remarks(analysis: Analysis) -> list[str]:
     """What the figures are, and which of them cannot be."""
     lines = [
-        "KL: of the noise over the data set from N(0, I). Information: mutual, of noise and datum. "
+        "KL: of the noise over the data set from N(0, I). Information: mutual, of noise and sample. "
         "Both are expectations by Monte Carlo over pairs of a log ratio that is a closed form "
         "unless marked."
     ]

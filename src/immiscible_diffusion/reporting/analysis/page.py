@@ -31,7 +31,7 @@ def write_analysis_page(folder: str | os.PathLike[str]) -> Path:
     Raises:
         ValueError: analysis.json is no JSON or of another format, or a picture is no PNG.
         FileNotFoundError: without analysis.json.
-        MissingExtra: without matplotlib.
+        MissingDependencyError: without matplotlib.
     """
     target = Path(folder)
     page = render_analysis_page(read_json(target / "analysis.json"), target)

@@ -175,7 +175,7 @@ def rows_of_bars(name: str, title: str, rows: Sequence[Row], axis: Axis) -> str:
         whole = axis.reference or max((row.mean.value for row in drawn), default=1)
         for y, row in enumerate(drawn):
             axes.barh(y, whole, height=0.66, color="#e9ecef", linewidth=0)
-            axes.barh(y, row.mean.value, height=0.66, color=row.look.colour, linewidth=0)
+            axes.barh(y, row.mean.value, height=0.66, color=row.look.color, linewidth=0)
             _written(axes, whole, y, counted(row.mean))
         _rows(axes, [row.label for row in drawn], axis.label)
         axes.set_xlim(0, whole * 1.4)
@@ -201,9 +201,9 @@ def budget_bars(
     with svg_panel(name, title, 1.7 + 0.42 * len(drawn)) as (axes, output):
         for y, row in enumerate(drawn):
             told, spent = max(row.information.value, 0), row.kl.value
-            axes.barh(y, told, height=0.62, color=row.look.colour, linewidth=0)
+            axes.barh(y, told, height=0.62, color=row.look.color, linewidth=0)
             if known(row.kl) and spent > 0:
-                light = {"color": row.look.colour, "alpha": 0.3, "linewidth": 0}
+                light = {"color": row.look.color, "alpha": 0.3, "linewidth": 0}
                 axes.barh(y, spent, left=told, height=0.62, **light)
             if not math.isnan(row.removable):
                 axes.plot([row.removable] * 2, [y - 0.42, y + 0.42], color="#222222", linewidth=2)

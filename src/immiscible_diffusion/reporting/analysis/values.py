@@ -234,7 +234,7 @@ class Analysis:
 
     @property
     def data(self) -> Mapping[str, Any]:
-        """What was analysed."""
+        """What was analyzed."""
         return record(self.values.get("data"))
 
     @property

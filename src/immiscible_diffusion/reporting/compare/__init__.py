@@ -3,7 +3,6 @@
 from immiscible_diffusion.reporting.compare.findings import Finding, findings, missing, summary
 from immiscible_diffusion.reporting.compare.page import render_page, write_report
 from immiscible_diffusion.reporting.compare.results import (
-    Cell,
     Comparison,
     CouplingEntry,
     Dataset,
@@ -12,7 +11,8 @@ from immiscible_diffusion.reporting.compare.results import (
     Irreducible,
     LossPoint,
     PolicyEntry,
-    Quality,
+    SampleMetrics,
+    Trial,
 )
 from immiscible_diffusion.reporting.compare.speedup import (
     Kept,
@@ -24,7 +24,6 @@ from immiscible_diffusion.reporting.compare.speedup import (
 from immiscible_diffusion.reporting.compare.tables import speedup_markdown
 
 __all__ = [
-    "Cell",
     "Comparison",
     "CouplingEntry",
     "Dataset",
@@ -35,8 +34,9 @@ __all__ = [
     "Kept",
     "LossPoint",
     "PolicyEntry",
-    "Quality",
+    "SampleMetrics",
     "Speedup",
+    "Trial",
     "findings",
     "kept_by_control",
     "missing",

@@ -91,7 +91,7 @@ def excess_by_time(comparison: Comparison) -> str:
             found[name] = _series(levels, [list(point.excess) for point in points])
             if points:
                 errors = _columns(lambda column: 2 * fmean(column), [p.error for p in points])
-                _bars(axes, found[name], errors, looks(comparison)[name].colour)
+                _bars(axes, found[name], errors, looks(comparison)[name].color)
         _lines(axes, comparison, found)
         _signed_log(axes, comparison)
         axes.set(xlabel="t (0 = data, 1 = noise)", ylabel="excess loss per dimension")
@@ -148,9 +148,9 @@ def _columns(
     return [of(column) for column in zip(*rows, strict=True)]
 
 
-def _bars(axes: Any, series: Series | None, errors: list[float], colour: str) -> None:
+def _bars(axes: Any, series: Series | None, errors: list[float], color: str) -> None:
     if series is not None:
-        axes.errorbar(series.x, series.mean, errors, fmt="none", ecolor=colour, elinewidth=1)
+        axes.errorbar(series.x, series.mean, errors, fmt="none", ecolor=color, elinewidth=1)
 
 
 def excess_table(comparison: Comparison) -> Table:

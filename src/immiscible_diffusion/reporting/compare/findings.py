@@ -55,7 +55,7 @@ def summary(comparison: Comparison) -> str:
     """What pairing does at every sampling budget."""
     if not comparison.treated:
         return "There is no coupling to compare with the baseline."
-    lines = " ".join(_at_budget(comparison, budget) for budget in comparison.budgets)
+    lines = " ".join(_at_budget(comparison, budget) for budget in comparison.sampling_steps)
     return f"Training steps needed to equal {comparison.baseline.label}. {lines}"
 
 
@@ -91,7 +91,7 @@ def missing(comparison: Comparison) -> list[str]:
         absent = [seed for seed in comparison.seeds if (entry.name, seed) not in present]
         if absent:
             lines.append(f"{entry.label}: no run of {_seeds(absent)}.")
-        lasts = [last_steps(comparison, entry.name, budget) for budget in comparison.budgets]
+        lasts = [last_steps(comparison, entry.name, budget) for budget in comparison.sampling_steps]
         for cell in comparison.cells_of(entry.name):
             reached = min(last.get(cell.seed, 0) for last in lasts)
             if reached < max(comparison.eval_steps, default=0) or not cell.finished:
@@ -105,8 +105,8 @@ def missing(comparison: Comparison) -> list[str]:
 
 
 def _finding(comparison: Comparison, name: str) -> Finding:
-    head = speedup(comparison, name, comparison.headline_budget)
-    others = [b for b in comparison.budgets if b != comparison.headline_budget]
+    head = speedup(comparison, name, comparison.headline_steps)
+    others = [b for b in comparison.sampling_steps if b != comparison.headline_steps]
     sentences = [_quality(comparison, head), _wall(head)]
     sentences.append(_elsewhere(comparison, [speedup(comparison, name, b) for b in others]))
     sentences.append(_control(comparison, name))
@@ -200,7 +200,7 @@ def _control(comparison: Comparison, name: str) -> str:
         return "It is itself a control: its noises are those of a pairing, given to other data."
     if control is None:
         return "There is no shuffled control, so how much of this is pairing is not known."
-    kept = [kept_by_control(comparison, name, budget) for budget in comparison.budgets]
+    kept = [kept_by_control(comparison, name, budget) for budget in comparison.sampling_steps]
     clear = [k for k in kept if k is not None and k.share is not None]
     if not any(kept):
         return "Its shuffled control was not measured."

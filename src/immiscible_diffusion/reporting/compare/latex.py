@@ -33,7 +33,7 @@ def latex_table(comparison: Comparison) -> str:
         "\\toprule",
         _row(COLUMNS),
     ]
-    for budget in comparison.budgets:
+    for budget in comparison.sampling_steps:
         lines += ["\\midrule", *_block(comparison, budget)]
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", "\\end{table}", ""])
 
@@ -48,7 +48,7 @@ def _block(comparison: Comparison, budget: int) -> list[str]:
     titles = [f"Final {comparison.measure_name}" if name == "Final" else name for name in COLUMNS]
     chosen = [header.index(title) for title in titles]
     steps = f"{budget} {comparison.sampler_name} step{'s' if budget > 1 else ''}"
-    if budget == comparison.headline_budget:
+    if budget == comparison.headline_steps:
         steps += ", headline"
     title = f"\\multicolumn{{{len(COLUMNS)}}}{{l}}{{\\emph{{{escaped(steps)}}}}} \\\\"
     return [title, *(_row([row[column] for column in chosen]) for row in rows)]

@@ -39,7 +39,7 @@ def write_report(comparison: Comparison, folder: str | os.PathLike[str]) -> Path
 
     Raises:
         ValueError: if a grid exists but is no PNG.
-        MissingExtra: without matplotlib.
+        MissingDependencyError: without matplotlib.
     """
     target = Path(folder)
     page = render_page(comparison, target)
@@ -109,9 +109,9 @@ def _main_figure(comparison: Comparison) -> str:
     panels = "".join(
         panel(
             plots.quality_against_steps(comparison, budget),
-            "headline" if budget == comparison.headline_budget else "",
+            "headline" if budget == comparison.headline_steps else "",
         )
-        for budget in comparison.budgets
+        for budget in comparison.sampling_steps
     )
     panels += panel(plots.quality_against_budget(comparison))
     caption = (
@@ -127,13 +127,13 @@ def _main_figure(comparison: Comparison) -> str:
 
 
 def _speedups(comparison: Comparison) -> str:
-    first = comparison.headline_budget
+    first = comparison.headline_steps
     parts = ["<h2>Speed-up and final quality</h2>", f'<p class="note">{escape(_HOW_SPEEDUP)}</p>']
-    for budget in [first, *(b for b in comparison.budgets if b != first)]:
+    for budget in [first, *(b for b in comparison.sampling_steps if b != first)]:
         headline = ", headline" if budget == first else ""
         parts.append(f"<h3>{budget} {escape(comparison.sampler_name)} steps{headline}</h3>")
         parts.append(table(tables.speedup_table(comparison, budget), comparison))
-    note = "* the floor hides the difference: not resolved. Below 1 the ratio favours the coupling."
+    note = "* the floor hides the difference: not resolved. Below 1 the ratio favors the coupling."
     return "\n".join([*parts, f'<p class="note">{note} {escape(_evidence(comparison))}</p>'])
 
 
@@ -230,7 +230,7 @@ def _evidence(comparison: Comparison) -> str:
     if floor is None:
         text += " No floor: too few real data for two halves."
     else:
-        text += f" Floor (grey): {floor.note}."
+        text += f" Floor (gray): {floor.note}."
     return f"{text}{_sampling(comparison)} {_note(comparison)}".strip()
 
 

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from immiscible_diffusion.reporting.compare.estimate import SMALLEST
-from immiscible_diffusion.reporting.compare.results import Cell, Comparison
+from immiscible_diffusion.reporting.compare.results import Comparison, Trial
 from immiscible_diffusion.reporting.compare.series import (
     Series,
     final_quality_series,
@@ -27,7 +27,7 @@ from immiscible_diffusion.reporting.plotting import (
 
 NOT_COMPARABLE = (
     "Losses of different couplings are not comparable: paired training loss is lower by "
-    "construction, loss on independent noise is not what paired training minimises."
+    "construction, loss on independent noise is not what paired training minimizes."
 )
 FLOOR_KEY = (
     '<svg viewBox="0 0 40 14" aria-hidden="true"><path d="M1 2H39V12H1z" fill="#888888" '
@@ -36,7 +36,7 @@ FLOOR_KEY = (
 
 
 def looks(comparison: Comparison) -> dict[str, Look]:
-    """The look of each coupling; a control has its coupling's colour."""
+    """The look of each coupling; a control has its coupling's color."""
     names = [entry.name for entry in comparison.couplings if entry.control_of is None]
     names = [name for name in names if name != comparison.baseline.name]
     chosen = looks_of(names)
@@ -44,7 +44,7 @@ def looks(comparison: Comparison) -> dict[str, Look]:
     for entry in comparison.couplings:
         if entry.control_of is not None:
             of = chosen.get(entry.control_of, Look(BASELINE, "o", False))
-            chosen[entry.name] = Look(of.colour, of.marker, True)
+            chosen[entry.name] = Look(of.color, of.marker, True)
     return chosen
 
 
@@ -62,11 +62,11 @@ def quality_against_steps(comparison: Comparison, budget: int) -> str:
 
 def quality_against_budget(comparison: Comparison) -> str:
     """The measure at the last step against the number of sampler steps."""
-    with svg_panel("budgets", "At the end of training") as (axes, output):
+    with svg_panel("sampling_steps", "At the end of training") as (axes, output):
         found = {e.name: final_quality_series(comparison, e.name) for e in comparison.couplings}
         _lines(axes, comparison, found)
         _floor_band(axes, comparison)
-        _log_axes(axes, list(comparison.budgets))
+        _log_axes(axes, list(comparison.sampling_steps))
         sampler = comparison.sampler_name
         axes.set(xlabel=f"{sampler} steps of the sampler", ylabel=comparison.measure)
     return output[0]
@@ -100,10 +100,10 @@ def pairing_cost(comparison: Comparison) -> str:
             times = _times(cells)
             total = fmean(times)
             waiting = total * fmean([cell.pairing_share or 0.0 for cell in cells])
-            colour = chosen[entry.name].colour
-            axes.barh(row, total, height=0.62, color=colour, alpha=0.25, linewidth=0)
-            axes.barh(row, waiting, height=0.62, color=colour, linewidth=0)
-            axes.plot(times, [row] * len(times), "o", color=colour, markersize=3.5)
+            color = chosen[entry.name].color
+            axes.barh(row, total, height=0.62, color=color, alpha=0.25, linewidth=0)
+            axes.barh(row, waiting, height=0.62, color=color, linewidth=0)
+            axes.plot(times, [row] * len(times), "o", color=color, markersize=3.5)
             axes.annotate(
                 f"{total:.3g} ms",
                 (max(times), row),
@@ -124,7 +124,7 @@ def legend_key(comparison: Comparison, name: str) -> str:
     return look_key(looks(comparison)[name])
 
 
-def _times(cells: Sequence[Cell]) -> list[float]:
+def _times(cells: Sequence[Trial]) -> list[float]:
     return [1000 * cell.seconds_per_step for cell in cells if cell.seconds_per_step is not None]
 
 
@@ -136,7 +136,7 @@ def _lines(axes: Any, comparison: Comparison, found: dict[str, Series | None]) -
         axes.plot(series.x, series.mean, **chosen[name].options)
         if len(series.seeds) > 1 and len(series.x) > 1:
             alpha = 0.08 if chosen[name].control else 0.18
-            band = {"color": chosen[name].colour, "alpha": alpha, "linewidth": 0}
+            band = {"color": chosen[name].color, "alpha": alpha, "linewidth": 0}
             axes.fill_between(series.x, series.low, series.high, **band)
 
 

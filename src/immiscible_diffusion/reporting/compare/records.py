@@ -11,7 +11,7 @@ from immiscible_diffusion.reporting.decode import OPTIONAL
 
 
 @dataclass(frozen=True)
-class Quality:
+class SampleMetrics:
     """Quality of the samples at one training step and one sampling budget; None = not measured.
 
     ``value`` is the figure that the comparison is about, lower is better: the Frechet distance of
@@ -84,7 +84,7 @@ class ExcessPoint:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One training run: a coupling and a seed.
 
     ``validation`` is the loss on fixed independent noise and times, ``training`` the loss on the
@@ -96,7 +96,7 @@ class Cell:
 
     coupling: str
     seed: int
-    quality: tuple[Quality, ...] = ()
+    quality: tuple[SampleMetrics, ...] = ()
     seconds_per_step: float | None = None
     pairing_share: float | None = None
     pairing_ms: float | None = None

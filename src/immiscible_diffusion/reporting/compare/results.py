@@ -6,10 +6,9 @@ from typing import Any
 
 from immiscible_diffusion.metrics.evaluate import Floor
 from immiscible_diffusion.reporting.compare.records import (
-    Cell,
     ExcessPoint,
     LossPoint,
-    Quality,
+    Trial,
     refuse_repeats,
 )
 from immiscible_diffusion.reporting.decode import OPTIONAL, decode, plain
@@ -127,15 +126,15 @@ class Comparison:
     samples: int
     real_samples: int
     floor: Floor | None
-    budgets: tuple[int, ...]
-    headline_budget: int
+    sampling_steps: tuple[int, ...]
+    headline_steps: int
     sampler: str
     eval_steps: tuple[int, ...]
     batch_size: int
     total_steps: int
     parameters: int
     couplings: tuple[CouplingEntry, ...]
-    cells: tuple[Cell, ...]
+    cells: tuple[Trial, ...]
     version: int = SCHEMA_VERSION
     excess: Excess | None = field(default=None, metadata=OPTIONAL)
     measure: str = field(default=FRECHET, metadata=OPTIONAL)
@@ -146,13 +145,13 @@ class Comparison:
     def __post_init__(self) -> None:
         if self.version != SCHEMA_VERSION:
             raise ValueError(f"results are of version {self.version}; expected {SCHEMA_VERSION}")
-        if self.headline_budget not in self.budgets:
+        if self.headline_steps not in self.sampling_steps:
             raise ValueError(
-                f"headline_budget is {self.headline_budget}; expected one of {list(self.budgets)}"
+                f"headline_steps is {self.headline_steps}; expected one of {list(self.sampling_steps)}"
             )
         refuse_repeats("couplings", [entry.name for entry in self.couplings])
         refuse_repeats("cells", [(cell.coupling, cell.seed) for cell in self.cells])
-        refuse_repeats("budgets", list(self.budgets))
+        refuse_repeats("sampling_steps", list(self.sampling_steps))
         self._check_names()
 
     @property
@@ -179,11 +178,11 @@ class Comparison:
         for cell in self.cells:
             if cell.coupling not in names:
                 raise ValueError(f"a cell has coupling {cell.coupling!r}; expected one of {names}")
-            unknown = sorted({q.budget for q in cell.quality} - set(self.budgets))
+            unknown = sorted({q.budget for q in cell.quality} - set(self.sampling_steps))
             if unknown:
                 raise ValueError(
-                    f"cell {cell.coupling!r}, seed {cell.seed} has budgets {unknown}; "
-                    f"expected some of {list(self.budgets)}"
+                    f"cell {cell.coupling!r}, seed {cell.seed} has sampling_steps {unknown}; "
+                    f"expected some of {list(self.sampling_steps)}"
                 )
 
     @property
@@ -214,7 +213,7 @@ class Comparison:
         """Return the shuffled control of the coupling ``name``, if there is one."""
         return next((entry for entry in self.couplings if entry.control_of == name), None)
 
-    def cells_of(self, name: str) -> tuple[Cell, ...]:
+    def cells_of(self, name: str) -> tuple[Trial, ...]:
         """Return the cells of a coupling by ascending seed."""
         return tuple(sorted((c for c in self.cells if c.coupling == name), key=lambda c: c.seed))
 

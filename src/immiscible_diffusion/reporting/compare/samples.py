@@ -3,7 +3,7 @@
 from html import escape
 from pathlib import Path
 
-from immiscible_diffusion.reporting.compare.results import Cell, Comparison
+from immiscible_diffusion.reporting.compare.results import Comparison, Trial
 from immiscible_diffusion.reporting.elements import image
 
 _COLUMNS = 4  # steps shown in the sample grids: as many as fit a desk screen
@@ -63,11 +63,11 @@ def denoising_section(comparison: Comparison, folder: Path, note: str) -> str:
     )
 
 
-def _with_grids(comparison: Comparison, seed: int) -> dict[str, Cell]:
+def _with_grids(comparison: Comparison, seed: int) -> dict[str, Trial]:
     return {cell.coupling: cell for cell in comparison.cells if cell.seed == seed and cell.grids}
 
 
-def _with_strips(comparison: Comparison, seed: int) -> dict[str, Cell]:
+def _with_strips(comparison: Comparison, seed: int) -> dict[str, Trial]:
     return {cell.coupling: cell for cell in comparison.cells if cell.seed == seed and cell.strip}
 
 

@@ -37,7 +37,7 @@ def quality_series(comparison: Comparison, name: str, budget: int) -> Series | N
 
 def final_quality_series(comparison: Comparison, name: str) -> Series | None:
     """The measure against sampling budget at the last step."""
-    points = {b: quality_series(comparison, name, b) for b in sorted(comparison.budgets)}
+    points = {b: quality_series(comparison, name, b) for b in sorted(comparison.sampling_steps)}
     known = {budget: series for budget, series in points.items() if series is not None}
     if not known:
         return None

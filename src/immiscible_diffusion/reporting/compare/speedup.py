@@ -2,7 +2,7 @@
 
 For one seed and sampling budget, the speed-up is steps(baseline) / steps(coupling) to the same
 quality, on best-so-far curves that are linear in log step and log of the measure between
-neighbouring evaluations. The target is the worse of the two final qualities, so that both reach
+neighboring evaluations. The target is the worse of the two final qualities, so that both reach
 it; below 1 the coupling is slower. A curve that is at the target when first evaluated got there at
 an unknown earlier step: the ratio is then only a bound.
 """
@@ -18,7 +18,7 @@ from immiscible_diffusion.reporting.compare.estimate import (
     arithmetic,
     geometric,
 )
-from immiscible_diffusion.reporting.compare.results import Cell, Comparison
+from immiscible_diffusion.reporting.compare.results import Comparison, Trial
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Kept:
     share: float | None
 
 
-def best_so_far(cell: Cell, budget: int, until: int | None = None) -> Curve:
+def best_so_far(cell: Trial, budget: int, until: int | None = None) -> Curve:
     """Return the running minimum of the measure at ``budget``, up to step ``until``."""
     points = sorted(
         (q.step, q.value) for q in cell.quality if q.budget == budget and q.value is not None
@@ -146,7 +146,7 @@ def steps_to(curve: Curve, target: float) -> tuple[float, bool]:
     raise ValueError(f"target is {target}; expected at least the best value, {min(curve.values)}")
 
 
-def compare_seed(baseline: Cell, coupling: Cell, budget: int, horizon: int) -> SeedSpeedup:
+def compare_seed(baseline: Trial, coupling: Trial, budget: int, horizon: int) -> SeedSpeedup:
     """Compare two runs of one seed, both evaluated at ``horizon`` or later."""
     base, other = (best_so_far(cell, budget, horizon) for cell in (baseline, coupling))
     target = max(base.values[-1], other.values[-1])
@@ -218,7 +218,9 @@ def speedup(comparison: Comparison, name: str, budget: int) -> Speedup:
 def speedups(comparison: Comparison) -> list[Speedup]:
     """Every coupling and control but the baseline, at every budget, in the order given."""
     names = [entry.name for entry in comparison.couplings if not entry.baseline]
-    return [speedup(comparison, name, budget) for name in names for budget in comparison.budgets]
+    return [
+        speedup(comparison, name, budget) for name in names for budget in comparison.sampling_steps
+    ]
 
 
 def kept_by_control(comparison: Comparison, name: str, budget: int) -> Kept | None:

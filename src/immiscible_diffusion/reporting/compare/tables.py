@@ -92,7 +92,7 @@ def control_table(comparison: Comparison) -> Table | None:
         return None
     rows = []
     for entry in entries:
-        for budget in comparison.budgets:
+        for budget in comparison.sampling_steps:
             kept = kept_by_control(comparison, entry.name, budget)
             if kept is None:
                 rows.append([entry.label, str(budget), "-", "-", "-", "not measured", "0"])
@@ -129,7 +129,7 @@ def metric_table(comparison: Comparison) -> Table:
     header = ["Coupling", "Budget", "NFE", "Step", *(titles.get(n, n) for n in names), "Seeds"]
     rows = []
     for entry in comparison.couplings:
-        for budget in comparison.budgets:
+        for budget in comparison.sampling_steps:
             horizon, seeds = common_seeds(comparison, (entry.name,), budget)
             if horizon is None:
                 rows.append([entry.label, str(budget), *["-"] * (len(names) + 2), "0"])
@@ -153,11 +153,13 @@ def speedup_markdown(comparison: Comparison) -> str:
     is and which command made it.
     """
     sampler = comparison.sampler_name
-    titles = [_bold(str(b), b == comparison.headline_budget) for b in comparison.budgets]
+    titles = [_bold(str(b), b == comparison.headline_steps) for b in comparison.sampling_steps]
     lines = [f"| coupling | {' | '.join(f'{title} {sampler} steps' for title in titles)} |"]
-    lines.append("|---" * (len(comparison.budgets) + 1) + "|")
+    lines.append("|---" * (len(comparison.sampling_steps) + 1) + "|")
     for entry in comparison.couplings:
-        cells = [_markdown_cell(comparison, entry.name, budget) for budget in comparison.budgets]
+        cells = [
+            _markdown_cell(comparison, entry.name, budget) for budget in comparison.sampling_steps
+        ]
         lines.append(f"| {_markdown(entry.label)} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", _markdown_note(comparison), ""])
 

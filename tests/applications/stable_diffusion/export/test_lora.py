@@ -16,7 +16,7 @@ from immiscible_diffusion.applications.stable_diffusion.export.lora import (
 from immiscible_diffusion.applications.stable_diffusion.silence import quiet
 from immiscible_diffusion.applications.stable_diffusion.unet import LoRA
 from immiscible_diffusion.recipes import recipe_from_name
-from immiscible_diffusion.training.run_dir import RunFolder
+from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.trainer import Trainer
 
 
@@ -27,13 +27,13 @@ def train(folder, pipeline, name, lora):
         codec=dataclasses.replace(recipe.codec, pretrained=str(pipeline)),
         data=dataclasses.replace(recipe.data, size=8, limit=32),
         model=dataclasses.replace(recipe.model, lora=lora),
-        optimiser=dataclasses.replace(recipe.optimiser, lr=1e-1, warmup=0),
+        optim=dataclasses.replace(recipe.optim, lr=1e-1, warmup=0),
         coupling="knn:k=2",
         steps=3,
         batch_size=4,
         preview_every=0,
     )
-    trainer = Trainer(recipe, RunFolder.open(folder, recipe), device="cpu")
+    trainer = Trainer(recipe, RunDir.open(folder, recipe), device="cpu")
     trainer.train(quiet=True)
     return trainer
 

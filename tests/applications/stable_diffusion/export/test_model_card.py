@@ -11,7 +11,7 @@ from immiscible_diffusion.applications.stable_diffusion.export import check_befo
 from immiscible_diffusion.applications.stable_diffusion.export.model_card import push
 from immiscible_diffusion.applications.stable_diffusion.unet import LoRA
 from immiscible_diffusion.recipes import recipe_from_name
-from immiscible_diffusion.training.run_dir import RunFolder
+from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.trainer import Trainer
 
 
@@ -93,7 +93,7 @@ def test_a_run_is_published_with_its_card_after_the_last_step(small_sd, tmp_path
 
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "token")
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    Trainer(recipe, RunFolder.open(tmp_path, recipe), device="cpu").train(quiet=True)
+    Trainer(recipe, RunDir.open(tmp_path, recipe), device="cpu").train(quiet=True)
     (made, _), (uploaded, card) = asked
     assert made == uploaded == "me/mine"
     assert "noise paired with data by `knn:k=4`" in card

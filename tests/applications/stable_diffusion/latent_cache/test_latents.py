@@ -69,10 +69,10 @@ def test_mirror_images_are_encoded_not_mirrored_latents(
     rows, both = torch.tensor([2, 9]), torch.tensor([True, False])
     mean, _ = latents.laws(rows, both)
     data = pictures.batch(rows).data
-    flipped, plain = posterior(vae, data.flip(-1))[0], posterior(vae, data)[0]
-    torch.testing.assert_close(mean[0], flipped[0], rtol=2e-3, atol=2e-3)
+    negate, plain = posterior(vae, data.flip(-1))[0], posterior(vae, data)[0]
+    torch.testing.assert_close(mean[0], negate[0], rtol=2e-3, atol=2e-3)
     torch.testing.assert_close(mean[1], plain[1], rtol=2e-3, atol=2e-3)
-    assert float((plain[0].flip(-1) - flipped[0]).abs().max()) > 0.01
+    assert float((plain[0].flip(-1) - negate[0]).abs().max()) > 0.01
     encode(pictures, vae, folder / "x", dataclasses.replace(SMALL, flips=False))
     with pytest.raises(ValueError, match="holds no mirror images"):
         LatentSet.open(folder / "x", flip=True)
@@ -207,10 +207,10 @@ def test_numbers_that_are_not_finite_are_refused(vae: Any, folder: Path) -> None
         encode(make_pictures(2), Broken(), folder, SMALL)
 
 
-def test_grey_pictures_are_refused(vae: Any, folder: Path) -> None:
-    grey = ImageSet(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "grey")
+def test_gray_pictures_are_refused(vae: Any, folder: Path) -> None:
+    gray = ImageSet(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "gray")
     with pytest.raises(ValueError, match=r"takes 3 channels and the pictures have 1; set data\.ch"):
-        encode(grey, vae, folder, SMALL)
+        encode(gray, vae, folder, SMALL)
     with pytest.raises(ValueError, match="float16 or bfloat16"):
         Encoding(dtype="float32")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="shard_size and batch_size"):

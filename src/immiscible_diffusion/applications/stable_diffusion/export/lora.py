@@ -10,7 +10,7 @@ from torch import Tensor
 
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.utils.atomic_files import atomic_path
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 DIFFUSERS = "pytorch_lora_weights.safetensors"
 KOHYA = "kohya_lora.safetensors"
@@ -52,7 +52,7 @@ def save_adapters(unet: Any, folder: Path, recipe: Recipe, step: int, sdxl: bool
 
 def adapter_state(unet: Any) -> dict[str, Tensor]:
     """The adapters' weights by peft's names, ``....to_q.lora_A.weight``."""
-    with needs_extra("sd", "LoRA"), warnings.catch_warnings():
+    with require_extra("sd", "LoRA"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from peft import get_peft_model_state_dict
     state: dict[str, Tensor] = get_peft_model_state_dict(unet)
@@ -89,14 +89,14 @@ def _of_kohya(recipe: Recipe, rank: int, alpha: float, step: int) -> dict[str, s
         "ss_network_dim": str(rank),
         "ss_network_alpha": f"{alpha:g}",
         "ss_steps": str(step),
-        "ss_learning_rate": f"{recipe.optimiser.lr:g}",
+        "ss_learning_rate": f"{recipe.optim.lr:g}",
         "ss_sd_model_name": str(getattr(recipe.network, "pretrained", None)),
         "ss_training_comment": f"noise paired by immiscible-diffusion: {recipe.coupling}",
     }
 
 
 def _save(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    with needs_extra("train", "saving adapters"):
+    with require_extra("train", "saving adapters"):
         from safetensors.torch import save_file
     with atomic_path(path) as temporary:
         save_file(tensors, str(temporary), metadata)

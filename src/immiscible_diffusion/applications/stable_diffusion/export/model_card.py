@@ -6,7 +6,7 @@ from immiscible_diffusion.applications.stable_diffusion.export.lora import DIFFU
 from immiscible_diffusion.applications.stable_diffusion.export.pipeline import check_schedule
 from immiscible_diffusion.applications.stable_diffusion.unet import StableDiffusionUNet
 from immiscible_diffusion.training.recipe import Recipe
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 PUBLISHED = (
     *("README.md", "recipe.json", "environment.json", "model_index.json"),
@@ -65,17 +65,17 @@ def origin(recipe: Recipe) -> str | None:
 
 
 def _settings(recipe: Recipe, step: int, base: str | None) -> dict[str, object]:
-    optimiser = recipe.optimiser
+    optimizer = recipe.optim
     return {
         "coupling": f"`{recipe.coupling}`",
         "started from": base or "random weights",
         "data": recipe.data.path or recipe.data.name,
         "steps": f"{step:,} of {recipe.steps:,}",
-        "batch": f"{recipe.batch_size} ({recipe.accumulation} micro-batches)",
-        "learning rate": f"{optimiser.lr:g}",
-        "average of weights": f"{optimiser.ema:g}" if optimiser.ema else "none",
+        "batch": f"{recipe.batch_size} ({recipe.gradient_accumulation_steps} micro-batches)",
+        "learning rate": f"{optimizer.lr:g}",
+        "average of weights": f"{optimizer.ema:g}" if optimizer.ema else "none",
         "prediction": getattr(recipe.path, "prediction", "velocity"),
-        "precision": recipe.precision,
+        "precision": recipe.mixed_precision,
         "seed": recipe.seed,
     }
 
@@ -96,7 +96,7 @@ def _use(base: str | None, lora: bool, recipe: Recipe) -> list[str]:
 def check_before(recipe: Recipe) -> None:
     """Raise ValueError for what could not be published, or goes wrong, before hours are spent."""
     if recipe.push_to_hub:
-        with needs_extra("train", "push_to_hub"):
+        with require_extra("train", "push_to_hub"):
             from huggingface_hub import get_token
         if not recipe.by_text:
             raise ValueError("push_to_hub publishes networks that are told by text; leave it")
@@ -111,7 +111,7 @@ def check_before(recipe: Recipe) -> None:
 
 def push(folder: Path, name: str) -> None:
     """Publish what others need of ``folder`` as ``name`` on the hub; ValueError if it fails."""
-    with needs_extra("train", "push_to_hub"):
+    with require_extra("train", "push_to_hub"):
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
     try:

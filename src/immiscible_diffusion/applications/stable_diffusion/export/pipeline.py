@@ -13,10 +13,10 @@ from immiscible_diffusion.applications.stable_diffusion.load_pipeline import (
     read_index,
     text_parts,
 )
-from immiscible_diffusion.diffusion.paths import DiffusionPath
+from immiscible_diffusion.diffusion.paths import VPPath
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.utils.atomic_files import atomic_folder, read_json, write_json
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "data": "sample"}
 PAINTS = {
@@ -85,10 +85,10 @@ def scheduler_of(recipe: Recipe) -> Any:
     """The scheduler of the recipe's pipeline, told what the network was trained on."""
     pretrained = check_given(recipe.codec.pretrained, "codec.pretrained")  # type: ignore[union-attr]
     scheduler = load_part(pretrained, read_index(pretrained), "scheduler")
-    with needs_extra("train", "the scheduler"), warnings.catch_warnings():
+    with require_extra("train", "the scheduler"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
-    if not isinstance(recipe.path, DiffusionPath):
+    if not isinstance(recipe.path, VPPath):
         return DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
     if recipe.path.zero_snr:  # which few schedulers know
         return DDIMScheduler(
@@ -100,7 +100,7 @@ def scheduler_of(recipe: Recipe) -> Any:
     return type(scheduler).from_config(scheduler.config, **schedule_of(recipe.path))
 
 
-def schedule_of(path: DiffusionPath) -> dict[str, Any]:
+def schedule_of(path: VPPath) -> dict[str, Any]:
     """The path in the words of diffusers' schedulers."""
     return {
         "prediction_type": PREDICTIONS[path.prediction],
@@ -119,10 +119,10 @@ def check_schedule(recipe: Recipe) -> None:
     if getattr(recipe.model, "init", None) != "pretrained":
         return
     pretrained, theirs = _schedule_of_weights(recipe)
-    if not isinstance(recipe.path, DiffusionPath):
+    if not isinstance(recipe.path, VPPath):
         if "flow" not in f"{theirs.get('prediction_type')} {theirs.get('_class_name')}".lower():
             raise ValueError(
-                f"the weights of {pretrained} were trained on a diffusion path; a FlowPath needs "
+                f"the weights of {pretrained} were trained on a diffusion path; a FlowMatchingPath needs "
                 f"model.init scratch"
             )
         return
@@ -153,9 +153,9 @@ def _schedule_of_weights(recipe: Recipe) -> tuple[str, dict[str, Any]]:
         return weights, read_json(told)
     if noted.is_file():
         path = read_json(noted).get("path", {})
-        if path.get("kind") == "DiffusionPath":
+        if path.get("kind") == "VPPath":
             path.pop("kind")
-            return weights, schedule_of(DiffusionPath(**path))
+            return weights, schedule_of(VPPath(**path))
         return weights, {"prediction_type": "flow"}
     config: dict[str, Any] = load_part(given, read_index(given), "scheduler").config
     return given, config

@@ -13,13 +13,11 @@ from immiscible_diffusion.applications.stable_diffusion.silence import quiet
 from immiscible_diffusion.applications.stable_diffusion.unet import TextUNet
 from immiscible_diffusion.training.codec import Codec
 from immiscible_diffusion.training.recipe import Recipe
-from immiscible_diffusion.training.run_dir import RunFolder
+from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.atomic_files import write_text
 
 
-def publish(
-    recipe: Recipe, run: RunFolder, codec: Codec, bare: Any, average: Any, step: int
-) -> None:
+def publish(recipe: Recipe, run: RunDir, codec: Codec, bare: Any, average: Any, step: int) -> None:
     """Write what diffusers and others load; nothing of a network that is not told by text.
 
     After every checkpoint ``unet/`` (the weights as they are) and ``unet_ema/`` (averaged), as
@@ -33,7 +31,7 @@ def publish(
 
 
 def _publish(
-    recipe: Recipe, run: RunFolder, codec: LatentCodec, bare: TextUNet, average: Any, step: int
+    recipe: Recipe, run: RunDir, codec: LatentCodec, bare: TextUNet, average: Any, step: int
 ) -> None:
     last = step >= recipe.steps
     averaged = average.current().unet

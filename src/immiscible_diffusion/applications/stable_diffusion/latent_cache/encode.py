@@ -24,9 +24,9 @@ from immiscible_diffusion.applications.stable_diffusion.prompts import Named
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.data.load import DataConfig
 from immiscible_diffusion.utils.atomic_files import atomic_path, remove_unfinished
-from immiscible_diffusion.utils.background import run_ahead
+from immiscible_diffusion.utils.background import prefetch_iterator
 from immiscible_diffusion.utils.batch import Batch
-from immiscible_diffusion.utils.optional_deps import needs_extra
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 Told = Callable[[int], None]
 KINDS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -165,8 +165,8 @@ def captions_digest(dataset: DataSet) -> str | None:
 
 def transform_of(config: DataConfig, channels: int | None) -> str:
     """What ``config`` does to pictures, in words."""
-    side = f"shorter side {config.size}, centre square"
-    return f"{side if config.size else 'as they are'}, {'grey' if channels == 1 else 'colour'}"
+    side = f"shorter side {config.size}, center square"
+    return f"{side if config.size else 'as they are'}, {'gray' if channels == 1 else 'color'}"
 
 
 @torch.no_grad()
@@ -180,7 +180,7 @@ def posterior(vae: Any, pictures: Tensor) -> tuple[Tensor, Tensor]:
 def _encoded(dataset: DataSet, vae: Any, how: Encoding, rows: range) -> dict[str, Any]:
     """The tensors of a shard, and the captions of its rows."""
     means, logs, labels = [], [], []
-    for batch in run_ahead(_batches(dataset, how, rows), 2, name="pictures", finish=False):
+    for batch in prefetch_iterator(_batches(dataset, how, rows), 2, name="pictures", finish=False):
         mean, log = _both(vae, batch.data, how)
         means.append(mean)
         logs.append(log)
@@ -216,7 +216,7 @@ def _both(vae: Any, pictures: Tensor, how: Encoding) -> tuple[Tensor, Tensor]:
 
 
 def _write(manifest: Manifest, folder: Path, shard: int, content: dict[str, Any]) -> None:
-    with needs_extra("train", "writing latents"):
+    with require_extra("train", "writing latents"):
         from safetensors.torch import save_file
     metadata = {"latents": manifest.fingerprint}
     captions = content.pop("captions", None)
