@@ -15,7 +15,7 @@ from immiscible_diffusion.reporting.decode import OPTIONAL, decode, plain
 
 __all__ = [
     "FRECHET",
-    "Cell",
+    "Trial",
     "Comparison",
     "CouplingEntry",
     "Dataset",
@@ -24,7 +24,7 @@ __all__ = [
     "Irreducible",
     "LossPoint",
     "PolicyEntry",
-    "Quality",
+    "SampleMetrics",
 ]
 
 SCHEMA_VERSION = 1
