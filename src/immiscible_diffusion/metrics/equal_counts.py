@@ -33,5 +33,5 @@ def chosen(features: Tensor, count: int, seed: int, name: str) -> Tensor:
     """``count`` of the features, chosen by the seed; all of them in their order."""
     if count == len(features):
         return features
-    order = torch.randperm(len(features), generator=keyed_generator(seed, "neighbors", name))
+    order = torch.randperm(len(features), generator=keyed_generator(seed, "neighbours", name))
     return features[order[:count]]

@@ -38,8 +38,8 @@ def train(
         ValueError: the loss is not a number.
     """
     model = network.build(prepared.shape, prepared.told(prepared.batch), seed).to(device)
-    average = EMA(network.optim, model)
-    optimizer, warmup = make_optimizer(network.optim, model)
+    average = EMA(network.optimizer, model)
+    optimizer, warmup = make_optimizer(network.optimizer, model)
     order = DataOrder(len(rows), min(network.batch_size, len(rows)), seed)
     for step in range(steps):
         rng = RandomStreams(seed, step, device=device)
@@ -51,7 +51,7 @@ def train(
         loss = LOSS(model, PATH, batch.data, noise, t, prepared.told(batch)).mean()
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), network.optim.clip)
+        nn.utils.clip_grad_norm_(model.parameters(), network.optimizer.clip)
         optimizer.step()
         warmup.step()
         average.update(model)

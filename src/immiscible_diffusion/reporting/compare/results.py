@@ -8,6 +8,7 @@ from immiscible_diffusion.metrics.evaluate import Floor
 from immiscible_diffusion.reporting.compare.records import (
     ExcessPoint,
     LossPoint,
+    SampleMetrics,
     Trial,
     refuse_repeats,
 )
