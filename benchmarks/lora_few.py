@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from immiscible_diffusion.applications.stable_diffusion.captions import Buckets
 from immiscible_diffusion.data import DataConfig, load_images
+from immiscible_diffusion.data.captions import Buckets
 from immiscible_diffusion.diffusion.pipeline import Generator
 from immiscible_diffusion.metrics.features.base import extractor_from_name
 from immiscible_diffusion.metrics.few_shot import FewFigures, few_figures

@@ -13,8 +13,8 @@ import torch
 
 from fixtures.image_files import datasets, encoded, noise, whole_numbers, write_parquet
 from fixtures.tar_shards import PER_SHARD, write_shards, write_tar
-from immiscible_diffusion.applications.stable_diffusion.captions import Captions
 from immiscible_diffusion.data import DataConfig
+from immiscible_diffusion.data.captions import Captions
 from immiscible_diffusion.data.open_stream import open_stream
 from immiscible_diffusion.data.shards import ShardError, TarShards, tar_names
 from immiscible_diffusion.data.streaming import Stream

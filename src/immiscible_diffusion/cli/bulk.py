@@ -11,13 +11,13 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 import tyro
 
-from immiscible_diffusion.applications.stable_diffusion.prompts import (
+from immiscible_diffusion.cli.options import Device, parse
+from immiscible_diffusion.cli.sampler_options import SamplerChanges
+from immiscible_diffusion.data.prompts import (
     Synonyms,
     check_template,
     class_prompts,
 )
-from immiscible_diffusion.cli.options import Device, parse
-from immiscible_diffusion.cli.sampler_options import SamplerChanges
 from immiscible_diffusion.evaluation.bulk import (
     Plan,
     PngStore,

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from immiscible_diffusion.applications.stable_diffusion.captions import Captions, load_captioned
 from immiscible_diffusion.applications.stable_diffusion.latent_cache import (
     Encoding,
     encode,
@@ -17,9 +16,10 @@ from immiscible_diffusion.applications.stable_diffusion.latent_cache import (
     transform_of,
     vae_digest,
 )
-from immiscible_diffusion.applications.stable_diffusion.prompts import Synonyms
 from immiscible_diffusion.cli.options import Device, parse
+from immiscible_diffusion.data.captions import Captions, load_captioned
 from immiscible_diffusion.data.load import DataConfig, load_images
+from immiscible_diffusion.data.prompts import Synonyms
 from immiscible_diffusion.training.progress import Progress
 from immiscible_diffusion.utils.distributed import place
 from immiscible_diffusion.utils.optional_deps import require_extra

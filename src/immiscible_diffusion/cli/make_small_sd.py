@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from immiscible_diffusion.applications.stable_diffusion.captions import Captions
 from immiscible_diffusion.cli.options import parse
+from immiscible_diffusion.data.captions import Captions
 from immiscible_diffusion.data.load import DataConfig
 from immiscible_diffusion.smallsd import (
     SmallSD,

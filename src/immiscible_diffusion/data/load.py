@@ -169,7 +169,7 @@ def _through_datasets(
 
 
 def _coco(config: DataConfig) -> DataSet:
-    from immiscible_diffusion.applications.stable_diffusion.coco import coco_rows
+    from immiscible_diffusion.data.coco import coco_rows
     from immiscible_diffusion.data.hf_images import images_of
 
     return images_of(coco_rows(config), config)

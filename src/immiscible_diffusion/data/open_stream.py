@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from immiscible_diffusion.applications.stable_diffusion.captions import Captions, caption_column
-from immiscible_diffusion.applications.stable_diffusion.prompts import Named, Tokenize, readable
+from immiscible_diffusion.data.captions import Captions, caption_column
 from immiscible_diffusion.data.hf_images import Decoder, columns, load_arguments, stay_encoded
 from immiscible_diffusion.data.load import DataConfig
+from immiscible_diffusion.data.prompts import ClassNamePrompts, Tokenize, load_class_names
 from immiscible_diffusion.data.shards import Shards, TableShards, TarShards, is_tar, tar_names
 from immiscible_diffusion.data.streaming import OnError, Stream
 from immiscible_diffusion.utils.optional_deps import require_extra
@@ -57,15 +57,17 @@ def open_stream(
     )
 
 
-def _classes(captions: Captions, names: Sequence[str] | None, folder: Path | None) -> Named | None:
+def _classes(
+    captions: Captions, names: Sequence[str] | None, folder: Path | None
+) -> ClassNamePrompts | None:
     """What labels are called, if that is known."""
     if captions.names:
         lines = Path(captions.names).read_text(encoding="utf-8").splitlines()
         names = [line.strip() for line in lines if line.strip()]
     if not names:
         return None
-    names = readable(names, None, folder)
-    return Named(torch.arange(len(names)), names, captions.template, captions.synonyms)
+    names = load_class_names(names, None, folder)
+    return ClassNamePrompts(torch.arange(len(names)), names, captions.template, captions.synonyms)
 
 
 def _means_tars(config: DataConfig) -> bool:

@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.applications.stable_diffusion.prompts import Named, Tokenize
 from immiscible_diffusion.data.hf_images import Decoder
 from immiscible_diffusion.data.images import draw_flips, to_batch
+from immiscible_diffusion.data.prompts import ClassNamePrompts, Tokenize
 from immiscible_diffusion.data.sampler import check_split
 from immiscible_diffusion.data.shards import Sample, ShardError, Shards
 from immiscible_diffusion.utils.background import prefetch_iterator
@@ -49,7 +49,7 @@ class Stream:
     shape: tuple[int, ...]
     name: str
     tokenize: Tokenize | None = None
-    classes: Named | None = None
+    classes: ClassNamePrompts | None = None
     buffer: int = 1000
     on_error: OnError = "raise"
     flip: bool = False

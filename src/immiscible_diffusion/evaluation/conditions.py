@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.applications.stable_diffusion.captions import Captioned
 from immiscible_diffusion.applications.stable_diffusion.codec import LatentCodec
-from immiscible_diffusion.applications.stable_diffusion.prompts import Named
 from immiscible_diffusion.data.base import DataSet
+from immiscible_diffusion.data.captions import Captioned
+from immiscible_diffusion.data.prompts import ClassNamePrompts
 from immiscible_diffusion.diffusion.paths import Cond
 from immiscible_diffusion.models.condition_dropout import drop_labels, drop_text
 from immiscible_diffusion.training.codec import Codec
@@ -70,7 +70,7 @@ class Told:
             return [self.prompts[row % len(self.prompts)] for row in rows]
         assert isinstance(self.dataset, Captioned)
         said = self.dataset.prompts
-        if self.dataset.num_classes and isinstance(said, Named) and not self._paints:
+        if self.dataset.num_classes and isinstance(said, ClassNamePrompts) and not self._paints:
             return [said.of_class(row % self.dataset.num_classes)[0] for row in rows]
         return self.dataset.texts(self._data(rows))
 

@@ -3,11 +3,11 @@
 import dataclasses
 from typing import Any
 
-from immiscible_diffusion.applications.stable_diffusion.captions import Buckets, Captions
 from immiscible_diffusion.applications.stable_diffusion.config import StableDiffusionCodec
 from immiscible_diffusion.applications.stable_diffusion.inpainting import Inpainting
 from immiscible_diffusion.applications.stable_diffusion.unet import LoRA, StableDiffusionUNet
 from immiscible_diffusion.data import DataConfig
+from immiscible_diffusion.data.captions import Buckets, Captions
 from immiscible_diffusion.diffusion.paths import VPPath
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.evaluation.config import Evaluation

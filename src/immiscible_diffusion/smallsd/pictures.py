@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.applications.stable_diffusion.captions import Captioned, load_captioned
 from immiscible_diffusion.data.base import DataSet
+from immiscible_diffusion.data.captions import Captioned, load_captioned
 from immiscible_diffusion.data.load import DataConfig, load_images
 from immiscible_diffusion.smallsd.settings import SmallSD
 from immiscible_diffusion.utils.random import keyed_generator

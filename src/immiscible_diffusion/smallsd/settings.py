@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from immiscible_diffusion.applications.stable_diffusion.captions import Captions
+from immiscible_diffusion.data.captions import Captions
 from immiscible_diffusion.data.load import DataConfig
 
 TEMPLATES = ("{}", "a photo of a {}", "a picture of the {}", "a small {}")

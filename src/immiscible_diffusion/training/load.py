@@ -7,18 +7,18 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.applications.pusht.config import DemonstrationConfig, load_windows
-from immiscible_diffusion.applications.stable_diffusion.captions import (
+from immiscible_diffusion.applications.stable_diffusion.codec import LatentCodec
+from immiscible_diffusion.applications.stable_diffusion.config import StableDiffusionCodec
+from immiscible_diffusion.data import DataConfig, load_images
+from immiscible_diffusion.data.base import DataSet
+from immiscible_diffusion.data.captions import (
     Captioned,
     Captions,
     load_captioned,
 )
-from immiscible_diffusion.applications.stable_diffusion.codec import LatentCodec
-from immiscible_diffusion.applications.stable_diffusion.config import StableDiffusionCodec
-from immiscible_diffusion.applications.stable_diffusion.prompts import Named
-from immiscible_diffusion.applications.stable_diffusion.streamed_captions import load_streamed
-from immiscible_diffusion.data import DataConfig, load_images
-from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.data.images import all_labels
+from immiscible_diffusion.data.prompts import ClassNamePrompts
+from immiscible_diffusion.data.streamed_captions import load_streamed
 from immiscible_diffusion.training.codec import Codec
 from immiscible_diffusion.training.recipe import Recipe
 
@@ -94,7 +94,7 @@ def with_tokens(dataset: DataSet, recipe: Recipe, codec: Codec) -> DataSet:
             f"the data set {dataset.name} has neither captions nor named classes; give a Captioned"
         )
     captions = recipe.captions or Captions()
-    prompts = Named(all_labels(dataset), names, captions.template, captions.synonyms)
+    prompts = ClassNamePrompts(all_labels(dataset), names, captions.template, captions.synonyms)
     return Captioned(dataset, prompts, codec.tokenize)
 
 

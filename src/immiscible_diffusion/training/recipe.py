@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from immiscible_diffusion.applications.pusht.config import DemonstrationConfig
-from immiscible_diffusion.applications.stable_diffusion.captions import Buckets, Captions
 from immiscible_diffusion.applications.stable_diffusion.config import StableDiffusionCodec
 from immiscible_diffusion.applications.stable_diffusion.unet import StableDiffusionUNet
 from immiscible_diffusion.data import DataConfig
+from immiscible_diffusion.data.captions import Buckets, Captions
 from immiscible_diffusion.data.scaling import DataScaling
 from immiscible_diffusion.diffusion.losses import ConsistencyLoss, RegressionLoss
 from immiscible_diffusion.diffusion.paths import EDMPath, FlowMatchingPath, VPPath

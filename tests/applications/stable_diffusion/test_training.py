@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from immiscible_diffusion.applications.stable_diffusion.captions import Buckets
 from immiscible_diffusion.applications.stable_diffusion.latent_cache import encode
 from immiscible_diffusion.applications.stable_diffusion.silence import quiet
 from immiscible_diffusion.applications.stable_diffusion.unet import LoRA
 from immiscible_diffusion.cli.bulk import main as bulk
 from immiscible_diffusion.cli.sample import main as sample
 from immiscible_diffusion.data import DataConfig, load_images
+from immiscible_diffusion.data.captions import Buckets
 from immiscible_diffusion.data.image_decoding import to_bytes
 from immiscible_diffusion.data.scaling import DataScaling
 from immiscible_diffusion.diffusion.paths import FlowMatchingPath, VPPath

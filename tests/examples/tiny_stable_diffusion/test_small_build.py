@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from fixtures.tiny_stable_diffusion import Image, settings, write_pictures
-from immiscible_diffusion.applications.stable_diffusion.captions import Captions
 from immiscible_diffusion.cli.main import main
 from immiscible_diffusion.data import DataConfig
+from immiscible_diffusion.data.captions import Captions
 from immiscible_diffusion.smallsd import TextSettings, VAESettings, build, make_small_sd
 from immiscible_diffusion.smallsd.judged import judge_of
 from immiscible_diffusion.smallsd.minilm import PACKAGE

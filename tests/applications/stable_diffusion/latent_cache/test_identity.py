@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from fixtures.tiny_vae import make_pictures, make_vae
-from immiscible_diffusion.applications.stable_diffusion.captions import Captioned
 from immiscible_diffusion.applications.stable_diffusion.latent_cache import data_digest, vae_digest
-from immiscible_diffusion.applications.stable_diffusion.prompts import Listed
 from immiscible_diffusion.data import DataConfig, load_images
+from immiscible_diffusion.data.captions import Captioned
+from immiscible_diffusion.data.prompts import ListCaptions
 
 Image = pytest.importorskip("PIL.Image", reason="pictures are written with Pillow")
 
@@ -50,7 +50,7 @@ def test_labels_count(folder: Path) -> None:
 
 def test_captions_do_not() -> None:
     pictures = make_pictures(3)
-    captioned = Captioned(pictures, Listed([["a"], ["b"], ["c"]]))
+    captioned = Captioned(pictures, ListCaptions([["a"], ["b"], ["c"]]))
     assert data_digest(captioned) == data_digest(pictures)
     assert data_digest(make_pictures(3, seed=1)) != data_digest(pictures)
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from fixtures.tiny_vae import make_pictures
-from immiscible_diffusion.applications.stable_diffusion.captions import Captioned, Captions
 from immiscible_diffusion.applications.stable_diffusion.latent_cache import (
     Encoding,
     LatentSet,
@@ -22,8 +21,9 @@ from immiscible_diffusion.applications.stable_diffusion.latent_cache import (
     vae_digest,
 )
 from immiscible_diffusion.applications.stable_diffusion.latent_cache.encode import posterior
-from immiscible_diffusion.applications.stable_diffusion.prompts import Listed
 from immiscible_diffusion.data import DataConfig, ImageSet
+from immiscible_diffusion.data.captions import Captioned, Captions
+from immiscible_diffusion.data.prompts import ListCaptions
 
 pytest.importorskip("safetensors")
 
@@ -182,7 +182,7 @@ def test_class_names_and_captions_come_along(pictures: ImageSet, vae: Any, tmp_p
     assert named.texts(rows) == [["a ant", "a bee", "a cat"][label] for label in pictures.labels]
     assert named.encoded
     texts = [[f"é {row}", "other"] for row in range(11)]
-    encode(Captioned(pictures, Listed(texts)), vae, tmp_path / "said", SMALL)
+    encode(Captioned(pictures, ListCaptions(texts)), vae, tmp_path / "said", SMALL)
     said = load_latents(tmp_path / "said", tokenize=lambda t: torch.zeros(len(t), 5).long())
     assert said.texts(rows) == [f"é {row}" for row in range(11)]
     batch = said.batch(rows[:3], torch.Generator().manual_seed(0))
@@ -219,10 +219,10 @@ def test_gray_pictures_are_refused(vae: Any, folder: Path) -> None:
 
 def test_other_captions_are_other_latents(pictures: ImageSet, vae: Any, folder: Path) -> None:
     said = [[f"a {row}"] for row in range(len(pictures))]
-    encode(Captioned(pictures, Listed(said)), vae, folder, SMALL)
+    encode(Captioned(pictures, ListCaptions(said)), vae, folder, SMALL)
     said[3] = ["something else"]
     with pytest.raises(ValueError, match="holds other latents: captions is"):
-        encode(Captioned(pictures, Listed(said)), vae, folder, SMALL)
+        encode(Captioned(pictures, ListCaptions(said)), vae, folder, SMALL)
 
 
 def test_latents_of_another_size_are_refused(pictures: ImageSet, vae: Any, folder: Path) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.applications.stable_diffusion.captions import Captioned, Captions
 from immiscible_diffusion.applications.stable_diffusion.latent_cache.manifest import (
     Manifest,
     check_same,
@@ -20,13 +19,14 @@ from immiscible_diffusion.applications.stable_diffusion.latent_cache.shards impo
     Header,
     read_header,
 )
-from immiscible_diffusion.applications.stable_diffusion.prompts import (
-    Listed,
-    Named,
-    Tokenize,
-    readable,
-)
+from immiscible_diffusion.data.captions import Captioned, Captions
 from immiscible_diffusion.data.images import draw_flips
+from immiscible_diffusion.data.prompts import (
+    ClassNamePrompts,
+    ListCaptions,
+    Tokenize,
+    load_class_names,
+)
 from immiscible_diffusion.utils.batch import Batch
 
 
@@ -129,14 +129,14 @@ class LatentSet:
         return self.manifest.fingerprint
 
     @cached_property
-    def captions(self) -> Listed | None:
+    def captions(self) -> ListCaptions | None:
         """The captions of the pictures, or None where they had none."""
         if not self.manifest.captions:
             return None
         texts: list[list[str]] = []
         for header in self.headers:
             texts += json.loads(header.metadata["captions"])
-        return Listed(texts)
+        return ListCaptions(texts)
 
     def __len__(self) -> int:
         return self.manifest.count
@@ -193,6 +193,6 @@ def load_latents(
         return Captioned(latents, latents.captions, tokenize)
     if latents.labels is None or not latents.class_names:
         raise ValueError(f"{folder} holds latents without captions and without classes")
-    names = readable(latents.class_names, captions.names, None)
-    prompts = Named(latents.labels, names, captions.template, captions.synonyms)
+    names = load_class_names(latents.class_names, captions.names, None)
+    prompts = ClassNamePrompts(latents.labels, names, captions.template, captions.synonyms)
     return Captioned(latents, prompts, tokenize)

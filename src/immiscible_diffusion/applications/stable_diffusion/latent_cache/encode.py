@@ -10,8 +10,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.applications.stable_diffusion.aspect_buckets import BucketedImages
-from immiscible_diffusion.applications.stable_diffusion.captions import Captioned
 from immiscible_diffusion.applications.stable_diffusion.latent_cache.identity import (
     data_digest,
     vae_digest,
@@ -20,9 +18,11 @@ from immiscible_diffusion.applications.stable_diffusion.latent_cache.manifest im
     Manifest,
     is_whole,
 )
-from immiscible_diffusion.applications.stable_diffusion.prompts import Named
+from immiscible_diffusion.data.aspect_buckets import BucketedImages
 from immiscible_diffusion.data.base import DataSet
+from immiscible_diffusion.data.captions import Captioned
 from immiscible_diffusion.data.load import DataConfig
+from immiscible_diffusion.data.prompts import ClassNamePrompts
 from immiscible_diffusion.utils.atomic_files import atomic_path, remove_unfinished
 from immiscible_diffusion.utils.background import prefetch_iterator
 from immiscible_diffusion.utils.batch import Batch
@@ -150,7 +150,7 @@ def _pictures(dataset: DataSet) -> DataSet:
 
 def has_captions(dataset: DataSet) -> bool:
     """Whether the data have captions of their own, not the names of classes."""
-    return isinstance(dataset, Captioned) and not isinstance(dataset.prompts, Named)
+    return isinstance(dataset, Captioned) and not isinstance(dataset.prompts, ClassNamePrompts)
 
 
 def captions_digest(dataset: DataSet) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from immiscible_diffusion.applications.stable_diffusion.captions import Captioned
+from immiscible_diffusion.data.captions import Captioned
 from immiscible_diffusion.data.images import all_labels
 from immiscible_diffusion.utils.random import keyed_generator
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from fixtures.image_files import datasets, noise, pixels, save, whole_numbers, write_parquet
-from immiscible_diffusion.applications.stable_diffusion.captions import (
+from immiscible_diffusion.data import DataConfig
+from immiscible_diffusion.data.captions import (
     Captioned,
     Captions,
     load_captioned,
 )
-from immiscible_diffusion.applications.stable_diffusion.prompts import class_prompts
-from immiscible_diffusion.data import DataConfig
+from immiscible_diffusion.data.prompts import class_prompts
 
 pytestmark = pytest.mark.usefixtures("hf_cache")
 

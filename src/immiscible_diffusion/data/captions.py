@@ -8,27 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.applications.stable_diffusion.aspect_buckets import (
+from immiscible_diffusion.data.aspect_buckets import (
     BucketedImages,
     bucket_sizes,
     bucketed,
 )
-from immiscible_diffusion.applications.stable_diffusion.coco import coco_rows
-from immiscible_diffusion.applications.stable_diffusion.prompts import (
-    Beside,
-    Named,
-    Prompts,
-    Synonyms,
-    Tokenize,
-    Written,
-    check_template,
-    drawn,
-    readable,
-)
 from immiscible_diffusion.data.base import DataSet
+from immiscible_diffusion.data.coco import coco_rows
 from immiscible_diffusion.data.hf_images import columns, images_of, open_rows
 from immiscible_diffusion.data.images import all_labels
 from immiscible_diffusion.data.load import DataConfig, load_images
+from immiscible_diffusion.data.prompts import (
+    ClassNamePrompts,
+    ColumnCaptions,
+    Prompts,
+    SidecarCaptions,
+    Synonyms,
+    Tokenize,
+    check_template,
+    load_class_names,
+    sample_prompts,
+)
 from immiscible_diffusion.data.sampler import Order, order_of
 from immiscible_diffusion.utils.batch import Batch
 
@@ -129,7 +129,7 @@ class Captioned:
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """Names of the classes, as they can be said where prompts are made of them."""
-        if isinstance(self.prompts, Named):
+        if isinstance(self.prompts, ClassNamePrompts):
             return tuple(self.prompts.names)
         return getattr(self.images, "class_names", None)
 
@@ -152,7 +152,7 @@ class Captioned:
 
     def texts(self, indices: Tensor, generator: torch.Generator | None = None) -> list[str]:
         """The prompts at ``indices`` ``[B]``; of several captions one is drawn, else the first."""
-        return drawn(self.prompts, indices, generator)
+        return sample_prompts(self.prompts, indices, generator)
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
         """The pictures, with ``cond["tokens"]`` ``[B, L]`` int64 of their prompts."""
@@ -205,7 +205,7 @@ def prompts_of(rows: Any, images: DataSet, captions: Captions, config: DataConfi
     if column is not None:
         return _written(rows, column, len(images))
     if files := _beside(rows, columns(rows, config)[0], captions.extension, len(images)):
-        return Beside(files)
+        return SidecarCaptions(files)
     if images.num_classes is None:
         raise ValueError(
             f"{config.path or config.name} has nothing to say of its pictures: no column of "
@@ -243,7 +243,7 @@ def _is_plain(kind: Any) -> bool:
     return getattr(kind, "dtype", None) in ("string", "large_string")
 
 
-def _written(rows: Any, column: str, count: int) -> Written:
+def _written(rows: Any, column: str, count: int) -> ColumnCaptions:
     texts = rows.select_columns(column).select(range(count))
     cells = texts.with_format("arrow")[:][column]
     empty = cells.null_count
@@ -254,7 +254,7 @@ def _written(rows: Any, column: str, count: int) -> Written:
             f"column '{column}' has {empty} of {count} rows without a caption; leave them out, or "
             f"write an empty text"
         )
-    return Written(texts, column)
+    return ColumnCaptions(texts, column)
 
 
 def _beside(rows: Any, column: str, extension: str, count: int) -> list[Path]:
@@ -283,9 +283,9 @@ def _cells(column: Any) -> Any:
             yield {"path": path, "bytes": has or None}
 
 
-def _of_classes(images: Any, captions: Captions, config: DataConfig) -> Named:
+def _of_classes(images: Any, captions: Captions, config: DataConfig) -> ClassNamePrompts:
     if images.num_classes is None:
         raise ValueError(f"{images.name} is without labels, so there are no class names to say")
     folder = Path(config.path) if config.path else None
-    names = readable(images.class_names, captions.names, folder)
-    return Named(all_labels(images), names, captions.template, captions.synonyms)
+    names = load_class_names(images.class_names, captions.names, folder)
+    return ClassNamePrompts(all_labels(images), names, captions.template, captions.synonyms)

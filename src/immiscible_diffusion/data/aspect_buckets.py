@@ -60,7 +60,7 @@ def nearest_bucket(size: Size, buckets: Sequence[Size]) -> int:
 
 
 @dataclass(frozen=True)
-class Cut:
+class ResizeCrop:
     """How a picture is brought to its bucket: resized so that it covers it, then cut out.
 
     Attributes:
@@ -74,7 +74,7 @@ class Cut:
     left: int
 
     @classmethod
-    def of(cls, size: Size, bucket: Size) -> "Cut":
+    def of(cls, size: Size, bucket: Size) -> "ResizeCrop":
         """The center of a picture of ``size``."""
         scale = max(bucket[0] / size[0], bucket[1] / size[1])
         height, width = (max(b, round(s * scale)) for s, b in zip(size, bucket, strict=True))
@@ -227,7 +227,7 @@ class BucketedImages:
                 f"from BucketOrder"
             )
         bucket = self.buckets[int(found)]
-        cuts = [Cut.of(self.sizes[int(row)], bucket) for row in indices]
+        cuts = [ResizeCrop.of(self.sizes[int(row)], bucket) for row in indices]
         images = torch.stack(
             [self._picture(int(row), cut, bucket) for row, cut in zip(indices, cuts, strict=True)]
         )
@@ -242,7 +242,7 @@ class BucketedImages:
         ]
         return replace(batch, cond={**(batch.cond or {}), "time_ids": torch.tensor(ids).float()})
 
-    def _picture(self, row: int, cut: Cut, bucket: Size) -> Tensor:
+    def _picture(self, row: int, cut: ResizeCrop, bucket: Size) -> Tensor:
         from PIL import Image
 
         image = opened(self.rows[row][self.column], self.mode)

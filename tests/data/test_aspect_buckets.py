@@ -10,18 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fixtures.image_files import datasets, save, write_parquet
-from immiscible_diffusion.applications.stable_diffusion.aspect_buckets import (
+from immiscible_diffusion.data import DataConfig, batches
+from immiscible_diffusion.data.aspect_buckets import (
     BucketOrder,
-    Cut,
+    ResizeCrop,
     bucket_sizes,
     nearest_bucket,
 )
-from immiscible_diffusion.applications.stable_diffusion.captions import (
+from immiscible_diffusion.data.captions import (
     Buckets,
     Captioned,
     load_captioned,
 )
-from immiscible_diffusion.data import DataConfig, batches
 
 pytestmark = pytest.mark.usefixtures("hf_cache")
 
@@ -57,7 +57,7 @@ def test_a_picture_goes_where_least_is_cut_off(height: int, width: int) -> None:
 
     chosen = sizes[nearest_bucket((height, width), sizes)]
     assert lost(chosen) <= min(map(lost, sizes)) + 1e-9
-    cut = Cut.of((height, width), chosen)
+    cut = ResizeCrop.of((height, width), chosen)
     for resized, offset, side in zip(cut.resized, (cut.top, cut.left), chosen, strict=True):
         assert 0 <= offset <= resized - side
         assert abs((resized - side) - 2 * offset) <= 1  # the center
@@ -166,8 +166,8 @@ def test_conditions_tell_size_and_cut(dataset: Captioned) -> None:
     assert tuple(bucket) == tuple(batch.data.shape[2:])
     assert bucket[0] < bucket[1]
     assert (top, left) == (
-        Cut.of((12, 30), tuple(bucket)).top,
-        Cut.of((12, 30), tuple(bucket)).left,
+        ResizeCrop.of((12, 30), tuple(bucket)).top,
+        ResizeCrop.of((12, 30), tuple(bucket)).left,
     )
     assert float(batch.data.abs().max()) <= 1
 

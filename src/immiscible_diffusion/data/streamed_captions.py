@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import torch
 
-from immiscible_diffusion.applications.stable_diffusion.captions import Captioned, Captions
-from immiscible_diffusion.applications.stable_diffusion.prompts import Listed, Tokenize
+from immiscible_diffusion.data.captions import Captioned, Captions
 from immiscible_diffusion.data.images import ImageSet
 from immiscible_diffusion.data.load import DataConfig
 from immiscible_diffusion.data.open_stream import open_stream
+from immiscible_diffusion.data.prompts import ListCaptions, Tokenize
 from immiscible_diffusion.data.streaming import OnError, Stream
 
 HEAD = 1000
@@ -60,5 +60,8 @@ def load_streamed(
         note=f"a stream, known by its first {len(pictures):,}",
     )
     return Streamed(
-        images, Listed([list(map(str, stream.texts_of(s))) for s in samples]), tokenize, stream
+        images,
+        ListCaptions([list(map(str, stream.texts_of(s))) for s in samples]),
+        tokenize,
+        stream,
     )

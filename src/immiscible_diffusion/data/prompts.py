@@ -25,7 +25,7 @@ class Prompts(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Written:
+class ColumnCaptions:
     """Captions in a column of a table, a text or a list of texts each.
 
     Attributes:
@@ -46,7 +46,7 @@ class Written:
 
 
 @dataclass(frozen=True, eq=False)
-class Beside:
+class SidecarCaptions:
     """Captions in text files beside the pictures.
 
     Attributes:
@@ -61,7 +61,7 @@ class Beside:
 
 
 @dataclass(frozen=True, eq=False)
-class Listed:
+class ListCaptions:
     """Captions that are in memory: those of a latent cache, or yours.
 
     Attributes:
@@ -76,7 +76,7 @@ class Listed:
 
 
 @dataclass(frozen=True, eq=False)
-class Named:
+class ClassNamePrompts:
     """The names of classes in a sentence.
 
     Attributes:
@@ -114,7 +114,7 @@ def check_template(template: str) -> None:
         raise ValueError(f"the template must say {{label}} where the class goes, got {template!r}")
 
 
-def drawn(prompts: Prompts, rows: Tensor, generator: torch.Generator | None) -> list[str]:
+def sample_prompts(prompts: Prompts, rows: Tensor, generator: torch.Generator | None) -> list[str]:
     """A text for each of ``rows`` ``[B]``: the first, or one at random if a generator is given."""
     choices = [prompts.all_of(int(row)) for row in rows]
     if generator is None:
@@ -128,11 +128,13 @@ def class_prompts(
     names: Sequence[str], template: str = "{label}", synonyms: Synonyms = "first"
 ) -> list[str]:
     """What is said of each class when pictures of it are asked for."""
-    named = Named(torch.arange(len(names)), names, template, synonyms)
+    named = ClassNamePrompts(torch.arange(len(names)), names, template, synonyms)
     return [named.all_of(label)[0] for label in range(len(names))]
 
 
-def readable(names: Sequence[str], listed: str | None, folder: Path | None) -> Sequence[str]:
+def load_class_names(
+    names: Sequence[str], listed: str | None, folder: Path | None
+) -> Sequence[str]:
     """Class names that can be said: read from ``listed`` (or ImageNet's own list) if need be.
 
     Args:
