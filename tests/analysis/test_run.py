@@ -1,7 +1,6 @@
 import json
 import math
 from dataclasses import dataclass, field
-from functools import partial
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ from immiscible_diffusion.analysis.config import Settings
 from immiscible_diffusion.analysis.miscibility import miscibility
 from immiscible_diffusion.analysis.noise_density import density_of, log_density
 from immiscible_diffusion.analysis.noncentral_chi2 import log_survival
-from immiscible_diffusion.analysis.papers import Extent
 from immiscible_diffusion.analysis.run import analyze
 from immiscible_diffusion.couplings import KNN, Calibrated, NoiseDistribution
 from immiscible_diffusion.couplings.moments import Moments
@@ -133,14 +131,13 @@ def test_a_killed_analysis_goes_on_and_ends_as_one_that_was_not(tmp_path, monkey
 def test_couplings_and_parts_may_be_added(tmp_path, monkeypatch):
     first = analyze(DATA, COUPLINGS, settings=SMALL, folder=tmp_path)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").iterdir()}
-    small = partial(subject.papers_measurements, extent=Extent((16,), 32, images=4, points=20))
-    monkeypatch.setattr(subject, "papers_measurements", small)
-    more = Settings(levels=(0.5, 0.9), probes=20, pairs=40, show=1, papers=True)
+    monkeypatch.setattr(subject, "FIT_COUNT", 1000)
+    more = Settings(levels=(0.5, 0.9), probes=20, pairs=40, show=1, gaussian_fit=True)
     added = analyze(DATA, ["knn:k=8,center=mean"], settings=more, folder=tmp_path)
     assert [one["name"] for one in added["couplings"]] == [*COUPLINGS, "knn:k=8,center=mean"]
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert added["couplings"][1]["miscibility"] == first["couplings"][1]["miscibility"]
-    assert added["couplings"][1]["papers"]
+    assert added["couplings"][1]["gaussian_fit"]
 
 
 def shifted(by):
@@ -240,9 +237,9 @@ def test_masked_data_and_what_takes_no_mask(tmp_path):
     assert values["data"]["rms"] == pytest.approx(rms)
     with pytest.raises(ValueError, match="assignment cannot be analyzed on data with a mask"):
         analyze(DATA, ["assignment"], mask=mask, settings=SMALL)
-    papers = Settings(papers=True)
-    with pytest.raises(ValueError, match="take no mask"):
-        analyze(DATA, COUPLINGS, mask=mask, settings=papers)
+    fit = Settings(gaussian_fit=True)
+    with pytest.raises(ValueError, match="takes no mask"):
+        analyze(DATA, COUPLINGS, mask=mask, settings=fit)
 
 
 def test_calibrated_pairs_what_a_mask_leaves_whole():

@@ -186,7 +186,6 @@ def test_a_dry_run_writes_nothing(capsys, tmp_path):
         ([*DIGITS, "--cond", "text"], "the condition 'label' only"),
         ([*DIGITS, "--levels", "0", "0.5"], "levels must be times above 0"),
         ([*DIGITS, "--probes", "1"], "probes must be at least 2"),
-        ([*DIGITS, "--run", "nowhere"], "nowhere is not a run folder"),
         ([*DIGITS, "--threads", "0"], "threads must be at least 1"),
         ([*DIGITS, "--path.kind", "straight"], "straight"),
         ([*DIGITS, "--path", "sigma"], "is --path.kind sigma"),

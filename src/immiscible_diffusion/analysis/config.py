@@ -25,7 +25,6 @@ class Settings:
         batch_size: couplings are called on batches of this many data.
         seed: of everything drawn.
         gaussian_fit: also the papers' Gaussian fit of the noise: 50,000 D^2 operations.
-        papers: also the papers' other measurements.
     """
 
     path: Path = field(default_factory=FlowMatchingPath)
@@ -37,7 +36,6 @@ class Settings:
     batch_size: int = BATCH_SIZE
     seed: int = 0
     gaussian_fit: bool = False
-    papers: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("probes", 2), ("pairs", 2), ("show", 0), ("batch_size", 1)):
@@ -52,8 +50,7 @@ class Settings:
     def to_json(self) -> dict[str, Any]:
         """What may not change within an analysis."""
         found = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        for name in ("gaussian_fit", "papers"):  # parts that may be added
-            found.pop(name)
+        del found["gaussian_fit"]  # may be added
         return found | {"path": path_json(self.path), "levels": list(self.levels)}
 
 

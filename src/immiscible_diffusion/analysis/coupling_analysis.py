@@ -19,7 +19,6 @@ from immiscible_diffusion.analysis.nce_density import density_for
 from immiscible_diffusion.analysis.noise_density import PairDensity, take
 from immiscible_diffusion.analysis.noise_statistics import LARGEST_FIT, gaussian_fit, measure_noise
 from immiscible_diffusion.analysis.noisy_points import images_of
-from immiscible_diffusion.analysis.papers import papers_measurements
 from immiscible_diffusion.analysis.posterior import mixing
 from immiscible_diffusion.analysis.thumbnails import Look, write_pictures
 from immiscible_diffusion.couplings import Coupling
@@ -28,7 +27,7 @@ from immiscible_diffusion.utils.batch import Batch
 
 MOST_LABELS = 64  # of which each has its own noise measured
 FIT_COUNT = 50_000
-LENGTHS = {"gaussian_fit": 20_000, "papers": 5_000}  # about, in noisy points
+FIT_LENGTH = 20_000  # about, in noisy points
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,8 +108,8 @@ class Work:
 
 def _check_fits(images: Batch, settings: Settings) -> None:
     dim = images.data[0].numel()
-    if images.mask is not None and (settings.papers or settings.gaussian_fit):
-        raise ValueError("the papers' measurements and the Gaussian fit take no mask")
+    if images.mask is not None and settings.gaussian_fit:
+        raise ValueError("the Gaussian fit takes no mask")
     if settings.gaussian_fit and dim > LARGEST_FIT:
         raise ValueError(
             f"the Gaussian fit takes at most {LARGEST_FIT:,} dimensions, and data have {dim:,}"
@@ -142,9 +141,7 @@ class Subject:
         found = {"miscibility": points}
         found |= {f"given-{number}": points for number in range(len(self.work.given))}
         found["noise"] = 2 * settings.pairs
-        if settings.gaussian_fit:
-            found["gaussian_fit"] = LENGTHS["gaussian_fit"]
-        return found | ({"papers": LENGTHS["papers"]} if settings.papers else {})
+        return found | ({"gaussian_fit": FIT_LENGTH} if settings.gaussian_fit else {})
 
     @property
     def length(self) -> int:
@@ -172,9 +169,7 @@ class Subject:
             "given": [value for part, value in found.items() if part.startswith("given-")],
             "noise": found["noise"],
             "gaussian_fit": found.get("gaussian_fit"),
-            "papers": found.get("papers"),
             "pictures": mixed["pictures"],
-            "trained": None,
         }
 
     def _maker(self, part: str, progress: Progress) -> Callable[[], Any]:
@@ -185,7 +180,6 @@ class Subject:
             "miscibility": lambda: self._looked_at(progress),
             "noise": self._noise,
             "gaussian_fit": self._fit,
-            "papers": lambda: self._papers(progress),
         }
         return makers[part]
 
@@ -246,15 +240,3 @@ class Subject:
             seed=settings.seed,
         )
         return dataclasses.asdict(found)
-
-    def _papers(self, progress: Progress) -> list[dict[str, Any]]:
-        work = self.work
-        return papers_measurements(
-            work.images.data,
-            self.coupling,
-            cond=work.images.cond,
-            name=self.name,
-            seed=work.settings.seed,
-            folder=work.parts.folder,
-            progress=progress,
-        )

@@ -120,7 +120,7 @@ def _header(whole: Whole, work: Work) -> dict[str, Any]:
     found = {"format": 1, "command": "", "date": date.today().isoformat(), "hardware": ""}
     found |= {"versions": versions, "seconds": 0.0, "data": about}
     found |= {"path": path_json(settings.path), "levels": list(settings.levels)}
-    return found | {"probes": settings.probes, "seed": settings.seed, "papers": None}
+    return found | {"probes": settings.probes, "seed": settings.seed}
 
 
 def finished(values: dict[str, Any]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Expected:
 def rehearse(subject: Subject) -> Expected:
     """Time one block of probes at one level, a few pairs and a batch, and scale them up.
 
-    The papers' measurements and pictures are not counted.
+    Pictures are not counted.
     """
     work, settings = subject.work, subject.work.settings
     exact = has_closed_form(subject.coupling)

@@ -1,6 +1,5 @@
 """``immiscible analyze --data DATA --coupling A --coupling B``."""
 
-import hashlib
 import shlex
 import signal
 import sys
@@ -11,10 +10,8 @@ from typing import Annotated, Any, Literal, get_args
 import torch
 import tyro
 
-from immiscible_diffusion.analysis.cache import Parts
 from immiscible_diffusion.analysis.config import Settings
 from immiscible_diffusion.analysis.coupling_analysis import Work
-from immiscible_diffusion.analysis.examined import examine
 from immiscible_diffusion.analysis.miscibility import LEVELS
 from immiscible_diffusion.analysis.run import analyze, lined_up
 from immiscible_diffusion.analysis.time_estimate import PAGE, peak_memory, rehearse, timed
@@ -25,11 +22,10 @@ from immiscible_diffusion.diffusion.paths import EDMPath, FlowMatchingPath, VPPa
 from immiscible_diffusion.diffusion.paths import Path as AnyPath
 from immiscible_diffusion.reporting.analysis import write_analysis_page
 from immiscible_diffusion.training.progress import Progress, duration
-from immiscible_diffusion.training.run_dir import RunDir, environment
+from immiscible_diffusion.training.run_dir import environment
 from immiscible_diffusion.utils.atomic_files import write_json
 from immiscible_diffusion.utils.signals import Interrupted
 
-WEIGHTS = Path("weights", "model.safetensors")
 BASELINE = "independent"
 DEFAULT_COUPLINGS = ("knn:k=16", "knn:k=16,center=mean", "assignment")
 UNMASKED = ("assignment",)  # its estimate takes no mask
@@ -96,8 +92,6 @@ class Options(DataOptions):
         batch_size: that couplings are called on; matters to assignment.
         show: data of which pictures are made.
         gaussian_fit: also the papers' Gaussian fit of the noise (50,000 D^2 operations).
-        papers: also the papers' other measurements.
-        run: a trained run folder to test as the papers did, repeated for each.
         seed: of everything drawn, and of the choice of --images.
         threads: of the processor; by default as torch chooses.
         dry_run: say what would be done, how long it takes and how much memory, and stop.
@@ -113,8 +107,6 @@ class Options(DataOptions):
     batch_size: int = 256
     show: int = 4
     gaussian_fit: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
-    papers: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
-    run: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
     seed: int = 0
     threads: int | None = None
     dry_run: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
@@ -141,7 +133,6 @@ class Options(DataOptions):
             batch_size=self.batch_size,
             seed=self.seed,
             gaussian_fit=self.gaussian_fit,
-            papers=self.papers,
         )
 
 
@@ -158,7 +149,6 @@ def main(arguments: list[str]) -> int:
             f"--path.kind {options.place}"
         )
     settings, couplings = options.settings, options.couplings
-    runs = [trained_run(run) for run in options.run]
     whole = options.load(options.seed)
     called = Path(whole.name).stem if is_arrays(whole.name) else whole.name.replace("/", "-")
     out = run_path(options.out, "analyze", called)
@@ -166,7 +156,6 @@ def main(arguments: list[str]) -> int:
         return rehearsed(whole, options, out)
     try:
         values = measured(whole, couplings, options.cond, settings, out)
-        values["trained"] = [section for run in runs for section in tested(run, out)] or None
     except KeyboardInterrupt:
         message = f"stopped; what is finished is kept in {out}: the same command goes on"
         raise Interrupted(signal.SIGINT, message) from None
@@ -199,24 +188,6 @@ def measured(
             bar.__exit__(None, None, None)
 
 
-def tested(run: RunDir, out: Path) -> list[dict[str, Any]]:
-    """The papers' tests of a trained run; kept as a part, as long as its weights are the same."""
-    content = hashlib.sha256((run.root / WEIGHTS).read_bytes()).hexdigest()[:16]
-    parts = Parts(out, {"name": str(run.root), "digest": content}, {})
-    sections: list[dict[str, Any]] = parts.part(
-        f"run {run.root}", "trained", "", lambda: examine(run, folder=out)
-    )[0]
-    return sections
-
-
-def trained_run(folder: Path) -> RunDir:
-    """The run in ``folder``; ValueError if it is none, or has no weights."""
-    run = RunDir.existing(folder)
-    if not (run.root / WEIGHTS).is_file():
-        raise ValueError(f"{folder} has no weights yet; train it further")
-    return run
-
-
 def rehearsed(whole: Whole, options: Options, out: Path) -> int:
     """Say what would be done, from a small piece of it."""
     settings = options.settings
@@ -236,8 +207,7 @@ def rehearsed(whole: Whole, options: Options, out: Path) -> int:
         kind = "estimated from pairs" if expected.estimate else "closed form"
         lines.append(f"{subject.name}: about {duration(expected.seconds)} ({kind})")
     lines.append(
-        f"time: about {duration(total)} in all with the page, without the papers' measurements; "
-        f"more where other jobs come in between"
+        f"time: about {duration(total)} in all with the page; more where other jobs come in between"
     )
     lines.append(f"memory: about {peak_memory() / 2**30:.1f} GiB")
     lines.append(f"folder: {out}")

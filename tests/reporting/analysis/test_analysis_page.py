@@ -25,8 +25,6 @@ SECTIONS = (
     "What the best possible network would predict",
     "What is distorted: the law of the noise",
     "The budget",
-    "The papers&#x27; own measurements",
-    "Trained models",
     "How this was made",
 )
 AXES = (
@@ -68,8 +66,8 @@ def test_the_page_fetches_and_runs_nothing_and_has_every_picture(analysis_page, 
     page = analysis_page.read_text(encoding="utf-8")
     structure = parsed(page)
     assert not structure.tags & {"script", "link", "iframe", "object"}
-    # Truth, and two for each level; a picture of the papers' measurements.
-    assert len(structure.images) == 3 * (1 + 2 * 4) + 3
+    # Truth, and two for each level.
+    assert len(structure.images) == 3 * (1 + 2 * 4)
     assert all(image["src"].startswith("data:image/png;base64,") for image in structure.images)
     assert all(image["alt"] for image in structure.images)
     assert "missing</span>" not in page
@@ -149,17 +147,6 @@ def test_what_knn_spends_is_checked(analysis, analysis_folder, undrawn):
     page = render_analysis_page(analysis, analysis_folder)
     assert holds not in page
     assert "Check failed: log k - 1 + 1/k is not information + KL for knn:k=64." in page
-
-
-def test_measurements_of_one_kind_stand_together_beside_what_was_published(
-    analysis, analysis_folder, undrawn
-):
-    page = render_analysis_page(analysis, analysis_folder)
-    assert page.count("<h3>Distance reduction</h3>") == 1
-    assert page.count("Stands for Table 2 of 2406.12303.") == 1
-    assert "<td>knn:k=64: Distance reduction, batch 128</td>" in page
-    assert "<td>1.900 ± 0.020 %</td><td>1.93 %</td><td>off by -0.0300</td>" in page
-    assert "<h3>Perturbed noise</h3>" in page
 
 
 def test_conditions_are_compared_and_classes_have_their_names(analysis, analysis_folder, undrawn):

@@ -9,7 +9,6 @@ from typing import Any
 from immiscible_diffusion.reporting.analysis.budget import budget
 from immiscible_diffusion.reporting.analysis.denoiser import denoiser
 from immiscible_diffusion.reporting.analysis.head import head, title_of
-from immiscible_diffusion.reporting.analysis.measured import papers, trained
 from immiscible_diffusion.reporting.analysis.mixing import mixing
 from immiscible_diffusion.reporting.analysis.noise import noise
 from immiscible_diffusion.reporting.analysis.style import CSS
@@ -54,8 +53,6 @@ def render_analysis_page(values: Mapping[str, Any], folder: str | os.PathLike[st
         denoiser(analysis, source),
         noise(analysis),
         budget(analysis),
-        papers(analysis, source),
-        trained(analysis, source),
         _how(analysis),
     ]
     return document(title_of(analysis), sections, CSS)

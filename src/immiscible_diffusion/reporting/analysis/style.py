@@ -19,7 +19,5 @@ table.seen img { display: block; width: clamp(56px, 7.4vw, 92px); height: auto; 
 table.pixels img { image-rendering: pixelated; }
 table.curves img { width: 132px; }
 table.seen .of { display: block; color: var(--soft); font-size: 0.78rem; white-space: normal; }
-.measured td:nth-child(2), .measured th:nth-child(2) { text-align: left; white-space: normal;
-  min-width: 12em; }
 .wide img { width: 100%; height: auto; background: #ffffff; border-radius: 6px; }
 """

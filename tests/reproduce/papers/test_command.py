@@ -5,16 +5,14 @@ import importlib
 import pytest
 import torch
 
-from helpers import ROOT
 from immiscible_diffusion import KNN
-from immiscible_diffusion.analysis.papers import Extent, papers_measurements
+from reproduce.papers.measurements import Extent, papers_measurements
 
 
 @pytest.fixture
-def script(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+def script():
     threads = torch.get_num_threads()
-    yield importlib.import_module("papers_measurements")
+    yield importlib.import_module("reproduce.papers.__main__")
     torch.set_num_threads(threads)
 
 

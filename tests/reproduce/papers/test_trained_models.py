@@ -6,11 +6,11 @@ import json
 import pytest
 import torch
 
-from immiscible_diffusion.analysis.examined import _Examined, examine
 from immiscible_diffusion.diffusion.samplers import start_noise
 from immiscible_diffusion.evaluation.load_run import LoadedRun
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.trainer import Trainer
+from reproduce.papers.trained_models import _Examined, examine
 
 
 def trained(recipe, folder):

@@ -15,11 +15,15 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.analysis.cache import slug
-from immiscible_diffusion.analysis.cluster_map import cluster_map, draw_map
-from immiscible_diffusion.analysis.clusters import cluster_distance, looks_at_one, points_for
 from immiscible_diffusion.analysis.estimates import Mean
 from immiscible_diffusion.analysis.noise_statistics import gaussian_fit
-from immiscible_diffusion.analysis.published import (
+from immiscible_diffusion.analysis.sample_pairs import BATCH_SIZE
+from immiscible_diffusion.couplings import KNN, Coupling, Independent
+from immiscible_diffusion.utils.batch import Cond
+from reproduce.papers.cluster_map import cluster_map, draw_map
+from reproduce.papers.clusters import cluster_distance, looks_at_one, points_for
+from reproduce.papers.distance_reduction import distance_reduction, expected_reduction
+from reproduce.papers.published_figures import (
     ASSIGNED,
     CIFAR,
     CLUSTER_K,
@@ -35,11 +39,7 @@ from immiscible_diffusion.analysis.published import (
     knows_no_data,
     pairs_alike,
 )
-from immiscible_diffusion.analysis.reduction import distance_reduction, expected_reduction
-from immiscible_diffusion.analysis.sample_pairs import BATCH_SIZE
-from immiscible_diffusion.analysis.section import Row, Section
-from immiscible_diffusion.couplings import KNN, Coupling, Independent
-from immiscible_diffusion.utils.batch import Cond
+from reproduce.papers.table import Row, Section
 
 WHICH = ("distance", "clusters", "map")
 ALL = (*WHICH, "gaussian_fit")

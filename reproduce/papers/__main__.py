@@ -20,15 +20,15 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion import KNN, Coupling, Independent, LinearAssignment
-from immiscible_diffusion.analysis.clusters import cluster_distance, points_for
 from immiscible_diffusion.analysis.estimates import Mean
-from immiscible_diffusion.analysis.examined import examine
-from immiscible_diffusion.analysis.papers import Extent, papers_measurements
-from immiscible_diffusion.analysis.published import ASSIGNED, NEAREST, P1, P2, VANILLA
-from immiscible_diffusion.analysis.reduction import expected_reduction
-from immiscible_diffusion.analysis.section import Row, Section
 from immiscible_diffusion.couplings import pair
 from immiscible_diffusion.data import DataConfig, load_images
+from reproduce.papers.clusters import cluster_distance, points_for
+from reproduce.papers.distance_reduction import expected_reduction
+from reproduce.papers.measurements import Extent, papers_measurements
+from reproduce.papers.published_figures import ASSIGNED, NEAREST, P1, P2, VANILLA
+from reproduce.papers.table import Row, Section
+from reproduce.papers.trained_models import examine
 
 PARTS = ("reduction", "clusters", "map", "fit", "trained")
 Sections = Iterator[dict[str, Any]]

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from immiscible_diffusion import KNN, Independent, LinearAssignment, Moments, Shuffled
-from immiscible_diffusion.analysis.cluster_map import cluster_map
-from immiscible_diffusion.analysis.clusters import cluster_distance, looks_at_one, points_for
 from immiscible_diffusion.analysis.estimates import Mean
 from immiscible_diffusion.analysis.noise_statistics import gaussian_fit
-from immiscible_diffusion.analysis.papers import Extent, papers_measurements
-from immiscible_diffusion.analysis.reduction import distance_reduction, expected_reduction
-from immiscible_diffusion.analysis.section import Row
 from immiscible_diffusion.couplings.calibrated import Calibrated
 from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
 from immiscible_diffusion.couplings.theory import knn_expectation
+from reproduce.papers.cluster_map import cluster_map
+from reproduce.papers.clusters import cluster_distance, looks_at_one, points_for
+from reproduce.papers.distance_reduction import distance_reduction, expected_reduction
+from reproduce.papers.measurements import Extent, papers_measurements
+from reproduce.papers.table import Row
 
 SMALL = Extent(batch_sizes=(16, 32), count=200, images=6, points=60)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from immiscible_diffusion.analysis.stability import PerturbationTest
+from reproduce.papers.perturbation import PerturbationTest
 
 SHAPE = (1, 4, 5)
 

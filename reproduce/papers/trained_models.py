@@ -12,12 +12,8 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.analysis.cache import slug
-from immiscible_diffusion.analysis.layers import STEPS, Layers, predict_layers, prediction
 from immiscible_diffusion.analysis.noise_density import density_of, has_closed_form
 from immiscible_diffusion.analysis.posterior import OptimalDenoiser
-from immiscible_diffusion.analysis.published import P1, P2
-from immiscible_diffusion.analysis.section import Row, Section
-from immiscible_diffusion.analysis.stability import PerturbationTest, Stability
 from immiscible_diffusion.diffusion.pipeline import Generator
 from immiscible_diffusion.diffusion.samplers import SamplerConfig, start_noise
 from immiscible_diffusion.evaluation.load_run import LoadedRun
@@ -28,6 +24,10 @@ from immiscible_diffusion.utils.atomic_files import atomic_path
 from immiscible_diffusion.utils.batch import Batch, Cond
 from immiscible_diffusion.utils.images import image_grid
 from immiscible_diffusion.utils.random import keyed_generator
+from reproduce.papers.denoising_trajectory import STEPS, Layers, predict_layers, prediction
+from reproduce.papers.perturbation import PerturbationTest, Stability
+from reproduce.papers.published_figures import P1, P2
+from reproduce.papers.table import Row, Section
 
 NOISES, PER_CLASS = 256, 8
 MOST_DATA, LEAST_PIXELS = 10_000, 32

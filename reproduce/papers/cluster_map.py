@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.analysis.clusters import choose_images, noises_of
 from immiscible_diffusion.analysis.estimates import Mean, mean_of
 from immiscible_diffusion.analysis.sample_pairs import BATCH_SIZE
 from immiscible_diffusion.couplings import Coupling
@@ -16,6 +15,7 @@ from immiscible_diffusion.utils.atomic_files import atomic_path
 from immiscible_diffusion.utils.batch import Batch, Cond
 from immiscible_diffusion.utils.optional_deps import require_extra
 from immiscible_diffusion.utils.random import key
+from reproduce.papers.clusters import choose_images, noises_of
 
 # Okabe and Ito's palette, told apart with every common color blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222", "#999999")

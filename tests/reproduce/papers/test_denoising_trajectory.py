@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from immiscible_diffusion import KNN, Independent
-from immiscible_diffusion.analysis.layers import predict_layers, prediction
 from immiscible_diffusion.analysis.posterior import OptimalDenoiser
 from immiscible_diffusion.diffusion.paths import FlowMatchingPath, VPPath
+from reproduce.papers.denoising_trajectory import predict_layers, prediction
 
 
 @pytest.fixture(scope="module")

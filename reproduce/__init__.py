@@ -1,0 +1,1 @@
+"""The papers' measurements beside their published figures, and the scripts behind docs/results."""

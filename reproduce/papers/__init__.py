@@ -1,0 +1,1 @@
+"""What the two papers measured on their pairings, measured here."""
