@@ -132,7 +132,7 @@ def dataset(tmp_path: Path) -> Captioned:
 
 
 def test_ranks_see_what_one_process_sees(dataset: Captioned) -> None:
-    order = dataset.order(4, seed=3)
+    order = dataset.sampler(4, seed=3)
 
     def seen(
         rank: int, world: int, gradient_accumulation_steps: int, start: int = 0

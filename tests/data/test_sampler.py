@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.data import DataOrder, ImageSet, batches
+from immiscible_diffusion.data import DataSet, ImageSet, KeyedSampler, batches
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.random import RandomStreams
 
 
-def stream(order: DataOrder, steps: int) -> Tensor:
+def stream(order: KeyedSampler, steps: int) -> Tensor:
     return torch.cat([order.indices(step) for step in range(steps)])
 
 
@@ -26,7 +26,7 @@ def dataset() -> ImageSet:
 
 
 @dataclass
-class RecordingModel:
+class RecordingData(DataSet):
     """A set that counts its calls and fails from call ``fails_at`` on."""
 
     fails_at: int | None = None
@@ -58,24 +58,24 @@ def assert_ended(started: set[threading.Thread]) -> None:
 
 @pytest.mark.parametrize(("count", "size"), [(12, 4), (10, 4), (7, 3), (5, 5), (3, 8), (1, 3)])
 def test_every_epoch_is_a_permutation_whatever_the_batch(count, size):
-    indices = stream(DataOrder(count, size, seed=0), steps=4 * count)
+    indices = stream(KeyedSampler(count, size, seed=0), steps=4 * count)
     epochs = indices[: len(indices) // count * count].view(-1, count)
     assert torch.equal(epochs.sort().values, torch.arange(count).expand_as(epochs))
 
 
 def test_a_step_is_a_function_of_seed_and_step_alone():
-    forward = [DataOrder(10, 4, seed=3).indices(step) for step in range(20)]
+    forward = [KeyedSampler(10, 4, seed=3).indices(step) for step in range(20)]
     for step in reversed(range(20)):
-        assert torch.equal(DataOrder(10, 4, seed=3).indices(step), forward[step])
-    assert not torch.equal(stream(DataOrder(10, 4, seed=4), 5), torch.cat(forward[:5]))
+        assert torch.equal(KeyedSampler(10, 4, seed=3).indices(step), forward[step])
+    assert not torch.equal(stream(KeyedSampler(10, 4, seed=4), 5), torch.cat(forward[:5]))
 
 
 def test_the_stream_does_not_depend_on_the_batch_size():
-    assert torch.equal(stream(DataOrder(10, 3, 0), 20), stream(DataOrder(10, 60, 0), 1))
+    assert torch.equal(stream(KeyedSampler(10, 3, 0), 20), stream(KeyedSampler(10, 60, 0), 1))
 
 
 def test_what_the_caller_does_to_the_indices_does_not_change_the_order():
-    order = DataOrder(6, 6, seed=0)
+    order = KeyedSampler(6, 6, seed=0)
     before = order.indices(0).clone()
     order.indices(0).zero_()
     assert torch.equal(order.indices(0), before)
@@ -83,7 +83,7 @@ def test_what_the_caller_does_to_the_indices_does_not_change_the_order():
 
 def test_epochs_and_seeds_are_uniform_over_the_permutations():
     draws = [
-        tuple(DataOrder(3, 3, seed).indices(epoch).tolist())
+        tuple(KeyedSampler(3, 3, seed).indices(epoch).tolist())
         for seed in range(100)
         for epoch in range(12)
     ]
@@ -96,7 +96,7 @@ def test_epochs_and_seeds_are_uniform_over_the_permutations():
 @pytest.mark.parametrize(("count", "size"), [(0, 4), (4, 0)])
 def test_an_empty_set_or_batch_is_refused(count, size):
     with pytest.raises(ValueError, match="at least one"):
-        DataOrder(count, size, seed=0)
+        KeyedSampler(count, size, seed=0)
 
 
 # -- ranks and micro-batches ----------------------------------------------------------------------
@@ -139,7 +139,7 @@ def parts(
 def test_ranks_and_micro_batches_joined_are_the_batch_of_one_rank(
     dataset, world, gradient_accumulation_steps
 ):
-    order = DataOrder(24, 12, seed=5)
+    order = KeyedSampler(24, 12, seed=5)
     for step, chunks in enumerate(
         parts(dataset, order, world=world, gradient_accumulation_steps=gradient_accumulation_steps)
     ):
@@ -149,7 +149,7 @@ def test_ranks_and_micro_batches_joined_are_the_batch_of_one_rank(
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_see_the_flips_of_one_process_with_as_many_micro_batches(dataset, world):
-    order = DataOrder(24, 12, seed=5)
+    order = KeyedSampler(24, 12, seed=5)
     many = parts(dataset, order, world=world, gradient_accumulation_steps=1)
     one = parts(dataset, order, world=1, gradient_accumulation_steps=world)
     for left, right in zip(many, one, strict=True):
@@ -158,7 +158,7 @@ def test_ranks_see_the_flips_of_one_process_with_as_many_micro_batches(dataset, 
 
 
 def test_augmentation_is_keyed_by_seed_step_and_chunk(dataset):
-    order = DataOrder(24, 12, seed=5)
+    order = KeyedSampler(24, 12, seed=5)
     for step, chunks in enumerate(parts(dataset, order, world=2, gradient_accumulation_steps=2)):
         for chunk, batch in enumerate(chunks):
             indices = order.indices(step).chunk(4)[chunk]
@@ -168,7 +168,7 @@ def test_augmentation_is_keyed_by_seed_step_and_chunk(dataset):
 
 @pytest.mark.parametrize("ahead", [0, 2])
 def test_to_start_later_is_to_skip(dataset, ahead):
-    order, options = DataOrder(24, 9, seed=1), {"gradient_accumulation_steps": 3, "ahead": ahead}
+    order, options = KeyedSampler(24, 9, seed=1), {"gradient_accumulation_steps": 3, "ahead": ahead}
     whole, late = batches(dataset, order, **options), batches(dataset, order, start=4, **options)
     for expected, batch in islice(zip(islice(whole, 12, None), late, strict=False), 9):
         assert torch.equal(batch.data, expected.data)
@@ -177,7 +177,7 @@ def test_to_start_later_is_to_skip(dataset, ahead):
 
 @pytest.mark.parametrize("ahead", [1, 2, 5])
 def test_the_thread_changes_nothing(dataset, ahead):
-    order = DataOrder(24, 10, seed=1)
+    order = KeyedSampler(24, 10, seed=1)
     plain, made = batches(dataset, order, ahead=0), batches(dataset, order, ahead=ahead)
     for expected, batch in islice(zip(plain, made, strict=False), 20):
         assert torch.equal(batch.data, expected.data)
@@ -194,7 +194,7 @@ def test_a_batch_that_does_not_divide_is_refused_at_once(
     with pytest.raises(ValueError, match=nearest):
         batches(
             dataset,
-            DataOrder(24, size, 0),
+            KeyedSampler(24, size, 0),
             world=world,
             gradient_accumulation_steps=gradient_accumulation_steps,
         )
@@ -212,7 +212,7 @@ def test_a_batch_that_does_not_divide_is_refused_at_once(
 )
 def test_numbers_out_of_range_are_refused_at_once(dataset, options):
     with pytest.raises(ValueError, match="expected 0 <= rank < world"):
-        batches(dataset, DataOrder(24, 4, 0), **options)
+        batches(dataset, KeyedSampler(24, 4, 0), **options)
 
 
 # -- the thread -----------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ def test_numbers_out_of_range_are_refused_at_once(dataset, options):
 def test_an_error_surfaces_at_the_next_that_would_have_returned_the_batch(ahead):
     before, source = (
         threads(),
-        batches(RecordingModel(fails_at=3), DataOrder(24, 4, 0), ahead=ahead),
+        batches(RecordingData(fails_at=3), KeyedSampler(24, 4, 0), ahead=ahead),
     )
     next(source)
     started = threads() - before  # still there: two batches wait, the third finds no room
@@ -234,8 +234,8 @@ def test_an_error_surfaces_at_the_next_that_would_have_returned_the_batch(ahead)
 
 
 def test_the_thread_makes_no_more_than_was_asked_for():
-    watched = RecordingModel()
-    source = batches(watched, DataOrder(24, 4, 0), ahead=3)
+    watched = RecordingData()
+    source = batches(watched, KeyedSampler(24, 4, 0), ahead=3)
     next(source)
     deadline = time.monotonic() + 10
     while len(watched.calls) < 5 and time.monotonic() < deadline:
@@ -247,7 +247,7 @@ def test_the_thread_makes_no_more_than_was_asked_for():
 
 @pytest.mark.parametrize("how", ["close", "collect"])
 def test_the_thread_ends_when_its_batches_are_no_longer_wanted(how):
-    before, source = threads(), batches(RecordingModel(), DataOrder(24, 4, 0), ahead=1)
+    before, source = threads(), batches(RecordingData(), KeyedSampler(24, 4, 0), ahead=1)
     next(source)
     started = threads() - before
     if how == "close":
@@ -260,7 +260,7 @@ def test_the_thread_ends_when_its_batches_are_no_longer_wanted(how):
 
 def test_no_thread_is_started_before_the_first_batch_or_without_ahead():
     before = threads()
-    waiting = batches(RecordingModel(), DataOrder(24, 4, 0))
-    next(batches(RecordingModel(), DataOrder(24, 4, 0), ahead=0))
+    waiting = batches(RecordingData(), KeyedSampler(24, 4, 0))
+    next(batches(RecordingData(), KeyedSampler(24, 4, 0), ahead=0))
     assert threads() <= before  # those of other tests may end meanwhile
     waiting.close()

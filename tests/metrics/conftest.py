@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from immiscible_diffusion.data import DataSet
 from immiscible_diffusion.metrics import ClassifierFeatures
 from immiscible_diffusion.utils.batch import Batch
 
 
 @dataclass(frozen=True)
-class LabeledImages:
+class LabeledImages(DataSet):
     """A stand-in for the project's image sets."""
 
     images: Tensor

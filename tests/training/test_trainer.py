@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from immiscible_diffusion.couplings.moments import Moments
-from immiscible_diffusion.data import check_split
+from immiscible_diffusion.data import DataSet, check_split
 from immiscible_diffusion.models import MLP
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
@@ -231,8 +231,8 @@ def test_moments_of_a_run_that_never_began_are_not_used(tiny, tmp_path):
 
 
 def test_conditional_without_labels_is_refused(tiny, tmp_path):
-    class Unlabeled:
-        name, note, shape, num_classes = "scenes", "", (1, 8, 8), None
+    class Unlabeled(DataSet):
+        name, shape = "scenes", (1, 8, 8)
 
         def __len__(self):
             return 32

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.data.hf_images import columns, images_of
 from immiscible_diffusion.data.image_decoding import opened, to_bytes, upright_size
 from immiscible_diffusion.data.images import all_labels, draw_flips
@@ -86,7 +87,7 @@ class BucketOrder:
     """An endless stream of epochs, each a shuffle of batches of one bucket each.
 
     In an epoch the pictures of each bucket are shuffled and cut into batches, then the batches of
-    all buckets are shuffled. ``batches`` takes it in place of ``DataOrder``.
+    all buckets are shuffled. ``batches`` takes it in place of ``KeyedSampler``.
 
     Args:
         bucket: ``[N]`` int64, of each picture.
@@ -156,7 +157,7 @@ def _filled(order: Tensor, size: int) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class BucketedImages:
+class BucketedImages(DataSet):
     """Pictures in aspect-ratio buckets, decoded when a batch asks for them.
 
     Attributes:
@@ -208,7 +209,11 @@ class BucketedImages:
     def __len__(self) -> int:
         return len(self.bucket)
 
-    def order(
+    def common_rows(self) -> Tensor:
+        """The pictures of the fullest bucket."""
+        return (self.bucket == self.bucket.mode().values).nonzero()[:, 0]
+
+    def sampler(
         self, batch_size: int, seed: int, last: Literal["short", "fill"] = "fill"
     ) -> BucketOrder:
         """The order in which every batch is of one bucket."""

@@ -1,33 +1,114 @@
-"""What the trainer needs of a data set."""
+"""What every data set offers to training, evaluation and analysis."""
 
-from typing import Protocol
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from immiscible_diffusion.data.sampler import KeyedSampler, Sampler, batches
 from immiscible_diffusion.utils.batch import Batch
 
 
-class DataSet(Protocol):
-    """What the trainer needs of data: addressable, so that order is a function of the seed."""
+class DataSet:
+    """Samples addressed by index, so that their order is a function of the seed.
 
-    @property
-    def name(self) -> str:
-        """Name for reports."""
+    A subclass gives ``name``, ``shape``, ``__len__`` and ``batch``, and whatever else differs from
+    the defaults here: as a property, a field of a dataclass or a constant of the class.
+    """
+
+    if TYPE_CHECKING:  # dataclasses would take a property of a base class for a field's default
+
+        @property
+        def name(self) -> str:
+            """Name for reports."""
+
+        @property
+        def shape(self) -> tuple[int, ...]:
+            """Shape of one sample; where shapes differ, the most common one."""
 
     @property
     def note(self) -> str:
-        """What every figure made on it must say, such as 'JPEG re-encoded'; may be empty."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one sample."""
+        """What every figure made of the data must say, such as "JPEG re-encoded"; may be empty."""
+        return ""
 
     @property
     def num_classes(self) -> int | None:
         """Number of classes if batches carry ``cond["label"]`` (int64), else None."""
+        return None
 
-    def __len__(self) -> int: ...
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """One for each class, or None."""
+        return None
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Labels ``[N]`` int64 of all samples, read without decoding them, or None."""
+        return None
+
+    @property
+    def condition_shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of the conditions of one sample other than labels and text, by name."""
+        return {}
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether samples are latents, which a codec passes on as they are."""
+        return False
+
+    @property
+    def digest(self) -> str | None:
+        """Hash of the content, by which results are cached; None where it is unknown."""
+        return None
+
+    def __len__(self) -> int:
+        raise NotImplementedError
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
-        """The data at ``indices`` ([B] int64, CPU); augmented iff a generator is given."""
+        """The samples at ``indices`` (``[B]`` int64, CPU); augmented iff a generator is given."""
+        raise NotImplementedError
+
+    def common_rows(self) -> Tensor:
+        """Indices ``[n]`` of the samples that have ``shape``: all, except with aspect buckets."""
+        return torch.arange(len(self))
+
+    def complete_rows(self) -> Tensor:
+        """Of ``common_rows``, those without padding: of actions, windows within their episode."""
+        return self.common_rows()
+
+    def sampler(self, batch_size: int, seed: int) -> Sampler:
+        """The order of training: which samples each step gets."""
+        return KeyedSampler(len(self), batch_size, seed)
+
+    def batches(
+        self,
+        batch_size: int,
+        seed: int,
+        *,
+        start: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        gradient_accumulation_steps: int = 1,
+        ahead: int = 2,
+    ) -> Generator[Batch, None, None]:
+        """The micro-batches of one rank from step ``start`` on; see ``sampler.batches``."""
+        return batches(
+            self,
+            self.sampler(batch_size, seed),
+            start=start,
+            rank=rank,
+            world=world,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            ahead=ahead,
+        )
+
+    def save_normalization(self, path: Path) -> None:
+        """Write the ranges that data were normalized with, which a policy needs to act.
+
+        Most data have a fixed range: nothing is written.
+        """
+
+    def check_normalization(self, path: Path) -> None:
+        """Raise ValueError if ``path`` holds the ranges of other data."""

@@ -29,7 +29,7 @@ from immiscible_diffusion.data.prompts import (
     load_class_names,
     sample_prompts,
 )
-from immiscible_diffusion.data.sampler import Order, order_of
+from immiscible_diffusion.data.sampler import Sampler
 from immiscible_diffusion.utils.batch import Batch
 
 USUAL = ("text", "caption", "captions", "prompt", "sentences")
@@ -93,7 +93,7 @@ class Buckets:
 
 
 @dataclass(frozen=True, eq=False)
-class Captioned:
+class Captioned(DataSet):
     """Pictures (or their latents), each with a prompt.
 
     Attributes:
@@ -131,24 +131,38 @@ class Captioned:
         """Names of the classes, as they can be said where prompts are made of them."""
         if isinstance(self.prompts, ClassNamePrompts):
             return tuple(self.prompts.names)
-        return getattr(self.images, "class_names", None)
+        return self.images.class_names
 
     @property
-    def encoded(self) -> bool:
+    def labels(self) -> Tensor | None:
+        """Labels ``[N]`` of the pictures, or None."""
+        return self.images.labels
+
+    @property
+    def is_encoded(self) -> bool:
         """Whether they are latents already, which a codec passes on as they are."""
-        return bool(getattr(self.images, "encoded", False))
+        return self.images.is_encoded
+
+    @property
+    def encoded(self) -> bool:  # until training asks for is_encoded
+        """``is_encoded``."""
+        return self.is_encoded
 
     @property
     def digest(self) -> str | None:
         """Hash of the pictures."""
-        return getattr(self.images, "digest", None)
+        return self.images.digest
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def order(self, batch_size: int, seed: int) -> Order:
+    def common_rows(self) -> Tensor:
+        """Of the pictures."""
+        return self.images.common_rows()
+
+    def sampler(self, batch_size: int, seed: int) -> Sampler:
         """The order that the pictures ask for."""
-        return order_of(self.images, batch_size, seed)
+        return self.images.sampler(batch_size, seed)
 
     def texts(self, indices: Tensor, generator: torch.Generator | None = None) -> list[str]:
         """The prompts at ``indices`` ``[B]``; of several captions one is drawn, else the first."""

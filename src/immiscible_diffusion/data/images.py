@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.utils.batch import Batch
 
 
@@ -30,7 +31,7 @@ def draw_flips(count: int, flip: bool, generator: torch.Generator | None) -> Ten
 
 
 @dataclass(frozen=True, eq=False)
-class ImageSet:
+class ImageSet(DataSet):
     """Images in memory.
 
     Attributes:
@@ -112,7 +113,7 @@ class ImageSet:
 
 
 @dataclass(frozen=True, eq=False)
-class LazyImageSet:
+class LazyImageSet(DataSet):
     """Images too many to hold: decoded when a batch asks for them.
 
     Attributes:
@@ -140,6 +141,11 @@ class LazyImageSet:
         """Number of classes, None without labels."""
         return None if self.label is None or self.class_names is None else len(self.class_names)
 
+    @cached_property
+    def labels(self) -> Tensor | None:
+        """``[N]`` int64, or None; no image is decoded."""
+        return None if self.label is None else torch.as_tensor(self.rows[self.label][:])
+
     @property
     def digest(self) -> str:
         """Hash of where the rows come from and how they are decoded."""
@@ -157,9 +163,7 @@ class LazyImageSet:
         return to_batch(images, labels, 255, draw_flips(len(rows), self.flip, generator))
 
 
-def all_labels(images: Any) -> Tensor:
-    """Labels ``[N]`` of a labeled set, without decoding its pictures."""
-    if getattr(images, "labels", None) is not None:
-        labels: Tensor = images.labels
-        return labels
-    return torch.as_tensor(images.rows[images.label][:])
+def all_labels(images: DataSet) -> Tensor:
+    """Labels ``[N]`` of a labeled set: ``images.labels``."""
+    assert images.labels is not None
+    return images.labels

@@ -3,18 +3,20 @@
 from collections.abc import Generator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.utils.background import prefetch_iterator
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.random import RandomStreams
 
+if TYPE_CHECKING:
+    from immiscible_diffusion.data.base import DataSet
 
-class Order(Protocol):
+
+class Sampler(Protocol):
     """Which data a step is of: a pure function of the seed and the step."""
 
     @property
@@ -30,7 +32,7 @@ class Order(Protocol):
 
 
 @dataclass(frozen=True)
-class DataOrder:
+class KeyedSampler:
     """An endless stream of epochs, each a permutation of the data, cut into global batches.
 
     Args:
@@ -67,12 +69,6 @@ def _permutation(seed: int, epoch: int, count: int) -> Tensor:
     return torch.randperm(count, generator=RandomStreams(seed, epoch).order)
 
 
-def order_of(dataset: Any, batch_size: int, seed: int) -> Order:
-    """The order a data set asks for (that of buckets), else every sample once an epoch."""
-    own = getattr(dataset, "order", None)
-    return DataOrder(len(dataset), batch_size, seed) if own is None else own(batch_size, seed)
-
-
 def check_split(batch_size: int, parts: int) -> None:
     """Raise ValueError unless the global batch divides into ``parts`` (devices x accumulation)."""
     if batch_size % parts:
@@ -85,8 +81,8 @@ def check_split(batch_size: int, parts: int) -> None:
 
 
 def batches(
-    dataset: DataSet,
-    order: Order,
+    dataset: "DataSet",
+    sampler: Sampler,
     *,
     start: int = 0,
     rank: int = 0,
@@ -102,7 +98,7 @@ def batches(
 
     Args:
         dataset: the data.
-        order: their order.
+        sampler: their order.
         start: the first step.
         rank: this process.
         world: number of processes.
@@ -118,21 +114,21 @@ def batches(
             f"expected 0 <= rank < world, accumulation >= 1, start >= 0 and ahead >= 0; got rank "
             f"{rank}, world {world}, accumulation {gradient_accumulation_steps}, start {start}, ahead {ahead}"
         )
-    check_split(order.batch_size, world * gradient_accumulation_steps)
-    made = _make(dataset, order, start, rank, world, gradient_accumulation_steps)
+    check_split(sampler.batch_size, world * gradient_accumulation_steps)
+    made = _make(dataset, sampler, start, rank, world, gradient_accumulation_steps)
     return prefetch_iterator(made, ahead + 1, name="batches", finish=False) if ahead else made
 
 
 def _make(
-    dataset: DataSet,
-    order: Order,
+    dataset: "DataSet",
+    sampler: Sampler,
     step: int,
     rank: int,
     world: int,
     gradient_accumulation_steps: int,
 ) -> Generator[Batch, None, None]:
     while True:
-        parts = order.indices(step).chunk(world * gradient_accumulation_steps)
+        parts = sampler.indices(step).chunk(world * gradient_accumulation_steps)
         for chunk in range(rank, world * gradient_accumulation_steps, world):
-            yield dataset.batch(parts[chunk], RandomStreams(order.seed, step, chunk).augment)
+            yield dataset.batch(parts[chunk], RandomStreams(sampler.seed, step, chunk).augment)
         step += 1

@@ -1,6 +1,7 @@
 """A stream to train on, known by its first pictures: for sets larger than the disk."""
 
 import dataclasses
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from immiscible_diffusion.data.load import DataConfig
 from immiscible_diffusion.data.open_stream import open_stream
 from immiscible_diffusion.data.prompts import ListCaptions, Tokenize
 from immiscible_diffusion.data.streaming import OnError, Stream
+from immiscible_diffusion.utils.batch import Batch
 
 HEAD = 1000
 
@@ -24,6 +26,11 @@ class Streamed(Captioned):
     """
 
     stream: Stream | None = None
+
+    def batches(self, batch_size: int, seed: int, **options: int) -> Generator[Batch, None, None]:
+        """The micro-batches of the stream; arguments as for ``Stream.batches``."""
+        assert self.stream is not None
+        return self.stream.batches(batch_size, seed, **options)
 
     def tokenized(self, tokenize: Tokenize) -> "Streamed":
         """The same with a tokenizer, of the stream too."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from immiscible_diffusion.data.sampler import DataOrder
+from immiscible_diffusion.data.sampler import KeyedSampler
 from immiscible_diffusion.metrics.features.classifier import Classifier
 from immiscible_diffusion.smallsd.pictures import Pictures
 from immiscible_diffusion.smallsd.settings import TEMPLATES, TextSettings
@@ -77,7 +77,7 @@ class TextTraining:
         how, steps = self.settings, self.settings.steps
         optimizer = torch.optim.AdamW(weights, lr=how.lr, weight_decay=1e-2)
         count = min(how.batch_size, len(self.pictures.rows))
-        order = DataOrder(len(self.pictures.rows), count, key(self.seed, "small text order"))
+        order = KeyedSampler(len(self.pictures.rows), count, key(self.seed, "small text order"))
         self.encoder.train().requires_grad_(True)
         for step in range(steps):
             for group in optimizer.param_groups:

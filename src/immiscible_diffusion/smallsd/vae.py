@@ -13,7 +13,7 @@ from torch import Tensor
 
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.data.images import draw_flips
-from immiscible_diffusion.data.sampler import DataOrder
+from immiscible_diffusion.data.sampler import KeyedSampler
 from immiscible_diffusion.smallsd.settings import VAESettings
 from immiscible_diffusion.smallsd.theirs import diffusers
 from immiscible_diffusion.utils.atomic_files import atomic_path
@@ -84,7 +84,7 @@ class VAETraining:
             self.vae.parameters(), lr=self.settings.lr, betas=(0.9, 0.99), weight_decay=0.0
         )
         count = min(self.settings.batch_size, len(self.rows))
-        self.order = DataOrder(len(self.rows), count, key(self.seed, "small vae order"))
+        self.order = KeyedSampler(len(self.rows), count, key(self.seed, "small vae order"))
 
     def run(self, told: Callable[[int, float], None], started: int = 0) -> None:
         """Train from step ``started`` to the end, telling steps done and the loss."""

@@ -10,9 +10,7 @@ from immiscible_diffusion.applications.stable_diffusion.codec import LatentCodec
 from immiscible_diffusion.couplings import Coupling
 from immiscible_diffusion.couplings.pool import pool_size
 from immiscible_diffusion.couplings.prefetch import Pairs, prefetch
-from immiscible_diffusion.data import batches
 from immiscible_diffusion.data.base import DataSet
-from immiscible_diffusion.data.sampler import order_of
 from immiscible_diffusion.diffusion.paths import Cond
 from immiscible_diffusion.models.condition_dropout import drop_labels, drop_text
 from immiscible_diffusion.training.codec import Codec
@@ -59,20 +57,15 @@ class Feed:
         return RandomStreams(self.recipe.seed, step, micro * self.world + self.rank, self.device)
 
     def batches(self, step: int) -> Generator[Batch, None, None]:
-        """The data from a step on, as the data set has them, or as they come by in a stream."""
-        recipe, stream = self.recipe, getattr(self.dataset, "stream", None)
-        where = {
-            "rank": self.rank,
-            "world": self.world,
-            "gradient_accumulation_steps": recipe.gradient_accumulation_steps,
-        }
-        if stream is not None:
-            made: Generator[Batch, None, None] = stream.batches(
-                recipe.batch_size, recipe.seed, start=step, **where
-            )
-            return made
-        order = order_of(self.dataset, recipe.batch_size, recipe.seed)
-        return batches(self.dataset, order, start=step, **where)
+        """Batches from training step ``step`` onward."""
+        return self.dataset.batches(
+            self.recipe.batch_size,
+            self.recipe.seed,
+            start=step,
+            rank=self.rank,
+            world=self.world,
+            gradient_accumulation_steps=self.recipe.gradient_accumulation_steps,
+        )
 
     def pairs(self, step: int, coupling: Coupling) -> Pairs:
         """The data from a step on, scaled and on the device, each with its noise and conditions.

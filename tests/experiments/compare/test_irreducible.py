@@ -11,7 +11,7 @@ from immiscible_diffusion import KNN, Independent, LinearAssignment
 from immiscible_diffusion.analysis.posterior import OptimalDenoiser
 from immiscible_diffusion.cli.main import main
 from immiscible_diffusion.couplings import Shuffled
-from immiscible_diffusion.data import load_images
+from immiscible_diffusion.data import DataSet, load_images
 from immiscible_diffusion.diffusion.losses import ConsistencyLoss
 from immiscible_diffusion.diffusion.paths import EDMPath, FlowMatchingPath, VPPath
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
@@ -37,10 +37,10 @@ from immiscible_diffusion.utils.batch import Batch
 CPU = torch.device("cpu")
 
 
-class Toy:
+class Toy(DataSet):
     """Forty points about three centers, as pictures of one line."""
 
-    name, note, shape, num_classes = "toy", "", (1, 1, 2), 3
+    name, shape, num_classes = "toy", (1, 1, 2), 3
 
     def __init__(self):
         generator = torch.Generator().manual_seed(5)

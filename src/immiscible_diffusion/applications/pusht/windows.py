@@ -8,12 +8,14 @@ carried out, from the last observation on.
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.applications.pusht.normalization import MinMax
+from immiscible_diffusion.applications.pusht.normalization import MinMax, load_ranges, save_ranges
 from immiscible_diffusion.applications.pusht.observation_normalizer import Sight
+from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.random import keyed_generator
 
@@ -139,7 +141,7 @@ class Episodes:
 
 
 @dataclass(frozen=True, eq=False)
-class Windows:
+class Windows(DataSet):
     """Every window of the episodes: a data set of normalized actions given observations.
 
     Windows overhang their episode by at most ``observations - 1`` steps before and ``execute - 1``
@@ -172,8 +174,6 @@ class Windows:
     observations: int = 2
     execute: int = 8
     learn_copies: bool = False
-
-    num_classes = None
 
     def __post_init__(self) -> None:
         h, o, e = self.horizon, self.observations, self.execute
@@ -227,6 +227,18 @@ class Windows:
         """All that normalization needs, to be saved with a model (``save_ranges``)."""
         return {**self.sight.ranges, "acted": self.acted}
 
+    def save_normalization(self, path: Path) -> None:
+        """Write ``ranges`` to ``path`` (safetensors)."""
+        save_ranges(path, self.ranges)
+
+    def check_normalization(self, path: Path) -> None:
+        """Raise ValueError if ``path`` holds ranges of other demonstrations."""
+        if load_ranges(path) != self.ranges:
+            raise ValueError(
+                f"the demonstrations have changed: their ranges differ from those in {path}, which "
+                f"the policy was trained on; set data.path back, or train again"
+            )
+
     @property
     def condition_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shapes of the conditions of one sample."""
@@ -249,6 +261,10 @@ class Windows:
         ends = self.episodes.ends[episode]
         inside = (first >= self.episodes.starts[episode]) & (first + self.horizon <= ends)
         return inside.nonzero()[:, 0]
+
+    def complete_rows(self) -> Tensor:
+        """The windows within their episode."""
+        return self.whole
 
     def place(self, index: int) -> tuple[int, int]:
         """Episode, and step of the last observation, of window ``index``."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.data.hf_images import Decoder
 from immiscible_diffusion.data.image_decoding import opened, to_bytes
 from immiscible_diffusion.data.images import to_batch
@@ -109,7 +110,7 @@ class BulkPictures:
 
 
 @dataclass(frozen=True, eq=False)
-class BulkSet:
+class BulkSet(DataSet):
     """The pictures of a folder as a data set, brought to one size.
 
     Args:
@@ -121,9 +122,6 @@ class BulkSet:
     pictures: BulkPictures
     size: int
     channels: int = 3
-
-    num_classes = None
-    note = ""
 
     @property
     def name(self) -> str:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from immiscible_diffusion.couplings import Coupling, draw
-from immiscible_diffusion.data import DataOrder
+from immiscible_diffusion.data import KeyedSampler
 from immiscible_diffusion.diffusion.losses import RegressionLoss
 from immiscible_diffusion.diffusion.paths import FlowMatchingPath
 from immiscible_diffusion.diffusion.samplers import sample_euler
@@ -40,7 +40,7 @@ def train(
     model = network.build(prepared.shape, prepared.told(prepared.batch), seed).to(device)
     average = EMA(network.optimizer, model)
     optimizer, warmup = make_optimizer(network.optimizer, model)
-    order = DataOrder(len(rows), min(network.batch_size, len(rows)), seed)
+    order = KeyedSampler(len(rows), min(network.batch_size, len(rows)), seed)
     for step in range(steps):
         rng = RandomStreams(seed, step, device=device)
         batch = prepared.take(rows[order.indices(step)]).to(device)

@@ -19,6 +19,7 @@ from immiscible_diffusion.applications.stable_diffusion.latent_cache.shards impo
     Header,
     read_header,
 )
+from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.data.captions import Captioned, Captions
 from immiscible_diffusion.data.images import draw_flips
 from immiscible_diffusion.data.prompts import (
@@ -31,7 +32,7 @@ from immiscible_diffusion.utils.batch import Batch
 
 
 @dataclass(frozen=True, eq=False)
-class LatentSet:
+class LatentSet(DataSet):
     """Latents ``(mean + std * noise - shift) * scaling``, as a VAE would draw them.
 
     Attributes:
@@ -46,7 +47,8 @@ class LatentSet:
     headers: Sequence[Header]
     flip: bool = False
 
-    encoded = True  # a codec passes these data on as they are
+    is_encoded = True  # a codec passes these data on as they are
+    encoded = True  # until training asks for is_encoded
 
     @classmethod
     def open(
