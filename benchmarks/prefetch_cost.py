@@ -25,7 +25,7 @@ from coupling_cost import image_like, machine
 from torch import Tensor, nn
 
 from immiscible_diffusion import Independent, LinearAssignment
-from immiscible_diffusion.couplings.prefetch import Paired, prefetch
+from immiscible_diffusion.couplings.paired_loader import PairedBatch, PairedLoader
 
 DIM, STEP_SECONDS, BAR = 3072, 0.2, 0.02
 REFERENCE = "independent, prefetched"
@@ -62,7 +62,7 @@ class Training:
 
     def __init__(self, batch: int, seconds: float) -> None:
         self.width, self.depth = 1024, 0
-        example = Paired(torch.randn(batch, DIM), torch.randn(batch, DIM))
+        example = PairedBatch(torch.randn(batch, DIM), torch.randn(batch, DIM))
         taken = 0.0
         while taken < seconds:
             self.depth += 1
@@ -77,12 +77,12 @@ class Training:
         self.net = nn.Sequential(nn.Linear(DIM, width), nn.SiLU(), *hidden, nn.Linear(width, DIM))
         self.optim = torch.optim.Adam(self.net.parameters())
 
-    def _timed(self, paired: Paired) -> float:
+    def _timed(self, paired: PairedBatch) -> float:
         began = time.perf_counter()
         self.step(paired)
         return time.perf_counter() - began
 
-    def step(self, paired: Paired) -> None:
+    def step(self, paired: PairedBatch) -> None:
         """Flow matching at random times."""
         data, noise, _ = paired
         t = torch.rand(len(data), 1)
@@ -98,7 +98,7 @@ class Elsewhere:
     def __init__(self, batch: int, seconds: float) -> None:
         self.seconds = seconds
 
-    def step(self, paired: Paired) -> None:
+    def step(self, paired: PairedBatch) -> None:
         """Wait."""
         time.sleep(self.seconds)
 
@@ -121,7 +121,7 @@ def measure(where: str, batch: int, rounds: int) -> list[Row]:
     with ExitStack() as stack:
         made = {
             arm: stack.enter_context(
-                closing(prefetch(endless(data, batch), coupling, seed=1, ahead=ahead))
+                closing(iter(PairedLoader(endless(data, batch), coupling, seed=1, ahead=ahead)))
             )
             for arm, (coupling, ahead) in ARMS.items()
         }

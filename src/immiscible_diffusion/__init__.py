@@ -8,10 +8,11 @@ from immiscible_diffusion.couplings import (
     Independent,
     LinearAssignment,
     NoiseDistribution,
+    PairedBatch,
+    PairedLoader,
     Shuffled,
     pair_pool,
     parse_coupling,
-    prefetch,
 )
 from immiscible_diffusion.couplings.moments import Moments
 from immiscible_diffusion.data.scaling import DataScaling
@@ -34,6 +35,8 @@ __all__ = [
     "LinearAssignment",
     "Moments",
     "NoiseDistribution",
+    "PairedBatch",
+    "PairedLoader",
     "PathSample",
     "RandomStreams",
     "RegressionLoss",
@@ -43,5 +46,4 @@ __all__ = [
     "as_torchcfm",
     "pair_pool",
     "parse_coupling",
-    "prefetch",
 ]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from immiscible_diffusion import LinearAssignment
-from immiscible_diffusion.couplings import pair_pool, prefetch
+from immiscible_diffusion.couplings import PairedLoader, pair_pool
 from immiscible_diffusion.couplings.testing import check_coupling
 from immiscible_diffusion.utils.batch import Batch
 
@@ -103,11 +103,11 @@ def test_parts_are_assigned_each_by_itself():
     assert torch.equal(LinearAssignment(max_size=40).assign(data, noise), whole.assign(data, noise))
 
 
-def test_pool_joins_batches_of_a_shape_in_prefetch():
+def test_pool_joins_batches_of_a_shape_in_a_paired_loader():
     data = torch.randn(24, 6, generator=seeded(11))
     coupling = LinearAssignment(pool=3)
-    parts = [noise for _, noise, _ in prefetch(list(data.split(8)), coupling, seed=5)]
-    with pytest.warns(UserWarning, match="pool=3 joins batches in prefetch or pair_pool"):
+    parts = [noise for _, noise, _ in PairedLoader(list(data.split(8)), coupling, seed=5)]
+    with pytest.warns(UserWarning, match="pool=3 joins batches in PairedLoader or pair_pool"):
         coupling(data)
     noise = torch.cat(parts)
     drawn = noise[torch.randperm(24, generator=seeded(12))]

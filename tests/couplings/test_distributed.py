@@ -1,13 +1,11 @@
 """One assignment over all processes equals one process that has all rows."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from fixtures.two_processes import launch
 from immiscible_diffusion import KNN, LinearAssignment, Shuffled
 from immiscible_diffusion.couplings.distributed import uses_ranks
 
@@ -26,7 +24,7 @@ CASES = {
 
 WORKER = """
 import sys, torch, torch.distributed as dist
-sys.path.insert(0, sys.argv[3])
+sys.path += [sys.argv[3], f"{sys.argv[3]}/.."]
 from test_distributed import CASES, chunk
 from immiscible_diffusion import LinearAssignment
 
@@ -58,15 +56,14 @@ dist.destroy_process_group()
 
 TOGETHER = """
 import sys, time, torch, torch.distributed as dist
-from immiscible_diffusion import LinearAssignment
-from immiscible_diffusion.coupling import prefetch
-from immiscible_diffusion.rng import Streams
+from immiscible_diffusion import LinearAssignment, PairedLoader
+from immiscible_diffusion.utils.random import RandomStreams
 
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 loader = (torch.randn(6 + rank, 8) for _ in range(60))
 coupling = LinearAssignment(across_ranks=True)
-paired = prefetch(loader, coupling, streams=lambda n: Streams(0, n, rank), ahead=2)
+paired = PairedLoader(loader, coupling, streams=lambda n: RandomStreams(0, n, rank), ahead=2)
 for step, (data, noise, cond) in enumerate(paired):
     if step % 7 == rank:
         time.sleep(0.02)
@@ -99,24 +96,6 @@ def chunk(name, rank):
     cond = {"label": torch.arange(count) % 2, "text": data[:, 0, :3].float() + 1}
     mask = (torch.arange(10).view(2, 5) <= rank + 3) if masked else None
     return data, noise, cond, mask, seeded(number, 2), options
-
-
-def launch(code, processes, *arguments, folder, limit=120):
-    """Run ``code`` in ranks; their output. A deadlock fails by the time limit."""
-    script = folder / "worker.py"
-    script.write_text(code)
-    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-    port = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*run, *port, str(script), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=limit,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 @pytest.mark.parametrize("processes", [2, 4])

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.couplings import KNN, Independent, LinearAssignment, Shuffled
-from immiscible_diffusion.couplings.pool import pair_pool, pool_size
+from immiscible_diffusion.couplings.paired_loader import pair_pool, pool_size
 from immiscible_diffusion.utils.batch import Batch
 
 

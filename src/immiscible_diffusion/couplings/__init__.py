@@ -6,8 +6,7 @@ from immiscible_diffusion.couplings.calibrated import Calibrated
 from immiscible_diffusion.couplings.gaussian_ot import GaussianTransport
 from immiscible_diffusion.couplings.knn import KNN
 from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
-from immiscible_diffusion.couplings.pool import pair_pool
-from immiscible_diffusion.couplings.prefetch import Paired, prefetch
+from immiscible_diffusion.couplings.paired_loader import PairedBatch, PairedLoader, pair_pool
 from immiscible_diffusion.couplings.registry import check_coupling_name, parse_coupling
 
 __all__ = [
@@ -18,12 +17,12 @@ __all__ = [
     "Independent",
     "LinearAssignment",
     "NoiseDistribution",
-    "Paired",
+    "PairedBatch",
+    "PairedLoader",
     "Shuffled",
     "check_coupling_name",
     "draw",
     "pair",
     "pair_pool",
     "parse_coupling",
-    "prefetch",
 ]

@@ -34,7 +34,7 @@ class LinearAssignment:
 
     The set of noises is the one drawn, so the law of the noise stays N(0, I) exactly; only which
     sample gets which noise changes. A batch of one sample is legal, pairs nothing and warns. Solved
-    on the CPU by scipy: hide its time with ``prefetch``.
+    on the CPU by scipy: hide its time with ``PairedLoader``.
 
     Args:
         cost: ``"inner"``: the squared distance, whose best permutation is that of the inner
@@ -43,7 +43,7 @@ class LinearAssignment:
             absolute differences (the paper's ablation).
         negate: hand out minus the noise that was assigned: pairs stay as tied and are far instead
             of near (the paper's ablation without optimal transport).
-        pool: batches paired as one, by ``prefetch`` or ``pair_pool``; a call by itself pairs the
+        pool: batches paired as one, by ``PairedLoader`` or ``pair_pool``; a call by itself pairs the
             batch it is given, and warns.
         oversample: noises drawn for every sample, of which all but one go unused. More than 1 changes
             the law of the noise as KNN does (``preserves_marginal``): shorter noises are picked.
@@ -239,7 +239,7 @@ class LinearAssignment:
             )
         if self.pool > 1:
             warnings.warn(
-                f"pool={self.pool} joins batches in prefetch or pair_pool; a call pairs its own "
+                f"pool={self.pool} joins batches in PairedLoader or pair_pool; a call pairs its own "
                 f"batch alone",
                 stacklevel=4,
             )

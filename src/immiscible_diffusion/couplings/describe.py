@@ -17,7 +17,7 @@ from immiscible_diffusion.couplings import (
     Shuffled,
 )
 from immiscible_diffusion.couplings.benchmark import Expense, expense
-from immiscible_diffusion.couplings.pool import pool_size
+from immiscible_diffusion.couplings.paired_loader import pool_size
 from immiscible_diffusion.couplings.registry import spelled
 from immiscible_diffusion.couplings.simulate import simulated, single
 from immiscible_diffusion.couplings.theory import (

@@ -8,8 +8,7 @@ import torch
 
 from immiscible_diffusion.applications.stable_diffusion.codec import LatentCodec
 from immiscible_diffusion.couplings import Coupling
-from immiscible_diffusion.couplings.pool import pool_size
-from immiscible_diffusion.couplings.prefetch import Pairs, prefetch
+from immiscible_diffusion.couplings.paired_loader import PairedBatches, PairedLoader
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.diffusion.paths import Cond
 from immiscible_diffusion.models.condition_dropout import drop_labels, drop_text
@@ -67,30 +66,26 @@ class Feed:
             gradient_accumulation_steps=self.recipe.gradient_accumulation_steps,
         )
 
-    def pairs(self, step: int, coupling: Coupling) -> Pairs:
-        """The data from a step on, scaled and on the device, each with its noise and conditions.
-
-        Pools start at multiples of their size from step 0; of one that ``step`` lies within, what
-        comes before it is paired too and dropped, so that a resumed run sees the same noise.
-        """
-        index, pool = step * self.recipe.gradient_accumulation_steps, pool_size(coupling)
-        first = index - index % pool
-        start, into = divmod(first, self.recipe.gradient_accumulation_steps)
-        loader = self.batches(start)
-        for _ in islice(loader, into):
+    def starting_at(self, index: int) -> Generator[Batch, None, None]:
+        """The micro-batches from number ``index`` on."""
+        step, micro = divmod(index, self.recipe.gradient_accumulation_steps)
+        made = self.batches(step)
+        for _ in islice(made, micro):
             pass
-        paired = prefetch(
-            loader,
+        return made
+
+    def pairs(self, step: int, coupling: Coupling) -> PairedBatches:
+        """The data from a step on, scaled and on the device, each with its noise and conditions."""
+        loader = PairedLoader(
+            self,
             coupling,
             self.prepare,
-            seed=self.recipe.seed,
-            streams=lambda number: self.streams(first + number),
+            streams=self.streams,
             device=self.device,
             ahead=self.recipe.prefetch,
+            start=step * self.recipe.gradient_accumulation_steps,
         )
-        for _ in islice(paired, index - first):
-            pass
-        return paired
+        return iter(loader)
 
     def prepare(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
         """The batch on the device, encoded and scaled, as the model sees it.

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from immiscible_diffusion.couplings import check_coupling_name
-from immiscible_diffusion.couplings.prefetch import Pairs
+from immiscible_diffusion.couplings.paired_loader import PairedBatches
 from immiscible_diffusion.training.progress import duration
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir, hardware
@@ -61,7 +61,7 @@ def _measured(trainer: Trainer, recipe: Recipe) -> list[str]:
     ]
 
 
-def _train(trainer: Trainer, pairs: Pairs, most: int) -> int:
+def _train(trainer: Trainer, pairs: PairedBatches, most: int) -> int:
     """Up to ``most`` steps, fewer once ``TIMED_SECONDS`` are over; how many they were."""
     began = time.monotonic()
     for steps in range(1, most + 1):

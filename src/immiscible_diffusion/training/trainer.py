@@ -12,7 +12,7 @@ from torch import nn
 from immiscible_diffusion.applications.pusht.normalization import save_ranges
 from immiscible_diffusion.applications.stable_diffusion.export import check_before, publish, push
 from immiscible_diffusion.couplings import Coupling
-from immiscible_diffusion.couplings.prefetch import Paired, Pairs
+from immiscible_diffusion.couplings.paired_loader import PairedBatch, PairedBatches
 from immiscible_diffusion.data import check_split
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.diffusion.losses import Loss, at_share, undisturbed
@@ -123,7 +123,7 @@ class Trainer:
         if stopped:
             raise stopped_at(guard, self.step, self.recipe.steps, self.run.root)
 
-    def train_step(self, pairs: Iterator[Paired]) -> None:
+    def train_step(self, pairs: Iterator[PairedBatch]) -> None:
         """One optimizer step: ``accumulation`` micro-batches."""
         path, model = self.recipe.noise_path, self.model
         loss_fn = at_share(self.loss_fn, self.step / self.recipe.steps)
@@ -148,7 +148,7 @@ class Trainer:
         self.step += 1
         self.meter.steps += 1
 
-    def pairs(self) -> Pairs:
+    def pairs(self) -> PairedBatches:
         """The paired micro-batches of this rank from the present step on; close it in the end."""
         return self.feed.pairs(self.step, Timed(self.coupling, self.meter))
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from immiscible_diffusion.analysis.estimates import mean_of
 from immiscible_diffusion.analysis.sample_pairs import choose_rows
 from immiscible_diffusion.couplings import Coupling
-from immiscible_diffusion.couplings.pool import pair_pool, pool_size
+from immiscible_diffusion.couplings.paired_loader import pair_pool, pool_size
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.diffusion.paths import per_row
 from immiscible_diffusion.training.recipe import Recipe

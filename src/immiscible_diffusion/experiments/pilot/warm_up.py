@@ -2,7 +2,7 @@
 
 import time
 
-from immiscible_diffusion.couplings.pool import pool_size
+from immiscible_diffusion.couplings.paired_loader import pool_size
 from immiscible_diffusion.experiments.pilot.cells import Bench
 from immiscible_diffusion.experiments.pilot.division import Timing
 from immiscible_diffusion.experiments.pilot.training import AT_ONCE

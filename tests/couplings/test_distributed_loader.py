@@ -1,8 +1,8 @@
-"""Prefetch across ranks: loaders of different lengths, faults, and seeds."""
+"""A paired loader across ranks: loaders of different lengths, faults, and seeds."""
 
 import torch
-from test_distributed import launch
 
+from fixtures.two_processes import launch
 from immiscible_diffusion import LinearAssignment
 from immiscible_diffusion.utils.random import RandomStreams
 
@@ -11,25 +11,25 @@ LENGTHS = [(3, 1), (1, 4), (2, 2), (0, 3)]
 UNEVEN = """
 import sys, torch, torch.distributed as dist
 from immiscible_diffusion import LinearAssignment, Shuffled
-from immiscible_diffusion.coupling import prefetch
+from immiscible_diffusion import PairedLoader
 
 dist.init_process_group("gloo")
 rank, found = dist.get_rank(), []
 for case, lengths in enumerate(LENGTHS):
     for ahead in (0, 1, 2):
         data = [torch.full((3, 8), float(10 * rank + i)) for i in range(lengths[rank])]
-        made = prefetch(data, LinearAssignment(across_ranks=True), seed=case, ahead=ahead)
+        made = PairedLoader(data, LinearAssignment(across_ranks=True), seed=case, ahead=ahead)
         noises = [noise for _, noise, _ in made]
         found.append(torch.stack(noises) if data else None)
-list(prefetch([torch.randn(4, 2)] * (1 + rank), Shuffled(LinearAssignment(across_ranks=True))))
+list(PairedLoader([torch.randn(4, 2)] * (1 + rank), Shuffled(LinearAssignment(across_ranks=True))))
 torch.save(found, f"{sys.argv[1]}/{rank}.pt")
 dist.destroy_process_group()
 """
 
 FAULTS = """
-import contextlib, torch, torch.distributed as dist
+import torch, torch.distributed as dist
 from immiscible_diffusion import LinearAssignment
-from immiscible_diffusion.coupling import prefetch
+from immiscible_diffusion import PairedLoader
 
 dist.init_process_group("gloo")
 rank, coupling = dist.get_rank(), LinearAssignment(across_ranks=True)
@@ -47,19 +47,20 @@ def loader():
         raise OSError("the disk is gone")
     yield torch.zeros(2, 8)
 
-say("loader", lambda: list(prefetch(loader(), coupling)))
+say("loader", lambda: list(PairedLoader(loader(), coupling)))
 torch.manual_seed(0)
-say("seeds", lambda: list(prefetch([torch.zeros(4, 8)] * 2, coupling)))
+say("seeds", lambda: list(PairedLoader([torch.zeros(4, 8)] * 2, coupling)))
 torch.manual_seed(0)
 say("alike", lambda: coupling(torch.zeros(4, 8)))
 
 def two():
-    with contextlib.closing(prefetch([torch.zeros(2, 8)] * 3, coupling)) as one:
-        next(one)
-        next(prefetch([torch.zeros(2, 8)] * 3, coupling))
+    with PairedLoader([torch.zeros(2, 8)] * 3, coupling) as one:
+        first = iter(one)
+        next(first)
+        next(iter(PairedLoader([torch.zeros(2, 8)] * 3, coupling)))
 
 say("two", two)
-say("after", lambda: list(prefetch([torch.zeros(2, 8)] * 3, coupling)))
+say("after", lambda: list(PairedLoader([torch.zeros(2, 8)] * 3, coupling)))
 dist.destroy_process_group()
 """
 
@@ -90,5 +91,5 @@ def test_faults_reach_all_ranks_and_nothing_hangs(tmp_path):
     assert said.count("seeds RANK 0: well") == said.count("seeds RANK 1: well") == 1
     assert "alike RANK 0: ranks 0 and 1 drew the same noise" in said
     assert "alike RANK 1: rank 0 could not pair" in said
-    assert said.count("another prefetch across ranks is under way") == 2
+    assert said.count("another PairedLoader across ranks is under way") == 2
     assert said.count("after RANK 0: well") == said.count("after RANK 1: well") == 1

@@ -1,0 +1,448 @@
+"""A loader whose batches come with their noise, paired in a thread while the device trains."""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
+from weakref import WeakSet
+
+import torch
+from torch import Tensor
+
+from immiscible_diffusion.couplings._validation import valid_positions
+from immiscible_diffusion.couplings.base import Coupling, draw
+from immiscible_diffusion.couplings.distributed import (
+    fail_across_ranks,
+    finish_across_ranks,
+    pairing_group,
+    ranks_in_use,
+    uses_ranks,
+)
+from immiscible_diffusion.couplings.schedule import at_step
+from immiscible_diffusion.utils.background import prefetch_iterator
+from immiscible_diffusion.utils.batch import Batch, Cond
+from immiscible_diffusion.utils.random import RandomStreams, key
+
+TIMED_EVERY = 10  # on an accelerator, where taking the time waits for it
+Encode = Callable[[Any, torch.Generator], Any]
+_across_ranks = threading.Lock()
+
+
+@dataclass(frozen=True)
+class PairedBatch:
+    """A batch and its noise: ``data, noise, cond = batch``.
+
+    Attributes:
+        data: ``[B, *shape]``.
+        noise: like ``data``.
+        cond: the conditions of the data, each ``[B, ...]``, or None.
+        mask: boolean, broadcasts to ``data``, True where data are valid; None = everywhere.
+        rng: the random streams of this batch, on the device of the data.
+        pairing_seconds: what pairing took (of a pool: this batch's part); None where it was not
+            measured.
+    """
+
+    data: Tensor
+    noise: Tensor
+    cond: Cond | None = None
+    mask: Tensor | None = None
+    rng: RandomStreams = dataclasses.field(default_factory=lambda: RandomStreams(0))
+    pairing_seconds: float | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.data, self.noise, self.cond))
+
+    def __getitem__(self, index: int) -> Any:
+        return (self.data, self.noise, self.cond)[index]
+
+
+PairedBatches = Generator[PairedBatch, None, None]
+
+
+@runtime_checkable
+class ResumableLoader(Protocol):
+    """A loader that begins at any batch without making those before it."""
+
+    def starting_at(self, index: int) -> Iterable[Any]:
+        """The batches from number ``index`` on."""
+
+
+def _in_background(pairs: Callable[["PairedLoader"], PairedBatches]) -> Any:
+    """Have the generators of ``pairs`` run in a thread, ahead of their consumer."""
+
+    @functools.wraps(pairs)
+    def iterate(self: "PairedLoader") -> PairedBatches:
+        stream = _side_stream(self.device) if self.ahead else None
+        source = _without_gradients(pairs(self), stream)
+        if self.ahead:
+            source = prefetch_iterator(source, self.ahead * self.pool_size, name="prefetch")
+        iterator = _on_the_callers_stream(source)
+        iterator = _one_across_ranks(iterator) if self.across_ranks else iterator
+        self._iterators.add(iterator)
+        return iterator
+
+    return iterate
+
+
+class PairedLoader:
+    """The batches of ``loader`` with their noise, paired one batch ahead in a thread.
+
+        for data, noise, cond in PairedLoader(loader, KNN(16), device="cuda"): ...
+
+    Batch n gets the same noise whatever the timing and ``ahead``: it is drawn from ``streams(n)``.
+    An error is raised when its batch is due. The thread ends with the loader, with an error, and
+    when this is closed (``with``) or the iterator dropped; it then closes the loader. In the thread
+    gradients and autocast are off. On CUDA it has a stream of its own; on MPS, where two threads
+    crash (pytorch/pytorch#197805), there is none, as with ``ahead=0``.
+
+    Args:
+        loader: any iterable, or a ``ResumableLoader``, of ``Batch``, data ``[B, *shape]``, or
+            ``(data, labels)``, where labels are a tensor (then ``cond["label"]``) or a dictionary.
+        coupling: draws from the generator that it is given only. One with a ``pool_size`` of m
+            pairs batches 0 to m - 1 as one, then the next m.
+        encode: ``encode(item, generator)`` makes one of these of what the loader yields, in the
+            thread; a VAE, say. It should draw from ``generator``: torch's own serves the training
+            loop at the same time.
+        seed: seed of the noise; a random one by default. Every pass over the loader, and every
+            rank, draws different noise.
+        streams: the random streams of batch n, instead of ``seed``.
+        device: where data are moved before they are paired; by default they stay.
+        ahead: batches (pools) paired in advance; 0 = no thread.
+        start: index of the first batch to yield in the first pass. Noise is the same as if all
+            batches had been asked for.
+
+    Raises:
+        ValueError: ``ahead`` or ``start`` is negative, or the loader yields something else.
+    """
+
+    def __init__(
+        self,
+        loader: Iterable[Any] | ResumableLoader,
+        coupling: Coupling,
+        encode: Encode | None = None,
+        *,
+        seed: int | None = None,
+        streams: Callable[[int], RandomStreams] | None = None,
+        device: torch.device | str | None = None,
+        ahead: int = 1,
+        start: int = 0,
+    ) -> None:
+        if ahead < 0 or start < 0:
+            raise ValueError(
+                f"ahead and start must be numbers of batches >= 0, got {ahead} and {start}"
+            )
+        if uses_ranks(coupling) and torch.distributed.is_initialized():
+            pairing_group()  # made by all ranks at the same place, which the thread's work is not
+        self.loader, self.coupling, self.encode, self.streams = loader, coupling, encode, streams
+        self.device = None if device is None else torch.device(device)
+        self.ahead = 0 if self.device is not None and self.device.type == "mps" else ahead
+        self.start, self.pool_size = start, pool_size(coupling)
+        self.across_ranks = uses_ranks(coupling) and ranks_in_use()
+        self._seed = int(torch.randint(2**62, ())) if seed is None else seed
+        self._rank = torch.distributed.get_rank() if ranks_in_use() else 0
+        self._epochs = itertools.count()
+        self._iterators: WeakSet[PairedBatches] = WeakSet()
+
+    def __enter__(self) -> "PairedLoader":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the threads of all iterators over this loader."""
+        for iterator in list(self._iterators):
+            iterator.close()
+
+    @_in_background
+    def __iter__(self) -> PairedBatches:
+        """Yield every batch with its noise."""
+        epoch = next(self._epochs)
+        start = self.start if epoch == 0 else 0
+        if self.pool_size > 1 or self.across_ranks:
+            yield from self._pair_pools(start, epoch)
+            return
+        for index, batch, rng in self._batches(start, epoch):
+            coupling = at_step(self.coupling, rng.step)
+            with _Stopwatch(batch.data.device, index) as watch:
+                noise = draw(
+                    coupling, batch.data, cond=batch.cond, mask=batch.mask, generator=rng.noise
+                )
+            yield PairedBatch(batch.data, noise, batch.cond, batch.mask, rng, watch.seconds)
+
+    def _pair_pools(self, start: int, epoch: int) -> PairedBatches:
+        """Yield batches that are paired several at a time, or with those of other ranks.
+
+        Pools begin at multiples of their size from batch 0. Of one that ``start`` lies within, the
+        batches before it are paired too and dropped.
+        """
+        index = start - start % self.pool_size
+        for window in self._windows(index, epoch):
+            batches = [batch for batch, _ in window]
+            rng = window[0][1]
+            with _Stopwatch(batches[0].data.device, index // self.pool_size) as watch:
+                coupling = at_step(self.coupling, rng.step)
+                noises = pair_pool(coupling, batches, generator=rng.noise)
+            seconds = None if watch.seconds is None else watch.seconds / len(window)
+            for (batch, rng), noise in zip(window, noises, strict=True):
+                if index >= start:
+                    yield PairedBatch(batch.data, noise, batch.cond, batch.mask, rng, seconds)
+                index += 1
+        if self.across_ranks:
+            finish_across_ranks(
+                self.coupling,
+                lambda number: self._streams_of(index + number * self.pool_size, epoch).noise,
+            )
+
+    def _windows(
+        self, start: int, epoch: int
+    ) -> Generator[list[tuple[Batch, RandomStreams]], None, None]:
+        """Lists of ``pool_size`` batches, the last perhaps shorter.
+
+        An error comes after the batches before it, and other ranks, who would wait, hear of it.
+        """
+        batches = self._batches(start, epoch)
+        window: list[tuple[Batch, RandomStreams]] = []
+        try:
+            for _, batch, rng in batches:
+                window.append((batch, rng))
+                if len(window) == self.pool_size:
+                    yield window
+                    window = []
+        except Exception:
+            if window:
+                yield window
+            if self.across_ranks:
+                fail_across_ranks()
+            raise
+        if window:
+            yield window
+
+    def _batches(
+        self, start: int, epoch: int
+    ) -> Generator[tuple[int, Batch, RandomStreams], None, None]:
+        """Number, batch (encoded and on its device) and random streams, from ``start`` on."""
+        if isinstance(self.loader, ResumableLoader):
+            items = iter(self.loader.starting_at(start))
+        else:
+            items = iter(self.loader)
+            for _ in itertools.islice(items, start):
+                pass
+        try:
+            for index, item in enumerate(items, start):
+                rng = self._streams_of(index, epoch)
+                batch = as_batch(item if self.encode is None else self.encode(item, rng.encode))
+                batch = batch if self.device is None else batch.to(self.device)
+                yield index, batch, replace(rng, device=batch.data.device)
+        finally:
+            if callable(close := getattr(items, "close", None)):
+                close()
+
+    def _streams_of(self, index: int, epoch: int) -> RandomStreams:
+        """The random streams of batch ``index``, where data are moved to."""
+        if self.streams is not None:
+            streams = self.streams(index)
+        else:
+            seed = key(self._seed, "epoch", epoch) if epoch else self._seed
+            streams = RandomStreams(seed, index, self._rank)
+        return streams if self.device is None else replace(streams, device=self.device)
+
+
+def as_batch(item: Any) -> Batch:
+    """Make a ``Batch`` of what a loader yields; ValueError if it is none of the known types."""
+    if isinstance(item, Batch):
+        return item
+    data, labels = item, None
+    if isinstance(item, (tuple, list)) and 1 <= len(item) <= 2:
+        data, labels = item if len(item) == 2 else (item[0], None)
+    if isinstance(data, Tensor) and (labels is None or isinstance(labels, (Tensor, dict))):
+        return Batch(data, {"label": labels} if isinstance(labels, Tensor) else labels)
+    types = [type(part).__name__ for part in item] if isinstance(item, (tuple, list)) else ""
+    raise ValueError(
+        f"expected a Batch, a tensor, or (data, labels) with labels a tensor or a dictionary, got "
+        f"{type(item).__name__} {types}; give encode= a function that makes one of them"
+    )
+
+
+class _Stopwatch:
+    """Seconds that the work within took, ``None`` if ``number`` is not one to be timed.
+
+    To take the time on an accelerator is to wait for it, so there only some are timed.
+    """
+
+    def __init__(self, device: torch.device, number: int) -> None:
+        self.device = device
+        self.timed = device.type == "cpu" or number % TIMED_EVERY == 0
+        self.seconds: float | None = None
+
+    def __enter__(self) -> "_Stopwatch":
+        self.began = self._now() if self.timed else 0.0
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.seconds = self._now() - self.began if self.timed else None
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+        return time.perf_counter()
+
+
+# -- the thread and its device ---------------------------------------------------------------------
+
+
+def _without_gradients(
+    pairs: PairedBatches, stream: torch.cuda.Stream | None
+) -> Generator[tuple[PairedBatch, torch.cuda.Event | None], None, None]:
+    """Every batch, made on ``stream``, with the event after which a CUDA device has made it."""
+    with contextlib.closing(pairs):
+        while True:
+            with torch.no_grad(), _context_of(stream):
+                batch = next(pairs, None)
+                if batch is None:
+                    return
+                on_cuda = batch.data.is_cuda
+                device = batch.data.device
+                event = torch.cuda.current_stream(device).record_event() if on_cuda else None
+            yield batch, event
+
+
+def _context_of(stream: torch.cuda.Stream | None) -> contextlib.AbstractContextManager[Any]:
+    """Within, CUDA work goes to ``stream`` and its device."""
+    return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
+
+
+def _on_the_callers_stream(
+    source: Generator[tuple[PairedBatch, torch.cuda.Event | None], None, None],
+) -> PairedBatches:
+    """The batches, ready for the stream of the caller."""
+    with contextlib.closing(source):
+        for batch, event in source:
+            if event is not None:
+                stream = torch.cuda.current_stream(batch.data.device)
+                stream.wait_event(event)
+                for tensor in (batch.data, batch.noise, batch.mask, *(batch.cond or {}).values()):
+                    if tensor is not None and tensor.is_cuda:
+                        tensor.record_stream(stream)
+            yield batch
+
+
+def _side_stream(device: torch.device | None) -> torch.cuda.Stream | None:
+    """A new stream on ``device`` (None: the current one), after what the caller's has to do."""
+    if device is None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        device = torch.device("cuda", torch.cuda.current_device())
+    if device is None or device.type != "cuda":
+        return None
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    return stream
+
+
+def _one_across_ranks(batches: PairedBatches) -> PairedBatches:
+    """``batches``, unless others are being paired across ranks: ranks could not tell them apart."""
+    if not _across_ranks.acquire(blocking=False):
+        raise ValueError(
+            "another PairedLoader across ranks is under way; finish it, or close it (with), before "
+            "the next begins"
+        )
+    try:
+        with contextlib.closing(batches):
+            yield from batches
+    finally:
+        _across_ranks.release()
+
+
+# -- several batches paired as one -----------------------------------------------------------------
+
+
+def pool_size(coupling: Any) -> int:
+    """How many batches ``coupling``, or one that it wraps, pairs as one; 1 = each by itself."""
+    pool = getattr(coupling, "pool", 1)
+    inner = getattr(coupling, "coupling", None)
+    return max(pool if isinstance(pool, int) else 1, 1 if inner is None else pool_size(inner))
+
+
+@torch.no_grad()
+def pair_pool(
+    coupling: Coupling, batches: Sequence[Batch], *, generator: torch.Generator | None = None
+) -> list[Tensor]:
+    """Noise for each of ``batches``, paired over all of them.
+
+    Batches whose data have the same shape, dtype and device form one batch for the coupling; those
+    groups are paired one after the other, in the order of their first batches. A coupling that
+    works across ranks needs the same shapes in the same order on all ranks.
+
+    Returns:
+        A tensor like ``data`` for every batch, in their order.
+
+    Raises:
+        ValueError: batches of a group differ in the names or shapes of their conditions.
+    """
+    groups: dict[Any, list[int]] = {}
+    for index, batch in enumerate(batches):
+        kind = (batch.data.shape[1:], batch.data.dtype, batch.data.device)
+        groups.setdefault(kind, []).append(index)
+    whole = _unpooled(coupling)
+    noises: dict[int, Tensor] = {}
+    for rows in groups.values():
+        joined = _joined([batches[index] for index in rows])
+        noise = draw(whole, joined.data, cond=joined.cond, mask=joined.mask, generator=generator)
+        noises |= zip(rows, noise.split([len(batches[index]) for index in rows]), strict=True)
+    return [noises[index] for index in range(len(batches))]
+
+
+def _unpooled(coupling: Any) -> Any:
+    """``coupling`` as it is called on a whole pool."""
+    if pool_size(coupling) == 1:
+        return coupling
+    if not dataclasses.is_dataclass(coupling) or isinstance(coupling, type):
+        raise ValueError(
+            f"{coupling!r} has a pool and must be a dataclass with a field 'pool' or 'coupling', "
+            f"as it is called on whole pools with pool=1"
+        )
+    changes: dict[str, Any] = {}
+    if pool_size(inner := getattr(coupling, "coupling", None)) > 1:
+        changes["coupling"] = _unpooled(inner)
+    if getattr(coupling, "pool", 1) != 1:
+        changes["pool"] = 1
+    return dataclasses.replace(coupling, **changes)
+
+
+def _joined(batches: Sequence[Batch]) -> Batch:
+    """One batch of the rows of all."""
+    if len(batches) == 1:
+        return batches[0]
+    names = [sorted(batch.cond or {}) for batch in batches]
+    if any(other != names[0] for other in names):
+        raise ValueError(
+            f"batches paired as one must have the same conditions, got {names}; give all of them "
+            f"the same, or use pool=1"
+        )
+    try:
+        cond = {name: torch.cat([(b.cond or {})[name] for b in batches]) for name in names[0]}
+    except RuntimeError as error:
+        raise ValueError(
+            f"the conditions of batches paired as one cannot be joined ({error}); pad them to one "
+            f"shape, or use pool=1"
+        ) from error
+    return Batch(torch.cat([batch.data for batch in batches]), cond or None, _joined_mask(batches))
+
+
+def _joined_mask(batches: Sequence[Batch]) -> Tensor | None:
+    """The masks of all, in full; valid everywhere where there is none."""
+    masks = [valid_positions(batch.mask, batch.data) for batch in batches]
+    if all(mask is None for mask in masks):
+        return None
+    return torch.cat(
+        [
+            torch.ones_like(batch.data, dtype=torch.bool) if mask is None else mask
+            for mask, batch in zip(masks, batches, strict=True)
+        ]
+    )
