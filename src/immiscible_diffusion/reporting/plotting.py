@@ -1,34 +1,27 @@
-"""Panels of plots as SVG text, and how lines are told apart: shared by all pages.
+"""The one style of all plots: palette, lines, axes, legends; matplotlib figures as ``<img>``.
 
-A panel has room for one phone screen and no legend; the same input gives the same bytes, and
-nothing is fetched to show it.
+A plot has room for one phone screen; the same input gives the same bytes.
 """
 
-import html
 import io
-import re
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from immiscible_diffusion.reporting.html import image
 from immiscible_diffusion.utils.optional_deps import require_extra
 
-BASELINE = "#222222"
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
 # Okabe and Ito's palette, told apart with every common color blindness; yellow is left out.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+BASELINE = "#222222"
+GRAY = "#888888"
 MARKERS = ("s", "^", "D", "v", "P", "X")
-# The same markers, drawn by hand for the legend.
-_SHAPES = {
-    "o": "M20 3a4 4 0 1 0 .01 0z",
-    "s": "M16 3h8v8h-8z",
-    "^": "M20 2l5 9h-10z",
-    "D": "M20 2l5 5-5 5-5-5z",
-    "v": "M20 12l5-9h-10z",
-    "P": "M18 2h4v3h3v4h-3v3h-4v-3h-3v-4h3z",
-    "X": "M17 2l3 3 3-3 2 2-3 3 3 3-2 2-3-3-3 3-2-2 3-3-3-3z",
-}
-_STYLE = {
+STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 11,
@@ -39,20 +32,26 @@ _STYLE = {
     "axes.titlesize": 12,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
+    "axes.axisbelow": True,
     "xtick.color": "#444444",
     "ytick.color": "#444444",
     "grid.color": "#dddddd",
     "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+    "legend.handlelength": 2.8,
 }
+_TWO_COLUMNS = 30  # characters of a label that fit twice into the width
+_LEGEND_ROW = 0.2  # inches
 
 
 @dataclass(frozen=True)
-class Look:
+class LineStyle:
     """How a coupling is drawn: the same in every plot; controls are dashed and hollow."""
 
     color: str
     marker: str
-    control: bool
+    control: bool = False
 
     @property
     def options(self) -> dict[str, Any]:
@@ -67,25 +66,58 @@ class Look:
         }
 
 
-def looks_of(names: Sequence[str]) -> dict[str, Look]:
-    """A color and a marker for every name; markers change where colors come round again."""
+def line_styles(names: Sequence[str]) -> dict[str, LineStyle]:
+    """A color and a marker for every name; markers shift where colors repeat."""
     return {
-        name: Look(
-            PALETTE[i % len(PALETTE)], MARKERS[(i + i // len(PALETTE)) % len(MARKERS)], False
-        )
+        name: LineStyle(PALETTE[i % len(PALETTE)], MARKERS[(i + i // len(PALETTE)) % len(MARKERS)])
         for i, name in enumerate(names)
     }
 
 
-def look_key(look: Look) -> str:
-    """A small SVG of the line drawn with ``look``, for a legend."""
-    dash = ' stroke-dasharray="5 3"' if look.control else ""
-    fill = "#ffffff" if look.control else look.color
-    return (
-        f'<svg viewBox="0 0 40 14" aria-hidden="true"><path d="M1 7H39" stroke="{look.color}" '
-        f'stroke-width="2"{dash}/><path d="{_SHAPES[look.marker]}" fill="{fill}" '
-        f'stroke="{look.color}" stroke-width="1.3"/></svg>'
-    )
+@dataclass
+class Plot:
+    """Axes to draw on; ``image`` is the ``<img>`` once the plot is complete."""
+
+    title: str
+    axes: Any
+    image: "Markup"
+
+
+@contextmanager
+def new_plot(title: str, *, height: float = 3.6, width: float = 5.2) -> Iterator[Plot]:
+    """Yield a plot of ``width`` x ``height`` inches; artists with a label make its legend.
+
+    The legend stands below the axes and adds to the height. ``title`` is the image's text for
+    screen readers as well.
+    """
+    with require_extra("train", "plots"):
+        import matplotlib
+        from markupsafe import Markup
+        from matplotlib.figure import Figure
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": title}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        plot = Plot(title, figure.add_subplot(), Markup())
+        # A label such as "5 $ a step" is text, never a formula.
+        plot.axes.set_title(title, parse_math=False)
+        yield plot
+        _add_legend(figure, plot.axes)
+        buffer = io.BytesIO()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    plot.image = image(buffer.getvalue(), "image/svg+xml", title)
+
+
+def _add_legend(figure: Any, axes: Any) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if not labels:
+        return
+    columns = 2 if len(labels) > 1 and max(map(len, labels)) <= _TWO_COLUMNS else 1
+    labels = [short(label, 62) for label in labels]
+    legend = figure.legend(handles, labels, loc="outside lower left", ncols=columns)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + 0.1 + _LEGEND_ROW * math.ceil(len(labels) / columns))
 
 
 def short(label: str, limit: int = 26) -> str:
@@ -93,36 +125,51 @@ def short(label: str, limit: int = 26) -> str:
     return label if len(label) <= limit else label[: limit - 1] + "…"
 
 
+def log_x(axes: Any, ticks: Sequence[int], gap: float = 1.35) -> None:
+    """A logarithmic x axis with ``ticks``, less those whose labels would touch; the last stays."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    places: list[int] = []
+    for tick in sorted(set(ticks), reverse=True):
+        if tick > 0 and (not places or places[-1] / tick >= gap):
+            places.append(tick)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(places[::-1]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
+    )
+
+
+def log_y(axes: Any) -> None:
+    """A logarithmic y axis with plain numbers; call it when everything is drawn."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    subs = (1, 2, 5) if high / low < 100 else (1,)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=40))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+# To be deleted once the pages of analysis and pilot use new_plot and templates.
+Look = LineStyle
+looks_of = line_styles
+
+
+def look_key(look: LineStyle) -> str:
+    """A small SVG of the line drawn with ``look``, for a legend."""
+    return (
+        f'<svg viewBox="0 0 40 14" width="40"><path d="M1 7H39" stroke="{look.color}" '
+        f'stroke-width="2"/></svg>'
+    )
+
+
 @contextmanager
 def svg_panel(name: str, title: str, height: float = 3.6) -> Iterator[tuple[Any, list[str]]]:
-    """Yield axes to draw on and a list that holds the SVG text afterwards.
-
-    ``name`` makes ids unique on the page; ``title`` also names the picture for screen readers.
-    """
-    with require_extra("train", "plots"):
-        import matplotlib
-        from matplotlib.backends.backend_svg import FigureCanvasSVG
-        from matplotlib.figure import Figure
+    """Yield axes and a list that holds the image afterwards."""
     output: list[str] = []
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=(5.2, height), layout="constrained")
-        FigureCanvasSVG(figure)
-        axes = figure.add_subplot()
-        # A label such as "5 $ a step" is text, never a formula.
-        axes.set_title(title, parse_math=False)
-        yield axes, output
-        buffer = io.StringIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    output.append(_inline(buffer.getvalue(), name, title))
-
-
-def _inline(svg: str, name: str, title: str) -> str:
-    """Make matplotlib's SVG file an element: scales with the page, ids unique, nothing fetched."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'(url\(|href=")#', rf"\1#{name}-", svg)
-    head = f'<svg role="img" aria-label="{html.escape(title)}" '
-    svg = head + svg.removeprefix("<svg ")
-    return re.sub(r"^<svg[^>]*>", lambda tag: re.sub(r' (width|height)="[^"]*"', "", tag[0]), svg)
+    with new_plot(title, height=height) as plot:
+        yield plot.axes, output
+    output.append(plot.image)

@@ -1,0 +1,86 @@
+"""Pages from the jinja2 templates beside this file, with tables and pictures of their own.
+
+A template is a file of ``templates/`` that extends ``base.html``; text is escaped, and a page needs
+nothing from elsewhere: the browser is told to fetch nothing.
+"""
+
+from base64 import b64encode
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from immiscible_diffusion.utils.optional_deps import require_extra
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+    from pandas import DataFrame
+
+_TYPES = {".png": ("image/png", b"\x89PNG\r\n\x1a\n"), ".gif": ("image/gif", b"GIF8")}
+
+
+def render(template: str, **context: Any) -> str:
+    """The page of ``templates/<template>``; a name that the context lacks is an error."""
+    return _environment().get_template(template).render(**context)
+
+
+@lru_cache(maxsize=1)
+def _environment() -> "Environment":
+    with require_extra("train", "reports"):
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    environment = Environment(
+        loader=PackageLoader("immiscible_diffusion.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "table": table}
+    return environment
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, without exponent for usual sizes: 0.0123, 1.20, 12,300."""
+    if value is None or value != value:
+        return "-"
+    if abs(value) >= 999.5:
+        return f"{float(f'{value:.3g}'):,.0f}"
+    return f"{value:#.3g}".removesuffix(".") if value else "0"
+
+
+def table(frame: "DataFrame", css_class: str = "") -> "Markup":
+    """``frame`` without its index as an HTML table that scrolls sideways on a phone.
+
+    Cells are escaped unless they are ``Markup``; missing ones become '-'.
+    """
+    import pandas as pd
+    from markupsafe import Markup, escape
+
+    safe = frame.astype(object).where(frame.notna(), "-").map(escape)
+    safe.columns = [escape(name) for name in frame.columns]
+    with pd.option_context("display.max_colwidth", None):
+        text = safe.to_html(index=False, border=0, escape=False, classes=css_class or None)
+    return Markup(f'<div class="scroll">{text}</div>')
+
+
+def image(content: bytes, kind: str, alt: str) -> "Markup":
+    """An ``<img>`` that holds ``content`` of the MIME type ``kind`` itself."""
+    from markupsafe import Markup
+
+    data = b64encode(content).decode("ascii")
+    return Markup('<img alt="{}" src="data:{};base64,{}">').format(alt, kind, data)
+
+
+def image_file(path: Path, alt: str) -> "Markup | None":
+    """The PNG or GIF at ``path`` as an ``<img>``; None if there is no such file.
+
+    Raises:
+        ValueError: the file is neither, by its content and its name.
+    """
+    if not path.is_file():
+        return None
+    content = path.read_bytes()
+    kind, start = _TYPES.get(path.suffix, ("", b"\0"))
+    if not content.startswith(start):
+        raise ValueError(f"{path} is not a PNG or GIF image; expected one for: {alt}")
+    return image(content, kind, alt)

@@ -1,0 +1,98 @@
+"""Means over seeds with Student's t intervals: plain, paired, and of log-ratios."""
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import fmean, stdev
+from typing import TypeVar
+
+CONFIDENCE = 0.95
+SMALLEST = 1e-12
+"""Stands for smaller values where a logarithm is taken: a distance of exactly 0 has none."""
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its confidence interval.
+
+    Attributes:
+        value: the mean; of log-ratios the geometric mean.
+        low: lower end; -inf (0 for ratios) where one value gives no interval.
+        high: upper end; inf where one value gives no interval.
+        count: number of values.
+        std: standard deviation of the values, for ratios of their logarithms; inf of one value.
+    """
+
+    value: float
+    low: float
+    high: float
+    count: int
+    std: float
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is an interval: two values at least."""
+        return self.count > 1
+
+    def excludes(self, value: float) -> bool:
+        """Whether ``value`` lies outside."""
+        return not self.low <= value <= self.high
+
+
+@lru_cache(maxsize=1024)
+def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
+    """Half the width of Student's interval in standard errors, with ``freedom`` degrees."""
+    from scipy.stats import t
+
+    return float(t.ppf((1 + confidence) / 2, freedom))
+
+
+def mean_interval(
+    values: Sequence[float], *, confidence: float = CONFIDENCE, minimum: float = -math.inf
+) -> Interval:
+    """``mean +- t std / sqrt(n)`` of independent values; ``minimum`` cuts the lower end.
+
+    Raises:
+        ValueError: no values.
+    """
+    if not values:
+        raise ValueError("got no values; expected at least one to take the mean of")
+    mean, std, half = fmean(values), math.inf, math.inf
+    if len(values) > 1:
+        std = stdev(values)
+        half = t_quantile(len(values) - 1, confidence) * std / math.sqrt(len(values))
+    return Interval(mean, max(minimum, mean - half), mean + half, len(values), std)
+
+
+def geometric_interval(values: Sequence[float], *, confidence: float = CONFIDENCE) -> Interval:
+    """``exp`` of the mean and interval of the logarithms of ``values`` (ratios, mostly)."""
+    logs = mean_interval([_log(value) for value in values], confidence=confidence)
+    return Interval(_exp(logs.value), _exp(logs.low), _exp(logs.high), logs.count, logs.std)
+
+
+def paired_interval(
+    values: Mapping[Key, float], baseline: Mapping[Key, float], *, confidence: float = CONFIDENCE
+) -> Interval:
+    """Mean of ``values - baseline`` over the keys (seeds) that both have."""
+    keys = [key for key in values if key in baseline]
+    differences = [values[key] - baseline[key] for key in keys]
+    return mean_interval(differences, confidence=confidence)
+
+
+def ratio_interval(
+    values: Mapping[Key, float], baseline: Mapping[Key, float], *, confidence: float = CONFIDENCE
+) -> Interval:
+    """Geometric mean of ``values / baseline`` over the keys (seeds) that both have."""
+    keys = [key for key in values if key in baseline]
+    logs = [_log(values[key]) - _log(baseline[key]) for key in keys]
+    return geometric_interval([_exp(log) for log in logs], confidence=confidence)
+
+
+def _log(value: float) -> float:
+    return math.log(max(value, SMALLEST))
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 709 else math.inf
