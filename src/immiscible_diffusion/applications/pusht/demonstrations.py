@@ -109,9 +109,7 @@ def _read_zarr(path: Path, obs_type: str) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def _read_zarr_array(
-    path: Path, name: str, array: Any, ends: NDArray[Any] | None
-) -> NDArray[Any]:
+def _read_zarr_array(path: Path, name: str, array: Any, ends: NDArray[Any] | None) -> NDArray[Any]:
     """Read an array; ValueError names the episode of a chunk that is missing or damaged.
 
     Zarr itself reads a missing chunk as zeros.

@@ -229,7 +229,7 @@ class VectorEnv:
         return dict(zip(indices, np.asarray(values, dtype=np.float64), strict=True))
 
     def _call(self, method: str, rows: Mapping[int, Array]) -> dict[int, Any]:
-        """Call ``method`` of the environments in ``rows``, those of the workers at the same time."""
+        """Call ``method`` of the environments in ``rows``, all workers at the same time."""
         for worker in self._workers:
             worker.send(method, {i: row for i, row in rows.items() if i in worker.indices})
         results: dict[int, Any] = {}
@@ -288,8 +288,9 @@ class _Process:
                 f"set workers=0 to see its error"
             ) from reason
         if error is not None:
-            raise ValueError(f"Push-T environments {self.indices.start} to "
-                             f"{self.indices.stop - 1}: {error}")
+            raise ValueError(
+                f"Push-T environments {self.indices.start} to {self.indices.stop - 1}: {error}"
+            )
         return dict(results)
 
     def close(self) -> None:
@@ -307,6 +308,7 @@ def _serve(pipe: Connection, indices: range) -> None:
     with contextlib.suppress(EOFError, OSError):
         while True:
             request = pipe.recv()
+            answer: tuple[str | None, dict[int, Any]]
             try:
                 envs = envs or _Local(indices)
                 envs.send(*request)

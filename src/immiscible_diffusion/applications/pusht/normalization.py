@@ -101,7 +101,7 @@ class PolicyNormalizer:
     def fit(
         cls, observation: Tensor, action: Tensor, starts: Tensor, *, differences: bool = False
     ) -> "PolicyNormalizer":
-        """Fit to ``observation`` ``[N, O]`` and ``action`` ``[N, A]``; episodes begin at ``starts``.
+        """Fit to ``observation`` ``[N, O]`` and ``action`` ``[N, A]``; ``starts`` of episodes.
 
         Differences use mean and standard deviation, as most are 0: a block rests most of the time.
         """

@@ -63,6 +63,4 @@ def save_video(
     first, *rest = (f.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames)
     durations = [100 * every] * len(rest) + [LAST_MS]
     with atomic_path(path) as temporary:
-        first.save(
-            temporary, "GIF", save_all=True, append_images=rest, duration=durations, loop=0
-        )
+        first.save(temporary, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
