@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from immiscible_diffusion.applications.pusht.environment import simulator_at_hand
+from immiscible_diffusion.applications.pusht.environment import simulator_version
 from immiscible_diffusion.cli.options import Device, WholeRecipe, named_recipe, parse, take_name
 from immiscible_diffusion.couplings import check_coupling_name
 from immiscible_diffusion.data import DataConfig, load_images
@@ -130,7 +130,7 @@ def _network(recipe: Recipe, dataset: DataSet) -> str:
 
 def _judge(recipe: Recipe, dataset: DataSet, device: str) -> str:
     if isinstance(recipe.evaluation, PolicyEvaluation):
-        return simulator_at_hand()
+        return simulator_version()
     where = "cpu" if device == "auto" else device
     extractor = extractor_from_name(
         recipe.of_images.features, dataset, seed=EVAL_SEED, device=where

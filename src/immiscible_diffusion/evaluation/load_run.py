@@ -5,7 +5,6 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from immiscible_diffusion.applications.pusht.normalization import load_ranges
 from immiscible_diffusion.couplings import NoiseDistribution
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.diffusion.pipeline import Generator
@@ -41,7 +40,8 @@ class LoadedRun:
         recipe, where = run.recipe(), pick_device(device)
         codec = load_codec(recipe, where)
         dataset = load_data(recipe, codec) if dataset is None else dataset
-        check_ranges(run, dataset)
+        if run.ranges.exists():
+            dataset.check_normalization(run.ranges)
         model = make_model(recipe, dataset, codec)
         step = run.load_weights(model)
         model = model.to(where).eval().requires_grad_(False)
@@ -73,13 +73,3 @@ class LoadedRun:
         of = (self.recipe, self.dataset, self.run)
         coupling = make_coupling(*of, self.device, self.codec)
         return init_noise_distribution(*of, coupling, self.device, self.codec)
-
-
-def check_ranges(run: RunDir, dataset: DataSet) -> None:
-    """Raise ValueError if demonstrations changed since a policy was trained on their ranges."""
-    found = getattr(dataset, "ranges", None)
-    if found is not None and run.ranges.exists() and load_ranges(run.ranges) != found:
-        raise ValueError(
-            f"the demonstrations are others than {run.root} was trained on: their ranges differ "
-            f"from {run.ranges.name}; set data.path back, or train anew"
-        )

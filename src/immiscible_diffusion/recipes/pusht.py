@@ -22,7 +22,9 @@ def pusht_policy() -> Recipe:
     """
     return Recipe(
         name="pusht-policy",
-        data=DemonstrationConfig(limit=90, validation=0.02, learn_copies=True),
+        data=DemonstrationConfig(
+            val_ratio=0.02, max_train_episodes=90, do_mask_loss_for_padding=False
+        ),
         conditional=True,
         path=VPPath("cosine", "epsilon", steps=100),
         model=UNet1D(),
@@ -56,7 +58,7 @@ def pusht_policy_small() -> Recipe:
         pusht_policy(),
         name="pusht-policy-small",
         data=DemonstrationConfig(
-            observation="relative", differences=True, validation=0.1, learn_copies=True
+            obs_type="relative", differences=True, do_mask_loss_for_padding=False
         ),
         path=VPPath("cosine", "data", steps=100),
         model=PolicyMLP(width=512, depth=3),

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from immiscible_diffusion.applications.pusht.normalization import save_ranges
 from immiscible_diffusion.applications.stable_diffusion.export import check_before, publish, push
 from immiscible_diffusion.couplings import Coupling
 from immiscible_diffusion.couplings.paired_loader import PairedBatch, PairedBatches
@@ -102,8 +101,9 @@ class Trainer:
         if self.is_main:
             self.run.begin(recipe, self.device, self.accelerator.num_processes)
             self.start_trackers()
-            if ranges := getattr(self.dataset, "ranges", None):
-                save_ranges(self.run.ranges, ranges)
+            if self.run.ranges.exists():
+                self.dataset.check_normalization(self.run.ranges)
+            self.dataset.save_normalization(self.run.ranges)
         self.accelerator.wait_for_everyone()
         self.resume()
         name = f"{recipe.name} {recipe.coupling}"

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from immiscible_diffusion.applications.pusht.evaluator import PolicyEvaluator, keep_rollouts
+from immiscible_diffusion.applications.pusht.evaluator import PolicyEvaluator
 from immiscible_diffusion.applications.pusht.score import judge
-from immiscible_diffusion.applications.pusht.video import film
+from immiscible_diffusion.applications.pusht.video import save_video
 from immiscible_diffusion.evaluation.load_run import LoadedRun
 
 FILMED = 4
@@ -29,9 +29,9 @@ def policy_figures(trained: LoadedRun) -> dict[str, Any]:
         return figures
     done = judging.rollouts(trained.model, recipe.sampler)
     found = judge([done])
-    keep_rollouts(run.root / "rollouts" / f"evaluated_{step:06d}.npz", done)
+    done.save(run.root / "rollouts" / f"evaluated_{step:06d}.npz")
     shown = range(min(FILMED, found.episodes))
-    film(run.root / f"film_{step:06d}.gif", {recipe.coupling: done}, episodes=shown)
+    save_video(run.root / f"film_{step:06d}.gif", {recipe.coupling: done}, episodes=shown)
     return figures | {
         "score": found.score.value,
         "success": found.success.value,

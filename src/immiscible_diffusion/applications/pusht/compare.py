@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from immiscible_diffusion.applications.pusht.evaluator import kept_rollouts
 from immiscible_diffusion.applications.pusht.rollout import Rollouts
 from immiscible_diffusion.applications.pusht.score import Figure, difference, judge, of_checkpoints
-from immiscible_diffusion.applications.pusht.video import film
+from immiscible_diffusion.applications.pusht.video import save_video
 from immiscible_diffusion.experiments.compare.plan import BASELINE, Plan, Trial
 from immiscible_diffusion.experiments.compare.trial import headline_steps, rollouts_file
 from immiscible_diffusion.reporting.compare import PolicyEntry
@@ -34,7 +33,7 @@ def last_rollouts(plan: Plan, coupling: str) -> dict[int, Rollouts]:
     found = {}
     for seed in plan.seeds:
         run = RunDir(plan.trial_dir(Trial(coupling, seed)))
-        kept = kept_rollouts(rollouts_file(run, plan.recipe.steps))
+        kept = Rollouts.load(rollouts_file(run, plan.recipe.steps))
         if kept is not None:
             found[seed] = kept
     return found
@@ -85,5 +84,5 @@ def draw_film(plan: Plan, done: Done) -> Path | None:
         return None
     episodes = min(EPISODES, *(len(rollouts.coverage) for rollouts in policies.values()))
     path = plan.folder / FILM
-    film(path, policies, episodes=range(episodes))
+    save_video(path, policies, episodes=range(episodes))
     return path

@@ -1,6 +1,7 @@
 """Which demonstrations a policy learns from, and how they are cut into windows."""
 
-from dataclasses import dataclass, replace
+import dataclasses
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from immiscible_diffusion.applications.pusht.demonstrations import load_demonstrations
@@ -13,43 +14,43 @@ class DemonstrationConfig:
 
     Args:
         path: a Zarr store as Diffusion Policy's, an .npz of its arrays, or a LeRobot folder.
-        observation: ``keypoint``, ``relative`` (to the agent) or ``state``; LeRobot's are taken as
-            they are.
-        differences: tell the last observation and its change, not both observations.
-        horizon: actions of a plan.
-        observations: that a policy sees.
-        execute: actions of a plan that are carried out.
-        validation: share of the episodes held out, at least one.
-        split_seed: chooses them.
-        limit: train on so many of the rest.
-        learn_copies: learn the copies that pad windows at the ends of episodes too, as Diffusion
-            Policy does; otherwise neither pairing nor loss sees them.
+        obs_type: ``keypoint``, ``relative`` (to the agent) or ``state``; LeRobot's observations
+            are taken as they are.
+        differences: condition on the last observation and its change instead of all observations.
+        horizon: actions that the policy predicts.
+        n_obs_steps: observations that it sees.
+        n_action_steps: predicted actions that are carried out.
+        val_ratio: fraction of the episodes to validate on, at least one.
+        split_seed: seed of their choice.
+        max_train_episodes: train on at most so many of the rest.
+        do_mask_loss_for_padding: leave the repeated steps that pad windows at the ends of episodes
+            out of pairing and loss; otherwise they are data, as in Diffusion Policy.
     """
 
     path: str | None = None
-    observation: Literal["keypoint", "relative", "state"] = "keypoint"
+    obs_type: Literal["keypoint", "relative", "state"] = "keypoint"
     differences: bool = False
     horizon: int = 16
-    observations: int = 2
-    execute: int = 8
-    validation: float = 0.1
+    n_obs_steps: int = 2
+    n_action_steps: int = 8
+    val_ratio: float = 0.1
     split_seed: int = 42
-    limit: int | None = None
-    learn_copies: bool = False
+    max_train_episodes: int | None = None
+    do_mask_loss_for_padding: bool = True
 
-    # What image data have besides.
+    # Fields of image data that the trainer asks every data config for.
     name: ClassVar[str] = "demonstrations"
     split: ClassVar[str] = "train"
     labels: ClassVar[bool] = True
     flip: ClassVar[bool] = False
 
     def tiny(self) -> "DemonstrationConfig":
-        """Of a smoke run."""
-        return replace(self, limit=min(self.limit or 8, 8))
+        """Return the config of a smoke run."""
+        return dataclasses.replace(self, max_train_episodes=min(self.max_train_episodes or 8, 8))
 
 
 def load_windows(config: DemonstrationConfig) -> tuple[Windows, Windows]:
-    """Windows to train on and to validate on, normalized by the ranges of the first.
+    """Load the windows to train on and to validate on, normalized by the former.
 
     Raises:
         ValueError: no path, or a store that cannot be read; it names the episode.
@@ -59,14 +60,16 @@ def load_windows(config: DemonstrationConfig) -> tuple[Windows, Windows]:
             "the demonstrations need data.path: the folder pusht_cchi_v7_replay.zarr of Diffusion "
             "Policy, an .npz of its arrays, or the folder of a LeRobot data set"
         )
-    episodes = load_demonstrations(config.path, observation=config.observation)
-    train, held_out = episodes.split(config.validation, seed=config.split_seed, limit=config.limit)
-    windows = Windows.of(
+    episodes = load_demonstrations(config.path, obs_type=config.obs_type)
+    train, validation = episodes.split(
+        config.val_ratio, seed=config.split_seed, max_train_episodes=config.max_train_episodes
+    )
+    windows = Windows.fit(
         train,
         differences=config.differences,
         horizon=config.horizon,
-        observations=config.observations,
-        execute=config.execute,
-        learn_copies=config.learn_copies,
+        n_obs_steps=config.n_obs_steps,
+        n_action_steps=config.n_action_steps,
+        do_mask_loss_for_padding=config.do_mask_loss_for_padding,
     )
-    return windows, windows.like(held_out)
+    return windows, dataclasses.replace(windows, episodes=validation)

@@ -1,8 +1,14 @@
-"""One table of Push-T, from gym-pusht, whose states can be set to what was recorded."""
+"""The Push-T environment of gym-pusht: one, or many over several processes."""
 
+import contextlib
+import multiprocessing as mp
 import os
+import signal
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from multiprocessing.connection import Connection
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,27 +16,28 @@ from numpy.typing import NDArray
 from immiscible_diffusion.utils.optional_deps import require_extra
 
 Array = NDArray[np.float64]
+JOIN_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class Steps:
-    """What came of actions.
+    """What followed from actions.
 
     Attributes:
-        state: ``[n, 5]`` after each.
-        coverage: ``[n]``: share of the goal that the block covers, in [0, 1].
+        state: ``[..., n, 5]`` after each action.
+        coverage: ``[..., n]``: fraction of the goal that the block covers, in [0, 1].
     """
 
     state: Array
     coverage: Array
 
 
-class Simulator:
-    """One table, without a screen.
+class PushT:
+    """One environment without a screen, whose state can be set.
 
-    gym-pusht's own reset sets the block's place before its angle, which turns it about its center
-    of mass and so shifts it by up to 90 pixels. Here the angle comes first, and replaying what was
-    recorded gives what was recorded (``replayed``).
+    gym-pusht's own reset sets the block's position before its angle, which turns it about its
+    center of mass and so shifts it by up to 90 pixels. Here the angle comes first, and replaying
+    recorded actions gives the recorded states (``replay``).
     """
 
     def __init__(self) -> None:
@@ -38,94 +45,274 @@ class Simulator:
         os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
         with require_extra("pusht", "the Push-T simulator"):
             from gym_pusht.envs.pusht import PushTEnv
-        self.table = PushTEnv(obs_type="state", render_mode="rgb_array")
-        self.table._setup()
+        self.env = PushTEnv(obs_type="state", render_mode="rgb_array")
+        self.env._setup()
 
     def reset(self, state: Array) -> None:
-        """A table at rest with everything at ``state`` ``[5]``.
+        """Start at rest from ``state`` ``[5]``.
 
-        Contacts take effect for one physics step, after which everything is put back: so did the
-        recordings begin.
+        Contacts take effect for one physics step, after which everything is put back, as at the
+        start of the recordings.
         """
-        self.table._setup()
-        self.table._last_action = None
-        self.place(state)
-        self.table.space.step(self.table.dt)
-        self.place(state)
+        self.env._setup()
+        self.env._last_action = None
+        self.set_state(state)
+        self.env.space.step(self.env.dt)
+        self.set_state(state)
 
-    def place(self, state: Array) -> None:
-        """Move everything to ``state`` ``[5]``; the agent keeps its speed.
+    def set_state(self, state: Array) -> None:
+        """Move agent and block to ``state`` ``[5]``; the agent keeps its speed.
 
         Raises:
-            ValueError: a state that is no five finite numbers.
+            ValueError: ``state`` is not five finite numbers.
         """
         state = np.asarray(state, dtype=np.float64)
         if state.shape != (5,) or not np.isfinite(state).all():
             raise ValueError(f"a state is five finite numbers, got {state.tolist()}")
-        self.table.agent.position = tuple(state[:2])
-        self.table.block.angle = state[4]  # first: it turns about the center of mass
-        self.table.block.position = tuple(state[2:4])
-        self.table.space.reindex_shapes_for_body(self.table.block)
-        self.table.space.reindex_shapes_for_body(self.table.agent)
+        self.env.agent.position = tuple(state[:2])
+        self.env.block.angle = state[4]  # first: it turns about the center of mass
+        self.env.block.position = tuple(state[2:4])
+        self.env.space.reindex_shapes_for_body(self.env.block)
+        self.env.space.reindex_shapes_for_body(self.env.agent)
 
     @property
     def state(self) -> Array:
         """``[5]``, the angle in [0, 2 pi)."""
-        state: Array = self.table.get_obs()
+        state: Array = self.env.get_obs()
         return state
 
     @property
     def coverage(self) -> float:
-        """Share of the goal that is covered."""
-        return float(self.table._get_coverage())
+        """Fraction of the goal that the block covers."""
+        return float(self.env._get_coverage())
 
     def step(self, actions: Array) -> Steps:
-        """Carry out ``actions`` ``[n, 2]``, places for the agent to go to, a tenth second each.
+        """Carry out ``actions`` ``[n, 2]``: target positions of the agent, 0.1 s each.
 
         Raises:
-            ValueError: actions that are no finite pairs.
+            ValueError: actions of another shape, or not finite.
         """
         actions = np.asarray(actions, dtype=np.float64)
         if actions.ndim != 2 or actions.shape[1] != 2 or not np.isfinite(actions).all():
             raise ValueError(
-                f"actions must be finite places [n, 2], got {actions.shape}: the policy or its "
-                f"range is at fault"
+                f"actions must be finite positions [n, 2], got {actions.shape}: check the policy "
+                f"and its normalizer"
             )
-        states, covered = [], []
+        states, coverage = [], []
         for action in actions:
-            _, _, _, _, info = self.table.step(action)
+            info = self.env.step(action)[-1]
             states.append(self.state)
-            covered.append(info["coverage"])
-        return Steps(np.array(states).reshape(-1, 5), np.array(covered))
+            coverage.append(info["coverage"])
+        return Steps(np.array(states).reshape(-1, 5), np.array(coverage))
 
-    def picture(self, size: int = 96) -> NDArray[np.uint8]:
-        """``[size, size, 3]``: the table as it is, with a cross where the agent was sent."""
-        self.table.visualization_width = self.table.visualization_height = size
-        image: NDArray[np.uint8] = self.table.render()
+    def render(self, size: int = 96) -> NDArray[np.uint8]:
+        """Draw an image ``[size, size, 3]``, with a cross at the agent's target."""
+        self.env.visualization_width = self.env.visualization_height = size
+        image: NDArray[np.uint8] = self.env.render()
         return image
 
 
-def replayed(state: Array, action: Array) -> Array:
-    """What the simulator makes of one recorded episode, each step from its recorded state.
+def render_states(states: Array, *, size: int = 96) -> NDArray[np.uint8]:
+    """Draw ``states`` ``[n, 5]`` as images ``[n, size, size, 3]``."""
+    env, images = PushT(), []
+    for state in states:
+        env.set_state(state)
+        images.append(env.render(size))
+    return np.stack(images)
+
+
+def replay(state: Array, action: Array) -> Array:
+    """Simulate one recorded episode, every step from its recorded state.
 
     Args:
         state: ``[n, 5]``, recorded before each action.
         action: ``[n, 2]``.
 
     Returns:
-        ``[n - 1, 5]``: the states that came of the first n - 1 actions. Only the agent's speed,
-        which is not recorded, is carried from step to step.
+        ``[n - 1, 5]``: the states after the first n - 1 actions. Only the agent's speed, which is
+        not recorded, is carried from step to step.
     """
-    simulator = Simulator()
-    simulator.reset(state[0])
-    found = []
-    for before, chosen in zip(state[:-1], action[:-1], strict=True):
-        simulator.place(before)
-        found.append(simulator.step(chosen[None]).state[0])
-    return np.array(found)
+    env, states = PushT(), []
+    env.reset(state[0])
+    for before, target in zip(state[:-1], action[:-1], strict=True):
+        env.set_state(before)
+        states.append(env.step(target[None]).state[0])
+    return np.array(states)
 
 
-def simulator_at_hand() -> str:
-    """Which simulator there is; MissingDependencyError if there is none."""
-    Simulator()
+def simulator_version() -> str:
+    """Name and version of the simulator; MissingDependencyError without one."""
+    PushT()
     return f"gym-pusht {version('gym-pusht')}"
+
+
+# -- many environments ----------------------------------------------------------------------------
+
+
+class VectorEnv:
+    """``count`` environments, over ``workers`` processes; use it in a ``with`` statement.
+
+    ::
+
+        with VectorEnv(50, workers=4) as env:
+            env.reset(start_states())
+            steps = env.step(actions)          # [50, 8, 2]
+
+    What an environment does depends on its state and actions alone, not on the number of workers.
+    Processes are spawned, so that threads and CUDA of the caller do no harm. They end with the
+    ``with`` statement, however it is left, and with the caller if that one dies.
+
+    Not ``gymnasium.vector.AsyncVectorEnv``: it starts a process per environment (50 of them), a
+    worker of it ends with the first error, and closing it after a worker died raises and leaves
+    the others running.
+
+    Args:
+        count: number of environments.
+        workers: processes; 0 = all in this one, as always within a daemonic process, which may
+            have no children.
+    """
+
+    def __init__(self, count: int, *, workers: int = 0) -> None:
+        if count < 1 or workers < 0:
+            raise ValueError(f"expected count >= 1 and workers >= 0, got {count} and {workers}")
+        self.count = count
+        self.workers = 0 if mp.current_process().daemon else min(workers, count)
+        self._workers: list[_Local | _Process] = []
+
+    def __enter__(self) -> "VectorEnv":
+        if not self.workers:
+            self._workers = [_Local(range(self.count))]
+            return self
+        size = -(-self.count // self.workers)
+        try:
+            for first in range(0, self.count, size):
+                self._workers.append(_Process(range(first, min(first + size, self.count))))
+            self._call("ready", {})
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes; may be called twice."""
+        while self._workers:
+            self._workers.pop().close()
+
+    def reset(self, states: Array) -> None:
+        """Start every environment at rest from its row of ``states`` ``[count, 5]``."""
+        self._call("reset", self._by_index(states, range(self.count)))
+
+    def step(self, actions: Array, indices: Sequence[int] | None = None) -> Steps:
+        """Carry out ``actions`` ``[B, n, 2]`` in the environments ``indices`` ``[B]`` (all).
+
+        Returns:
+            states ``[B, n, 5]`` and coverage ``[B, n]``.
+
+        Raises:
+            ValueError: actions that are not finite or do not fit.
+            RuntimeError: a worker process died.
+        """
+        rows = self._by_index(actions, range(self.count) if indices is None else indices)
+        steps = self._call("step", rows)
+        return Steps(
+            np.stack([steps[i].state for i in rows]), np.stack([steps[i].coverage for i in rows])
+        )
+
+    def _by_index(self, values: Array, indices: Sequence[int]) -> dict[int, Array]:
+        if len(values) != len(indices):
+            raise ValueError(f"expected a row for each of {len(indices)} envs, got {len(values)}")
+        if not self._workers:
+            raise ValueError("this VectorEnv is closed; use it inside its with statement")
+        return dict(zip(indices, np.asarray(values, dtype=np.float64), strict=True))
+
+    def _call(self, method: str, rows: Mapping[int, Array]) -> dict[int, Any]:
+        """Call ``method`` of the environments in ``rows``, all workers at the same time."""
+        for worker in self._workers:
+            worker.send(method, {i: row for i, row in rows.items() if i in worker.indices})
+        results: dict[int, Any] = {}
+        errors = []
+        for worker in self._workers:  # all of them, so that no answer is left for the next call
+            try:
+                results |= worker.receive()
+            except (ValueError, RuntimeError) as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        return results
+
+
+class _Local:
+    """The environments ``indices`` in this process."""
+
+    def __init__(self, indices: range) -> None:
+        self.indices = indices
+        self.envs = {i: PushT() for i in indices}
+
+    def send(self, method: str, rows: Mapping[int, Array]) -> None:
+        self.request = method, rows
+
+    def receive(self) -> dict[int, Any]:
+        method, rows = self.request
+        return {i: getattr(self.envs[i], method)(row) for i, row in rows.items()}
+
+    def close(self) -> None:
+        self.envs = {}
+
+
+class _Process:
+    """The environments ``indices`` in a process of their own."""
+
+    def __init__(self, indices: range) -> None:
+        self.indices = indices
+        context = mp.get_context("spawn")
+        self.pipe, child = context.Pipe()
+        self.process = context.Process(target=_serve, args=(child, indices), daemon=True)
+        self.process.start()
+        child.close()  # so that ``recv`` raises when the process ends
+
+    def send(self, method: str, rows: Mapping[int, Array]) -> None:
+        with contextlib.suppress(OSError):  # the process died: ``receive`` says so
+            self.pipe.send((method, rows))
+
+    def receive(self) -> dict[int, Any]:
+        try:
+            error, results = self.pipe.recv()
+        except (EOFError, OSError) as reason:
+            self.process.join(JOIN_SECONDS)
+            raise RuntimeError(
+                f"the process with Push-T environments {self.indices.start} to "
+                f"{self.indices.stop - 1} ended with exit code {self.process.exitcode}; "
+                f"set workers=0 to see its error"
+            ) from reason
+        if error is not None:
+            raise ValueError(
+                f"Push-T environments {self.indices.start} to {self.indices.stop - 1}: {error}"
+            )
+        return dict(results)
+
+    def close(self) -> None:
+        self.pipe.close()
+        self.process.join(JOIN_SECONDS)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+
+def _serve(pipe: Connection, indices: range) -> None:
+    """Answer requests until the caller closes the pipe or dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the caller closes the pipe
+    envs: _Local | None = None
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            request = pipe.recv()
+            answer: tuple[str | None, dict[int, Any]]
+            try:
+                envs = envs or _Local(indices)
+                envs.send(*request)
+                answer = None, envs.receive()
+            except Exception as error:  # noqa: BLE001 - raised again by the caller
+                answer = f"{type(error).__name__}: {error}", {}
+            pipe.send(answer)

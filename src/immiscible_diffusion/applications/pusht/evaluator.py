@@ -3,19 +3,17 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from immiscible_diffusion.applications.pusht.config import DemonstrationConfig, load_windows
-from immiscible_diffusion.applications.pusht.policy import Planner
-from immiscible_diffusion.applications.pusht.rollout import Execution, Rollouts, roll_out
+from immiscible_diffusion.applications.pusht.environment import VectorEnv
+from immiscible_diffusion.applications.pusht.policy import DiffusionPolicy
+from immiscible_diffusion.applications.pusht.rollout import Rollouts, rollout
 from immiscible_diffusion.applications.pusht.score import judge
 from immiscible_diffusion.applications.pusht.states import start_states
-from immiscible_diffusion.applications.pusht.vector_env import Tables
 from immiscible_diffusion.applications.pusht.windows import Windows
 from immiscible_diffusion.couplings import NoiseDistribution
 from immiscible_diffusion.data.base import DataSet
@@ -23,7 +21,6 @@ from immiscible_diffusion.diffusion.losses.base import mean_over
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.evaluation.config import PolicyEvaluation
 from immiscible_diffusion.training.recipe import Recipe
-from immiscible_diffusion.utils.atomic_files import atomic_path
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.random import keyed_generator
 
@@ -71,18 +68,17 @@ class PolicyEvaluator:
         assert isinstance(self.recipe.evaluation, PolicyEvaluation)
         return self.recipe.evaluation
 
-    def planner(self, model: nn.Module, sampler: SamplerConfig) -> Planner:
+    def policy(self, model: nn.Module, sampler: SamplerConfig) -> DiffusionPolicy:
         """The policy in the units of the recordings."""
-        return Planner(
+        return DiffusionPolicy(
             model,
             self.recipe.noise_path,
             sampler,
             self.train.shape,
-            self.train.sight,
-            self.train.acted,
+            self.train.normalizer,
             seed=EVAL_SEED,
             device=self.device,
-            law=self.law if sampler.init_noise == "matched" else None,
+            noise_distribution=self.law if sampler.init_noise == "matched" else None,
         )
 
     @torch.no_grad()
@@ -100,8 +96,8 @@ class PolicyEvaluator:
         plans = sampler.sample(
             self.recipe.noise_path, model.eval(), noise, cond=batch.cond, step_noise=draw
         ).data
-        first = self.train.observations - 1
-        done = slice(first, first + self.train.execute)
+        first = self.train.n_obs_steps - 1
+        done = slice(first, first + self.train.n_action_steps)
         error = (plans - batch.data).square()[:, done]
         mask = None if batch.mask is None else batch.mask[:, done]
         return float(mean_over(error, mask).mean())
@@ -109,7 +105,7 @@ class PolicyEvaluator:
     @cached_property
     def probes(self) -> Batch:
         """Held-out windows within their episode, chosen once."""
-        rows = self.held_out.whole
+        rows = self.held_out.complete_rows()
         order = torch.randperm(len(rows), generator=keyed_generator(EVAL_SEED, "held-out windows"))
         return self.held_out.batch(rows[order][: self.evaluation.windows])
 
@@ -129,11 +125,15 @@ class PolicyEvaluator:
         starts = start_states(self.evaluation.episodes)
         config = self.recipe.data
         assert isinstance(config, DemonstrationConfig)
-        execution = Execution(
-            self.train.episodes.kind, observations=config.observations, execute=config.execute
-        )
-        with Tables(len(starts), workers=self.evaluation.workers) as tables:
-            return roll_out(tables, self.planner(model, sampler), starts, execution)
+        with VectorEnv(len(starts), workers=self.evaluation.workers) as env:
+            return rollout(
+                env,
+                self.policy(model, sampler),
+                starts,
+                obs_type=self.train.episodes.obs_type,
+                n_obs_steps=config.n_obs_steps,
+                n_action_steps=config.n_action_steps,
+            )
 
     def __call__(
         self, model: nn.Module, sampler: SamplerConfig, *, at_work: bool = True
@@ -146,24 +146,3 @@ class PolicyEvaluator:
         found = judge([done])
         figures |= {"score": found.score.value, "success": found.success.value}
         return figures | {"latency_ms": found.latency_ms}, done
-
-
-def keep_rollouts(path: Path, done: Rollouts) -> None:
-    """Write rollouts as .npz of plain arrays."""
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(
-            file,
-            states=done.states,
-            actions=done.actions,
-            coverage=done.coverage,
-            latency=np.array(done.latency, dtype=np.float64).reshape(-1, 2),
-        )
-
-
-def kept_rollouts(path: Path) -> Rollouts | None:
-    """What ``keep_rollouts`` wrote; None if it is not there."""
-    if not path.exists():
-        return None
-    with np.load(path, allow_pickle=False) as file:
-        latency = tuple((float(seconds), int(count)) for seconds, count in file["latency"])
-        return Rollouts(file["states"], file["actions"], file["coverage"], latency)

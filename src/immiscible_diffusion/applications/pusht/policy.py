@@ -1,4 +1,4 @@
-"""A diffusion model as a policy: it samples plans given what was seen."""
+"""A diffusion model as a policy: it samples actions given observations."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from immiscible_diffusion.applications.pusht.normalization import MinMax
-from immiscible_diffusion.applications.pusht.observation_normalizer import Sight
+from immiscible_diffusion.applications.pusht.normalization import PolicyNormalizer
 from immiscible_diffusion.applications.pusht.windows import OBSERVATION
 from immiscible_diffusion.couplings import NoiseDistribution
 from immiscible_diffusion.diffusion.paths import Path
@@ -16,58 +15,57 @@ from immiscible_diffusion.utils.random import keyed_generator
 
 
 @dataclass(frozen=True)
-class Planner:
-    """Plans by sampling; the noise of a plan depends on ``(seed, episode, plan)`` alone.
+class DiffusionPolicy:
+    """Sample action chunks; their noise depends on ``(seed, episode, chunk)`` alone.
 
-    So what happens in an episode does not depend on which others are still under way, nor on the
-    coupling that the model was trained with.
+    So an episode does not depend on which others are still running, nor on the coupling that the
+    model was trained with.
 
     Args:
         model: trained on normalized windows.
         path: that it was trained on.
-        sampler: how plans are made; ``init_noise="matched"`` needs ``law``.
-        shape: of a plan, ``(horizon, A)``.
-        sight: how it is told what was observed.
-        acted: range of the actions.
+        sampler: ``init_noise="matched"`` needs ``noise_distribution``.
+        shape: of a chunk, ``(horizon, A)``.
+        normalizer: of observations and actions.
         seed: of the noise.
         device: where the model is.
-        law: of the noise that the model was trained on, measured on whole windows.
+        noise_distribution: of the noise that the model was trained on, measured on complete
+            windows.
     """
 
     model: nn.Module
     path: Path
     sampler: SamplerConfig
     shape: tuple[int, ...]
-    sight: Sight
-    acted: MinMax
+    normalizer: PolicyNormalizer
     seed: int = 0
     device: torch.device | str = "cpu"
-    law: NoiseDistribution | None = field(default=None, repr=False)
+    noise_distribution: NoiseDistribution | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if (self.sampler.init_noise == "matched") != (self.law is not None):
+        if (self.sampler.init_noise == "matched") != (self.noise_distribution is not None):
             raise ValueError(
-                f"sampler.init_noise={self.sampler.init_noise} and law={self.law} do not go together: the "
-                f"matched start needs the law, the normal one takes none"
+                f"sampler.init_noise={self.sampler.init_noise} does not go with "
+                f"noise_distribution={self.noise_distribution}: 'matched' needs one, 'normal' none"
             )
 
     @torch.no_grad()
-    def __call__(self, observations: Tensor, *, episodes: Tensor, plan: int) -> Tensor:
+    def __call__(self, observations: Tensor, *, episodes: Tensor, chunk: int) -> Tensor:
         """Actions ``[B, horizon, A]`` for ``observations`` ``[B, n, O]``, in recorded units."""
         self.model.eval()
-        cond = {OBSERVATION: self.sight(observations).to(self.device)}
-        draw = self._noise(episodes, plan)
+        cond = {OBSERVATION: self.normalizer.observations(observations).to(self.device)}
+        draw = self._noise(episodes, chunk)
         noise = draw(-1)
-        if self.law is not None:
-            noise = self.law.color(noise)
+        if self.noise_distribution is not None:
+            noise = self.noise_distribution.color(noise)
         sampled = self.sampler.sample(self.path, self.model, noise, cond=cond, step_noise=draw)
-        return self.acted.undo(sampled.data.cpu())
+        return self.normalizer.action.unnormalize(sampled.data.cpu())
 
-    def _noise(self, episodes: Tensor, plan: int) -> Callable[[int], Tensor]:
-        """Noise ``[B, horizon, A]`` of a step of the sampler; -1 = to start from."""
+    def _noise(self, episodes: Tensor, chunk: int) -> Callable[[int], Tensor]:
+        """Draw noise ``[B, horizon, A]`` of a sampling step; -1 is the initial noise."""
 
         def draw(step: int) -> Tensor:
-            keys = ((self.seed, int(episode), plan, step, "plan") for episode in episodes)
+            keys = ((self.seed, int(episode), chunk, step, "plan") for episode in episodes)
             rows = [torch.randn(self.shape, generator=keyed_generator(*key)) for key in keys]
             return torch.stack(rows).to(self.device)
 

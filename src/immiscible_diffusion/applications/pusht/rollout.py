@@ -1,8 +1,10 @@
-"""A policy at work on Push-T: it plans, carries out a part of the plan, looks, plans again."""
+"""Receding-horizon control on Push-T: predict a chunk of actions, carry out a part, repeat."""
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -10,34 +12,33 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from immiscible_diffusion.applications.pusht.states import STEPS, THRESHOLD, observe
-from immiscible_diffusion.applications.pusht.vector_env import Tables
-
-Array = NDArray[np.float64]
+from immiscible_diffusion.applications.pusht.environment import Array, VectorEnv
+from immiscible_diffusion.applications.pusht.states import MAX_STEPS, SUCCESS_COVERAGE, observe
+from immiscible_diffusion.utils.atomic_files import atomic_path
 
 
 class Policy(Protocol):
-    """Plans actions from what was seen."""
+    """Predicts a chunk of actions from observations."""
 
-    def __call__(self, observations: Tensor, *, episodes: Tensor, plan: int) -> Tensor:
+    def __call__(self, observations: Tensor, *, episodes: Tensor, chunk: int) -> Tensor:
         """Actions ``[B, horizon, 2]``, the first that of the first observation, in pixels.
 
         Args:
-            observations: ``[B, observations, O]`` float32, the last one of now.
+            observations: ``[B, n_obs_steps, O]`` float32, the latest last.
             episodes: ``[B]`` int64: which episodes these are, to key noise by.
-            plan: number of the plan in its episode, from 0.
+            chunk: number of the chunk in its episode, from 0.
         """
 
 
 @dataclass(frozen=True)
 class Rollouts:
-    """What a policy did.
+    """What a policy did in E episodes.
 
     Attributes:
-        states: ``[E, steps + 1, 5]`` float64, from the first; after the end of an episode its last.
+        states: ``[E, steps + 1, 5]`` float64, from the first; after an episode's end its last.
         actions: ``[E, steps, 2]``; NaN after the end.
-        coverage: ``[E, steps]``: share of the goal covered; NaN after the end.
-        latency: seconds that each plan took, for all episodes at once, and for how many.
+        coverage: ``[E, steps]``: fraction of the goal covered; NaN after the end.
+        latency: seconds that each chunk took, for all episodes together, and for how many.
     """
 
     states: Array
@@ -47,15 +48,14 @@ class Rollouts:
 
     @property
     def score(self) -> Array:
-        """``[E]``: largest coverage reached, as a share of 0.95, at most 1."""
-        best = np.nanmax(self.coverage, axis=1)
-        return np.minimum(1.0, best / THRESHOLD)
+        """``[E]``: ``min(1, largest coverage / 0.95)``, the score of Diffusion Policy."""
+        return np.minimum(1.0, np.nanmax(self.coverage, axis=1) / SUCCESS_COVERAGE)
 
     @property
     def success(self) -> NDArray[np.bool_]:
         """``[E]``: whether more than 0.95 was covered."""
-        reached: NDArray[np.bool_] = np.nanmax(self.coverage, axis=1) > THRESHOLD
-        return reached
+        success: NDArray[np.bool_] = np.nanmax(self.coverage, axis=1) > SUCCESS_COVERAGE
+        return success
 
     @property
     def steps(self) -> NDArray[np.int64]:
@@ -64,113 +64,95 @@ class Rollouts:
 
     @property
     def latency_ms(self) -> float:
-        """Median time of a plan in milliseconds, for the whole batch of episodes."""
+        """Median time of a chunk in milliseconds, for the batch of all episodes."""
         return 1000 * float(np.median([seconds for seconds, _ in self.latency]))
 
-
-@dataclass(frozen=True)
-class Execution:
-    """How plans are carried out.
-
-    Args:
-        kind: of observations: see ``observe``.
-        observations: that a policy sees.
-        execute: actions of a plan that are carried out, from the last observation on.
-        steps: an episode ends after so many, or with success.
-    """
-
-    kind: str = "keypoint"
-    observations: int = 2
-    execute: int = 8
-    steps: int = STEPS
-
-    def __post_init__(self) -> None:
-        if min(self.observations, self.execute, self.steps) < 1:
-            raise ValueError(
-                f"expected observations, execute and steps >= 1, got {self.observations}, "
-                f"{self.execute} and {self.steps}"
-            )
-        observe(torch.zeros(1, 5), self.kind)
-
-    def chosen(self, plans: Tensor, left: int) -> Array:
-        """What is carried out of plans ``[B, horizon, 2]`` with ``left`` steps left."""
-        first = self.observations - 1
-        if plans.ndim != 3 or plans.shape[1] < first + self.execute or plans.shape[2] != 2:
-            raise ValueError(
-                f"a policy must plan [B, {first + self.execute} or more, 2], got "
-                f"{tuple(plans.shape)}"
-            )
-        return plans[:, first : first + min(self.execute, left)].double().cpu().numpy()
-
-
-def roll_out(
-    tables: Tables,
-    policy: Policy,
-    starts: Array | Tensor,
-    execution: Execution = Execution(),
-    *,
-    clock: Callable[[], float] = time.perf_counter,
-) -> Rollouts:
-    """Let ``policy`` work on every table from ``starts`` ``[E, 5]``; episodes end with success.
-
-    Raises:
-        ValueError: other than one start a table, or a plan that is too short or not finite.
-    """
-    run = _Run.begin(np.asarray(starts, dtype=np.float64), execution)
-    tables.reset(run.states[:, 0])
-    latency = []
-    for plan, begun in enumerate(range(0, execution.steps, execution.execute)):
-        alive = run.alive()
-        if not len(alive):
-            break
-        seen = observe(torch.from_numpy(run.history(alive, begun)), execution.kind).float()
-        before = clock()
-        plans = policy(seen, episodes=torch.from_numpy(alive), plan=plan)
-        actions = execution.chosen(plans, execution.steps - begun)
-        latency.append((clock() - before, len(alive)))
-        run.take(alive, begun, actions, tables)
-    return Rollouts(run.states, run.actions, run.coverage, tuple(latency))
-
-
-@dataclass
-class _Run:
-    """Episodes under way."""
-
-    states: Array
-    actions: Array
-    coverage: Array
-    seen: int
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write an .npz of plain arrays, complete or not at all."""
+        latency = np.array(self.latency, dtype=np.float64).reshape(-1, 2)
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **{**vars(self), "latency": latency})
 
     @classmethod
-    def begin(cls, starts: Array, execution: Execution) -> "_Run":
-        episodes, steps = len(starts), execution.steps
-        states = np.repeat(starts[:, None], steps + 1, axis=1)
-        coverage = np.full((episodes, steps), np.nan)
-        actions = np.full((episodes, steps, 2), np.nan)
-        return cls(states, actions, coverage, execution.observations)
+    def load(cls, path: str | os.PathLike[str]) -> "Rollouts | None":
+        """Read what ``save`` wrote; None if it is not there."""
+        if not Path(path).exists():
+            return None
+        with np.load(path, allow_pickle=False) as file:
+            latency = tuple((float(seconds), int(count)) for seconds, count in file["latency"])
+            return cls(file["states"], file["actions"], file["coverage"], latency)
 
-    def alive(self) -> NDArray[np.int64]:
-        """The episodes without success."""
-        best = np.where(np.isnan(self.coverage), 0, self.coverage).max(axis=1)
-        return np.flatnonzero(best <= THRESHOLD)
 
-    def history(self, alive: NDArray[np.int64], now: int) -> Array:
-        """The last states ``[B, observations, 5]``; before the first there are copies of it."""
-        places = np.maximum(np.arange(now - self.seen + 1, now + 1), 0)
-        return self.states[alive][:, places]
+def rollout(
+    env: VectorEnv,
+    policy: Policy,
+    starts: Array | Tensor,
+    *,
+    obs_type: str = "keypoint",
+    n_obs_steps: int = 2,
+    n_action_steps: int = 8,
+    max_steps: int = MAX_STEPS,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Rollouts:
+    """Run ``policy`` in every environment from ``starts`` ``[E, 5]``.
 
-    def take(self, alive: NDArray[np.int64], begun: int, actions: Array, tables: Tables) -> None:
-        """Carry out ``actions`` ``[B, n, 2]``; what comes after success does not count."""
-        if not np.isfinite(actions).all():
-            episode = int(alive[~np.isfinite(actions).all(axis=(1, 2))][0])
-            raise ValueError(f"the plan for episode {episode} at step {begun} is not finite")
-        steps = tables.step(actions, alive.tolist())
-        end = begun + actions.shape[1]
-        over = np.cumsum(steps.coverage > THRESHOLD, axis=1)
-        over = np.concatenate([np.zeros_like(over[:, :1]), over[:, :-1]], axis=1) > 0
-        self.coverage[alive, begun:end] = np.where(over, np.nan, steps.coverage)
-        self.actions[alive, begun:end] = np.where(over[..., None], np.nan, actions)
-        for row, episode in enumerate(alive):
-            kept = steps.state[row][~over[row]]
-            self.states[episode, begun + 1 : begun + 1 + len(kept)] = kept
-            self.states[episode, begun + 1 + len(kept) :] = kept[-1]
+    Args:
+        env: E environments.
+        policy: predicts actions.
+        starts: initial states.
+        obs_type: of the observations (``observe``).
+        n_obs_steps: observations that the policy sees; before the first they repeat it.
+        n_action_steps: predicted actions that are carried out, from the last observation on.
+        max_steps: an episode ends after so many, or with success.
+        clock: seconds, for the latency.
+
+    Raises:
+        ValueError: another number of starts than environments, or a chunk that is too short or not
+            finite.
+    """
+    if min(n_obs_steps, n_action_steps, max_steps) < 1:
+        raise ValueError(
+            f"expected n_obs_steps, n_action_steps and max_steps >= 1, got {n_obs_steps}, "
+            f"{n_action_steps} and {max_steps}"
+        )
+    initial = np.asarray(starts, dtype=np.float64)
+    states = np.repeat(initial[:, None], max_steps + 1, axis=1)
+    actions = np.full((len(initial), max_steps, 2), np.nan)
+    coverage = np.full((len(initial), max_steps), np.nan)
+    running, latency = np.arange(len(initial)), []
+    env.reset(initial)
+    for chunk, now in enumerate(range(0, max_steps, n_action_steps)):
+        end = min(now + n_action_steps, max_steps)
+        recent = np.maximum(np.arange(now - n_obs_steps + 1, now + 1), 0)
+        observations = observe(torch.from_numpy(states[running][:, recent]), obs_type).float()
+        started = clock()
+        predicted = policy(observations, episodes=torch.from_numpy(running), chunk=chunk)
+        targets = _executed(predicted, n_obs_steps - 1, n_action_steps)[:, : end - now]
+        latency.append((clock() - started, len(running)))
+        if len(bad := np.flatnonzero(~np.isfinite(targets).all(axis=(1, 2)))):
+            raise ValueError(
+                f"the actions for episode {running[bad[0]]} at step {now} are not finite"
+            )
+        steps = env.step(targets, running.tolist())
+        # The step that reaches the goal counts, and what follows does not.
+        reached = np.cumsum(steps.coverage > SUCCESS_COVERAGE, axis=1) > 0
+        over = np.pad(reached, ((0, 0), (1, 0)))[:, :-1]
+        coverage[running, now:end] = np.where(over, np.nan, steps.coverage)
+        actions[running, now:end] = np.where(over[..., None], np.nan, targets)
+        for row, episode in enumerate(running):
+            count = int((~over[row]).sum())
+            states[episode, now + 1 : now + 1 + count] = steps.state[row, :count]
+            states[episode, now + 1 + count :] = steps.state[row, count - 1]
+        running = running[~reached[:, -1]]
+        if not len(running):
+            break
+    return Rollouts(states, actions, coverage, tuple(latency))
+
+
+def _executed(chunk: Tensor, first: int, count: int) -> Array:
+    """Cut the actions that are carried out from ``chunk`` ``[B, horizon, 2]``."""
+    if chunk.ndim != 3 or chunk.shape[1] < first + count or chunk.shape[2] != 2:
+        raise ValueError(
+            f"a policy must predict [B, {first + count} or more, 2], got {tuple(chunk.shape)}"
+        )
+    return chunk[:, first : first + count].double().cpu().numpy()

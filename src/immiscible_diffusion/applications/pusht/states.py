@@ -1,6 +1,6 @@
-"""Push-T without its simulator: states, key points, where test episodes begin.
+"""Push-T without its simulator: states, observations, initial states of test episodes.
 
-A state is ``[agent x, agent y, block x, block y, block angle]``: pixels of a table of 512 x 512,
+A state is ``[agent x, agent y, block x, block y, block angle]``, in pixels of a field of 512 x 512
 and radians.
 """
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 TEST_SEED, TEST_EPISODES = 100_000, 50
-STEPS = 300
-THRESHOLD = 0.95  # of the goal covered: success, and a score of 1
-# In the frame of the block; those of the published recordings, which drew them at random once.
+MAX_STEPS = 300
+SUCCESS_COVERAGE = 0.95
+# In the frame of the block, as in the published recordings, which drew them at random once.
 KEY_POINTS = (
     (9.26979, 90.04097),
     (-60.98347, -1.18673),
@@ -25,63 +25,63 @@ KEY_POINTS = (
     (-16.82434, 62.86318),
     (23.54146, -1.70029),
 )
-# Of the two bars of the block, in the order of gym-pusht: what LeRobot recorded.
+# Corners of the two bars of the block, in the order of gym-pusht, as LeRobot recorded them.
 CORNERS = (
     *((-60, 0), (60, 0), (60, 30), (-60, 30)),
     *((-15, 30), (15, 30), (15, 120), (-15, 120)),
 )
-OBSERVATIONS = ("keypoint", "relative", "state", "corners", "agent")
+OBS_TYPES = ("keypoint", "relative", "state", "corners", "agent")
 
 
 def key_points(state: Tensor, local: tuple[tuple[float, float], ...] = KEY_POINTS) -> Tensor:
-    """``[..., n, 2]``: points on the block of ``state`` ``[..., 5]``, in pixels.
+    """Place points ``local``, given in the block's frame, on the block of ``state`` ``[..., 5]``.
 
-    Args:
-        state: of the table.
-        local: the points in the frame of the block.
+    Returns:
+        ``[..., n, 2]``, in pixels.
     """
     angle = state[..., 4, None]
     x, y = torch.tensor(local, dtype=state.dtype, device=state.device).unbind(-1)
-    turned = torch.stack(
+    rotated = torch.stack(
         [angle.cos() * x - angle.sin() * y, angle.sin() * x + angle.cos() * y], dim=-1
     )
-    return turned + state[..., None, 2:4]
+    return rotated + state[..., None, 2:4]
 
 
-def observe(state: Tensor, kind: str) -> Tensor:
-    """What a policy sees of ``state`` ``[..., 5]``.
+def observe(state: Tensor, obs_type: str) -> Tensor:
+    """Compute what a policy observes of ``state`` ``[..., 5]``.
 
     Args:
-        state: of the table.
-        kind: ``keypoint``: nine points on the block and the agent's place ``[..., 20]``, as
-            published; ``relative``: these, and the points as seen from the agent ``[..., 38]``;
+        state: of the environment.
+        obs_type: ``keypoint``: nine points on the block and the agent's position ``[..., 20]``, as
+            published; ``relative``: these, and the points relative to the agent ``[..., 38]``;
             ``state``: the state itself ``[..., 5]``, whose angle jumps at 2 pi;
-            ``corners``: eight corners of the block and the agent's place ``[..., 18]``, and
-            ``agent``: its place alone ``[..., 2]``, as LeRobot records them.
+            ``corners``: eight corners of the block and the agent's position ``[..., 18]``, and
+            ``agent``: its position alone ``[..., 2]``, as LeRobot records them.
     """
     agent = state[..., :2]
-    if kind == "state":
+    if obs_type == "state":
         return torch.cat([state[..., :4], state[..., 4:] % (2 * math.pi)], dim=-1)
-    if kind == "agent":
+    if obs_type == "agent":
         return agent
-    if kind in ("keypoint", "relative", "corners"):
-        points = key_points(state, CORNERS if kind == "corners" else KEY_POINTS)
-        far = [(points - agent[..., None, :]).flatten(-2)] if kind == "relative" else []
-        return torch.cat([points.flatten(-2), agent, *far], dim=-1)
-    raise ValueError(f"observation must be one of {', '.join(OBSERVATIONS)}, got {kind!r}")
+    if obs_type in ("keypoint", "relative", "corners"):
+        points = key_points(state, CORNERS if obs_type == "corners" else KEY_POINTS)
+        parts = [points.flatten(-2), agent]
+        if obs_type == "relative":
+            parts.append((points - agent[..., None, :]).flatten(-2))
+        return torch.cat(parts, dim=-1)
+    raise ValueError(f"obs_type must be one of {', '.join(OBS_TYPES)}, got {obs_type!r}")
 
 
 def start_states(count: int = TEST_EPISODES, first: int = TEST_SEED) -> Tensor:
-    """``[count, 5]`` float64: where the episodes with seeds ``first``, ... begin.
+    """Draw the initial states ``[count, 5]`` (float64) of the episodes with seeds ``first``, ...
 
-    The draws of Diffusion Policy's test seeds, set as they are said. Its own environment sets the
-    position before the angle (``legacy_test``), so its blocks begin up to 90 pixels elsewhere.
+    These are the draws of Diffusion Policy's test seeds, set as they are. Its own environment sets
+    the position before the angle (``legacy_test``), so its blocks start up to 90 pixels elsewhere.
     """
-    return torch.tensor(np.array([_start(first + index) for index in range(count)]))
-
-
-def _start(seed: int) -> list[float]:
-    legacy = np.random.RandomState(seed)
-    agent = [legacy.randint(50, 450), legacy.randint(50, 450)]
-    block = [legacy.randint(100, 400), legacy.randint(100, 400)]
-    return [*agent, *block, legacy.randn() * 2 * math.pi - math.pi]
+    states = []
+    for seed in range(first, first + count):
+        rng = np.random.RandomState(seed)
+        agent = [rng.randint(50, 450), rng.randint(50, 450)]
+        block = [rng.randint(100, 400), rng.randint(100, 400)]
+        states.append([*agent, *block, rng.randn() * 2 * math.pi - math.pi])
+    return torch.tensor(states, dtype=torch.float64)

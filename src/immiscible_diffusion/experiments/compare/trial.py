@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from immiscible_diffusion.applications.pusht.environment import simulator_at_hand
-from immiscible_diffusion.applications.pusht.evaluator import PolicyEvaluator, keep_rollouts
+from immiscible_diffusion.applications.pusht.environment import simulator_version
+from immiscible_diffusion.applications.pusht.evaluator import PolicyEvaluator
 from immiscible_diffusion.couplings import Coupling, NoiseDistribution, draw, parse_coupling
 from immiscible_diffusion.couplings.moments import Moments
 from immiscible_diffusion.data.base import DataSet
@@ -121,7 +121,7 @@ class TrialRunner:
             return
         judge = PolicyEvaluator.of(self.plan.recipe, self.dataset)
         if judge.evaluation.episodes:
-            simulator_at_hand()
+            simulator_version()
 
     @property
     def dataset(self) -> DataSet:
@@ -174,7 +174,7 @@ def judge_policy(judge: PolicyEvaluator, run: RunDir, model: nn.Module, step: in
         figures, done = judge(model, sampler, at_work=due and budget == headline)
         run.log("quality", step, budget=budget, **figures)
         if done is not None:
-            keep_rollouts(rollouts_file(run, step), done)
+            done.save(rollouts_file(run, step))
 
 
 def rollouts_file(run: RunDir, step: int) -> Path:
