@@ -7,40 +7,49 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from immiscible_diffusion import __version__
+from immiscible_diffusion.cli.renamed import check_command
 from immiscible_diffusion.utils.optional_deps import MissingDependencyError, require_extra
 from immiscible_diffusion.utils.signals import Interrupted
 
 COMMANDS = {
     "train": "train a recipe; the same command resumes",
-    "sample": "make images with a trained run",
-    "bulk": "many pictures over class names, for FID: over processes, resumable",
-    "evaluate": "judge a trained run, or a folder of images",
-    "compare": "train with and without pairing at equal steps and report what it saves",
-    "report": "write a comparison's page anew, or its tables as LaTeX and CSV",
+    "sample": "make images with a trained run or a published pipeline: 64, or 50,000 for FID",
+    "evaluate": "score a trained run, or a folder of images, against real data",
+    "compare": "train with and without pairing at equal steps, and report what it saves",
+    "report": "write the page of a comparison anew, or its tables as LaTeX and CSV",
     "demo": "the comparison to see first: digits, a few minutes on a CPU",
-    "analyze": "see how mixed data are, and what a coupling changes, in closed form",
-    "probe": "ten minutes on your own data: does pairing help?",
-    "toy": "two dimensions where everything is exact: a picture and an animation of pairing",
-    "explain": "what to expect of a coupling on data of a shape, without data",
-    "fetch": "bring data and judge of a recipe before a job without a network",
+    "analyze": "how mixed data are, and what a coupling changes, in closed form",
+    "pilot": "ten minutes on your own data: does pairing help?",
+    "describe": "what to expect of a coupling on data of a shape, without data",
+    "download": "get all that a recipe needs, before a job without a network",
     "encode": "write the latents of a data set once, to train from them",
-    "make-small-sd": "a small Stable Diffusion pipeline from local pictures, on the spot",
     "recipes": "list the recipes, or show one",
 }
-USAGE = 2
+BAD_INPUT = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit code: 0 well, 2 bad input, 128 + n on signal n."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments and arguments[0] in ("--version", "-V"):
+    """Run a command line; return the exit code: 0 well, 2 bad input, 128 + n on signal n."""
+    command, *arguments = (sys.argv[1:] if argv is None else argv) or [""]
+    if command in ("--version", "-V"):
         sys.stdout.write(f"immiscible {__version__}\n")
         return 0
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    if command in ("", "-h", "--help", "help"):
         sys.stdout.write(overview())
-        return 0 if arguments else USAGE
+        return 0 if command else BAD_INPUT
     try:
-        return run(arguments[0], arguments[1:])
+        if command not in COMMANDS:
+            check_command(command)
+            raise ValueError(f"unknown command '{command}'; known: {', '.join(COMMANDS)}")
+        warnings.simplefilter("default")
+        if str(Path.cwd()) not in sys.path:  # --coupling my_module:MyCoupling finds ./my_module.py
+            sys.path.insert(0, str(Path.cwd()))
+        with require_extra("train", "the command line"):
+            import tyro  # noqa: F401
+        module = importlib.import_module(f"immiscible_diffusion.cli.{command}")
+        return int(module.main(arguments) or 0)
+    except SystemExit as stop:  # tyro printed help, or what is wrong
+        return int(stop.code or 0)
     except Interrupted as stop:
         sys.stderr.write(f"{stop}\n")
         return 128 + stop.signal_number
@@ -52,26 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, MissingDependencyError, OSError) as error:
         text = " ".join(str(error).split())
         sys.stderr.write(f"immiscible: error: {text}\n")
-        return USAGE
-
-
-def run(command: str, arguments: list[str]) -> int:
-    """Run one subcommand."""
-    if command not in COMMANDS:
-        raise ValueError(f"unknown command '{command}'; known: {', '.join(COMMANDS)}")
-    warnings.simplefilter("default")
-    if str(Path.cwd()) not in sys.path:  # --coupling my_module:MyCoupling finds ./my_module.py
-        sys.path.insert(0, str(Path.cwd()))
-    with require_extra("train", "the command line"):
-        import tyro  # noqa: F401
-    module = importlib.import_module(f"immiscible_diffusion.cli.{command.replace('-', '_')}")
-    code = module.main(arguments)
-    return int(code or 0)
+        return BAD_INPUT
 
 
 def overview() -> str:
-    """What ``immiscible --help`` says."""
-    lines = [f"  {name:15}{text}" for name, text in COMMANDS.items()]
+    """What ``immiscible --help`` prints."""
+    lines = [f"  {name:10}{text}" for name, text in COMMANDS.items()]
     return (
         "usage: immiscible COMMAND ...\n\n"
         "Pair noise with data before diffusing: fewer training steps.\n\n"

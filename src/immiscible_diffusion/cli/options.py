@@ -1,9 +1,7 @@
-"""Command lines to dataclasses, by tyro; errors as ValueError, one line."""
+"""Command lines to dataclasses, by tyro."""
 
-import contextlib
+import argparse
 import dataclasses
-import io
-import re
 import sys
 import typing
 from collections.abc import Sequence
@@ -12,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from immiscible_diffusion.cli.renamed import check_options
 from immiscible_diffusion.diffusion.losses import ConsistencyLoss
 from immiscible_diffusion.diffusion.paths import EDMPath, VPPath
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
@@ -21,34 +20,21 @@ from immiscible_diffusion.training.recipe import Recipe
 T = TypeVar("T")
 Device = Literal["auto", "cpu", "cuda", "mps"]
 WholeRecipe = Annotated[Recipe, tyro.conf.arg(name="")]
-CONFIG = (tyro.conf.AvoidSubcommands,)
-_BOX = re.compile(r"[╭╮╰╯│─]+")
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def parse(kind: type[T], arguments: Sequence[str], prog: str, default: T | None = None) -> T:
-    """``arguments`` as a ``kind``; ``--help`` prints and exits.
+    """``arguments`` as a ``kind``; tyro prints help and its errors, and exits.
 
     Raises:
-        ValueError: unknown options or bad values, in one line.
+        ValueError: an option has another name by now.
     """
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            words, name = list(arguments), f"immiscible {prog}"
-            if default is None:
-                return tyro.cli(kind, args=words, prog=name, config=CONFIG)
-            return tyro.cli(kind, args=words, prog=name, default=default, config=CONFIG)
-    except SystemExit as stop:
-        if not stop.code:
-            sys.stderr.write(said.getvalue())
-            raise
-        raise ValueError(_one_line(said.getvalue())) from None
-
-
-def _one_line(text: str) -> str:
-    text = " ".join(_BOX.sub(" ", _ANSI.sub("", text)).split())
-    return text.removeprefix("Parsing error ").removeprefix("Unrecognized options ")
+    given: dict[str, Any] = {} if default is None else {"default": default}
+    given |= {"prog": f"immiscible {prog}", "config": (tyro.conf.AvoidSubcommands,)}
+    options, unknown = tyro.cli(kind, args=list(arguments), return_unknown_args=True, **given)
+    if unknown:
+        check_options(unknown)
+        tyro.cli(kind, args=list(arguments), **given)  # names what is like them, and exits
+    return options
 
 
 def take_name(arguments: Sequence[str], command: str) -> tuple[str, list[str]]:
@@ -67,47 +53,38 @@ def take_name(arguments: Sequence[str], command: str) -> tuple[str, list[str]]:
     raise ValueError(f"which recipe? immiscible {command} RECIPE ...; known: {known}")
 
 
-def named_recipe(name: str, arguments: list[str]) -> tuple[Recipe, list[str]]:
-    """The recipe, shrunk if ``--tiny`` is among the arguments, and the other arguments.
+def named_recipe(name: str, arguments: Sequence[str]) -> tuple[Recipe, list[str]]:
+    """The recipe called ``name`` with parts of other kinds, shrunk if asked for; other arguments.
 
-    ``--tiny`` acts before other options, which may then change what it set; ``--model.kind``,
-    ``--path.kind`` and ``--loss.kind`` act before it.
+    ``--model.kind DiT``, ``--path.kind`` and ``--loss.kind`` choose a class with its defaults, then
+    ``--tiny`` shrinks the recipe; all other options change the result. tyro's own subcommands
+    (``model:di-t``) cannot do so: they come after ``--tiny``, know no sampler that suits a path, and
+    do not go with options of another dataclass (``compare``).
     """
-    recipe, arguments = with_kinds(recipe_from_name(name), arguments)
-    if "--tiny" in arguments:
-        # Under a name of its own, so that it leaves the folder of the real run alone.
-        tiny = dataclasses.replace(recipe.tiny(), name=f"{recipe.name}-tiny")
-        return tiny, [argument for argument in arguments if argument != "--tiny"]
-    return recipe, arguments
-
-
-def with_kinds(recipe: Recipe, arguments: list[str]) -> tuple[Recipe, list[str]]:
-    """The recipe with parts of other kinds, as ``--model.kind DiT`` asks, and the other arguments.
-
-    A part of another kind has its defaults, and so has the sampler where path or loss need another;
-    later options change them.
-    """
-    rest, chosen = list(arguments), {}
+    recipe, hints = recipe_from_name(name), typing.get_type_hints(Recipe)
+    parser = argparse.ArgumentParser(f"immiscible ... {name}", add_help=False, allow_abbrev=False)
+    parser.usage = argparse.SUPPRESS
+    parser.add_argument("--tiny", action="store_true")
+    kinds: dict[str, dict[str, type]] = {}
     for part in ("model", "path", "loss"):
-        word = f"--{part}.kind"
-        if word not in rest:
-            continue
-        place = rest.index(word)
-        asked = rest[place + 1] if place + 1 < len(rest) else ""
-        kinds = kinds_of(part)
-        kind = {name.lower(): kind for name, kind in kinds.items()}.get(asked.lower())
-        if kind is None:
-            raise ValueError(f"{word} must be one of {', '.join(kinds)}, got {asked!r}")
-        if not isinstance(getattr(recipe, part), kind):
+        kinds[part] = {kind.__name__.lower(): kind for kind in typing.get_args(hints[part])}
+        parser.add_argument(f"--{part}.kind", dest=part, type=str.lower, choices=[*kinds[part]])
+    words, rest = parser.parse_known_args(list(arguments))
+    chosen: dict[str, Any] = {}
+    for part, classes in kinds.items():
+        kind = classes.get(getattr(words, part))
+        if kind is not None and not isinstance(getattr(recipe, part), kind):
             chosen[part] = kind()
-        del rest[place : place + 2]
-    path, loss = chosen.get("path", recipe.path), chosen.get("loss", recipe.loss)
     if "path" in chosen or "loss" in chosen:
-        chosen["sampler"] = sampler_of(path, loss)
-    return dataclasses.replace(recipe, **chosen), rest
+        path, loss = chosen.get("path", recipe.path), chosen.get("loss", recipe.loss)
+        chosen["sampler"] = usual_sampler(path, loss)
+    recipe = dataclasses.replace(recipe, **chosen)
+    if words.tiny:  # under a name of its own, so that it leaves the folder of the real run alone
+        recipe = dataclasses.replace(recipe.tiny(), name=f"{recipe.name}-tiny")
+    return recipe, rest
 
 
-def sampler_of(path: Any, loss: Any) -> SamplerConfig:
+def usual_sampler(path: Any, loss: Any) -> SamplerConfig:
     """The usual sampler of a path, or of consistency models."""
     if isinstance(loss, ConsistencyLoss):
         return SamplerConfig("consistency", steps=1)
@@ -116,27 +93,16 @@ def sampler_of(path: Any, loss: Any) -> SamplerConfig:
     return SamplerConfig("edm", steps=18) if isinstance(path, EDMPath) else SamplerConfig()
 
 
-def kinds_of(part: str) -> dict[str, type]:
-    """The kinds that a part of a recipe may be of, by name."""
-    kinds = typing.get_args(typing.get_type_hints(Recipe)[part])
-    return {kind.__name__: kind for kind in kinds}
-
-
 def run_path(out: Path | None, *parts: str) -> Path:
     """``--out``, or runs/... below the working folder."""
     return out or Path("runs").joinpath(*parts)
 
 
-def split_known(kind: type[T], recipe: Recipe, arguments: list[str], prog: str) -> tuple[T, Recipe]:
+def split_known(
+    kind: type[T], recipe: Recipe, arguments: Sequence[str], prog: str
+) -> tuple[T, Recipe]:
     """Options of ``kind``, and what is left of ``arguments`` as fields of the recipe."""
-    if "-h" in arguments or "--help" in arguments:
-        parse(kind, ["--help"], prog)
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            options, rest = tyro.cli(
-                kind, args=arguments, prog=f"immiscible {prog}", return_unknown_args=True
-            )
-    except SystemExit:
-        raise ValueError(_one_line(said.getvalue())) from None
+    options, rest = tyro.cli(
+        kind, args=list(arguments), prog=f"immiscible {prog}", return_unknown_args=True
+    )
     return options, parse(Recipe, rest, prog, recipe)

@@ -1,131 +1,211 @@
-"""``immiscible sample RUN``."""
+"""``immiscible sample RUN [--to DIR]``."""
 
 import hashlib
+import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 import tyro
 from torch import Tensor
 
+from immiscible_diffusion.applications.stable_diffusion.pipelines import (
+    load_pipeline,
+    pipeline_digests,
+    sample_pipeline,
+)
+from immiscible_diffusion.applications.stable_diffusion.prompts import (
+    Synonyms,
+    check_template,
+    class_prompts,
+)
 from immiscible_diffusion.cli.options import Device, parse
 from immiscible_diffusion.cli.sampler_options import SamplerChanges
+from immiscible_diffusion.data.folder_of_samples import PROMPTS, SampleFolder
+from immiscible_diffusion.evaluation.generate_folder import claim_folder, generate_folder
 from immiscible_diffusion.evaluation.load_run import LoadedRun
-from immiscible_diffusion.training.progress import Progress
+from immiscible_diffusion.evaluation.sample_writers import SampleWriter
+from immiscible_diffusion.metrics.features.preprocess import weights_digest
 from immiscible_diffusion.training.run_dir import RunDir
-from immiscible_diffusion.utils.atomic_files import atomic_path
-from immiscible_diffusion.utils.distributed import ranks_of
+from immiscible_diffusion.utils.atomic_files import atomic_path, write_text
+from immiscible_diffusion.utils.distributed import place, ranks_of
 from immiscible_diffusion.utils.images import image_grid
-from immiscible_diffusion.utils.optional_deps import require_extra
 
 GRID = 64
+NOT_OF_PIPELINES = ("method", "init_noise", "spacing", "eta", "clip")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(SamplerChanges):
-    """Make images with the averaged weights of a trained run.
+    """Make images with a trained run, or with a published pipeline of diffusers.
 
-    Under accelerate launch every process makes its share; the images are the same.
+    Image i depends on the seed and i alone, and is of class (or prompt) i mod their number. With
+    --to the same command continues after an interruption, without a duplicate or a gap; under
+    accelerate launch every process makes its share. Examples:
+
+    immiscible sample runs/digits-flow/knn-seed0
+
+    immiscible sample RUN --to images --count 50000 --format tar
+
+    immiscible sample --pipeline NAME --to images --count 50000 --classes classes.txt
 
     Args:
-        run: the run folder.
-        out: new folder for the pictures; by default RUN/images/STEP-SAMPLER-SEED.
-        count: images to make; image i depends on the seed and i alone.
-        seed: of the start noise.
-        prompt: what to show, one text or several, of a run that is told by text.
-        batch_size: images at a time.
+        run: a run folder; its averaged weights are sampled.
+        pipeline: sample this instead: a folder with a pipeline of diffusers, or its hub name.
+        to: folder for the images; by default RUN/images/STEP-SAMPLER-SEED, made anew, and a grid
+            of its first images beside it.
+        count: images in all; more can be asked for later.
+        seed: of the initial noise.
+        prompt: text to show, one or several, for a model conditioned on text.
+        prompts: a file of prompts, one a line.
+        classes: a file of class names, one a line, synonyms separated by commas.
+        template: the prompt for a class.
+        synonyms: which synonyms of a class name are used.
+        format: png, files {class}_{i}.png; tar, webdataset shards of them; or both.
+        shard_size: images in a tar shard.
+        batch_size: images at a time, on each process; by default 256 and at most what the VAE
+            takes, 16 with a pipeline.
+        precision: of a pipeline.
         device: where to sample.
     """
 
-    run: Annotated[Path, tyro.conf.Positional]
-    out: Path | None = None
+    run: Annotated[Path | None, tyro.conf.Positional] = None
+    pipeline: str | None = None
+    to: Path | None = None
     count: int = 64
     seed: int = 0
     prompt: tuple[str, ...] = ()
-    batch_size: int = 256
+    prompts: Path | None = None
+    classes: Path | None = None
+    template: str = "{label}"
+    synonyms: Synonyms = "first"
+    format: Literal["png", "tar", "both"] = "png"
+    shard_size: int = 1000
+    batch_size: int | None = None
+    precision: Literal["float32", "float16", "bfloat16"] = "float32"
     device: Device = "auto"
 
 
+Draw = Callable[[Sequence[int]], Tensor]
+
+
 def main(arguments: list[str]) -> int:
-    """Write count numbered PNG files, and a grid of the first beside their folder."""
+    """Make the images that are missing; say how many exist."""
     options = parse(Options, arguments, "sample")
-    for name in ("count", "batch_size"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(options, name)}")
     ranks = ranks_of(options.device)
-    run = RunDir.existing(options.run)
-    if options.prompt and not run.recipe().by_text:
-        raise ValueError("this run was not trained on prompts; leave prompt")
-    trained = LoadedRun.load(run, options.device)
-    if trained.recipe.is_policy:
-        raise ValueError(
-            f"{options.run} is a policy, which makes no images; immiscible evaluate {options.run} "
-            f"lets it work and films it"
-        )
-    sampler = options.of(trained.recipe.sampler)
-    generator = trained.generator(sampler, options.batch_size, options.prompt)
-    series = f"step{trained.step}-{str(sampler).replace(' ', '')}-seed{options.seed}"
-    if options.prompt:
-        series += f"-{hashlib.sha256(chr(10).join(options.prompt).encode()).hexdigest()[:8]}"
-    out = options.out or options.run / "images" / series
-    if options.out and any(out.glob("*.png")):
-        raise ValueError(f"{out} holds pictures already, which would mix; choose another --out")
-    ranks.wait_for_everyone()  # all have looked before one writes
-    rows = share_of(options.count, ranks.process_index, ranks.num_processes)
-    batches = generator(trained.model, rows, seed=options.seed, sampler=sampler)
-    nfe = write_images(batches, out, rows, quiet=not ranks.is_main_process)
-    ranks.wait_for_everyone()
-    if ranks.is_main_process:
-        for oversample in sorted(out.glob("[0-9]*.png"))[
-            options.count :
-        ]:  # of a longer call before
-            oversample.unlink()
-        write_grid(out, min(GRID, options.count))
-        sys.stderr.write(
-            f"{out}: {options.count} images of step {trained.step}, {sampler} ({nfe} function "
-            f"evaluations)\n"
-        )
+    rank, world = ranks.process_index, ranks.num_processes
+    if (options.run is None) == (options.pipeline is None):
+        raise ValueError("what is to be sampled? give a run folder, or --pipeline NAME_OR_FOLDER")
+    names, prompts = texts(options)
+    draw, settings, classes, size = (of_run if options.run else of_pipeline)(options, prompts)
+    names = names or classes
+    settings |= {"seed": options.seed} | ({"prompts": digest(prompts)} if prompts else {})
+    if options.to:
+        out, shard = options.to, None if options.format == "png" else options.shard_size
+        named = {"classes": digest(names), "format": options.format, "shard_size": shard}
+        claim_folder(out, settings | named)
+    else:
+        series = f"step{settings['step']}-{settings['sampler'].replace(' ', '')}-seed{options.seed}"
+        series += f"-{settings['prompts'][:8]}" if prompts else ""
+        out, names = Path(str(options.run), "images", series), ()
+        if rank == 0:
+            shutil.rmtree(out, ignore_errors=True)
+        ranks.wait_for_everyone()
+    if prompts:
+        write_text(out / PROMPTS, "".join(f"{prompt}\n" for prompt in prompts))
+    writer = SampleWriter(out, options.count, names, options.format, options.shard_size)
+    writer.existing()  # an error now if the folder holds other images
+    generate_folder(writer, draw, batch_size=size, rank=rank, world=world, quiet=rank > 0)
+    if options.to is None:
+        ranks.wait_for_everyone()
+    if rank > 0:
+        return 0
+    if options.to is None:
+        with atomic_path(out.with_name(f"{out.name}-grid.png")) as temporary:
+            image_grid(next(SampleFolder(out).batches(GRID))).save(temporary, format="PNG")
+    left = options.count - writer.existing()
+    state = f"{left:,} of other processes to come" if left else "complete"
+    how = ", ".join(f"{name} {value}" for name, value in settings.items())
+    sys.stderr.write(f"{out}: {options.count:,} images, {state} ({how})\n")
     return 0
 
 
-def share_of(count: int, rank: int, world: int) -> range:
-    """The images that a rank makes: a run of them, of equal length but for one."""
-    return range(count * rank // world, count * (rank + 1) // world)
+def of_run(
+    options: Options, prompts: Sequence[str]
+) -> tuple[Draw, dict[str, Any], Sequence[str], int]:
+    """What samples a run, its settings, the classes of its data, and images at a time."""
+    run = RunDir.existing(Path(str(options.run)))
+    recipe = run.recipe()
+    if prompts and not recipe.by_text:
+        raise ValueError("this run was not trained on prompts; leave classes, prompts and prompt")
+    if recipe.is_policy:
+        raise ValueError(
+            f"{options.run} is a policy, which makes no images; immiscible evaluate {options.run} "
+            f"runs it in the simulator and records a video"
+        )
+    trained = LoadedRun.load(run, options.device)
+    sampler = options.of(recipe.sampler)
+    generator = trained.generator(sampler, prompts=tuple(prompts))
+    settings = {"step": trained.step, "sampler": str(sampler)}
+    if options.to:
+        settings["weights"] = weights_digest(trained.model)
+
+    def draw(indices: Sequence[int]) -> Tensor:
+        sampled = generator.of_rows(trained.model, indices, seed=options.seed, sampler=sampler)
+        settings["nfe"] = sampled.nfe
+        return sampled.data
+
+    number = trained.dataset.num_classes if recipe.conditional and not prompts else None
+    names = getattr(trained.dataset, "class_names", None) or [str(c) for c in range(number or 0)]
+    size = min(256, trained.codec.at_once) if options.batch_size is None else options.batch_size
+    return draw, settings, names if number else (), size
 
 
-def write_images(
-    batches: Iterable[tuple[Tensor, int]], out: Path, rows: range, *, quiet: bool = False
-) -> int:
-    """Write the images ``rows`` as OUT/000000.png ...; function evaluations of an image."""
-    done, nfe = 0, 0
-    out.mkdir(parents=True, exist_ok=True)
-    with Progress(len(rows), 0, "sampling", unit="image", quiet=quiet) as show:
-        for images, evaluations in batches:
-            nfe = evaluations
-            for image, row in zip(images, rows[done:], strict=False):
-                write_png(image[None], out / f"{row:06d}.png")
-            done += len(images)
-            show.update(done)
-    return nfe
+def of_pipeline(
+    options: Options, prompts: Sequence[str]
+) -> tuple[Draw, dict[str, Any], Sequence[str], int]:
+    """What samples a published pipeline, its settings, no classes, and images at a time."""
+    meaningless = [name for name in NOT_OF_PIPELINES if getattr(options, name) is not None]
+    if meaningless:
+        raise ValueError(f"a pipeline has its own sampler; leave {', '.join(meaningless)}")
+    if not prompts or not options.to:
+        raise ValueError(
+            "a pipeline needs --to FOLDER, and prompts: --classes FILE (a name a line), "
+            "--prompts FILE or --prompt TEXT"
+        )
+    chosen = {"num_inference_steps": options.steps, "guidance_scale": options.guidance}
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    device = place(options.device)[2]
+    pipeline = load_pipeline(str(options.pipeline), device, getattr(torch, options.precision))
+    settings = {**pipeline_digests(pipeline), "precision": options.precision, **chosen}
+    draw = partial(sample_pipeline, pipeline, prompts, options.seed, **chosen)
+    return draw, settings, (), 16 if options.batch_size is None else options.batch_size
 
 
-def write_grid(out: Path, count: int) -> None:
-    """The first ``count`` pictures of a folder as one, beside it."""
-    with require_extra("train", "reading pictures"):
-        from PIL import Image
-    arrays = []
-    for row in range(count):
-        with Image.open(out / f"{row:06d}.png") as picture:
-            arrays.append(np.array(picture).reshape(picture.height, picture.width, -1))
-    images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    write_png(images, out.with_name(f"{out.name}-grid.png"))
+def texts(options: Options) -> tuple[Sequence[str], Sequence[str]]:
+    """The names for the files and the prompts, both empty if none are given."""
+    check_template(options.template)
+    if sum(map(bool, (options.classes, options.prompts, options.prompt))) > 1:
+        raise ValueError("classes, prompts and prompt all say what to show; give one of them")
+    lines = list(options.prompt)
+    if file := options.classes or options.prompts:
+        if not file.is_file():
+            raise ValueError(f"there is no file {file}")
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").strip("\n").split("\n")]
+    if not all(lines) or any("\n" in line for line in lines):
+        raise ValueError(
+            f"every prompt or class is one line and not empty; look at {file or lines}"
+        )
+    if not options.classes:
+        return lines, lines
+    spoken = [class_prompts(lines, t, options.synonyms) for t in ("{label}", options.template)]
+    return spoken[0], spoken[1]
 
 
-def write_png(images: Tensor, path: Path) -> None:
-    """One picture of ``images`` ``[B, C, H, W]`` in [-1, 1]."""
-    with atomic_path(path) as temporary:
-        image_grid(images).save(temporary, format="PNG")
+def digest(lines: Sequence[str]) -> str:
+    """A hash of ``lines``."""
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

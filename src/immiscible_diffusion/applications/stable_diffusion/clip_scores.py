@@ -7,8 +7,8 @@ from typing import Any, Literal
 import torch
 
 from immiscible_diffusion.data.base import DataSet
+from immiscible_diffusion.data.folder_of_samples import SampleFolder
 from immiscible_diffusion.data.in_memory import chosen
-from immiscible_diffusion.evaluation.bulk import BulkPictures
 from immiscible_diffusion.metrics.clip import Clip, cmmd, cmmd_features
 from immiscible_diffusion.metrics.features.base import data_batches, extract
 
@@ -24,16 +24,16 @@ def clip_figures(
 
     Args:
         which: score, for which the folder must know its prompts, and cmmd.
-        folder: pictures that ``immiscible bulk`` or ``immiscible sample`` wrote.
+        folder: pictures that ``immiscible sample --to`` wrote.
         dataset: the real pictures.
         device: where CLIP runs.
 
     Raises:
         ValueError: CLIP's weights or the prompts are not there: says where they are looked for.
     """
-    pictures, found = BulkPictures(folder), dict[str, Any]()
+    pictures, found = SampleFolder(folder), dict[str, Any]()
     if "score" in which:
-        score = Clip.load(device=device).score(pictures.with_texts(AT_ONCE))
+        score = Clip.load(device=device).score(pictures.with_prompts(AT_ONCE))
         found |= {
             "clip_score": score.mean,
             "clip_score_error": score.standard_error,

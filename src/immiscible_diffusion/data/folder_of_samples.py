@@ -1,0 +1,122 @@
+"""The images of a folder that ``immiscible sample --to`` wrote, in the order of their numbers."""
+
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from immiscible_diffusion.data.image_decoding import opened, square, to_bytes
+from immiscible_diffusion.data.images import to_batch
+from immiscible_diffusion.utils.batch import Batch
+
+PROMPTS = "prompts.txt"  # image i was asked for by line i mod their number
+_NUMBER = re.compile(r"(\d+)\.png$")
+
+
+class Place(NamedTuple):
+    """Where the PNG file of an image is: ``size`` bytes of a file, or all of it (-1)."""
+
+    number: int
+    path: Path
+    start: int = 0
+    size: int = -1
+
+
+@dataclass(frozen=True, eq=False)
+class SampleFolder:
+    """A data set of the images in a folder: tar shards where there are any, else PNG files.
+
+    Args:
+        folder: where they are.
+        size: resize the shorter side to this and cut out the center square; None = as they are.
+        channels: 1 or 3.
+    """
+
+    folder: Path
+    size: int | None = None
+    channels: int = 3
+
+    num_classes = None
+    note = ""
+
+    @property
+    def name(self) -> str:
+        """Name for reports."""
+        return str(self.folder)
+
+    @property
+    def shards(self) -> list[Path]:
+        """The tar shards."""
+        return sorted(self.folder.glob("*.tar"))
+
+    @cached_property
+    def places(self) -> list[Place]:
+        """Where every image is, in order; ValueError if there are none, or a shard is damaged."""
+        places = [place for shard in self.shards for place in _members(shard)]
+        if not places:
+            files = [(file, _NUMBER.search(file.name)) for file in self.folder.glob("*.png")]
+            places = [Place(int(match[1]), file) for file, match in files if match]
+        if not places:
+            raise ValueError(f"{self.folder} holds no images that immiscible sample --to wrote")
+        return sorted(places)
+
+    @cached_property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W), of the first image if no size is asked for."""
+        if self.size is not None:
+            return (self.channels, self.size, self.size)
+        return tuple(self._decode(self.places[0]).shape)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
+        """The images at ``indices`` ``[B]`` in [-1, 1]; never augmented."""
+        images = [self._decode(self.places[int(index)]) for index in indices]
+        return to_batch(torch.stack(images), None, 255)
+
+    def batches(self, size: int = 512) -> Iterator[Tensor]:
+        """All images ``[b, C, H, W]`` in [-1, 1], in order."""
+        for rows in torch.arange(len(self)).split(size):
+            yield self.batch(rows).data
+
+    def prompts(self) -> list[str]:
+        """What the images were asked for by; ValueError if that is not known."""
+        file = self.folder / PROMPTS
+        if not file.is_file():
+            raise ValueError(
+                f"{file} is absent, so the prompts of the images are not known; write it: a prompt "
+                f"a line, image i of line i mod their number"
+            )
+        return file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+
+    def with_prompts(self, size: int = 64) -> Iterator[tuple[Tensor, list[str]]]:
+        """The images ``[b, C, H, W]`` in [-1, 1], each with its prompt."""
+        prompts, places = self.prompts(), iter(self.places)
+        for images in self.batches(size):
+            numbers = [place.number for place in islice(places, len(images))]
+            yield images, [prompts[number % len(prompts)] for number in numbers]
+
+    def _decode(self, place: Place) -> Tensor:
+        with place.path.open("rb") as file:
+            file.seek(place.start)
+            content = file.read(place.size)
+        cell = {"bytes": content, "path": f"image {place.number} of {self.folder}"}
+        image = opened(cell, "L" if self.channels == 1 else "RGB")
+        return to_bytes(image if self.size is None else square(image, self.size))
+
+
+def _members(shard: Path) -> list[Place]:
+    try:
+        with tarfile.open(shard) as tar:
+            files = [(member, _NUMBER.search(member.name)) for member in tar.getmembers()]
+    except tarfile.TarError as error:
+        raise ValueError(f"{shard} is not a whole tar file ({error}); make it anew") from error
+    return [Place(int(n[1]), shard, member.offset_data, member.size) for member, n in files if n]
