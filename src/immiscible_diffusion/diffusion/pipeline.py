@@ -1,16 +1,15 @@
-"""Images from a trained model."""
+"""From noise to data with a trained network."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from immiscible_diffusion.couplings import NoiseDistribution
-from immiscible_diffusion.data.base import DataSet
-from immiscible_diffusion.diffusion.paths import Cond, Model
+from immiscible_diffusion.diffusion.paths import Cond, Model, Path
 from immiscible_diffusion.diffusion.samplers import (
     RecordingModel,
     Sampled,
@@ -19,137 +18,106 @@ from immiscible_diffusion.diffusion.samplers import (
     start_noise,
     strip_rows,
 )
-from immiscible_diffusion.evaluation.conditions import Told
-from immiscible_diffusion.training.codec import Codec
-from immiscible_diffusion.training.pixels import Pixels
-from immiscible_diffusion.training.recipe import Recipe
+
+
+class InitNoise(Protocol):
+    """The distribution that sampling starts from; ``couplings.NoiseDistribution`` is one."""
+
+    def color(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Turn N(0, I) ``noise`` ``[B, *shape]`` into noise of the distribution."""
+
+
+def _identity(data: Tensor) -> Tensor:
+    return data
+
+
+def _no_conditions(indices: Sequence[int]) -> Cond | None:
+    return None
+
+
+def _cannot_drop(cond: Cond) -> Cond:
+    raise ValueError("guidance needs unconditional=, the conditions that it pushes away from")
 
 
 @dataclass(frozen=True)
-class Generator:
-    """Makes images with the model of a recipe; image i depends on ``(seed, i)``, not on batches.
+class SamplingPipeline:
+    """Generates data with a network; sample i depends on ``(seed, i)``, not on batches or devices.
 
     Args:
-        recipe: names path and sampler.
-        dataset: for the shape of the data, the number of classes and what can be said.
-        device: where the model is.
-        batch_size: images at a time.
-        law: of the noise the model was trained on; needed by a sampler with the matched start.
-        codec: makes pictures of what is sampled.
-        prompts: what a network told by text is to show, instead of what the data say.
+        path: that the network was trained on.
+        sampler: the method, its steps and the weight of guidance.
+        shape: of one sample as it is diffused.
+        device: where the network is.
+        batch_size: samples at a time.
+        conditions: the conditions of samples by index.
+        unconditional: the conditions that guidance pushes away from.
+        decode: turns what was diffused into data.
+        init_noise: the distribution of the noise that the network was trained on, for a sampler
+            with ``init_noise="matched"``.
     """
 
-    recipe: Recipe
-    dataset: DataSet
+    path: Path
+    sampler: SamplerConfig
+    shape: tuple[int, ...]
     device: torch.device | str = "cpu"
     batch_size: int = 512
-    law: NoiseDistribution | None = None
-    codec: Codec = field(default_factory=Pixels)
-    prompts: tuple[str, ...] = ()
+    conditions: Callable[[Sequence[int]], Cond | None] = _no_conditions
+    unconditional: Callable[[Cond], Cond] = _cannot_drop
+    decode: Callable[[Tensor], Tensor] = _identity
+    init_noise: InitNoise | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.sampler.init_noise == "matched" and self.init_noise is None:
+            raise ValueError(
+                "sampler.init_noise matched needs the distribution of the noise that the network "
+                "was trained on; give init_noise=NoiseDistribution.measure(...)"
+            )
 
     def __call__(
-        self,
-        model: nn.Module,
-        count: int | range,
-        *,
-        seed: int,
-        sampler: SamplerConfig | None = None,
+        self, model: nn.Module, count: int | range, *, seed: int
     ) -> Iterator[tuple[Tensor, int]]:
-        """Batches ``[b, *shape]`` of ``count`` images, each with its function evaluations.
+        """Yield batches ``[b, *shape]`` of ``count`` samples, each with its function evaluations.
 
-        A range names the images themselves: ranks that share a set make one each.
+        A range names the samples themselves: ranks that share a set generate one range each.
         """
-        images = range(count) if isinstance(count, int) else count
-        size = min(self.batch_size, self.codec.at_once)
-        for start in range(0, len(images), size):
-            rows = images[start : start + size]
-            sampled = self.of_rows(model, rows, seed=seed, sampler=sampler)
+        indices = range(count) if isinstance(count, int) else count
+        for start in range(0, len(indices), self.batch_size):
+            sampled = self.sample(model, indices[start : start + self.batch_size], seed=seed)
             yield sampled.data, sampled.nfe
 
-    def of_rows(
-        self,
-        model: nn.Module,
-        rows: Sequence[int],
-        *,
-        seed: int,
-        sampler: SamplerConfig | None = None,
-    ) -> Sampled:
-        """The images ``rows``, whichever and in whatever order, and their function evaluations."""
-        sampler = self.of_scaled_data(sampler or self.recipe.sampler)
-        sampled = self._sampled(self.guided(model.eval(), sampler), rows, seed, sampler)
-        doubled = 1 if sampler.guidance == 1 else 2  # with the condition and without
-        return Sampled(self.pictures(sampled.data), doubled * sampled.nfe)
+    def sample(self, model: nn.Module, indices: Sequence[int], *, seed: int) -> Sampled:
+        """Generate the samples ``indices``, in whatever order, with their function evaluations."""
+        sampled = self._sample(self._guided(model), indices, seed)
+        passes = 1 if self.sampler.guidance == 1 else 2  # with the condition and without
+        return Sampled(self.decode(sampled.data), passes * sampled.nfe)
 
-    def strip(
-        self,
-        model: nn.Module,
-        count: int,
-        *,
-        seed: int,
-        sampler: SamplerConfig | None = None,
-        columns: int = 8,
+    def trajectories(
+        self, model: nn.Module, count: int, *, seed: int, columns: int = 8
     ) -> Tensor:
-        """``count`` images on their way from noise to data, as ``strip_rows`` lays them out."""
-        sampler = self.of_scaled_data(sampler or self.recipe.sampler)
-        watched = RecordingModel(self.guided(model.eval(), sampler), self.recipe.noise_path)
-        last = self._sampled(watched, range(count), seed, sampler).data
-        return self.pictures(strip_rows(watched.frames, last, columns))
+        """Generate ``count`` samples with what the network predicts on the way, in rows."""
+        recording = RecordingModel(self._guided(model), self.path)
+        last = self._sample(recording, range(count), seed).data
+        return self.decode(strip_rows(recording.frames, last, columns))
 
-    def pictures(self, data: Tensor) -> Tensor:
-        """Images ``[B, *shape]`` of what was sampled."""
-        return self.codec.decode(self.recipe.scaling.undo(data))
+    def with_steps(self, steps: int) -> "SamplingPipeline":
+        """Return the pipeline with another number of sampling steps."""
+        return dataclasses.replace(self, sampler=self.sampler.with_steps(steps))
 
-    def _sampled(
-        self, model: Model, rows: Sequence[int], seed: int, sampler: SamplerConfig
-    ) -> Sampled:
-        with torch.no_grad():
-            return sampler.sample(
-                self.recipe.noise_path,
-                model,
-                self.start(sampler, seed, rows),
-                cond=self.labels(rows),
-                step_noise=partial(self._step_noise, seed, rows),
-            )
+    def _guided(self, model: nn.Module) -> Model:
+        return guided(model.eval(), self.sampler.guidance, self.unconditional)
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one sample as it is diffused."""
-        return self.codec.shape(self.dataset.shape)
-
-    @property
-    def told(self) -> Told:
-        """What the images are asked to show."""
-        return Told(self.recipe, self.dataset, self.device, self.codec, self.prompts)
-
-    def start(self, sampler: SamplerConfig, seed: int, rows: Sequence[int]) -> Tensor:
-        """What sampling starts from, ``[len(rows), *shape]``."""
-        noise = start_noise(seed, rows, self.shape, self.device)
-        if sampler.init_noise == "normal":
-            return noise
-        if self.law is None:
-            raise ValueError(
-                "init_noise=matched needs the law of the noise the model was trained on"
-            )
-        labels = self.told.labels(rows) if self.recipe.conditional else None
-        return self.law.color(noise, None if labels is None else labels["label"])
-
-    def of_scaled_data(self, sampler: SamplerConfig) -> SamplerConfig:
-        """``sampler`` with its bound on predicted data scaled as the data are."""
-        if sampler.clip is None:
-            return sampler
-        return dataclasses.replace(sampler, clip=sampler.clip * self.recipe.scaling.factor)
-
-    def guided(self, model: nn.Module, sampler: SamplerConfig) -> Model:
-        """``model``, pushed towards its conditions if ``sampler`` asks for it."""
-        return guided(model, sampler.guidance, self.told.without)
-
-    def _step_noise(self, seed: int, rows: Sequence[int], step: int) -> Tensor:
-        return start_noise(seed, rows, self.shape, self.device, step)
-
-    def labels(self, rows: Sequence[int]) -> Cond | None:
-        """The conditions of ``rows``: for labels, image i is of class i mod their number."""
-        return self.told(rows)
+    @torch.no_grad()
+    def _sample(self, model: Model, indices: Sequence[int], seed: int) -> Sampled:
+        cond = self.conditions(indices)
+        noise = start_noise(seed, indices, self.shape, self.device)
+        if self.sampler.init_noise == "matched" and self.init_noise is not None:
+            noise = self.init_noise.color(noise, (cond or {}).get("label"))
+        return self.sampler.sample(
+            self.path,
+            model,
+            noise,
+            cond=cond,
+            step_noise=partial(start_noise, seed, indices, self.shape, self.device),
+        )

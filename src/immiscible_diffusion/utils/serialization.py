@@ -1,4 +1,4 @@
-"""Frozen dataclasses as JSON values and back."""
+"""Frozen dataclasses as JSON values and back: the one codec of the project."""
 
 import dataclasses
 import types
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def to_dict(value: Any) -> Any:
-    """``value`` as JSON values; dataclasses say their kind."""
+    """Turn ``value`` into JSON values; a dataclass says its ``kind``, the name of its class."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"kind": type(value).__name__} | fields
@@ -16,41 +16,56 @@ def to_dict(value: Any) -> Any:
     return value
 
 
-def from_dict(kind: Any, value: Any, where: str) -> Any:
-    """``value`` as an instance of the annotation ``kind``, for the few kinds recipes use."""
-    options: list[Any] = [
-        option
-        for option in (typing.get_args(kind) if _is_union(kind) else (kind,))
-        if dataclasses.is_dataclass(option)
-    ]
-    if not options:
+def from_dict(annotation: Any, value: Any, where: str) -> Any:
+    """Read ``value`` as an instance of ``annotation``: what ``to_dict`` wrote.
+
+    Args:
+        annotation: a dataclass, a base class of dataclasses, a union of them, or a plain type.
+        value: JSON values.
+        where: the name that errors use.
+
+    Raises:
+        ValueError: an unknown kind, or unknown or missing fields; it says where.
+    """
+    kinds = kinds_of(annotation)
+    if not kinds:
         return tuple(value) if isinstance(value, list) else value
-    if value is None and _is_union(kind):
+    if value is None and _is_union(annotation):
         return None
-    names = {option.__name__: option for option in options}
-    if not isinstance(value, dict) or value.get("kind") not in names:
-        raise ValueError(f"{where} must be one of {', '.join(names)}, got {value!r}")
-    chosen = names[value["kind"]]
-    hints = typing.get_type_hints(chosen)
-    known = dataclasses.fields(chosen)
+    if not isinstance(value, dict) or value.get("kind") not in kinds:
+        raise ValueError(f"{where} must be one of {', '.join(kinds)}, got {value!r}")
+    kind = kinds[value["kind"]]
+    hints, fields = typing.get_type_hints(kind), dataclasses.fields(kind)
     given = value.keys() - {"kind"}
-    needed = {f.name for f in known if f.default is f.default_factory is dataclasses.MISSING}
-    if wrong := (given - {f.name for f in known}) | (needed - given):
+    needed = {f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING}
+    if wrong := (given - {f.name for f in fields}) | (needed - given):
         raise ValueError(f"{where}: unknown or missing fields: {', '.join(sorted(wrong))}")
-    return chosen(
+    return kind(
         **{name: from_dict(hints[name], value[name], f"{where}.{name}") for name in given}
     )
 
 
-def _is_union(kind: Any) -> bool:
-    return typing.get_origin(kind) in (typing.Union, types.UnionType)
+def kinds_of(annotation: Any) -> dict[str, type]:
+    """List the dataclasses that ``annotation`` allows by name: its subclasses, its members."""
+    options = typing.get_args(annotation) if _is_union(annotation) else (annotation,)
+    kinds: dict[str, type] = {}
+    for option in options:
+        if dataclasses.is_dataclass(option):
+            kinds[option.__name__] = option  # type: ignore[union-attr]
+        elif isinstance(option, type) and option.__module__.startswith("immiscible_diffusion"):
+            for subclass in option.__subclasses__():
+                kinds |= kinds_of(subclass)
+    return kinds
 
 
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, names joined by dots."""
-    found: dict[str, Any] = {}
+def _is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested dictionaries to one, names joined by dots."""
+    result: dict[str, Any] = {}
     for key, value in values.items():
-        found |= (
-            flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
-    return found
+        nested = isinstance(value, dict)
+        result |= flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return result

@@ -1,6 +1,6 @@
 """Which sampler, and how long."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
@@ -173,6 +173,15 @@ class SamplerConfig:
                 path, model, noise, cond=cond, steps=self.steps, step_noise=step_noise
             )
         return self(path.velocity(model, cond), path.sigma_max * noise)
+
+    def with_steps(self, steps: int) -> "SamplerConfig":
+        """Return the sampler with ``steps`` steps; Euler's for one that chooses its own."""
+        method = "euler" if self.method == "dopri5" else self.method
+        return replace(self, method=method, steps=steps)
+
+    def scaled(self, factor: float) -> "SamplerConfig":
+        """Return the sampler for data multiplied by ``factor``: its bound on data grows with it."""
+        return self if self.clip is None else replace(self, clip=factor * self.clip)
 
     def __str__(self) -> str:
         length = f"{self.tolerance:g}" if self.method == "dopri5" else str(self.steps)

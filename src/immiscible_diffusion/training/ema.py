@@ -1,0 +1,90 @@
+"""The exponential moving average of the weights."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from immiscible_diffusion.models.trainable import (
+    copy_sharing_frozen,
+    trainable_names,
+    trainable_parameters,
+)
+from immiscible_diffusion.utils.optional_deps import require_extra
+
+
+@dataclass(frozen=True)
+class EMAConfig:
+    """How weights are averaged.
+
+    Args:
+        decay: of the average, in [0, 1); 0 = the weights themselves.
+        warmup: let the decay grow as (1 + step) / (10 + step) up to ``decay``, so that short runs
+            forget their start; off as published.
+        power: let it grow as 1 - (1 + step)^-power instead (Diffusion Policy: 0.75); 0 = off.
+    """
+
+    decay: float = 0.9999
+    warmup: bool = False
+    power: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"ema.decay must be at least 0 and below 1, got {self.decay}")
+        if self.power < 0 or (self.power and self.warmup):
+            raise ValueError(
+                f"ema.power must be >= 0 and is another ramp than ema.warmup; got {self.power} and "
+                f"warmup={self.warmup}"
+            )
+
+    def tiny(self) -> "EMAConfig":
+        """Shrink to a smoke run."""
+        return replace(self, decay=0.9, warmup=True, power=0.0)
+
+    def __str__(self) -> str:
+        if not self.decay:
+            return "none"
+        power = f", ramped up by a power of {self.power:g}" if self.power else ""
+        return f"{self.decay:g}" + (", ramped up" if self.warmup else power)
+
+
+class EMA:
+    """The average of the trainable weights, in a copy of the model that shares the frozen ones."""
+
+    def __init__(self, config: EMAConfig, model: nn.Module) -> None:
+        with require_extra("train", "the average of the weights"):
+            from diffusers.training_utils import EMAModel
+        self._copy = copy_sharing_frozen(model).eval()
+        self._weights = trainable_parameters(self._copy)
+        self._copy.requires_grad_(False)
+        self.names = trainable_names(model)
+        ramped = config.warmup or config.power > 0
+        self._ema = EMAModel(
+            trainable_parameters(model),
+            decay=config.decay,
+            min_decay=0.0 if ramped else config.decay,
+            use_ema_warmup=config.power > 0,
+            power=config.power,
+            foreach=True,
+        )
+
+    def update(self, model: nn.Module) -> None:
+        """Average in the weights after a step."""
+        self._ema.step(trainable_parameters(model))
+
+    @property
+    def model(self) -> nn.Module:
+        """The model with the averaged weights, in eval mode."""
+        self._ema.copy_to(self._weights)
+        return self._copy
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint needs."""
+        state: dict[str, Any] = self._ema.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Load what ``state_dict`` returned."""
+        self._ema.load_state_dict(state)
+        self._ema.to(device)

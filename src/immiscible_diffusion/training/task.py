@@ -1,0 +1,242 @@
+"""What differs between applications; the trainer asks its task and never what kind it is."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from immiscible_diffusion.couplings import Coupling
+from immiscible_diffusion.data import DataSet
+from immiscible_diffusion.diffusion.losses import ConsistencyLoss
+from immiscible_diffusion.diffusion.paths import Cond, EDMPath, Preconditioned
+from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
+from immiscible_diffusion.models.condition_dropout import drop_labels
+from immiscible_diffusion.utils.batch import Batch
+from immiscible_diffusion.utils.random import RandomStreams, hash_seed
+
+if TYPE_CHECKING:
+    from immiscible_diffusion.training.recipe import Recipe
+    from immiscible_diffusion.training.run_dir import RunDir
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """At which training steps ``compare`` evaluates, and at which numbers of sampling steps.
+
+    Args:
+        sampling_steps: numbers of steps of the recipe's sampler.
+        num: how many training steps, spaced evenly in their logarithm.
+        start: the first of them, as a fraction of all steps.
+        steps: the training steps themselves, instead of ``num`` and ``start``; those beyond the
+            end of training are left out, and the last step is always among them.
+    """
+
+    sampling_steps: tuple[int, ...] = (2, 5, 20, 100)
+    num: int = 6
+    start: float = 0.1
+    steps: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.num < 1 or not 0 < self.start <= 1:
+            raise ValueError(
+                f"expected eval.num >= 1 and 0 < eval.start <= 1; got {self.num} and {self.start}"
+            )
+        if not self.sampling_steps or min(self.sampling_steps) < 1:
+            raise ValueError(
+                f"eval.sampling_steps must be numbers of steps >= 1, got {self.sampling_steps}"
+            )
+        if self.steps and min(self.steps) < 1:
+            raise ValueError(f"eval.steps must be training steps >= 1, got {self.steps}")
+
+    def training_steps(self, total: int) -> tuple[int, ...]:
+        """Return the training steps to evaluate at; the last is ``total``."""
+        if self.steps:
+            return tuple(sorted({step for step in self.steps if step < total} | {total}))
+        fractions = (self.start ** (1 - i / max(1, self.num - 1)) for i in range(self.num - 1))
+        return tuple(sorted({max(1, round(total * part)) for part in fractions} | {total}))
+
+
+class TaskConfig(ABC):
+    """The part of a recipe that belongs to its application: a frozen dataclass.
+
+    Attributes:
+        data: which data, and how they are prepared.
+        eval: how and when samples are evaluated.
+    """
+
+    data: Any
+    eval: EvalConfig
+    knows_unconditional: bool = False
+    """Whether the network knows an unconditional input without training on dropped conditions."""
+    diffuses_data_set: bool = False
+    """Whether what is diffused is the data set itself, so that its posterior can be computed."""
+    next_step: str = "immiscible sample {run} makes images"
+    """What a user may do after training."""
+
+    @abstractmethod
+    def build(
+        self, recipe: "Recipe", device: torch.device, dataset: DataSet | None = None
+    ) -> "Task":
+        """Load data and frozen networks; ``dataset`` instead of the data that are named."""
+
+    @abstractmethod
+    def tiny(self) -> "TaskConfig":
+        """Shrink to a smoke run of seconds."""
+
+    def check(self, recipe: "Recipe") -> None:
+        """Raise ValueError for parts of ``recipe`` that do not go with this application."""
+
+
+class Task(ABC):
+    """An application, loaded: its data, what is diffused of them, its network and its evaluation.
+
+    Args:
+        recipe: the experiment.
+        device: where frozen networks are.
+        dataset: the training data; by default those that the recipe names.
+    """
+
+    max_batch_size: int | None = None
+    """Samples that may be encoded, or generated, at a time; None = any number."""
+    num_preview_images = 64
+    preview_columns: int | None = None
+
+    def __init__(
+        self, recipe: "Recipe", device: torch.device, dataset: DataSet | None = None
+    ) -> None:
+        self.recipe, self.device = recipe, device
+        self.dataset: DataSet = self.load_data("train") if dataset is None else dataset
+
+    # -- data -------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def load_data(self, split: str) -> DataSet:
+        """Load the data of ``split``: ``train``, or ``validation`` where data are held out.
+
+        Raises:
+            ValueError: the data are not there or do not fit; says what to do.
+        """
+
+    def validation_data(self) -> tuple[DataSet, str]:
+        """Return the data to validate on and the name of their split; training data by default."""
+        return self.dataset, self.recipe.task.data.split
+
+    def reference_images(self) -> DataSet:
+        """Return the real data that samples are compared with."""
+        return self.dataset
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one sample as it is diffused."""
+        return self.dataset.shape
+
+    def encode(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
+        """Turn a batch of the data set into what is diffused, on the device, with its conditions.
+
+        ``scale * encoder(data)``, and 0 where the mask says invalid: the network sees all of
+        ``x_t``, and padding must not tell it anything. ``generator`` is what an encoder draws from.
+        """
+        batch = self._encode(batch.to(self.device), generator)
+        data = self.recipe.scaling.apply(batch.data)
+        if batch.mask is not None:
+            data = data.masked_fill(~batch.mask, 0)
+        return Batch(data, batch.cond, batch.mask)
+
+    def decode(self, data: Tensor) -> Tensor:
+        """Turn what was diffused ``[B, *shape]`` into data: images in about [-1, 1], actions."""
+        return self._decode(self.recipe.scaling.undo(data))
+
+    def _encode(self, batch: Batch, generator: torch.Generator | None) -> Batch:
+        return batch
+
+    def _decode(self, data: Tensor) -> Tensor:
+        return data
+
+    # -- network ----------------------------------------------------------------------------------
+
+    def build_model(self) -> nn.Module:
+        """Build the network with its initial weights, which depend on the seed alone.
+
+        Raises:
+            ValueError: the network does not fit the data.
+        """
+        recipe, path = self.recipe, self.recipe.noise_path
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(hash_seed(recipe.seed, "weights"))
+            model = self._build_model()
+        if not isinstance(path, EDMPath):
+            return model
+        sigma_min = path.sigma_min if isinstance(recipe.loss, ConsistencyLoss) else 0.0
+        return Preconditioned(model, path.sigma_data, sigma_min)
+
+    def _build_model(self) -> nn.Module:
+        recipe, dataset = self.recipe, self.dataset
+        classes = dataset.num_classes if recipe.conditional else None
+        if recipe.conditional and classes is None:
+            raise ValueError(
+                f"the recipe is conditional, and the data set {dataset.name} has no labels; "
+                f"give data with labels, or --no-conditional"
+            )
+        if classes is not None and recipe.cond_drop_prob:
+            classes += 1  # the last stands for no label
+        return recipe.model.build(self.shape, classes)
+
+    # -- conditions -------------------------------------------------------------------------------
+
+    def drop_conditions(self, cond: Cond | None, rng: RandomStreams) -> Cond | None:
+        """Drop conditions at random for classifier-free guidance (2207.12598)."""
+        if not self.recipe.conditional or cond is None:
+            return None
+        if not self.recipe.cond_drop_prob or self.dataset.num_classes is None:
+            return cond
+        return drop_labels(
+            cond, self.dataset.num_classes, self.recipe.cond_drop_prob, rng.labels
+        )
+
+    def conditions(self, indices: Sequence[int], prompts: Sequence[str] = ()) -> Cond | None:
+        """Return the conditions of samples: sample i depends on i alone.
+
+        By default sample i is of class ``i mod number of classes``; None for an unconditional
+        network.
+        """
+        classes = self.dataset.num_classes
+        if not self.recipe.conditional or not classes:
+            return None
+        return {"label": torch.tensor([i % classes for i in indices], device=self.device)}
+
+    def unconditional(self, cond: Cond) -> Cond:
+        """Return the conditions that guidance pushes away from."""
+        return drop_labels(cond, self.dataset.num_classes or 0, 1.0)
+
+    def coupling(self, coupling: Coupling) -> Coupling:
+        """Adapt the recipe's coupling to what is diffused."""
+        return coupling
+
+    # -- evaluation and files ---------------------------------------------------------------------
+
+    @abstractmethod
+    def evaluator(self, **options: Any) -> Any:
+        """Return what scores samples: an ``evaluation.Evaluator``."""
+
+    def preview(self, pipeline: SamplingPipeline, model: nn.Module) -> Tensor:
+        """Return images ``[N, C, H, W]`` that show how far training is, from the same noise."""
+        batches = pipeline(model, self.num_preview_images, seed=self.recipe.seed)
+        return torch.cat([data for data, _ in batches])
+
+    def check_before_training(self) -> None:
+        """Raise ValueError for what would go wrong in the end, before hours are spent."""
+
+    def save_files(self, run_dir: "RunDir") -> None:
+        """Write what the run needs besides weights, when training begins."""
+
+    def check_files(self, run_dir: "RunDir") -> None:
+        """Raise ValueError if the data are others than those that ``run_dir`` was trained on."""
+
+    def export(self, run_dir: "RunDir", model: nn.Module, ema: Any, step: int) -> None:
+        """Write weights in the layout of other programs, with every checkpoint."""
+
+    def publish(self, run_dir: "RunDir") -> None:
+        """Publish the run after its last step, if the recipe asks for it."""
