@@ -26,7 +26,7 @@ from immiscible_diffusion.metrics.features.base import extractor_from_name
 from immiscible_diffusion.metrics.few_shot import FewFigures, few_figures
 from immiscible_diffusion.recipes import recipe_from_name
 from immiscible_diffusion.reporting.compare.estimate import t_interval
-from immiscible_diffusion.training.progress import Progress
+from immiscible_diffusion.utils.progress import Progress
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.trainer import Trainer

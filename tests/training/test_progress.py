@@ -3,7 +3,7 @@
 import io
 import sys
 
-from immiscible_diffusion.training.progress import Progress
+from immiscible_diffusion.utils.progress import Progress
 
 
 class Terminal(io.StringIO):
@@ -33,7 +33,7 @@ def test_a_bar_on_a_terminal_that_nothing_is_told_of(monkeypatch):
 
 
 def test_a_log_has_no_guess_before_the_first_step(monkeypatch, capsys):
-    monkeypatch.setattr("immiscible_diffusion.training.progress.PLAIN_SECONDS", -1)
+    monkeypatch.setattr("immiscible_diffusion.utils.progress.PLAIN_SECONDS", -1)
     with Progress(5, 0, "training") as show:
         show.update(0)
         show.update(5)

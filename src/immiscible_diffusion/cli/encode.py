@@ -20,7 +20,7 @@ from immiscible_diffusion.cli.options import Device, parse
 from immiscible_diffusion.data.captions import Captions, load_captioned
 from immiscible_diffusion.data.load import DataConfig, load_images
 from immiscible_diffusion.data.prompts import Synonyms
-from immiscible_diffusion.training.progress import Progress
+from immiscible_diffusion.utils.progress import Progress
 from immiscible_diffusion.utils.distributed import place
 from immiscible_diffusion.utils.optional_deps import require_extra
 

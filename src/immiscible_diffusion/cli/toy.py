@@ -17,7 +17,7 @@ from immiscible_diffusion.data.toy import ToyPoints, toy_points
 from immiscible_diffusion.toy.film import frames, write_film
 from immiscible_diffusion.toy.strip import write_strip
 from immiscible_diffusion.toy.world import PARTS, Amounts, Scene, look
-from immiscible_diffusion.training.progress import Progress
+from immiscible_diffusion.utils.progress import Progress
 from immiscible_diffusion.training.run_dir import environment
 from immiscible_diffusion.utils.atomic_files import atomic_path, write_json
 

@@ -29,7 +29,7 @@ from immiscible_diffusion.smallsd.text import (
 from immiscible_diffusion.smallsd.theirs import diffusers, quiet_transformers, transformers
 from immiscible_diffusion.smallsd.tokenizer import make_tokenizer, save_tokenizer
 from immiscible_diffusion.smallsd.vae import VAETraining, make_vae
-from immiscible_diffusion.training.progress import Progress
+from immiscible_diffusion.utils.progress import Progress
 from immiscible_diffusion.utils.atomic_files import atomic_path, read_json, write_json
 from immiscible_diffusion.utils.images import image_grid
 from immiscible_diffusion.utils.random import key, keyed_generator

@@ -1,45 +1,170 @@
-"""From a recipe to the objects that train: device, data, coupling, network, optimizer."""
+"""From a recipe to the objects that train: accelerator, task, network, coupling."""
 
 import importlib.util
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from immiscible_diffusion.applications.stable_diffusion.codec import LatentCodec
-from immiscible_diffusion.applications.stable_diffusion.load_pipeline import precision_of
-from immiscible_diffusion.applications.stable_diffusion.unet import TextUNet
-from immiscible_diffusion.couplings import Coupling, NoiseDistribution, parse_coupling
-from immiscible_diffusion.couplings.masked import MaskedCoupling
-from immiscible_diffusion.couplings.moments import Moments
-from immiscible_diffusion.data.base import DataSet
-from immiscible_diffusion.diffusion.losses import ConsistencyLoss
-from immiscible_diffusion.diffusion.paths import EDMPath, Preconditioned
-from immiscible_diffusion.models import PolicyMLP, UNet1D
-from immiscible_diffusion.training.codec import Codec
-from immiscible_diffusion.training.load import whole_rows
-from immiscible_diffusion.training.pixels import Pixels
+from immiscible_diffusion.couplings import Coupling, Moments, NoiseDistribution, parse_coupling
+from immiscible_diffusion.data import DataSet
+from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
+from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
+from immiscible_diffusion.training.task import Task
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.device import is_accelerated
 from immiscible_diffusion.utils.optional_deps import MissingDependencyError, require_extra
-from immiscible_diffusion.utils.random import RandomStreams, key
+from immiscible_diffusion.utils.random import RandomStreams
 
-MOMENTS_DATA = 10_000
-DATA_PER_LABEL = 100
-LAW_NOISES, LAW_PASSES = 50_000, 50
-PIXELS = Pixels()
-PATIENCE = timedelta(days=2)  # ranks wait while one judges; the default gives up after 10 minutes
+MOMENTS_SAMPLES = 10_000
+SAMPLES_PER_LABEL = 100
+DISTRIBUTION_SAMPLES, DISTRIBUTION_PASSES = 50_000, 50
+TIMEOUT = timedelta(days=2)  # ranks wait while one evaluates; the default gives up after 10 minutes
 SHARDED = ("DEEPSPEED", "FSDP", "MEGATRON_LM")
 
 
-def make_accelerator(recipe: Recipe, device: str, run: RunDir) -> Any:
-    """Accelerate's view of the machine; ``device`` is auto, cpu, cuda or mps."""
+@dataclass(frozen=True)
+class Run:
+    """A recipe with everything that it needs on a device.
+
+    Attributes:
+        recipe: the experiment.
+        run_dir: where its files are.
+        device: where it runs.
+        task: its application, loaded.
+        model: the network, with initial weights or those of ``step``.
+        step: training steps behind the weights.
+        allow_code: whether the recipe's coupling may name code to import; False for recipes that
+            were read from files.
+    """
+
+    recipe: Recipe
+    run_dir: RunDir
+    device: torch.device
+    task: Task
+    model: nn.Module
+    step: int = 0
+    allow_code: bool = True
+
+    def with_sampler(self, sampler: SamplerConfig) -> "Run":
+        """Return the run with another sampler; ValueError for one that cannot sample it."""
+        return replace(self, recipe=replace(self.recipe, sampler=sampler))
+
+    @cached_property
+    def coupling(self) -> Coupling:
+        """The recipe's coupling; what it needs to know of the data is measured on first use."""
+        coupling = parse_coupling(
+            self.recipe.coupling,
+            lambda: self._moments().to(self.device),
+            lambda inner: self._distribution(inner, self.run_dir.calibration),
+            allow_import=self.allow_code,
+        )
+        return self.task.coupling(coupling)
+
+    @cached_property
+    def init_noise(self) -> NoiseDistribution | None:
+        """The distribution that the sampler starts from; None for N(0, I)."""
+        if self.recipe.sampler.init_noise != "matched":
+            return None
+        return self._distribution(self.coupling, self.run_dir.noise_distribution)
+
+    def pipeline(self, batch_size: int = 512, prompts: tuple[str, ...] = ()) -> SamplingPipeline:
+        """Return what samples the network; ``prompts`` instead of the data's own conditions."""
+        recipe, task = self.recipe, self.task
+        return SamplingPipeline(
+            recipe.noise_path,
+            recipe.sampler.scaled(recipe.scaling.factor),
+            task.shape,
+            device=self.device,
+            batch_size=min(batch_size, task.max_batch_size or batch_size),
+            conditions=lambda indices: task.conditions(indices, prompts),
+            unconditional=task.unconditional,
+            decode=task.decode,
+            init_noise=self.init_noise,
+        )
+
+    # -- what is measured of the data before step 0 -----------------------------------------------
+
+    def _moments(self) -> Moments:
+        """Fit once and read again; moments of a run that never began may be of other data."""
+        path = self.run_dir.moments
+        if not (self.run_dir.has_begun and path.exists()):
+            Moments.fit(_with_labels(self._some_data())).save(path)
+        return Moments.load(path)
+
+    def _distribution(self, coupling: Coupling, path: Path) -> NoiseDistribution:
+        """Measure the distribution of the coupling's noise once, and read it again."""
+        recipe, dataset = self.recipe, self.task.dataset
+        if not (self.run_dir.has_begun and path.exists()):
+            count = min(len(dataset), MOMENTS_SAMPLES)
+            passes = min(DISTRIBUTION_PASSES, -(-DISTRIBUTION_SAMPLES // count))
+            batches = (batch for epoch in range(passes) for batch in self._some_data(epoch))
+            NoiseDistribution.measure(
+                coupling,
+                _with_labels(batches),
+                self._moments(),
+                by_label=recipe.conditional and dataset.num_classes is not None,
+                generator=RandomStreams(recipe.seed, rank=0).noise,
+            ).save(path)
+        return NoiseDistribution.load(path).to(self.device)
+
+    def _some_data(self, epoch: int = 0) -> Iterator[Batch]:
+        """Yield some data, augmented, encoded and scaled as in training, on the CPU.
+
+        About ten thousand, and more where a conditional recipe has many labels.
+        """
+        recipe, dataset = self.recipe, self.task.dataset
+        count = MOMENTS_SAMPLES
+        if recipe.conditional and dataset.num_classes:
+            count = max(count, SAMPLES_PER_LABEL * dataset.num_classes)
+        streams = RandomStreams(recipe.seed, epoch, rank=0)
+        rows = dataset.complete_rows
+        order = rows[torch.randperm(len(rows), generator=streams.order)[:count]]
+        augment, encode = streams.augment, replace(streams, device=self.device).encode
+        # What is encoded at a time must not depend on how many ranks share a batch.
+        micro_batch = recipe.batch_size // recipe.gradient_accumulation_steps
+        for indices in order.split(self.task.max_batch_size or micro_batch):
+            batch = dataset.batch(indices, augment)
+            # Only labels: text costs time and is not needed.
+            label = {name: v for name, v in (batch.cond or {}).items() if name == "label"}
+            batch = Batch(batch.data, label or None, batch.mask)
+            yield self.task.encode(batch, encode).to("cpu")
+
+
+def build_run(
+    recipe: Recipe,
+    run_dir: RunDir,
+    device: torch.device,
+    dataset: DataSet | None = None,
+    *,
+    allow_code: bool = True,
+) -> Run:
+    """Load what ``recipe`` needs, with the network's initial weights.
+
+    Args:
+        recipe: the experiment.
+        run_dir: where its files are or will be.
+        device: where it runs.
+        dataset: data already loaded; otherwise the recipe's are.
+        allow_code: see ``Run``.
+
+    Raises:
+        ValueError: data or networks are not there, or do not fit; says what to do.
+    """
+    task = recipe.task.build(recipe, device, dataset)
+    model = task.build_model()
+    return Run(recipe, run_dir, device, task, model, allow_code=allow_code)
+
+
+def make_accelerator(recipe: Recipe, device: str, run_dir: RunDir) -> Any:
+    """Return accelerate's view of the machine; ``device`` is auto, cpu, cuda or mps."""
     with require_extra("train", "training"):
         from accelerate import Accelerator
         from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
@@ -56,8 +181,8 @@ def make_accelerator(recipe: Recipe, device: str, run: RunDir) -> Any:
             num_steps=recipe.gradient_accumulation_steps, sync_with_dataloader=False
         ),
         log_with=list(recipe.trackers) or None,
-        project_dir=str(run.root),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        project_dir=str(run_dir.root),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
     )
     if accelerator.distributed_type.value in SHARDED:
         raise ValueError(
@@ -70,7 +195,7 @@ def make_accelerator(recipe: Recipe, device: str, run: RunDir) -> Any:
 
 
 def check_trackers(names: Iterable[str]) -> None:
-    """Raise MissingDependencyError for a tracker that is not installed (accelerate would pass over it)."""
+    """Raise MissingDependencyError for a tracker that is not installed: accelerate would not."""
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise MissingDependencyError(
@@ -79,151 +204,8 @@ def check_trackers(names: Iterable[str]) -> None:
             )
 
 
-def make_model(recipe: Recipe, dataset: DataSet, codec: Codec = PIXELS) -> nn.Module:
-    """The network with its initial weights, which depend on the seed (and a pipeline) alone.
-
-    Raises:
-        ValueError: the recipe is conditional and the data have no labels, or the network does not
-            fit the codec.
-    """
-    by_label = recipe.conditional and not recipe.by_text
-    classes = dataset.num_classes if by_label else None
-    told = getattr(dataset, "condition_shapes", {})  # what besides labels
-    if by_label and classes is None and not told:
-        raise ValueError(
-            f"the recipe is conditional, and the data set {dataset.name} has no labels; "
-            f"give data with labels, or --no-conditional"
-        )
-    if classes is not None and recipe.cond_drop_prob:
-        classes += 1  # the last stands for no label
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key(recipe.seed, "weights"))
-        shape = codec.shape(dataset.shape)
-        if told and isinstance(recipe.model, (UNet1D, PolicyMLP)):
-            model = recipe.model.build(shape, classes, conditions=told)
-        else:
-            model = recipe.network.build(shape, classes)
-    if isinstance(model, TextUNet) and isinstance(codec, LatentCodec):
-        _fit_text(model, codec, recipe)
-    if not isinstance(recipe.path, EDMPath):
-        return model
-    ends = recipe.path.sigma_min if isinstance(recipe.loss, ConsistencyLoss) else 0.0
-    return Preconditioned(model, recipe.path.sigma_data * recipe.scaling.factor, ends)
-
-
-def _fit_text(model: TextUNet, codec: LatentCodec, recipe: Recipe) -> None:
-    """Frozen weights in half precision; ValueError if the network attends to other states."""
-    if model.text_width != codec.width:
-        raise ValueError(
-            f"the U-Net attends to text states of width {model.text_width}, and those of "
-            f"{recipe.codec} have {codec.width}; give a U-Net and a codec of one pipeline"
-        )
-    model.cast_frozen(precision_of(recipe.mixed_precision))
-
-
-def make_coupling(
-    recipe: Recipe,
-    dataset: DataSet,
-    run: RunDir,
-    device: torch.device,
-    codec: Codec = PIXELS,
-) -> Coupling:
-    """The recipe's coupling; moments and law are measured on first use, and kept in the run."""
-
-    def law(inner: Coupling) -> NoiseDistribution:
-        return _law(recipe, dataset, run, inner, run.calibration, codec).to(device)
-
-    coupling = parse_coupling(
-        recipe.coupling, lambda: _moments(recipe, dataset, run, codec).to(device), law
-    )
-    painting = codec.painting if isinstance(codec, LatentCodec) else None
-    return (
-        MaskedCoupling(coupling)
-        if painting is not None and painting.pair_masked_region
-        else coupling
-    )
-
-
-def init_noise_distribution(
-    recipe: Recipe,
-    dataset: DataSet,
-    run: RunDir,
-    coupling: Coupling,
-    device: torch.device,
-    codec: Codec = PIXELS,
-) -> NoiseDistribution | None:
-    """The law that ``coupling`` trains the model on, if the recipe's sampler starts from it."""
-    if recipe.sampler.init_noise != "matched":
-        return None
-    if isinstance(coupling, MaskedCoupling):
-        raise ValueError(
-            "noise paired inside holes has another law for every hole, and none to start from; "
-            "use sampler.init_noise normal, or drop painting.pair_masked_region"
-        )
-    return _law(recipe, dataset, run, coupling, run.law, codec).to(device)
-
-
-def _moments(recipe: Recipe, dataset: DataSet, run: RunDir, codec: Codec) -> Moments:
-    """Fitted once and read again; those of a run that never began may be of other data."""
-    if not (run.has_begun and run.moments.exists()):
-        Moments.fit(_labeled(_some_data(recipe, dataset, codec))).save(run.moments)
-    return Moments.load(run.moments)
-
-
-def _law(
-    recipe: Recipe,
-    dataset: DataSet,
-    run: RunDir,
-    coupling: Coupling,
-    path: Path,
-    codec: Codec,
-) -> NoiseDistribution:
-    """The law of the coupling's noise, measured once and read again, as the moments."""
-    if not (run.has_begun and path.exists()):
-        count = min(len(dataset), MOMENTS_DATA)
-        passes = range(min(LAW_PASSES, -(-LAW_NOISES // count)))
-        batches = (batch for epoch in passes for batch in _some_data(recipe, dataset, codec, epoch))
-        NoiseDistribution.measure(
-            coupling,
-            _labeled(batches),
-            _moments(recipe, dataset, run, codec),
-            by_label=recipe.conditional and dataset.num_classes is not None,
-            generator=RandomStreams(recipe.seed, rank=0).noise,
-        ).save(path)
-    return NoiseDistribution.load(path)
-
-
-def _some_data(recipe: Recipe, dataset: DataSet, codec: Codec, epoch: int = 0) -> Iterator[Batch]:
-    """Some data, augmented, encoded and scaled as in training, in batches of its size.
-
-    About ten thousand, and more where a conditional recipe has many labels.
-    """
-    wanted = MOMENTS_DATA
-    if recipe.conditional and dataset.num_classes:
-        wanted = max(wanted, DATA_PER_LABEL * dataset.num_classes)
-    streams = RandomStreams(recipe.seed, epoch, rank=0)
-    rows = whole_rows(dataset)
-    order = rows[torch.randperm(len(rows), generator=streams.order)[:wanted]]
-    augment, encode = streams.augment, codec_generator(codec, streams)
-    # What a codec is given at a time must not depend on how many ranks share a batch.
-    micro = recipe.batch_size // recipe.gradient_accumulation_steps
-    size = codec.at_once if isinstance(codec, LatentCodec) else micro
-    for chosen in order.split(size):
-        batch = dataset.batch(chosen, augment)
-        if isinstance(codec, LatentCodec):  # no tokens, which cost and are not needed
-            label = {name: value for name, value in (batch.cond or {}).items() if name == "label"}
-            batch = codec.encode(Batch(batch.data, label or None), encode)
-        yield recipe.as_seen(batch).to("cpu")  # where law and moments are measured
-
-
-def codec_generator(codec: Codec, streams: RandomStreams) -> torch.Generator:
-    """What ``codec`` may draw from, where it works."""
-    device = codec.place[0] if isinstance(codec, LatentCodec) else torch.device("cpu")
-    return replace(streams, device=device).encode
-
-
-def _labeled(batches: Iterable[Batch]) -> Iterator[Any]:
-    """Data with their labels, where they have any."""
+def _with_labels(batches: Iterable[Batch]) -> Iterator[Any]:
+    """Yield data, with their labels where they have any."""
     for batch in batches:
         labels = (batch.cond or {}).get("label")
         yield batch.data if labels is None else (batch.data, labels)

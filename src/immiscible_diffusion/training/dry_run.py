@@ -11,7 +11,7 @@ import torch
 
 from immiscible_diffusion.couplings import check_coupling_name
 from immiscible_diffusion.couplings.paired_loader import PairedBatches
-from immiscible_diffusion.training.progress import duration
+from immiscible_diffusion.utils.progress import duration
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir, hardware
 from immiscible_diffusion.training.trainer import Trainer

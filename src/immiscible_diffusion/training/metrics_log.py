@@ -113,27 +113,3 @@ def loss_by_time(sums: Tensor) -> dict[str, Any]:
     totals, counts = sums.tolist()
     means = [s / n if n else None for s, n in zip(totals, counts, strict=True)]
     return {"loss_by_time": means, "time_bins": [i / TIME_BINS for i in range(TIME_BINS + 1)]}
-
-
-@dataclass(frozen=True)
-class Timed:
-    """``coupling`` with its time taken; on a GPU at some calls only, as looking stalls it."""
-
-    coupling: Coupling
-    meter: StepMetrics
-
-    def __call__(
-        self,
-        data: Tensor,
-        *,
-        cond: dict[str, Tensor] | None = None,
-        mask: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """As ``coupling``."""
-        meter = self.meter
-        looks = meter.device.type == "cpu" or len(meter.pairings) % TIMED_EVERY == 0
-        began = meter.stream_clock() if looks else 0.0
-        noise = draw(self.coupling, data, cond=cond, mask=mask, generator=generator)
-        meter.pairings.append(meter.stream_clock() - began if looks else None)
-        return noise

@@ -1,7 +1,7 @@
-"""A run folder: the recipe, what it ran on, metrics, weights, pictures and the state to resume.
+"""A run folder: the recipe, what it ran on, metrics, weights, images and the state to resume.
 
 recipe.json  environment.json  metrics.jsonl
-moments.safetensors  calibration.safetensors  law.safetensors
+moments.safetensors  calibration.safetensors  noise_distribution.safetensors
 weights/model.safetensors  weights/model.json  samples/step_000500.png  checkpoint.pt
 """
 
@@ -38,9 +38,9 @@ from immiscible_diffusion.utils.images import image_grid
 from immiscible_diffusion.utils.optional_deps import require_extra
 
 # These may change between a run and its continuation without making it another experiment.
-MAY_CHANGE = (
-    *("steps", "log_every", "preview_every", "checkpoint_every", "trackers", "evaluation"),
-    *("prefetch", "prompts", "push_to_hub"),
+RESUMABLE_FIELDS = (
+    *("steps", "log_every", "preview_every", "checkpoint_every", "trackers", "prefetch"),
+    *("task.eval", "task.preview_prompts", "task.push_to_hub"),
 )
 PACKAGES = ("immiscible-diffusion", "torch", "numpy", "scipy", "accelerate", "diffusers")
 
@@ -87,7 +87,7 @@ class RunDir:
 
     def _check_same(self, recipe: Recipe) -> None:
         before = self.recipe()
-        planned = recipe.optim.decay != "none" or isinstance(recipe.loss, ConsistencyLoss)
+        planned = recipe.optim.lr_schedule != "constant" or isinstance(recipe.loss, ConsistencyLoss)
         if planned and before.steps != recipe.steps and self.checkpoint.exists():
             raise ValueError(
                 f"{self.root} holds a run of {before.steps} steps, and learning rate or curriculum "
@@ -96,7 +96,7 @@ class RunDir:
         changed = [
             line
             for line in differences(self.recipe(), recipe)
-            if not line.startswith(tuple(f"{name}{mark}" for name in MAY_CHANGE for mark in ":."))
+            if not line.startswith(tuple(f"{name}{mark}" for name in RESUMABLE_FIELDS for mark in ":."))
         ]
         if changed:
             raise ValueError(
@@ -119,19 +119,14 @@ class RunDir:
         return self.root / "moments.safetensors"
 
     @property
-    def ranges(self) -> Path:
-        """Ranges of the numbers that a policy sees and gives."""
-        return self.root / "ranges.safetensors"
-
-    @property
     def calibration(self) -> Path:
-        """Law of the noise before a calibrated coupling mends it."""
+        """Distribution of the noise before calibration corrects it."""
         return self.root / "calibration.safetensors"
 
     @property
-    def law(self) -> Path:
-        """Law of the noise the model was trained on, for the matched start."""
-        return self.root / "law.safetensors"
+    def noise_distribution(self) -> Path:
+        """Distribution of the noise that the model is trained on, for ``init_noise`` matched."""
+        return self.root / "noise_distribution.safetensors"
 
     def log(self, kind: str, step: int, **values: Any) -> None:
         """Append a record to metrics.jsonl."""
@@ -149,7 +144,7 @@ class RunDir:
             write_jsonl(path, [record for record in read_jsonl(path) if record["step"] <= step])
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Write the state to resume from, whole or not at all."""
+        """Write the state to resume from, complete or not at all."""
         with atomic_path(self.checkpoint) as temporary:
             torch.save(state, temporary)
 
@@ -201,7 +196,7 @@ class RunDir:
         return step
 
     def save_grid(self, images: Tensor, name: str, columns: int | None = None) -> Path:
-        """Write ``images`` ``[B, C, H, W]`` in [-1, 1] as one picture in samples/."""
+        """Write ``images`` ``[B, C, H, W]`` in [-1, 1] as one grid in samples/."""
         path = self.root / "samples" / f"{name}.png"
         with atomic_path(path) as temporary:
             image_grid(images, columns).save(temporary, format="PNG")

@@ -28,7 +28,7 @@ from immiscible_diffusion.training.dataloader import Feed
 from immiscible_diffusion.training.load import load_codec, load_data, with_tokens
 from immiscible_diffusion.training.metrics_log import StepMetrics, Timed, loss_by_time
 from immiscible_diffusion.training.optim import EMA, make_optimizer
-from immiscible_diffusion.training.progress import Progress
+from immiscible_diffusion.utils.progress import Progress
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.validation import Validation

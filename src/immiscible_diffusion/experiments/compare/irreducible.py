@@ -36,7 +36,7 @@ from immiscible_diffusion.experiments.compare.denoising import (
 )
 from immiscible_diffusion.experiments.compare.plan import Plan, Trial, slug
 from immiscible_diffusion.training.builders import make_coupling
-from immiscible_diffusion.training.progress import Progress
+from immiscible_diffusion.utils.progress import Progress
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.atomic_files import atomic_path, read_json, write_json

@@ -29,7 +29,7 @@ from immiscible_diffusion.experiments.pilot.records import Store, finals
 from immiscible_diffusion.experiments.pilot.verdict import MATCHED, SHUFFLED, Verdict, judge
 from immiscible_diffusion.experiments.pilot.warm_up import TimeUp, measure
 from immiscible_diffusion.metrics import Floor
-from immiscible_diffusion.training.progress import Progress
+from immiscible_diffusion.utils.progress import Progress
 from immiscible_diffusion.utils.signals import Interrupted, InterruptGuard
 
 
