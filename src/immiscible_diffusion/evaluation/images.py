@@ -1,14 +1,17 @@
-"""How good the images of a trained model are."""
+"""Scores of generated images against real ones."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from immiscible_diffusion.data.base import DataSet
-from immiscible_diffusion.diffusion.pipeline import Generator
-from immiscible_diffusion.diffusion.samplers import SamplerConfig
+from immiscible_diffusion.data import DataSet
+from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
+from immiscible_diffusion.evaluation.config import ImageEvalConfig
+from immiscible_diffusion.evaluation.evaluator import EVAL_SEED, EvalResult
 from immiscible_diffusion.metrics import (
     METRICS,
     FeatureExtractor,
@@ -26,61 +29,77 @@ from immiscible_diffusion.metrics import (
     measure,
     stream_statistics,
 )
-from immiscible_diffusion.training.recipe import Recipe
+from immiscible_diffusion.training.builders import Run
+from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.random import keyed_generator
 
-EVAL_SEED = 0  # the judge is the same for every seed of a comparison
+GRID_IMAGES = 32
 
 
 @dataclass(frozen=True)
 class ImageEvaluator:
-    """Measures samples against a data set in a feature space."""
+    """Scores images against a data set in a feature space.
+
+    Attributes:
+        extractor: images to features.
+        reference: features of the real images.
+        dataset: the real images.
+        samples: images generated for every score.
+    """
 
     extractor: FeatureExtractor
     reference: Reference
     dataset: DataSet
+    samples: int
 
     @classmethod
     def of(
         cls,
-        recipe: Recipe,
         dataset: DataSet,
+        config: ImageEvalConfig,
         device: torch.device | str = "cpu",
-        limit: int | None = None,
+        max_real: int | None = None,
     ) -> "ImageEvaluator":
-        """The judge that the recipe asks for; its classifier is trained once and cached.
+        """Prepare features and reference; the classifier is trained once and cached.
 
-        ``limit`` real data are compared with, chosen at random; all by default.
+        Args:
+            dataset: the real images.
+            config: names the feature space and the number of samples.
+            device: where features are computed.
+            max_real: compare with so many real images, chosen at random; all by default.
 
         Raises:
             ValueError: too few samples or data for the feature space.
         """
         extractor = extractor_from_name(
-            recipe.of_images.features, dataset, seed=EVAL_SEED, device=str(device)
+            config.features, dataset, seed=EVAL_SEED, device=str(device)
         )
-        if recipe.of_images.samples < extractor.dim + 1:
+        if config.samples < extractor.dim + 1:
             raise ValueError(
-                f"evaluation.samples {recipe.of_images.samples} is too few for a Frechet distance "
-                f"in {extractor.dim} dimensions; use at least {extractor.dim + 1}"
+                f"eval.samples {config.samples} is too few for a Frechet distance in "
+                f"{extractor.dim} dimensions; use at least {extractor.dim + 1}"
             )
         reference = make_reference(
-            dataset, extractor, limit=limit, seed=EVAL_SEED, cache=cache_folder()
+            dataset, extractor, limit=max_real, seed=EVAL_SEED, cache=cache_folder()
         )
-        return cls(extractor, reference, dataset)
+        return cls(extractor, reference, dataset, config.samples)
 
-    def __call__(
+    def check(self) -> None:
+        """Everything that an evaluation needs was loaded when this was made."""
+
+    def measure(
         self,
         batches: Iterator[Tensor],
         metrics: Sequence[str] = METRICS,
         *,
         allow_few: bool = False,
     ) -> SampleMetrics:
-        """The quality of ``batches`` of images ``[b, C, H, W]`` in [-1, 1]; none is kept.
+        """Score ``batches`` of images ``[b, C, H, W]`` in [-1, 1]; none is kept.
 
         Their features are, in float32, unless the Frechet distance alone is asked for.
         """
         check_metrics(metrics)
-        images = (_finite(batch).clamp(-1, 1) for batch in batches)
+        images = (_check_finite(batch).clamp(-1, 1) for batch in batches)
         features: Tensor | FeatureStatistics
         if set(metrics) <= {"frechet"}:
             features = stream_statistics(self.extractor.dim, map(self.extractor, images))
@@ -88,13 +107,87 @@ class ImageEvaluator:
             features = extract(self.extractor, images)
         return measure(features, self.reference, metrics=metrics, allow_few=allow_few)
 
+    def __call__(
+        self,
+        pipeline: SamplingPipeline,
+        model: nn.Module,
+        *,
+        seed: int,
+        step: int,
+        final: bool = True,
+        headline: bool = True,
+        run_dir: RunDir | None = None,
+    ) -> EvalResult:
+        """Score generated images: the Frechet distance, and all metrics after the last step."""
+        return self.evaluate(pipeline, model, seed, METRICS if final else ("frechet",))
+
+    def evaluate(
+        self, pipeline: SamplingPipeline, model: nn.Module, seed: int, metrics: Sequence[str]
+    ) -> EvalResult:
+        """Generate and score images; ``nfe`` is function evaluations per image."""
+        evaluations: list[int] = []
+        first: list[Tensor] = []
+
+        def images() -> Iterator[Tensor]:
+            for batch, nfe in pipeline(model, self.samples, seed=seed):
+                evaluations.append(nfe)
+                if sum(map(len, first)) < GRID_IMAGES:
+                    first.append(batch[:GRID_IMAGES].cpu())
+                yield batch
+
+        scores = self.measure(images(), metrics).as_dict()
+        nfe = round(sum(evaluations) / len(evaluations))
+        return EvalResult({"nfe": nfe} | scores, torch.cat(first)[:GRID_IMAGES])
+
+    def evaluate_run(
+        self, run: Run, *, seed: int, batch_size: int, metrics: Sequence[str] = METRICS
+    ) -> dict[str, Any]:
+        """Score a run's model, with all that has to stand beside the scores."""
+        result = self.evaluate(run.pipeline(batch_size), run.model, seed, metrics)
+        sampler = run.recipe.sampler
+        return {
+            "step": run.step,
+            "ema": str(run.recipe.ema),
+            "sampler": str(sampler),
+            "step_selection": sampler.selection,
+            "seed": seed,
+            **result.scores,
+            **self.describe(result.scores["samples"]),
+        }
+
+    def describe(self, samples: int) -> dict[str, str]:
+        """Say what scores of ``samples`` images depend on."""
+        floor, used, note = self.floor(samples), self.reference.statistics.count, self.dataset.note
+        count = str(used) if used == len(self.dataset) else f"{used} of {len(self.dataset)}"
+        return {
+            "distance": self.extractor.distance,
+            "preprocessing": self.extractor.preprocessing,
+            "data": f"{self.dataset.name}{f' ({note})' if note else ''}, {count}",
+            "encoding": note or "of the source",
+            "floor": floor.note if floor is not None else "too few real data to tell",
+        }
+
+    def summary(
+        self, runs: Mapping[str, Mapping[int, RunDir]], folder: Path, step: int
+    ) -> dict[str, Any]:
+        """Return what the scores of a comparison were made with."""
+        return {
+            "features": self.extractor.name,
+            "accuracy": self.extractor.accuracy,
+            "samples": self.samples,
+            "real_samples": self.reference.statistics.count,
+            "floor": self.floor(self.samples),
+        }
+
+    # -- the two ends of the scale ----------------------------------------------------------------
+
     def real_against_real(
         self, samples: int, metrics: Sequence[str] = METRICS
     ) -> tuple[Floor | None, SampleMetrics]:
-        """How two disjoint random sets of real data score against each other.
+        """Score two disjoint random sets of real data against each other.
 
         Each is of ``samples`` data, or half of all if that is less: the Frechet distance depends
-        on the count, so only figures from as many samples compare with it.
+        on the count, so only scores from as many samples compare with it.
 
         Returns:
             The Frechet distance over 10 splits, None where they are too few for it; and the other
@@ -113,12 +206,12 @@ class ImageEvaluator:
         return floor, measure(one, reference, metrics=rest)
 
     def floor(self, samples: int) -> Floor | None:
-        """What ``samples`` of the data's own law would score against the reference, about."""
-        found = self.reference.floor
-        return None if found is None else found.at(samples, self.reference.statistics.count)
+        """Return about what ``samples`` of the data's own distribution would score."""
+        floor = self.reference.floor
+        return None if floor is None else floor.at(samples, self.reference.statistics.count)
 
     def noise_distance(self, samples: int, batch_size: int = 512) -> float | None:
-        """Frechet distance of pure noise, N(0, I), as images: what learning nothing scores."""
+        """Return the Frechet distance of N(0, I) as images: what learning nothing scores."""
         sizes = [min(batch_size, samples - start) for start in range(0, samples, batch_size)]
         batches = (
             torch.randn(
@@ -127,43 +220,11 @@ class ImageEvaluator:
             )
             for number, size in enumerate(sizes)
         )
-        return self(batches, ("frechet",), allow_few=True).frechet
+        return self.measure(batches, ("frechet",), allow_few=True).frechet
 
 
-def judged(
-    generator: Generator,
-    judge: ImageEvaluator,
-    model: nn.Module,
-    seed: int,
-    sampler: SamplerConfig,
-    *,
-    metrics: Sequence[str] = METRICS,
-    keep: int = 0,
-) -> tuple[SampleMetrics, int, Tensor]:
-    """Generate and judge ``evaluation.samples`` images.
-
-    Returns:
-        The quality, the function evaluations per image (mean over batches, rounded), and the first
-        ``keep`` images.
-    """
-    evaluations: list[int] = []
-    kept: list[Tensor] = []
-
-    def images() -> Iterator[Tensor]:
-        count = generator.recipe.of_images.samples
-        for batch, nfe in generator(model, count, seed=seed, sampler=sampler):
-            evaluations.append(nfe)
-            if sum(map(len, kept)) < keep:
-                kept.append(batch[:keep].cpu())
-            yield batch
-
-    quality = judge(images(), metrics)
-    shown = torch.cat(kept)[:keep] if kept else torch.empty(0, *generator.dataset.shape)
-    return quality, round(sum(evaluations) / len(evaluations)), shown
-
-
-def _finite(batch: Tensor) -> Tensor:
-    """``batch``; ValueError for NaN or infinity, which bytes would hide."""
+def _check_finite(batch: Tensor) -> Tensor:
+    """Return ``batch``; ValueError for NaN or infinity, which bytes would hide."""
     wrong = int((~batch.flatten(1).isfinite().all(dim=1)).sum())
     if wrong:
         raise ValueError(

@@ -125,7 +125,7 @@ class Run:
         if recipe.conditional and dataset.num_classes:
             count = max(count, SAMPLES_PER_LABEL * dataset.num_classes)
         streams = RandomStreams(recipe.seed, epoch, rank=0)
-        rows = dataset.complete_rows
+        rows = dataset.complete_rows()
         order = rows[torch.randperm(len(rows), generator=streams.order)[:count]]
         augment, encode = streams.augment, replace(streams, device=self.device).encode
         # What is encoded at a time must not depend on how many ranks share a batch.

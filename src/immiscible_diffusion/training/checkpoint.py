@@ -1,64 +1,54 @@
-"""What a checkpoint holds of a trainer, and how it is taken up."""
+"""The state of a training run: everything that a step changes; randomness is keyed, not saved."""
 
-import os
-import signal
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from immiscible_diffusion.models.trainable import (
     load_trainable_state,
     trainable_names,
     trainable_state,
 )
-from immiscible_diffusion.utils.signals import Interrupted, InterruptGuard
+
+if TYPE_CHECKING:
+    from immiscible_diffusion.training.trainer import Trainer
 
 
-def trainer_state(trainer: Any) -> dict[str, Any]:
-    """Everything that a step changes; of a model trained in part, that part."""
+def state_dict(trainer: "Trainer") -> dict[str, Any]:
+    """Return the state to resume from; of a model trained in part, that part."""
     scaler = trainer.accelerator.scaler
     return {
         "step": trainer.step,
         "scaling": trainer.recipe.scaling.factor,
-        "model": trainable_state(trainer.bare, trainable_names(trainer.bare)),
-        "optimizer": trainer.optim.state_dict(),
-        "warmup": trainer.warmup.state_dict(),
-        "average": trainer.average.state_dict(),
+        "model": trainable_state(trainer.run.model, trainable_names(trainer.run.model)),
+        "optimizer": trainer.optimizer.state_dict(),
+        "lr_schedule": trainer.lr_schedule.state_dict(),
+        "ema": trainer.ema.state_dict(),
         "scaler": scaler.state_dict() if scaler is not None else None,
     }
 
 
-def taken_up(trainer: Any, state: dict[str, Any]) -> None:
-    """Take up what ``trainer_state`` gave; ValueError if it was of data scaled otherwise."""
-    factor = state.get("scaling", 1.0)
-    if factor != trainer.recipe.scaling.factor:
-        raise ValueError(
-            f"it was trained with scaling.factor {factor}, the recipe has "
-            f"{trainer.recipe.scaling.factor}"
-        )
-    load_trainable_state(trainer.bare, state["model"], trainable_names(trainer.bare))
-    trainer.optim.load_state_dict(state["optimizer"])
-    trainer.warmup.load_state_dict(state["warmup"])
-    trainer.average.load_state_dict(state["average"], trainer.device)
-    if state["scaler"] is not None:
-        trainer.accelerator.scaler.load_state_dict(state["scaler"])
-    trainer.step = state["step"]
+def load_checkpoint(trainer: "Trainer") -> None:
+    """Go back to the run's checkpoint, or stay at step 0 where there is none.
 
-
-def loaded(trainer: Any, state: dict[str, Any]) -> None:
-    """The same of the run's checkpoint; ValueError names its file if it does not fit."""
+    Raises:
+        ValueError: the checkpoint cannot be read or is of another recipe; names its file.
+    """
+    state = trainer.run_dir.load_checkpoint()
+    if state is None:
+        return
+    factor = trainer.recipe.scaling.factor
     try:
-        trainer.load_state_dict(state)
+        if state["scaling"] != factor:
+            raise ValueError(f"scaling.factor was {state['scaling']}, the recipe has {factor}")
+        model = trainer.run.model
+        load_trainable_state(model, state["model"], trainable_names(model))
+        trainer.optimizer.load_state_dict(state["optimizer"])
+        trainer.lr_schedule.load_state_dict(state["lr_schedule"])
+        trainer.ema.load_state_dict(state["ema"], trainer.device)
+        if state["scaler"] is not None:
+            trainer.accelerator.scaler.load_state_dict(state["scaler"])
+        trainer.step = state["step"]
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{trainer.run.checkpoint} is not a checkpoint of this recipe ({error}); "
+            f"{trainer.run_dir.checkpoint} is not a checkpoint of this recipe ({error}); "
             f"choose another --out, or remove it to start from step 0"
         ) from error
-
-
-def stopped_at(guard: InterruptGuard, step: int, steps: int, folder: Path) -> Interrupted:
-    """What to raise on a signal: says where it stopped and how to go on."""
-    return Interrupted(
-        guard.received or signal.SIGTERM,
-        f"stopped at step {step} of {steps}; the checkpoint is in {folder}{os.sep}; the same "
-        f"command goes on from there",
-    )

@@ -6,7 +6,7 @@ from itertools import islice
 
 import torch
 
-from immiscible_diffusion.data import DataSet, batches
+from immiscible_diffusion.data import DataSet
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.random import RandomStreams
 
@@ -39,19 +39,15 @@ class TrainDataLoader:
     def starting_at(self, index: int) -> Generator[Batch, None, None]:
         """Yield the micro-batches from number ``index`` on."""
         step, skipped = divmod(index, self.gradient_accumulation_steps)
-        where = {
-            "start": step,
-            "rank": self.rank,
-            "world": self.world,
-            "gradient_accumulation_steps": self.gradient_accumulation_steps,
-        }
-        stream = self.dataset.stream
-        if stream is not None:
-            loader = stream.batches(self.batch_size, self.seed, **where)
-        else:
-            sampler = self.dataset.sampler(self.batch_size, self.seed)
-            # Made in the thread that pairs.
-            loader = batches(self.dataset, sampler, ahead=0, **where)
+        loader = self.dataset.batches(
+            self.batch_size,
+            self.seed,
+            start=step,
+            rank=self.rank,
+            world=self.world,
+            gradient_accumulation_steps=self.gradient_accumulation_steps,
+            ahead=0,  # the thread that pairs makes them
+        )
         for _ in islice(loader, skipped):
             pass
         return loader

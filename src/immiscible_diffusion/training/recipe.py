@@ -94,7 +94,7 @@ class Recipe:
                 f"sampler.guidance {self.sampler.guidance} needs a network that was trained "
                 f"without conditions as well; set cond_drop_prob"
             )
-        self.loss.check(self.path, self.sampler.method)
+        self.loss.check(self.path, self.sampler)
         self.sampler.check(self.path)
         self.task.check(self)
 

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from immiscible_diffusion.diffusion.losses import ConsistencyLoss
 from immiscible_diffusion.models.trainable import (
     load_trainable_state,
     trainable_names,
@@ -87,7 +86,7 @@ class RunDir:
 
     def _check_same(self, recipe: Recipe) -> None:
         before = self.recipe()
-        planned = recipe.optim.lr_schedule != "constant" or isinstance(recipe.loss, ConsistencyLoss)
+        planned = recipe.optim.lr_schedule != "constant" or recipe.loss.has_curriculum
         if planned and before.steps != recipe.steps and self.checkpoint.exists():
             raise ValueError(
                 f"{self.root} holds a run of {before.steps} steps, and learning rate or curriculum "

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from immiscible_diffusion.couplings import Coupling
 from immiscible_diffusion.data import DataSet
-from immiscible_diffusion.diffusion.losses import ConsistencyLoss
 from immiscible_diffusion.diffusion.paths import Cond, EDMPath, Preconditioned
 from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
 from immiscible_diffusion.models.condition_dropout import drop_labels
@@ -169,8 +168,7 @@ class Task(ABC):
             model = self._build_model()
         if not isinstance(path, EDMPath):
             return model
-        sigma_min = path.sigma_min if isinstance(recipe.loss, ConsistencyLoss) else 0.0
-        return Preconditioned(model, path.sigma_data, sigma_min)
+        return Preconditioned(model, path.sigma_data, recipe.loss.identity_sigma(path))
 
     def _build_model(self) -> nn.Module:
         recipe, dataset = self.recipe, self.dataset
@@ -218,8 +216,13 @@ class Task(ABC):
     # -- evaluation and files ---------------------------------------------------------------------
 
     @abstractmethod
-    def evaluator(self, **options: Any) -> Any:
-        """Return what scores samples: an ``evaluation.Evaluator``."""
+    def evaluator(self, config: EvalConfig | None = None, max_real: int | None = None) -> Any:
+        """Return what scores samples, an ``evaluation.Evaluator``.
+
+        Args:
+            config: instead of the recipe's ``task.eval``.
+            max_real: compare with so many real samples, chosen at random; all by default.
+        """
 
     def preview(self, pipeline: SamplingPipeline, model: nn.Module) -> Tensor:
         """Return images ``[N, C, H, W]`` that show how far training is, from the same noise."""

@@ -1,42 +1,30 @@
 """The one training loop."""
 
 import math
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from typing import Any
 
 import torch
 from torch import nn
 
-from immiscible_diffusion.applications.stable_diffusion.export import check_before, publish, push
-from immiscible_diffusion.couplings import Coupling
-from immiscible_diffusion.couplings.paired_loader import PairedBatch, PairedBatches
-from immiscible_diffusion.data import check_split
-from immiscible_diffusion.data.base import DataSet
-from immiscible_diffusion.diffusion.losses import Loss, at_share, undisturbed
-from immiscible_diffusion.diffusion.pipeline import Generator
-from immiscible_diffusion.training.builders import (
-    init_noise_distribution,
-    make_accelerator,
-    make_coupling,
-    make_model,
-)
-from immiscible_diffusion.training.checkpoint import loaded, stopped_at, taken_up, trainer_state
-from immiscible_diffusion.training.codec import Codec
-from immiscible_diffusion.training.dataloader import Feed
-from immiscible_diffusion.training.load import load_codec, load_data, with_tokens
-from immiscible_diffusion.training.metrics_log import StepMetrics, Timed, loss_by_time
-from immiscible_diffusion.training.optim import EMA, make_optimizer
-from immiscible_diffusion.utils.progress import Progress
+from immiscible_diffusion.couplings import Coupling, PairedBatch, PairedLoader
+from immiscible_diffusion.data import DataSet, check_split
+from immiscible_diffusion.training.builders import build_run, make_accelerator
+from immiscible_diffusion.training.checkpoint import load_checkpoint, state_dict
+from immiscible_diffusion.training.dataloader import TrainDataLoader
+from immiscible_diffusion.training.ema import EMA
+from immiscible_diffusion.training.metrics_log import StepMetrics, loss_by_time
+from immiscible_diffusion.training.optim import make_optimizer
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
-from immiscible_diffusion.training.validation import Validation
-from immiscible_diffusion.utils.signals import InterruptGuard
+from immiscible_diffusion.training.validation import ValidationSet
+from immiscible_diffusion.utils.progress import Progress
+from immiscible_diffusion.utils.signals import Interrupted, InterruptGuard
 
-PREVIEW_IMAGES = 64
-A_PROMPT = 4  # images in a preview
-LISTEN_EVERY = 10
+STEPS_BETWEEN_SIGNAL_CHECKS = 10
 Evaluate = Callable[[int, nn.Module], None]
 """Called with a step and the averaged model at the steps it was asked for."""
 
@@ -46,7 +34,7 @@ class Trainer:
 
     Args:
         recipe: the experiment.
-        run: where its files go.
+        run_dir: where its files go.
         device: auto, cpu, cuda or mps.
         dataset: data already loaded; otherwise the recipe's are.
     """
@@ -54,33 +42,38 @@ class Trainer:
     def __init__(
         self,
         recipe: Recipe,
-        run: RunDir,
+        run_dir: RunDir,
         *,
         device: str = "auto",
         dataset: DataSet | None = None,
     ) -> None:
-        self.recipe, self.run = recipe, run
-        self.accelerator = make_accelerator(recipe, device, run)
+        self.recipe, self.run_dir = recipe, run_dir
+        self.accelerator = make_accelerator(recipe, device, run_dir)
         self.device: torch.device = self.accelerator.device
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         check_split(recipe.batch_size, world * recipe.gradient_accumulation_steps)
-        check_before(recipe)
-        self.codec: Codec = load_codec(recipe, self.device)
-        data = load_data(recipe, self.codec) if dataset is None else dataset
-        self.dataset: DataSet = with_tokens(data, recipe, self.codec)
-        self.feed = Feed(recipe, self.dataset, self.device, rank, world, self.codec)
-        self.loss_fn: Loss = recipe.loss
-        self.validation = Validation.of(recipe, self.dataset, self.device, self.codec)
-        self.bare = make_model(recipe, self.dataset, self.codec).to(self.device)
-        self.average = EMA(recipe.optim, self.bare)
-        optimizer, self.warmup = make_optimizer(recipe.optim, self.bare, recipe.steps)
-        self.model, self.optim = self.accelerator.prepare(self.bare, optimizer)
-        # Last, as it may write the moments: nothing is left behind if another part is refused.
-        of = (recipe, self.dataset, run)
-        self.coupling: Coupling = make_coupling(*of, self.device, self.codec)
-        self.law = init_noise_distribution(*of, self.coupling, self.device, self.codec)
-        self.step, self.saved = 0, -1
-        self.meter = StepMetrics(self.device)
+        self.run = build_run(recipe, run_dir, self.device, dataset)
+        self.task = self.run.task
+        self.task.check_before_training()
+        self.loader = TrainDataLoader(
+            self.task.dataset,
+            recipe.batch_size,
+            recipe.seed,
+            self.device,
+            rank,
+            world,
+            recipe.gradient_accumulation_steps,
+        )
+        self.validation = ValidationSet.of(self.task)
+        model = self.run.model.to(self.device)
+        self.ema = EMA(recipe.ema, model)
+        optimizer, self.lr_schedule = make_optimizer(recipe.optim, model, recipe.steps)
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        # Last, as they may write moments: nothing is left behind if another part is refused.
+        self.coupling: Coupling = self.run.coupling
+        self.pipeline = self.run.pipeline()
+        self.step, self.saved_step = 0, -1
+        self.metrics = StepMetrics(self.device)
 
     # -- the loop ---------------------------------------------------------------------------------
 
@@ -98,135 +91,136 @@ class Trainer:
             Interrupted: on Ctrl-C, SIGTERM or SIGUSR1, after writing a checkpoint.
         """
         recipe, until = self.recipe, until or self.recipe.steps
-        if self.is_main:
-            self.run.begin(recipe, self.device, self.accelerator.num_processes)
-            self.start_trackers()
-            if self.run.ranges.exists():
-                self.dataset.check_normalization(self.run.ranges)
-            self.dataset.save_normalization(self.run.ranges)
-        self.accelerator.wait_for_everyone()
-        self.resume()
-        name = f"{recipe.name} {recipe.coupling}"
-        show = Progress(until, self.step, name, quiet=quiet or not self.is_main)
-        stopped = False
-        with closing(self.pairs()) as pairs, show, InterruptGuard() as guard:
+        self.begin()
+        name, stopped = f"{recipe.name} {recipe.coupling}", False
+        bar = Progress(until, self.step, name, quiet=quiet or not self.is_main)
+        with self.paired_loader() as loader, bar, InterruptGuard() as guard:
+            batches = iter(loader)
             while self.step < until and not stopped:
-                self.train_step(pairs)
-                self.after_step(show, evaluate, evaluate_at)
-                stopped = self.stop_asked(guard)
-            if self.saved != self.step:
+                self.train_step(batches)
+                self.after_step(bar, evaluate, evaluate_at)
+                stopped = self.stop_requested(guard)
+            if self.saved_step != self.step:
                 self.save()
-        if self.recipe.push_to_hub and self.step >= self.recipe.steps and self.is_main:
-            push(self.run.root, self.recipe.push_to_hub)
+        if self.step >= recipe.steps and self.is_main:
+            self.task.publish(self.run_dir)
         self.accelerator.wait_for_everyone()
         self.accelerator.end_training()
         if stopped:
-            raise stopped_at(guard, self.step, self.recipe.steps, self.run.root)
+            raise Interrupted(
+                guard.received or signal.SIGTERM,
+                f"stopped at step {self.step} of {recipe.steps}; the checkpoint is in "
+                f"{self.run_dir.root}{os.sep}; the same command goes on from there",
+            )
 
-    def train_step(self, pairs: Iterator[PairedBatch]) -> None:
-        """One optimizer step: ``accumulation`` micro-batches."""
-        path, model = self.recipe.noise_path, self.model
-        loss_fn = at_share(self.loss_fn, self.step / self.recipe.steps)
-        for micro in range(self.recipe.gradient_accumulation_steps):
-            rng = self.feed.streams(self.step * self.recipe.gradient_accumulation_steps + micro)
-            with self.accelerator.accumulate(model):
-                with self.meter.waiting():
-                    batch = next(pairs)
-                data, noise, cond = batch  # noise = coupling(data, cond=cond), ahead
-                cond = self.feed.seen(cond, rng)
-                t = path.sample_time(len(data), generator=rng.time)
-                torch.manual_seed(rng.dropout)
-                losses = loss_fn(model, path, data, noise, t, cond, batch.mask)
-                self.accelerator.backward(losses.mean())
-                if self.recipe.optim.clip and self.accelerator.sync_gradients:
-                    self.accelerator.clip_grad_norm_(model.parameters(), self.recipe.optim.clip)
-                self.optim.step()
-                self.optim.zero_grad()
-                self.meter.add(losses, t)
-        self.warmup.step()
-        self.average.update(self.bare)
+    def begin(self) -> None:
+        """Write what is about to run, and go back to the checkpoint if there is one."""
+        if self.is_main:
+            self.run_dir.begin(self.recipe, self.device, self.accelerator.num_processes)
+            if self.recipe.trackers:
+                config = {"recipe": self.recipe.name, "coupling": self.recipe.coupling}
+                self.accelerator.init_trackers("immiscible-diffusion", config=config)
+            self.task.save_files(self.run_dir)
+        self.accelerator.wait_for_everyone()
+        load_checkpoint(self)
+        if self.is_main:
+            self.run_dir.truncate_log_after(self.step)
+        self.metrics = StepMetrics(self.device)
+
+    def paired_loader(self) -> PairedLoader:
+        """Return the micro-batches of this rank from the present step on, with their noise."""
+        return PairedLoader(
+            self.loader,
+            self.coupling,
+            self.task.encode,
+            streams=self.loader.streams,
+            device=self.device,
+            ahead=self.recipe.prefetch,
+            start=self.step * self.recipe.gradient_accumulation_steps,
+        )
+
+    def train_step(self, batches: Iterator[PairedBatch]) -> None:
+        """Take one optimizer step, of ``gradient_accumulation_steps`` micro-batches."""
+        recipe, task, accelerator = self.recipe, self.task, self.accelerator
+        path, model, optimizer, loss_fn = recipe.noise_path, self.model, self.optimizer, recipe.loss
+        step, steps, ema = self.step, recipe.steps, self.ema
+        for _ in range(recipe.gradient_accumulation_steps):
+            with self.metrics.waiting():
+                batch = next(batches)  # its noise = coupling(data), one batch ahead
+            with accelerator.accumulate(model):
+                t = path.sample_time(len(batch.data), generator=batch.rng.time)
+                cond = task.drop_conditions(batch.cond, batch.rng)
+                torch.manual_seed(batch.rng.dropout)
+                losses = loss_fn(
+                    model, path, batch.data, batch.noise, t, cond, batch.mask, progress=step / steps
+                )
+                accelerator.backward(losses.mean())
+                if recipe.optim.max_grad_norm and accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(model.parameters(), recipe.optim.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+                self.metrics.add(losses, t, batch.pairing_seconds)
+        self.lr_schedule.step()
+        ema.update(self.run.model)
         self.step += 1
-        self.meter.steps += 1
-
-    def pairs(self) -> PairedBatches:
-        """The paired micro-batches of this rank from the present step on; close it in the end."""
-        return self.feed.pairs(self.step, Timed(self.coupling, self.meter))
+        self.metrics.steps += 1
 
     # -- now and then -----------------------------------------------------------------------------
 
     def after_step(
-        self, show: Progress, evaluate: Evaluate | None, evaluate_at: tuple[int, ...]
+        self, bar: Progress, evaluate: Evaluate | None, evaluate_at: tuple[int, ...]
     ) -> None:
         """Log, validate, preview, evaluate and checkpoint, where this step is due for it."""
         recipe, step = self.recipe, self.step
         last = step == recipe.steps
         if step % recipe.log_every == 0 or last:
-            self.log(show)
+            self.log(bar)
         else:
-            show.update(step)
+            bar.update(step)
         began = time.perf_counter()
         if step % recipe.validate_every == 0 or last:
             self.validate()
-        if recipe.preview_every and (step % recipe.preview_every == 0 or last):
-            self.preview()
+        if recipe.preview_every and (step % recipe.preview_every == 0 or last) and self.is_main:
+            images = self.task.preview(self.pipeline, self.ema.model)
+            self.run_dir.save_grid(images, f"step_{step:06d}", self.task.preview_columns)
         if evaluate is not None and step in evaluate_at and self.is_main:
-            evaluate(step, self.average.current())
+            evaluate(step, self.ema.model)
         if step % recipe.checkpoint_every == 0 or last:
             self.save()
-        self.meter.began += time.perf_counter() - began  # the log's times are of training alone
+        self.metrics.began += time.perf_counter() - began  # the log's times are of training alone
 
-    def log(self, show: Progress) -> None:
-        """A line in metrics.jsonl and in the trackers."""
-        sums = self.accelerator.reduce(self.meter.sums_by_time(), "sum")
-        record = {"loss": self.finite_loss(), **loss_by_time(sums), **self.meter.record()}
-        record["lr"] = self.warmup.get_last_lr()[0]
+    def log(self, bar: Progress) -> None:
+        """Write a line to metrics.jsonl and to the trackers, and begin new sums."""
+        sums = self.accelerator.reduce(self.metrics.by_time, "sum")
+        record = {"loss": self.finite_loss(), **loss_by_time(sums), **self.metrics.times()}
+        record["lr"] = self.lr_schedule.get_last_lr()[0]
+        self.metrics = StepMetrics(self.device)
         self.record("train", **record)
-        show.update(self.step, loss=record["loss"], pairing=record["pairing_share"])
+        bar.update(self.step, loss=record["loss"], pairing=record["pairing_share"])
 
     def finite_loss(self) -> float:
-        """Mean loss over the ranks since the last record; ValueError if it is not a number."""
-        loss = float(self.accelerator.reduce(self.meter.mean_loss(), "mean"))
+        """Return the mean loss over the ranks since the last log; ValueError if it is not finite."""
+        loss = float(self.accelerator.reduce(self.metrics.mean_loss(), "mean"))
         if not math.isfinite(loss):
             raise ValueError(
-                f"the loss is not a number at step {self.step}; lower optimizer.lr, or check "
-                f"the data"
+                f"the loss is not a number at step {self.step}; lower optim.lr, or check the data"
             )
         return loss
 
     def validate(self) -> None:
-        """Loss of the averaged model on fixed independent noise and times."""
-        model, path = self.average.current(), self.recipe.noise_path
-        # One loss at every step, also under a curriculum.
-        loss_fn = undisturbed(at_share(self.loss_fn, 1.0))
+        """Record the loss of the averaged model on fixed independent noise and times."""
+        model, path = self.ema.model, self.recipe.noise_path
+        loss_fn = self.recipe.loss.without_augmentation()
         with torch.no_grad():
-            parts = [loss_fn(model, path, *part) for part in self.validation.parts()]
-        self.record("validation", loss=float(torch.cat(parts).mean()), split=self.validation.split)
-
-    def start_trackers(self) -> None:
-        """Open TensorBoard and W&B, where asked for."""
-        if self.recipe.trackers:
-            config = {"recipe": self.recipe.name, "coupling": self.recipe.coupling}
-            self.accelerator.init_trackers("immiscible-diffusion", config=config)
+            losses = [loss_fn(model, path, *batch) for batch in self.validation]
+        self.record("validation", loss=float(torch.cat(losses).mean()), split=self.validation.split)
 
     def record(self, kind: str, **values: Any) -> None:
         """Write a record, on the main process."""
         if self.is_main:
-            self.run.log(kind, self.step, **values)
+            self.run_dir.log(kind, self.step, **values)
             numbers = {f"{kind}/{k}": v for k, v in values.items() if isinstance(v, float)}
             self.accelerator.log(numbers, step=self.step)
-
-    def preview(self) -> None:
-        """A grid of samples from the same noise every time."""
-        if not self.is_main:
-            return
-        recipe, prompts = self.recipe, self.recipe.prompts
-        generator = Generator(
-            recipe, self.dataset, self.device, law=self.law, codec=self.codec, prompts=prompts
-        )
-        count = A_PROMPT * len(prompts) if prompts else PREVIEW_IMAGES
-        made = generator(self.average.current(), count, seed=recipe.seed)
-        images = torch.cat([data for data, _ in made])
-        self.run.save_grid(images, f"step_{self.step:06d}", len(prompts) or None)
 
     # -- stop and go ------------------------------------------------------------------------------
 
@@ -238,45 +232,27 @@ class Trainer:
     def save(self) -> None:
         """Write the checkpoint and the averaged weights.
 
-        All ranks wait: one that ended sooner would have its launcher stop the one that writes.
+        Barrier: a rank that exits first would make the launcher kill rank 0 while it saves.
         """
-        if self.meter.loss:
+        if self.metrics.losses:
             self.finite_loss()  # a checkpoint that is not finite could never be resumed
         if self.is_main:
-            averaged, names = self.average.current(), self.average.names
-            self.run.save_weights(averaged, self.step, names)
-            self.run.save_checkpoint(self.state_dict())
-            publish(self.recipe, self.run, self.codec, self.bare, self.average, self.step)
-        self.saved = self.step
+            self.run_dir.save_weights(self.ema.model, self.step, self.ema.names)
+            self.run_dir.save_checkpoint(state_dict(self))
+            self.task.export(self.run_dir, self.run.model, self.ema, self.step)
+        self.saved_step = self.step
         self.accelerator.wait_for_everyone()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that a step changes; randomness is keyed and needs no state."""
-        return trainer_state(self)
+    def stop_requested(self, guard: InterruptGuard) -> bool:
+        """Return whether any rank received a signal.
 
-    def resume(self) -> None:
-        """Go back to the checkpoint, or to step 0 where there is none."""
-        state = self.run.load_checkpoint()
-        if state is not None:
-            loaded(self, state)
-        if self.is_main:
-            self.run.truncate_log_after(self.step)
-        self.meter = StepMetrics(self.device)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what ``state_dict`` gave; ValueError if it was of data scaled otherwise."""
-        taken_up(self, state)
-
-    def stop_asked(self, guard: InterruptGuard) -> bool:
-        """Whether any rank was told to stop.
-
-        All must stop at the same step, so ranks ask around; every few steps, as asking stalls.
+        All must stop at the same step, so ranks ask each other; every few steps, as it stalls.
         """
         if self.accelerator.num_processes > 1:
-            if self.step % LISTEN_EVERY:
+            if self.step % STEPS_BETWEEN_SIGNAL_CHECKS:
                 return False
-            mine = torch.tensor([guard.received or 0], device=self.device)
-            heard = int(self.accelerator.gather(mine).max())
-            guard.received = guard.received or heard or None  # it may have come while asking
-            return heard > 0
+            own = torch.tensor([guard.received or 0], device=self.device)
+            received = int(self.accelerator.gather(own).max())
+            guard.received = guard.received or received or None  # it may have come while asking
+            return received > 0
         return guard.received is not None

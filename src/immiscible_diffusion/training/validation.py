@@ -1,6 +1,5 @@
-"""The one loss that means the same at every step and for every coupling."""
+"""Validation loss on fixed independent noise and times, comparable across steps and couplings."""
 
-import dataclasses
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,94 +8,88 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.applications.pusht.config import DemonstrationConfig, load_windows
-from immiscible_diffusion.data.base import DataSet
-from immiscible_diffusion.training.codec import Codec
-from immiscible_diffusion.training.load import alike, load_data
-from immiscible_diffusion.training.recipe import Recipe
-from immiscible_diffusion.utils.batch import Batch
+from immiscible_diffusion.data import DataConfig, DataSet
+from immiscible_diffusion.training.task import Task
+from immiscible_diffusion.utils.batch import Batch, Cond
 from immiscible_diffusion.utils.random import RandomStreams
 
-VALIDATED = 512
-TESTED = ("cifar10", "fashion_mnist")  # sets with a test split
+VALIDATION_SAMPLES = 512
+HAVE_TEST_SPLIT = ("cifar10", "fashion_mnist")
 
 
-class Part(NamedTuple):
-    """As many as go through the network at a time."""
+class ValidationBatch(NamedTuple):
+    """What a loss takes after model and path."""
 
     data: Tensor
     noise: Tensor
     t: Tensor
-    cond: dict[str, Tensor] | None
+    cond: Cond | None
     mask: Tensor | None
 
 
 @dataclass(frozen=True)
-class Validation:
-    """Fixed data, independent noise and times.
+class ValidationSet:
+    """Up to 512 samples with their noise and times; the same for every coupling and seed.
 
-    On the set's test split where it has one, else on training data (``split`` says which).
+    Attributes:
+        samples: as training sees them.
+        noise: ``[N, *shape]``.
+        t: ``[N]``.
+        split: of the data: ``test`` where the set has one, ``train`` otherwise.
+        batch_size: samples through the network at a time.
     """
 
-    data: Tensor
+    samples: Batch
     noise: Tensor
     t: Tensor
-    cond: dict[str, Tensor] | None
     split: str
-    mask: Tensor | None = None
-    at_once: int = VALIDATED
+    batch_size: int = VALIDATION_SAMPLES
 
     @classmethod
-    def of(
-        cls, recipe: Recipe, dataset: DataSet, device: torch.device, codec: Codec
-    ) -> "Validation":
-        """Up to 512 data, as in training; the same for every coupling and seed."""
-        held_out, split = _validation_set(recipe, dataset, codec)
+    def of(cls, task: Task) -> "ValidationSet":
+        """Choose the samples and draw noise and times."""
+        dataset, split = task.validation_data()
         streams = RandomStreams(0, rank=0)
-        same = alike(held_out)
-        rows = same[torch.randperm(len(same), generator=streams.order)[:VALIDATED]]
-        encode = RandomStreams(0, rank=0, device=device).encode
-        batch = _joined(
-            codec.encode(held_out.batch(part).to(device), encode)
-            for part in rows.split(codec.at_once)
-        )
-        noise = torch.randn(batch.data.shape, generator=streams.noise)
-        t = recipe.path.sample_time(len(rows), generator=streams.time)
-        batch = recipe.as_seen(batch)
-        cond = batch.cond if recipe.conditional else None
-        rest = (noise.to(device), t.to(device), cond, split, batch.mask, codec.at_once)
-        return cls(batch.data, *rest)
+        rows = dataset.common_rows()
+        rows = rows[torch.randperm(len(rows), generator=streams.order)[:VALIDATION_SAMPLES]]
+        encode = RandomStreams(0, rank=0, device=task.device).encode
+        size = task.max_batch_size or VALIDATION_SAMPLES
+        samples = _join([task.encode(dataset.batch(part), encode) for part in rows.split(size)])
+        noise = torch.randn(samples.data.shape, generator=streams.noise)
+        t = task.recipe.path.sample_time(len(rows), generator=streams.time)
+        if not task.recipe.conditional:
+            samples = Batch(samples.data, None, samples.mask)
+        return cls(samples, noise.to(task.device), t.to(task.device), split, size)
 
-    def parts(self) -> Iterator[Part]:
-        """All of them, a part at a time."""
-        for start in range(0, len(self.data), self.at_once):
-            rows = slice(start, start + self.at_once)
-            cond = self.cond and {name: value[rows] for name, value in self.cond.items()}
-            mask = None if self.mask is None else self.mask[rows]
-            yield Part(self.data[rows], self.noise[rows], self.t[rows], cond, mask)
-
-
-def _joined(batches: Iterator[Batch]) -> Batch:
-    every = list(batches)
-    if len(every) == 1:
-        return every[0]
-    cond = {name: torch.cat([(b.cond or {})[name] for b in every]) for name in every[0].cond or {}}
-    mask = (
-        torch.cat([b.mask for b in every if b.mask is not None])
-        if every[0].mask is not None
-        else None
-    )
-    return Batch(torch.cat([batch.data for batch in every]), cond or None, mask)
+    def __iter__(self) -> Iterator[ValidationBatch]:
+        data, cond, mask = self.samples.data, self.samples.cond, self.samples.mask
+        for start in range(0, len(data), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            yield ValidationBatch(
+                data[rows],
+                self.noise[rows],
+                self.t[rows],
+                cond and {name: value[rows] for name, value in cond.items()},
+                None if mask is None else mask[rows],
+            )
 
 
-def _validation_set(recipe: Recipe, dataset: DataSet, codec: Codec) -> tuple[DataSet, str]:
-    if isinstance(recipe.data, DemonstrationConfig):
-        return load_windows(recipe.data)[1], "held-out episodes"
-    known = recipe.data.name in TESTED and recipe.data.split == "train"
-    if known and not getattr(dataset, "encoded", False):
-        config = dataclasses.replace(recipe.data, split="test", limit=VALIDATED, stream=False)
+def _join(batches: list[Batch]) -> Batch:
+    """Concatenate batches of one kind."""
+    first = batches[0]
+    if len(batches) == 1:
+        return first
+    cond = {name: torch.cat([(b.cond or {})[name] for b in batches]) for name in first.cond or {}}
+    masks = [b.mask for b in batches if b.mask is not None]
+    data = torch.cat([batch.data for batch in batches])
+    return Batch(data, cond or None, torch.cat(masks) if masks else None)
+
+
+def held_out_or_training(task: Task, data: DataConfig) -> tuple[DataSet, str]:
+    """Return the test split of ``data`` if there is one, else what ``task`` trains on."""
+    if data.name in HAVE_TEST_SPLIT and data.split == "train" and not task.dataset.is_encoded:
         try:
-            return load_data(recipe, codec, config), "test"
+            return task.load_data("validation"), "test"
         except ValueError as error:  # a local folder without a test split, say
             warnings.warn(f"validation uses training data: {error}", stacklevel=2)
-    return dataset, recipe.data.split
+    return task.dataset, data.split

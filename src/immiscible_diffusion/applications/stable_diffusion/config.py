@@ -1,7 +1,7 @@
-"""Stable Diffusion's codec, named: which pipeline, and what is to be painted."""
+"""The part of a recipe that belongs to text-to-image diffusion."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -16,6 +16,13 @@ from immiscible_diffusion.applications.stable_diffusion.load_pipeline import (
     text_parts,
 )
 from immiscible_diffusion.applications.stable_diffusion.silence import quiet
+from immiscible_diffusion.applications.stable_diffusion.unet import StableDiffusionUNet
+from immiscible_diffusion.data import DataConfig, DataSet
+from immiscible_diffusion.data.captions import Buckets, Captions
+from immiscible_diffusion.diffusion.paths import EDMPath
+from immiscible_diffusion.evaluation.config import ImageEvalConfig
+from immiscible_diffusion.training.recipe import Recipe
+from immiscible_diffusion.training.task import Task, TaskConfig
 
 
 @dataclass(frozen=True)
@@ -24,13 +31,11 @@ class StableDiffusionCodec:
 
     Args:
         pretrained: a folder written by ``save_pretrained``, or a name on the hub.
-        batch_size: pictures in the VAE at a time.
-        painting: hide a part of every picture, which the network paints; None = off.
+        batch_size: images in the VAE at a time.
     """
 
     pretrained: str | None = None
     batch_size: int = 16
-    painting: Inpainting | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -41,7 +46,12 @@ class StableDiffusionCodec:
         return dataclasses.replace(self, pretrained=None)
 
     def load(
-        self, device: torch.device | str = "cpu", precision: str = "no", *, digest: bool = False
+        self,
+        device: torch.device | str = "cpu",
+        precision: str = "no",
+        *,
+        digest: bool = False,
+        inpainting: Inpainting | None = None,
     ) -> LatentCodec:
         """Load the parts; in half precision if ``precision`` is fp16 or bf16.
 
@@ -49,18 +59,25 @@ class StableDiffusionCodec:
             device: to work on.
             precision: no, fp16 or bf16.
             digest: hash the VAE's weights (before they are cast), to check a latent cache.
+            inpainting: hide a part of every image, which the network paints; None = off.
 
         Raises:
             ValueError: the pipeline is not there; says what to fetch or to make.
         """
         with quiet():
-            return self._loaded(device, precision, digest)
+            return self._load(device, precision, digest, inpainting)
 
-    def _loaded(self, device: torch.device | str, precision: str, digest: bool) -> LatentCodec:
+    def _load(
+        self,
+        device: torch.device | str,
+        precision: str,
+        digest: bool,
+        inpainting: Inpainting | None,
+    ) -> LatentCodec:
         pretrained = check_given(self.pretrained, "codec.pretrained")
         index, dtype = read_index(pretrained), precision_of(precision)
         vae = frozen(load_part(pretrained, index, "vae", torch_dtype=torch.float32))
-        found = _digest(vae) if digest else None
+        vae_hash = _digest(vae) if digest else None
         texts = text_parts(pretrained, index)
         # SDXL's first VAE overflows in float16, which it says itself.
         upcast = dtype == torch.float16 and bool(getattr(vae.config, "force_upcast", False))
@@ -70,10 +87,108 @@ class StableDiffusionCodec:
             vae=vae.to(device, torch.float32 if upcast and len(texts) > 1 else dtype),
             texts=tuple(texts),
             batch_size=self.batch_size,
-            painting=self.painting,
-            vae_hash=found,
+            painting=inpainting,
+            vae_hash=vae_hash,
             zero_empty=bool(index.get("force_zeros_for_empty_prompt", False)),
         )
+
+
+@dataclass(frozen=True)
+class TextToImage(TaskConfig):
+    """Images from text, in the latent space of a VAE.
+
+    Args:
+        data: the images.
+        codec: the pipeline whose VAE and text encoder are used, frozen.
+        captions: where prompts come from.
+        buckets: aspect-ratio buckets; None = all images are cut to one square.
+        latents: a folder written by ``immiscible encode``, read instead of the images.
+        inpainting: hide a part of every image, which the network paints; None = off.
+        preview_prompts: what previews show; by default the classes, or the first captions.
+        push_to_hub: ``owner/name`` to publish to after the last step.
+        eval: how and when images are scored.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    codec: StableDiffusionCodec = field(default_factory=StableDiffusionCodec)
+    captions: Captions | None = None
+    buckets: Buckets | None = None
+    latents: str | None = None
+    inpainting: Inpainting | None = None
+    preview_prompts: tuple[str, ...] = ()
+    push_to_hub: str | None = None
+    eval: ImageEvalConfig = field(default_factory=ImageEvalConfig)
+
+    knows_unconditional = True
+
+    def __post_init__(self) -> None:
+        if self.latents is not None and self.buckets is not None:
+            raise ValueError("cached latents cannot be combined with buckets; leave one of them")
+        if self.data.stream and (self.buckets or self.latents):
+            raise ValueError("a stream has images of one size; leave buckets and latents")
+
+    def build(
+        self, recipe: Recipe, device: torch.device, dataset: DataSet | None = None
+    ) -> Task:
+        """Load the frozen networks and the data."""
+        from immiscible_diffusion.applications.stable_diffusion.task import TextToImageTask
+
+        return TextToImageTask(recipe, device, dataset)
+
+    def tiny(self) -> "TextToImage":
+        """Shrink to a smoke run.
+
+        It still needs a pipeline (``codec.pretrained``): the published ones are not small. Data that
+        are not on this machine are replaced by digits.
+        """
+        return dataclasses.replace(
+            self,
+            data=self.data.tiny().at_hand(),
+            codec=self.codec.tiny(),
+            buckets=None,
+            eval=self.eval.tiny(),
+        )
+
+    def check(self, recipe: Recipe) -> None:
+        """Raise ValueError for a recipe that lacks a part of text-to-image diffusion."""
+        model = recipe.model
+        if not isinstance(model, StableDiffusionUNet) or isinstance(recipe.path, EDMPath):
+            raise ValueError(
+                f"TextToImage needs a StableDiffusionUNet and no EDMPath, got "
+                f"{type(model).__name__} and {type(recipe.path).__name__}"
+            )
+        if recipe.scaling.factor != 1 and (model.lora is not None or model.painting):
+            raise ValueError(
+                f"adapters and in-painting need the VAE's own scale; leave scaling.factor 1, got "
+                f"{recipe.scaling.factor}"
+            )
+        if model.painting != (self.inpainting is not None) or not recipe.conditional:
+            raise ValueError(
+                f"a text-to-image network is conditional, and model.painting goes with inpainting; "
+                f"got conditional={recipe.conditional}, model.painting={model.painting} and "
+                f"inpainting={self.inpainting}"
+            )
+        masked = self.inpainting is not None and self.inpainting.pair_masked_region
+        if masked and recipe.sampler.init_noise == "matched":
+            raise ValueError(
+                "noise that is paired in the masked region has another distribution for every "
+                "mask; use sampler.init_noise normal, or drop inpainting.pair_masked_region"
+            )
+
+
+def task_of(recipe: Recipe) -> TextToImage:
+    """Return the task of a text-to-image recipe."""
+    assert isinstance(recipe.task, TextToImage)
+    return recipe.task
+
+
+def unet_of(recipe: Recipe) -> StableDiffusionUNet:
+    """Return the network of a text-to-image recipe; by default that of the codec's pipeline."""
+    model = recipe.model
+    assert isinstance(model, StableDiffusionUNet)
+    if model.pretrained is not None:
+        return model
+    return dataclasses.replace(model, pretrained=task_of(recipe).codec.pretrained)
 
 
 def _digest(vae: torch.nn.Module) -> str:

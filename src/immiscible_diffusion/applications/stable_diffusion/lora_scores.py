@@ -1,52 +1,96 @@
-"""Figures of a run that was tuned on a few pictures, for ``immiscible evaluate``."""
+"""Scores of a network tuned on a few images, too few for a Frechet distance."""
 
 import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from immiscible_diffusion.applications.stable_diffusion.unet import StableDiffusionUNet
-from immiscible_diffusion.diffusion.samplers import SamplerConfig
-from immiscible_diffusion.evaluation.images import EVAL_SEED
-from immiscible_diffusion.evaluation.load_run import LoadedRun
+from immiscible_diffusion.data import DataSet
+from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
+from immiscible_diffusion.evaluation.config import ImageEvalConfig
+from immiscible_diffusion.evaluation.evaluator import EVAL_SEED, EvalResult
+from immiscible_diffusion.metrics import FeatureExtractor
 from immiscible_diffusion.metrics.features.base import extractor_from_name
 from immiscible_diffusion.metrics.few_shot import few_figures
-from immiscible_diffusion.training.load import alike
-from immiscible_diffusion.training.recipe import Recipe
+from immiscible_diffusion.training.builders import Run
+from immiscible_diffusion.training.run_dir import RunDir
+
+GRID_IMAGES = 32
 
 
-def is_tuned_on_few(recipe: Recipe) -> bool:
-    """Whether it is adapters that are trained, on pictures too few for a Frechet distance."""
-    return isinstance(recipe.model, StableDiffusionUNet) and recipe.model.lora is not None
+@dataclass(frozen=True, eq=False)
+class FewShotEvaluator:
+    """Scores samples of the training captions beside the training images themselves.
 
-
-def tuned_figures(
-    trained: LoadedRun, sampler: SamplerConfig, seed: int, size: int
-) -> dict[str, Any]:
-    """Samples of its captions beside the pictures themselves, those of the commonest shape.
-
-    Args:
-        trained: the run; its recipe says how many samples, and which features.
-        sampler: how they are made.
-        seed: of the start noise.
-        size: samples at a time.
+    Attributes:
+        extractor: images to features.
+        dataset: the training images.
+        real: those of the most common shape, ``[N, C, H, W]``.
+        samples: images generated for every score.
     """
-    recipe, dataset = trained.recipe, trained.dataset
-    if getattr(dataset, "encoded", False):
-        dataset = trained.pictures
-    real = dataset.batch(alike(dataset)).data
-    generator, count = trained.generator(sampler, size), recipe.of_images.samples
-    batches = generator(trained.model, count, seed=seed, sampler=sampler)
-    made = torch.cat([pictures for pictures, _ in batches]).cpu()
-    judge = extractor_from_name(
-        recipe.of_images.features, dataset, seed=EVAL_SEED, device=str(trained.device)
-    )
-    return {
-        "step": trained.step,
-        "sampler": str(sampler),
-        "seed": seed,
-        "samples": len(made),
-        "features": judge.name,
-        "data": f"{dataset.name}, {len(real)} pictures",
-        **dataclasses.asdict(few_figures(judge, made, real)),
-    }
+
+    extractor: FeatureExtractor
+    dataset: DataSet
+    real: Tensor
+    samples: int
+
+    @classmethod
+    def of(
+        cls, dataset: DataSet, config: ImageEvalConfig, device: torch.device
+    ) -> "FewShotEvaluator":
+        """Prepare the features."""
+        extractor = extractor_from_name(
+            config.features, dataset, seed=EVAL_SEED, device=str(device)
+        )
+        real = dataset.batch(dataset.common_rows()).data
+        return cls(extractor, dataset, real, config.samples)
+
+    def check(self) -> None:
+        """Everything that an evaluation needs was loaded when this was made."""
+
+    def __call__(
+        self,
+        pipeline: SamplingPipeline,
+        model: nn.Module,
+        *,
+        seed: int,
+        step: int,
+        final: bool = True,
+        headline: bool = True,
+        run_dir: RunDir | None = None,
+    ) -> EvalResult:
+        """Generate and score images."""
+        batches = list(pipeline(model, self.samples, seed=seed))
+        images = torch.cat([data for data, _ in batches]).cpu()
+        scores = dataclasses.asdict(few_figures(self.extractor, images, self.real))
+        return EvalResult({"samples": len(images), **scores}, images[:GRID_IMAGES])
+
+    def evaluate_run(
+        self, run: Run, *, seed: int, batch_size: int, metrics: Any = ()
+    ) -> dict[str, Any]:
+        """Score a run's model, with all that has to stand beside the scores."""
+        result = self(run.pipeline(batch_size), run.model, seed=seed, step=run.step)
+        return {
+            "step": run.step,
+            "sampler": str(run.recipe.sampler),
+            "seed": seed,
+            "features": self.extractor.name,
+            "data": f"{self.dataset.name}, {len(self.real)} images",
+            **result.scores,
+        }
+
+    def summary(
+        self, runs: Mapping[str, Mapping[int, RunDir]], folder: Path, step: int
+    ) -> dict[str, Any]:
+        """Return what the scores of a comparison were made with."""
+        return {
+            "features": self.extractor.name,
+            "accuracy": None,
+            "samples": self.samples,
+            "real_samples": len(self.real),
+            "floor": None,
+        }

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from immiscible_diffusion.applications.stable_diffusion.config import unet_of
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.utils.atomic_files import atomic_path
 from immiscible_diffusion.utils.optional_deps import require_extra
@@ -31,7 +32,7 @@ def save_adapters(unet: Any, folder: Path, recipe: Recipe, step: int, sdxl: bool
         step: of training.
         sdxl: kohya names the blocks of SDXL otherwise.
     """
-    lora = recipe.model.lora  # type: ignore[union-attr]
+    lora = unet_of(recipe).lora
     assert lora is not None
     state = adapter_state(unet)
     told = {
@@ -90,7 +91,7 @@ def _of_kohya(recipe: Recipe, rank: int, alpha: float, step: int) -> dict[str, s
         "ss_network_alpha": f"{alpha:g}",
         "ss_steps": str(step),
         "ss_learning_rate": f"{recipe.optim.lr:g}",
-        "ss_sd_model_name": str(getattr(recipe.network, "pretrained", None)),
+        "ss_sd_model_name": str(unet_of(recipe).pretrained),
         "ss_training_comment": f"noise paired by immiscible-diffusion: {recipe.coupling}",
     }
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from immiscible_diffusion.applications.stable_diffusion.config import task_of, unet_of
 from immiscible_diffusion.applications.stable_diffusion.export.lora import DIFFUSERS, KOHYA
 from immiscible_diffusion.applications.stable_diffusion.export.pipeline import check_schedule
-from immiscible_diffusion.applications.stable_diffusion.unet import StableDiffusionUNet
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.utils.optional_deps import require_extra
 
@@ -24,7 +24,7 @@ def model_card(recipe: Recipe, step: int) -> str:
         step: how far.
     """
     base = origin(recipe)
-    lora = isinstance(recipe.model, StableDiffusionUNet) and recipe.model.lora is not None
+    lora = unet_of(recipe).lora is not None
     tags = [
         "immiscible-diffusion",
         "text-to-image",
@@ -58,22 +58,20 @@ def model_card(recipe: Recipe, step: int) -> str:
 
 def origin(recipe: Recipe) -> str | None:
     """Whose weights the network began with; None for random ones."""
-    network = recipe.network
-    if not isinstance(network, StableDiffusionUNet) or network.init == "scratch":
-        return None
-    return network.pretrained
+    unet = unet_of(recipe)
+    return None if unet.init == "scratch" else unet.pretrained
 
 
 def _settings(recipe: Recipe, step: int, base: str | None) -> dict[str, object]:
-    optimizer = recipe.optim
+    data = task_of(recipe).data
     return {
         "coupling": f"`{recipe.coupling}`",
         "started from": base or "random weights",
-        "data": recipe.data.path or recipe.data.name,
+        "data": data.path or data.name,
         "steps": f"{step:,} of {recipe.steps:,}",
         "batch": f"{recipe.batch_size} ({recipe.gradient_accumulation_steps} micro-batches)",
-        "learning rate": f"{optimizer.lr:g}",
-        "average of weights": f"{optimizer.ema:g}" if optimizer.ema else "none",
+        "learning rate": f"{recipe.optim.lr:g}",
+        "average of weights": str(recipe.ema),
         "prediction": getattr(recipe.path, "prediction", "velocity"),
         "precision": recipe.mixed_precision,
         "seed": recipe.seed,
@@ -85,28 +83,26 @@ def _use(base: str | None, lora: bool, recipe: Recipe) -> list[str]:
         return [
             "from diffusers import DiffusionPipeline",
             f'pipeline = DiffusionPipeline.from_pretrained("{base}")',
-            f'pipeline.load_lora_weights("{recipe.push_to_hub or "THIS FOLDER"}")',
+            f'pipeline.load_lora_weights("{task_of(recipe).push_to_hub or "THIS FOLDER"}")',
         ]
     return [
         "from diffusers import DiffusionPipeline",
-        f'pipeline = DiffusionPipeline.from_pretrained("{recipe.push_to_hub or "THIS FOLDER"}")',
+        f'pipeline = DiffusionPipeline.from_pretrained("{task_of(recipe).push_to_hub or "THIS FOLDER"}")',
     ]
 
 
 def check_before(recipe: Recipe) -> None:
     """Raise ValueError for what could not be published, or goes wrong, before hours are spent."""
-    if recipe.push_to_hub:
+    name = task_of(recipe).push_to_hub
+    if name:
         with require_extra("train", "push_to_hub"):
             from huggingface_hub import get_token
-        if not recipe.by_text:
-            raise ValueError("push_to_hub publishes networks that are told by text; leave it")
         if not get_token():
             raise ValueError(
-                f"push_to_hub {recipe.push_to_hub} needs a token of the hub and there is none; "
-                f"run `hf auth login`, or set HF_TOKEN"
+                f"push_to_hub {name} needs a token of the hub and there is none; run "
+                f"`hf auth login`, or set HF_TOKEN"
             )
-    if recipe.by_text:
-        check_schedule(recipe)
+    check_schedule(recipe)
 
 
 def push(folder: Path, name: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from immiscible_diffusion.applications.stable_diffusion.codec import LatentCodec
+from immiscible_diffusion.applications.stable_diffusion.config import task_of, unet_of
 from immiscible_diffusion.applications.stable_diffusion.load_pipeline import (
     check_given,
     load_part,
@@ -53,7 +54,7 @@ def save_unets(
 
 def save_pipeline(folder: Path, recipe: Recipe, codec: LatentCodec, unet: Any) -> None:
     """All parts but ``unet/``, and the index that makes them a pipeline, which comes last."""
-    pretrained = check_given(recipe.codec.pretrained, "codec.pretrained")  # type: ignore[union-attr]
+    pretrained = check_given(task_of(recipe).codec.pretrained, "codec.pretrained")
     index = read_index(pretrained)
     # Loaded anew, as they were: those of the codec may be in half precision.
     vae = load_part(pretrained, index, "vae", torch_dtype=torch.float32)
@@ -83,7 +84,7 @@ def _named(part: Any) -> list[str]:
 
 def scheduler_of(recipe: Recipe) -> Any:
     """The scheduler of the recipe's pipeline, told what the network was trained on."""
-    pretrained = check_given(recipe.codec.pretrained, "codec.pretrained")  # type: ignore[union-attr]
+    pretrained = check_given(task_of(recipe).codec.pretrained, "codec.pretrained")
     scheduler = load_part(pretrained, read_index(pretrained), "scheduler")
     with require_extra("train", "the scheduler"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -116,14 +117,14 @@ def check_schedule(recipe: Recipe) -> None:
 
     Nothing is said of a U-Net that is trained from scratch.
     """
-    if getattr(recipe.model, "init", None) != "pretrained":
+    if unet_of(recipe).init != "pretrained":
         return
     pretrained, theirs = _schedule_of_weights(recipe)
     if not isinstance(recipe.path, VPPath):
         if "flow" not in f"{theirs.get('prediction_type')} {theirs.get('_class_name')}".lower():
             raise ValueError(
-                f"the weights of {pretrained} were trained on a diffusion path; a FlowMatchingPath needs "
-                f"model.init scratch"
+                f"the weights of {pretrained} were trained on a diffusion path; a FlowMatchingPath "
+                f"needs model.init scratch"
             )
         return
     wanted = schedule_of(recipe.path) | {"rescale_betas_zero_snr": recipe.path.zero_snr}
@@ -145,8 +146,8 @@ def _schedule_of_weights(recipe: Recipe) -> tuple[str, dict[str, Any]]:
 
     Of a checkpoint that has no scheduler, the run's own path; else that of the codec's pipeline.
     """
-    given = check_given(recipe.codec.pretrained, "codec.pretrained")  # type: ignore[union-attr]
-    weights = str(getattr(recipe.network, "pretrained", None) or given)
+    given = check_given(task_of(recipe).codec.pretrained, "codec.pretrained")
+    weights = str(unet_of(recipe).pretrained or given)
     noted = Path(weights) / "recipe.json"
     told = Path(weights) / "scheduler" / "scheduler_config.json"
     if told.is_file():

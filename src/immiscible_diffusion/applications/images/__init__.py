@@ -1,0 +1,1 @@
+"""Images, diffused in pixel space."""

@@ -1,0 +1,75 @@
+"""Images, diffused as they are."""
+
+import dataclasses
+from dataclasses import dataclass, field
+
+import torch
+
+from immiscible_diffusion.data import DataConfig, DataSet, load_images
+from immiscible_diffusion.data.streamed_captions import load_streamed
+from immiscible_diffusion.evaluation.config import ImageEvalConfig
+from immiscible_diffusion.evaluation.images import ImageEvaluator
+from immiscible_diffusion.training.recipe import Recipe
+from immiscible_diffusion.training.task import EvalConfig, Task, TaskConfig
+from immiscible_diffusion.training.validation import VALIDATION_SAMPLES, held_out_or_training
+
+
+@dataclass(frozen=True)
+class Images(TaskConfig):
+    """Images in pixel space, with or without labels.
+
+    Args:
+        data: the data set.
+        eval: how and when images are scored.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    eval: ImageEvalConfig = field(default_factory=ImageEvalConfig)
+
+    diffuses_data_set = True
+
+    def build(
+        self, recipe: Recipe, device: torch.device, dataset: DataSet | None = None
+    ) -> "ImageTask":
+        """Load the data."""
+        return ImageTask(recipe, device, dataset)
+
+    def tiny(self) -> "Images":
+        """Shrink to a smoke run."""
+        return dataclasses.replace(self, data=self.data.tiny(), eval=self.eval.tiny())
+
+    def check(self, recipe: Recipe) -> None:
+        """Raise ValueError for conditional recipes without labels."""
+        if recipe.conditional and not self.data.labels:
+            raise ValueError("conditional needs labels; set data.labels or drop conditional")
+
+
+class ImageTask(Task):
+    """Images with the network on pixels; conditions are labels."""
+
+    def load_data(self, split: str) -> DataSet:
+        """Load the images of ``split``."""
+        config = self.config.data
+        if split == "validation":
+            config = dataclasses.replace(
+                config, split="test", limit=VALIDATION_SAMPLES, stream=False
+            )
+        return load_streamed(config) if config.stream else load_images(config)
+
+    @property
+    def config(self) -> Images:
+        """The task of the recipe."""
+        assert isinstance(self.recipe.task, Images)
+        return self.recipe.task
+
+    def validation_data(self) -> tuple[DataSet, str]:
+        """Return the test split where the set has one, else the training data."""
+        return held_out_or_training(self, self.config.data)
+
+    def evaluator(
+        self, config: EvalConfig | None = None, max_real: int | None = None
+    ) -> ImageEvaluator:
+        """Return what scores images against the training data."""
+        config = config or self.config.eval
+        assert isinstance(config, ImageEvalConfig)
+        return ImageEvaluator.of(self.reference_images(), config, self.device, max_real)

@@ -1,0 +1,241 @@
+"""Text-to-image diffusion on the latents of a Stable Diffusion pipeline."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from immiscible_diffusion.applications.stable_diffusion.config import (
+    TextToImage,
+    task_of,
+    unet_of,
+)
+from immiscible_diffusion.applications.stable_diffusion.export import (
+    check_before,
+    publish,
+    push,
+)
+from immiscible_diffusion.applications.stable_diffusion.inpainting import Inpainting
+from immiscible_diffusion.applications.stable_diffusion.latent_cache import (
+    load_latents,
+    transform_of,
+)
+from immiscible_diffusion.applications.stable_diffusion.load_pipeline import precision_of
+from immiscible_diffusion.applications.stable_diffusion.lora_scores import FewShotEvaluator
+from immiscible_diffusion.applications.stable_diffusion.unet import StableDiffusionUNet, TextUNet
+from immiscible_diffusion.couplings import Coupling
+from immiscible_diffusion.couplings.masked import MaskedCoupling
+from immiscible_diffusion.data import DataConfig, DataSet, load_images
+from immiscible_diffusion.data.captions import Buckets, Captioned, Captions, load_captioned
+from immiscible_diffusion.data.images import all_labels
+from immiscible_diffusion.data.prompts import ClassNamePrompts
+from immiscible_diffusion.data.streamed_captions import load_streamed
+from immiscible_diffusion.diffusion.paths import Cond, EDMPath
+from immiscible_diffusion.evaluation.config import ImageEvalConfig
+from immiscible_diffusion.evaluation.evaluator import Evaluator
+from immiscible_diffusion.evaluation.images import ImageEvaluator
+from immiscible_diffusion.models.condition_dropout import drop_labels, drop_text
+from immiscible_diffusion.training.recipe import Recipe
+from immiscible_diffusion.training.run_dir import RunDir
+from immiscible_diffusion.training.task import EvalConfig, Task, TaskConfig
+from immiscible_diffusion.training.validation import VALIDATION_SAMPLES, held_out_or_training
+from immiscible_diffusion.utils.batch import Batch
+from immiscible_diffusion.utils.random import RandomStreams, keyed_generator
+
+IMAGES_PER_PROMPT = 4
+
+
+class TextToImageTask(Task):
+    """Latents with the text that describes them."""
+
+    def __init__(
+        self, recipe: Recipe, device: torch.device, dataset: DataSet | None = None
+    ) -> None:
+        self.config = config = task_of(recipe)
+        codec = config.codec.load(
+            device,
+            recipe.mixed_precision,
+            digest=config.latents is not None,
+            inpainting=config.inpainting,
+        )
+        self.codec = codec.of_latents() if config.latents is not None else codec
+        self.max_batch_size = self.codec.at_once
+        if config.preview_prompts:
+            self.num_preview_images = IMAGES_PER_PROMPT * len(config.preview_prompts)
+            self.preview_columns = len(config.preview_prompts)
+        super().__init__(recipe, device, None if dataset is None else self._with_tokens(dataset))
+
+    # -- data -------------------------------------------------------------------------------------
+
+    def load_data(self, split: str) -> DataSet:
+        """Load the images of ``split``, or the cached latents, with their tokens."""
+        data, captions = self.config.data, self.config.captions or Captions()
+        if split == "validation":
+            data = dataclasses.replace(data, split="test", limit=VALIDATION_SAMPLES, stream=False)
+        if data.stream:
+            return load_streamed(data, captions, self.codec.tokenize)
+        if self.config.latents is None:
+            return load_captioned(data, captions, self.codec.tokenize, self.config.buckets)
+        # Images that samples are scored against are the recipe's: latents of another size would
+        # go unnoticed.
+        transform = transform_of(data, int(self.codec.vae.config.in_channels))
+        return load_latents(
+            Path(self.config.latents),
+            captions,
+            self.codec.tokenize,
+            flip=data.flip,
+            vae=self.codec.vae_hash,
+            transform=transform,
+        )
+
+    def _with_tokens(self, dataset: DataSet) -> Captioned:
+        if isinstance(dataset, Captioned):
+            return dataset if dataset.tokenize else dataset.tokenized(self.codec.tokenize)
+        if dataset.num_classes is None or not dataset.class_names:
+            raise ValueError(
+                f"the data set {dataset.name} has neither captions nor named classes; give a "
+                f"Captioned"
+            )
+        captions = self.config.captions or Captions()
+        prompts = ClassNamePrompts(
+            all_labels(dataset), dataset.class_names, captions.template, captions.synonyms
+        )
+        return Captioned(dataset, prompts, self.codec.tokenize)
+
+    @property
+    def captioned(self) -> Captioned:
+        """The training data."""
+        assert isinstance(self.dataset, Captioned)
+        return self.dataset
+
+    def validation_data(self) -> tuple[DataSet, str]:
+        """Return the test split where the set has one, else the training data."""
+        return held_out_or_training(self, self.config.data)
+
+    def reference_images(self) -> DataSet:
+        """Return the real images as squares of one size, also where latents are trained on."""
+        if self.config.buckets is None and not self.dataset.is_encoded:
+            return self.dataset
+        data = self.config.data
+        return load_streamed(data) if data.stream else load_images(data)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape ``(C, h, w)`` of the latents."""
+        return self.codec.shape(self.dataset.shape)
+
+    def _encode(self, batch: Batch, generator: torch.Generator | None) -> Batch:
+        return self.codec.encode(batch, generator)
+
+    def _decode(self, data: Tensor) -> Tensor:
+        return self.codec.decode(data)
+
+    # -- network ----------------------------------------------------------------------------------
+
+    def _build_model(self) -> nn.Module:
+        codec, model = self.codec, unet_of(self.recipe).build(self.shape)
+        assert isinstance(model, TextUNet)
+        if model.text_width != codec.width:
+            raise ValueError(
+                f"the U-Net attends to text states of width {model.text_width}, and those of "
+                f"{self.config.codec} have {codec.width}; give a U-Net and a codec of one pipeline"
+            )
+        model.cast_frozen(precision_of(self.recipe.mixed_precision))
+        return model
+
+    # -- conditions -------------------------------------------------------------------------------
+
+    def drop_conditions(self, cond: Cond | None, rng: RandomStreams) -> Cond | None:
+        """Replace prompts by the empty one at random for classifier-free guidance."""
+        if cond is None or not self.recipe.cond_drop_prob:
+            return cond
+        return drop_text(cond, self.codec.empty, self.recipe.cond_drop_prob, rng.labels)
+
+    def conditions(self, indices: Sequence[int], prompts: Sequence[str] = ()) -> Cond | None:
+        """Return the conditions of samples: sample i depends on i alone.
+
+        Sample i is of prompt ``i mod len(prompts)`` where prompts are given (in previews those of
+        the recipe), else of class i, else of the caption of image i. In-painting gets image i with
+        its caption or class, and a mask seeded by i.
+        """
+        shape = self.shape
+        size = (shape[1] * self.codec.shrinks, shape[2] * self.codec.shrinks)
+        cond = self.codec.tell(self._texts(indices, prompts), size)
+        if self.dataset.num_classes and not prompts:
+            cond |= {"label": self._labels(indices)}
+        if self.codec.painting is not None:
+            images = self.dataset.batch(self._rows(indices)).data
+            holes = [
+                self.codec.painting.holes(1, (shape[1], shape[2]), keyed_generator(i, "hole"))
+                for i in indices
+            ]
+            cond |= self.codec.hidden(images, torch.cat(holes))
+        return cond
+
+    def _texts(self, indices: Sequence[int], prompts: Sequence[str]) -> list[str]:
+        if prompts:
+            return [prompts[i % len(prompts)] for i in indices]
+        classes, named = self.dataset.num_classes, self.captioned.prompts
+        if classes and isinstance(named, ClassNamePrompts) and self.codec.painting is None:
+            return [named.of_class(i % classes)[0] for i in indices]
+        return self.captioned.texts(self._rows(indices))
+
+    def _labels(self, indices: Sequence[int]) -> Tensor:
+        if self.codec.painting is not None:  # the image that is painted in has its own class
+            batch = self.dataset.batch(self._rows(indices))
+            return (batch.cond or {})["label"].to(self.device)
+        classes = self.dataset.num_classes or 1
+        return torch.tensor([i % classes for i in indices], device=self.device)
+
+    def _rows(self, indices: Sequence[int]) -> Tensor:
+        rows = self.dataset.common_rows()
+        return rows[torch.tensor([i % len(rows) for i in indices])]
+
+    def unconditional(self, cond: Cond) -> Cond:
+        """Return the conditions of the empty prompt (zeros for SDXL)."""
+        if "text" in cond:
+            return drop_text(cond, self.codec.nothing, 1.0)
+        return drop_labels(cond, self.dataset.num_classes or 0, 1.0)
+
+    def coupling(self, coupling: Coupling) -> Coupling:
+        """Pair in the masked region alone, where the recipe asks for it."""
+        inpainting = self.config.inpainting
+        masked = inpainting is not None and inpainting.pair_masked_region
+        return MaskedCoupling(coupling) if masked else coupling
+
+    # -- evaluation and files ---------------------------------------------------------------------
+
+    def evaluator(self, config: EvalConfig | None = None, max_real: int | None = None) -> Evaluator:
+        """Return what scores images: adapters, tuned on few images, by few-shot metrics."""
+        config = config or self.config.eval
+        assert isinstance(config, ImageEvalConfig)
+        images = self.reference_images()
+        if unet_of(self.recipe).lora is not None:
+            few = images if self.dataset.is_encoded else self.dataset
+            return FewShotEvaluator.of(few, config, self.device)
+        return ImageEvaluator.of(images, config, self.device, max_real)
+
+    def preview(self, pipeline: Any, model: nn.Module) -> Tensor:
+        """Return images of the preview prompts."""
+        prompts = self.config.preview_prompts
+        pipeline = dataclasses.replace(
+            pipeline, conditions=lambda indices: self.conditions(indices, prompts)
+        )
+        return super().preview(pipeline, model)
+
+    def check_before_training(self) -> None:
+        """Raise ValueError for what could not be published, before hours are spent."""
+        check_before(self.recipe)
+
+    def export(self, run_dir: RunDir, model: nn.Module, ema: Any, step: int) -> None:
+        """Write weights in the layout of diffusers."""
+        publish(self.recipe, run_dir, self.codec, model, ema, step)
+
+    def publish(self, run_dir: RunDir) -> None:
+        """Push the run to the hub, if the recipe asks for it."""
+        if self.config.push_to_hub:
+            push(run_dir.root, self.config.push_to_hub)

@@ -1,0 +1,72 @@
+"""What scores samples; applications implement it and ``compare`` and ``evaluate`` call it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
+from immiscible_diffusion.training.builders import Run
+from immiscible_diffusion.training.run_dir import RunDir
+
+EVAL_SEED = 0
+"""Reference data, features and fixed episodes are the same for every seed of a comparison."""
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Scores of one network with one sampler.
+
+    Attributes:
+        scores: by name; JSON values.
+        images: a few samples to look at, ``[N, C, H, W]`` in [-1, 1], or None.
+    """
+
+    scores: Mapping[str, Any]
+    images: Tensor | None = None
+
+
+class Evaluator(Protocol):
+    """Scores samples of a network."""
+
+    def check(self) -> None:
+        """Raise ValueError, before hours are spent, for what an evaluation needs and lacks."""
+
+    def __call__(
+        self,
+        pipeline: SamplingPipeline,
+        model: nn.Module,
+        *,
+        seed: int,
+        step: int,
+        final: bool = True,
+        headline: bool = True,
+        run_dir: RunDir | None = None,
+    ) -> EvalResult:
+        """Score what ``pipeline`` samples with ``model``.
+
+        Args:
+            pipeline: how to sample.
+            model: the averaged network.
+            seed: of the noise that sampling starts from.
+            step: training steps behind the model.
+            final: after the last training step: slow metrics too.
+            headline: at the recipe's own number of sampling steps: slow metrics too.
+            run_dir: where more than scores may be kept.
+        """
+
+    def evaluate_run(self, run: Run, *, seed: int, batch_size: int, metrics: Any) -> dict[str, Any]:
+        """Return all that ``immiscible evaluate RUN`` says of a run's model; JSON values."""
+
+    def summary(
+        self, runs: Mapping[str, Mapping[int, RunDir]], folder: Path, step: int
+    ) -> dict[str, Any]:
+        """Return what a comparison's report says of the evaluation besides the curves of scores.
+
+        Args:
+            runs: run folders by coupling and seed.
+            folder: of the comparison; pictures may be written to it.
+            step: the last training step.
+        """
