@@ -1,13 +1,16 @@
 """Consistency models: CIFAR-10, CelebA and Tiny-ImageNet as published, and a twin for a CPU."""
 
 import dataclasses
+from typing import Any
 
+from immiscible_diffusion.applications.images.task import Images
 from immiscible_diffusion.data import DataConfig
 from immiscible_diffusion.diffusion.losses import ConsistencyLoss
 from immiscible_diffusion.diffusion.paths import EDMPath
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
-from immiscible_diffusion.evaluation.config import Evaluation
+from immiscible_diffusion.evaluation.config import ImageEvalConfig
 from immiscible_diffusion.models import MLP, UNet
+from immiscible_diffusion.training.ema import EMAConfig
 from immiscible_diffusion.training.optim import OptimizerConfig
 from immiscible_diffusion.training.recipe import Recipe
 
@@ -19,16 +22,19 @@ def digits_consistency() -> Recipe:
     would hardly ever see in a run of this length.
     """
     return Recipe(
+        task=Images(
+            data=DataConfig(name="digits"),
+            eval=ImageEvalConfig(samples=1000, num=5, sampling_steps=(1, 2)),
+        ),
         name="digits-consistency",
-        data=DataConfig(name="digits"),
         path=EDMPath(sigma_max=10.0, sigma_data=0.75, mean=-0.4, std=1.4),
         loss=ConsistencyLoss(denoise=0.2, stages=6, huber=0.03),
         model=MLP(width=192, depth=3),
-        optim=OptimizerConfig(lr=2e-3, warmup=100, decay="cosine", ema=0.995, ema_ramp=True),
+        optim=OptimizerConfig(lr=2e-3, warmup_steps=100, lr_schedule="cosine"),
+        ema=EMAConfig(decay=0.995, warmup=True),
         batch_size=256,
         steps=5000,
         sampler=SamplerConfig("consistency", steps=1),
-        evaluation=Evaluation(samples=1000, points=5, sampling_steps=(1, 2)),
         log_every=50,
         validate_every=500,
         preview_every=1000,
@@ -45,16 +51,18 @@ def cifar10_consistency() -> Recipe:
     ours with ours. ECT starts from a trained EDM; here the first quarter denoises.
     """
     return Recipe(
+        task=Images(
+            data=DataConfig(name="cifar10", flip=True),
+            eval=ImageEvalConfig(samples=50_000, sampling_steps=(1, 2)),
+        ),
         name="cifar10-consistency",
-        data=DataConfig(name="cifar10", flip=True),
         path=EDMPath(mean=-1.1, std=2.0),
         loss=ConsistencyLoss(denoise=0.25, huber=0.0, weighting="gap"),
         model=UNet(dropout=0.2),
-        optim=OptimizerConfig(lr=1e-4, ema=0.9999),
+        optim=OptimizerConfig(lr=1e-4),
         batch_size=512,
         steps=800_000,
         sampler=SamplerConfig("consistency", steps=1),
-        evaluation=Evaluation(samples=50_000, sampling_steps=(1, 2)),
     )
 
 
@@ -62,11 +70,10 @@ def celeba_consistency() -> Recipe:
     """Consistency training on CelebA, 64 x 64 (Immiscible Diffusion, Fig. 4): batch 1024.
 
     Published: about 1.3 times fewer steps with ``assignment``. The set has no labels to train a
-    judge on, so FID judges it.
+    classifier on, so FID it is.
     """
-    recipe = _of_size_64("celeba-consistency", DataConfig(name="hub:nielsr/CelebA-faces"), 1024)
-    judged = dataclasses.replace(recipe.of_images, features="inception")
-    return dataclasses.replace(recipe, evaluation=judged)
+    data = DataConfig(name="hub:nielsr/CelebA-faces")
+    return _of_size_64("celeba-consistency", data, 1024, features="inception")
 
 
 def tiny_imagenet_consistency() -> Recipe:
@@ -79,12 +86,20 @@ def tiny_imagenet_consistency() -> Recipe:
     )
 
 
-def _of_size_64(name: str, data: DataConfig, batch_size: int) -> Recipe:
-    """The network is that of openai/consistency_models for 64 x 64; the paper's size is unknown."""
+def _of_size_64(name: str, data: DataConfig, batch_size: int, **evaluation: Any) -> Recipe:
+    """Return the recipe for 64 x 64 images.
+
+    The network is that of openai/consistency_models for 64 x 64; the paper's size is unknown.
+    """
+    recipe = cifar10_consistency()
     return dataclasses.replace(
-        cifar10_consistency(),
+        recipe,
         name=name,
-        data=dataclasses.replace(data, size=64, flip=True),
+        task=dataclasses.replace(
+            recipe.task,
+            data=dataclasses.replace(data, size=64, flip=True),
+            eval=dataclasses.replace(recipe.task.eval, **evaluation),
+        ),
         model=UNet(192, (1, 2, 3, 4), blocks=3, attention=(32, 16, 8), dropout=0.0),
         batch_size=batch_size,
     )

@@ -1,10 +1,12 @@
 """DDIM: CIFAR-10 as published, and a twin for a CPU."""
 
+from immiscible_diffusion.applications.images.task import Images
 from immiscible_diffusion.data import DataConfig
 from immiscible_diffusion.diffusion.paths import VPPath
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
-from immiscible_diffusion.evaluation.config import Evaluation
+from immiscible_diffusion.evaluation.config import ImageEvalConfig
 from immiscible_diffusion.models import MLP, UNet
+from immiscible_diffusion.training.ema import EMAConfig
 from immiscible_diffusion.training.optim import OptimizerConfig
 from immiscible_diffusion.training.recipe import Recipe
 
@@ -17,15 +19,18 @@ def digits_ddim() -> Recipe:
     with epsilon.
     """
     return Recipe(
+        task=Images(
+            data=DataConfig(name="digits"),
+            eval=ImageEvalConfig(samples=1000, num=5, sampling_steps=(5, 20, 100)),
+        ),
         name="digits-ddim",
-        data=DataConfig(name="digits"),
         path=VPPath("cosine", "data", min_snr=5.0),
         model=MLP(width=256, depth=3),
-        optim=OptimizerConfig(lr=2e-3, warmup=100, decay="cosine", ema=0.995, ema_ramp=True),
+        optim=OptimizerConfig(lr=2e-3, warmup_steps=100, lr_schedule="cosine"),
+        ema=EMAConfig(decay=0.995, warmup=True),
         batch_size=256,
         steps=3000,
         sampler=SamplerConfig("ddim", steps=20, clip=1.0),
-        evaluation=Evaluation(samples=1000, points=5, sampling_steps=(5, 20, 100)),
         log_every=50,
         validate_every=250,
         preview_every=1000,
@@ -44,17 +49,19 @@ def cifar10_ddim() -> Recipe:
     known to us; Fig. 5 ends below 200,000.
     """
     return Recipe(
+        task=Images(
+            data=DataConfig(name="cifar10", flip=True),
+            eval=ImageEvalConfig(
+                samples=50_000,
+                sampling_steps=(20, 50, 100),
+                steps=(23_400, 46_800, 70_200, 93_600, 117_000, 140_400, 163_800),
+            ),
+        ),
         name="cifar10-ddim",
-        data=DataConfig(name="cifar10", flip=True),
         path=VPPath(),
         model=UNet(),
         optim=OptimizerConfig(),
         batch_size=256,
         steps=200_000,
         sampler=SamplerConfig("ddim", steps=50, spacing="linear", clip=1.0),
-        evaluation=Evaluation(
-            samples=50_000,
-            sampling_steps=(20, 50, 100),
-            at=(23_400, 46_800, 70_200, 93_600, 117_000, 140_400, 163_800),
-        ),
     )

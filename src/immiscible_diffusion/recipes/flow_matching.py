@@ -2,11 +2,13 @@
 
 import dataclasses
 
+from immiscible_diffusion.applications.images.task import Images
 from immiscible_diffusion.data import DataConfig
 from immiscible_diffusion.diffusion.paths import FlowMatchingPath
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
-from immiscible_diffusion.evaluation.config import Evaluation
+from immiscible_diffusion.evaluation.config import ImageEvalConfig
 from immiscible_diffusion.models import MLP, UNet
+from immiscible_diffusion.training.ema import EMAConfig
 from immiscible_diffusion.training.optim import OptimizerConfig
 from immiscible_diffusion.training.recipe import Recipe
 
@@ -14,14 +16,14 @@ from immiscible_diffusion.training.recipe import Recipe
 def digits_flow() -> Recipe:
     """Flow matching on 1,797 real handwritten digits, 8 x 8: minutes on a CPU."""
     return Recipe(
+        task=Images(data=DataConfig(name="digits"), eval=ImageEvalConfig(samples=1000, num=5)),
         name="digits-flow",
-        data=DataConfig(name="digits"),
         model=MLP(width=160, depth=2),
-        optim=OptimizerConfig(lr=4e-3, warmup=100, ema=0.995, ema_ramp=True),
+        optim=OptimizerConfig(lr=4e-3, warmup_steps=100),
+        ema=EMAConfig(decay=0.995, warmup=True),
         batch_size=256,
         steps=1500,
         sampler=SamplerConfig(steps=20),
-        evaluation=Evaluation(samples=1000, points=5),
         log_every=50,
         validate_every=250,
         preview_every=500,
@@ -38,19 +40,21 @@ def cifar10_flow() -> Recipe:
     20,000 steps, the paper's same figures (Table 4) at 200,000, besides 6.10 -> 4.28 at 100,000.
     """
     return Recipe(
+        task=Images(
+            data=DataConfig(name="cifar10", flip=True),
+            eval=ImageEvalConfig(
+                samples=50_000,
+                sampling_steps=(2, 5, 20, 50, 100),
+                steps=(20_000, 100_000, 200_000, 400_000),
+            ),
+        ),
         name="cifar10-flow",
-        data=DataConfig(name="cifar10", flip=True),
         path=FlowMatchingPath(time_scale=1.0),
         model=UNet(),
         optim=OptimizerConfig(),
         batch_size=256,
         steps=400_000,
         sampler=SamplerConfig(steps=50),
-        evaluation=Evaluation(
-            samples=50_000,
-            sampling_steps=(2, 5, 20, 50, 100),
-            at=(20_000, 100_000, 200_000, 400_000),
-        ),
     )
 
 
@@ -77,16 +81,19 @@ def fashion_flow() -> Recipe:
     ``knn:k=16,center=label``, ``assignment:cond_key=label``.
     """
     return Recipe(
+        task=Images(
+            data=DataConfig(name="fashion_mnist", size=14),
+            eval=ImageEvalConfig(samples=2000, num=5),
+        ),
         name="fashion-flow",
-        data=DataConfig(name="fashion_mnist", size=14),
         conditional=True,
         cond_drop_prob=0.1,
         model=MLP(width=256, depth=3),
-        optim=OptimizerConfig(lr=2e-3, warmup=100, decay="cosine", ema=0.995, ema_ramp=True),
+        optim=OptimizerConfig(lr=2e-3, warmup_steps=100, lr_schedule="cosine"),
+        ema=EMAConfig(decay=0.995, warmup=True),
         batch_size=256,
         steps=4000,
         sampler=SamplerConfig(steps=20),
-        evaluation=Evaluation(samples=2000, points=5),
         log_every=50,
         validate_every=500,
         preview_every=1000,

@@ -2,11 +2,12 @@
 
 import dataclasses
 
-from immiscible_diffusion.applications.pusht.config import DemonstrationConfig
+from immiscible_diffusion.applications.pusht.config import DemonstrationConfig, PolicyEvalConfig
+from immiscible_diffusion.applications.pusht.task import Policy
 from immiscible_diffusion.diffusion.paths import VPPath
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
-from immiscible_diffusion.evaluation.config import PolicyEvaluation
 from immiscible_diffusion.models import PolicyMLP, UNet1D
+from immiscible_diffusion.training.ema import EMAConfig
 from immiscible_diffusion.training.optim import OptimizerConfig
 from immiscible_diffusion.training.recipe import Recipe
 
@@ -21,29 +22,30 @@ def pusht_policy() -> Recipe:
     90 episodes, average of the weights ramped up by a power of 0.75.
     """
     return Recipe(
-        name="pusht-policy",
-        data=DemonstrationConfig(
-            val_ratio=0.02, max_train_episodes=90, do_mask_loss_for_padding=False
+        task=Policy(
+            data=DemonstrationConfig(
+                val_ratio=0.02, max_train_episodes=90, do_mask_loss_for_padding=False
+            ),
+            eval=PolicyEvalConfig(
+                sampling_steps=(100,), steps=tuple(range(5000, 100_000, 5000)), workers=8
+            ),
         ),
+        name="pusht-policy",
         conditional=True,
         path=VPPath("cosine", "epsilon", steps=100),
         model=UNet1D(),
         optim=OptimizerConfig(
             lr=1e-4,
-            warmup=500,
-            decay="cosine",
-            clip=0.0,
+            warmup_steps=500,
+            lr_schedule="cosine",
+            max_grad_norm=0.0,
             betas=(0.95, 0.999),
             weight_decay=1e-6,
-            ema=0.9999,
-            ema_power=0.75,
         ),
+        ema=EMAConfig(decay=0.9999, power=0.75),
         batch_size=256,
         steps=100_000,
         sampler=SamplerConfig("ddpm", steps=100, clip=1.0),
-        evaluation=PolicyEvaluation(
-            sampling_steps=(100,), at=tuple(range(5000, 100_000, 5000)), workers=8
-        ),
         preview_every=0,
     )
 
@@ -57,24 +59,21 @@ def pusht_policy_small() -> Recipe:
     return dataclasses.replace(
         pusht_policy(),
         name="pusht-policy-small",
-        data=DemonstrationConfig(
-            obs_type="relative", differences=True, do_mask_loss_for_padding=False
-        ),
         path=VPPath("cosine", "data", steps=100),
         model=PolicyMLP(width=512, depth=3),
         optim=OptimizerConfig(
-            lr=1e-3,
-            warmup=200,
-            decay="cosine",
-            betas=(0.95, 0.999),
-            weight_decay=1e-6,
-            ema=0.999,
-            ema_ramp=True,
+            lr=1e-3, warmup_steps=200, lr_schedule="cosine", betas=(0.95, 0.999), weight_decay=1e-6
         ),
+        ema=EMAConfig(decay=0.999, warmup=True),
         steps=2000,
         sampler=SamplerConfig("ddim", steps=10, clip=1.0),
-        evaluation=PolicyEvaluation(sampling_steps=(2, 10), at=(200, 350, 700, 1200)),
         log_every=50,
         validate_every=250,
         checkpoint_every=500,
+        task=Policy(
+            data=DemonstrationConfig(
+                obs_type="relative", differences=True, do_mask_loss_for_padding=False
+            ),
+            eval=PolicyEvalConfig(sampling_steps=(2, 10), steps=(200, 350, 700, 1200)),
+        ),
     )

@@ -1,16 +1,18 @@
 """Stable Diffusion: ImageNet from scratch and fine-tuned, painting, COCO, LoRA."""
 
 import dataclasses
-from typing import Any
-
-from immiscible_diffusion.applications.stable_diffusion.config import StableDiffusionCodec
+from immiscible_diffusion.applications.stable_diffusion.config import (
+    StableDiffusionCodec,
+    TextToImage,
+)
 from immiscible_diffusion.applications.stable_diffusion.inpainting import Inpainting
 from immiscible_diffusion.applications.stable_diffusion.unet import LoRA, StableDiffusionUNet
 from immiscible_diffusion.data import DataConfig
 from immiscible_diffusion.data.captions import Buckets, Captions
 from immiscible_diffusion.diffusion.paths import VPPath
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
-from immiscible_diffusion.evaluation.config import Evaluation
+from immiscible_diffusion.evaluation.config import ImageEvalConfig
+from immiscible_diffusion.training.ema import EMAConfig
 from immiscible_diffusion.training.optim import OptimizerConfig
 from immiscible_diffusion.training.recipe import Recipe
 
@@ -31,21 +33,24 @@ def imagenet_sd_scratch() -> Recipe:
     0.1 is what one would do. The published scheduler at sampling (PNDM) is DDIM here.
     """
     return Recipe(
+        task=TextToImage(
+            data=DataConfig("imagenet-1k", size=256, channels=3, flip=True),
+            eval=ImageEvalConfig(features="inception", samples=50_000, sampling_steps=(20,)),
+            codec=StableDiffusionCodec(SD14, batch_size=32),
+            captions=Captions(),
+        ),
         name="imagenet-sd-scratch",
-        data=DataConfig("imagenet-1k", size=256, channels=3, flip=True),
-        codec=StableDiffusionCodec(SD14, batch_size=32),
-        captions=Captions(),
         conditional=True,
         path=SCHEDULE,
         model=StableDiffusionUNet(init="scratch", gradient_checkpointing=True),
-        optim=OptimizerConfig(lr=1e-4, warmup=0, clip=1.0, weight_decay=1e-2, ema_ramp=True),
+        optim=OptimizerConfig(lr=1e-4, warmup_steps=0, max_grad_norm=1.0, weight_decay=1e-2),
+        ema=EMAConfig(warmup=True),
         batch_size=2048,
         gradient_accumulation_steps=16,
         steps=20_000,
         seed=42,
         mixed_precision="fp16",
         sampler=SamplerConfig("ddim", steps=20, spacing="linear", guidance=7.5),
-        evaluation=Evaluation(features="inception", samples=50_000, sampling_steps=(20,)),
         preview_every=1000,
         checkpoint_every=500,
     )
@@ -73,25 +78,25 @@ def sd_inpaint() -> Recipe:
 
     The published settings of these runs are not known to us: those of fine-tuning. A rectangle of a
     quarter to three quarters of the sides is hidden; noise is paired with the whole target latent,
-    or inside the hole alone (--codec.painting.pair-inside).
+    or inside the hole alone (--inpainting.pair-masked-region).
     """
-    return _painting("sd-inpaint", Inpainting("inside"))
+    return _inpaint("sd-inpaint", Inpainting("inside"))
 
 
 def sd_outpaint() -> Recipe:
     """Out-painting (Improved, Table 5: 29.34 -> 27.57): a rectangle or one side is kept."""
-    return _painting("sd-outpaint", Inpainting("outside"))
+    return _inpaint("sd-outpaint", Inpainting("outside"))
 
 
-def _painting(name: str, painting: Inpainting) -> Recipe:
+def _inpaint(name: str, inpainting: Inpainting) -> Recipe:
     recipe = imagenet_sd_finetune()
     return dataclasses.replace(
         recipe,
         name=name,
-        codec=StableDiffusionCodec(SD14, batch_size=32, painting=painting),
         model=StableDiffusionUNet(painting=True, gradient_checkpointing=True),
         cond_drop_prob=0.1,
         sampler=dataclasses.replace(recipe.sampler, guidance=1.0),
+        task=dataclasses.replace(recipe.task, inpainting=inpainting),
     )
 
 
@@ -102,7 +107,10 @@ def coco_sd() -> Recipe:
     folder with train2017/ and annotations/.
     """
     recipe = imagenet_sd_scratch()
-    return dataclasses.replace(recipe, name="coco-sd", data=_data(recipe, name="coco"))
+    data = dataclasses.replace(recipe.task.data, name="coco")
+    return dataclasses.replace(
+        recipe, name="coco-sd", task=dataclasses.replace(recipe.task, data=data)
+    )
 
 
 def sd_lora() -> Recipe:
@@ -112,20 +120,23 @@ def sd_lora() -> Recipe:
     N(0, I) in every interface, so a strong pull does not pay.
     """
     return Recipe(
+        task=TextToImage(
+            data=DataConfig("folder", size=512, channels=3),
+            eval=ImageEvalConfig(features="efficientnet", samples=64, sampling_steps=(30,)),
+            codec=StableDiffusionCodec("stable-diffusion-v1-5/stable-diffusion-v1-5", batch_size=4),
+            captions=Captions(),
+            buckets=Buckets(size=512),
+        ),
         name="sd-lora",
-        data=DataConfig("folder", size=512, channels=3),
-        codec=StableDiffusionCodec("stable-diffusion-v1-5/stable-diffusion-v1-5", batch_size=4),
-        captions=Captions(),
-        buckets=Buckets(size=512),
         conditional=True,
         path=SCHEDULE,
         model=StableDiffusionUNet(lora=LoRA(rank=16), gradient_checkpointing=True),
-        optim=OptimizerConfig(lr=1e-4, warmup=100, decay="cosine", weight_decay=1e-2, ema=0.0),
+        optim=OptimizerConfig(lr=1e-4, warmup_steps=100, lr_schedule="cosine", weight_decay=1e-2),
+        ema=EMAConfig(decay=0.0),
         batch_size=1,
         steps=1500,
         mixed_precision="fp16",
         sampler=SamplerConfig("ddim", steps=30, guidance=7.5),
-        evaluation=Evaluation(features="efficientnet", samples=64, sampling_steps=(30,)),
         log_every=25,
         validate_every=100,
         preview_every=250,
@@ -142,14 +153,11 @@ def sdxl_lora() -> Recipe:
     return dataclasses.replace(
         recipe,
         name="sdxl-lora",
-        data=_data(recipe, size=1024),
-        codec=StableDiffusionCodec(SDXL, batch_size=1),
-        buckets=Buckets(size=1024, time_ids=True),
         sampler=dataclasses.replace(recipe.sampler, guidance=5.0),
+        task=dataclasses.replace(
+            recipe.task,
+            data=dataclasses.replace(recipe.task.data, size=1024),
+            codec=StableDiffusionCodec(SDXL, batch_size=1),
+            buckets=Buckets(size=1024, time_ids=True),
+        ),
     )
-
-
-def _data(recipe: Recipe, **changes: Any) -> DataConfig:
-    """The pictures of ``recipe``, with ``changes``."""
-    assert isinstance(recipe.data, DataConfig)
-    return dataclasses.replace(recipe.data, **changes)

@@ -1,5 +1,7 @@
 """Which device: the one place that looks for them."""
 
+import sys
+
 import torch
 
 
@@ -18,6 +20,20 @@ def is_accelerated() -> bool:
     if pick_device("auto").type != "cpu":
         return True
     return hasattr(torch, "xpu") and torch.xpu.is_available()
+
+
+def peak_memory(device: torch.device) -> float:
+    """Return the most memory used so far, in bytes: of the device, or of this process on a CPU."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device))
+    if sys.platform == "win32":
+        import psutil  # comes with accelerate
+
+        return float(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
 
 
 def _has_mps() -> bool:

@@ -2,10 +2,11 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from immiscible_diffusion.applications.pusht.demonstrations import load_demonstrations
 from immiscible_diffusion.applications.pusht.windows import Windows
+from immiscible_diffusion.training.task import EvalConfig
 
 
 @dataclass(frozen=True)
@@ -38,15 +39,53 @@ class DemonstrationConfig:
     max_train_episodes: int | None = None
     do_mask_loss_for_padding: bool = True
 
-    # Fields of image data that the trainer asks every data config for.
-    name: ClassVar[str] = "demonstrations"
-    split: ClassVar[str] = "train"
-    labels: ClassVar[bool] = True
-    flip: ClassVar[bool] = False
-
     def tiny(self) -> "DemonstrationConfig":
         """Return the config of a smoke run."""
         return dataclasses.replace(self, max_train_episodes=min(self.max_train_episodes or 8, 8))
+
+
+@dataclass(frozen=True)
+class PolicyEvalConfig(EvalConfig):
+    """When and how policies are evaluated: on held-out demonstrations and in the simulator.
+
+    Args:
+        sampling_steps: numbers of steps of the recipe's sampler.
+        num: how many training steps, spaced evenly in their logarithm.
+        start: the first of them, as a fraction of all steps.
+        steps: the training steps themselves, instead of ``num`` and ``start``.
+        episodes: of the simulator, from fixed starts; 0 = no simulator.
+        windows: held-out windows that the error of actions is measured on.
+        rollout_every: run the simulator at ``all`` evaluated training steps, or at the ``last``.
+        workers: processes of the simulator; 0 = in this one.
+    """
+
+    sampling_steps: tuple[int, ...] = (10,)
+    num: int = 5
+    episodes: int = 50
+    windows: int = 512
+    rollout_every: Literal["all", "last"] = "all"
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.episodes < 0 or self.windows < 1 or self.workers < 0:
+            raise ValueError(
+                f"expected eval.episodes >= 0, windows >= 1 and workers >= 0, got {self.episodes}, "
+                f"{self.windows} and {self.workers}"
+            )
+        if self.rollout_every not in ("all", "last"):
+            raise ValueError(f"eval.rollout_every must be all or last, got {self.rollout_every!r}")
+
+    def tiny(self) -> "PolicyEvalConfig":
+        """Shrink to a smoke run."""
+        return dataclasses.replace(
+            self,
+            episodes=min(2, self.episodes),
+            windows=16,
+            sampling_steps=(1, 2),
+            num=2,
+            start=0.5,
+        )
 
 
 def load_windows(config: DemonstrationConfig) -> tuple[Windows, Windows]:

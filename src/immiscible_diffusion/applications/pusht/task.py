@@ -1,0 +1,115 @@
+"""Robot policies: action sequences given observations."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from immiscible_diffusion.applications.pusht.config import (
+    DemonstrationConfig,
+    PolicyEvalConfig,
+    load_windows,
+)
+from immiscible_diffusion.applications.pusht.evaluator import PolicyEvaluator
+from immiscible_diffusion.applications.pusht.windows import Windows
+from immiscible_diffusion.data import DataSet
+from immiscible_diffusion.diffusion.paths import Cond
+from immiscible_diffusion.models import PolicyMLP, UNet1D
+from immiscible_diffusion.training.recipe import Recipe
+from immiscible_diffusion.training.run_dir import RunDir
+from immiscible_diffusion.training.task import EvalConfig, Task, TaskConfig
+from immiscible_diffusion.utils.random import RandomStreams
+
+
+@dataclass(frozen=True)
+class Policy(TaskConfig):
+    """A policy that learns recorded demonstrations.
+
+    Args:
+        data: the demonstrations.
+        eval: how and when policies are evaluated.
+    """
+
+    data: DemonstrationConfig = field(default_factory=DemonstrationConfig)
+    eval: PolicyEvalConfig = field(default_factory=PolicyEvalConfig)
+
+    next_step = "immiscible evaluate {run} runs the policy in the simulator"
+
+    def build(
+        self, recipe: Recipe, device: torch.device, dataset: DataSet | None = None
+    ) -> "PolicyTask":
+        """Load the demonstrations."""
+        return PolicyTask(recipe, device, dataset)
+
+    def tiny(self) -> "Policy":
+        """Shrink to a smoke run."""
+        return dataclasses.replace(self, data=self.data.tiny(), eval=self.eval.tiny())
+
+    def check(self, recipe: Recipe) -> None:
+        """Raise ValueError for parts of image recipes."""
+        if not isinstance(recipe.model, UNet1D | PolicyMLP):
+            raise ValueError(
+                f"a policy needs a model of action sequences, UNet1D or PolicyMLP; got "
+                f"{type(recipe.model).__name__}"
+            )
+        if recipe.scaling.factor != 1:
+            raise ValueError(
+                f"actions keep their range; leave scaling.factor 1, got {recipe.scaling.factor}"
+            )
+        if recipe.preview_every:
+            raise ValueError(
+                f"policies have no image previews; set preview_every 0, got {recipe.preview_every}"
+            )
+
+
+class PolicyTask(Task):
+    """Windows of actions with the observations before them."""
+
+    @cached_property
+    def _windows(self) -> tuple[Windows, Windows]:
+        assert isinstance(self.recipe.task, Policy)
+        return load_windows(self.recipe.task.data)
+
+    def load_data(self, split: str) -> DataSet:
+        """Load the windows of ``split``, normalized by those of training."""
+        return self._windows[0 if split == "train" else 1]
+
+    def validation_data(self) -> tuple[DataSet, str]:
+        """Return the windows of episodes that are not trained on."""
+        return self.load_data("validation"), "held-out episodes"
+
+    def _build_model(self) -> nn.Module:
+        conditions: Mapping[str, tuple[int, ...]] = self.dataset.condition_shapes
+        return self.recipe.model.build(self.shape, conditions=conditions)
+
+    def drop_conditions(self, cond: Cond | None, rng: RandomStreams) -> Cond | None:
+        """Keep the observations: policies are not guided."""
+        return cond if self.recipe.conditional else None
+
+    def conditions(self, indices: Sequence[int], prompts: Sequence[str] = ()) -> Cond | None:
+        """Raise ValueError: observations come from the simulator."""
+        raise ValueError(
+            f"{self.recipe.name} is a policy, which makes no images; immiscible evaluate RUN runs "
+            f"it in the simulator"
+        )
+
+    def evaluator(
+        self, config: EvalConfig | None = None, max_real: int | None = None
+    ) -> PolicyEvaluator:
+        """Return what scores policies."""
+        config = config or self.recipe.task.eval
+        assert isinstance(config, PolicyEvalConfig) and isinstance(self.dataset, Windows)
+        held_out = self.load_data("validation")
+        assert isinstance(held_out, Windows)
+        return PolicyEvaluator(config, self.dataset, held_out, self.device)
+
+    def save_files(self, run_dir: RunDir) -> None:
+        """Write the ranges that actions and observations were normalized with."""
+        self.dataset.save_normalization(run_dir.root / "ranges.safetensors")
+
+    def check_files(self, run_dir: RunDir) -> None:
+        """Raise ValueError if the demonstrations changed since the policy was trained."""
+        self.dataset.check_normalization(run_dir.root / "ranges.safetensors")
