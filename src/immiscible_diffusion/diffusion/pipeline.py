@@ -13,11 +13,11 @@ from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.diffusion.paths import Cond, Model
 from immiscible_diffusion.diffusion.samplers import (
     RecordingModel,
-    Sampled,
     SamplerConfig,
+    SamplerOutput,
     guided,
     start_noise,
-    strip_rows,
+    trajectory_grid,
 )
 from immiscible_diffusion.evaluation.conditions import Told
 from immiscible_diffusion.training.codec import Codec
@@ -77,12 +77,12 @@ class Generator:
         *,
         seed: int,
         sampler: SamplerConfig | None = None,
-    ) -> Sampled:
+    ) -> SamplerOutput:
         """The images ``rows``, whichever and in whatever order, and their function evaluations."""
         sampler = self.of_scaled_data(sampler or self.recipe.sampler)
         sampled = self._sampled(self.guided(model.eval(), sampler), rows, seed, sampler)
         doubled = 1 if sampler.guidance == 1 else 2  # with the condition and without
-        return Sampled(self.pictures(sampled.data), doubled * sampled.nfe)
+        return SamplerOutput(self.pictures(sampled.data), doubled * sampled.nfe)
 
     def strip(
         self,
@@ -93,11 +93,11 @@ class Generator:
         sampler: SamplerConfig | None = None,
         columns: int = 8,
     ) -> Tensor:
-        """``count`` images on their way from noise to data, as ``strip_rows`` lays them out."""
+        """``count`` images on the way from noise to data, in rows of ``trajectory_grid``."""
         sampler = self.of_scaled_data(sampler or self.recipe.sampler)
         watched = RecordingModel(self.guided(model.eval(), sampler), self.recipe.noise_path)
         last = self._sampled(watched, range(count), seed, sampler).data
-        return self.pictures(strip_rows(watched.frames, last, columns))
+        return self.pictures(trajectory_grid(watched.frames, last, columns))
 
     def pictures(self, data: Tensor) -> Tensor:
         """Images ``[B, *shape]`` of what was sampled."""
@@ -105,7 +105,7 @@ class Generator:
 
     def _sampled(
         self, model: Model, rows: Sequence[int], seed: int, sampler: SamplerConfig
-    ) -> Sampled:
+    ) -> SamplerOutput:
         with torch.no_grad():
             return sampler.sample(
                 self.recipe.noise_path,

@@ -14,7 +14,7 @@ from immiscible_diffusion.couplings import Coupling
 from immiscible_diffusion.couplings.paired_loader import PairedBatch, PairedBatches
 from immiscible_diffusion.data import check_split
 from immiscible_diffusion.data.base import DataSet
-from immiscible_diffusion.diffusion.losses import Loss, at_share, undisturbed
+from immiscible_diffusion.diffusion.losses import Loss
 from immiscible_diffusion.diffusion.pipeline import Generator
 from immiscible_diffusion.training.builders import (
     init_noise_distribution,
@@ -126,7 +126,7 @@ class Trainer:
     def train_step(self, pairs: Iterator[PairedBatch]) -> None:
         """One optimizer step: ``accumulation`` micro-batches."""
         path, model = self.recipe.noise_path, self.model
-        loss_fn = at_share(self.loss_fn, self.step / self.recipe.steps)
+        progress = self.step / self.recipe.steps
         for micro in range(self.recipe.gradient_accumulation_steps):
             rng = self.feed.streams(self.step * self.recipe.gradient_accumulation_steps + micro)
             with self.accelerator.accumulate(model):
@@ -136,7 +136,9 @@ class Trainer:
                 cond = self.feed.seen(cond, rng)
                 t = path.sample_time(len(data), generator=rng.time)
                 torch.manual_seed(rng.dropout)
-                losses = loss_fn(model, path, data, noise, t, cond, batch.mask)
+                losses = self.loss_fn(
+                    model, path, data, noise, t, cond, batch.mask, progress=progress
+                )
                 self.accelerator.backward(losses.mean())
                 if self.recipe.optim.clip and self.accelerator.sync_gradients:
                     self.accelerator.clip_grad_norm_(model.parameters(), self.recipe.optim.clip)
@@ -196,8 +198,7 @@ class Trainer:
     def validate(self) -> None:
         """Loss of the averaged model on fixed independent noise and times."""
         model, path = self.average.current(), self.recipe.noise_path
-        # One loss at every step, also under a curriculum.
-        loss_fn = undisturbed(at_share(self.loss_fn, 1.0))
+        loss_fn = self.loss_fn.without_augmentation()  # at progress 1, the same at every step
         with torch.no_grad():
             parts = [loss_fn(model, path, *part) for part in self.validation.parts()]
         self.record("validation", loss=float(torch.cat(parts).mean()), split=self.validation.split)

@@ -146,7 +146,7 @@ def test_the_error_of_actions_is_that_of_what_is_carried_out(small, tmp_path):
         def forward(self, x, time, cond):
             data = probes.data.clone()
             data[:, 0], data[:, 9:] = 5.0, 5.0
-            t = small.path.time_seen(time)
+            t = small.path.from_network_time(time)
             return small.path.mixture(t, x).convert(data, x, "data", small.path.prediction)
 
     assert judge.action_error(Knows(), SamplerConfig("ddim", 4)) < 1e-6
