@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from immiscible_diffusion.applications.stable_diffusion.silence import quiet
 from immiscible_diffusion.diffusion.paths import Cond
+from immiscible_diffusion.models.base import ModelConfig, Shape, Shapes
 from immiscible_diffusion.utils.optional_deps import require_extra
 
 
@@ -45,7 +46,7 @@ class LoRA:
 
 
 @dataclass(frozen=True)
-class StableDiffusionUNet:
+class StableDiffusionUNet(ModelConfig):
     """diffusers' ``UNet2DConditionModel``, told by text.
 
     Args:
@@ -75,7 +76,9 @@ class StableDiffusionUNet:
         """Of a smoke run."""
         return replace(self, gradient_checkpointing=False)
 
-    def build(self, shape: tuple[int, ...], num_classes: int | None) -> nn.Module:
+    def build(
+        self, shape: Shape, num_classes: int | None = None, conditions: Shapes | None = None
+    ) -> nn.Module:
         """The network for latents ``[B, C, h, w]``; it does not see labels.
 
         Raises:
