@@ -131,13 +131,13 @@ class Block(nn.Module):
         self.first = _convolution(before, after, config)
         self.second = _convolution(after, after, config)
         self.film = nn.Linear(context, 2 * after)
-        self.shortcut = nn.Conv1d(before, after, 1) if before != after else nn.Identity()
+        self.past = nn.Conv1d(before, after, 1) if before != after else nn.Identity()
 
     def forward(self, hidden: Tensor, context: Tensor) -> Tensor:
         """``[B, before, T]`` and the ``context`` ``[B, context]`` to ``[B, after, T]``."""
         scale, shift = self.film(context)[..., None].chunk(2, dim=1)
         out: Tensor = self.second(scale * self.first(hidden) + shift)
-        return out + self.shortcut(hidden)
+        return out + self.past(hidden)
 
 
 def _convolution(before: int, after: int, config: UNet1D) -> nn.Sequential:
