@@ -8,8 +8,8 @@ the VAE, or read from the cache; then a U-Net takes a training step on it, the s
 are medians over the rounds of the one arm's time over the other's, with a 95 % interval (bootstrap
 over the rounds). Weights are random: time does not depend on them.
 
-``--model small`` is of the size that `immiscible make-small-sd` makes, ``--model sd`` of Stable
-Diffusion 1's (needs about 8 GB; use --device cuda).
+``--model small`` is of the size of `python -m examples.tiny_stable_diffusion`, ``--model sd`` of
+Stable Diffusion 1's (needs about 8 GB; use --device cuda).
 """
 
 import argparse
