@@ -29,7 +29,7 @@ import torch
 from coupling_cost import machine
 
 from immiscible_diffusion.applications.stable_diffusion.latent_cache import (
-    Encoding,
+    EncodingConfig,
     LatentSet,
     encode,
 )
@@ -135,7 +135,7 @@ def rounds(options: argparse.Namespace, folder: Path) -> list[dict[str, dict[str
         "folder", path=str(pictures), size=sizes["size"], flip=True, in_memory_gib=0.0
     )
     dataset = images_of(open_rows(config, ""), config)
-    encode(dataset, vae, folder / "latents", Encoding(batch_size=8))
+    encode(dataset, vae, folder / "latents", EncodingConfig(batch_size=8))
     cache = LatentSet.open(folder / "latents", flip=True)
 
     def encoded(rows: torch.Tensor) -> torch.Tensor:

@@ -10,14 +10,14 @@ import torch
 
 from fixtures.tiny_vae import make_pictures
 from immiscible_diffusion.applications.stable_diffusion.latent_cache import (
-    Encoding,
+    EncodingConfig,
     LatentSet,
     Manifest,
     data_digest,
     encode,
     load_latents,
     missing_shards,
-    transform_of,
+    describe_transform,
     vae_digest,
 )
 from immiscible_diffusion.applications.stable_diffusion.latent_cache.encode import posterior
@@ -27,7 +27,7 @@ from immiscible_diffusion.data.prompts import ListCaptions
 
 pytest.importorskip("safetensors")
 
-SMALL = Encoding(shard_size=4, batch_size=3)
+SMALL = EncodingConfig(shard_size=4, batch_size=3)
 
 
 def state(folder: Path) -> dict[str, bytes]:
@@ -67,7 +67,7 @@ def test_mirror_images_are_encoded_not_mirrored_latents(
     encode(pictures, vae, folder, SMALL)
     latents = LatentSet.open(folder, flip=True)
     rows, both = torch.tensor([2, 9]), torch.tensor([True, False])
-    mean, _ = latents.laws(rows, both)
+    mean, _ = latents.posterior(rows, both)
     data = pictures.batch(rows).data
     negate, plain = posterior(vae, data.flip(-1))[0], posterior(vae, data)[0]
     torch.testing.assert_close(mean[0], negate[0], rtol=2e-3, atol=2e-3)
@@ -90,7 +90,7 @@ def test_other_readers_can_read_the_shards(
         mean, log = file.get_tensor("mean"), file.get_tensor("logvar")
     assert str(mean.dtype) == f"torch.{dtype}"
     assert mean.shape == (4, 2, *manifest.shape)
-    found = latents.laws(torch.arange(4, 8), torch.ones(4).bool())
+    found = latents.posterior(torch.arange(4, 8), torch.ones(4).bool())
     assert torch.equal(found[0], mean[:, 1].float())
     assert torch.equal(found[1], log[:, 1].float())
 
@@ -109,7 +109,7 @@ def test_an_interrupted_encode_continues_to_the_same_files(
         raise Killed
 
     with pytest.raises(Killed):
-        encode(pictures, vae, cut, SMALL, told=kill)
+        encode(pictures, vae, cut, SMALL, on_progress=kill)
     shards = [file.name for file in cut.glob("*.safetensors")]
     assert len(shards) == 1
     with pytest.raises(ValueError, match="2 of 3 shards are missing or broken"):
@@ -119,9 +119,9 @@ def test_an_interrupted_encode_continues_to_the_same_files(
     (cut / "latents-00001-of-00003.safetensors").write_bytes(half)
     (cut / ".latents-00002-of-00003.safetensors.0123456789ab.tmp").write_bytes(half)
     kept = (cut / shards[0]).stat().st_mtime_ns
-    told: list[int] = []
-    encode(pictures, vae, cut, SMALL, told=told.append)
-    assert told == [4, 8, 11]
+    progress: list[int] = []
+    encode(pictures, vae, cut, SMALL, on_progress=progress.append)
+    assert progress == [4, 8, 11]
     assert (cut / shards[0]).stat().st_mtime_ns == kept
     assert state(cut) == state(whole)
 
@@ -212,9 +212,9 @@ def test_gray_pictures_are_refused(vae: Any, folder: Path) -> None:
     with pytest.raises(ValueError, match=r"takes 3 channels and the pictures have 1; set data\.ch"):
         encode(gray, vae, folder, SMALL)
     with pytest.raises(ValueError, match="float16 or bfloat16"):
-        Encoding(dtype="float32")  # type: ignore[arg-type]
+        EncodingConfig(dtype="float32")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="shard_size and batch_size"):
-        Encoding(shard_size=0)
+        EncodingConfig(shard_size=0)
 
 
 def test_other_captions_are_other_latents(pictures: ImageSet, vae: Any, folder: Path) -> None:
@@ -226,8 +226,8 @@ def test_other_captions_are_other_latents(pictures: ImageSet, vae: Any, folder: 
 
 
 def test_latents_of_another_size_are_refused(pictures: ImageSet, vae: Any, folder: Path) -> None:
-    how = dataclasses.replace(SMALL, transform=transform_of(DataConfig("folder", size=8), 3))
+    how = dataclasses.replace(SMALL, transform=describe_transform(DataConfig("folder", size=8), 3))
     encode(pictures, vae, folder, how)
     load_latents(folder, transform=how.transform)
     with pytest.raises(ValueError, match=r"shorter side 8, .* there and 'shorter side 16, "):
-        load_latents(folder, transform=transform_of(DataConfig("folder", size=16), 3))
+        load_latents(folder, transform=describe_transform(DataConfig("folder", size=16), 3))
