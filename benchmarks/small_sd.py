@@ -24,9 +24,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for examples
 
-from examples.tiny_stable_diffusion.evaluate import label_classifier
 from small_sd_judged import SAMPLER_STEPS, labeled_grid, labels_right, painting
 
+from examples.tiny_stable_diffusion.evaluate import label_classifier
 from immiscible_diffusion.data import DataConfig, load_images
 from immiscible_diffusion.utils.atomic_files import read_json, write_json, write_text
 from immiscible_diffusion.utils.images import image_grid
@@ -109,7 +109,7 @@ def lora_data(arguments: argparse.Namespace) -> list[str]:
 def bulk(arguments: argparse.Namespace, run: str) -> list[str]:
     """The command that makes labeled pictures with a run."""
     return [
-        *("bulk", str(arguments.out / run), "--out", str(arguments.out / f"pictures-{run}")),
+        *("sample", str(arguments.out / run), "--to", str(arguments.out / f"pictures-{run}")),
         *("--count", str(pictures_of(arguments)), "--classes", str(arguments.out / "classes.txt")),
         *("--steps", str(SAMPLER_STEPS), "--guidance", str(GUIDANCE), "--batch-size", "100"),
         *("--device", "cpu"),

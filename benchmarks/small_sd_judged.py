@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from examples.tiny_stable_diffusion.evaluate import (
     LabelClassifier,
     center_mask,
     inpainting_psnr,
 )
-
-from immiscible_diffusion.evaluation.bulk import BulkPictures
+from immiscible_diffusion.data.folder_of_samples import SampleFolder
 from immiscible_diffusion.utils.images import image_grid
 
 SAMPLER_STEPS = 20
@@ -20,7 +20,7 @@ SAMPLER_STEPS = 20
 
 def labels_right(classifier: LabelClassifier, folder: Path) -> dict[str, Any]:
     """The classifier's accuracy on the pictures of ``folder``, and by class."""
-    pictures = BulkPictures(folder)
+    pictures = SampleFolder(folder)
     numbers = torch.tensor([place.number for place in pictures.places])
     labels = numbers % classifier.num_classes
     made = torch.cat(list(pictures.batches()))
@@ -42,7 +42,7 @@ def labeled_grid(
     runs = [run for run in runs if (arguments.out / f"pictures-{run}").is_dir()]
     figure, axes = plt.subplots(len(names), len(runs), figsize=(3.4 * len(runs), 0.42 * len(names)))
     for column, run in enumerate(runs):
-        made = torch.cat(list(BulkPictures(arguments.out / f"pictures-{run}").batches()))
+        made = torch.cat(list(SampleFolder(arguments.out / f"pictures-{run}").batches()))
         for label, name in enumerate(names):
             one = axes[label][column]
             one.imshow(image_grid(made[label :: len(names)][:8], 8))

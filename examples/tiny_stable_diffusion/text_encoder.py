@@ -13,7 +13,7 @@ from transformers import BertModel, BertTokenizer, CLIPTextConfig, CLIPTextModel
 
 from examples.tiny_stable_diffusion.training import Training
 from immiscible_diffusion.data.captions import Captioned
-from immiscible_diffusion.data.sampler import DataOrder
+from immiscible_diffusion.data.sampler import KeyedSampler
 from immiscible_diffusion.metrics.features.classifier import Classifier
 from immiscible_diffusion.utils.atomic_files import write_text
 from immiscible_diffusion.utils.optional_deps import MissingDependencyError
@@ -148,7 +148,7 @@ def text_training(
     both.register_parameter("log_scale", scale)
     optimizer = torch.optim.AdamW(both.parameters(), weight_decay=1e-2)
     batch_size = min(config.batch_size, len(rows))
-    order = DataOrder(len(rows), batch_size, key(seed, "small text order"))
+    order = KeyedSampler(len(rows), batch_size, key(seed, "small text order"))
 
     def loss(step: int) -> Tensor:
         batch = rows[order.indices(step)]

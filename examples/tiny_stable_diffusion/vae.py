@@ -10,7 +10,7 @@ from torch import Tensor
 from examples.tiny_stable_diffusion.training import Training
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.data.images import draw_flips
-from immiscible_diffusion.data.sampler import DataOrder
+from immiscible_diffusion.data.sampler import KeyedSampler
 from immiscible_diffusion.utils.random import RandomStreams, key
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def vae_training(
     """The training of ``vae`` on ``rows`` of ``images``; ``options`` are those of ``Training``."""
     optimizer = torch.optim.AdamW(vae.parameters(), betas=(0.9, 0.99), weight_decay=0.0)
     batch_size = min(config.batch_size, len(rows))
-    order = DataOrder(len(rows), batch_size, key(seed, "small vae order"))
+    order = KeyedSampler(len(rows), batch_size, key(seed, "small vae order"))
 
     def loss(step: int) -> Tensor:
         streams = RandomStreams(seed, step)

@@ -62,8 +62,8 @@ def load_data(recipe: Recipe, codec: Codec, config: Any = None) -> DataSet:
     if recipe.latents is None:
         return load_captioned(config, captions, codec.tokenize, recipe.buckets)
     from immiscible_diffusion.applications.stable_diffusion.latent_cache import (
-        load_latents,
         describe_transform,
+        load_latents,
     )
 
     # Pictures that judge samples are the recipe's: latents of another size would go unnoticed.

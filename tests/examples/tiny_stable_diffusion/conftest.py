@@ -2,8 +2,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from examples.tiny_stable_diffusion.build import build
 
+from examples.tiny_stable_diffusion.build import build
 from fixtures.tiny_stable_diffusion import tiny_config, write_images
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from examples.tiny_stable_diffusion.build import load_splits
 from examples.tiny_stable_diffusion.evaluate import label_classifier
-
 from fixtures.tiny_stable_diffusion import tiny_config
 from helpers import ROOT
 from immiscible_diffusion.utils.atomic_files import read_json

@@ -4,11 +4,11 @@ import warnings
 
 import pytest
 import torch
+
+from examples.tiny_stable_diffusion import build as stages
 from examples.tiny_stable_diffusion.__main__ import main
 from examples.tiny_stable_diffusion.build import TextConfig, VAEConfig, build, load_splits
 from examples.tiny_stable_diffusion.text_encoder import MINILM
-
-from examples.tiny_stable_diffusion import build as stages
 from fixtures.tiny_stable_diffusion import Image, tiny_config, write_images
 
 

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+
 from examples.tiny_stable_diffusion.build import load_splits
 from examples.tiny_stable_diffusion.evaluate import (
     center_mask,
@@ -13,7 +14,6 @@ from examples.tiny_stable_diffusion.evaluate import (
     reconstructions,
 )
 from examples.tiny_stable_diffusion.vae import make_vae, standardize_latents
-
 from fixtures.tiny_stable_diffusion import tiny_config
 from immiscible_diffusion.data import ImageSet
 

@@ -1,5 +1,8 @@
 import pytest
 import torch
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import CLIPTokenizer
+
 from examples.tiny_stable_diffusion.build import TextConfig, load_splits
 from examples.tiny_stable_diffusion.text_encoder import (
     MINILM,
@@ -13,9 +16,6 @@ from examples.tiny_stable_diffusion.text_encoder import (
     separability,
     text_training,
 )
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTokenizer
-
 from fixtures.tiny_stable_diffusion import COLORS, tiny_config
 
 NAMES = ["airplane", "ankle boot", "T-shirt/top", "Ankle boot", "frog"]

@@ -3,9 +3,9 @@ import signal
 
 import pytest
 import torch
+
 from examples.tiny_stable_diffusion.build import load_splits
 from examples.tiny_stable_diffusion.vae import lr_factor, make_vae, vae_training
-
 from fixtures.tiny_stable_diffusion import tiny_config
 from immiscible_diffusion.utils.signals import Interrupted
 

@@ -13,6 +13,7 @@ from immiscible_diffusion.applications.stable_diffusion.latent_cache.manifest im
     Manifest,
     missing_shards,
 )
+from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.data.captions import Captioned, Captions
 from immiscible_diffusion.data.images import draw_flips
 from immiscible_diffusion.data.prompts import (
@@ -26,7 +27,7 @@ from immiscible_diffusion.utils.optional_deps import require_extra
 
 
 @dataclass(frozen=True, eq=False)
-class LatentSet:
+class LatentSet(DataSet):
     """Latents ``(mean + std * noise - shift) * scaling``, as the VAE would sample them.
 
     Attributes:
@@ -39,7 +40,8 @@ class LatentSet:
     manifest: Manifest
     flip: bool = False
 
-    encoded = True  # a codec passes these data on as they are
+    is_encoded = True  # a codec passes these data on as they are
+    encoded = True  # until training asks for is_encoded
 
     @classmethod
     def open(
@@ -139,7 +141,7 @@ class LatentSet:
         return self.manifest.count
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
-        """Latents at ``indices`` ``[B]``: sampled, and mirrored at random, iff a generator is given.
+        """Latents at ``indices`` ``[B]``: sampled and mirrored at random iff a generator is given.
 
         Without a generator, their means.
         """

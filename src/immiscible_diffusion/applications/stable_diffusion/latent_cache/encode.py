@@ -136,7 +136,7 @@ def captions_digest(captions: Prompts, count: int) -> str:
     """Hash of all captions of ``count`` images."""
     content = hashlib.sha256()
     for row in range(count):
-        content.update(json.dumps(list(captions.all_of(row))).encode())
+        content.update(json.dumps(list(captions.choices(row))).encode())
     return content.hexdigest()[:32]
 
 
@@ -185,7 +185,7 @@ def _write_shard(
             parts.setdefault("label", []).append(batch.cond["label"])
     metadata = {"latents": manifest.fingerprint}
     if captions is not None:
-        texts = [list(captions.all_of(row)) for row in rows]
+        texts = [list(captions.choices(row)) for row in rows]
         metadata["captions"] = json.dumps(texts, ensure_ascii=False)
     with atomic_path(manifest.path(folder, shard)) as temporary:
         save_file({name: torch.cat(values) for name, values in parts.items()}, temporary, metadata)
