@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from immiscible_diffusion.data import DataConfig, load_images
-from immiscible_diffusion.data.captions import Buckets
+from immiscible_diffusion.data.aspect_buckets import Buckets
 from immiscible_diffusion.diffusion.pipeline import Generator
 from immiscible_diffusion.metrics.features.base import extractor_from_name
 from immiscible_diffusion.metrics.few_shot import FewFigures, few_figures

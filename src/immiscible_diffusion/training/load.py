@@ -62,12 +62,12 @@ def load_data(recipe: Recipe, codec: Codec, config: Any = None) -> DataSet:
     if recipe.latents is None:
         return load_captioned(config, captions, codec.tokenize, recipe.buckets)
     from immiscible_diffusion.applications.stable_diffusion.latent_cache import (
+        describe_transform,
         load_latents,
-        transform_of,
     )
 
     # Pictures that judge samples are the recipe's: latents of another size would go unnoticed.
-    wanted = transform_of(config, int(codec.vae.config.in_channels))
+    wanted = describe_transform(config, int(codec.vae.config.in_channels))
     return load_latents(
         Path(recipe.latents),
         captions,

@@ -8,7 +8,8 @@ from immiscible_diffusion.applications.pusht.config import DemonstrationConfig
 from immiscible_diffusion.applications.stable_diffusion.config import StableDiffusionCodec
 from immiscible_diffusion.applications.stable_diffusion.unet import StableDiffusionUNet
 from immiscible_diffusion.data import DataConfig
-from immiscible_diffusion.data.captions import Buckets, Captions
+from immiscible_diffusion.data.aspect_buckets import Buckets
+from immiscible_diffusion.data.captions import Captions
 from immiscible_diffusion.data.scaling import DataScaling
 from immiscible_diffusion.diffusion.losses import ConsistencyLoss, RegressionLoss
 from immiscible_diffusion.diffusion.paths import EDMPath, FlowMatchingPath, VPPath

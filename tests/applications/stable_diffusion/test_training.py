@@ -5,21 +5,21 @@ from contextlib import closing
 
 import pytest
 import torch
+from immiscible_diffusion.cli.bulk import main as bulk
+from immiscible_diffusion.evaluation.bulk import BulkPictures
 from PIL import Image
 from safetensors.torch import load_file
 
 from immiscible_diffusion.applications.stable_diffusion.latent_cache import encode
 from immiscible_diffusion.applications.stable_diffusion.silence import quiet
 from immiscible_diffusion.applications.stable_diffusion.unet import LoRA
-from immiscible_diffusion.cli.bulk import main as bulk
 from immiscible_diffusion.cli.sample import main as sample
 from immiscible_diffusion.data import DataConfig, load_images
-from immiscible_diffusion.data.captions import Buckets
+from immiscible_diffusion.data.aspect_buckets import Buckets
 from immiscible_diffusion.data.image_decoding import to_bytes
 from immiscible_diffusion.data.scaling import DataScaling
 from immiscible_diffusion.diffusion.paths import FlowMatchingPath, VPPath
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
-from immiscible_diffusion.evaluation.bulk import BulkPictures
 from immiscible_diffusion.evaluation.conditions import Told
 from immiscible_diffusion.evaluation.load_run import LoadedRun
 from immiscible_diffusion.integrations import pull

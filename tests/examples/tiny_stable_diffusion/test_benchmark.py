@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from fixtures.tiny_stable_diffusion import settings
+from examples.tiny_stable_diffusion.build import load_splits
+from examples.tiny_stable_diffusion.evaluate import label_classifier
+from fixtures.tiny_stable_diffusion import tiny_config
 from helpers import ROOT
-from immiscible_diffusion.data import DataConfig
-from immiscible_diffusion.smallsd.judged import judge_of
-from immiscible_diffusion.smallsd.pictures import load_pictures
 from immiscible_diffusion.utils.atomic_files import read_json
 from immiscible_diffusion.utils.images import image_grid
 
@@ -40,29 +39,28 @@ def test_every_stage_is_a_command(script, arguments):
 
     found = script.stages(arguments)
     assert next(iter(found)) == "make"
-    assert all(command[0] in COMMANDS for command in found.values())
+    assert all(found[name][0] in COMMANDS for name in found if name != "make")
     one, other = found["independent"], found["knn"]
     steps = one.index("--steps") + 1
     assert one[steps] == other[steps]  # equal steps
 
 
-def test_labels_are_judged_by_the_number_of_the_picture(script, pictures, tmp_path):
-    real = load_pictures(settings(pictures)).images
-    judge = judge_of(DataConfig("folder", path=str(pictures), channels=3))
+def test_labels_are_judged_by_the_number_of_the_picture(script, images, tmp_path):
+    real = load_splits(tiny_config(images)).data.images
     labels = torch.arange(9) % 3
     rows = torch.tensor([(real.labels == label).nonzero()[i, 0] for i, label in enumerate(labels)])
     for number, picture in enumerate(real.batch(rows).data):
         image_grid(picture[None]).save(tmp_path / f"x_{number}.png")
-    found = script.labels_right(judge, tmp_path)
+    found = script.labels_right(label_classifier(real), tmp_path)
     assert found["accuracy"] > 0.8
     assert found["pictures"] == 9
     assert len(found["by_class"]) == 3
 
 
-def test_the_report_says_which_bars_are_reached(script, small):
+def test_the_report_says_which_bars_are_reached(script, pipeline):
     figures = {
-        **read_json(small[0] / "figures.json"),
-        "judge": {"reconstructions": 0.4},
+        **read_json(pipeline[0] / "figures.json"),
+        "classifier": {"reconstructions": 0.4},
         "labels": {"independent": {"accuracy": 0.3}, "knn": {"accuracy": 0.1}},
     }
     text = "\n".join(script.report(figures, SPENT))

@@ -1,4 +1,4 @@
-"""The hash of data tells other data, and not where they lie."""
+"""The hash of a data set depends on its content, not on where it is."""
 
 import shutil
 from pathlib import Path
@@ -7,18 +7,18 @@ from typing import Any
 import pytest
 import torch
 
-from fixtures.tiny_vae import make_pictures, make_vae
+from fixtures.tiny_vae import make_images, make_vae
 from immiscible_diffusion.applications.stable_diffusion.latent_cache import data_digest, vae_digest
 from immiscible_diffusion.data import DataConfig, load_images
 from immiscible_diffusion.data.captions import Captioned
 from immiscible_diffusion.data.prompts import ListCaptions
 
-Image = pytest.importorskip("PIL.Image", reason="pictures are written with Pillow")
+Image = pytest.importorskip("PIL.Image", reason="images are written with Pillow")
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    datasets = pytest.importorskip("datasets", reason="pictures are read with datasets")
+    datasets = pytest.importorskip("datasets", reason="images are read with datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     for number in range(3):
         file = tmp_path / "a" / "ab"[number % 2] / f"{number}.png"
@@ -32,7 +32,7 @@ def lazy(folder: Path, **options: Any) -> str:
     return data_digest(load_images(config))
 
 
-def test_of_lazy_sets(folder: Path) -> None:
+def test_digest_of_lazy_sets(folder: Path) -> None:
     first = lazy(folder)
     moved = shutil.copytree(folder, folder.with_name("moved"))
     assert lazy(moved) == first
@@ -42,20 +42,20 @@ def test_of_lazy_sets(folder: Path) -> None:
     assert lazy(moved) != first
 
 
-def test_labels_count(folder: Path) -> None:
+def test_digest_depends_on_labels(folder: Path) -> None:
     first = lazy(folder)
     (folder / "a" / "0.png").rename(folder / "b" / "0.png")
     assert lazy(folder) != first
 
 
-def test_captions_do_not() -> None:
-    pictures = make_pictures(3)
-    captioned = Captioned(pictures, ListCaptions([["a"], ["b"], ["c"]]))
-    assert data_digest(captioned) == data_digest(pictures)
-    assert data_digest(make_pictures(3, seed=1)) != data_digest(pictures)
+def test_digest_ignores_captions() -> None:
+    images = make_images(3)
+    captioned = Captioned(images, ListCaptions([["a"], ["b"], ["c"]]))
+    assert data_digest(captioned) == data_digest(images)
+    assert data_digest(make_images(3, seed=1)) != data_digest(images)
 
 
-def test_of_weights() -> None:
+def test_digest_of_weights() -> None:
     vae = make_vae()
     digest = vae_digest(vae)
     assert digest == vae_digest(make_vae()) != vae_digest(make_vae(1))
