@@ -92,7 +92,7 @@ def measure(options: Options) -> tuple[dict[str, Any], list[Section]]:
         couplings = {name: lineup.make(name) for name in options.coupling or COUPLINGS}
         job = PaperMeasurements(data, couplings, cond, options.seed, options.out)
         if options.tiny:
-            job = replace(job, batch_sizes=(16,), count=64, images=4, points=50)
+            job = replace(job, batch_sizes=(16,), count=64, images=4, points=50, fit_count=8000)
         generators.append(job.sections(options.parts))
     for run in options.run:
         tests = run_paper_tests(run, device=options.device, folder=options.out, seed=options.seed)

@@ -43,6 +43,7 @@ class PaperMeasurements:
         count: samples for each distance reduction, about.
         images: that have a cluster; fewer where data are fewer.
         points: noises of every cluster; fewer for couplings over large batches.
+        fit_count: noises of a Gaussian fit; what was published is of 50,000.
     """
 
     data: Tensor
@@ -54,6 +55,7 @@ class PaperMeasurements:
     count: int = 8192
     images: int = 32
     points: int = 2000
+    fit_count: int = published.FIT_COUNT
 
     def sections(self, parts: Sequence[str] = PARTS) -> Iterator[Section]:
         """Those of ``parts`` that can be measured on these data; ValueError for an unknown one."""
@@ -180,13 +182,14 @@ class PaperMeasurements:
 
     def fit(self) -> Section:
         """The Gaussian fit of the noise of couplings that change its distribution, and of none."""
-        rows, bias, count = [], 0.0, published.FIT_COUNT
+        rows, bias, count = [], 0.0, self.fit_count
         for label, coupling, data, _ in self._cases(pairs=True) if self.dim <= LARGEST_FIT else ():
             if getattr(coupling, "preserves_marginal", False) and label != "independent":
                 continue
             fit = gaussian_fit(data, coupling, count=count, cond=self.cond, seed=self.seed)
             bias, error = fit.bias, self.dim / (2 * count)
-            figure = self._published(coupling, published.GAUSSIAN_FIT)
+            figures = published.GAUSSIAN_FIT if count == published.FIT_COUNT else {}
+            figure = self._published(coupling, figures)
             rows.append(Row(label, Mean(fit.raw, error), "nats", figure))
             rows.append(Row(f"{label}, less the bias", Mean(fit.corrected, error), "nats"))
         note = (
