@@ -94,6 +94,9 @@ class PaperMeasurements:
 
     def deviation(self) -> Section:
         """The standard deviation of images that would give exactly the published reduction."""
+        title = "Standard deviation of the papers' images, inferred"
+        if self.dim != CIFAR10_DIM:
+            return Section(title, TABLES, (), "")
         data, rows, curves = (self.data - self.data.mean()) / self.data.std(), [], {}
         for k, (setting, dim, figure) in published.KNN_REDUCTION.items():
             sample = data[:500] if dim == self.dim else torch.ones(2, dim)  # latents are isotropic
@@ -113,8 +116,7 @@ class PaperMeasurements:
             "the closed form (KNN), and from pairs assigned once, which no scale changes "
             "(assignment). SD: isotropic data in place of Stable Diffusion's latents."
         )
-        title = "Standard deviation of the papers' images, inferred"
-        return Section(title, TABLES, rows if self.dim == CIFAR10_DIM else (), note)
+        return Section(title, TABLES, rows, note)
 
     def clusters(self) -> Section:
         """Distance between the noise clusters of different images."""
