@@ -22,7 +22,7 @@ from immiscible_diffusion.data.captions import Captions, NoCaptionsError, load_c
 from immiscible_diffusion.data.load import DataConfig, load_images
 from immiscible_diffusion.data.prompts import Synonyms
 from immiscible_diffusion.training.progress import Progress
-from immiscible_diffusion.utils.distributed import place
+from immiscible_diffusion.utils.distributed import rank_world_device
 from immiscible_diffusion.utils.optional_deps import require_extra
 
 
@@ -74,7 +74,7 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Write the shards that are missing."""
     options = parse(Options, arguments, "encode")
-    rank, world, device = place(options.device)
+    rank, world, device = rank_world_device(options.device)
     dataset, config = load_data(options)
     vae = load_vae(options.vae)
     vae_hash = vae_digest(vae)

@@ -32,7 +32,7 @@ from immiscible_diffusion.evaluation.sample_writers import SampleWriter
 from immiscible_diffusion.metrics.features.preprocess import weights_digest
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.atomic_files import atomic_path, write_text
-from immiscible_diffusion.utils.distributed import place, ranks_of
+from immiscible_diffusion.utils.distributed import process_state, rank_world_device
 from immiscible_diffusion.utils.images import image_grid
 
 GRID = 64
@@ -96,7 +96,7 @@ Draw = Callable[[Sequence[int]], Tensor]
 def main(arguments: list[str]) -> int:
     """Make the images that are missing; say how many exist."""
     options = parse(Options, arguments, "sample")
-    ranks = ranks_of(options.device)
+    ranks = process_state(options.device)
     rank, world = ranks.process_index, ranks.num_processes
     if (options.run is None) == (options.pipeline is None):
         raise ValueError("what is to be sampled? give a run folder, or --pipeline NAME_OR_FOLDER")
@@ -179,7 +179,7 @@ def of_pipeline(
         )
     chosen = {"num_inference_steps": options.steps, "guidance_scale": options.guidance}
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    device = place(options.device)[2]
+    device = rank_world_device(options.device)[2]
     pipeline = load_pipeline(str(options.pipeline), device, getattr(torch, options.precision))
     settings = {**pipeline_digests(pipeline), "precision": options.precision, **chosen}
     draw = partial(sample_pipeline, pipeline, prompts, options.seed, **chosen)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from immiscible_diffusion.applications.pusht.evaluator import PolicyEvaluator
-from immiscible_diffusion.applications.pusht.score import judge
+from immiscible_diffusion.applications.pusht.score import score_rollouts
 from immiscible_diffusion.applications.pusht.video import save_video
 from immiscible_diffusion.evaluation.load_run import LoadedRun
 
@@ -28,7 +28,7 @@ def policy_figures(trained: LoadedRun) -> dict[str, Any]:
     if not judging.evaluation.episodes:
         return figures
     done = judging.rollouts(trained.model, recipe.sampler)
-    found = judge([done])
+    found = score_rollouts([done])
     done.save(run.root / "rollouts" / f"evaluated_{step:06d}.npz")
     shown = range(min(FILMED, found.episodes))
     save_video(run.root / f"film_{step:06d}.gif", {recipe.coupling: done}, episodes=shown)

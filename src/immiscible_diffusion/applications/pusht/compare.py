@@ -3,12 +3,17 @@
 from pathlib import Path
 
 from immiscible_diffusion.applications.pusht.rollout import Rollouts
-from immiscible_diffusion.applications.pusht.score import Figure, difference, judge, of_checkpoints
+from immiscible_diffusion.applications.pusht.score import (
+    last_and_best,
+    score_difference,
+    score_rollouts,
+)
 from immiscible_diffusion.applications.pusht.video import save_video
 from immiscible_diffusion.experiments.compare.plan import BASELINE, Plan, Trial
 from immiscible_diffusion.experiments.compare.trial import headline_steps, rollouts_file
 from immiscible_diffusion.reporting.compare import PolicyEntry
 from immiscible_diffusion.training.run_dir import RunDir
+from immiscible_diffusion.utils.statistics import Interval
 
 FILM = "film.gif"
 EPISODES = 4
@@ -42,12 +47,12 @@ def last_rollouts(plan: Plan, coupling: str) -> dict[int, Rollouts]:
 def _entry(
     plan: Plan, coupling: str, runs: dict[int, Rollouts], baseline: dict[int, Rollouts]
 ) -> PolicyEntry:
-    found = judge(list(runs.values()))
+    found = score_rollouts(list(runs.values()))
     shared = [seed for seed in runs if seed in baseline]
     gain = None
     if shared and coupling != BASELINE:
-        gain = _values(difference([runs[s] for s in shared], [baseline[s] for s in shared]))
-    checkpoints = [of_checkpoints(_scores(plan, Trial(coupling, seed))) for seed in runs]
+        gain = _values(score_difference([runs[s] for s in shared], [baseline[s] for s in shared]))
+    checkpoints = [last_and_best(_scores(plan, Trial(coupling, seed))) for seed in runs]
     return PolicyEntry(
         coupling=coupling,
         score=_values(found.score),
@@ -73,7 +78,7 @@ def _scores(plan: Plan, cell: Trial) -> list[float]:
     return [scored[step] for step in sorted(scored)]
 
 
-def _values(figure: Figure) -> tuple[float, float, float]:
+def _values(figure: Interval) -> tuple[float, float, float]:
     return figure.value, figure.low, figure.high
 
 

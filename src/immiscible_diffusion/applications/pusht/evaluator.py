@@ -12,7 +12,7 @@ from immiscible_diffusion.applications.pusht.config import DemonstrationConfig, 
 from immiscible_diffusion.applications.pusht.environment import VectorEnv
 from immiscible_diffusion.applications.pusht.policy import DiffusionPolicy
 from immiscible_diffusion.applications.pusht.rollout import Rollouts, rollout
-from immiscible_diffusion.applications.pusht.score import judge
+from immiscible_diffusion.applications.pusht.score import score_rollouts
 from immiscible_diffusion.applications.pusht.states import start_states
 from immiscible_diffusion.applications.pusht.windows import Windows
 from immiscible_diffusion.couplings import NoiseDistribution
@@ -143,6 +143,6 @@ class PolicyEvaluator:
         if not at_work or not self.evaluation.episodes:
             return figures, None
         done = self.rollouts(model, sampler)
-        found = judge([done])
+        found = score_rollouts([done])
         figures |= {"score": found.score.value, "success": found.success.value}
         return figures | {"latency_ms": found.latency_ms}, done
