@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from immiscible_diffusion.evaluation.bulk import BulkPictures
+from immiscible_diffusion.data.folder_of_samples import SampleFolder
 from immiscible_diffusion.smallsd.judged import LabelJudge
 from immiscible_diffusion.smallsd.painted import center_hole, painted
 from immiscible_diffusion.utils.images import image_grid
@@ -17,10 +17,10 @@ SAMPLER_STEPS = 20
 
 def labels_right(judge: LabelJudge, folder: Path) -> dict[str, Any]:
     """The classifier's accuracy on the pictures of ``folder``, and by class."""
-    pictures = BulkPictures(folder)
+    pictures = SampleFolder(folder)
     numbers = torch.tensor([place.number for place in pictures.places])
     labels = numbers % (judge.data.num_classes or 1)
-    made = torch.cat(list(pictures.batches()))
+    made = torch.cat(list(pictures.in_batches()))
     right = judge.right(made, labels).double()
     return {
         "accuracy": float(right.mean()),
@@ -39,7 +39,7 @@ def labeled_grid(
     runs = [run for run in runs if (arguments.out / f"pictures-{run}").is_dir()]
     figure, axes = plt.subplots(len(names), len(runs), figsize=(3.4 * len(runs), 0.42 * len(names)))
     for column, run in enumerate(runs):
-        made = torch.cat(list(BulkPictures(arguments.out / f"pictures-{run}").batches()))
+        made = torch.cat(list(SampleFolder(arguments.out / f"pictures-{run}").in_batches()))
         for label, name in enumerate(names):
             one = axes[label][column]
             one.imshow(image_grid(made[label :: len(names)][:8], 8))
