@@ -75,7 +75,7 @@ def stages(arguments: argparse.Namespace) -> dict[str, list[str]]:
         "inpaint": train("sd-inpaint", "inpaint", steps(PAINTED), 1e-3, *base),
     }
     for run in ("independent", "knn", "finetune"):
-        found[f"sample {run}"] = bulk(arguments, run)
+        found[f"sample {run}"] = sample(arguments, run)
         features = "efficientnet" if pictures_of(arguments) >= ENOUGH else "pixels"
         folder = ["--folder", str(out / f"pictures-{run}"), "--features", features]
         found[f"evaluate {run}"] = ["evaluate", str(out / run), *folder, *FRECHET]
@@ -106,7 +106,7 @@ def lora_data(arguments: argparse.Namespace) -> list[str]:
     return ["--data.name", "folder", "--data.path", str(folder), *small]
 
 
-def bulk(arguments: argparse.Namespace, run: str) -> list[str]:
+def sample(arguments: argparse.Namespace, run: str) -> list[str]:
     """The command that makes labeled pictures with a run."""
     return [
         *("sample", str(arguments.out / run), "--to", str(arguments.out / f"pictures-{run}")),

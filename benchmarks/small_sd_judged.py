@@ -23,7 +23,7 @@ def labels_right(classifier: LabelClassifier, folder: Path) -> dict[str, Any]:
     pictures = SampleFolder(folder)
     numbers = torch.tensor([place.number for place in pictures.places])
     labels = numbers % classifier.num_classes
-    made = torch.cat(list(pictures.batches()))
+    made = torch.cat(list(pictures.in_batches()))
     right = classifier.correct(made, labels).double()
     return {
         "accuracy": float(right.mean()),
@@ -42,7 +42,7 @@ def labeled_grid(
     runs = [run for run in runs if (arguments.out / f"pictures-{run}").is_dir()]
     figure, axes = plt.subplots(len(names), len(runs), figsize=(3.4 * len(runs), 0.42 * len(names)))
     for column, run in enumerate(runs):
-        made = torch.cat(list(SampleFolder(arguments.out / f"pictures-{run}").batches()))
+        made = torch.cat(list(SampleFolder(arguments.out / f"pictures-{run}").in_batches()))
         for label, name in enumerate(names):
             one = axes[label][column]
             one.imshow(image_grid(made[label :: len(names)][:8], 8))

@@ -18,14 +18,10 @@ from immiscible_diffusion.applications.stable_diffusion.pipelines import (
     pipeline_digests,
     sample_pipeline,
 )
-from immiscible_diffusion.applications.stable_diffusion.prompts import (
-    Synonyms,
-    check_template,
-    class_prompts,
-)
 from immiscible_diffusion.cli.options import Device, parse
 from immiscible_diffusion.cli.sampler_options import SamplerChanges
 from immiscible_diffusion.data.folder_of_samples import PROMPTS, SampleFolder
+from immiscible_diffusion.data.prompts import Synonyms, check_template, class_prompts
 from immiscible_diffusion.evaluation.generate_folder import claim_folder, generate_folder
 from immiscible_diffusion.evaluation.load_run import LoadedRun
 from immiscible_diffusion.evaluation.sample_writers import SampleWriter
@@ -126,7 +122,7 @@ def main(arguments: list[str]) -> int:
         return 0
     if options.to is None:
         with atomic_path(out.with_name(f"{out.name}-grid.png")) as temporary:
-            image_grid(next(SampleFolder(out).batches(GRID))).save(temporary, format="PNG")
+            image_grid(next(SampleFolder(out).in_batches(GRID))).save(temporary, format="PNG")
     left = options.count - writer.existing()
     state = f"{left:,} of other processes to come" if left else "complete"
     how = ", ".join(f"{name} {value}" for name, value in settings.items())
@@ -160,7 +156,7 @@ def of_run(
         return sampled.data
 
     number = trained.dataset.num_classes if recipe.conditional and not prompts else None
-    names = getattr(trained.dataset, "class_names", None) or [str(c) for c in range(number or 0)]
+    names = trained.dataset.class_names or [str(c) for c in range(number or 0)]
     size = min(256, trained.codec.at_once) if options.batch_size is None else options.batch_size
     return draw, settings, names if number else (), size
 
@@ -177,6 +173,7 @@ def of_pipeline(
             "a pipeline needs --to FOLDER, and prompts: --classes FILE (a name a line), "
             "--prompts FILE or --prompt TEXT"
         )
+    chosen: dict[str, Any]
     chosen = {"num_inference_steps": options.steps, "guidance_scale": options.guidance}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     device = rank_world_device(options.device)[2]
