@@ -25,13 +25,13 @@ from immiscible_diffusion.diffusion.pipeline import Generator
 from immiscible_diffusion.metrics.features.base import extractor_from_name
 from immiscible_diffusion.metrics.few_shot import FewFigures, few_figures
 from immiscible_diffusion.recipes import recipe_from_name
-from immiscible_diffusion.reporting.compare.estimate import t_interval
 from immiscible_diffusion.training.progress import Progress
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.trainer import Trainer
 from immiscible_diffusion.utils.atomic_files import read_json, write_json, write_text
 from immiscible_diffusion.utils.images import image_grid
+from immiscible_diffusion.utils.statistics import mean_interval
 
 BASELINE, SHOWN, SAMPLE_SEED = "independent", 8, 0
 FIGURES = [field.name for field in dataclasses.fields(FewFigures)]
@@ -101,10 +101,10 @@ def table(figures: dict[str, list[Any]], step: str) -> list[str]:
             values = [run[step][name] for run in runs]
             if coupling != BASELINE:
                 values = [v - b[step][name] for v, b in zip(values, base, strict=True)]
-            mean, low, high = t_interval(values)
+            mean = mean_interval(values)
             sign = "" if coupling == BASELINE else "+"
-            between = "" if low is None else f" ({low:{sign}.3f} to {high:{sign}.3f})"
-            cells.append(f"{mean:{sign}.3f}{between}")
+            ends = f" ({mean.low:{sign}.3f} to {mean.high:{sign}.3f})" if mean.is_known else ""
+            cells.append(f"{mean.value:{sign}.3f}{ends}")
         label = coupling if coupling == BASELINE else f"{coupling}, less {BASELINE}"
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return lines
