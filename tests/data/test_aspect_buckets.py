@@ -1,4 +1,4 @@
-"""Buckets: little is cut off, every batch is of one shape, every picture comes once an epoch."""
+"""Buckets: little is cropped, every batch is of one shape, every image comes once an epoch."""
 
 import math
 from pathlib import Path
@@ -12,16 +12,13 @@ from hypothesis import strategies as st
 from fixtures.image_files import datasets, save, write_parquet
 from immiscible_diffusion.data import DataConfig, batches
 from immiscible_diffusion.data.aspect_buckets import (
-    BucketOrder,
+    Buckets,
+    BucketSampler,
     ResizeCrop,
     bucket_sizes,
     nearest_bucket,
 )
-from immiscible_diffusion.data.captions import (
-    Buckets,
-    Captioned,
-    load_captioned,
-)
+from immiscible_diffusion.data.captions import Captioned, load_captioned
 
 pytestmark = pytest.mark.usefixtures("hf_cache")
 
@@ -48,7 +45,7 @@ def test_sizes_that_leave_no_bucket(bad: tuple[int, int, int | None]) -> None:
 
 @given(st.integers(20, 4000), st.integers(20, 4000))
 @settings(max_examples=200, deadline=None)
-def test_a_picture_goes_where_least_is_cut_off(height: int, width: int) -> None:
+def test_an_image_goes_where_least_is_cropped(height: int, width: int) -> None:
     sizes = bucket_sizes(1024)
 
     def lost(bucket: tuple[int, int]) -> float:
@@ -57,11 +54,11 @@ def test_a_picture_goes_where_least_is_cut_off(height: int, width: int) -> None:
 
     chosen = sizes[nearest_bucket((height, width), sizes)]
     assert lost(chosen) <= min(map(lost, sizes)) + 1e-9
-    cut = ResizeCrop.of((height, width), chosen)
-    for resized, offset, side in zip(cut.resized, (cut.top, cut.left), chosen, strict=True):
+    crop = ResizeCrop.of((height, width), chosen)
+    for resized, offset, side in zip(crop.resized, (crop.top, crop.left), chosen, strict=True):
         assert 0 <= offset <= resized - side
         assert abs((resized - side) - 2 * offset) <= 1  # the center
-    assert chosen[0] in cut.resized or chosen[1] in cut.resized  # no larger than need be
+    assert chosen[0] in crop.resized or chosen[1] in crop.resized  # no larger than need be
 
 
 some_buckets = st.lists(st.integers(0, 3), min_size=1, max_size=40)
@@ -69,13 +66,13 @@ some_buckets = st.lists(st.integers(0, 3), min_size=1, max_size=40)
 
 @given(some_buckets, st.integers(1, 7), st.integers(0, 5))
 @settings(max_examples=100, deadline=None)
-def test_short_every_picture_once_an_epoch(buckets: list[int], size: int, epoch: int) -> None:
+def test_short_every_image_once_an_epoch(buckets: list[int], size: int, epoch: int) -> None:
     bucket = torch.tensor(buckets)
-    order = BucketOrder(bucket, size, seed=1, last="short")
-    steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
-    made = [order.indices(step) for step in steps]
-    assert torch.cat(made).sort().values.tolist() == list(range(len(bucket)))
-    for rows in made:
+    sampler = BucketSampler(bucket, size, seed=1, last="short")
+    steps = range(epoch * sampler.steps_per_epoch, (epoch + 1) * sampler.steps_per_epoch)
+    batches = [sampler.indices(step) for step in steps]
+    assert torch.cat(batches).sort().values.tolist() == list(range(len(bucket)))
+    for rows in batches:
         assert 1 <= len(rows) <= size
         assert len(bucket[rows].unique()) == 1
 
@@ -84,24 +81,24 @@ def test_short_every_picture_once_an_epoch(buckets: list[int], size: int, epoch:
 @settings(max_examples=100, deadline=None)
 def test_fill_every_batch_full(buckets: list[int], size: int, epoch: int) -> None:
     bucket = torch.tensor(buckets)
-    order = BucketOrder(bucket, size, seed=1)
-    steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
-    made = [order.indices(step) for step in steps]
-    assert all(len(rows) == size for rows in made)
-    assert all(len(bucket[rows].unique()) == 1 for rows in made)
-    times = torch.bincount(torch.cat(made), minlength=len(bucket))
+    sampler = BucketSampler(bucket, size, seed=1)
+    steps = range(epoch * sampler.steps_per_epoch, (epoch + 1) * sampler.steps_per_epoch)
+    batches = [sampler.indices(step) for step in steps]
+    assert all(len(rows) == size for rows in batches)
+    assert all(len(bucket[rows].unique()) == 1 for rows in batches)
+    times = torch.bincount(torch.cat(batches), minlength=len(bucket))
     assert int(times.min()) >= 1
     for b in bucket.unique():
         members = times[bucket == b]
         assert int(members.max() - members.min()) <= 1
         if len(members) >= size:
-            assert all(len(rows.unique()) == size for rows in made if bucket[rows[0]] == b)
+            assert all(len(rows.unique()) == size for rows in batches if bucket[rows[0]] == b)
 
 
 def test_the_order_is_a_function_of_the_seed_and_shuffled() -> None:
     bucket = torch.arange(60) % 3
-    one, same = BucketOrder(bucket, 4, seed=1), BucketOrder(bucket, 4, seed=1)
-    other = BucketOrder(bucket, 4, seed=2)
+    one, same = BucketSampler(bucket, 4, seed=1), BucketSampler(bucket, 4, seed=1)
+    other = BucketSampler(bucket, 4, seed=2)
     far = same.indices(40)  # asked for first: nothing is carried from step to step
     ahead = [one.indices(step) for step in range(41)]
     assert torch.equal(ahead[40], far)
@@ -111,11 +108,11 @@ def test_the_order_is_a_function_of_the_seed_and_shuffled() -> None:
     assert of_bucket != sorted(of_bucket)
 
 
-def test_bad_orders() -> None:
-    with pytest.raises(ValueError, match="at least one picture"):
-        BucketOrder(torch.zeros(0).long(), 2, 0)
+def test_bad_samplers() -> None:
+    with pytest.raises(ValueError, match="at least one image"):
+        BucketSampler(torch.zeros(0).long(), 2, 0)
     with pytest.raises(ValueError, match="short or fill"):
-        BucketOrder(torch.zeros(3).long(), 2, 0, last="drop")  # type: ignore[arg-type]
+        BucketSampler(torch.zeros(3).long(), 2, 0, last="drop")  # type: ignore[arg-type]
 
 
 SHAPES = ((20, 20), (12, 30), (31, 13), (16, 24), (40, 42), (60, 30))
@@ -137,7 +134,7 @@ def test_ranks_see_what_one_process_sees(dataset: Captioned) -> None:
     def seen(
         rank: int, world: int, gradient_accumulation_steps: int, start: int = 0
     ) -> list[torch.Tensor]:
-        made = batches(
+        stream = batches(
             dataset,
             order,
             start=start,
@@ -146,7 +143,7 @@ def test_ranks_see_what_one_process_sees(dataset: Captioned) -> None:
             gradient_accumulation_steps=gradient_accumulation_steps,
             ahead=0,
         )
-        return [next(made).data for _ in range(6 * gradient_accumulation_steps)]
+        return [next(stream).data for _ in range(6 * gradient_accumulation_steps)]
 
     whole, first, second = seen(0, 1, 2), seen(0, 2, 1), seen(1, 2, 1)
     for step in range(6):
@@ -158,7 +155,7 @@ def test_ranks_see_what_one_process_sees(dataset: Captioned) -> None:
     assert len({tuple(data.shape) for data in whole}) > 1
 
 
-def test_conditions_tell_size_and_cut(dataset: Captioned) -> None:
+def test_conditions_hold_size_and_crop(dataset: Captioned) -> None:
     batch = dataset.batch(torch.tensor([1]))  # 12 x 30 in 16 x 64? no: the nearest ratio
     assert batch.cond is not None
     height, width, top, left, *bucket = batch.cond["time_ids"][0].int().tolist()
@@ -173,11 +170,11 @@ def test_conditions_tell_size_and_cut(dataset: Captioned) -> None:
 
 
 def test_a_batch_of_two_buckets_is_refused(dataset: Captioned) -> None:
-    with pytest.raises(ValueError, match="of one bucket, got pictures of 2"):
+    with pytest.raises(ValueError, match="of one bucket, got images of 2"):
         dataset.batch(torch.tensor([0, 1]))
 
 
-def test_a_picture_taken_sideways_goes_to_its_upright_bucket(tmp_path: Path) -> None:
+def test_an_image_taken_sideways_goes_to_its_upright_bucket(tmp_path: Path) -> None:
     array = np.zeros((10, 30, 3), dtype=np.uint8)
     exif = __import__("PIL.Image").Image.Exif()
     exif[0x0112] = 6

@@ -1,4 +1,4 @@
-"""Prompts follow their pictures, wherever they are written."""
+"""Prompts follow their images, wherever they come from."""
 
 import json
 from collections.abc import Sequence
@@ -12,11 +12,7 @@ from torch import Tensor
 
 from fixtures.image_files import datasets, noise, pixels, save, whole_numbers, write_parquet
 from immiscible_diffusion.data import DataConfig
-from immiscible_diffusion.data.captions import (
-    Captioned,
-    Captions,
-    load_captioned,
-)
+from immiscible_diffusion.data.captions import Captioned, Captions, load_captioned
 from immiscible_diffusion.data.prompts import class_prompts
 
 pytestmark = pytest.mark.usefixtures("hf_cache")
@@ -45,7 +41,7 @@ def all_texts(dataset: Captioned) -> list[str]:
     return dataset.texts(torch.arange(len(dataset)))
 
 
-def test_metadata_captions_follow_their_pictures(tmp_path: Path) -> None:
+def test_metadata_captions_follow_their_images(tmp_path: Path) -> None:
     arrays = written(tmp_path, "abc")
     lines = [{"file_name": f"{name}.png", "text": f"this is {name}"} for name in "cab"]
     (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -56,10 +52,10 @@ def test_metadata_captions_follow_their_pictures(tmp_path: Path) -> None:
     }
 
 
-def test_text_files_beside_the_pictures(tmp_path: Path) -> None:
+def test_text_files_beside_the_images(tmp_path: Path) -> None:
     written(tmp_path, "ab")
     (tmp_path / "a.txt").write_text("one\n line\n")
-    with pytest.raises(ValueError, match=r"1 of 2 pictures have no caption, such as .*b\.txt"):
+    with pytest.raises(ValueError, match=r"1 of 2 images have no caption, such as .*b\.txt"):
         folder(tmp_path)
     (tmp_path / "b.txt").write_text("")
     dataset = folder(tmp_path)
@@ -70,18 +66,20 @@ def test_text_files_beside_the_pictures(tmp_path: Path) -> None:
     assert torch.equal(batch.cond["tokens"], tokens(["", "one line"]))
 
 
-def test_an_absent_column_is_told_with_those_there_are(tmp_path: Path) -> None:
+def test_an_absent_column_is_reported_with_the_others(tmp_path: Path) -> None:
     file = write_parquet(tmp_path / "train.parquet", noise(2), alt=(["x", "y"], TEXT))
     with pytest.raises(ValueError, match="'blip' is not there; columns: img, alt; of texts: alt"):
         folder(file, Captions("blip"))
     with pytest.raises(ValueError, match="'img' holds no texts"):
         folder(file, Captions("img"))
-    with pytest.raises(ValueError, match=r"nothing to say .*columns: img, alt.*metadata\.jsonl"):
+    with pytest.raises(
+        ValueError, match=r"no prompts for its images.*columns: img, alt.*metadata\.jsonl"
+    ):
         folder(file)
     assert all_texts(folder(file, Captions("alt"))) == ["x", "y"]
 
 
-def test_a_row_without_caption_is_told_at_once(tmp_path: Path) -> None:
+def test_a_row_without_caption_is_refused_on_loading(tmp_path: Path) -> None:
     file = write_parquet(tmp_path / "train.parquet", noise(3), text=(["x", None, "z"], TEXT))
     with pytest.raises(ValueError, match="'text' has 1 of 3 rows without a caption"):
         folder(file)
@@ -187,7 +185,7 @@ def coco(root: Path) -> Path:
 
 def test_coco_as_it_is_published(tmp_path: Path) -> None:
     dataset = load_captioned(DataConfig("coco", path=str(coco(tmp_path))))
-    assert [dataset.prompts.all_of(row) for row in range(2)] == [["cat", "gray cat"], ["dog"]]
+    assert [dataset.prompts.choices(row) for row in range(2)] == [["cat", "gray cat"], ["dog"]]
     assert np.array_equal(pixels(dataset).numpy(), noise(3)[:2])
     with pytest.raises(ValueError, match=r"val2017 .*annotations_trainval2017\.zip"):
         load_captioned(DataConfig("coco", path=str(tmp_path), split="validation"))
@@ -202,7 +200,7 @@ def test_digits_have_prompts_too() -> None:
 
 def test_prompts_of_classes() -> None:
     assert class_prompts(["tench, Tinca", "a_b"], "see {label}") == ["see tench", "see a b"]
-    with pytest.raises(ValueError, match=r"must say \{label\}"):
+    with pytest.raises(ValueError, match=r"must contain \{label\}"):
         class_prompts(["a"], "picture")
     with pytest.raises(ValueError, match="synonyms must be"):
         Captions(synonyms="some")  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ import torch
 
 from fixtures.tar_shards import PER_SHARD, write_shards
 from immiscible_diffusion.data import DataConfig
-from immiscible_diffusion.data.captions import Buckets
+from immiscible_diffusion.data.aspect_buckets import Buckets
 from immiscible_diffusion.recipes import recipe_from_name
 from immiscible_diffusion.training.load import load_raw as load_data
 from immiscible_diffusion.training.recipe import Recipe

@@ -4,10 +4,10 @@ import torch
 from immiscible_diffusion.models import UNet1D
 
 TINY = UNet1D(channels=(16, 32), groups=4, embedding=16)
-SEEN = {"observation": (6,)}
+SHAPES = {"observation": (6,)}
 
 
-def built(config=TINY, shape=(16, 2), conditions=SEEN):
+def built(config=TINY, shape=(16, 2), conditions=SHAPES):
     torch.manual_seed(0)
     model = config.build(shape, conditions=conditions).eval()
     with torch.no_grad():  # away from the zero start, so that inputs matter
@@ -23,11 +23,11 @@ def inputs(count=4, steps=16, actions=2, size=6):
     return x, time, {"observation": torch.randn(count, size, generator=generator)}
 
 
-@pytest.mark.parametrize(("seen", "count"), [(10, 65_353_218), (40, 65_783_298)])
-def test_full_size_is_that_of_diffusion_policy(seen, count):
+@pytest.mark.parametrize(("size", "count"), [(10, 65_353_218), (40, 65_783_298)])
+def test_full_size_is_that_of_diffusion_policy(size, count):
     """Numbers of parameters that the published implementation has for the same settings."""
     with torch.device("meta"):
-        model = UNet1D().build((16, 2), conditions={"observation": (seen,)})
+        model = UNet1D().build((16, 2), conditions={"observation": (size,)})
     assert sum(parameter.numel() for parameter in model.parameters()) == count
 
 
@@ -42,12 +42,12 @@ def test_output_is_like_the_input(channels, steps, actions):
     assert bool(out.isfinite().all())
 
 
-def test_a_fresh_model_says_zero():
+def test_a_fresh_model_returns_zero():
     x, time, cond = inputs()
-    assert not TINY.build((16, 2), conditions=SEEN)(x, time, cond).any()
+    assert not TINY.build((16, 2), conditions=SHAPES)(x, time, cond).any()
 
 
-def test_rows_do_not_see_each_other():
+def test_rows_are_independent():
     model = built()
     x, time, cond = inputs()
     whole = model(x, time, cond)
@@ -68,16 +68,16 @@ def test_time_and_observation_matter():
 
 
 def test_film_scales_and_shifts_every_channel():
-    """``scale * hidden + shift`` with scale and shift linear in what is told (mish of it)."""
+    """``scale * hidden + shift`` with scale and shift linear in the context."""
     block = built().middle[0]
-    hidden, told = torch.randn(3, 32, 8), torch.randn(3, 16 + 6)
+    hidden, context = torch.randn(3, 32, 8), torch.randn(3, 16 + 6)
     plain = block.first(hidden)
-    scale, shift = block.film(told).chunk(2, dim=1)
-    wanted = block.second(scale[..., None] * plain + shift[..., None]) + hidden
-    torch.testing.assert_close(block(hidden, told), wanted)
+    scale, shift = block.film(context).chunk(2, dim=1)
+    expected = block.second(scale[..., None] * plain + shift[..., None]) + hidden
+    torch.testing.assert_close(block(hidden, context), expected)
     with torch.no_grad():
         block.film.weight.zero_()
-    torch.testing.assert_close(block(hidden, told), block(hidden, -told))
+    torch.testing.assert_close(block(hidden, context), block(hidden, -context))
 
 
 def test_every_action_sees_every_other_at_two_levels():
@@ -109,14 +109,14 @@ def test_without_levels_an_action_sees_its_neighbors_only():
     assert slope.nonzero().flatten().tolist() == list(range(32 - 18, 32 + 18 + 1))
 
 
-def test_it_learns_an_action_that_the_observation_names():
+def test_it_learns_an_action_given_by_the_observation():
     torch.manual_seed(0)
     model = TINY.build((16, 2), conditions={"observation": (2,)})
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     for _ in range(60):
-        seen = torch.randn(64, 2)
+        observation = torch.randn(64, 2)
         x, time = torch.randn(64, 16, 2), 100 * torch.rand(64)
-        loss = (model(x, time, {"observation": seen}) - seen[:, None]).square().mean()
+        loss = (model(x, time, {"observation": observation}) - observation[:, None]).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -124,20 +124,19 @@ def test_it_learns_an_action_that_the_observation_names():
 
 
 @pytest.mark.parametrize("cond", [None, {}, {"observation": torch.zeros(4, 5)}])
-def test_a_model_asks_for_its_observation(cond):
+def test_a_missing_or_misshapen_condition_is_refused(cond):
     x, time, _ = inputs()
-    with pytest.raises(ValueError, match=r"modulated by cond\['observation'\] of shape \(4, 6\)"):
+    with pytest.raises(ValueError, match=r"needs cond\['observation'\] of shape \(4, 6\)"):
         built()(x, time, cond)
 
 
 @pytest.mark.parametrize(
     ("shape", "more", "message"),
     [
-        ((15, 2), {"conditions": SEEN}, "T a multiple of 2"),
-        ((3, 16, 16), {"conditions": SEEN}, "takes plans"),
-        ((16, 2), {"conditions": SEEN, "num_classes": 3}, "knows no classes"),
-        ((16, 2), {}, "the data have the conditions"),
-        ((16, 2), {"conditions": {"observation": (2, 3)}}, "modulated by a vector"),
+        ((15, 2), {"conditions": SHAPES}, "T a multiple of 2"),
+        ((3, 16, 16), {"conditions": SHAPES}, "takes action sequences"),
+        ((16, 2), {"conditions": SHAPES, "num_classes": 3}, "not on classes"),
+        ((16, 2), {}, "conditioned on observations"),
     ],
 )
 def test_data_that_do_not_fit(shape, more, message):

@@ -1,5 +1,6 @@
 """A made-up comparison with known answers: power laws with a floor, and seeded noise."""
 
+import base64
 import binascii
 import math
 import struct
@@ -11,12 +12,12 @@ import numpy as np
 import pytest
 
 from fixtures.analysis_record import made_analysis
-from immiscible_diffusion.metrics.evaluate import Floor
 from immiscible_diffusion.reporting.analysis import write_analysis_page
-from immiscible_diffusion.reporting.compare.results import (
+from immiscible_diffusion.reporting.compare import (
     Comparison,
     CouplingEntry,
     Dataset,
+    Floor,
     LossPoint,
     SampleMetrics,
     Trial,
@@ -24,7 +25,7 @@ from immiscible_diffusion.reporting.compare.results import (
 from immiscible_diffusion.utils.atomic_files import write_json
 
 STEPS = (250, 500, 1000, 2000, 4000, 6000)
-BUDGETS = (2, 5, 20, 100)
+SAMPLING_STEPS = (2, 5, 20, 100)
 COUPLINGS = (
     CouplingEntry("independent", "independent", baseline=True),
     CouplingEntry("knn:k=16,center=mean", "KNN k=16, centerd"),
@@ -33,7 +34,7 @@ COUPLINGS = (
     CouplingEntry("shuffled(knn:k=64)", "KNN k=64, shuffled", "knn:k=64"),
     CouplingEntry("assignment", "linear assignment, B=256"),
 )
-# For each coupling: times faster, and the quality it cannot go below, by budget.
+# For each coupling: times faster, and the quality it cannot go below, by sampling steps.
 BEHAVIOUR = {
     "independent": (1.0, (44.0, 9.5, 1.6, 0.9)),
     "knn:k=16,center=mean": (2.2, (19.5, 4.6, 1.5, 1.0)),
@@ -42,6 +43,25 @@ BEHAVIOUR = {
     "shuffled(knn:k=64)": (1.1, (37.0, 11.0, 9.0, 9.2)),
     "assignment": (1.9, (10.2, 3.8, 1.7, 1.2)),
 }
+
+
+def plots_of(page):
+    """The SVG text of every plot of ``page`` by its title."""
+    sources = {image["alt"]: image["src"] for image in parse(page).images}
+    mark = "data:image/svg+xml;base64,"
+    return {
+        alt: base64.b64decode(source.removeprefix(mark)).decode()
+        for alt, source in sources.items()
+        if source.startswith(mark)
+    }
+
+
+def parse(page):
+    """Read a page; fails where an element is not closed."""
+    structure = Structure()
+    structure.feed(page)
+    assert structure.open == []
+    return structure
 
 
 class Structure(HTMLParser):
@@ -91,32 +111,30 @@ def png(seed, size=96):
     )
 
 
-def power_cell(name, seed, faster=1.0, budget=20, steps=STEPS, slope=0.5, **options):
+def power_trial(name, seed, faster=1.0, sampling_steps=20, steps=STEPS, slope=0.5, **options):
     """A run whose Frechet distance is exactly 100 (faster * step / 250)^-slope."""
-    quality = tuple(
-        SampleMetrics(s, budget, frechet=100 * (faster * s / 250) ** -slope) for s in steps
+    metrics = tuple(
+        SampleMetrics(s, sampling_steps, frechet=100 * (faster * s / 250) ** -slope) for s in steps
     )
-    return Trial(name, seed, quality, **options)
+    return Trial(name, seed, metrics, **options)
 
 
-def realistic_cell(name, seed):
+def realistic_trial(name, seed):
     faster, ends = BEHAVIOUR[name]
     rng = np.random.default_rng([seed, *name.encode()])
-    quality = []
+    metrics = []
     for step in STEPS:
-        for budget, end in zip(BUDGETS, ends, strict=True):
+        for n, end in zip(SAMPLING_STEPS, ends, strict=True):
             value = (end + 60 * (faster * step / 250) ** -1.3) * math.exp(rng.normal(0, 0.03))
-            quality.append(
-                SampleMetrics(
-                    step, budget, budget, value, value / 900, 0.0004, 0.8, 0.7, 0.9, 0.85, 0.0
-                )
+            metrics.append(
+                SampleMetrics(step, n, n, value, value / 900, 0.0004, 0.8, 0.7, 0.9, 0.85, 0.0)
             )
     decay = [math.exp(-step / 900) for step in STEPS]
     pairing = 0.0 if name == "independent" else 1.4 if "knn" in name else 6.3
     return Trial(
         name,
         seed,
-        tuple(quality),
+        tuple(metrics),
         seconds_per_step=(21 + pairing + rng.normal(0, 0.2)) / 1000,
         pairing_share=pairing / (21 + pairing),
         pairing_ms=pairing,
@@ -134,7 +152,7 @@ def realistic_cell(name, seed):
 COUPLING_FILES = {entry.name: f"c{i}" for i, entry in enumerate(COUPLINGS)}
 
 
-def make(cells, couplings=COUPLINGS, **changes):
+def make(trials, couplings=COUPLINGS, **changes):
     comparison = Comparison(
         recipe="digits",
         command="immiscible compare digits --seeds 3 --output runs/digits",
@@ -147,8 +165,10 @@ def make(cells, couplings=COUPLINGS, **changes):
         accuracy=0.974,
         samples=2000,
         real_samples=1797,
-        floor=Floor(2.2, 1.5, 3.1, 898),
-        sampling_steps=BUDGETS,
+        floor=Floor(
+            2.2, 1.5, 3.1, 898, note="two random halves of the real set (898 each) are 2.2 apart"
+        ),
+        sampling_steps=SAMPLING_STEPS,
         headline_steps=20,
         sampler="euler",
         eval_steps=STEPS,
@@ -156,36 +176,38 @@ def make(cells, couplings=COUPLINGS, **changes):
         total_steps=6000,
         parameters=1_234_567,
         couplings=couplings,
-        cells=tuple(cells),
+        trials=tuple(trials),
     )
     return replace(comparison, **changes)
 
 
 @pytest.fixture
 def comparison():
-    return make([realistic_cell(entry.name, seed) for entry in COUPLINGS for seed in (0, 1, 2)])
+    return make([realistic_trial(entry.name, seed) for entry in COUPLINGS for seed in (0, 1, 2)])
 
 
 @pytest.fixture
 def partial(comparison):
     """Seed 2 of KNN k=64 stops at step 2,000, its control never ran, assignment has one seed."""
-    cells = []
-    for cell in comparison.cells:
-        key = (cell.coupling, cell.seed)
-        if cell.coupling == "shuffled(knn:k=64)" or (cell.coupling == "assignment" and cell.seed):
+    trials = []
+    for trial in comparison.trials:
+        key = (trial.coupling, trial.seed)
+        if trial.coupling == "shuffled(knn:k=64)" or (
+            trial.coupling == "assignment" and trial.seed
+        ):
             continue
         if key == ("knn:k=64", 2):
-            quality = tuple(q for q in cell.quality if q.step <= 2000)
-            cell = replace(cell, quality=quality, finished=False, grids={"250": "grids/none.png"})
-        cells.append(cell)
-    return replace(comparison, cells=tuple(cells))
+            metrics = tuple(m for m in trial.metrics if m.step <= 2000)
+            trial = replace(trial, metrics=metrics, finished=False, grids={"250": "grids/none.png"})
+        trials.append(trial)
+    return replace(comparison, trials=tuple(trials))
 
 
 @pytest.fixture
 def folder(comparison, tmp_path):
     """The folder of results.json, with every grid that the comparison names."""
-    for cell in comparison.cells:
-        for path in cell.grids.values():
+    for trial in comparison.trials:
+        for path in trial.grids.values():
             (tmp_path / path).parent.mkdir(exist_ok=True)
             (tmp_path / path).write_bytes(png(binascii.crc32(path.encode())))
     return tmp_path
@@ -199,13 +221,13 @@ def build():
         CouplingEntry("knn", "KNN"),
         CouplingEntry("shuffled", "shuffled", control_of="knn"),
     )
-    return lambda cells, **changes: make(cells, couplings=pair, floor=None, **changes)
+    return lambda trials, **changes: make(trials, couplings=pair, floor=None, **changes)
 
 
 @pytest.fixture
 def power():
-    """Make cells that follow an exact power law."""
-    return power_cell
+    """Make trials that follow an exact power law."""
+    return power_trial
 
 
 @pytest.fixture
@@ -217,14 +239,13 @@ def empty():
 @pytest.fixture
 def parsed():
     """Read a page: fails where an element is not closed."""
+    return parse
 
-    def read(page):
-        structure = Structure()
-        structure.feed(page)
-        assert structure.open == []
-        return structure
 
-    return read
+@pytest.fixture
+def plots():
+    """The SVG text of every plot of a page by its title."""
+    return plots_of
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ FLAGS = (
 # Run at the end of a copy of the page, in a frame as wide as the screen.
 MEASURE = """<script>onload = () => {
   document.querySelectorAll("details").forEach(one => one.open = true);
-  const images = [...document.images], plots = [...document.querySelectorAll(".panel svg")];
+  const images = [...document.images], plots = [...document.querySelectorAll(".panel img")];
   parent.postMessage({width: innerWidth, needed: document.documentElement.scrollWidth,
     images: images.length, broken: images.filter(one => !one.naturalWidth).length,
     plots: plots.length, flat: plots.filter(one => one.getBoundingClientRect().height < 50).length,
@@ -81,4 +81,4 @@ def test_the_page_of_an_analysis(analysis_page, tmp_path):
 
 
 def test_the_report_of_a_comparison(comparison, folder, tmp_path):
-    check(write_report(comparison, folder), tmp_path, images=6 * 4)
+    check(write_report(comparison, folder), tmp_path, images=6 * 4 + 8)

@@ -26,7 +26,7 @@ KINDS = {
     "edm": {"path": EDMPath(), "sampler": SamplerConfig("edm", 3)},
     "consistency": {
         "path": EDMPath(),
-        "loss": ConsistencyLoss(stages=3, denoise=0.4),
+        "loss": ConsistencyLoss(num_stages=3, pretrain_fraction=0.4),
         "sampler": SamplerConfig("consistency", 2),
     },
     "guided": GUIDED | {"sampler": SamplerConfig("euler", 3, guidance=2.0)},
@@ -123,7 +123,7 @@ def test_a_guided_network_knows_one_label_more(tiny):
     [
         ({"cond_drop_prob": 0.1}, "is of conditional recipes"),
         ({"sampler": SamplerConfig(guidance=2.0)}, "set cond_drop_prob"),
-        ({"loss": ConsistencyLoss()}, "needs a EDMPath, got FlowMatchingPath"),
+        ({"loss": ConsistencyLoss()}, "needs an? EDMPath, got FlowMatchingPath"),
         ({"sampler": SamplerConfig("ddim")}, "ddim samples a VPPath, got FlowMatchingPath"),
         ({"path": VPPath(), "sampler": SamplerConfig("edm")}, "edm samples a EDMPath"),
     ],

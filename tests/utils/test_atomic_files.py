@@ -34,7 +34,7 @@ def test_infinity_is_not_json(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_last_line_cut_short_is_left_out_and_a_broken_one_before_is_named(tmp_path):
+def test_a_last_line_cut_short_is_skipped_and_an_invalid_one_before_raises(tmp_path):
     path = tmp_path / "log.jsonl"
     assert read_jsonl(path) == []
     write_jsonl(path, [{"step": 1}])
@@ -47,15 +47,15 @@ def test_a_last_line_cut_short_is_left_out_and_a_broken_one_before_is_named(tmp_
         read_jsonl(path)
 
 
-def test_broken_json_is_named(tmp_path):
+def test_an_error_names_the_file_that_is_not_json(tmp_path):
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(ValueError, match=r"x\.json is not valid JSON"):
         read_json(tmp_path / "x.json")
 
 
-def test_what_a_dead_process_left_is_removed(tmp_path):
+def test_temporary_files_of_killed_processes_are_removed(tmp_path):
     for name in (".a.png.0123456789ab.tmp", ".b.png.0123456789ab.tmp", "a.png", ".a.png"):
         (tmp_path / name).touch()
     remove_unfinished(tmp_path, {"a.png"})
-    left = sorted(file.name for file in tmp_path.iterdir())
-    assert left == [".a.png", ".b.png.0123456789ab.tmp", "a.png"]
+    files = sorted(file.name for file in tmp_path.iterdir())
+    assert files == [".a.png", ".b.png.0123456789ab.tmp", "a.png"]

@@ -9,28 +9,28 @@ from immiscible_diffusion.utils.background import prefetch_iterator
 
 
 class Counted:
-    """A source that counts what it made, and knows whether it was closed."""
+    """A source that counts its items, and whether it was closed."""
 
     def __init__(self, fails_at: int = -1, length: int = 10**9) -> None:
-        self.made, self.closed, self.fails_at, self.length = 0, False, fails_at, length
+        self.count, self.closed, self.fails_at, self.length = 0, False, fails_at, length
 
     def __iter__(self):
         try:
             for number in range(self.length):
                 if number == self.fails_at:
                     raise KeyError(number)
-                self.made += 1
+                self.count += 1
                 yield number
         finally:
             self.closed = True
 
 
-def settled(source: Counted, made: int) -> bool:
+def settles_at(source: Counted, count: int) -> bool:
     deadline = time.monotonic() + 20
-    while source.made < made and time.monotonic() < deadline:
+    while source.count < count and time.monotonic() < deadline:
         time.sleep(0.005)
     time.sleep(0.1)  # it would now run on if it could
-    return source.made == made
+    return source.count == count
 
 
 def alive(name: str) -> list[threading.Thread]:
@@ -38,21 +38,21 @@ def alive(name: str) -> list[threading.Thread]:
 
 
 @pytest.mark.parametrize("ahead", [1, 2, 7])
-def test_the_thread_works_on_what_it_has_tickets_for_and_no_more(ahead):
+def test_the_thread_computes_what_was_requested_and_no_more(ahead):
     source = Counted()
-    items = prefetch_iterator(iter(source), ahead, name="tickets")
-    assert settled(source, 0)
+    items = prefetch_iterator(iter(source), ahead, name="requests")
+    assert settles_at(source, 0)
     for asked in range(1, 5):
         assert next(items) == asked - 1
-        assert settled(source, asked + ahead)
+        assert settles_at(source, asked + ahead)
     items.close()
-    assert source.made == 4 + ahead
+    assert source.count == 4 + ahead
     assert source.closed
-    assert not alive("tickets")
+    assert not alive("requests")
 
 
 @pytest.mark.parametrize("finish", [True, False])
-def test_closed_early_it_finishes_what_it_may_or_stops(finish):
+def test_closed_early_it_finishes_its_requests_or_stops(finish):
     first, go = threading.Event(), threading.Event()
 
     def slow():
@@ -60,20 +60,20 @@ def test_closed_early_it_finishes_what_it_may_or_stops(finish):
             if number == 1:
                 first.set()
                 assert go.wait(20)
-            made.append(number)
+            items_computed.append(number)
             yield number
 
-    made: list[int] = []
+    items_computed: list[int] = []
     items = prefetch_iterator(slow(), 3, name="finish", finish=finish)
     next(items)
     assert first.wait(20)
     threading.Timer(0.2, go.set).start()
-    items.close()  # while item 1 is in the making, with tickets for 2 and 3
-    assert made == ([0, 1, 2, 3] if finish else [0, 1])
+    items.close()  # while item 1 is being computed, with requests for 2 and 3
+    assert items_computed == ([0, 1, 2, 3] if finish else [0, 1])
     assert not alive("finish")
 
 
-def test_an_error_comes_after_the_items_before_it_and_says_where():
+def test_an_error_is_raised_after_the_items_before_it_with_its_traceback():
     source = Counted(fails_at=3)
     items = prefetch_iterator(iter(source), 5, name="error")
     assert [next(items) for _ in range(3)] == [0, 1, 2]
@@ -91,7 +91,7 @@ def test_the_end_ends_it():
     assert not alive("end")
 
 
-def test_a_program_ends_though_its_thread_was_never_told_to():
+def test_a_program_ends_without_closing_the_iterator():
     """Module globals are collected when daemon threads are frozen: to wait for one would hang."""
     code = (
         "import itertools; from immiscible_diffusion.utils.background import prefetch_iterator\n"

@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 from immiscible_diffusion import KNN, RandomStreams
-from immiscible_diffusion.utils.random import key, keyed_generator
+from immiscible_diffusion.utils.random import hash_seed, keyed_generator
 
 NAMES = ("noise", "time", "augment", "order")
 
@@ -24,12 +24,12 @@ def test_a_stream_is_a_function_of_its_key(name):
 
 def test_drawing_from_one_stream_does_not_move_another():
     streams = RandomStreams(0, step=5)
-    want = draw(streams.time)
+    expected = draw(streams.time)
     KNN(64)(torch.zeros(4, 3), generator=streams.noise)
-    assert torch.equal(draw(streams.time), want)
+    assert torch.equal(draw(streams.time), expected)
 
 
-def test_global_randomness_plays_no_part():
+def test_the_global_generator_is_neither_used_nor_moved():
     torch.manual_seed(0)
     one = draw(RandomStreams(0).noise)
     torch.manual_seed(1)
@@ -39,12 +39,12 @@ def test_global_randomness_plays_no_part():
 
 
 def test_streams_differ_by_name_seed_step_and_rank():
-    drawn = [
+    draws = [
         tuple(draw(getattr(RandomStreams(seed, step, rank), name)).tolist())
         for seed, step, rank in itertools.product(range(3), range(3), range(3))
         for name in ("noise", "time", "augment")
     ]
-    assert len(set(drawn)) == len(drawn)
+    assert len(set(draws)) == len(draws)
 
 
 def test_order_is_the_same_on_every_rank():
@@ -54,18 +54,18 @@ def test_order_is_the_same_on_every_rank():
     assert not torch.equal(orders[0], draw(RandomStreams(4, 2).order))
 
 
-def test_keys_do_not_collide_over_a_grid():
+def test_seeds_do_not_collide_over_a_grid():
     parts = itertools.product(range(10), range(200), range(10), ("noise", "time", "dropout"))
-    keys = [key(*part) for part in parts]
-    assert len(set(keys)) == len(keys)
-    assert 0 <= min(keys) < max(keys) < 2**63
-    assert key(1, 23) != key(12, 3)
-    assert key(1, 2, "noise") != key(2, 1, "noise")
+    seeds = [hash_seed(*part) for part in parts]
+    assert len(set(seeds)) == len(seeds)
+    assert 0 <= min(seeds) < max(seeds) < 2**63
+    assert hash_seed(1, 23) != hash_seed(12, 3)
+    assert hash_seed(1, 2, "noise") != hash_seed(2, 1, "noise")
 
 
-def test_keys_are_the_same_on_any_machine():
-    assert key(0) == 4246866556266386882
-    assert key(0, 1, 2, "noise") == 3841096613985521844
+def test_seeds_are_the_same_on_any_machine():
+    assert hash_seed(0) == 4246866556266386882
+    assert hash_seed(0, 1, 2, "noise") == 3841096613985521844
 
 
 def test_first_numbers_of_successive_steps_are_independent():

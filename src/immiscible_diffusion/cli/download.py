@@ -1,4 +1,4 @@
-"""``immiscible fetch RECIPE``."""
+"""``immiscible download RECIPE``."""
 
 import importlib.util
 import math
@@ -24,19 +24,18 @@ from immiscible_diffusion.utils.optional_deps import MissingDependencyError
 
 HELD_OUT = ("cifar10", "fashion_mnist")  # sets whose test split training validates on
 PACKAGES = ("accelerate", "diffusers", "safetensors", "rich", "matplotlib")
-CANNOT = (ValueError, MissingDependencyError, OSError)
 
 
 @dataclass(frozen=True)
 class Options:
-    """Bring everything a recipe needs, before a job on a node without a network.
+    """Get everything a recipe needs, before a job on a node without a network.
 
-    Data go into the cache of ``datasets`` ($HF_HOME, ~/.cache/huggingface), the network that judges
-    into $IMMISCIBLE_CACHE (~/.cache/immiscible-diffusion): the job must see the same folders. Says
-    what is there and what is missing; exit code 2 if something is.
+    Data go into the cache of ``datasets`` ($HF_HOME, ~/.cache/huggingface), networks for features
+    into $IMMISCIBLE_CACHE (~/.cache/immiscible-diffusion): the job must see the same folders.
+    Prints what is there and what is missing; exit code 2 if something is.
 
     Args:
-        device: where a classifier that judges is trained, if the recipe asks for one.
+        device: where a classifier for features is trained, if the recipe asks for one.
         recipe: any field of the recipe, as for train.
     """
 
@@ -54,12 +53,12 @@ class Item:
 
 
 def main(arguments: list[str]) -> int:
-    """Fetch, print a line for everything, and count what is missing."""
-    name, rest = take_name(arguments, "fetch")
+    """Download, print a line for everything, and count what is missing."""
+    name, rest = take_name(arguments, "download")
     recipe, rest = named_recipe(name, rest)
-    options = parse(Options, rest, f"fetch {name}", Options(recipe=recipe))
+    options = parse(Options, rest, f"download {name}", Options(recipe=recipe))
     check_coupling_name(options.recipe.coupling)  # a misspelt one is an error, not missing
-    items = fetched(options.recipe, options.device)
+    items = download(options.recipe, options.device)
     for item in items:
         state = "there" if item.there else "missing"
         sys.stdout.write(f"{state:9}{item.name}: {item.note}\n")
@@ -69,76 +68,65 @@ def main(arguments: list[str]) -> int:
     return 2 if missing else 0
 
 
-def fetched(recipe: Recipe, device: str = "cpu") -> list[Item]:
-    """Everything that ``recipe`` needs, brought where it can be."""
-    items = [_item("packages", lambda: _packages(recipe))]
-    dataset: list[DataSet] = []
-    items.append(_item("data", lambda: _data(recipe, dataset)))
+def download(recipe: Recipe, device: str = "cpu") -> list[Item]:
+    """Everything that ``recipe`` needs, downloaded where it can be."""
+    items: list[Item] = []
+    dataset: DataSet | None = None
+
+    def get(name: str, note: Callable[[], str]) -> None:
+        """Add an item: ``note`` gets it and says what it is, or raises what is missing."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                items.append(Item(name, True, note()))
+        except (ValueError, MissingDependencyError, OSError) as error:
+            items.append(Item(name, False, " ".join(str(error).split())))
+
+    def packages() -> str:
+        check_trackers(recipe.trackers)
+        if absent := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
+            raise MissingDependencyError(
+                f"{', '.join(absent)} not installed; run: pip install 'immiscible-diffusion[train]'"
+            )
+        return ", ".join([*PACKAGES, *recipe.trackers])
+
+    def data() -> str:
+        nonlocal dataset
+        dataset = load_data(recipe.data)
+        where = "scikit-learn" if recipe.data.name == "digits" else recipe.data.path or "the cache"
+        note = f", {dataset.note}" if dataset.note else ""
+        size = " x ".join(map(str, dataset.shape))
+        return f"{dataset.name}, {len(dataset):,} of {size} in {where}{note}"
+
+    def validation() -> str:
+        assert isinstance(recipe.data, DataConfig)
+        return f"{load_images(replace(recipe.data, split='test', limit=512)).name}, test split"
+
+    def network() -> str:
+        assert dataset is not None
+        model = make_model(recipe, dataset, load_codec(recipe))
+        count = sum(parameter.numel() for parameter in model.parameters())
+        pretrained = getattr(recipe.model, "init", None) == "pretrained"
+        start = "pretrained" if pretrained else "untrained"
+        return f"{type(recipe.model).__name__}, {count:,} parameters, begins {start}"
+
+    def evaluation() -> str:
+        assert dataset is not None
+        if isinstance(recipe.evaluation, PolicyEvaluation):
+            return simulator_version()
+        where = "cpu" if device == "auto" else device
+        features = recipe.of_images.features
+        extractor = extractor_from_name(features, dataset, seed=EVAL_SEED, device=where)
+        accuracy = getattr(extractor, "accuracy", math.nan)
+        known = "" if math.isnan(accuracy) else f", held-out accuracy {accuracy:.1%}"
+        return f"{extractor.name}{known}"
+
+    get("packages", packages)
+    get("data", data)
     if recipe.data.name in HELD_OUT and recipe.data.split == "train":
-        items.append(_item("data for validation", lambda: _held_out(recipe)))
-    if not dataset:
-        return [*items, Item("network and judge", False, "need the data first")]
-    items.append(_item("network", lambda: _network(recipe, dataset[0])))
-    items.append(_item("judge", lambda: _judge(recipe, dataset[0], device)))
+        get("data for validation", validation)
+    if dataset is None:
+        return [*items, Item("network and evaluation", False, "need the data first")]
+    get("network", network)
+    get("evaluation", evaluation)
     return items
-
-
-def _item(name: str, bring: Callable[[], str]) -> Item:
-    """What ``bring`` says it found, or why it is missing."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return Item(name, True, bring())
-    except CANNOT as error:
-        return Item(name, False, " ".join(str(error).split()))
-
-
-def _packages(recipe: Recipe) -> str:
-    check_trackers(recipe.trackers)
-    if absent := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
-        raise MissingDependencyError(
-            f"{', '.join(absent)} not installed; run: pip install 'immiscible-diffusion[train]'"
-        )
-    return ", ".join([*PACKAGES, *recipe.trackers])
-
-
-def _data(recipe: Recipe, kept: list[DataSet]) -> str:
-    dataset = load_data(recipe.data)
-    kept.append(dataset)
-    where = recipe.data.path or "the cache"
-    if recipe.data.name == "digits":
-        where = "scikit-learn"
-    note = f", {dataset.note}" if dataset.note else ""
-    return f"{dataset.name}, {len(dataset):,} of {_sizes(dataset.shape)} in {where}{note}"
-
-
-def _held_out(recipe: Recipe) -> str:
-    assert isinstance(recipe.data, DataConfig)
-    held_out = load_images(replace(recipe.data, split="test", limit=512))
-    return f"{held_out.name}, test split"
-
-
-def _network(recipe: Recipe, dataset: DataSet) -> str:
-    codec = load_codec(recipe)
-    weights = make_model(recipe, dataset, codec).parameters()
-    count = sum(parameter.numel() for parameter in weights)
-    begins = "begins untrained"
-    if getattr(recipe.model, "init", None) == "pretrained":
-        begins = "begins pretrained"
-    return f"{type(recipe.model).__name__}, {count:,} parameters, {begins}"
-
-
-def _judge(recipe: Recipe, dataset: DataSet, device: str) -> str:
-    if isinstance(recipe.evaluation, PolicyEvaluation):
-        return simulator_version()
-    where = "cpu" if device == "auto" else device
-    extractor = extractor_from_name(
-        recipe.of_images.features, dataset, seed=EVAL_SEED, device=where
-    )
-    accuracy = getattr(extractor, "accuracy", math.nan)
-    known = "" if math.isnan(accuracy) else f", held-out accuracy {accuracy:.1%}"
-    return f"{extractor.name}{known}"
-
-
-def _sizes(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))

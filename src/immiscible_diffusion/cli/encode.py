@@ -10,29 +10,28 @@ import torch
 import tyro
 
 from immiscible_diffusion.applications.stable_diffusion.latent_cache import (
-    Encoding,
+    EncodingConfig,
+    describe_transform,
     encode,
     missing_shards,
-    transform_of,
     vae_digest,
 )
 from immiscible_diffusion.cli.options import Device, parse
-from immiscible_diffusion.data.captions import Captions, load_captioned
+from immiscible_diffusion.data.base import DataSet
+from immiscible_diffusion.data.captions import Captions, NoCaptionsError, load_captioned
 from immiscible_diffusion.data.load import DataConfig, load_images
 from immiscible_diffusion.data.prompts import Synonyms
 from immiscible_diffusion.utils.progress import Progress
-from immiscible_diffusion.utils.distributed import place
+from immiscible_diffusion.utils.distributed import rank_world_device
 from immiscible_diffusion.utils.optional_deps import require_extra
-
-PRECISIONS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Options:
-    """Encode a data set with a VAE once, to train from its latents ever after.
+    """Encode a data set with a VAE once, to train from its latents.
 
-    The same command continues after an interruption; under `accelerate launch` every process
-    makes its share.
+    The same command resumes after an interruption; under `accelerate launch` every process encodes
+    its part.
 
     Args:
         vae: folder or hub name of a pipeline (its subfolder vae is taken) or of a VAE.
@@ -41,18 +40,17 @@ class Options:
         out: folder for the latents.
         path: where a named data set is.
         split: train or test, where the set has both.
-        size: pictures are brought to this, shorter side first, then the center square; as they
-            are by default.
+        size: resize the shorter side to this and crop the center square.
         channels: 1 = gray, 3 = color.
-        limit: the first so many pictures only.
+        limit: use the first so many images only.
         caption_column: column of the captions, if it has no usual name.
         synonyms: which synonyms of class names prompts are made of.
-        dtype: of what is kept.
+        dtype: of what is stored.
         precision: of the VAE.
         flips: encode mirror images too.
-        shard_size: pictures in a shard.
-        batch_size: pictures in the VAE at a time.
-        device: where the VAE is.
+        shard_size: images per shard.
+        batch_size: images in the VAE at a time.
+        device: of the VAE.
     """
 
     vae: Annotated[str, tyro.conf.Positional]
@@ -72,73 +70,65 @@ class Options:
     batch_size: int = 16
     device: Device = "auto"
 
-    @property
-    def config(self) -> DataConfig:
-        """The pictures."""
-        local = self.path is None and Path(self.data).exists()
-        return DataConfig(
-            name="folder" if local else self.data,
-            path=self.data if local else self.path,
-            split=self.split,
-            size=self.size,
-            channels=self.channels,
-            limit=self.limit,
-        )
-
-    @property
-    def how(self) -> Encoding:
-        """How to encode them."""
-        transform = transform_of(self.config, self.channels)
-        return Encoding(self.dtype, self.flips, self.shard_size, self.batch_size, transform)
-
 
 def main(arguments: list[str]) -> int:
     """Write the shards that are missing."""
     options = parse(Options, arguments, "encode")
-    rank, world, device = place(options.device)
-    dataset = pictures(options)
+    rank, world, device = rank_world_device(options.device)
+    dataset, config = load_data(options)
     vae = load_vae(options.vae)
-    identity = vae_digest(vae)
-    vae = vae.to(device).eval().requires_grad_(False)
-    if options.precision != "float32":
-        vae = vae.to(PRECISIONS[options.precision])
+    vae_hash = vae_digest(vae)
+    vae = vae.to(device, getattr(torch, options.precision)).eval().requires_grad_(False)
     share = -(-len(dataset) // world)
-    with Progress(share, 0, "encoding", unit="picture", quiet=rank > 0) as show:
+    with Progress(share, 0, "encoding", unit="image", quiet=rank > 0) as progress:
         manifest = encode(
             dataset,
             vae,
             options.out,
-            options.how,
-            vae_hash=identity,
+            EncodingConfig(
+                options.dtype,
+                options.flips,
+                options.shard_size,
+                options.batch_size,
+                describe_transform(config, options.channels),
+            ),
+            vae_hash=vae_hash,
             rank=rank,
             world=world,
-            told=lambda done: show.update(min(done, share)),
+            on_progress=lambda done: progress.update(min(done, share)),
         )
     missing = missing_shards(manifest, options.out)
-    state = "complete" if not missing else f"{len(missing)} shards of other processes to come"
+    state = "complete" if not missing else f"{len(missing)} shards of other processes are missing"
     sys.stderr.write(
-        f"{options.out}: latents {manifest.shape} of {manifest.count:,} pictures in "
+        f"{options.out}: latents {manifest.shape} of {manifest.count:,} images in "
         f"{manifest.shards} shards; {state}\n"
     )
     return 0
 
 
-def pictures(options: Options) -> Any:
-    """The pictures with what is said of them; pictures alone where nothing is."""
-    captions = Captions(options.caption_column, synonyms=options.synonyms)
+def load_data(options: Options) -> tuple[DataSet, DataConfig]:
+    """The images with their captions or class names; images alone if there are neither."""
+    local = options.path is None and Path(options.data).exists()
+    config = DataConfig(
+        name="folder" if local else options.data,
+        path=options.data if local else options.path,
+        split=options.split,
+        size=options.size,
+        channels=options.channels,
+        limit=options.limit,
+    )
     try:
-        return load_captioned(options.config, captions)
-    except ValueError as error:
-        if options.caption_column or "nothing to say" not in str(error):
-            raise
-        return load_images(options.config)
+        captions = Captions(options.caption_column, synonyms=options.synonyms)
+        return load_captioned(config, captions), config
+    except NoCaptionsError:
+        return load_images(config), config
 
 
 def load_vae(source: str) -> Any:
     """The VAE of a pipeline or alone, from a folder or the hub, in float32.
 
     Raises:
-        ValueError: it is not there: says what to download.
+        ValueError: it is not there; says what to download.
     """
     with require_extra("train", "the VAE"), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -148,11 +138,11 @@ def load_vae(source: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch_dtype: an older name of dtype
-            vae = AutoencoderKL.from_pretrained(source, torch_dtype=torch.float32, **inside)
+            return AutoencoderKL.from_pretrained(source, torch_dtype=torch.float32, **inside)
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"there is no VAE at {source} ({reason}); fetch the pipeline where there is a network "
-            f"(`hf download {source} --include 'vae/*' --local-dir FOLDER`), and give that folder"
+            f"there is no VAE at {source} ({reason}); download the pipeline where there is a "
+            f"network (`hf download {source} --include 'vae/*' --local-dir FOLDER`), and give that "
+            f"folder"
         ) from error
-    return vae

@@ -8,22 +8,25 @@ from typing import Annotated
 import tyro
 
 from immiscible_diffusion.cli.options import parse
-from immiscible_diffusion.reporting.compare import Comparison, write_report
-from immiscible_diffusion.reporting.compare.latex import latex_table
-from immiscible_diffusion.reporting.compare.tables import results_csv, speedups_csv
+from immiscible_diffusion.reporting.compare import (
+    Comparison,
+    csv_tables,
+    latex_table,
+    write_report,
+)
 from immiscible_diffusion.utils.atomic_files import read_json, write_text
 
 
 @dataclass(frozen=True)
 class Options:
-    """Write a comparison's page anew from its results.json, or its tables for a paper.
+    """Write a comparison's page again from its results.json, or its tables for a paper.
 
     Without a switch: report.html, results.csv and speedups.csv. With --latex or --csv those alone;
-    nothing is trained or judged. After new cells: immiscible compare RECIPE --gather.
+    nothing is trained or evaluated. After new trials: immiscible compare RECIPE --gather.
 
     Args:
         folder: of the comparison, with results.json.
-        latex: write speedups.tex, a table of speed-ups and final quality (package booktabs).
+        latex: write speedups.tex, a table of speed-ups and final metrics (package booktabs).
         csv: write results.csv and speedups.csv.
         out: folder to write tables to; by default that of the comparison.
     """
@@ -35,21 +38,25 @@ class Options:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the files and say which."""
+    """Write the files and print their paths."""
     options = parse(Options, arguments, "report")
-    comparison = comparison_in(options.folder)
+    comparison = load_comparison(options.folder)
     if not options.latex and not options.csv:
         if options.out is not None:
             raise ValueError("--out is for tables: add --latex or --csv (the page stays in FOLDER)")
         sys.stdout.write(f"{write_report(comparison, options.folder)}\n")
         return 0
-    for path, text in tables_of(comparison, options).items():
+    tables = csv_tables(comparison) if options.csv else {}
+    if options.latex:
+        tables = {"speedups.tex": latex_table(comparison)} | tables
+    for name, text in tables.items():
+        path = (options.out or options.folder) / name
         write_text(path, text)
         sys.stdout.write(f"{path}\n")
     return 0
 
 
-def comparison_in(folder: Path) -> Comparison:
+def load_comparison(folder: Path) -> Comparison:
     """The record of the comparison in ``folder``; ValueError says what to do if there is none."""
     results = folder / "results.json"
     if results.is_file():
@@ -60,15 +67,3 @@ def comparison_in(folder: Path) -> Comparison:
             f"immiscible compare RECIPE --out {folder} --gather"
         )
     raise ValueError(f"{folder} is not the folder of a comparison (no results.json)")
-
-
-def tables_of(comparison: Comparison, options: Options) -> dict[Path, str]:
-    """The tables that were asked for."""
-    folder = options.out or options.folder
-    tables: dict[Path, str] = {}
-    if options.latex:
-        tables[folder / "speedups.tex"] = latex_table(comparison)
-    if options.csv:
-        tables[folder / "results.csv"] = results_csv(comparison)
-        tables[folder / "speedups.csv"] = speedups_csv(comparison)
-    return tables

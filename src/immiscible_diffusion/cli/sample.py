@@ -18,21 +18,17 @@ from immiscible_diffusion.applications.stable_diffusion.pipelines import (
     pipeline_digests,
     sample_pipeline,
 )
-from immiscible_diffusion.applications.stable_diffusion.prompts import (
-    Synonyms,
-    check_template,
-    class_prompts,
-)
 from immiscible_diffusion.cli.options import Device, parse
 from immiscible_diffusion.cli.sampler_options import SamplerChanges
 from immiscible_diffusion.data.folder_of_samples import PROMPTS, SampleFolder
+from immiscible_diffusion.data.prompts import Synonyms, check_template, class_prompts
 from immiscible_diffusion.evaluation.generate_folder import claim_folder, generate_folder
 from immiscible_diffusion.evaluation.load_run import LoadedRun
 from immiscible_diffusion.evaluation.sample_writers import SampleWriter
 from immiscible_diffusion.metrics.features.preprocess import weights_digest
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.atomic_files import atomic_path, write_text
-from immiscible_diffusion.utils.distributed import place, ranks_of
+from immiscible_diffusion.utils.distributed import process_state, rank_world_device
 from immiscible_diffusion.utils.images import image_grid
 
 GRID = 64
@@ -96,7 +92,7 @@ Draw = Callable[[Sequence[int]], Tensor]
 def main(arguments: list[str]) -> int:
     """Make the images that are missing; say how many exist."""
     options = parse(Options, arguments, "sample")
-    ranks = ranks_of(options.device)
+    ranks = process_state(options.device)
     rank, world = ranks.process_index, ranks.num_processes
     if (options.run is None) == (options.pipeline is None):
         raise ValueError("what is to be sampled? give a run folder, or --pipeline NAME_OR_FOLDER")
@@ -126,7 +122,7 @@ def main(arguments: list[str]) -> int:
         return 0
     if options.to is None:
         with atomic_path(out.with_name(f"{out.name}-grid.png")) as temporary:
-            image_grid(next(SampleFolder(out).batches(GRID))).save(temporary, format="PNG")
+            image_grid(next(SampleFolder(out).in_batches(GRID))).save(temporary, format="PNG")
     left = options.count - writer.existing()
     state = f"{left:,} of other processes to come" if left else "complete"
     how = ", ".join(f"{name} {value}" for name, value in settings.items())
@@ -160,7 +156,7 @@ def of_run(
         return sampled.data
 
     number = trained.dataset.num_classes if recipe.conditional and not prompts else None
-    names = getattr(trained.dataset, "class_names", None) or [str(c) for c in range(number or 0)]
+    names = trained.dataset.class_names or [str(c) for c in range(number or 0)]
     size = min(256, trained.codec.at_once) if options.batch_size is None else options.batch_size
     return draw, settings, names if number else (), size
 
@@ -177,9 +173,10 @@ def of_pipeline(
             "a pipeline needs --to FOLDER, and prompts: --classes FILE (a name a line), "
             "--prompts FILE or --prompt TEXT"
         )
+    chosen: dict[str, Any]
     chosen = {"num_inference_steps": options.steps, "guidance_scale": options.guidance}
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    device = place(options.device)[2]
+    device = rank_world_device(options.device)[2]
     pipeline = load_pipeline(str(options.pipeline), device, getattr(torch, options.precision))
     settings = {**pipeline_digests(pipeline), "precision": options.precision, **chosen}
     draw = partial(sample_pipeline, pipeline, prompts, options.seed, **chosen)

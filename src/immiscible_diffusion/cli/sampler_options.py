@@ -11,7 +11,7 @@ ONLY = {
     "eta": ("ddim",),
     "clip": ("ddim", "ddpm"),
 }
-"""Options that other methods pass over."""
+"""Options that other methods ignore."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,11 +19,11 @@ class SamplerChanges:
     """What to change of the recipe's sampler; nothing by default.
 
     Args:
-        method: sampler: euler, heun, midpoint or dopri5; of a diffusion path ddim, ddpm or dpm
-            (DPM-Solver++), of a sigma path edm or consistency.
-        steps: of the sampler.
-        init_noise: normal, N(0, I), or matched, the law of the noise the run was trained on (measured
-            now and kept in the run if it is not there).
+        method: sampler: euler, heun, midpoint or dopri5; on a VPPath also ddim, ddpm or dpm
+            (DPM-Solver++), on an EDMPath edm or consistency.
+        steps: sampling steps.
+        init_noise: normal, N(0, I), or matched, the distribution of the noise that the run was
+            trained on (measured now and kept in the run if it is not there).
         spacing: which of the path's steps ddim, ddpm and dpm take.
         eta: share of fresh noise in ddim, 0 to 1.
         clip: bound on predicted data in ddim and ddpm.

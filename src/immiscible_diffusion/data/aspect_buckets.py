@@ -1,8 +1,8 @@
-"""Aspect-ratio buckets: pictures of many shapes, little cut off, in batches of one shape."""
+"""Aspect-ratio buckets: images of many shapes, little cropped, in batches of one shape."""
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,8 +13,7 @@ from torch import Tensor
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.data.hf_images import columns, images_of
 from immiscible_diffusion.data.image_decoding import opened, to_bytes, upright_size
-from immiscible_diffusion.data.images import all_labels, draw_flips
-from immiscible_diffusion.data.images import to_batch as scaled
+from immiscible_diffusion.data.images import all_labels, draw_flips, to_batch
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.random import keyed_generator
 
@@ -28,12 +27,12 @@ Size = tuple[int, int]
 def bucket_sizes(size: int, step: int = 64, smallest: int | None = None) -> tuple[Size, ...]:
     """The shapes of at most ``size x size`` pixels whose sides are multiples of ``step``.
 
-    Of each side the longest other side within the area; for 1024, 64 and 512 the range of SDXL's
+    For each side the longest other side within the area; for 1024, 64 and 512 the range of SDXL's
     list, 512 x 2048 to 2048 x 512 (2307.01952, appendix I).
 
     Args:
         size: side of the square.
-        step: what sides are multiples of: at least what VAE and U-Net shrink by together.
+        step: sides are multiples of it; at least the downsampling factor of VAE and U-Net together.
         smallest: the shortest side; by default half of ``size``, rounded to ``step``.
 
     Raises:
@@ -45,29 +44,28 @@ def bucket_sizes(size: int, step: int = 64, smallest: int | None = None) -> tupl
             f"expected size a multiple of step and step <= smallest <= size; got size {size}, "
             f"step {step}, smallest {smallest}"
         )
-    first = -(-smallest // step) * step
-    found: set[Size] = set()
-    for side in range(first, size + 1, step):
+    sizes: set[Size] = set()
+    for side in range(-(-smallest // step) * step, size + 1, step):
         other = size * size // side // step * step
-        found |= {(side, other), (other, side)}
-    return tuple(sorted(found))
+        sizes |= {(side, other), (other, side)}
+    return tuple(sorted(sizes))
 
 
 def nearest_bucket(size: Size, buckets: Sequence[Size]) -> int:
-    """The bucket whose ratio of sides is nearest to that of ``size``, by its logarithm."""
-    wanted = math.log(size[0] / size[1])
-    gaps = [abs(math.log(height / width) - wanted) for height, width in buckets]
+    """Index of the bucket whose aspect ratio is nearest to that of ``size``, by its logarithm."""
+    ratio = math.log(size[0] / size[1])
+    gaps = [abs(math.log(height / width) - ratio) for height, width in buckets]
     return min(range(len(buckets)), key=lambda i: (gaps[i], -math.prod(buckets[i]), i))
 
 
 @dataclass(frozen=True)
 class ResizeCrop:
-    """How a picture is brought to its bucket: resized so that it covers it, then cut out.
+    """How an image is fitted to its bucket: resized so that it covers it, then cropped.
 
     Attributes:
         resized: height and width after resizing.
-        top: rows cut off above.
-        left: columns cut off on the left.
+        top: rows cropped above.
+        left: columns cropped on the left.
     """
 
     resized: Size
@@ -76,28 +74,28 @@ class ResizeCrop:
 
     @classmethod
     def of(cls, size: Size, bucket: Size) -> "ResizeCrop":
-        """The center of a picture of ``size``."""
+        """The center crop of an image of ``size``."""
         scale = max(bucket[0] / size[0], bucket[1] / size[1])
         height, width = (max(b, round(s * scale)) for s, b in zip(size, bucket, strict=True))
         return cls((height, width), (height - bucket[0]) // 2, (width - bucket[1]) // 2)
 
 
 @dataclass(frozen=True)
-class BucketOrder:
-    """An endless stream of epochs, each a shuffle of batches of one bucket each.
+class BucketSampler:
+    """Epochs of shuffled batches, each from one bucket.
 
-    In an epoch the pictures of each bucket are shuffled and cut into batches, then the batches of
+    In an epoch the images of each bucket are shuffled and split into batches, then the batches of
     all buckets are shuffled. ``batches`` takes it in place of ``KeyedSampler``.
 
     Args:
-        bucket: ``[N]`` int64, of each picture.
-        batch_size: data per step, over all ranks.
-        seed: the run's.
-        last: what becomes of the last batch of a bucket if it is not full. ``short``: it stays
-            short, so every picture comes exactly once an epoch; for one process without
-            accumulation. ``fill``: filled up with other pictures of its bucket (again with those of
-            the batch, where the bucket is smaller than a batch), so every picture comes at least
-            once an epoch and every batch divides over ranks.
+        bucket: ``[N]`` int64, of each image.
+        batch_size: samples per step, over all ranks.
+        seed: of the run.
+        last: the last batch of a bucket, if it is not full. ``short``: it stays short, so every
+            image comes exactly once an epoch; for one process without accumulation. ``fill``: it is
+            filled with other images of its bucket (with its own again, if the bucket is smaller
+            than a batch), so every image comes at least once an epoch and every batch divides over
+            ranks.
     """
 
     bucket: Tensor
@@ -108,16 +106,15 @@ class BucketOrder:
     def __post_init__(self) -> None:
         if self.bucket.ndim != 1 or not len(self.bucket) or self.batch_size < 1:
             raise ValueError(
-                f"expected the buckets [N] of at least one picture and a batch of at least one, "
-                f"got {list(self.bucket.shape)} and {self.batch_size}"
+                f"expected the buckets [N] of at least one image and a batch of at least one, got "
+                f"{list(self.bucket.shape)} and {self.batch_size}"
             )
         if self.last not in ("short", "fill"):
             raise ValueError(f"last must be short or fill, got '{self.last}'")
 
-    @property
-    def count(self) -> int:
-        """Number of pictures."""
-        return len(self.bucket)
+    @cached_property
+    def _members(self) -> list[Tensor]:
+        return [(self.bucket == b).nonzero()[:, 0] for b in self.bucket.unique()]
 
     @cached_property
     def steps_per_epoch(self) -> int:
@@ -125,55 +122,46 @@ class BucketOrder:
         return sum(-(-len(rows) // self.batch_size) for rows in self._members)
 
     @cached_property
-    def _members(self) -> list[Tensor]:
-        return [(self.bucket == b).nonzero()[:, 0] for b in self.bucket.unique()]
+    def _epoch(self) -> Callable[[int], list[Tensor]]:
+        return lru_cache(maxsize=2)(self._shuffle)
 
-    @cached_property
-    def _epoch(self) -> Any:
-        return lru_cache(maxsize=2)(self._batches)
-
-    def _batches(self, epoch: int) -> list[Tensor]:
-        made: list[Tensor] = []
+    def _shuffle(self, epoch: int) -> list[Tensor]:
+        """The batches of an epoch."""
+        batches: list[Tensor] = []
         for number, rows in enumerate(self._members):
             generator = keyed_generator(self.seed, epoch, number, "bucket")
             order = rows[torch.randperm(len(rows), generator=generator)]
-            if self.last == "fill":
-                order = _filled(order, self.batch_size)
-            made += order.split(self.batch_size)
-        places = torch.randperm(len(made), generator=keyed_generator(self.seed, epoch, "buckets"))
-        return [made[place] for place in places]
+            if self.last == "fill":  # continue from the start up to a multiple of the batch size
+                total = -(-len(order) // self.batch_size) * self.batch_size
+                order = order.repeat(-(-total // len(order)))[:total]
+            batches += order.split(self.batch_size)
+        generator = keyed_generator(self.seed, epoch, "buckets")
+        return [batches[i] for i in torch.randperm(len(batches), generator=generator)]
 
     def indices(self, step: int) -> Tensor:
         """``[batch_size]`` int64, or fewer, all of one bucket."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        chosen: Tensor = self._epoch(epoch)[place]
-        return chosen
-
-
-def _filled(order: Tensor, size: int) -> Tensor:
-    """``order`` continued from its start up to a multiple of ``size``."""
-    total = -(-len(order) // size) * size
-    return order.repeat(-(-total // len(order)))[:total]
+        epoch, number = divmod(step, self.steps_per_epoch)
+        return self._epoch(epoch)[number]
 
 
 @dataclass(frozen=True, eq=False)
 class BucketedImages(DataSet):
-    """Pictures in aspect-ratio buckets, decoded when a batch asks for them.
+    """Images in aspect-ratio buckets, decoded when a batch asks for them.
 
     Attributes:
         rows: an addressable table.
-        column: of the pictures.
+        column: of the images.
         mode: PIL's, RGB or L.
-        sizes: of the pictures, as they are.
-        buckets: the shapes there are.
-        bucket: ``[N]`` int64, of each picture.
+        sizes: of the original images.
+        buckets: sizes of the buckets.
+        bucket: ``[N]`` int64, of each image.
         name: for reports.
         labels: ``[N]`` int64, or None.
         class_names: one per class, or None.
         flip: mirror left and right at random when training.
-        time_ids: add SDXL's ``cond["time_ids"]`` ``[B, 6]``: original size, corner of the cut,
+        time_ids: add SDXL's ``cond["time_ids"]`` ``[B, 6]``: original size, corner of the crop,
             size of the bucket; each height first.
-        note: what every figure made on it must say.
+        note: a caveat for reports.
     """
 
     rows: Any
@@ -210,80 +198,88 @@ class BucketedImages(DataSet):
         return len(self.bucket)
 
     def common_rows(self) -> Tensor:
-        """The pictures of the fullest bucket."""
+        """The images of the fullest bucket."""
         return (self.bucket == self.bucket.mode().values).nonzero()[:, 0]
 
     def sampler(
         self, batch_size: int, seed: int, last: Literal["short", "fill"] = "fill"
-    ) -> BucketOrder:
-        """The order in which every batch is of one bucket."""
-        return BucketOrder(self.bucket, batch_size, seed, last)
+    ) -> BucketSampler:
+        """Batches from one bucket each."""
+        return BucketSampler(self.bucket, batch_size, seed, last)
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
-        """The pictures at ``indices`` ``[B]``, all of one bucket, in [-1, 1].
+        """The images at ``indices`` ``[B]``, all of one bucket, in [-1, 1].
 
         Raises:
             ValueError: they are of several buckets.
         """
-        found = self.bucket[indices].unique()
-        if len(found) != 1:
+        numbers = self.bucket[indices].unique()
+        if len(numbers) != 1:
             raise ValueError(
-                f"a batch must be of one bucket, got pictures of {len(found)}; take the indices "
-                f"from BucketOrder"
+                f"a batch must be of one bucket, got images of {len(numbers)}; take the indices "
+                f"from BucketSampler"
             )
-        bucket = self.buckets[int(found)]
-        cuts = [ResizeCrop.of(self.sizes[int(row)], bucket) for row in indices]
+        bucket = self.buckets[int(numbers)]
+        crops = [ResizeCrop.of(self.sizes[int(row)], bucket) for row in indices]
         images = torch.stack(
-            [self._picture(int(row), cut, bucket) for row, cut in zip(indices, cuts, strict=True)]
+            [self._image(int(row), crop, bucket) for row, crop in zip(indices, crops, strict=True)]
         )
         flips = draw_flips(len(indices), self.flip, generator)
         labels = None if self.labels is None else self.labels[indices]
-        batch = scaled(images, labels, 255, flips)
+        batch = to_batch(images, labels, 255, flips)
         if not self.time_ids:
             return batch
         ids = [
-            (*self.sizes[int(row)], cut.top, cut.left, *bucket)
-            for row, cut in zip(indices, cuts, strict=True)
+            (*self.sizes[int(row)], crop.top, crop.left, *bucket)
+            for row, crop in zip(indices, crops, strict=True)
         ]
         return replace(batch, cond={**(batch.cond or {}), "time_ids": torch.tensor(ids).float()})
 
-    def _picture(self, row: int, cut: ResizeCrop, bucket: Size) -> Tensor:
+    def _image(self, row: int, crop: ResizeCrop, bucket: Size) -> Tensor:
         from PIL import Image
 
         image = opened(self.rows[row][self.column], self.mode)
-        height, width = cut.resized
+        height, width = crop.resized
         kind = Image.Resampling.BOX if height < image.height else Image.Resampling.BICUBIC
         image = image.resize((width, height), kind)
-        box = (cut.left, cut.top, cut.left + bucket[1], cut.top + bucket[0])
+        box = (crop.left, crop.top, crop.left + bucket[1], crop.top + bucket[0])
         return to_bytes(image.crop(box))
 
 
-def bucketed(
-    rows: Any, config: "DataConfig", buckets: Sequence[Size], *, time_ids: bool = False
-) -> BucketedImages:
-    """The pictures of ``rows`` in the buckets that suit them.
+@dataclass(frozen=True)
+class Buckets:
+    """Aspect-ratio buckets: shapes of about one area, so that little of an image is cropped.
 
     Args:
-        rows: as ``open_rows`` gives them.
-        config: what they came by.
-        buckets: shapes, such as those of ``bucket_sizes``.
-        time_ids: add SDXL's sizes to the conditions.
+        size: side of the square; no bucket has more pixels.
+        step: sides are multiples of it; at least the downsampling factor of VAE and U-Net together.
+        smallest: the shortest side; by default half of ``size``.
+        time_ids: give SDXL the original size and the crop, ``cond["time_ids"]``.
     """
-    # Labels and names are those of the pictures as squares, none of which is decoded for it.
-    squares: Any = images_of(rows, replace(config, size=min(buckets[0]), in_memory_gib=0.0))
-    column = columns(rows, config)[0]
-    sizes = [upright_size(rows[row][column]) for row in range(len(squares))]
-    return BucketedImages(
-        rows,
-        column,
-        "L" if squares.shape[0] == 1 else "RGB",
-        sizes,
-        tuple(buckets),
-        torch.tensor([nearest_bucket(size, buckets) for size in sizes]),
-        squares.name,
-        labels=None if squares.num_classes is None else all_labels(squares),
-        class_names=squares.class_names,
-        flip=config.flip,
-        time_ids=time_ids,
-        note=squares.note,
-    )
+
+    size: int = 1024
+    step: int = 64
+    smallest: int | None = None
+    time_ids: bool = False
+
+    def images(self, rows: Any, config: "DataConfig") -> BucketedImages:
+        """The images of ``rows``, opened for ``config``, each in the nearest bucket."""
+        buckets = bucket_sizes(self.size, self.step, self.smallest)
+        # Labels and names are those of the images as squares, none of which is decoded for it.
+        squares = images_of(rows, replace(config, size=min(buckets[0]), in_memory_gib=0.0))
+        column = columns(rows, config)[0]
+        sizes = [upright_size(rows[row][column]) for row in range(len(squares))]
+        return BucketedImages(
+            rows,
+            column,
+            "L" if squares.shape[0] == 1 else "RGB",
+            sizes,
+            buckets,
+            torch.tensor([nearest_bucket(size, buckets) for size in sizes]),
+            squares.name,
+            labels=None if squares.num_classes is None else all_labels(squares),
+            class_names=squares.class_names,
+            flip=config.flip,
+            time_ids=self.time_ids,
+            note=squares.note,
+        )

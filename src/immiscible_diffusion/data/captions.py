@@ -1,4 +1,4 @@
-"""Pictures with prompts: written captions, or the names of their classes."""
+"""Images with prompts: captions of a table or of text files, or the names of their classes."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -8,11 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.data.aspect_buckets import (
-    BucketedImages,
-    bucket_sizes,
-    bucketed,
-)
+from immiscible_diffusion.data.aspect_buckets import Buckets
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.data.coco import coco_rows
 from immiscible_diffusion.data.hf_images import columns, images_of, open_rows
@@ -32,14 +28,16 @@ from immiscible_diffusion.data.prompts import (
 from immiscible_diffusion.data.sampler import Sampler
 from immiscible_diffusion.utils.batch import Batch
 
-USUAL = ("text", "caption", "captions", "prompt", "sentences")
-HINTS = {
-    "imagenet-1k": (
-        "for which its terms must be accepted at huggingface.co/datasets/ILSVRC/imagenet-1k and "
-        "`hf auth login` be run; or set data.path to a folder with its parquet files, or with "
-        "train/n01440764/*.JPEG and LOC_synset_mapping.txt"
-    ),
-}
+CAPTION_COLUMNS = ("text", "caption", "captions", "prompt", "sentences")
+IMAGENET_HINT = (
+    "for which its terms must be accepted at huggingface.co/datasets/ILSVRC/imagenet-1k and "
+    "`hf auth login` be run; or set data.path to a folder with its parquet files, or with "
+    "train/n01440764/*.JPEG and LOC_synset_mapping.txt"
+)
+
+
+class NoCaptionsError(ValueError):
+    """A data set has neither captions nor classes."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +46,12 @@ class Captions:
 
     Args:
         column: of the captions; by default one of the usual names (text, caption, captions,
-            prompt, sentences), else text files beside the pictures, else the class names.
-        template: for class names, with {label} where the name goes.
+            prompt, sentences), else text files beside the images, else the class names.
+        template: of class names, with {label} in place of the name.
         synonyms: of a class name such as "tench, Tinca tinca": the first, one at random each time,
             or all as written.
-        names: a file of class names, one a line, where the data set has none that can be said.
-        extension: of text files beside the pictures.
+        names: a file of class names, one a line, if those of the data set are ids.
+        extension: of text files beside the images.
     """
 
     column: str | None = None
@@ -69,36 +67,22 @@ class Captions:
         if self.synonyms not in ("first", "random", "all"):
             raise ValueError(f"synonyms must be first, random or all, got '{self.synonyms}'")
 
-
-@dataclass(frozen=True)
-class Buckets:
-    """Aspect-ratio buckets: shapes of about one area, so that little of a picture is cut off.
-
-    Args:
-        size: side of the square; no bucket has more pixels.
-        step: sides are multiples of it: at least what VAE and U-Net shrink by together.
-        smallest: the shortest side; by default half of ``size``.
-        time_ids: tell SDXL of the original size and the cut, ``cond["time_ids"]``.
-    """
-
-    size: int = 1024
-    step: int = 64
-    smallest: int | None = None
-    time_ids: bool = False
-
-    def of(self, rows: Any, config: DataConfig) -> BucketedImages:
-        """The pictures of ``rows``, in these buckets."""
-        shapes = bucket_sizes(self.size, self.step, self.smallest)
-        return bucketed(rows, config, shapes, time_ids=self.time_ids)
+    def of_classes(self, images: DataSet, folder: str | None) -> ClassNamePrompts:
+        """Prompts of the class names of ``images``; ValueError if there are none."""
+        if images.num_classes is None or images.class_names is None:
+            raise NoCaptionsError(f"{images.name} has no labels, so there are no class names")
+        path = Path(folder) if folder else None
+        names = load_class_names(images.class_names, self.names, path)
+        return ClassNamePrompts(all_labels(images), names, self.template, self.synonyms)
 
 
 @dataclass(frozen=True, eq=False)
 class Captioned(DataSet):
-    """Pictures (or their latents), each with a prompt.
+    """Images (or their latents), each with a prompt.
 
     Attributes:
-        images: the pictures, with or without labels.
-        prompts: of each.
+        images: with or without labels.
+        prompts: of each image.
         tokenize: texts to ``[B, L]`` int64; without it, batches carry no tokens.
     """
 
@@ -113,12 +97,12 @@ class Captioned(DataSet):
 
     @property
     def note(self) -> str:
-        """What every figure made on it must say."""
+        """That of the images."""
         return self.images.note
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one picture."""
+        """Shape of one image."""
         return self.images.shape
 
     @property
@@ -128,14 +112,14 @@ class Captioned(DataSet):
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """Names of the classes, as they can be said where prompts are made of them."""
+        """Names of the classes, as they stand in prompts that are made of them."""
         if isinstance(self.prompts, ClassNamePrompts):
             return tuple(self.prompts.names)
         return self.images.class_names
 
     @property
     def labels(self) -> Tensor | None:
-        """Labels ``[N]`` of the pictures, or None."""
+        """Labels ``[N]`` of the images, or None."""
         return self.images.labels
 
     @property
@@ -150,26 +134,26 @@ class Captioned(DataSet):
 
     @property
     def digest(self) -> str | None:
-        """Hash of the pictures."""
+        """Hash of the images."""
         return self.images.digest
 
     def __len__(self) -> int:
         return len(self.images)
 
     def common_rows(self) -> Tensor:
-        """Of the pictures."""
+        """Of the images."""
         return self.images.common_rows()
 
     def sampler(self, batch_size: int, seed: int) -> Sampler:
-        """The order that the pictures ask for."""
+        """The sampler of the images."""
         return self.images.sampler(batch_size, seed)
 
     def texts(self, indices: Tensor, generator: torch.Generator | None = None) -> list[str]:
-        """The prompts at ``indices`` ``[B]``; of several captions one is drawn, else the first."""
+        """The prompts at ``indices`` ``[B]``; one of several captions iff a generator is given."""
         return sample_prompts(self.prompts, indices, generator)
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
-        """The pictures, with ``cond["tokens"]`` ``[B, L]`` int64 of their prompts."""
+        """The images, with ``cond["tokens"]`` ``[B, L]`` int64 of their prompts."""
         batch = self.images.batch(indices, generator)
         if self.tokenize is None:
             return batch
@@ -188,80 +172,82 @@ def load_captioned(
     tokenize: Tokenize | None = None,
     buckets: Buckets | None = None,
 ) -> Captioned:
-    """The pictures that ``config`` names with their prompts.
+    """The images that ``config`` names with their prompts.
 
     Args:
-        config: as for pictures alone; also ``imagenet-1k``, and ``coco``, whose path is the folder
-            with COCO's own files.
+        config: as for ``load_images``.
         captions: where prompts come from.
         tokenize: texts to tokens.
-        buckets: aspect-ratio buckets; without, every picture is cut to a square.
+        buckets: aspect-ratio buckets; without, every image is cropped to a square.
 
     Raises:
-        ValueError: what ``load_images`` raises; no such column (the error names those there are);
-            a picture without a text file; nothing that could be said.
+        ValueError: what ``load_images`` raises; no such column; an image without a text file;
+            ``NoCaptionsError``.
     """
     captions = captions or Captions()
     if config.name in ("digits", "fashion_mnist"):
         if buckets is not None:
-            raise ValueError(f"{config.name} has pictures of one size, which need no buckets")
+            raise ValueError(f"{config.name} has images of one size, which need no buckets")
         images = load_images(config)
-        return Captioned(images, _of_classes(images, captions, config), tokenize)
-    hint = HINTS.get(config.name, "or set data.path to a local copy")
-    rows = coco_rows(config) if config.name == "coco" else open_rows(config, hint)
-    images = images_of(rows, config) if buckets is None else buckets.of(rows, config)
-    return Captioned(images, prompts_of(rows, images, captions, config), tokenize)
+        return Captioned(images, captions.of_classes(images, config.path), tokenize)
+    if config.name == "coco":
+        rows = coco_rows(config)
+    else:
+        imagenet = config.name == "imagenet-1k"
+        rows = open_rows(config, IMAGENET_HINT if imagenet else "or set data.path to a local copy")
+    images = images_of(rows, config) if buckets is None else buckets.images(rows, config)
+    return Captioned(images, _prompts(rows, images, captions, config), tokenize)
 
 
-def prompts_of(rows: Any, images: DataSet, captions: Captions, config: DataConfig) -> Prompts:
-    """The prompts of ``rows``, from the column, the files or the classes that there are."""
+def _prompts(rows: Any, images: DataSet, captions: Captions, config: DataConfig) -> Prompts:
+    """The prompts of ``rows``: from a column, text files or the classes, whichever there are."""
     column = caption_column(rows, captions.column)
     if column is not None:
-        return _written(rows, column, len(images))
-    if files := _beside(rows, columns(rows, config)[0], captions.extension, len(images)):
+        return _column_captions(rows, column, len(images))
+    if files := _text_files(rows, columns(rows, config)[0], captions.extension, len(images)):
         return SidecarCaptions(files)
     if images.num_classes is None:
-        raise ValueError(
-            f"{config.path or config.name} has nothing to say of its pictures: no column of "
-            f"captions (columns: {', '.join(rows.features)}), no {captions.extension} files beside "
-            f"them and no classes; name the column, or write a metadata.jsonl with lines like "
+        raise NoCaptionsError(
+            f"{config.path or config.name} has no prompts for its images: no column of captions "
+            f"(columns: {', '.join(rows.features)}), no {captions.extension} files beside them and "
+            f"no classes; name the column, or write a metadata.jsonl with lines like "
             f'{{"file_name": "a.png", "text": "..."}}'
         )
-    return _of_classes(images, captions, config)
+    return captions.of_classes(images, config.path)
 
 
-def caption_column(rows: Any, wanted: str | None) -> str | None:
-    """The column of captions: that asked for, or one of a usual name; None where there is none.
+def caption_column(rows: Any, name: str | None) -> str | None:
+    """``name``, or by default the first column with a usual name; None if there is none.
 
     Raises:
-        ValueError: the one asked for is not there, or not of texts; says which there are.
+        ValueError: the column ``name`` is absent, or is not of texts.
     """
-    texts = [name for name, kind in rows.features.items() if _is_text(kind)]
-    if wanted is None:
-        return next((name for name in USUAL if name in texts), None)
-    if wanted not in texts:
-        state = "holds no texts" if wanted in rows.features else "is not there"
+    texts = [column for column, kind in rows.features.items() if _is_text(_element(kind))]
+    if name is None:
+        return next((column for column in CAPTION_COLUMNS if column in texts), None)
+    if name not in texts:
+        state = "holds no texts" if name in rows.features else "is not there"
         raise ValueError(
-            f"the caption column '{wanted}' {state}; columns: {', '.join(rows.features)}; of "
-            f"texts: {', '.join(texts) or 'none'}"
+            f"the caption column '{name}' {state}; columns: {', '.join(rows.features)}; of texts: "
+            f"{', '.join(texts) or 'none'}"
         )
-    return wanted
+    return name
+
+
+def _element(kind: Any) -> Any:
+    """The type of a column, or of the elements of its lists."""
+    return kind[0] if isinstance(kind, list) and kind else getattr(kind, "feature", kind)
 
 
 def _is_text(kind: Any) -> bool:
-    inner = kind[0] if isinstance(kind, list) and kind else getattr(kind, "feature", kind)
-    return _is_plain(inner)
-
-
-def _is_plain(kind: Any) -> bool:
     return getattr(kind, "dtype", None) in ("string", "large_string")
 
 
-def _written(rows: Any, column: str, count: int) -> ColumnCaptions:
+def _column_captions(rows: Any, column: str, count: int) -> ColumnCaptions:
     texts = rows.select_columns(column).select(range(count))
     cells = texts.with_format("arrow")[:][column]
     empty = cells.null_count
-    if not _is_plain(texts.features[column]):  # lists of captions, of which one is drawn
+    if not _is_text(texts.features[column]):  # lists of captions
         empty = sum(not cell or None in cell for cell in cells.to_pylist())
     if empty:
         raise ValueError(
@@ -271,35 +257,21 @@ def _written(rows: Any, column: str, count: int) -> ColumnCaptions:
     return ColumnCaptions(texts, column)
 
 
-def _beside(rows: Any, column: str, extension: str, count: int) -> list[Path]:
-    """The text files beside the pictures: one for each, or none at all."""
+def _text_files(rows: Any, column: str, extension: str, count: int) -> list[Path]:
+    """The text files beside the images: one for each, or none at all."""
     cells = rows.select_columns(column).select(range(count)).with_format("arrow")[:][column]
-    paths = [cell["path"] if cell["bytes"] is None else None for cell in _cells(cells)]
-    if any(path is None for path in paths):
+    files: list[Path] = []
+    for chunk in cells.chunks:  # without reading the bytes of images
+        paths, embedded = chunk.field("path").to_pylist(), chunk.field("bytes").is_valid()
+        if None in paths or any(embedded.to_pylist()):
+            return []
+        files += [Path(path).with_suffix(extension) for path in paths]
+    absent = [file for file in files if not file.is_file()]
+    if len(absent) == len(files):
         return []
-    files = [Path(str(path)).with_suffix(extension) for path in paths]
-    there = [file.is_file() for file in files]
-    if not any(there):
-        return []
-    if not all(there):
+    if absent:
         raise ValueError(
-            f"{there.count(False)} of {count} pictures have no caption, such as "
-            f"{files[there.index(False)]}; write one, empty if nothing is to be said"
+            f"{len(absent)} of {count} images have no caption, such as {absent[0]}; write one "
+            f"(the file may be empty)"
         )
     return files
-
-
-def _cells(column: Any) -> Any:
-    """Cells with the bytes of a picture left where they are: only whether there are some."""
-    for chunk in column.chunks:
-        paths, inside = chunk.field("path").to_pylist(), chunk.field("bytes").is_valid()
-        for path, has in zip(paths, inside.to_pylist(), strict=True):
-            yield {"path": path, "bytes": has or None}
-
-
-def _of_classes(images: Any, captions: Captions, config: DataConfig) -> ClassNamePrompts:
-    if images.num_classes is None:
-        raise ValueError(f"{images.name} is without labels, so there are no class names to say")
-    folder = Path(config.path) if config.path else None
-    names = load_class_names(images.class_names, captions.names, folder)
-    return ClassNamePrompts(all_labels(images), names, captions.template, captions.synonyms)

@@ -1,4 +1,4 @@
-"""MS-COCO as it is published: a folder of pictures and a JSON file of their captions."""
+"""MS-COCO as it is published: a folder of images and a JSON file of their captions."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from immiscible_diffusion.data.load import DataConfig
 
 FOLDERS = {"train": ("train2017", "train2014"), "validation": ("val2017", "val2014")}
-FETCH = (
+DOWNLOAD = (
     "download train2017.zip (or val2017.zip) and annotations_trainval2017.zip from "
     "images.cocodataset.org (zips/ and annotations/), unpack both into one folder, and set "
     "data.path to it; a copy on the hub is read as hub:ID"
@@ -18,21 +18,21 @@ FETCH = (
 
 
 def coco_rows(config: "DataConfig") -> Any:
-    """The pictures of a split with all their captions (column ``captions``, lists of texts).
+    """The images of a split with all their captions (column ``captions``, lists of texts).
 
     Raises:
         ValueError: the files are not there (says what to download), or are not COCO's.
     """
     if config.path is None:
-        raise ValueError(f"the data set coco needs data.path: {FETCH}")
+        raise ValueError(f"the data set coco needs data.path: {DOWNLOAD}")
     root = Path(config.path)
     split = "validation" if config.split in ("val", "test") else config.split
     for name in FOLDERS.get(split, ()):
         file = root / "annotations" / f"captions_{name}.json"
         if file.is_file() and (root / name).is_dir():
             return _rows(root / name, file, config.limit)
-    wanted = " or ".join(FOLDERS.get(split, (f"a split '{config.split}'",)))
-    raise ValueError(f"{root} has not {wanted} with its annotations/captions_*.json: {FETCH}")
+    folders = " or ".join(FOLDERS.get(split, (f"a split '{config.split}'",)))
+    raise ValueError(f"{root} has no {folders} with its annotations/captions_*.json: {DOWNLOAD}")
 
 
 def _rows(folder: Path, file: Path, limit: int | None) -> Any:
@@ -41,12 +41,12 @@ def _rows(folder: Path, file: Path, limit: int | None) -> Any:
     content = read_json(file)
     try:
         names = {image["id"]: image["file_name"] for image in content["images"]}
-        said: dict[int, list[str]] = {}
+        captions: dict[int, list[str]] = {}
         for annotation in content["annotations"]:
-            said.setdefault(annotation["image_id"], []).append(annotation["caption"].strip())
+            captions.setdefault(annotation["image_id"], []).append(annotation["caption"].strip())
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is not a file of COCO's captions ({error!r})") from error
-    ids = [number for number in sorted(names) if number in said][:limit]
+    ids = [image for image in sorted(names) if image in captions][:limit]
     if not ids:
         raise ValueError(f"{file} has no captions")
     features = datasets.Features(
@@ -55,6 +55,6 @@ def _rows(folder: Path, file: Path, limit: int | None) -> Any:
             "captions": datasets.Sequence(datasets.Value("string")),
         }
     )
-    paths = [{"path": str(folder / names[number]), "bytes": None} for number in ids]
-    columns = {"image": paths, "captions": [said[number] for number in ids]}
+    paths = [{"path": str(folder / names[image]), "bytes": None} for image in ids]
+    columns = {"image": paths, "captions": [captions[image] for image in ids]}
     return datasets.Dataset.from_dict(columns, features)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.data.image_decoding import opened, square, to_bytes
 from immiscible_diffusion.data.images import to_batch
 from immiscible_diffusion.utils.batch import Batch
@@ -30,7 +31,7 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class SampleFolder:
+class SampleFolder(DataSet):
     """A data set of the images in a folder: tar shards where there are any, else PNG files.
 
     Args:
@@ -42,9 +43,6 @@ class SampleFolder:
     folder: Path
     size: int | None = None
     channels: int = 3
-
-    num_classes = None
-    note = ""
 
     @property
     def name(self) -> str:
@@ -67,7 +65,7 @@ class SampleFolder:
             raise ValueError(f"{self.folder} holds no images that immiscible sample --to wrote")
         return sorted(places)
 
-    @cached_property
+    @property
     def shape(self) -> tuple[int, ...]:
         """(C, H, W), of the first image if no size is asked for."""
         if self.size is not None:
@@ -82,7 +80,7 @@ class SampleFolder:
         images = [self._decode(self.places[int(index)]) for index in indices]
         return to_batch(torch.stack(images), None, 255)
 
-    def batches(self, size: int = 512) -> Iterator[Tensor]:
+    def in_batches(self, size: int = 512) -> Iterator[Tensor]:
         """All images ``[b, C, H, W]`` in [-1, 1], in order."""
         for rows in torch.arange(len(self)).split(size):
             yield self.batch(rows).data
@@ -100,7 +98,7 @@ class SampleFolder:
     def with_prompts(self, size: int = 64) -> Iterator[tuple[Tensor, list[str]]]:
         """The images ``[b, C, H, W]`` in [-1, 1], each with its prompt."""
         prompts, places = self.prompts(), iter(self.places)
-        for images in self.batches(size):
+        for images in self.in_batches(size):
             numbers = [place.number for place in islice(places, len(images))]
             yield images, [prompts[number % len(prompts)] for number in numbers]
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from immiscible_diffusion.diffusion.paths import Cond, Model, Path
 from immiscible_diffusion.diffusion.samplers import (
     RecordingModel,
-    Sampled,
+    SamplerOutput,
     SamplerConfig,
     guided,
     start_noise,
-    strip_rows,
+    trajectory_grid,
 )
 
 
@@ -87,11 +87,11 @@ class SamplingPipeline:
             sampled = self.sample(model, indices[start : start + self.batch_size], seed=seed)
             yield sampled.data, sampled.nfe
 
-    def sample(self, model: nn.Module, indices: Sequence[int], *, seed: int) -> Sampled:
+    def sample(self, model: nn.Module, indices: Sequence[int], *, seed: int) -> SamplerOutput:
         """Generate the samples ``indices``, in whatever order, with their function evaluations."""
         sampled = self._sample(self._guided(model), indices, seed)
         passes = 1 if self.sampler.guidance == 1 else 2  # with the condition and without
-        return Sampled(self.decode(sampled.data), passes * sampled.nfe)
+        return SamplerOutput(self.decode(sampled.data), passes * sampled.nfe)
 
     def trajectories(
         self, model: nn.Module, count: int, *, seed: int, columns: int = 8
@@ -99,7 +99,7 @@ class SamplingPipeline:
         """Generate ``count`` samples with what the network predicts on the way, in rows."""
         recording = RecordingModel(self._guided(model), self.path)
         last = self._sample(recording, range(count), seed).data
-        return self.decode(strip_rows(recording.frames, last, columns))
+        return self.decode(trajectory_grid(recording.frames, last, columns))
 
     def with_steps(self, steps: int) -> "SamplingPipeline":
         """Return the pipeline with another number of sampling steps."""
@@ -109,7 +109,7 @@ class SamplingPipeline:
         return guided(model.eval(), self.sampler.guidance, self.unconditional)
 
     @torch.no_grad()
-    def _sample(self, model: Model, indices: Sequence[int], seed: int) -> Sampled:
+    def _sample(self, model: Model, indices: Sequence[int], seed: int) -> SamplerOutput:
         cond = self.conditions(indices)
         noise = start_noise(seed, indices, self.shape, self.device)
         if self.sampler.init_noise == "matched" and self.init_noise is not None:

@@ -1,9 +1,9 @@
 """Networks: thin builders; ``model(x_t, network_time, cond)``."""
 
+from immiscible_diffusion.models.base import ModelConfig
 from immiscible_diffusion.models.dit import DiT
-from immiscible_diffusion.models.mlp import MLP
-from immiscible_diffusion.models.policy_mlp import PolicyMLP
+from immiscible_diffusion.models.mlp import MLP, PolicyMLP
 from immiscible_diffusion.models.unet import UNet
 from immiscible_diffusion.models.unet1d import UNet1D
 
-__all__ = ["MLP", "DiT", "PolicyMLP", "UNet", "UNet1D"]
+__all__ = ["MLP", "DiT", "ModelConfig", "PolicyMLP", "UNet", "UNet1D"]

@@ -1,4 +1,4 @@
-"""Conditions that a network does not see, so that it can be guided."""
+"""Drop conditions at random in training, for classifier-free guidance (2207.12598)."""
 
 import torch
 
@@ -6,32 +6,32 @@ from immiscible_diffusion.diffusion.paths import Cond
 
 
 def drop_labels(
-    cond: Cond, classes: int, share: float, generator: torch.Generator | None = None
+    cond: Cond, num_classes: int, probability: float, generator: torch.Generator | None = None
 ) -> Cond:
-    """``cond`` with a random ``share`` of ``cond["label"]`` ``[B]`` set to ``classes``: no label.
+    """``cond`` with some of ``cond["label"]`` ``[B]`` set to ``num_classes``, which is no label.
 
     ``generator`` is on the device of the labels.
     """
     label = cond["label"]
     draw = torch.rand(label.shape, device=label.device, generator=generator)
-    return {**cond, "label": torch.where(draw < share, classes, label)}
+    return {**cond, "label": torch.where(draw < probability, num_classes, label)}
 
 
 def drop_text(
-    cond: Cond, empty: Cond, share: float, generator: torch.Generator | None = None
+    cond: Cond, empty: Cond, probability: float, generator: torch.Generator | None = None
 ) -> Cond:
-    """``cond`` with a random ``share`` of its prompts replaced by the ``empty`` one.
+    """``cond`` with some of its prompts replaced by the ``empty`` one.
 
     Args:
         cond: with ``text`` ``[B, L, W]``, and ``pooled`` where ``empty`` has it.
         empty: the conditions of the empty prompt, one row each.
-        share: of rows that see no prompt.
+        probability: of a row to lose its prompt.
         generator: on the device of the text.
     """
     text = cond["text"]
-    hidden = torch.rand(len(text), device=text.device, generator=generator) < share
+    drop = torch.rand(len(text), device=text.device, generator=generator) < probability
     changed = {
-        name: torch.where(hidden.view(-1, *(1,) * (row.ndim - 1)), row.to(cond[name]), cond[name])
+        name: torch.where(drop.view(-1, *(1,) * (row.ndim - 1)), row.to(cond[name]), cond[name])
         for name, row in empty.items()
     }
     return {**cond, **changed}

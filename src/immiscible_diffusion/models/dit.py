@@ -6,11 +6,18 @@ import torch
 from torch import Tensor, nn
 
 from immiscible_diffusion.diffusion.paths import Cond
+from immiscible_diffusion.models.base import (
+    ModelConfig,
+    Shape,
+    Shapes,
+    label_of,
+    refuse_conditions,
+)
 from immiscible_diffusion.utils.optional_deps import require_extra
 
 
 @dataclass(frozen=True)
-class DiT:
+class DiT(ModelConfig):
     """diffusers' ``DiTTransformer2DModel`` (2212.09748) for square images or latents.
 
     Args:
@@ -28,15 +35,18 @@ class DiT:
     dropout: float = 0.0
 
     def tiny(self) -> "DiT":
-        """Of a smoke run."""
+        """The same network shrunk for a smoke run."""
         return replace(self, heads=2, head_channels=8, depth=2)
 
-    def build(self, shape: tuple[int, ...], num_classes: int | None) -> nn.Module:
+    def build(
+        self, shape: Shape, num_classes: int | None = None, conditions: Shapes | None = None
+    ) -> nn.Module:
         """A fresh network for images ``[B, C, S, S]``, conditioned on ``label`` if there are any.
 
         Raises:
             ValueError: images not square, or a size that the patches do not divide.
         """
+        refuse_conditions(self, conditions)
         if len(shape) != 3 or shape[1] != shape[2] or shape[1] % self.patch:
             raise ValueError(
                 f"a DiT of patch {self.patch} takes images [C, S, S] with S a multiple of it, got "
@@ -48,7 +58,7 @@ class DiT:
 class ConditionalDiT(nn.Module):
     """``model(x_t [B, C, S, S], network_time [B], cond) -> [B, C, S, S]``."""
 
-    def __init__(self, config: DiT, shape: tuple[int, ...], num_classes: int | None) -> None:
+    def __init__(self, config: DiT, shape: Shape, num_classes: int | None) -> None:
         super().__init__()
         with require_extra("train", "the DiT"):
             from diffusers import DiTTransformer2DModel
@@ -68,7 +78,7 @@ class ConditionalDiT(nn.Module):
         for block in self.dit.transformer_blocks:
             nn.init.zeros_(block.norm1.linear.weight)
             nn.init.zeros_(block.norm1.linear.bias)
-            # Labels are dropped by the trainer, by a random number of its own, or not at all.
+            # The trainer drops labels, from its own keyed stream.
             block.norm1.emb.class_embedder.dropout_prob = 0.0
         for last in (self.dit.proj_out_1, self.dit.proj_out_2):
             nn.init.zeros_(last.weight)
@@ -78,8 +88,6 @@ class ConditionalDiT(nn.Module):
         """Predict the target at ``x`` ``[B, C, S, S]`` and ``time`` ``[B]``."""
         label = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         if self.conditional:
-            if cond is None or "label" not in cond:
-                raise ValueError("this model is class-conditional: give cond={'label': [B] int64}")
-            label = cond["label"]
-        said: Tensor = self.dit(x, timestep=time, class_labels=label).sample
-        return said
+            label = label_of(cond)
+        output: Tensor = self.dit(x, timestep=time, class_labels=label).sample
+        return output

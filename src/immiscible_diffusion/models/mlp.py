@@ -1,45 +1,75 @@
-"""A residual MLP: learns small images and toy worlds in minutes on a CPU."""
+"""A residual MLP: learns small images, actions and toy data in minutes on a CPU."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from immiscible_diffusion.diffusion.paths import Cond
+from immiscible_diffusion.diffusion.paths.base import per_row
+from immiscible_diffusion.models.base import ModelConfig, Shape, Shapes, VectorConditions, label_of
+
+TIME_FEATURES = 64
 
 
 @dataclass(frozen=True)
-class MLP:
-    """A residual MLP on flattened data, modulated by time (and class).
+class MLP(ModelConfig):
+    """A residual MLP on flattened data, modulated by time, class and other conditions.
 
     Args:
         width: of the residual stream.
         depth: residual blocks.
         dropout: inside the blocks.
+        skip: add ``g(t) x_t / (t + 0.1)`` to the output, ``g`` learned, ``t = network_time /
+            1000``: an MLP narrower than the data cannot pass the noise through.
     """
 
     width: int = 256
     depth: int = 3
     dropout: float = 0.0
+    skip: bool = False
 
     def tiny(self) -> "MLP":
-        """Of a smoke run."""
-        return MLP(width=32, depth=1)
+        """The same network shrunk for a smoke run."""
+        return replace(self, width=32, depth=1, dropout=0.0)
 
-    def build(self, shape: tuple[int, ...], num_classes: int | None) -> nn.Module:
-        """A fresh network for data ``[B, *shape]``, conditioned on ``label`` if there are any."""
-        return ResidualMLP(self, shape, num_classes)
+    def build(
+        self, shape: Shape, num_classes: int | None = None, conditions: Shapes | None = None
+    ) -> nn.Module:
+        """A fresh network for data of any shape, with whatever conditions there are."""
+        return ResidualMLP(self, shape, num_classes, conditions or {})
+
+
+@dataclass(frozen=True)
+class PolicyMLP(MLP):
+    """``MLP``, under the name that recipes of policies use."""
+
+    width: int = 512
+
+    def tiny(self) -> "PolicyMLP":
+        """The same network shrunk for a smoke run."""
+        return replace(self, width=32, depth=1)
 
 
 class ResidualMLP(nn.Module):
-    """``model(x_t [B, *shape], network_time [B], cond) -> [B, *shape]``."""
+    """``model(x_t [B, *shape], network_time [B], cond) -> [B, *shape]``.
 
-    def __init__(self, config: MLP, shape: tuple[int, ...], num_classes: int | None) -> None:
+    Continuous conditions are both part of the input and, through a layer of their own, of the
+    context that modulates the blocks.
+    """
+
+    def __init__(
+        self, config: MLP, shape: Shape, num_classes: int | None, conditions: Shapes
+    ) -> None:
         super().__init__()
         width, dim = config.width, math.prod(shape)
-        self.embed = nn.Linear(dim, width)
-        self.time = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
+        self.conditions = VectorConditions(conditions) if conditions else None
+        size = self.conditions.size if self.conditions else 0
+        # The order of the layers is that of their random initial weights.
+        self.embed = nn.Linear(dim + size, width)
+        self.time = _two_layers(TIME_FEATURES, width)
+        self.condition = _two_layers(size, width) if self.conditions else None
         self.modulate = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
         self.label = nn.Embedding(num_classes, width) if num_classes else None
         self.blocks = nn.ModuleList(Block(width, config.dropout) for _ in range(config.depth))
@@ -47,24 +77,39 @@ class ResidualMLP(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.out = nn.Sequential(nn.LayerNorm(width), last)
+        self.skip = nn.Linear(TIME_FEATURES, 1) if config.skip else None
+        if self.skip is not None:
+            nn.init.zeros_(self.skip.weight)
+            nn.init.ones_(self.skip.bias)
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
-        """Predict the target at ``x`` ``[B, *shape]`` and ``time`` ``[B]``."""
-        context = self.time(time_features(time, 64).to(self.embed.weight.dtype))
+        """Predict the target at ``x`` ``[B, *shape]`` and ``time`` ``[B]``.
+
+        Raises:
+            ValueError: ``cond`` lacks a condition, or it has another shape.
+        """
+        features = time_features(time, TIME_FEATURES).to(self.embed.weight.dtype)
+        context, inputs = self.time(features), x.flatten(1)
+        if self.conditions is not None and self.condition is not None:
+            vector = self.conditions(cond, len(x))
+            context = context + self.condition(vector)
+            inputs = torch.cat([inputs, vector], dim=1)
         if self.label is not None:
-            if cond is None or "label" not in cond:
-                raise ValueError("this model is class-conditional: give cond={'label': [B] int64}")
-            context = context + self.label(cond["label"])
-        hidden, modulation = self.embed(x.flatten(1)), self.modulate(context)
+            context = context + self.label(label_of(cond))
+        hidden, modulation = self.embed(inputs), self.modulate(context)
         for block in self.blocks:
             hidden = block(hidden, modulation)
-        return self.out(hidden).view(x.shape)
+        output: Tensor = self.out(hidden).view(x.shape)
+        if self.skip is None:
+            return output
+        gate = self.skip(features)[:, 0] / (time / 1000 + 0.1)
+        return output + per_row(gate, x) * x
 
 
 class Block(nn.Module):
     """Norm, scale and shift by the context, two layers, residual.
 
-    The modulation is shared by all blocks but for an offset of each (PixArt-alpha, 2310.00426).
+    The modulation is shared by all blocks, except for an offset of each (PixArt-alpha, 2310.00426).
     """
 
     def __init__(self, width: int, dropout: float) -> None:
@@ -79,6 +124,10 @@ class Block(nn.Module):
         """``[B, width]`` and its modulation ``[B, 2 width]`` to ``[B, width]``."""
         scale, shift = (modulation + self.offset).chunk(2, dim=1)
         return hidden + self.layers(self.norm(hidden) * (1 + scale) + shift)
+
+
+def _two_layers(size: int, width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(size, width), nn.SiLU(), nn.Linear(width, width))
 
 
 def time_features(time: Tensor, count: int) -> Tensor:

@@ -34,7 +34,7 @@ def trainable_state(model: nn.Module, names: list[str] | None) -> dict[str, Tens
 def load_trainable_state(
     model: nn.Module, state: Mapping[str, Tensor], names: list[str] | None
 ) -> None:
-    """Take up what ``trainable_state`` gave; RuntimeError if it is of other parameters."""
+    """Load what ``trainable_state`` returned; RuntimeError if it is of other parameters."""
     if names is not None and state.keys() != set(names):
         raise RuntimeError(
             f"the state holds {len(state)} tensors; expected the {len(names)} that are trained, "

@@ -5,11 +5,18 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from immiscible_diffusion.diffusion.paths import Cond
+from immiscible_diffusion.models.base import (
+    ModelConfig,
+    Shape,
+    Shapes,
+    label_of,
+    refuse_conditions,
+)
 from immiscible_diffusion.utils.optional_deps import require_extra
 
 
 @dataclass(frozen=True)
-class UNet:
+class UNet(ModelConfig):
     """diffusers' ``UNet2DModel`` for square images.
 
     Args:
@@ -31,19 +38,18 @@ class UNet:
     dropout: float = 0.1
 
     def tiny(self) -> "UNet":
-        """Of a smoke run."""
+        """The same network shrunk for a smoke run."""
         return replace(self, channels=8, blocks=1, groups=4, head_channels=4, dropout=0.0)
 
-    def build(self, shape: tuple[int, ...], num_classes: int | None) -> nn.Module:
+    def build(
+        self, shape: Shape, num_classes: int | None = None, conditions: Shapes | None = None
+    ) -> nn.Module:
         """A fresh network for images ``[B, C, S, S]``, conditioned on ``label`` if there are any.
 
         Raises:
-            ValueError: images not square, or a size that the levels cannot halve.
+            ValueError: images not square, a size that the levels cannot halve, other groups.
         """
-        return ConditionalUNet(self, shape, num_classes)
-
-    def check(self, shape: tuple[int, ...]) -> None:
-        """Raise ValueError if this U-Net cannot take data of ``shape``."""
+        refuse_conditions(self, conditions)
         halvings = 2 ** (len(self.multipliers) - 1)
         if len(shape) != 3 or shape[1] != shape[2] or shape[1] % halvings:
             raise ValueError(
@@ -55,14 +61,14 @@ class UNet:
                 f"model.groups {self.groups} must divide the channels of every level: "
                 f"{[self.channels * factor for factor in self.multipliers]}"
             )
+        return ConditionalUNet(self, shape, num_classes)
 
 
 class ConditionalUNet(nn.Module):
     """``model(x_t [B, C, S, S], network_time [B], cond) -> [B, C, S, S]``."""
 
-    def __init__(self, config: UNet, shape: tuple[int, ...], num_classes: int | None) -> None:
+    def __init__(self, config: UNet, shape: Shape, num_classes: int | None) -> None:
         super().__init__()
-        config.check(shape)
         with require_extra("train", "the U-Net"):
             from diffusers import UNet2DModel
         levels = len(config.multipliers)
@@ -86,9 +92,5 @@ class ConditionalUNet(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
         """Predict the target at ``x`` ``[B, C, S, S]`` and ``time`` ``[B]``."""
-        label = None
-        if self.conditional:
-            if cond is None or "label" not in cond:
-                raise ValueError("this model is class-conditional: give cond={'label': [B] int64}")
-            label = cond["label"]
+        label = label_of(cond) if self.conditional else None
         return self.unet(x, time, class_labels=label).sample

@@ -1,6 +1,5 @@
 """The one-dimensional U-Net of Diffusion Policy: actions over time, modulated by observations."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -8,26 +7,25 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from immiscible_diffusion.diffusion.paths import Cond
+from immiscible_diffusion.models.base import ModelConfig, Shape, Shapes, VectorConditions
 from immiscible_diffusion.models.mlp import time_features
 
 
 @dataclass(frozen=True)
-class UNet1D:
-    """Convolutions over the time of a plan with FiLM (arXiv 2303.04137, appendix A).
+class UNet1D(ModelConfig):
+    """Convolutions over the time of an action sequence, with FiLM (2303.04137, appendix A).
 
     Args:
         channels: of every level; each but the last halves the time.
         kernel: of the convolutions, odd.
         groups: of the group norms; must divide every level's channels.
         embedding: of the diffusion time.
-        condition: the condition that modulates, in ``cond``.
     """
 
     channels: tuple[int, ...] = (256, 512, 1024)
     kernel: int = 5
     groups: int = 8
     embedding: int = 256
-    condition: str = "observation"
 
     def __post_init__(self) -> None:
         if not self.channels or any(width % self.groups for width in self.channels):
@@ -42,68 +40,59 @@ class UNet1D:
             )
 
     def tiny(self) -> "UNet1D":
-        """Of a smoke run."""
+        """The same network shrunk for a smoke run."""
         return replace(self, channels=(8, 16), embedding=16)
 
     def build(
-        self,
-        shape: tuple[int, ...],
-        num_classes: int | None = None,
-        *,
-        conditions: Mapping[str, tuple[int, ...]] | None = None,
+        self, shape: Shape, num_classes: int | None = None, conditions: Shapes | None = None
     ) -> nn.Module:
-        """A fresh network for plans ``[B, T, A]``.
+        """A fresh network for action sequences ``[B, T, A]``.
 
-        Args:
-            shape: ``(T, A)``, T a multiple of 2 to the number of levels less one.
-            num_classes: must be None: classes are not known here.
-            conditions: shapes of the conditions of one sample, such as ``{"observation": (40,)}``.
+        T must be a multiple of 2 to the number of levels less one.
 
         Raises:
-            ValueError: a plan that the levels cannot halve, classes, or no such condition.
+            ValueError: a sequence that the levels cannot halve, classes, or no conditions.
         """
         halvings = 2 ** (len(self.channels) - 1)
         if len(shape) != 2 or shape[0] % halvings:
             raise ValueError(
-                f"a UNet1D of {len(self.channels)} levels takes plans [T, A] with T a multiple of "
-                f"{halvings}, got {shape}; change the horizon, or give fewer model.channels"
+                f"a UNet1D of {len(self.channels)} levels takes action sequences [T, A] with T a "
+                f"multiple of {halvings}, got {shape}; change the horizon, or give fewer "
+                f"model.channels"
             )
-        if num_classes is not None:
-            raise ValueError("a UNet1D knows no classes; give conditional=False")
-        size = (conditions or {}).get(self.condition)
-        if size is None or len(size) != 1:
+        if num_classes is not None or not conditions:
             raise ValueError(
-                f"a UNet1D is modulated by a vector '{self.condition}'; the data have the "
-                f"conditions {dict(conditions or {})}"
+                f"a UNet1D is conditioned on observations, not on classes; got the conditions "
+                f"{dict(conditions or {})} and {num_classes} classes"
             )
-        return ConditionalUNet1D(self, shape[1], size[0])
+        return ConditionalUNet1D(self, shape[1], conditions)
 
 
 class ConditionalUNet1D(nn.Module):
     """``model(x_t [B, T, A], network_time [B], cond) -> [B, T, A]``."""
 
-    def __init__(self, config: UNet1D, actions: int, condition: int) -> None:
+    def __init__(self, config: UNet1D, actions: int, conditions: Shapes) -> None:
         super().__init__()
-        self.condition, self.size = config.condition, condition
+        self.conditions = VectorConditions(conditions)
         width, (first, *_) = config.embedding, config.channels
         self.time = nn.Sequential(
             nn.Linear(width, 4 * width), nn.Mish(), nn.Linear(4 * width, width)
         )
         levels = list(zip((actions, *config.channels), config.channels, strict=False))
-        told = width + condition
+        context = width + self.conditions.size
 
-        def pair(before: int, after: int) -> nn.ModuleList:
+        def two(before: int, after: int) -> nn.ModuleList:
             return nn.ModuleList(
-                [Block(before, after, told, config), Block(after, after, told, config)]
+                [Block(before, after, context, config), Block(after, after, context, config)]
             )
 
-        self.down = nn.ModuleList(pair(before, after) for before, after in levels)
+        self.down = nn.ModuleList(two(before, after) for before, after in levels)
         self.shorter = nn.ModuleList(
             nn.Conv1d(width, width, 3, stride=2, padding=1) for width in config.channels[:-1]
         )
-        self.middle = pair(config.channels[-1], config.channels[-1])
+        self.middle = two(config.channels[-1], config.channels[-1])
         rising = levels[:0:-1]
-        self.up = nn.ModuleList(pair(2 * after, before) for before, after in rising)
+        self.up = nn.ModuleList(two(2 * after, before) for before, after in rising)
         self.longer = nn.ModuleList(
             nn.ConvTranspose1d(before, before, 4, stride=2, padding=1) for before, _ in rising
         )
@@ -117,50 +106,36 @@ class ConditionalUNet1D(nn.Module):
         """Predict the target at ``x`` ``[B, T, A]`` and ``time`` ``[B]``.
 
         Raises:
-            ValueError: ``cond`` lacks the condition, or it has another size.
+            ValueError: ``cond`` lacks a condition, or it has another shape.
         """
-        told = torch.cat([self._time(time), self._condition(cond, len(x))], dim=1)
-        told = functional.mish(told)
-        hidden, kept = x.movedim(1, 2), []
+        weight = next(self.time.parameters())
+        embedded = self.time(time_features(time, weight.shape[1]).to(weight.dtype))
+        context = functional.mish(torch.cat([embedded, self.conditions(cond, len(x))], dim=1))
+        hidden, skips = x.movedim(1, 2), []
         for level, blocks in enumerate(self.down):
-            hidden = _through(blocks, hidden, told)
-            kept.append(hidden)
+            hidden = _through(blocks, hidden, context)
+            skips.append(hidden)
             if level < len(self.shorter):
                 hidden = self.shorter[level](hidden)
-        hidden = _through(self.middle, hidden, told)
+        hidden = _through(self.middle, hidden, context)
         for blocks, longer in zip(self.up, self.longer, strict=True):
-            hidden = longer(_through(blocks, torch.cat([hidden, kept.pop()], dim=1), told))
+            hidden = longer(_through(blocks, torch.cat([hidden, skips.pop()], dim=1), context))
         return self.out(hidden).movedim(1, 2)
-
-    def _time(self, time: Tensor) -> Tensor:
-        weight = next(self.time.parameters())
-        features: Tensor = self.time(time_features(time, weight.shape[1]).to(weight.dtype))
-        return features
-
-    def _condition(self, cond: Cond | None, count: int) -> Tensor:
-        found = (cond or {}).get(self.condition)
-        if found is None or found.shape != (count, self.size):
-            got = "none" if found is None else tuple(found.shape)
-            raise ValueError(
-                f"this model is modulated by cond['{self.condition}'] of shape "
-                f"{(count, self.size)}, got {got}"
-            )
-        return found
 
 
 class Block(nn.Module):
-    """Two convolutions, the first one scaled and shifted a channel (FiLM), and a way past them."""
+    """Two convolutions, the first one scaled and shifted per channel (FiLM), and a shortcut."""
 
-    def __init__(self, before: int, after: int, told: int, config: UNet1D) -> None:
+    def __init__(self, before: int, after: int, context: int, config: UNet1D) -> None:
         super().__init__()
         self.first = _convolution(before, after, config)
         self.second = _convolution(after, after, config)
-        self.film = nn.Linear(told, 2 * after)
+        self.film = nn.Linear(context, 2 * after)
         self.past = nn.Conv1d(before, after, 1) if before != after else nn.Identity()
 
-    def forward(self, hidden: Tensor, told: Tensor) -> Tensor:
-        """``[B, before, T]`` and what is told ``[B, told]`` to ``[B, after, T]``."""
-        scale, shift = self.film(told)[..., None].chunk(2, dim=1)
+    def forward(self, hidden: Tensor, context: Tensor) -> Tensor:
+        """``[B, before, T]`` and the ``context`` ``[B, context]`` to ``[B, after, T]``."""
+        scale, shift = self.film(context)[..., None].chunk(2, dim=1)
         out: Tensor = self.second(scale * self.first(hidden) + shift)
         return out + self.past(hidden)
 
@@ -173,7 +148,7 @@ def _convolution(before: int, after: int, config: UNet1D) -> nn.Sequential:
     )
 
 
-def _through(blocks: nn.Module, hidden: Tensor, told: Tensor) -> Tensor:
+def _through(blocks: nn.Module, hidden: Tensor, context: Tensor) -> Tensor:
     for block in blocks.children():
-        hidden = block(hidden, told)
+        hidden = block(hidden, context)
     return hidden

@@ -8,7 +8,8 @@ from immiscible_diffusion.applications.stable_diffusion.config import (
 from immiscible_diffusion.applications.stable_diffusion.inpainting import Inpainting
 from immiscible_diffusion.applications.stable_diffusion.unet import LoRA, StableDiffusionUNet
 from immiscible_diffusion.data import DataConfig
-from immiscible_diffusion.data.captions import Buckets, Captions
+from immiscible_diffusion.data.aspect_buckets import Buckets
+from immiscible_diffusion.data.captions import Captions
 from immiscible_diffusion.diffusion.paths import VPPath
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.evaluation.config import ImageEvalConfig

@@ -5,11 +5,10 @@ from collections.abc import Container, Iterable, Mapping
 from html import escape
 from pathlib import Path
 
-from immiscible_diffusion.reporting.compare.results import Comparison
-from immiscible_diffusion.reporting.compare.tables import Table
 from immiscible_diffusion.reporting.style import CSS
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+Table = tuple[list[str], list[list[str]]]
 # The browser itself refuses to fetch anything.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -47,11 +46,6 @@ def legend(items: Iterable[tuple[str, str]]) -> str:
 def panel(svg: str, kind: str = "") -> str:
     """Put a plot on its white panel: plots stay readable in the dark."""
     return f'<div class="panel {kind}">{svg}</div>'
-
-
-def table(content: Table, comparison: Comparison) -> str:
-    """A table of a comparison; rows of controls are indented."""
-    return plain_table(content, {e.label for e in comparison.couplings if e.control_of is not None})
 
 
 def plain_table(content: Table, indented: Container[str] = ()) -> str:

@@ -5,6 +5,7 @@ nothing from elsewhere: the browser is told to fetch nothing.
 """
 
 from base64 import b64encode
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,18 +49,25 @@ def number(value: float | None) -> str:
     return f"{value:#.3g}".removesuffix(".") if value else "0"
 
 
-def table(frame: "DataFrame", css_class: str = "") -> "Markup":
+def table(
+    frame: "DataFrame", formats: Mapping[str, Callable[[Any], str]] | None = None
+) -> "Markup":
     """``frame`` without its index as an HTML table that scrolls sideways on a phone.
 
-    Cells are escaped unless they are ``Markup``; missing ones become '-'.
+    Cells are escaped and missing ones become '-', but for the columns of ``formats``: name ->
+    function from a cell to ``Markup``.
     """
     import pandas as pd
     from markupsafe import Markup, escape
 
-    safe = frame.astype(object).where(frame.notna(), "-").map(escape)
-    safe.columns = [escape(name) for name in frame.columns]
+    def cell(value: Any) -> str:
+        return "-" if pd.isna(value) else escape(value)
+
+    columns = [str(name) for name in frame.columns]
+    functions = [(formats or {}).get(name, cell) for name in columns]
+    frame = frame.set_axis([escape(name) for name in columns], axis=1)
     with pd.option_context("display.max_colwidth", None):
-        text = safe.to_html(index=False, border=0, escape=False, classes=css_class or None)
+        text = frame.to_html(index=False, border=0, escape=False, formatters=functions)
     return Markup(f'<div class="scroll">{text}</div>')
 
 

@@ -1,1 +1,1 @@
-"""Small things that every room may use."""
+"""Utilities that every package may use."""

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under a temporary name, then renamed."""
+"""Files that are complete or absent: written under a temporary name, then renamed."""
 
 import json
 import os
@@ -12,13 +12,13 @@ from typing import Any
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary sibling of ``path`` that becomes ``path`` on success, goes on error.
+    """Yield a temporary sibling of ``path``, renamed to ``path`` on success, removed on error.
 
     A process that dies inside leaves ``path`` as it was.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Not the process id: on a shared folder two nodes may have the same.
+    # Not the process id: two nodes that share a folder may have the same one.
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
         yield temporary
@@ -28,20 +28,20 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def remove_unfinished(folder: str | os.PathLike[str], names: Container[str]) -> None:
-    """Remove what processes that died left of the files ``names``; nobody may be writing them."""
+    """Remove temporary files of ``names`` that killed processes left; nobody may write them now."""
     for file in Path(folder).glob(".*.tmp"):
         if file.name[1:].rsplit(".", 2)[0] in names:
             file.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write ``text`` (UTF-8) to ``path``, whole or not at all."""
+    """Write ``text`` (UTF-8) to ``path``, complete or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write ``value`` as indented JSON, whole or not at all; NaN and infinity are refused."""
+    """Write ``value`` as indented JSON, complete or not at all; NaN or infinity raises."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -60,14 +60,14 @@ def append_jsonl(path: str | os.PathLike[str], record: dict[str, Any]) -> None:
 
 
 def write_jsonl(path: str | os.PathLike[str], records: list[dict[str, Any]]) -> None:
-    """Write ``records``, one a line, whole or not at all."""
+    """Write ``records``, one per line, complete or not at all."""
     write_text(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Read the records of a JSONL file, oldest first; none if the file is absent.
+    """Read the records of a JSONL file, oldest first; an absent file has none.
 
-    A last line cut short by a killed process is left out; a broken line before it is an error.
+    A last line cut short by a killed process is skipped; an invalid line before it raises.
     """
     if not Path(path).exists():
         return []
@@ -85,10 +85,10 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary sibling that becomes the folder ``path`` on success, goes on error.
+    """Yield a temporary sibling of the folder ``path``, renamed on success, removed on error.
 
-    A process that dies inside leaves ``path`` as it was; one that dies while the two change places
-    may leave it absent, never half written.
+    A process that dies inside leaves ``path`` as it was; one that dies during the renaming may
+    leave it absent, never half written.
     """
     target, mark = Path(path), uuid.uuid4().hex[:12]
     temporary = target.with_name(f".{target.name}.{mark}.tmp")

@@ -1,4 +1,4 @@
-"""A batch of data: what data sets yield and couplings pair."""
+"""A batch of data, as data sets yield it and couplings pair it."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ Cond = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch as the model sees it.
+    """A batch of samples with their conditions.
 
     Attributes:
         data: ``[B, *shape]`` float32 (images in [-1, 1]).
@@ -23,7 +23,7 @@ class Batch:
     mask: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The batch on ``device``."""
+        """Return the batch on ``device``."""
         cond = self.cond and {name: value.to(device) for name, value in self.cond.items()}
         mask = None if self.mask is None else self.mask.to(device)
         return Batch(self.data.to(device), cond, mask)

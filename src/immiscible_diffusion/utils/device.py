@@ -1,4 +1,4 @@
-"""Which device: the one place that looks for them."""
+"""Devices: the one place that looks for them and measures their memory."""
 
 import sys
 
@@ -6,35 +6,45 @@ import torch
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto``: cuda if there is one, else mps, else cpu; ValueError for one that is not here."""
-    if name != "auto":
-        available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": _has_mps()}
-        if not available.get(name, False):
-            raise ValueError(f"device {name} is not available here; use auto or cpu")
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
+    """Return the device ``name``; ``auto`` is cuda if there is one, else mps, else cpu.
+
+    Raises:
+        ValueError: the device is not available.
+    """
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if name == "auto":
+        return torch.device(next(device for device, here in available.items() if here))
+    if not available.get(name, False):
+        raise ValueError(f"device {name} is not available here; use auto or cpu")
+    return torch.device(name)
 
 
 def is_accelerated() -> bool:
-    """Whether this machine has a device that is no CPU, of a kind that accelerate knows too."""
-    if pick_device("auto").type != "cpu":
-        return True
-    return hasattr(torch, "xpu") and torch.xpu.is_available()
+    """Whether this machine has a device other than the CPU that accelerate can use."""
+    return pick_device("auto").type != "cpu" or (hasattr(torch, "xpu") and torch.xpu.is_available())
 
 
-def peak_memory(device: torch.device) -> float:
-    """Return the most memory used so far, in bytes: of the device, or of this process on a CPU."""
+def synchronize(device: torch.device) -> None:
+    """Wait until all work queued on ``device`` is done."""
     if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device))
+        torch.cuda.current_stream(device).synchronize()
+    elif device.type != "cpu":
+        getattr(torch, device.type).synchronize()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes that this process has held: on a cuda ``device``, or in main memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
     if sys.platform == "win32":
         import psutil  # comes with accelerate
 
-        return float(psutil.Process().memory_info().peak_wset)
+        return int(psutil.Process().memory_info().peak_wset)
     import resource
 
     unit = 1 if sys.platform == "darwin" else 1024
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
-
-
-def _has_mps() -> bool:
-    return torch.backends.mps.is_available()
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit

@@ -5,12 +5,12 @@ from contextlib import contextmanager
 
 
 class MissingDependencyError(ImportError):
-    """A feature was used whose optional dependencies are not installed."""
+    """The optional dependencies of a feature are not installed."""
 
 
 @contextmanager
 def require_extra(extra: str, feature: str) -> Iterator[None]:
-    """Turn a missing module into an error that says what to install.
+    """Turn a missing module into an error that names what to install.
 
     Use it around the import statement::
 

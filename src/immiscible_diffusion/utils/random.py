@@ -11,27 +11,30 @@ from dataclasses import dataclass
 import torch
 
 
-def key(*parts: int | str) -> int:
+def hash_seed(*parts: int | str) -> int:
     """Hash ``parts`` to a seed in [0, 2^63), the same on any machine."""
     text = "/".join(map(str, parts)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
 
+key = hash_seed  # until all rooms use the new name
+
+
 def keyed_generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
-    """A fresh generator on ``device``, seeded by the hash of ``parts``."""
-    return torch.Generator(device=device).manual_seed(key(*parts))
+    """Make a new generator on ``device``, seeded by the hash of ``parts``."""
+    return torch.Generator(device=device).manual_seed(hash_seed(*parts))
 
 
 @dataclass(frozen=True)
 class RandomStreams:
-    """Independent random streams of one step on one rank.
+    """The independent random streams of one step on one rank.
 
     Each attribute is a *new* generator at the start of its stream: take it once per step.
 
     Args:
         seed: the run's seed.
         step: the optimizer step or micro-batch (for ``order``: the epoch).
-        rank: the process; W ranks draw what one process would draw in W chunks with these keys.
+        rank: the process; W ranks draw what one process draws in W chunks with these keys.
         device: where ``noise``, ``time`` and ``augment`` are drawn; ``order`` is on the CPU.
     """
 
@@ -50,12 +53,12 @@ class RandomStreams:
 
     @property
     def augment(self) -> torch.Generator:
-        """Random augmentation, such as flips; on the CPU, where data are made."""
+        """Random augmentation, such as flips; on the CPU, where data are loaded."""
         return keyed_generator(self.seed, self.step, self.rank, "augment")
 
     @property
     def noise(self) -> torch.Generator:
-        """Noise, and whatever a coupling draws."""
+        """Noise, and all that a coupling draws."""
         return self._stream("noise")
 
     @property
@@ -65,15 +68,15 @@ class RandomStreams:
 
     @property
     def encode(self) -> torch.Generator:
-        """What an encoder draws, such as the latents of a VAE."""
+        """What an encoder draws: the latents of a VAE."""
         return self._stream("encode")
 
     @property
     def labels(self) -> torch.Generator:
-        """Which labels are dropped."""
+        """Which conditions are dropped."""
         return self._stream("labels")
 
     @property
     def dropout(self) -> int:
-        """Seed for the global generators, which is where dropout layers draw."""
-        return key(self.seed, self.step, self.rank, "dropout")
+        """Seed of the global generators, from which dropout layers draw."""
+        return hash_seed(self.seed, self.step, self.rank, "dropout")

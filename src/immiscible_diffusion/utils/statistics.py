@@ -33,8 +33,8 @@ class Interval:
 
     @property
     def is_known(self) -> bool:
-        """Whether there is an interval: two values at least."""
-        return self.count > 1
+        """Whether there is an interval: it takes two values at least."""
+        return math.isfinite(self.high)
 
     def excludes(self, value: float) -> bool:
         """Whether ``value`` lies outside."""

@@ -13,12 +13,12 @@ def write_zarr(folder, arrays, chunk=16):
     for name, values in arrays.items():
         group = root.require_group("meta" if name == "episode_ends" else "data")
         chunks = (min(chunk, len(values)), *values.shape[1:])
-        made = group.create_array(name, shape=values.shape, dtype=values.dtype, chunks=chunks)
-        made[:] = values
+        array = group.create_array(name, shape=values.shape, dtype=values.dtype, chunks=chunks)
+        array[:] = values
     return folder
 
 
-def seen(arrays, kind):
+def observations(arrays, kind):
     if kind == "state":
         return arrays["state"]
     points = arrays["keypoint"].reshape(len(arrays["state"]), 18)
@@ -33,18 +33,20 @@ def test_a_store_is_read_as_it_was_written(tmp_path, store, kind):
     arrays = replay_arrays()
     path = tmp_path / f"replay.{store}"
     np.savez(path, **arrays) if store == "npz" else write_zarr(path, arrays)
-    found = load_demonstrations(path, observation=kind)
-    np.testing.assert_array_equal(found.observation, seen(arrays, kind))
-    np.testing.assert_array_equal(found.action, arrays["action"])
-    assert found.ends.tolist() == arrays["episode_ends"].tolist()
-    assert (found.name, found.kind) == ("replay", kind)
+    episodes = load_demonstrations(path, obs_type=kind)
+    np.testing.assert_array_equal(episodes.observation, observations(arrays, kind))
+    np.testing.assert_array_equal(episodes.action, arrays["action"])
+    assert episodes.ends.tolist() == arrays["episode_ends"].tolist()
+    assert (episodes.name, episodes.obs_type) == ("replay", kind)
 
 
 def test_a_missing_chunk_names_the_episode(tmp_path):
     """Zarr itself reads zeros there."""
     folder = write_zarr(tmp_path / "replay.zarr", replay_arrays())
     (folder / "data" / "action" / "3.0").unlink()
-    with pytest.raises(ValueError, match=r"data/action from row 48 on, .* episode 1, is missing"):
+    with pytest.raises(
+        ValueError, match=r"data/action from row 48 on, .* episode 1, cannot be read"
+    ):
         load_demonstrations(folder)
 
 
@@ -52,7 +54,9 @@ def test_a_damaged_chunk_names_the_episode(tmp_path):
     folder = write_zarr(tmp_path / "replay.zarr", replay_arrays())
     chunk = folder / "data" / "state" / "4.0"
     chunk.write_bytes(chunk.read_bytes()[:20])
-    with pytest.raises(ValueError, match=r"data/state from row 64 on, .* episode 2, is damaged"):
+    with pytest.raises(
+        ValueError, match=r"data/state from row 64 on, .* episode 2, cannot be read"
+    ):
         load_demonstrations(folder)
 
 
@@ -63,7 +67,7 @@ def test_a_store_without_an_array(tmp_path, name):
     with pytest.raises(ValueError, match=rf"has no (data|meta)/{name}"):
         load_demonstrations(write_zarr(tmp_path / "replay.zarr", arrays))
     np.savez(tmp_path / "replay.npz", **arrays)
-    with pytest.raises(ValueError, match=f"has no {name}; there are"):
+    with pytest.raises(ValueError, match=f"has no {name}; it has"):
         load_demonstrations(tmp_path / "replay.npz")
 
 
@@ -90,7 +94,7 @@ def test_actions_of_another_dimension(tmp_path):
     arrays = replay_arrays()
     arrays["action"] = np.repeat(arrays["action"], 2, axis=1)[:, :3]
     np.savez(tmp_path / "replay.npz", **arrays)
-    with pytest.raises(ValueError, match="actions of episode 0 have 3 dimensions, 2 were expected"):
+    with pytest.raises(ValueError, match="actions have 3 dimensions, 2 were expected"):
         load_demonstrations(tmp_path / "replay.npz")
     assert load_demonstrations(tmp_path / "replay.npz", actions=None).action.shape[1] == 3
 
@@ -98,8 +102,8 @@ def test_actions_of_another_dimension(tmp_path):
 def test_what_is_no_store(tmp_path):
     with pytest.raises(ValueError, match="holds no demonstrations; expected a Zarr store"):
         load_demonstrations(tmp_path)
-    with pytest.raises(ValueError, match="observation must be one of keypoint, state, relative"):
-        load_demonstrations(tmp_path, observation="pixels")
+    with pytest.raises(ValueError, match="obs_type must be one of keypoint, state, relative"):
+        load_demonstrations(tmp_path, obs_type="pixels")
     (tmp_path / "replay.npz").write_bytes(b"PK junk")
     with pytest.raises(ValueError, match=r"replay.npz cannot be read"):
         load_demonstrations(tmp_path / "replay.npz")
@@ -112,11 +116,11 @@ def test_what_is_no_store(tmp_path):
 def test_lerobot_is_read_as_it_was_written(tmp_path, per_file):
     pytest.importorskip("pyarrow")
     table = write_lerobot(tmp_path / "pusht", per_file=per_file)
-    found = load_demonstrations(tmp_path / "pusht")
-    torch.testing.assert_close(found.observation, torch.tensor(table["observation.state"]))
-    torch.testing.assert_close(found.action, torch.tensor(table["action"]))
-    assert found.ends.tolist() == [20, 51, 76]
-    assert (found.name, found.kind, found.note) == ("pusht", "agent", AGENT_ONLY)
+    episodes = load_demonstrations(tmp_path / "pusht")
+    torch.testing.assert_close(episodes.observation, torch.tensor(table["observation.state"]))
+    torch.testing.assert_close(episodes.action, torch.tensor(table["action"]))
+    assert episodes.ends.tolist() == [20, 51, 76]
+    assert (episodes.name, episodes.obs_type, episodes.note) == ("pusht", "agent", AGENT_ONLY)
 
 
 def test_lerobot_with_the_corners_of_the_block(tmp_path):
@@ -124,9 +128,9 @@ def test_lerobot_with_the_corners_of_the_block(tmp_path):
     corners = np.random.default_rng(1).uniform(0, 500, (76, 16)).astype(np.float32)
     columns = {"observation.environment_state": corners.tolist()}
     write_lerobot(tmp_path / "pusht", columns=columns)
-    found = load_demonstrations(tmp_path / "pusht")
-    np.testing.assert_array_equal(found.observation[:, :16], corners)
-    assert (found.kind, found.note) == ("corners", "")
+    episodes = load_demonstrations(tmp_path / "pusht")
+    np.testing.assert_array_equal(episodes.observation[:, :16], corners)
+    assert (episodes.obs_type, episodes.note) == ("corners", "")
 
 
 def test_lerobot_frames_come_in_their_order(tmp_path):
@@ -171,12 +175,12 @@ def test_lerobot_with_ragged_actions(tmp_path):
     action = np.zeros((76, 2), dtype=np.float32).tolist()
     action[60] = [1.0]
     write_lerobot(tmp_path / "pusht", columns={"action": action})
-    with pytest.raises(ValueError, match=r"action of episode 2 has \[1.0\], where 2 numbers"):
+    with pytest.raises(ValueError, match=r"action of episode 2 has \[1\.\], where 2 numbers"):
         load_demonstrations(tmp_path / "pusht")
 
 
 def test_the_human_demonstrations(shared_data):
-    found = load_demonstrations(shared_data / "pusht" / "pusht_cchi_v7_replay.npz")
-    assert (len(found), len(found.action)) == (206, 25_650)
-    assert int(found.lengths.min()) == 49
-    assert int(found.lengths.max()) == 246
+    episodes = load_demonstrations(shared_data / "pusht" / "pusht_cchi_v7_replay.npz")
+    assert (len(episodes), len(episodes.action)) == (206, 25_650)
+    assert int(episodes.lengths.min()) == 49
+    assert int(episodes.lengths.max()) == 246

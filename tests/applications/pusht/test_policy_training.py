@@ -8,11 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from immiscible_diffusion.applications.pusht.compare import all_rollouts, policy_entries
-from immiscible_diffusion.applications.pusht.evaluator import (
-    PolicyEvaluator,
-    keep_rollouts,
-    kept_rollouts,
-)
+from immiscible_diffusion.applications.pusht.evaluator import PolicyEvaluator
 from immiscible_diffusion.applications.pusht.rollout import Rollouts
 from immiscible_diffusion.cli.main import main
 from immiscible_diffusion.couplings import Independent, parse_coupling
@@ -97,7 +93,7 @@ def test_a_start_step_is_an_option_of_every_coupling():
 
 def test_padding_reaches_neither_network_nor_loss(small, tmp_path):
     """What lies beyond the end of an episode may be anything."""
-    data = dataclasses.replace(small.data, learn_copies=False)
+    data = dataclasses.replace(small.data, do_mask_loss_for_padding=True)
     recipe = dataclasses.replace(small, coupling="knn:k=2", data=data)
     trainer = Trainer(recipe, RunDir.open(tmp_path, recipe), device="cpu")
     batch = next(trainer.feed.batches(0))
@@ -146,7 +142,7 @@ def test_the_error_of_actions_is_that_of_what_is_carried_out(small, tmp_path):
         def forward(self, x, time, cond):
             data = probes.data.clone()
             data[:, 0], data[:, 9:] = 5.0, 5.0
-            t = small.path.time_seen(time)
+            t = small.path.from_network_time(time)
             return small.path.mixture(t, x).convert(data, x, "data", small.path.prediction)
 
     assert judge.action_error(Knows(), SamplerConfig("ddim", 4)) < 1e-6
@@ -175,8 +171,10 @@ def test_ranges_are_kept_and_other_demonstrations_refused(small, tmp_path):
         arrays = dict(file)
     np.savez(small.data.path, **arrays | {"action": 2 * arrays["action"]})
     try:
-        with pytest.raises(ValueError, match="their ranges differ"):
+        with pytest.raises(ValueError, match="the demonstrations differ"):
             LoadedRun.load(RunDir(tmp_path), "cpu")
+        with pytest.raises(ValueError, match="the demonstrations differ"):
+            trained(small, tmp_path)  # a resumed run
     finally:
         np.savez(small.data.path, **arrays)
 
@@ -199,11 +197,11 @@ def made_rollouts(scores):
 
 def test_rollouts_are_kept_as_they_were(tmp_path):
     done = made_rollouts([0.5, 1.0])
-    keep_rollouts(tmp_path / "a.npz", done)
-    again = kept_rollouts(tmp_path / "a.npz")
+    done.save(tmp_path / "a.npz")
+    again = Rollouts.load(tmp_path / "a.npz")
     np.testing.assert_array_equal(again.coverage, done.coverage)
     assert again.latency == done.latency
-    assert kept_rollouts(tmp_path / "b.npz") is None
+    assert Rollouts.load(tmp_path / "b.npz") is None
 
 
 def test_gains_are_of_the_same_seeds_and_episodes(small, tmp_path):
@@ -214,7 +212,7 @@ def test_gains_are_of_the_same_seeds_and_episodes(small, tmp_path):
         base = scores[cell.coupling][cell.seed]
         for step, lower in ((4, 0.1), (8, 0.0)):
             done = made_rollouts([base - lower, base - lower + 0.2])
-            keep_rollouts(run.root / "rollouts" / f"step_{step:06d}.npz", done)
+            done.save(run.root / "rollouts" / f"step_{step:06d}.npz")
             run.log("quality", step, budget=2, action_error=1.0, score=float(done.score.mean()))
     base, knn = policy_entries(plan, all_rollouts(plan))
     assert base.gain is None

@@ -4,11 +4,11 @@ from scipy import stats
 
 from immiscible_diffusion.applications.pusht.rollout import Rollouts
 from immiscible_diffusion.applications.pusht.score import (
-    difference,
-    judge,
-    mean_with_interval,
-    of_checkpoints,
-    share_with_interval,
+    bootstrap_interval,
+    last_and_best,
+    score_difference,
+    score_rollouts,
+    wilson_interval,
 )
 
 
@@ -22,36 +22,36 @@ def rollouts(best):
 
 
 def test_score_and_success_by_hand():
-    found = judge([rollouts([0.0, 0.475, 0.95, 0.96])])
-    assert found.score.value == pytest.approx((0 + 0.5 + 1 + 1) / 4)
-    assert found.success.value == 0.25  # strictly above 0.95
-    assert (found.episodes, found.seeds) == (4, 1)
-    assert found.latency_ms == pytest.approx(30)
+    result = score_rollouts([rollouts([0.0, 0.475, 0.95, 0.96])])
+    assert result.score.value == pytest.approx((0 + 0.5 + 1 + 1) / 4)
+    assert result.success.value == 0.25  # strictly above 0.95
+    assert (result.episodes, result.seeds) == (4, 1)
+    assert result.latency_ms == pytest.approx(30)
 
 
 def test_interval_over_episodes_is_that_of_the_mean():
     """Bootstrap against the t-interval, for many episodes."""
     values = np.random.default_rng(0).beta(2, 2, (1, 400))
-    found = mean_with_interval(values)
+    result = bootstrap_interval(values)
     t = stats.t.interval(0.95, 399, values.mean(), stats.sem(values[0]))
-    assert (found.low, found.high) == pytest.approx(t, abs=0.003)
+    assert (result.low, result.high) == pytest.approx(t, abs=0.003)
 
 
 def test_interval_covers_the_truth():
     """Seeds and episodes both differ: the interval holds the mean in at least 90 of 100 worlds."""
-    rng, held = np.random.default_rng(1), 0
+    rng, covered = np.random.default_rng(1), 0
     for _ in range(100):
         values = 0.1 * rng.normal(size=(5, 1)) + 0.3 * rng.normal(size=(1, 50))
-        found = mean_with_interval(values + 0.2 * rng.normal(size=(5, 50)))
-        held += found.low <= 0 <= found.high
-    assert held >= 85  # of 5 seeds a bootstrap is a little narrow
+        result = bootstrap_interval(values + 0.2 * rng.normal(size=(5, 50)))
+        covered += result.low <= 0 <= result.high
+    assert covered >= 85  # of 5 seeds a bootstrap is a little narrow
 
 
 def test_seeds_widen_the_interval():
     rng = np.random.default_rng(2)
     episodes = rng.uniform(size=(1, 50))
-    far = mean_with_interval(episodes + np.array([[-0.3], [0.0], [0.3]]))
-    near = mean_with_interval(episodes + np.zeros((3, 1)))
+    far = bootstrap_interval(episodes + np.array([[-0.3], [0.0], [0.3]]))
+    near = bootstrap_interval(episodes + np.zeros((3, 1)))
     assert far.high - far.low > 1.3 * (near.high - near.low)
 
 
@@ -59,31 +59,32 @@ def test_pairs_narrow_the_difference():
     rng = np.random.default_rng(3)
     hard = rng.uniform(0.2, 0.7, 50)
     one, other = rollouts(hard + 0.05), rollouts(hard)
-    found = difference([one], [other])
-    assert found.value == pytest.approx(0.05 / 0.95)
-    assert found.low > 0.05 < found.high
-    assert judge([one]).score.low < judge([other]).score.high  # unpaired: nothing could be said
+    result = score_difference([one], [other])
+    assert result.value == pytest.approx(0.05 / 0.95)
+    assert result.low > 0.05 < result.high
+    unpaired = score_rollouts([one]).score, score_rollouts([other]).score
+    assert unpaired[0].low < unpaired[1].high  # too wide to tell them apart
 
 
 @pytest.mark.parametrize("hits", [0, 7, 50])
 def test_share_is_wilsons(hits):
     row = np.arange(50)[None] < hits
-    found = share_with_interval(row)
-    wanted = stats.binomtest(hits, 50).proportion_ci(method="wilson")
-    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), abs=1e-6)
+    result = wilson_interval(row)
+    expected = stats.binomtest(hits, 50).proportion_ci(method="wilson")
+    assert (result.low, result.high) == pytest.approx((expected.low, expected.high), abs=1e-6)
 
 
 def test_checkpoints():
     scores = [0.1, 0.9, *[0.5, 0.7] * 5]
-    assert of_checkpoints(scores) == (pytest.approx(0.6), 0.9)
+    assert last_and_best(scores) == (pytest.approx(0.6), 0.9)
     with pytest.raises(ValueError, match="scores and last"):
-        of_checkpoints([])
+        last_and_best([])
 
 
 def test_runs_that_cannot_be_compared():
     with pytest.raises(ValueError, match="same episodes, got none"):
-        judge([])
+        score_rollouts([])
     with pytest.raises(ValueError, match=r"same episodes, got \[2, 3\]"):
-        judge([rollouts([0.1] * 2), rollouts([0.1] * 3)])
+        score_rollouts([rollouts([0.1] * 2), rollouts([0.1] * 3)])
     with pytest.raises(ValueError, match="as many seeds"):
-        difference([rollouts([0.1])], [rollouts([0.1])] * 2)
+        score_difference([rollouts([0.1])], [rollouts([0.1])] * 2)

@@ -171,7 +171,7 @@ def test_pictures_that_the_vae_cannot_take_are_refused(codec, shape):
 
 
 def test_a_pipeline_that_is_not_there_says_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match="make-small-sd"):
+    with pytest.raises(ValueError, match="tiny_stable_diffusion"):
         StableDiffusionCodec().load()
     with pytest.raises(ValueError, match=r"hf download someone/something"):
         StableDiffusionCodec("someone/something").load()

@@ -5,21 +5,22 @@ from contextlib import closing
 
 import pytest
 import torch
+from immiscible_diffusion.cli.bulk import main as bulk
+from immiscible_diffusion.evaluation.bulk import BulkPictures
 from PIL import Image
 from safetensors.torch import load_file
 
 from immiscible_diffusion.applications.stable_diffusion.latent_cache import encode
 from immiscible_diffusion.applications.stable_diffusion.silence import quiet
 from immiscible_diffusion.applications.stable_diffusion.unet import LoRA
-from immiscible_diffusion.cli.bulk import main as bulk
 from immiscible_diffusion.cli.sample import main as sample
+from immiscible_diffusion.data.folder_of_samples import SampleFolder
 from immiscible_diffusion.data import DataConfig, load_images
-from immiscible_diffusion.data.captions import Buckets
+from immiscible_diffusion.data.aspect_buckets import Buckets
 from immiscible_diffusion.data.image_decoding import to_bytes
 from immiscible_diffusion.data.scaling import DataScaling
 from immiscible_diffusion.diffusion.paths import FlowMatchingPath, VPPath
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
-from immiscible_diffusion.evaluation.bulk import BulkPictures
 from immiscible_diffusion.evaluation.conditions import Told
 from immiscible_diffusion.evaluation.load_run import LoadedRun
 from immiscible_diffusion.integrations import pull
@@ -175,19 +176,17 @@ def test_a_run_becomes_a_pipeline_of_diffusers(small_sd, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["imagenet-sd-scratch", "sd-inpaint"])
-def test_bulk_makes_what_sample_makes_of_a_run_that_is_a_pipeline_too(small_sd, tmp_path, name):
+def test_a_run_that_is_a_pipeline_too_is_sampled_as_a_run(small_sd, tmp_path, name):
     recipe = small(name, small_sd)
     trained(recipe, tmp_path / "run")
     assert (tmp_path / "run" / "model_index.json").is_file()
-    out = tmp_path / "pictures"
-    common = ["--count", "3", "--seed", "7", "--device", "cpu"]
-    assert bulk([str(tmp_path / "run"), "--out", str(out), *common]) == 0
-    assert sample([str(tmp_path / "run"), "--out", str(tmp_path / "sampled"), *common]) == 0
-    made = torch.cat(list(BulkPictures(out).batches()))
-    files = [tmp_path / "sampled" / f"{row:06d}.png" for row in range(3)]
-    for one, file in zip(made, files, strict=True):
-        other = to_bytes(Image.open(file).convert("RGB")).float() / 127.5 - 1
-        assert (one - other).abs().max() <= 1.01 / 127.5, "but for rounding in other batches"
+    common = [str(tmp_path / "run"), "--count", "3", "--seed", "7", "--device", "cpu"]
+    assert sample([*common, "--to", str(tmp_path / "images"), "--batch-size", "2"]) == 0
+    assert sample(common) == 0
+    [series] = [path for path in (tmp_path / "run" / "images").iterdir() if path.is_dir()]
+    one, other = (next(SampleFolder(path).in_batches()) for path in (tmp_path / "images", series))
+    assert one.shape == (3, 3, *one.shape[2:])
+    assert (one - other).abs().max() <= 1.01 / 127.5, "but for rounding in other batches"
 
 
 def test_there_is_no_pipeline_before_the_end(small_sd, tmp_path):

@@ -11,7 +11,7 @@ def setting(count=6):
     return data, noise, torch.rand(count, generator=generator)
 
 
-def test_is_the_mean_square_of_each_datum():
+def test_is_the_mean_square_of_each_sample():
     data, noise, t = setting()
     error = torch.arange(6.0)
     loss = RegressionLoss()(

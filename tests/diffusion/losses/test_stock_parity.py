@@ -38,13 +38,13 @@ def stock_step(unet, latents, noise, text, timesteps, *, prediction, gamma, offs
     target = noise
     if prediction == "v":
         target = scheduler.get_velocity(latents, noise, timesteps)
-    said = unet(noisy, timesteps, text, return_dict=False)[0]
+    output = unet(noisy, timesteps, text, return_dict=False)[0]
     if gamma is None:
-        return F.mse_loss(said.float(), target.float(), reduction="mean")
+        return F.mse_loss(output.float(), target.float(), reduction="mean")
     snr = compute_snr(scheduler, timesteps)
     weights = torch.stack([snr, gamma * torch.ones_like(timesteps)], dim=1).min(dim=1)[0]
     weights = weights / snr if prediction == "epsilon" else weights / (snr + 1)
-    loss = F.mse_loss(said.float(), target.float(), reduction="none")
+    loss = F.mse_loss(output.float(), target.float(), reduction="none")
     return (loss.mean(dim=list(range(1, loss.ndim))) * weights).mean()
 
 
@@ -84,7 +84,7 @@ def test_loss_and_gradient_are_the_scripts(prediction, gamma, offset, perturbati
             torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-6)
 
 
-def test_disturbances_come_after_pairing_and_leave_the_noise_alone():
+def test_augmentations_come_after_pairing_and_leave_the_noise_alone():
     noise, data = torch.randn(64, 4, 8, 8), torch.randn(64, 4, 8, 8)
     before, seen = noise.clone(), []
 
@@ -105,17 +105,17 @@ def test_disturbances_come_after_pairing_and_leave_the_noise_alone():
     assert float((perturbed - plain).std()) == pytest.approx(0.5, rel=0.05)
 
 
-def test_without_disturbances_nothing_is_drawn():
+def test_without_augmentation_nothing_is_drawn():
     torch.manual_seed(0)
     state = torch.get_rng_state()
     data = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     RegressionLoss()(lambda x, t, c: x, VPPath(), data, data, torch.ones(4), None)
     assert torch.equal(state, torch.get_rng_state())
-    assert RegressionLoss(0.1, 0.1).undisturbed == RegressionLoss()
+    assert RegressionLoss(0.1, 0.1).without_augmentation() == RegressionLoss()
 
 
 def test_offset_needs_channels_and_is_not_negative():
-    with pytest.raises(ValueError, match="noise_offset is of channels"):
+    with pytest.raises(ValueError, match="noise_offset needs noise with channels"):
         RegressionLoss(0.1)(
             lambda x, t, c: x,
             VPPath(),

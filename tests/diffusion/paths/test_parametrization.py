@@ -36,8 +36,8 @@ def test_the_pair_is_recovered_from_any_prediction(name, kind):
     data, noise = pair(5, 3, 2)
     mixture = PATHS[name].mixture(T, data) if name != "flow" else flow_mixture(T, data)
     x_t = mixture.alpha * data + mixture.sigma * noise
-    a, b = mixture.shares(kind)
-    found = mixture.pair(kind, a * data + b * noise, x_t)
+    a, b = mixture.coefficients(kind)
+    found = mixture.to_data_and_noise(kind, a * data + b * noise, x_t)
     assert torch.allclose(found[0], data, rtol=0, atol=1e-9)
     assert torch.allclose(found[1], noise, rtol=0, atol=1e-9)
 
@@ -67,13 +67,13 @@ def test_a_path_target_is_the_share_it_names(name):
     data, noise = pair(5, 3)
     path = PATHS[name]
     mixture = path.mixture(T, data)
-    a, b = mixture.shares(getattr(path, "prediction", "data"))
+    a, b = mixture.coefficients(getattr(path, "prediction", "data"))
     assert torch.allclose(path.sample(data, noise, T).target, a * data + b * noise)
 
 
 def test_unknown_predictions_and_missing_slopes_are_refused():
     mixture = Mixture(torch.ones(1), torch.ones(1))
     with pytest.raises(ValueError, match="needs alpha_slope"):
-        mixture.shares("velocity")
+        mixture.coefficients("velocity")
     with pytest.raises(ValueError, match="epsilon, v, data or velocity"):
-        mixture.shares("score")
+        mixture.coefficients("score")

@@ -6,10 +6,10 @@ from fixtures import gaussian_mixture as mixture
 from immiscible_diffusion import FlowMatchingPath, VPPath
 from immiscible_diffusion.diffusion.samplers import (
     SamplerConfig,
-    chosen_steps,
     guided,
     sample_ddim,
     sample_dpm,
+    select_timesteps,
     start_noise,
 )
 
@@ -105,22 +105,22 @@ def test_a_step_is_that_of_diffusers(eta):
         eta=eta,
         step_noise=lambda n: fresh,
     ).data
-    assert chosen_steps(path, 10, "trailing") == scheduler.timesteps.tolist()
+    assert select_timesteps(path, 10, "trailing") == scheduler.timesteps.tolist()
     # Theirs adds noise to the last step as well, from alpha = 1: none. Tables in float32.
     assert torch.allclose(made, expected, rtol=2e-3, atol=2e-3)
 
 
 def test_the_steps_of_the_paper():
     path = VPPath()
-    assert chosen_steps(path, 10, "linear") == list(range(900, -1, -100))
-    assert chosen_steps(path, 1000, "linear") == list(range(999, -1, -1))
-    assert chosen_steps(path, 4, "trailing") == [999, 749, 499, 249]
-    quadratic = chosen_steps(path, 10, "quadratic")
+    assert select_timesteps(path, 10, "linear") == list(range(900, -1, -100))
+    assert select_timesteps(path, 1000, "linear") == list(range(999, -1, -1))
+    assert select_timesteps(path, 4, "trailing") == [999, 749, 499, 249]
+    quadratic = select_timesteps(path, 10, "quadratic")
     assert quadratic == [800, 632, 483, 355, 246, 158, 88, 39, 9, 0]
-    crowded = chosen_steps(path, 500, "quadratic")
+    crowded = select_timesteps(path, 500, "quadratic")
     assert len(set(crowded)) == len(crowded) <= 500
     with pytest.raises(ValueError, match="from 1 to 1000"):
-        chosen_steps(path, 1001)
+        select_timesteps(path, 1001)
 
 
 def test_clipped_data_stay_inside_and_x_is_still_explained():

@@ -3,17 +3,17 @@ from typing import Any
 
 import pytest
 
-from fixtures.tiny_stable_diffusion import settings, write_pictures
-from immiscible_diffusion.smallsd import make_small_sd
+from examples.tiny_stable_diffusion.build import build
+from fixtures.tiny_stable_diffusion import tiny_config, write_images
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("small") / "pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("tiny") / "images")
 
 
 @pytest.fixture(scope="session")
-def small(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> tuple[Path, dict[str, Any]]:
-    """A whole small pipeline, and its figures."""
-    folder = tmp_path_factory.mktemp("small") / "pipeline"
-    return folder, make_small_sd(folder, settings(pictures))
+def pipeline(tmp_path_factory: pytest.TempPathFactory, images: Path) -> tuple[Path, dict[str, Any]]:
+    """The folder of a pipeline, and its figures."""
+    folder = tmp_path_factory.mktemp("tiny") / "pipeline"
+    return folder, build(folder, tiny_config(images))

@@ -36,7 +36,7 @@ def ring(tmp_path_factory):
 
 
 def probe(*options) -> int:
-    return main(["probe", *map(str, options)])
+    return main(["pilot", *map(str, options)])
 
 
 def test_a_probe_end_to_end_within_seconds(ring, tmp_path, capsys):

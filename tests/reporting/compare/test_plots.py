@@ -1,5 +1,6 @@
 """Plots are deterministic, parse as XML, fetch nothing, and look the same for one coupling."""
 
+import base64
 import re
 from dataclasses import replace
 from xml.etree import ElementTree
@@ -8,79 +9,75 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from immiscible_diffusion.reporting.compare import plots
-from immiscible_diffusion.reporting.compare.results import CouplingEntry
-from immiscible_diffusion.reporting.compare.series import quality_series
+from immiscible_diffusion.reporting import plotting
+from immiscible_diffusion.reporting.compare import CouplingEntry, plots
+
+
+def svg(image):
+    return base64.b64decode(re.search(r"base64,([^\"]*)", image)[1]).decode()
 
 
 def drawn(comparison):
-    return [
-        *(plots.quality_against_steps(comparison, budget) for budget in comparison.sampling_steps),
-        plots.quality_against_budget(comparison),
-        plots.losses_against_steps(comparison, "validation"),
-        plots.losses_against_steps(comparison, "training"),
+    steps = comparison.sampling_steps
+    images = [
+        *(plots.metric_against_steps(comparison, s) for s in steps),
+        plots.metric_against_sampling_steps(comparison),
+        *(plots.losses_against_steps(comparison, kind) for kind in ("validation", "training")),
         plots.pairing_cost(comparison),
     ]
+    return [svg(image) for image in images]
 
 
 def test_the_same_numbers_give_the_same_bytes(comparison):
-    assert plots.quality_against_steps(comparison, 20) == plots.quality_against_steps(
-        comparison, 20
-    )
+    one, other = (plots.metric_against_steps(comparison, 20) for _ in range(2))
+    assert one == other
 
 
-def test_ids_are_unique_on_one_page_and_nothing_is_fetched(comparison):
-    page = f"<page>{''.join(drawn(comparison))}</page>"
-    ElementTree.fromstring(page)
-    ids = re.findall(r'\bid="([^"]+)"', page)
-    assert len(ids) == len(set(ids))
-    for used in re.findall(r'(?:url\(|href=")#([^")]+)', page):
-        assert used in ids
-    assert set(re.findall(r'https?://[^"\s]+', page)) <= {
-        "http://www.w3.org/1999/xlink",
-        "http://www.w3.org/2000/svg",
-    }
+@pytest.mark.parametrize("kind", ["comparison", "partial", "empty"])
+def test_plots_parse_and_fetch_nothing(kind, request):
+    allowed = {"http://www.w3.org/1999/xlink", "http://www.w3.org/2000/svg"}
+    for text in drawn(request.getfixturevalue(kind)):
+        ElementTree.fromstring(text)
+        assert set(re.findall(r'https?://[^"\s]+', text.partition("<svg")[2])) <= allowed
 
 
-@pytest.mark.parametrize("kind", ["partial", "empty"])
-def test_incomplete_comparisons_are_drawn(kind, request):
-    for svg in drawn(request.getfixturevalue(kind)):
-        ElementTree.fromstring(svg)
+def test_every_line_is_in_the_legend(comparison):
+    [first, *_] = drawn(comparison)
+    texts = {element.text for element in ElementTree.fromstring(first).iter() if element.text}
+    assert {entry.label for entry in comparison.couplings} | {"floor"} <= texts
 
 
 def test_labels_are_never_formulas_or_markup(comparison):
     couplings = tuple(
         replace(entry, label=f"$\\bad{{{i}</svg>") for i, entry in enumerate(comparison.couplings)
     )
-    assert "\\bad{0&lt;/svg&gt;" in plots.pairing_cost(replace(comparison, couplings=couplings))
+    for text in drawn(replace(comparison, couplings=couplings)):
+        assert "\\bad{0&lt;/svg&gt;" in text
 
 
 def test_a_control_has_the_color_of_its_coupling_and_the_baseline_is_black(comparison):
-    looks = plots.looks(comparison)
-    assert looks["shuffled(knn:k=64)"].color == looks["knn:k=64"].color
-    assert looks["shuffled(knn:k=64)"].control
-    assert looks["independent"].color == plots.BASELINE
-    treated = [looks[entry.name].color for entry in comparison.treated]
+    styles = plots.styles_of(comparison)
+    assert styles["shuffled(knn:k=64)"].color == styles["knn:k=64"].color
+    assert styles["shuffled(knn:k=64)"].control
+    assert styles["independent"].color == plotting.BASELINE
+    treated = [styles[entry.name].color for entry in comparison.treated]
     assert len(set(treated)) == len(treated)
 
 
 def test_more_couplings_than_colors_differ_by_marker(comparison):
     many = tuple(CouplingEntry(f"c{i}", f"c{i}") for i in range(12))
-    looks = plots.looks(replace(comparison, couplings=(*many, comparison.couplings[0]), cells=()))
-    assert len({(look.color, look.marker) for look in looks.values()}) == 13
+    record = replace(comparison, couplings=(*many, comparison.couplings[0]), trials=())
+    styles = plots.styles_of(record)
+    assert len({(style.color, style.marker) for style in styles.values()}) == 13
 
 
-def test_series_are_geometric_means_over_the_longest_runs(partial):
-    series = quality_series(partial, "knn:k=64", 20)
-    assert series.seeds == (0, 1)  # seed 2 stops early
-    assert series.x == partial.eval_steps
-    for low, mean, high in zip(series.low, series.mean, series.high, strict=True):
-        assert mean**2 == pytest.approx(low * high)
-    assert quality_series(partial, "shuffled(knn:k=64)", 20) is None
+def test_lines_are_over_the_longest_runs(partial):
+    frame = plots.metric_by_step(partial, "knn:k=64", 20)  # seed 2 stops early
+    assert tuple(frame.index) == partial.eval_steps
+    assert (frame.low <= frame["mean"]).all()
+    assert (frame["mean"] <= frame.high).all()
 
 
-def test_losses_say_that_they_are_not_comparable(comparison):
-    for kind in ("validation", "training"):
-        assert "not comparable between couplings" in plots.losses_against_steps(comparison, kind)
-    with pytest.raises(ValueError, match="kind is 'test'"):
-        plots.losses_against_steps(comparison, "test")
+def test_the_loss_is_of_one_kind(comparison):
+    with pytest.raises(ValueError, match="expected 'validation' or 'training'"):
+        plots.losses_against_steps(comparison, "other")

@@ -1,47 +1,39 @@
-"""The script of the papers' measurements, on inputs that take a moment."""
+"""``python -m reproduce.papers``, on few points."""
 
-import importlib
+import json
 
 import pytest
-import torch
 
-from immiscible_diffusion import KNN
-from reproduce.papers.measurements import Extent, papers_measurements
+from reproduce.papers.__main__ import main
 
 
-@pytest.fixture
-def script():
-    threads = torch.get_num_threads()
-    yield importlib.import_module("reproduce.papers.__main__")
-    torch.set_num_threads(threads)
+def test_data_report(tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["--data", "digits", "--images", "80", "--tiny", "--out", str(out)]
+    assert main([*arguments, "--coupling", "independent", "--coupling", "knn:k=4,center=mean"]) == 0
+    report = json.loads((out / "papers.json").read_text())
+    assert report["data"]["shape"] == [80, 1, 8, 8]
+    assert report["command"].startswith("python -m reproduce.papers --data digits")
+    titles = [section["title"] for section in report["sections"]]
+    assert titles[0] == "Distance reduction"
+    text = (out / "papers.md").read_text()
+    assert all(f"## {title}\n" in text for title in titles)
+    for section in report["sections"]:
+        for file, _ in section["images"]:
+            assert (out / file).is_file()
+    assert "Gaussian fit" in capsys.readouterr().err
 
 
-def test_where_a_curve_passes_a_figure(script):
-    found = list(script.crossings(lambda scale: scale / (1 + scale**2), 0.4))
-    assert [scale for _, scale in found] == pytest.approx([0.5, 2])
-    [(word, scale)] = script.crossings(lambda scale: scale / (1 + scale**2), 0.6)
-    assert word.startswith("never reached; nearest (")
-    assert scale == pytest.approx(1, rel=0.05)
-
-
-def test_reduction_by_assignment_at_any_scale_is_that_of_scaled_data(script):
-    data = script.unit(torch.rand(64, 3, 4, 4, generator=torch.Generator().manual_seed(0)))
-    at = script.assigned_at(data, 32)
-    assert script.assigned_at(0.5 * data, 32)(2.0) == pytest.approx(at(1.0), rel=1e-4)
-    assert 0 < at(0.1) < at(1.0)
-
-
-def test_tables(script):
-    data = torch.randn(40, 12, generator=torch.Generator().manual_seed(0))
-    extent = Extent(batch_sizes=(8,), count=40, images=4, points=10)
-    for section in papers_measurements(data, KNN(4), extent=extent):
-        text = script.markdown(section)
-        assert text.startswith(f"### {section['title']}\n")
-        columns = {line.count("|") for line in text.splitlines() if line.startswith("|")}
-        assert columns == {6}
-
-
-def test_data_are_needed(script, capsys):
-    with pytest.raises(SystemExit):
-        script.main(["--parts", "map"])
-    assert "--data FOLDER is needed" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give --data, --run, or both"),
+        (["--run", "nowhere"], "nowhere is not a run folder"),
+        (["--data", "digits", "--images", "20", "--parts", "color"], "parts must be of"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

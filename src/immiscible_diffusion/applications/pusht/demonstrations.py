@@ -162,7 +162,7 @@ def _read_lerobot(path: Path) -> Episodes:
     return Episodes(
         torch.from_numpy(np.concatenate(parts, axis=1)),
         torch.from_numpy(_vectors(path, table, "action")),
-        torch.from_numpy(table.groupby("episode_index").size().cumsum().to_numpy(dtype=np.int64)),
+        torch.tensor(table.groupby("episode_index").size().cumsum().to_numpy()),
         name=path.name,
         note=AGENT_ONLY if obs_type == "agent" else "",
         obs_type=obs_type,

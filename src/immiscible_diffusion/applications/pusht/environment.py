@@ -5,10 +5,9 @@ import multiprocessing as mp
 import os
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +18,10 @@ Array = NDArray[np.float64]
 JOIN_SECONDS = 5.0
 
 
-@dataclass(frozen=True)
-class Steps:
-    """What followed from actions.
+class Steps(NamedTuple):
+    """What followed from n actions: states ``[..., n, 5]``, and coverage ``[..., n]`` in [0, 1].
 
-    Attributes:
-        state: ``[..., n, 5]`` after each action.
-        coverage: ``[..., n]``: fraction of the goal that the block covers, in [0, 1].
+    Coverage is the fraction of the goal that the block covers.
     """
 
     state: Array
@@ -37,7 +33,7 @@ class PushT:
 
     gym-pusht's own reset sets the block's position before its angle, which turns it about its
     center of mass and so shifts it by up to 90 pixels. Here the angle comes first, and replaying
-    recorded actions gives the recorded states (``replay``).
+    recorded actions gives the recorded states.
     """
 
     def __init__(self) -> None:
@@ -75,17 +71,6 @@ class PushT:
         self.env.space.reindex_shapes_for_body(self.env.block)
         self.env.space.reindex_shapes_for_body(self.env.agent)
 
-    @property
-    def state(self) -> Array:
-        """``[5]``, the angle in [0, 2 pi)."""
-        state: Array = self.env.get_obs()
-        return state
-
-    @property
-    def coverage(self) -> float:
-        """Fraction of the goal that the block covers."""
-        return float(self.env._get_coverage())
-
     def step(self, actions: Array) -> Steps:
         """Carry out ``actions`` ``[n, 2]``: target positions of the agent, 0.1 s each.
 
@@ -100,44 +85,17 @@ class PushT:
             )
         states, coverage = [], []
         for action in actions:
-            info = self.env.step(action)[-1]
-            states.append(self.state)
+            state, *_, info = self.env.step(action)
+            states.append(state)
             coverage.append(info["coverage"])
         return Steps(np.array(states).reshape(-1, 5), np.array(coverage))
 
-    def render(self, size: int = 96) -> NDArray[np.uint8]:
-        """Draw an image ``[size, size, 3]``, with a cross at the agent's target."""
+    def render(self, state: Array, size: int = 96) -> NDArray[np.uint8]:
+        """Draw ``state`` ``[5]``, which is set, as an image ``[size, size, 3]``."""
+        self.set_state(state)
         self.env.visualization_width = self.env.visualization_height = size
         image: NDArray[np.uint8] = self.env.render()
         return image
-
-
-def render_states(states: Array, *, size: int = 96) -> NDArray[np.uint8]:
-    """Draw ``states`` ``[n, 5]`` as images ``[n, size, size, 3]``."""
-    env, images = PushT(), []
-    for state in states:
-        env.set_state(state)
-        images.append(env.render(size))
-    return np.stack(images)
-
-
-def replay(state: Array, action: Array) -> Array:
-    """Simulate one recorded episode, every step from its recorded state.
-
-    Args:
-        state: ``[n, 5]``, recorded before each action.
-        action: ``[n, 2]``.
-
-    Returns:
-        ``[n - 1, 5]``: the states after the first n - 1 actions. Only the agent's speed, which is
-        not recorded, is carried from step to step.
-    """
-    env, states = PushT(), []
-    env.reset(state[0])
-    for before, target in zip(state[:-1], action[:-1], strict=True):
-        env.set_state(before)
-        states.append(env.step(target[None]).state[0])
-    return np.array(states)
 
 
 def simulator_version() -> str:

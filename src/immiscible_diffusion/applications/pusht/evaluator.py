@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from immiscible_diffusion.applications.pusht.config import PolicyEvalConfig
-from immiscible_diffusion.applications.pusht.environment import VectorEnv, check_simulator
+from immiscible_diffusion.applications.pusht.environment import VectorEnv, simulator_version
 from immiscible_diffusion.applications.pusht.policy import DiffusionPolicy
 from immiscible_diffusion.applications.pusht.rollout import Rollouts, rollout
 from immiscible_diffusion.applications.pusht.score import (
-    Figure,
-    difference,
-    judge,
-    of_checkpoints,
+    last_and_best,
+    score_difference,
+    score_rollouts,
 )
 from immiscible_diffusion.applications.pusht.states import start_states
 from immiscible_diffusion.applications.pusht.video import save_video
@@ -30,6 +29,7 @@ from immiscible_diffusion.training.builders import Run
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.random import keyed_generator
+from immiscible_diffusion.utils.statistics import Interval
 
 VIDEO_EPISODES = 4
 VIDEO = "film.gif"
@@ -56,7 +56,7 @@ class PolicyEvaluator:
     def check(self) -> None:
         """Raise ValueError if the simulator is needed and missing."""
         if self.config.episodes:
-            check_simulator()
+            simulator_version()
 
     @torch.no_grad()
     def action_error(self, pipeline: SamplingPipeline, model: nn.Module) -> float:
@@ -137,7 +137,7 @@ class PolicyEvaluator:
         due = headline and (final or self.config.rollout_every == "all")
         if due and self.config.episodes:
             rollouts = self.rollouts(pipeline, model)
-            result = judge([rollouts])
+            result = score_rollouts([rollouts])
             scores |= {"score": result.score.value, "success": result.success.value}
             scores |= {"latency_ms": result.latency_ms}
             if run_dir is not None:
@@ -158,10 +158,12 @@ class PolicyEvaluator:
         if not self.config.episodes:
             return scores
         rollouts = self.rollouts(pipeline, run.model)
-        result, root = judge([rollouts]), run.run_dir.root
+        result, root = score_rollouts([rollouts]), run.run_dir.root
         rollouts.save(root / "rollouts" / f"evaluated_{step:06d}.npz")
         episodes = range(min(VIDEO_EPISODES, result.episodes))
-        save_video(root / f"film_{step:06d}.gif", {run.recipe.coupling: rollouts}, episodes)
+        save_video(
+            root / f"film_{step:06d}.gif", {run.recipe.coupling: rollouts}, episodes=episodes
+        )
         return scores | {
             "score": result.score.value,
             "success": result.success.value,
@@ -188,7 +190,7 @@ class PolicyEvaluator:
         first = {name: next(iter(r.values())) for name, r in done.items() if r}
         if first:
             count = min(VIDEO_EPISODES, *(len(rollouts.coverage) for rollouts in first.values()))
-            save_video(folder / VIDEO, first, range(count))
+            save_video(folder / VIDEO, first, episodes=range(count))
         return {
             "features": "actions",
             "accuracy": None,
@@ -213,12 +215,12 @@ def _entry(
     runs: Mapping[int, RunDir],
 ) -> PolicyEntry:
     """Return the scores of one coupling over its seeds; its gain on the seeds of the baseline."""
-    result = judge(list(rollouts.values()))
+    result = score_rollouts(list(rollouts.values()))
     shared = [seed for seed in rollouts if seed in baseline]
     gain = None
     if shared and rollouts is not baseline:
-        gain = _values(difference([rollouts[s] for s in shared], [baseline[s] for s in shared]))
-    checkpoints = [of_checkpoints(_scores(runs[seed])) for seed in rollouts]
+        gain = _values(score_difference([rollouts[s] for s in shared], [baseline[s] for s in shared]))
+    checkpoints = [last_and_best(_scores(runs[seed])) for seed in rollouts]
     return PolicyEntry(
         coupling=coupling,
         score=_values(result.score),
@@ -238,5 +240,5 @@ def _scores(run_dir: RunDir) -> list[float]:
     return [scores[step] for step in sorted(scores)]
 
 
-def _values(figure: Figure) -> tuple[float, float, float]:
+def _values(figure: Interval) -> tuple[float, float, float]:
     return figure.value, figure.low, figure.high

@@ -1,4 +1,4 @@
-"""How well a policy does on Push-T, with intervals over episodes and seeds."""
+"""Score and success of policies on Push-T, with intervals over episodes and seeds."""
 
 import math
 from collections.abc import Sequence
@@ -6,116 +6,98 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from immiscible_diffusion.applications.pusht.rollout import Rollouts
+from immiscible_diffusion.utils.statistics import CONFIDENCE, Interval, mean_interval
 
-Array = NDArray[np.float64]
-CONFIDENCE = 0.95
-Z = 1.959964  # of the normal law at 97.5%
-DRAWS = 4000
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A mean with its 95% interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+NORMAL_QUANTILE = 1.959964  # of 97.5%
+BOOTSTRAP_DRAWS = 4000
 
 
 @dataclass(frozen=True)
 class PolicyScore:
-    """What policies of one kind reached.
+    """What one policy per seed reached on the same episodes.
 
     Attributes:
-        score: mean over episodes of the largest coverage, as a share of 0.95, at most 1: the score
-            of Diffusion Policy.
-        success: share of episodes with more than 0.95 covered.
-        episodes: different episodes.
-        seeds: of training.
-        latency_ms: median time of a plan, for all episodes at once.
+        score: mean over episodes of ``min(1, largest coverage / 0.95)``, the score of Diffusion
+            Policy.
+        success: fraction of episodes with more than 0.95 covered.
+        episodes: number of different episodes.
+        seeds: number of training seeds.
+        latency_ms: median time to sample a chunk of actions, for all episodes together.
     """
 
-    score: Figure
-    success: Figure
+    score: Interval
+    success: Interval
     episodes: int
     seeds: int
     latency_ms: float
 
 
-def judge(runs: Sequence[Rollouts]) -> PolicyScore:
-    """The figures of one policy a seed, all on the same episodes.
-
-    Raises:
-        ValueError: none, or not on as many episodes.
-    """
+def score_rollouts(runs: Sequence[Rollouts]) -> PolicyScore:
+    """Score one policy per seed, all on the same episodes; ValueError if they are not."""
     _check(runs)
-    scores, success = (np.stack([getattr(r, name) for r in runs]) for name in ("score", "success"))
+    scores = np.stack([run.score for run in runs])
     return PolicyScore(
-        mean_with_interval(scores),
-        share_with_interval(success),
+        bootstrap_interval(scores),
+        wilson_interval(np.stack([run.success for run in runs])),
         episodes=scores.shape[1],
         seeds=len(runs),
         latency_ms=float(np.median([run.latency_ms for run in runs])),
     )
 
 
-def difference(runs: Sequence[Rollouts], others: Sequence[Rollouts]) -> Figure:
-    """Mean score of ``runs`` less that of ``others``, seed by seed and episode by episode."""
-    _check([*runs, *others])
-    if len(runs) != len(others):
-        raise ValueError(f"expected as many seeds, got {len(runs)} and {len(others)}")
-    pairs = zip(runs, others, strict=True)
-    return mean_with_interval(np.stack([run.score - other.score for run, other in pairs]))
+def score_difference(runs: Sequence[Rollouts], baseline: Sequence[Rollouts]) -> Interval:
+    """Mean score of ``runs`` minus that of ``baseline``, paired by seed and episode."""
+    _check([*runs, *baseline])
+    if len(runs) != len(baseline):
+        raise ValueError(f"expected as many seeds, got {len(runs)} and {len(baseline)}")
+    pairs = zip(runs, baseline, strict=True)
+    return bootstrap_interval(np.stack([run.score - base.score for run, base in pairs]))
 
 
-def mean_with_interval(values: Array, *, seed: int = 0) -> Figure:
+def bootstrap_interval(values: NDArray[np.float64], *, seed: int = 0) -> Interval:
     """Mean of ``values`` ``[seeds, episodes]`` with a bootstrap interval over both.
 
-    Seeds and episodes are drawn anew independently of each other, as every seed met the same
-    episodes (Owen 2007, the pigeonhole bootstrap); never narrower than Student's over seeds. One
-    seed says nothing of
-    others: then the interval is over episodes alone.
+    Seeds and episodes are resampled independently of each other, as all seeds meet the same
+    episodes (Owen 2007, the pigeonhole bootstrap). Of few seeds a bootstrap is too narrow: the
+    interval is never narrower than Student's over seeds. One seed tells nothing of others: its
+    interval is over episodes alone.
     """
-    values = np.asarray(values, dtype=np.float64)
     seeds, episodes = values.shape
     rng = np.random.default_rng(seed)
-    weights = rng.multinomial(episodes, np.full(episodes, 1 / episodes), DRAWS) / episodes
+    weights = rng.multinomial(episodes, np.full(episodes, 1 / episodes), BOOTSTRAP_DRAWS) / episodes
     if seeds == 1:
         means = weights @ values[0]
     else:
-        of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), DRAWS) / seeds
-        means = np.einsum("ds,se,de->d", of_seeds, values, weights)
+        seed_weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), BOOTSTRAP_DRAWS) / seeds
+        means = np.einsum("ds,se,de->d", seed_weights, values, weights)
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    middle, half = float(values.mean()), 0.0
-    if seeds > 1:  # of few seeds a bootstrap is too narrow
-        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1))
-        half *= float(values.mean(axis=1).std(ddof=1)) / math.sqrt(seeds)
-    return Figure(middle, min(float(low), middle - half), max(float(high), middle + half))
+    student = mean_interval(values.mean(axis=1).tolist())
+    if seeds > 1:
+        low, high = min(low, student.low), max(high, student.high)
+    return Interval(float(values.mean()), float(low), float(high), seeds, student.std)
 
 
-def share_with_interval(hits: NDArray[np.bool_]) -> Figure:
-    """Share of ``hits`` ``[seeds, episodes]`` with Wilson's interval for as many episodes.
+def wilson_interval(hits: NDArray[np.bool_]) -> Interval:
+    """Fraction of ``hits`` ``[seeds, episodes]`` with Wilson's interval for that many episodes.
 
     Seeds meet the same episodes and are not counted as more. Sound at 0 and 1, where a bootstrap
-    says that it is certain.
+    has no width.
     """
-    count, share = hits.shape[1], float(hits.mean())
-    middle = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
-    half = Z * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2)) / (1 + Z**2 / count)
-    return Figure(share, max(0.0, middle - half), min(1.0, middle + half))
+    count, share, z = hits.shape[1], float(hits.mean()), NORMAL_QUANTILE
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
+    return Interval(
+        share, max(0.0, middle - half), min(1.0, middle + half), count, float(hits.std())
+    )
 
 
-def of_checkpoints(scores: Sequence[float], last: int = 10) -> tuple[float, float]:
-    """Mean of the last checkpoints and the best of all: the paper's two figures.
+def last_and_best(scores: Sequence[float], last: int = 10) -> tuple[float, float]:
+    """Mean of the ``last`` checkpoints and the best of all: the paper's two figures.
 
-    The best was chosen on the very episodes that judge it, so it is too good; compare it with other
-    bests alone.
+    The best is chosen on the episodes that score it, so it is too good; compare it with other
+    bests only.
     """
     if not scores or last < 1:
         raise ValueError(f"expected scores and last >= 1, got {len(scores)} and {last}")

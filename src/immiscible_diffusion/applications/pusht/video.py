@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from immiscible_diffusion.applications.pusht.environment import render_states
+from immiscible_diffusion.applications.pusht.environment import PushT
 from immiscible_diffusion.applications.pusht.rollout import Rollouts
 from immiscible_diffusion.applications.pusht.states import SUCCESS_COVERAGE
 from immiscible_diffusion.utils.atomic_files import atomic_path
@@ -45,13 +45,14 @@ def save_video(
     last = max(int(run.steps[list(episodes)].max()) for run in policies.values())
     steps = sorted({*range(0, last, every), last})
     width, height = len(episodes) * (size + GAP), len(policies) * (TITLE + size + GAP)
+    env = PushT()
     frames = [Image.new("RGB", (width, height), "white") for _ in steps]
     for row, (name, run) in enumerate(policies.items()):
         top = row * (TITLE + size + GAP)
         best = np.fmax.accumulate(np.nan_to_num(run.coverage), axis=1)
         for column, episode in enumerate(episodes):
-            images = render_states(run.states[episode, steps], size=size)
-            for frame, step, image in zip(frames, steps, images, strict=True):
+            for frame, step in zip(frames, steps, strict=True):
+                image = env.render(run.states[episode, step], size)
                 frame.paste(Image.fromarray(image), (column * (size + GAP), top + TITLE))
                 score = min(1.0, best[episode, step - 1] / SUCCESS_COVERAGE) if step else 0.0
                 draw = ImageDraw.Draw(frame)

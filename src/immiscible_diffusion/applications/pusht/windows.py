@@ -67,15 +67,12 @@ class Episodes:
                 f"{int(ends[empty[0]])})"
             )
         for what, rows in parts.items():
-            if len(cut := (ends > len(rows)).nonzero()):
-                raise ValueError(
-                    f"{self.name}: episode {self.number(cut[0])} ends at row {int(ends[cut[0]])}, "
-                    f"but there are {len(rows)} {what}s: the store is cut short; download it again"
-                )
             if len(rows) != int(ends[-1]):
+                episode = min(int((ends <= len(rows)).sum()), len(ends) - 1)
                 raise ValueError(
-                    f"{self.name}: there are {len(rows)} {what}s, but the last episode "
-                    f"({self.number(len(ends) - 1)}) ends at row {int(ends[-1])}"
+                    f"{self.name}: episode {self.number(episode)} ends at row "
+                    f"{int(ends[episode])}, but there are {len(rows)} {what}s; is the store cut "
+                    f"short? download it again"
                 )
             if len(bad := (~rows.isfinite().all(dim=1)).nonzero()):
                 row = int(bad[0])

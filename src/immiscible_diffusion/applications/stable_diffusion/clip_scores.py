@@ -43,7 +43,7 @@ def clip_figures(
         extractor = cmmd_features(device)
         rows = chosen(len(dataset), REAL, seed=0)
         real = extract(extractor, data_batches(dataset, rows, AT_ONCE))
-        made = extract(extractor, pictures.batches(AT_ONCE))
+        made = extract(extractor, pictures.in_batches(AT_ONCE))
         found |= {
             "cmmd": cmmd(real, made),
             "cmmd_real": len(real),

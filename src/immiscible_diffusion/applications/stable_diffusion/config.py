@@ -18,7 +18,8 @@ from immiscible_diffusion.applications.stable_diffusion.load_pipeline import (
 from immiscible_diffusion.applications.stable_diffusion.silence import quiet
 from immiscible_diffusion.applications.stable_diffusion.unet import StableDiffusionUNet
 from immiscible_diffusion.data import DataConfig, DataSet
-from immiscible_diffusion.data.captions import Buckets, Captions
+from immiscible_diffusion.data.aspect_buckets import Buckets
+from immiscible_diffusion.data.captions import Captions
 from immiscible_diffusion.diffusion.paths import EDMPath
 from immiscible_diffusion.evaluation.config import ImageEvalConfig
 from immiscible_diffusion.training.recipe import Recipe

@@ -10,7 +10,7 @@ from immiscible_diffusion.applications.stable_diffusion.silence import quiet
 
 MAKE_ONE = (
     "a folder written by save_pretrained, or a name on the hub; without a network, "
-    "`immiscible make-small-sd` makes a small one from local pictures"
+    "`python -m examples.tiny_stable_diffusion` makes a tiny one from local images"
 )
 
 

@@ -30,7 +30,7 @@ from immiscible_diffusion.applications.stable_diffusion.unet import StableDiffus
 from immiscible_diffusion.couplings import Coupling
 from immiscible_diffusion.couplings.masked import MaskedCoupling
 from immiscible_diffusion.data import DataConfig, DataSet, load_images
-from immiscible_diffusion.data.captions import Buckets, Captioned, Captions, load_captioned
+from immiscible_diffusion.data.captions import Captioned, Captions, load_captioned
 from immiscible_diffusion.data.images import all_labels
 from immiscible_diffusion.data.prompts import ClassNamePrompts
 from immiscible_diffusion.data.streamed_captions import load_streamed

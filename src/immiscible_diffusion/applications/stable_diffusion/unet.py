@@ -2,7 +2,6 @@
 
 import contextlib
 import warnings
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from immiscible_diffusion.applications.stable_diffusion.silence import quiet
 from immiscible_diffusion.diffusion.paths import Cond
-from immiscible_diffusion.models.base import ModelConfig
+from immiscible_diffusion.models.base import ModelConfig, Shape, Shapes
 from immiscible_diffusion.utils.optional_deps import require_extra
 
 
@@ -78,10 +77,7 @@ class StableDiffusionUNet(ModelConfig):
         return replace(self, gradient_checkpointing=False)
 
     def build(
-        self,
-        shape: tuple[int, ...],
-        num_classes: int | None = None,
-        conditions: Mapping[str, tuple[int, ...]] | None = None,
+        self, shape: Shape, num_classes: int | None = None, conditions: Shapes | None = None
     ) -> nn.Module:
         """The network for latents ``[B, C, h, w]``; it does not see labels.
 

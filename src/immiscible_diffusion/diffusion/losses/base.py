@@ -1,14 +1,21 @@
-"""What a loss is. Noise and path are arguments: what pairs them has been decided upstream, once."""
+"""What a loss is. Noise is an argument: which noise goes with which sample is decided upstream."""
 
-from typing import Protocol
+from typing import ClassVar
 
 from torch import Tensor
 
-from immiscible_diffusion.diffusion.paths import Cond, Model, Path
+from immiscible_diffusion.diffusion.paths import Cond, EDMPath, Model, Path
+from immiscible_diffusion.diffusion.samplers import SamplerConfig
 
 
-class Loss(Protocol):
-    """``loss_fn(model, path, data, noise, t, cond) -> [B]``, one loss per sample."""
+class Loss:
+    """``loss_fn(model, path, data, noise, t, cond) -> [B]``: one loss per sample.
+
+    Attributes:
+        has_curriculum: the loss depends on ``progress``, so a run's length must not be changed.
+    """
+
+    has_curriculum: ClassVar[bool] = False
 
     def __call__(
         self,
@@ -19,27 +26,34 @@ class Loss(Protocol):
         t: Tensor,
         cond: Cond | None,
         mask: Tensor | None = None,
+        *,
+        progress: float = 1.0,
     ) -> Tensor:
         """Loss ``[B]`` of ``data`` and ``noise`` ``[B, *shape]`` at ``t`` ``[B]``.
 
-        Where ``mask``, broadcast to ``data``, is False the data count for nothing.
+        Where ``mask``, broadcast to ``data``, is False the data count for nothing. ``progress`` in
+        [0, 1] is the fraction of training that is done.
         """
+        raise NotImplementedError
 
+    def without_augmentation(self) -> "Loss":
+        """The loss for validation: on the given noise itself, with nothing added at random."""
+        return self
 
-def at_share(loss: Loss, share: float) -> Loss:
-    """``loss`` as it is after that share of training, for one that has a curriculum (``at``)."""
-    at = getattr(loss, "at", None)
-    return loss if at is None else at(share)
+    def identity_sigma(self, path: EDMPath) -> float:
+        """Noise level at which ``Preconditioned`` must be the identity: 0 for a denoiser."""
+        return 0.0
 
-
-def undisturbed(loss: Loss) -> Loss:
-    """``loss`` on the very noise it is given, for one that disturbs it in training."""
-    found: Loss = getattr(loss, "undisturbed", loss)
-    return found
+    def check(self, path: Path, sampler: SamplerConfig) -> None:
+        """Raise ValueError for a path or sampler that does not go with this loss."""
+        if sampler.method == "consistency":
+            raise ValueError(
+                f"sampler.method consistency needs ConsistencyLoss, got {type(self).__name__}"
+            )
 
 
 def mean_over(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean ``[B]`` of ``values`` ``[B, *shape]`` over what ``mask`` says is valid; 0 of nothing."""
+    """Mean ``[B]`` of ``values`` ``[B, *shape]`` where ``mask`` is True; 0 if it is nowhere."""
     if mask is None:
         return values.flatten(1).mean(dim=1)
     valid = mask.expand_as(values)

@@ -5,21 +5,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.diffusion.losses.base import mean_over
+from immiscible_diffusion.diffusion.losses.base import Loss, mean_over
 from immiscible_diffusion.diffusion.paths import Cond, Model, Path
 
 
 @dataclass(frozen=True)
-class RegressionLoss:
-    """Weighted mean squared error between the model's output and the path's target.
+class RegressionLoss(Loss):
+    """``path.weight(t) * mean((model(x_t, t) - target)^2)``.
 
-    What disturbs the noise does so after it was paired, and draws from torch's generator.
+    Both options change the noise after it was paired, and draw from torch's global generator.
 
     Args:
-        noise_offset: this times a random constant per channel is added to the noise, of images;
-            the target has it too. As diffusers' scripts; 0 = off.
-        input_perturbation: this times more noise is added where data are mixed with noise, not in
-            the target (2301.11706); 0 = off.
+        noise_offset: adds this times a random constant per channel to the noise of images, in the
+            target too, as diffusers' scripts do; 0 = off.
+        input_perturbation: adds this times more noise to the network's input, not to the target
+            (2301.11706); 0 = off.
     """
 
     noise_offset: float = 0.0
@@ -32,9 +32,8 @@ class RegressionLoss:
                 f"{self.input_perturbation}"
             )
 
-    @property
-    def undisturbed(self) -> "RegressionLoss":
-        """The same error on noise as it is."""
+    def without_augmentation(self) -> "RegressionLoss":
+        """The same without noise offset and input perturbation."""
         return RegressionLoss()
 
     def __call__(
@@ -46,6 +45,8 @@ class RegressionLoss:
         t: Tensor,
         cond: Cond | None,
         mask: Tensor | None = None,
+        *,
+        progress: float = 1.0,
     ) -> Tensor:
         """Loss ``[B]``: mean over the valid dimensions of a sample, times ``path.weight(t)``."""
         if self.noise_offset:
@@ -53,8 +54,8 @@ class RegressionLoss:
         point = path.sample(data, noise, t)
         x_t = point.x_t
         if self.input_perturbation:
-            more = noise + self.input_perturbation * torch.randn_like(noise)
-            x_t = path.sample(data, more, t).x_t
+            perturbed = noise + self.input_perturbation * torch.randn_like(noise)
+            x_t = path.sample(data, perturbed, t).x_t
         prediction = model(x_t, path.network_time(t), cond)
         error = (prediction.float() - point.target.float()).square()
         return path.weight(t) * mean_over(error, mask)
@@ -63,6 +64,8 @@ class RegressionLoss:
 def _per_channel(noise: Tensor) -> Tensor:
     """Fresh noise ``[B, C, 1, ...]``; ValueError for noise ``[B, D]``, which has no channels."""
     if noise.ndim < 3:
-        raise ValueError(f"noise_offset is of channels, and the noise is {tuple(noise.shape)}")
+        raise ValueError(
+            f"noise_offset needs noise with channels [B, C, ...], got {tuple(noise.shape)}"
+        )
     shape = (*noise.shape[:2], *(1,) * (noise.ndim - 2))
     return torch.randn(shape, device=noise.device, dtype=noise.dtype)

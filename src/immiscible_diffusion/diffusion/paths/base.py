@@ -26,7 +26,7 @@ class PathSample:
     Attributes:
         x_t: ``[B, *shape]``, the mixture.
         t: ``[B]`` in [0, 1].
-        target: ``[B, *shape]``, what the network should say at ``(x_t, t)``.
+        target: ``[B, *shape]``, what the network should predict at ``(x_t, t)``.
     """
 
     x_t: Tensor
@@ -39,13 +39,13 @@ class Path(Protocol):
 
     @property
     def prediction(self) -> Prediction:
-        """What the network says."""
+        """What the network predicts."""
 
     def alpha(self, t: Tensor) -> Tensor:
-        """Share of the data in ``x_t``."""
+        """Coefficient of the data in ``x_t``."""
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Share of the noise in ``x_t``."""
+        """Coefficient of the noise in ``x_t``."""
 
     def sample(self, data: Tensor, noise: Tensor, t: Tensor) -> PathSample:
         """Mix ``data`` and ``noise`` ``[B, *shape]`` at ``t`` ``[B]``."""
@@ -57,16 +57,16 @@ class Path(Protocol):
         """Weight ``[B]`` of the squared error at ``t``."""
 
     def network_time(self, t: Tensor) -> Tensor:
-        """What the network is told of ``t``."""
+        """The time that the network gets for ``t``."""
 
-    def time_seen(self, network_time: Tensor) -> Tensor:
-        """The ``t`` of which the network is told ``network_time``."""
+    def from_network_time(self, network_time: Tensor) -> Tensor:
+        """The ``t`` of a ``network_time``: the inverse of ``network_time``."""
 
     def mixture(self, t: Tensor, like: Tensor) -> Mixture:
-        """Shares at ``t`` ``[B]`` and their slopes, to broadcast over ``like`` ``[B, *shape]``."""
+        """Coefficients at ``t`` ``[B]``, to broadcast over ``like`` ``[B, *shape]``."""
 
     def velocity(self, model: Model, cond: Cond | None = None) -> Velocity:
-        """dx/dt along the path by the model's word: what ODE samplers integrate from t = 1 to 0."""
+        """The model's dx/dt along the path, which ODE samplers integrate from t = 1 to 0."""
 
 
 def per_row(values: Tensor, like: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def per_row(values: Tensor, like: Tensor) -> Tensor:
 
 
 def check_sample(data: Tensor, noise: Tensor, t: Tensor) -> None:
-    """Raise ValueError unless ``noise`` is like ``data`` ``[B, *shape]`` and ``t`` is ``[B]``."""
+    """Raise ValueError unless ``noise`` is like ``data`` ``[B, *shape]``, and ``t`` ``[B]``."""
     if noise.shape != data.shape or t.shape != data.shape[:1]:
         raise ValueError(
             f"expected noise like data and t [B]; got data {tuple(data.shape)}, "

@@ -22,19 +22,19 @@ TIMES = ("lognormal", "discrete")
 
 @dataclass(frozen=True)
 class EDMPath:
-    """``x_t = data + sigma(t) noise``; the network's word, preconditioned, is the sample.
+    """``x_t = data + sigma(t) noise``; the network, preconditioned, predicts the data.
 
-    EDM (2206.00364). ``sigma`` rises with t from ``sigma_min`` to ``sigma_max`` as a power ``rho``
-    (eq. 5). Wrap the network in ``Preconditioned``.
+    EDM (2206.00364). ``sigma`` rises with t from ``sigma_min`` to ``sigma_max`` (eq. 5). Wrap the
+    network in ``Preconditioned``.
 
     Args:
         sigma_min: at t = 0.
         sigma_max: at t = 1.
-        rho: bends the way between.
+        rho: ``sigma^(1 / rho)`` is linear in t.
         sigma_data: standard deviation of the data.
-        time: law of training times: ``lognormal`` (log sigma is Gaussian), or ``discrete``: the
-            upper ends of ``levels - 1`` equal steps of t, each as often as the Gaussian falls
-            into the step (iCT, 2310.14189, eq. 10: the student's noise level).
+        time: distribution of training times: ``lognormal`` (log sigma is Gaussian), or
+            ``discrete``: the upper ends of ``levels - 1`` equal steps of t, each with the
+            Gaussian's probability of the step (iCT, 2310.14189, eq. 10: the student's level).
         mean: of log sigma; -1.2 in EDM, -1.1 in iCT.
         std: of log sigma; 1.2 in EDM, 2.0 in iCT.
         levels: noise levels of ``discrete``, ``sigma_min`` and ``sigma_max`` among them.
@@ -91,25 +91,25 @@ class EDMPath:
             return self.time_of((self.mean + self.std * normal).exp())
         grid = torch.linspace(0, 1, self.levels, device=device)
         edges = (self.sigma(grid).log() - self.mean) / (self.std * math.sqrt(2))
-        shares = edges.erf().diff()
-        chosen = torch.multinomial(shares, count, replacement=True, generator=generator)
-        return grid[chosen + 1]
+        probability = edges.erf().diff()
+        step = torch.multinomial(probability, count, replacement=True, generator=generator)
+        return grid[step + 1]
 
     def weight(self, t: Tensor) -> Tensor:
-        """``(sigma^2 + sigma_data^2) / (sigma sigma_data)^2``: the network's own error counts."""
-        square, own = self.sigma(t).square(), self.sigma_data**2
-        return (square + own) / (square * own)
+        """``(sigma^2 + sigma_data^2) / (sigma sigma_data)^2``: weight 1 for the bare network."""
+        sigma, sigma_data = self.sigma(t).square(), self.sigma_data**2
+        return (sigma + sigma_data) / (sigma * sigma_data)
 
     def network_time(self, t: Tensor) -> Tensor:
         """``log(sigma) / 4``, EDM's ``c_noise``."""
         return self.sigma(t).log() / 4
 
-    def time_seen(self, network_time: Tensor) -> Tensor:
-        """The ``t`` of which the network is told ``network_time``."""
+    def from_network_time(self, network_time: Tensor) -> Tensor:
+        """The inverse of ``network_time``."""
         return self.time_of((4 * network_time).exp())
 
     def mixture(self, t: Tensor, like: Tensor) -> Mixture:
-        """Shares at ``t`` ``[B]`` and their slopes, to broadcast over ``like`` ``[B, *shape]``."""
+        """Coefficients at ``t`` ``[B]``, to broadcast over ``like`` ``[B, *shape]``."""
         low, high = self._roots
         rise = self.rho * (high - low) * (low + t * (high - low)) ** (self.rho - 1)
         sigma, slope = per_row(self.sigma(t), like), per_row(rise, like)
@@ -132,8 +132,8 @@ class EDMPath:
 class Preconditioned(nn.Module):
     """A network as a denoiser (2206.00364, table 1): ``c_skip x + c_out network(c_in x, time)``.
 
-    So that input and target have unit variance at every sigma, and at small sigma the network's
-    error hardly counts.
+    Input and target of the network have unit variance at every sigma, and at small sigma its error
+    hardly changes the result.
 
     Args:
         network: ``network(x, time, cond)``; ``time`` is ``log(sigma) / 4``.
@@ -147,11 +147,12 @@ class Preconditioned(nn.Module):
         self.network, self.sigma_data, self.sigma_min = network, sigma_data, sigma_min
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
-        """The sample in ``x`` ``[B, *shape]`` at ``time = log(sigma) / 4`` ``[B]``."""
+        """Predict the data in ``x`` ``[B, *shape]`` at ``time = log(sigma) / 4`` ``[B]``."""
         sigma = per_row(
             (4 * time.to(torch.float64 if x.dtype == torch.float64 else torch.float32)).exp(), x
         )
-        own, less = self.sigma_data, sigma - self.sigma_min
-        whole = (sigma.square() + own**2).sqrt()
-        skip = own**2 / (less.square() + own**2)
-        return skip * x + (less * own / whole) * self.network(x / whole, time, cond)
+        sigma_data, shifted = self.sigma_data, sigma - self.sigma_min
+        norm = (sigma.square() + sigma_data**2).sqrt()
+        c_skip = sigma_data**2 / (shifted.square() + sigma_data**2)
+        c_out = shifted * sigma_data / norm
+        return c_skip * x + c_out * self.network(x / norm, time, cond)

@@ -27,7 +27,7 @@ class FlowMatchingPath:
     other way round.
 
     Args:
-        time: law of training times: ``uniform``, or ``logit_normal`` (2403.03206, eq. 19).
+        time: distribution of training times: ``uniform``, or ``logit_normal`` (2403.03206, eq. 19).
         mean: of the logit-normal's Gaussian; above 0 favors noise.
         std: of the logit-normal's Gaussian.
         shift: ``t -> shift t / (1 + (shift - 1) t)`` after drawing (2403.03206, eq. 23); above 1
@@ -82,12 +82,12 @@ class FlowMatchingPath:
         """``time_scale * t``."""
         return self.time_scale * t
 
-    def time_seen(self, network_time: Tensor) -> Tensor:
-        """The ``t`` of which the network is told ``network_time``."""
+    def from_network_time(self, network_time: Tensor) -> Tensor:
+        """The inverse of ``network_time``."""
         return network_time / self.time_scale
 
     def mixture(self, t: Tensor, like: Tensor) -> Mixture:
-        """Shares at ``t`` ``[B]`` and their slopes, to broadcast over ``like`` ``[B, *shape]``."""
+        """Coefficients at ``t`` ``[B]``, to broadcast over ``like`` ``[B, *shape]``."""
         time = per_row(t, like)
         return Mixture(1 - time, time, -torch.ones_like(time), torch.ones_like(time))
 

@@ -1,4 +1,4 @@
-"""What a network says, in other words: epsilon, v, data and velocity are one another's algebra."""
+"""Convert between the predictions of a network: epsilon, v, data and velocity."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,14 +10,14 @@ Prediction = Literal["epsilon", "v", "data", "velocity"]
 
 @dataclass(frozen=True)
 class Mixture:
-    """``x_t = alpha data + sigma noise``, and how the shares change with t.
+    """``x_t = alpha data + sigma noise``, and the slopes of its coefficients in t.
 
     Every prediction is linear in the pair, ``output = a data + b noise``, so the pair follows from
     ``x_t`` and the output by a 2 x 2 system.
 
     Attributes:
-        alpha: ``[B, 1, ...]`` or a number: share of the data.
-        sigma: the same for the noise.
+        alpha: ``[B, 1, ...]``, coefficient of the data.
+        sigma: the same of the noise.
         alpha_slope: d alpha / dt, for the velocity only.
         sigma_slope: d sigma / dt, for the velocity only.
     """
@@ -27,36 +27,40 @@ class Mixture:
     alpha_slope: Tensor | None = None
     sigma_slope: Tensor | None = None
 
-    def shares(self, kind: Prediction) -> tuple[Tensor, Tensor]:
+    def coefficients(self, prediction: Prediction) -> tuple[Tensor, Tensor]:
         """``(a, b)`` of ``output = a data + b noise``.
 
         ``v`` is ``alpha noise - sigma data`` (2202.00512), ``velocity`` is dx/dt.
         """
-        if kind == "velocity":
+        if prediction == "velocity":
             if self.alpha_slope is None or self.sigma_slope is None:
                 raise ValueError("a velocity needs alpha_slope and sigma_slope, got none")
             return self.alpha_slope, self.sigma_slope
         one, zero = self.alpha * 0 + 1, self.alpha * 0
         known = {"data": (one, zero), "epsilon": (zero, one), "v": (-self.sigma, self.alpha)}
-        if kind not in known:
-            raise ValueError(f"a prediction is epsilon, v, data or velocity, got {kind!r}")
-        return known[kind]
+        if prediction not in known:
+            raise ValueError(f"a prediction is epsilon, v, data or velocity, got {prediction!r}")
+        return known[prediction]
 
-    def pair(self, kind: Prediction, output: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor]:
-        """Sample and noise of which ``output`` at ``x_t`` speaks.
+    def to_data_and_noise(
+        self, prediction: Prediction, output: Tensor, x_t: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Data and noise ``[B, *shape]`` that ``output`` at ``x_t`` predicts.
 
-        Without data in ``x_t`` (alpha = 0) epsilon says nothing of the sample, and without noise
-        data say nothing of the noise: infinite or NaN.
+        At alpha = 0 the data cannot be recovered from epsilon, nor at sigma = 0 the noise from
+        data: they are infinite or NaN.
         """
-        a, b = self.shares(kind)
-        volume = self.alpha * b - self.sigma * a
-        data = (b * x_t - self.sigma * output) / volume
-        return data, (self.alpha * output - a * x_t) / volume
+        a, b = self.coefficients(prediction)
+        determinant = self.alpha * b - self.sigma * a
+        data = (b * x_t - self.sigma * output) / determinant
+        return data, (self.alpha * output - a * x_t) / determinant
 
-    def convert(self, output: Tensor, x_t: Tensor, kind: Prediction, into: Prediction) -> Tensor:
-        """``output`` of the kind ``kind`` as one of the kind ``into``."""
-        if kind == into:
+    def convert(
+        self, output: Tensor, x_t: Tensor, prediction: Prediction, into: Prediction
+    ) -> Tensor:
+        """``output``, which is a ``prediction`` at ``x_t``, as the prediction ``into``."""
+        if prediction == into:
             return output
-        data, noise = self.pair(kind, output, x_t)
-        a, b = self.shares(into)
+        data, noise = self.to_data_and_noise(prediction, output, x_t)
+        a, b = self.coefficients(into)
         return a * data + b * noise

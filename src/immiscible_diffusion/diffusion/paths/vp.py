@@ -27,8 +27,8 @@ LARGEST_BETA = 0.999  # of the cosine schedule, 2102.09672
 class VPPath:
     """``x_t = alpha data + sigma noise`` with ``alpha^2 + sigma^2 = 1``, trained at integer steps.
 
-    DDPM (2006.11239). Step s = 0 ... steps - 1, which the network is told, lies at
-    ``t = (s + 1) / steps``; t = 0 is data itself. Between steps the angle ``atan2(sigma, alpha)``
+    DDPM (2006.11239). Step s = 0 ... steps - 1, the network's time, lies at ``t = (s + 1) /
+    steps``; t = 0 is data itself. Between steps the angle ``atan2(sigma, alpha)``
     is linear in t.
 
     Args:
@@ -39,9 +39,9 @@ class VPPath:
         steps: of the schedule.
         beta_start: first beta.
         beta_end: last beta.
-        zero_snr: rescaled so that the last step is pure noise (2305.08891, algorithm 1); not with
-            ``epsilon``, which would say nothing there.
-        min_snr: gamma of the min-SNR weight (2303.09556), usually 5; None weighs every step alike.
+        zero_snr: rescale so that the last step is pure noise (2305.08891, algorithm 1); not with
+            ``epsilon``, from which no data follow there.
+        min_snr: gamma of the min-SNR weight (2303.09556), usually 5; None weights every step alike.
     """
 
     schedule: Literal["linear", "scaled_linear", "cosine"] = "linear"
@@ -67,7 +67,7 @@ class VPPath:
             raise ValueError(f"min_snr must be above 0 (or None), got {self.min_snr}")
         if self.zero_snr and self.prediction == "epsilon":
             raise ValueError(
-                "zero_snr leaves no data in the last step, where epsilon says nothing of them; "
+                "zero_snr leaves no data in the last step, so none can be predicted by epsilon; "
                 "use prediction v or data"
             )
 
@@ -77,23 +77,23 @@ class VPPath:
         return _betas(self)
 
     def alpha(self, t: Tensor) -> Tensor:
-        """Root of the cumulative product of ``1 - beta``."""
+        """``sqrt(cumprod(1 - beta))``."""
         return self._angle(t)[0].cos()
 
     def sigma(self, t: Tensor) -> Tensor:
-        """``sqrt(1 - alpha^2)``, without the cancellation."""
+        """``sqrt(1 - alpha^2)``, without cancellation."""
         return self._angle(t)[0].sin()
 
     def step(self, t: Tensor) -> Tensor:
         """The integer step at (or nearest to) ``t``; -1 is data."""
-        return self._place(t).round().long() - 1
+        return self._position(t).round().long() - 1
 
     def time(self, step: Tensor) -> Tensor:
         """``t`` of integer steps, float32."""
         return ((step.double() + 1) / self.steps).float()
 
     def mixture(self, t: Tensor, like: Tensor) -> Mixture:
-        """Shares at ``t`` ``[B]`` and their slopes, to broadcast over ``like`` ``[B, *shape]``."""
+        """Coefficients at ``t`` ``[B]``, to broadcast over ``like`` ``[B, *shape]``."""
         angle, slope = (per_row(value, like) for value in self._angle(t))
         return Mixture(angle.cos(), angle.sin(), -angle.sin() * slope, angle.cos() * slope)
 
@@ -101,8 +101,7 @@ class VPPath:
         """Mix ``data`` and ``noise`` ``[B, *shape]`` at ``t`` ``[B]`` in [0, 1]."""
         check_sample(data, noise, t)
         alpha, sigma = per_row(self.alpha(t), data), per_row(self.sigma(t), data)
-        targets = {"epsilon": noise, "data": data}
-        target = targets.get(self.prediction)
+        target = {"epsilon": noise, "data": data}.get(self.prediction)
         if target is None:
             target = alpha * noise - sigma * data
         return PathSample(alpha * data + sigma * noise, t, target)
@@ -123,49 +122,48 @@ class VPPath:
         return capped / per
 
     def network_time(self, t: Tensor) -> Tensor:
-        """The integer step, as the network was trained; between steps (ODE solvers) a fraction."""
-        return (self._place(t) - 1).clamp_min(0)
+        """The integer step; between steps, where ODE solvers evaluate, a fraction."""
+        return (self._position(t) - 1).clamp_min(0)
 
-    def time_seen(self, network_time: Tensor) -> Tensor:
-        """The ``t`` of which the network is told ``network_time``."""
+    def from_network_time(self, network_time: Tensor) -> Tensor:
+        """The inverse of ``network_time``."""
         return (network_time + 1) / self.steps
 
     def velocity(self, model: Model, cond: Cond | None = None) -> Velocity:
         """dx/dt of the probability-flow ODE, which is v times the slope of the angle."""
 
         def field(x: Tensor, t: Tensor) -> Tensor:
-            t = t.clamp_min(1 / self.steps)  # the network knows nothing below its first step
+            t = t.clamp_min(1 / self.steps)  # the network was not trained below its first step
             mixture, slope = self.mixture(t, x), per_row(self._angle(t)[1], x)
             output = model(x, self.network_time(t), cond)
             return slope * mixture.convert(output, x, self.prediction, "v")
 
         return field
 
-    def _place(self, t: Tensor) -> Tensor:
-        """``t`` in steps, 0 to ``steps``; whole at a step, as rounding puts no ``t`` beside it."""
+    def _position(self, t: Tensor) -> Tensor:
+        """``t`` in units of steps, 0 to ``steps``; rounding errors beside a step are removed."""
         if not t.is_floating_point():
             raise ValueError(f"t must be floating, got {t.dtype}; use path.time(step)")
         dtype = torch.float64 if t.dtype == torch.float64 else torch.float32
-        place = (t.to(dtype) * self.steps).clamp(0, self.steps)
-        nearest = place.round()
-        return torch.where((place - nearest).abs() < 1e-3, nearest, place)
+        position = (t.to(dtype) * self.steps).clamp(0, self.steps)
+        nearest = position.round()
+        return torch.where((position - nearest).abs() < 1e-3, nearest, position)
 
     def _angle(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """``atan2(sigma, alpha)`` and its slope in t, ``[B]`` each."""
-        place = self._place(t)
-        angles = _angles(self, place.device, place.dtype)
-        upper = place.ceil().clamp_min(1).long()  # a step belongs to the interval below it
+        position = self._position(t)
+        angles = _angles(self, position.device, position.dtype)
+        upper = position.ceil().clamp_min(1).long()  # a step belongs to the interval below it
         rise = angles[upper] - angles[upper - 1]
-        return angles[upper] - (upper - place) * rise, rise * self.steps
+        return angles[upper] - (upper - position) * rise, rise * self.steps
 
 
 @lru_cache(maxsize=64)
 def _angles(path: VPPath, device: torch.device, dtype: torch.dtype) -> Tensor:
     """``atan2(sigma, alpha)`` ``[steps + 1]`` of data and of every step."""
-    # Not while a graph is captured or compiled away from float64: once, on the CPU.
+    # Cached, in float64 on the CPU: also within inference mode, compiled code or a CUDA graph.
     with torch.inference_mode(False), torch.no_grad():
-        kept = (1 - _betas(path)).cumprod(0)
-        root = kept.sqrt()
+        root = (1 - _betas(path)).cumprod(0).sqrt()
         if path.zero_snr:
             root = (root - root[-1]) * root[0] / (root[0] - root[-1])
         angle = torch.atan2((1 - root.square()).sqrt(), root)
@@ -179,6 +177,6 @@ def _betas(path: VPPath) -> Tensor:
     if path.schedule == "scaled_linear":
         ends = math.sqrt(path.beta_start), math.sqrt(path.beta_end)
         return torch.linspace(*ends, path.steps, dtype=torch.float64).square()
-    share = torch.arange(path.steps + 1, dtype=torch.float64) / path.steps
-    kept = ((share + 0.008) / 1.008 * math.pi / 2).cos().square()
-    return (1 - kept[1:] / kept[:-1]).clamp_max(LARGEST_BETA)
+    t = torch.arange(path.steps + 1, dtype=torch.float64) / path.steps
+    alpha_bar = ((t + 0.008) / 1.008 * math.pi / 2).cos().square()
+    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp_max(LARGEST_BETA)

@@ -1,8 +1,8 @@
 """Samplers: plain functions from noise (t = 1) to data (t = 0)."""
 
-from immiscible_diffusion.diffusion.samplers.base import Sampled, StepNoise, start_noise
+from immiscible_diffusion.diffusion.samplers.base import SamplerOutput, StepNoise, start_noise
 from immiscible_diffusion.diffusion.samplers.config import INIT_NOISES, METHODS, SamplerConfig
-from immiscible_diffusion.diffusion.samplers.ddpm import chosen_steps, sample_ddim, sample_dpm
+from immiscible_diffusion.diffusion.samplers.ddpm import sample_ddim, sample_dpm, select_timesteps
 from immiscible_diffusion.diffusion.samplers.edm import sample_consistency, sample_edm
 from immiscible_diffusion.diffusion.samplers.guidance import guided
 from immiscible_diffusion.diffusion.samplers.ode import (
@@ -11,17 +11,16 @@ from immiscible_diffusion.diffusion.samplers.ode import (
     sample_heun,
     sample_midpoint,
 )
-from immiscible_diffusion.diffusion.samplers.recording import Frame, RecordingModel, strip_rows
+from immiscible_diffusion.diffusion.samplers.recording import Frame, RecordingModel, trajectory_grid
 
 __all__ = [
     "INIT_NOISES",
     "METHODS",
     "Frame",
     "RecordingModel",
-    "Sampled",
     "SamplerConfig",
+    "SamplerOutput",
     "StepNoise",
-    "chosen_steps",
     "guided",
     "sample_consistency",
     "sample_ddim",
@@ -31,6 +30,7 @@ __all__ = [
     "sample_euler",
     "sample_heun",
     "sample_midpoint",
+    "select_timesteps",
     "start_noise",
-    "strip_rows",
+    "trajectory_grid",
 ]

@@ -9,16 +9,16 @@ from torch import Tensor
 from immiscible_diffusion.utils.random import keyed_generator
 
 StepNoise = Callable[[int], Tensor]
-"""``noise(n) -> [B, *shape]``: what step n adds, for samplers that add noise on their way."""
+"""``noise(n) -> [B, *shape]``: what step n adds, for stochastic samplers."""
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """What a sampler made.
+class SamplerOutput:
+    """Samples and their cost.
 
     Attributes:
         data: ``[B, *shape]``.
-        nfe: number of function evaluations: calls of the velocity on the batch.
+        nfe: number of function evaluations: calls of the network on the batch.
     """
 
     data: Tensor
@@ -34,8 +34,8 @@ def start_noise(
 ) -> Tensor:
     """Noise ``[len(indices), *shape]`` to start from: row i depends on ``(seed, index)`` alone.
 
-    So an image does not depend on how sampling was split in batches or over devices. With ``step``
-    the noise that this step of a sampler adds.
+    So a sample does not depend on how sampling was split into batches or over devices. With
+    ``step``, the noise that this step of a stochastic sampler adds.
     """
     name = "sample" if step is None else f"sample step {step}"
     rows = [torch.randn(shape, generator=keyed_generator(seed, index, name)) for index in indices]

@@ -1,19 +1,12 @@
-"""Which sampler, and how long."""
+"""Which sampler, and how many steps."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
 
-from immiscible_diffusion.diffusion.paths import (
-    Cond,
-    EDMPath,
-    Model,
-    Path,
-    Velocity,
-    VPPath,
-)
-from immiscible_diffusion.diffusion.samplers.base import Sampled, StepNoise
+from immiscible_diffusion.diffusion.paths import Cond, EDMPath, Model, Path, Velocity, VPPath
+from immiscible_diffusion.diffusion.samplers.base import SamplerOutput, StepNoise
 from immiscible_diffusion.diffusion.samplers.ddpm import SPACINGS, sample_ddim, sample_dpm
 from immiscible_diffusion.diffusion.samplers.edm import sample_consistency, sample_edm
 from immiscible_diffusion.diffusion.samplers.ode import (
@@ -25,32 +18,32 @@ from immiscible_diffusion.diffusion.samplers.ode import (
 
 INIT_NOISES = ("normal", "matched")
 METHODS = {"euler": sample_euler, "heun": sample_heun, "midpoint": sample_midpoint}
-# What the others can sample: the ODE methods above can all.
-OF_PATH: dict[str, type] = {
+# The path that each other method needs; the ODE methods above can sample every path.
+REQUIRED_PATH: dict[str, type] = {
     "ddim": VPPath,
     "ddpm": VPPath,
     "dpm": VPPath,
     "edm": EDMPath,
     "consistency": EDMPath,
 }
-KNOWN = (*METHODS, "dopri5", *OF_PATH)
+ALL_METHODS = (*METHODS, "dopri5", *REQUIRED_PATH)
 
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """Which sampler, and how long.
+    """Which sampler, and how many steps.
 
     Args:
         method: ``euler``, ``heun``, ``midpoint`` or ``dopri5`` along the path's ODE (not ``heun``
-            of a VPPath, whose steps lie apart); of a VPPath ``ddim``, ``ddpm`` or
-            ``dpm`` (DPM-Solver++); of a EDMPath ``edm`` (Heun in sigma) or ``consistency``.
+            of a VPPath, whose time is discrete); of a VPPath ``ddim``, ``ddpm`` or ``dpm``
+            (DPM-Solver++); of an EDMPath ``edm`` (Heun in sigma) or ``consistency``.
         steps: of all but ``dopri5``.
         tolerance: relative and absolute, for ``dopri5``.
-        init_noise: the law to start from: ``normal``, N(0, I) as everyone does, or ``matched``, the law
-            of the noise the model was trained on (``NoiseDistribution``).
+        init_noise: the distribution to start from: ``normal``, N(0, I) as everyone does, or
+            ``matched``, that of the noise the model was trained on (``NoiseDistribution``).
         spacing: which of the path's steps ``ddim``, ``ddpm`` and ``dpm`` take: ``linear``,
             ``quadratic`` or ``trailing``.
-        eta: share of fresh noise in ``ddim``; ``ddpm`` is 1.
+        eta: fresh noise in ``ddim``, 0 to 1; ``ddpm`` is 1.
         clip: predicted data are clamped to plus and minus this in ``ddim`` and ``ddpm``; of data
             before any image scaling.
         guidance: weight of the condition (2207.12598): 1 is none, above 1 pushes towards it.
@@ -68,16 +61,13 @@ class SamplerConfig:
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.init_noise not in INIT_NOISES:
-            raise ValueError(
-                f"init_noise must be one of {', '.join(INIT_NOISES)}, got {self.init_noise!r}"
-            )
-        if self.method not in KNOWN:
-            raise ValueError(
-                f"sampler method must be one of {', '.join(KNOWN)}, got {self.method!r}"
-            )
-        if self.spacing not in SPACINGS:
-            raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, got {self.spacing!r}")
+        for name, value, known in (
+            ("init_noise", self.init_noise, INIT_NOISES),
+            ("sampler method", self.method, ALL_METHODS),
+            ("spacing", self.spacing, SPACINGS),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         if self.steps < 1 or not self.tolerance > 0:
             raise ValueError(
                 f"steps must be >= 1 and tolerance above 0, got {self.steps} and {self.tolerance}"
@@ -94,23 +84,23 @@ class SamplerConfig:
                 "heun is of first order where a path has steps, and its images are worse than "
                 "euler's at twice the cost; use ddim, dpm or midpoint"
             )
-        needed = OF_PATH.get(self.method)
-        if needed is not None and not isinstance(path, needed):
+        required = REQUIRED_PATH.get(self.method)
+        if required is not None and not isinstance(path, required):
             raise ValueError(
-                f"{self.method} samples a {needed.__name__}, got {type(path).__name__}; use one of "
-                f"{', '.join((*METHODS, 'dopri5'))}"
+                f"{self.method} samples a {required.__name__}, got {type(path).__name__}; use one "
+                f"of {', '.join((*METHODS, 'dopri5'))}"
             )
 
     @property
     def selection(self) -> str:
-        """Where the steps lie."""
+        """Description of where the steps lie, for records and pages."""
         if self.method == "dopri5":
             return f"adaptive, tolerance {self.tolerance:g}"
         if self.method in ("ddim", "ddpm", "dpm"):
             return f"{self.spacing} among those of training"
         return "in sigma" if self.method in ("edm", "consistency") else "equal in t"
 
-    def __call__(self, velocity: Velocity, noise: Tensor) -> Sampled:
+    def __call__(self, velocity: Velocity, noise: Tensor) -> SamplerOutput:
         """Integrate a velocity from ``noise`` ``[B, *shape]`` at t = 1 to data at t = 0."""
         if self.method == "dopri5":
             return sample_dopri5(velocity, noise, tolerance=self.tolerance)
@@ -126,8 +116,8 @@ class SamplerConfig:
         *,
         cond: Cond | None = None,
         step_noise: StepNoise | None = None,
-    ) -> Sampled:
-        """Data from ``noise`` ``[B, *shape]`` of unit variance, by what ``model`` says on ``path``.
+    ) -> SamplerOutput:
+        """Data from ``noise`` ``[B, *shape]`` of unit variance, by the predictions of ``model``.
 
         Args:
             path: that the model was trained on.
@@ -154,25 +144,14 @@ class SamplerConfig:
             )
         if isinstance(path, VPPath) and self.method == "dpm":
             return sample_dpm(path, model, noise, cond=cond, steps=self.steps, spacing=self.spacing)
-        if isinstance(path, EDMPath):
-            return self._of_sigma(path, model, noise, cond, step_noise)
-        return self(path.velocity(model, cond), noise)
-
-    def _of_sigma(
-        self,
-        path: EDMPath,
-        model: Model,
-        noise: Tensor,
-        cond: Cond | None,
-        step_noise: StepNoise | None,
-    ) -> Sampled:
-        if self.method == "edm":
+        if isinstance(path, EDMPath) and self.method == "edm":
             return sample_edm(path, model, noise, cond=cond, steps=self.steps)
-        if self.method == "consistency":
+        if isinstance(path, EDMPath) and self.method == "consistency":
             return sample_consistency(
                 path, model, noise, cond=cond, steps=self.steps, step_noise=step_noise
             )
-        return self(path.velocity(model, cond), path.sigma_max * noise)
+        start = path.sigma_max * noise if isinstance(path, EDMPath) else noise
+        return self(path.velocity(model, cond), start)
 
     def with_steps(self, steps: int) -> "SamplerConfig":
         """Return the sampler with ``steps`` steps; Euler's for one that chooses its own."""
@@ -184,14 +163,15 @@ class SamplerConfig:
         return self if self.clip is None else replace(self, clip=factor * self.clip)
 
     def __str__(self) -> str:
-        length = f"{self.tolerance:g}" if self.method == "dopri5" else str(self.steps)
-        more = f" eta {self.eta:g}" if self.method == "ddim" and self.eta else ""
+        parts = [self.method, f"{self.tolerance:g}" if self.method == "dopri5" else str(self.steps)]
+        if self.method == "ddim" and self.eta:
+            parts.append(f"eta {self.eta:g}")
         if self.method in ("ddim", "ddpm") and self.clip is not None:
-            more += f" clip {self.clip:g}"
+            parts.append(f"clip {self.clip:g}")
         if self.method in ("ddim", "ddpm", "dpm") and self.spacing != "trailing":
-            more += f" {self.spacing}"
+            parts.append(self.spacing)
         if self.guidance != 1:
-            more += f" guidance {self.guidance:g}"
-        return f"{self.method} {length}{more}" + (
-            " matched" if self.init_noise == "matched" else ""
-        )
+            parts.append(f"guidance {self.guidance:g}")
+        if self.init_noise == "matched":
+            parts.append("matched")
+        return " ".join(parts)

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.diffusion.paths import Cond, Model, VPPath
-from immiscible_diffusion.diffusion.samplers.base import Sampled, StepNoise
+from immiscible_diffusion.diffusion.samplers.base import SamplerOutput, StepNoise
 from immiscible_diffusion.utils.optional_deps import require_extra
 
 SPACINGS = ("linear", "quadratic", "trailing")
 Spacing = Literal["linear", "quadratic", "trailing"]
 
 
-def chosen_steps(path: VPPath, count: int, spacing: Spacing = "linear") -> list[int]:
+def select_timesteps(path: VPPath, count: int, spacing: Spacing = "linear") -> list[int]:
     """``count`` of the path's steps, falling.
 
     ``linear`` and ``quadratic`` are those of DDIM (2010.02502, D.2), which end at step 0 and leave
@@ -24,8 +24,8 @@ def chosen_steps(path: VPPath, count: int, spacing: Spacing = "linear") -> list[
     (2305.08891), as zero SNR needs.
 
     Raises:
-        ValueError: more steps than the path has, an unknown spacing, or one step of another than
-            ``trailing``: it would be step 0, and noise would come back as it went in.
+        ValueError: more steps than the path has, an unknown spacing, or one step that is not
+            ``trailing``: it would be step 0, which returns the noise unchanged.
     """
     if not 1 <= count <= path.steps:
         raise ValueError(f"steps must be from 1 to {path.steps}, those of the path, got {count}")
@@ -33,14 +33,14 @@ def chosen_steps(path: VPPath, count: int, spacing: Spacing = "linear") -> list[
         raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, got {spacing!r}")
     if count == 1 and spacing != "trailing":
         raise ValueError(
-            f"one {spacing} step is step 0, which says nothing of noise; use trailing or more steps"
+            f"one {spacing} step is step 0, which returns the noise; use trailing or more steps"
         )
     if spacing == "trailing":
         return [round(path.steps * (count - i) / count) - 1 for i in range(count)]
     if spacing == "linear":
         return [i * path.steps // count for i in range(count)][::-1]
-    bends = (0.8 * path.steps * (i / max(1, count - 1)) ** 2 for i in range(count))
-    return sorted({int(bend) for bend in bends}, reverse=True)
+    quadratic = (0.8 * path.steps * (i / max(1, count - 1)) ** 2 for i in range(count))
+    return sorted({int(step) for step in quadratic}, reverse=True)
 
 
 @torch.no_grad()
@@ -55,57 +55,58 @@ def sample_ddim(
     eta: float = 0.0,
     clip: float | None = None,
     step_noise: StepNoise | None = None,
-) -> Sampled:
-    """DDIM (2010.02502, eq. 12 and 16): the sample is predicted, and mixed anew a step earlier.
+) -> SamplerOutput:
+    """DDIM (2010.02502, eq. 12 and 16): predict the data, mix them again one step earlier.
 
     Args:
         path: that the model was trained on.
-        model: says ``path.prediction``.
+        model: predicts ``path.prediction``.
         noise: ``[B, *shape]`` at t = 1.
         cond: of the model.
         steps: evaluations of the model.
         spacing: which of the path's steps.
-        eta: share of fresh noise: 0 is deterministic, 1 with all steps is DDPM's posterior.
+        eta: fresh noise: 0 is deterministic, 1 with all steps is DDPM's posterior.
         clip: predicted data are clamped to plus and minus this (1 for images).
         step_noise: the fresh noise of every step, if ``eta > 0``.
     """
     if eta and step_noise is None:
         raise ValueError(f"eta {eta} adds noise at every step; give step_noise")
-    chosen = chosen_steps(path, steps, spacing)
-    times = [(step + 1) / path.steps for step in chosen]
+    timesteps = select_timesteps(path, steps, spacing)
+    times = [(step + 1) / path.steps for step in timesteps]
     x = noise
-    for number, (t, following) in enumerate(itertools.pairwise([*times, 0.0])):
-        data, rest = predicted(path, model, x, t, cond, clip)
-        kept, added = _shares(path, t, following, eta)
-        x = kept[0] * data + kept[1] * rest
-        if added and step_noise is not None:
-            x = x + added * step_noise(number)
-    return Sampled(x, len(chosen))
+    for number, (t, t_next) in enumerate(itertools.pairwise([*times, 0.0])):
+        data, epsilon = _predict(path, model, x, t, cond, clip)
+        alpha, sigma, fresh = _ddim_coefficients(path, t, t_next, eta)
+        x = alpha * data + sigma * epsilon
+        if fresh and step_noise is not None:
+            x = x + fresh * step_noise(number)
+    return SamplerOutput(x, len(timesteps))
 
 
-def predicted(
+def _predict(
     path: VPPath, model: Model, x: Tensor, t: float, cond: Cond | None, clip: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Sample and noise that the model sees in ``x`` ``[B, *shape]`` at ``t``."""
+    """Data and noise that the model predicts from ``x`` ``[B, *shape]`` at ``t``."""
     times = torch.full((len(x),), t, device=x.device, dtype=torch.float32)
     mixture = path.mixture(times, x)
     output = model(x, path.network_time(times), cond)
-    data, noise = mixture.pair(path.prediction, output, x)
+    data, noise = mixture.to_data_and_noise(path.prediction, output, x)
     if clip is None:
         return data, noise
     data = data.clamp(-clip, clip)
     return data, (x - mixture.alpha * data) / mixture.sigma
 
 
-def _shares(
-    path: VPPath, t: float, following: float, eta: float
-) -> tuple[tuple[float, float], float]:
-    """Shares of sample, old noise and fresh noise at the time that follows."""
-    times = torch.tensor([t, following], dtype=torch.float64)
-    (before, alpha), (around, sigma) = path.alpha(times).tolist(), path.sigma(times).tolist()
-    lost = max(0.0, 1 - (before / alpha) ** 2) if alpha else 1.0
-    added = eta * sigma / around * lost**0.5
-    return (alpha, max(0.0, sigma**2 - added**2) ** 0.5), added
+def _ddim_coefficients(
+    path: VPPath, t: float, t_next: float, eta: float
+) -> tuple[float, float, float]:
+    """Coefficients of the data, the predicted noise and fresh noise at ``t_next``."""
+    times = torch.tensor([t, t_next], dtype=torch.float64)
+    alpha, alpha_next = path.alpha(times).tolist()
+    sigma, sigma_next = path.sigma(times).tolist()
+    beta = max(0.0, 1 - (alpha / alpha_next) ** 2) if alpha_next else 1.0
+    fresh = eta * sigma_next / sigma * beta**0.5
+    return alpha_next, max(0.0, sigma_next**2 - fresh**2) ** 0.5, fresh
 
 
 @torch.no_grad()
@@ -117,28 +118,27 @@ def sample_dpm(
     cond: Cond | None = None,
     steps: int = 20,
     spacing: Spacing = "trailing",
-) -> Sampled:
+) -> SamplerOutput:
     """DPM-Solver++ of second order, multistep (2211.01095), by diffusers' scheduler."""
     with require_extra("train", "DPM-Solver++"):
         from diffusers import DPMSolverMultistepScheduler
+    kinds = {"epsilon": "epsilon", "v": "v_prediction", "data": "sample"}
     scheduler = DPMSolverMultistepScheduler(
         num_train_timesteps=path.steps,
         trained_betas=path.betas.tolist(),
-        prediction_type={"epsilon": "epsilon", "v": "v_prediction", "data": "sample"}[
-            path.prediction
-        ],
+        prediction_type=kinds[path.prediction],
         final_sigmas_type="zero",
         rescale_betas_zero_snr=path.zero_snr,
     )
-    wanted = chosen_steps(path, steps, spacing)
+    timesteps = select_timesteps(path, steps, spacing)
     if spacing == "linear":
-        # Step 0 left out: from there to data a step of second order would jump too far.
-        wanted = [i * path.steps // (steps + 1) for i in range(steps, 0, -1)]
+        # Without step 0: a second-order step from there to data would be too long.
+        timesteps = [i * path.steps // (steps + 1) for i in range(steps, 0, -1)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # diffusers and NumPy 2
-        scheduler.set_timesteps(timesteps=wanted, device=noise.device)
+        scheduler.set_timesteps(timesteps=timesteps, device=noise.device)
     x = noise
-    for step in wanted:
+    for step in timesteps:
         times = torch.full((len(x),), float(step), device=x.device)
         x = scheduler.step(model(x, times, cond), step, x).prev_sample
-    return Sampled(x, len(wanted))
+    return SamplerOutput(x, len(timesteps))

@@ -1,7 +1,7 @@
 """ODE samplers: plain functions from noise (t = 1) to data (t = 0).
 
-Each takes a velocity ``(x [B, *shape], t [B]) -> dx/dt`` (``path.velocity(model, cond)``) and says
-how often it called it.
+Each takes a velocity ``(x [B, *shape], t [B]) -> dx/dt``, such as ``path.velocity(model, cond)``,
+and counts its evaluations.
 """
 
 import itertools
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.diffusion.paths import Velocity
-from immiscible_diffusion.diffusion.samplers.base import Sampled
+from immiscible_diffusion.diffusion.samplers.base import SamplerOutput
 from immiscible_diffusion.utils.optional_deps import require_extra
 
 
-def sample_euler(velocity: Velocity, noise: Tensor, *, steps: int = 50) -> Sampled:
+def sample_euler(velocity: Velocity, noise: Tensor, *, steps: int = 50) -> SamplerOutput:
     """Euler's method in equal steps: first order, one evaluation a step."""
 
     def step(x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ def sample_euler(velocity: Velocity, noise: Tensor, *, steps: int = 50) -> Sampl
     return _integrate(step, noise, steps, evaluations=1)
 
 
-def sample_heun(velocity: Velocity, noise: Tensor, *, steps: int = 25) -> Sampled:
+def sample_heun(velocity: Velocity, noise: Tensor, *, steps: int = 25) -> SamplerOutput:
     """Heun's method (trapezoid) in equal steps: second order, two evaluations a step."""
 
     def step(x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def sample_heun(velocity: Velocity, noise: Tensor, *, steps: int = 25) -> Sample
     return _integrate(step, noise, steps, evaluations=2)
 
 
-def sample_midpoint(velocity: Velocity, noise: Tensor, *, steps: int = 25) -> Sampled:
+def sample_midpoint(velocity: Velocity, noise: Tensor, *, steps: int = 25) -> SamplerOutput:
     """The midpoint method in equal steps: second order, two evaluations a step."""
 
     def step(x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
@@ -46,10 +46,10 @@ def sample_midpoint(velocity: Velocity, noise: Tensor, *, steps: int = 25) -> Sa
 
 
 @torch.no_grad()
-def sample_dopri5(velocity: Velocity, noise: Tensor, *, tolerance: float = 1e-5) -> Sampled:
+def sample_dopri5(velocity: Velocity, noise: Tensor, *, tolerance: float = 1e-5) -> SamplerOutput:
     """Adaptive Dormand-Prince 5(4) through torchdiffeq; relative and absolute ``tolerance``.
 
-    One step size serves the whole batch, so images depend, within the tolerance, on their batch.
+    All samples of a batch share the step sizes, so they depend on it, within the tolerance.
     """
     with require_extra("train", "the adaptive sampler dopri5"):
         from torchdiffeq import odeint
@@ -61,30 +61,23 @@ def sample_dopri5(velocity: Velocity, noise: Tensor, *, tolerance: float = 1e-5)
         return velocity(x, t.to(x.dtype).expand(len(x)))
 
     times = torch.tensor([1.0, 0.0], device=noise.device)
-    # End there: by default it steps past, to times below 0.
+    # step_t makes it end at 0: by default it evaluates at times below 0 too.
     options: dict[str, Any] = {"step_t": times[1:]}
     if noise.device.type == "mps":  # has no float64, torchdiffeq's type for times
         options["dtype"] = torch.float32
-    states = odeint(
-        field,
-        noise,
-        times,
-        rtol=tolerance,
-        atol=tolerance,
-        method="dopri5",
-        options=options,
-    )
-    return Sampled(states[-1], evaluations)
+    bounds = {"rtol": tolerance, "atol": tolerance}
+    states = odeint(field, noise, times, method="dopri5", options=options, **bounds)
+    return SamplerOutput(states[-1], evaluations)
 
 
 @torch.no_grad()
 def _integrate(
     step: Callable[[Tensor, Tensor, Tensor], Tensor], noise: Tensor, steps: int, evaluations: int
-) -> Sampled:
+) -> SamplerOutput:
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     times = torch.linspace(1, 0, steps + 1, dtype=torch.float64).to(noise.dtype).to(noise.device)
     x = noise
-    for t, following in itertools.pairwise(times):
-        x = step(x, t.expand(len(x)), following - t)
-    return Sampled(x, steps * evaluations)
+    for t, t_next in itertools.pairwise(times):
+        x = step(x, t.expand(len(x)), t_next - t)
+    return SamplerOutput(x, steps * evaluations)

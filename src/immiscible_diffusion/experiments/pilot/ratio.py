@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from statistics import fmean, stdev
 
-from immiscible_diffusion.reporting.compare.estimate import SMALLEST
+from immiscible_diffusion.utils.statistics import SMALLEST
 
 RELEVANT = 1.25  # an effect below this factor is called none
 FEWEST_SEEDS = 3

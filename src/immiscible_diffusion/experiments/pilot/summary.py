@@ -10,10 +10,9 @@ from immiscible_diffusion.experiments.pilot.ratio import Ratio
 from immiscible_diffusion.experiments.pilot.records import Trial
 from immiscible_diffusion.experiments.pilot.run import Outcome, Probe
 from immiscible_diffusion.experiments.pilot.verdict import BASELINE, MATCHED, SHUFFLED, Comparison
-from immiscible_diffusion.reporting.compare.estimate import geometric
-from immiscible_diffusion.reporting.compare.results import SampleMetrics
-from immiscible_diffusion.reporting.compare.results import Trial as LoadedRun
-from immiscible_diffusion.reporting.compare.speedup import compare_seed
+from immiscible_diffusion.reporting.compare.records import SampleMetrics
+from immiscible_diffusion.reporting.compare.records import Trial as LoadedRun
+from immiscible_diffusion.reporting.compare.speedup import compare_seed, mean_ratio
 
 NO_PROMISE = (
     "No promise for large models: this is a small network after minutes of training, judged by a "
@@ -97,15 +96,17 @@ def _speed_up(cells: list[Trial], comparison: Comparison) -> dict[str, Any] | No
     base = _curves(cells, BASELINE, comparison.budget)
     mine = _curves(cells, comparison.arm, comparison.budget)
     seeds = sorted(base.keys() & mine.keys())
-    if not seeds or len(base[seeds[0]].quality) < 2:
+    if not seeds or len(base[seeds[0]].metrics) < 2:
         return None
-    last = base[seeds[0]].quality[-1].step
+    last = base[seeds[0]].metrics[-1].step
     found = [compare_seed(base[s], mine[s], comparison.budget, last) for s in seeds]
     known = [row for row in found if row.bound != "~"]
-    if not known:
+    interval, bound = mean_ratio([row.ratio for row in known], [row.bound for row in known])
+    if interval is None:
         return None
-    estimate = geometric([row.ratio for row in known], [row.bound for row in known])
-    return asdict(estimate)
+    low, high = (interval.low, interval.high) if interval.is_known else (None, None)
+    values = {"value": interval.value, "low": low, "high": high}
+    return values | {"seeds": interval.count, "bound": bound}
 
 
 def _curves(cells: list[Trial], arm: str, budget: int) -> dict[int, LoadedRun]:

@@ -15,7 +15,7 @@ from statistics import fmean
 
 from immiscible_diffusion.experiments.pilot.ratio import FEWEST_SEEDS, Ratio, seeds_for
 from immiscible_diffusion.metrics.evaluate import Floor
-from immiscible_diffusion.reporting.compare.estimate import CONFIDENCE
+from immiscible_diffusion.utils.statistics import CONFIDENCE
 from immiscible_diffusion.reporting.compare.speedup import floor_resolves
 
 BASELINE, SHUFFLED, MATCHED = "independent", "shuffled:", "matched:"

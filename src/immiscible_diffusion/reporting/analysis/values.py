@@ -7,7 +7,7 @@ from typing import Any
 
 from immiscible_diffusion.analysis.diagnostics import failed, is_zero
 from immiscible_diffusion.analysis.estimates import Mean
-from immiscible_diffusion.reporting.compare.findings import number
+from immiscible_diffusion.reporting.html import number
 from immiscible_diffusion.reporting.plotting import BASELINE, Look, looks_of
 
 NOTHING = Mean(math.nan, math.nan)

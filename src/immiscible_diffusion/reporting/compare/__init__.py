@@ -1,27 +1,22 @@
 """A comparison's records become tables, plots, sentences and one self-contained page."""
 
-from immiscible_diffusion.reporting.compare.findings import Finding, findings, missing, summary
-from immiscible_diffusion.reporting.compare.page import render_page, write_report
-from immiscible_diffusion.reporting.compare.results import (
+from immiscible_diffusion.reporting.compare.page import csv_tables, render_page, write_report
+from immiscible_diffusion.reporting.compare.records import (
     Comparison,
     CouplingEntry,
     Dataset,
     Excess,
     ExcessPoint,
+    Floor,
     Irreducible,
     LossPoint,
     PolicyEntry,
     SampleMetrics,
     Trial,
 )
-from immiscible_diffusion.reporting.compare.speedup import (
-    Kept,
-    Speedup,
-    kept_by_control,
-    speedup,
-    speedups,
-)
-from immiscible_diffusion.reporting.compare.tables import speedup_markdown
+from immiscible_diffusion.reporting.compare.speedup import Speedup, Verdict, speedup, speedups
+from immiscible_diffusion.reporting.compare.summary import Finding, findings, missing, summary
+from immiscible_diffusion.reporting.compare.tables import latex_table, speedup_markdown
 
 __all__ = [
     "Comparison",
@@ -30,15 +25,17 @@ __all__ = [
     "Excess",
     "ExcessPoint",
     "Finding",
+    "Floor",
     "Irreducible",
-    "Kept",
     "LossPoint",
     "PolicyEntry",
     "SampleMetrics",
     "Speedup",
     "Trial",
+    "Verdict",
+    "csv_tables",
     "findings",
-    "kept_by_control",
+    "latex_table",
     "missing",
     "render_page",
     "speedup",

@@ -1,176 +1,203 @@
-"""Plots as SVG text: the same input gives the same bytes, and nothing is fetched to show them.
+"""Plots of a comparison, each with its legend; a coupling looks the same in all of them."""
 
-Each function draws one panel with room for one phone screen and no legend: ``looks`` says how each
-coupling is drawn, and the page writes one legend for all panels.
-"""
-
-from collections.abc import Sequence
+from collections.abc import Mapping
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from immiscible_diffusion.reporting.compare.estimate import SMALLEST
-from immiscible_diffusion.reporting.compare.results import Comparison, Trial
-from immiscible_diffusion.reporting.compare.series import (
-    Series,
-    final_quality_series,
-    loss_series,
-    quality_series,
+from immiscible_diffusion.reporting.compare.records import Comparison
+from immiscible_diffusion.reporting.compare.tables import (
+    final_points,
+    new_frame,
+    over_seeds,
+    trained_couplings,
 )
 from immiscible_diffusion.reporting.plotting import (
     BASELINE,
-    Look,
-    look_key,
-    looks_of,
+    GRAY,
+    LineStyle,
+    line_styles,
+    log_x,
+    log_y,
+    new_plot,
     short,
-    svg_panel,
 )
+from immiscible_diffusion.utils.statistics import SMALLEST
 
-NOT_COMPARABLE = (
-    "Losses of different couplings are not comparable: paired training loss is lower by "
-    "construction, loss on independent noise is not what paired training minimizes."
-)
-FLOOR_KEY = (
-    '<svg viewBox="0 0 40 14" aria-hidden="true"><path d="M1 2H39V12H1z" fill="#888888" '
-    'fill-opacity="0.3"/></svg>'
-)
+if TYPE_CHECKING:
+    from markupsafe import Markup
+    from pandas import DataFrame
+
+BAND_OF_CONTROL, BAND = 0.08, 0.18
 
 
-def looks(comparison: Comparison) -> dict[str, Look]:
-    """The look of each coupling; a control has its coupling's color."""
-    names = [entry.name for entry in comparison.couplings if entry.control_of is None]
-    names = [name for name in names if name != comparison.baseline.name]
-    chosen = looks_of(names)
-    chosen[comparison.baseline.name] = Look(BASELINE, "o", False)
+def styles_of(comparison: Comparison) -> dict[str, LineStyle]:
+    """The style of each coupling; a control has its coupling's color."""
+    plain = [e.name for e in comparison.couplings if e.control_of is None and not e.baseline]
+    styles = line_styles(plain) | {comparison.baseline.name: LineStyle(BASELINE, "o")}
     for entry in comparison.couplings:
         if entry.control_of is not None:
-            of = chosen.get(entry.control_of, Look(BASELINE, "o", False))
-            chosen[entry.name] = Look(of.color, of.marker, True)
-    return chosen
+            of = styles.get(entry.control_of, LineStyle(BASELINE, "o"))
+            styles[entry.name] = LineStyle(of.color, of.marker, control=True)
+    return styles
 
 
-def quality_against_steps(comparison: Comparison, budget: int) -> str:
-    """The measure against training steps at one sampling budget, both logarithmic."""
-    title = f"{budget} {comparison.sampler_name} steps"
-    with svg_panel(f"quality-{budget}", title) as (axes, output):
-        found = {e.name: quality_series(comparison, e.name, budget) for e in comparison.couplings}
-        _lines(axes, comparison, found)
-        _floor_band(axes, comparison)
-        _log_axes(axes, list(comparison.eval_steps))
-        axes.set(xlabel="training steps", ylabel=f"{comparison.measure} (lower is better)")
-    return output[0]
+def metric_by_step(comparison: Comparison, name: str, sampling_steps: int) -> "DataFrame":
+    """The metric by training step: geometric mean, smallest and largest over the longest runs."""
+    runs = [
+        {m.step: m.value for m in trial.metrics if m.sampling_steps == sampling_steps and m.value}
+        for trial in comparison.trials_of(name)
+    ]
+    return over_seeds(runs, geometric=True)
 
 
-def quality_against_budget(comparison: Comparison) -> str:
-    """The measure at the last step against the number of sampler steps."""
-    with svg_panel("sampling_steps", "At the end of training") as (axes, output):
-        found = {e.name: final_quality_series(comparison, e.name) for e in comparison.couplings}
-        _lines(axes, comparison, found)
-        _floor_band(axes, comparison)
-        _log_axes(axes, list(comparison.sampling_steps))
+def metric_against_steps(comparison: Comparison, sampling_steps: int) -> "Markup":
+    """The metric against training steps, both logarithmic."""
+    headline = ", headline" if sampling_steps == comparison.headline_steps else ""
+    with new_plot(f"{sampling_steps} {comparison.sampler_name} steps{headline}") as plot:
+        names = [entry.name for entry in comparison.couplings]
+        lines = {name: metric_by_step(comparison, name, sampling_steps) for name in names}
+        _draw_lines(plot.axes, comparison, lines)
+        _draw_floor(plot.axes, comparison)
+        log_x(plot.axes, comparison.eval_steps)
+        log_y(plot.axes)
+        plot.axes.set(xlabel="training steps", ylabel=f"{comparison.metric} (lower is better)")
+    return plot.image
+
+
+def metric_against_sampling_steps(comparison: Comparison) -> "Markup":
+    """The metric at the last training step against the number of sampling steps."""
+    with new_plot("At the end of training") as plot:
+        lines = {}
+        for entry in comparison.couplings:
+            by_steps = {
+                s: metric_by_step(comparison, entry.name, s) for s in _ascending(comparison)
+            }
+            last = {s: frame.iloc[-1] for s, frame in by_steps.items() if len(frame)}
+            lines[entry.name] = new_frame([last[s] for s in last]).set_axis(list(last))
+        _draw_lines(plot.axes, comparison, lines)
+        _draw_floor(plot.axes, comparison)
+        log_x(plot.axes, comparison.sampling_steps)
+        log_y(plot.axes)
         sampler = comparison.sampler_name
-        axes.set(xlabel=f"{sampler} steps of the sampler", ylabel=comparison.measure)
-    return output[0]
+        plot.axes.set(xlabel=f"{sampler} steps of the sampler", ylabel=comparison.metric)
+    return plot.image
 
 
-def losses_against_steps(comparison: Comparison, kind: str) -> str:
-    """``kind`` loss against steps; the panel itself says that couplings are not comparable.
+def _ascending(comparison: Comparison) -> list[int]:
+    return sorted(comparison.sampling_steps)
 
-    Show it only beside the sentence ``NOT_COMPARABLE``.
-    """
+
+def losses_against_steps(comparison: Comparison, kind: str) -> "Markup":
+    """``kind`` ('validation' or 'training') loss against steps; couplings are not comparable."""
+    if kind not in {"validation", "training"}:
+        raise ValueError(f"kind is {kind!r}; expected 'validation' or 'training'")
     noise = {"validation": "independent noise", "training": "the paired noise"}
-    found = {e.name: loss_series(comparison, e.name, kind) for e in comparison.couplings}
-    with svg_panel(f"loss-{kind}", f"{kind.capitalize()} loss on {noise[kind]}") as (axes, output):
-        _lines(axes, comparison, found)
-        steps = [x for series in found.values() if series for x in series.x]
-        _log_axes(axes, list(comparison.eval_steps), y=False)
-        if steps:
-            axes.set_xlim(min(steps) / 1.08, max(steps) * 1.08)
-        axes.set(xlabel="training steps (not comparable between couplings)", ylabel="loss")
-    return output[0]
-
-
-def pairing_cost(comparison: Comparison) -> str:
-    """Time of a training step by coupling; the dark part waits for pairing; dots are seeds."""
-    entries = [e for e in comparison.couplings if _times(comparison.cells_of(e.name))]
-    entries.reverse()
-    chosen = looks(comparison)
-    with svg_panel("cost", "Time of a training step", 0.9 + 0.42 * len(entries)) as (axes, output):
-        for row, entry in enumerate(entries):
-            cells = comparison.cells_of(entry.name)
-            times = _times(cells)
-            total = fmean(times)
-            waiting = total * fmean([cell.pairing_share or 0.0 for cell in cells])
-            color = chosen[entry.name].color
-            axes.barh(row, total, height=0.62, color=color, alpha=0.25, linewidth=0)
-            axes.barh(row, waiting, height=0.62, color=color, linewidth=0)
-            axes.plot(times, [row] * len(times), "o", color=color, markersize=3.5)
-            axes.annotate(
-                f"{total:.3g} ms",
-                (max(times), row),
-                (6, 0),
-                textcoords="offset points",
-                va="center",
+    with new_plot(f"{kind.capitalize()} loss on {noise[kind]}") as plot:
+        lines = {}
+        for entry in comparison.couplings:
+            runs = [getattr(trial, kind) for trial in comparison.trials_of(entry.name)]
+            lines[entry.name] = over_seeds(
+                {point.step: point.loss for point in run if point.loss is not None and point.step}
+                for run in runs
             )
-        labels = [short(entry.label) for entry in entries]
-        axes.set_yticks(range(len(entries)), labels, parse_math=False)
-        axes.set(xlabel="milliseconds per step", xlim=(0, axes.get_xlim()[1] * 1.18))
-        axes.grid(axis="x")
-        axes.set_axisbelow(True)
-    return output[0]
+        _draw_lines(plot.axes, comparison, lines)
+        log_x(plot.axes, comparison.eval_steps)
+        steps = [step for frame in lines.values() for step in frame.index]
+        if steps:
+            plot.axes.set_xlim(min(steps) / 1.08, max(steps) * 1.08)
+        plot.axes.set(xlabel="training steps (not comparable between couplings)", ylabel="loss")
+    return plot.image
 
 
-def legend_key(comparison: Comparison, name: str) -> str:
-    """A small SVG of the line that stands for the coupling ``name``."""
-    return look_key(looks(comparison)[name])
+def pairing_cost(comparison: Comparison) -> "Markup":
+    """Time of a training step by coupling; the dark part waits for pairing; dots are seeds."""
+    trials = {
+        entry: [t for t in comparison.trials_of(entry.name) if t.seconds_per_step is not None]
+        for entry in comparison.couplings[::-1]
+    }
+    trials = {entry: some for entry, some in trials.items() if some}
+    with new_plot("Time of a training step", height=0.9 + 0.42 * len(trials)) as plot:
+        for row, (entry, some) in enumerate(trials.items()):
+            times = [1000 * (trial.seconds_per_step or 0) for trial in some]
+            total = fmean(times)
+            waiting = total * fmean(trial.pairing_share or 0.0 for trial in some)
+            color = styles_of(comparison)[entry.name].color
+            plot.axes.barh(row, total, height=0.62, color=color, alpha=0.25, linewidth=0)
+            plot.axes.barh(row, waiting, height=0.62, color=color, linewidth=0)
+            plot.axes.plot(times, [row] * len(times), "o", color=color, markersize=3.5)
+            place = {"textcoords": "offset points", "va": "center"}
+            plot.axes.annotate(f"{total:.3g} ms", (max(times), row), (6, 0), **place)
+        labels = [short(entry.label) for entry in trials]
+        plot.axes.set_yticks(range(len(trials)), labels, parse_math=False)
+        plot.axes.set(xlabel="milliseconds per step", xlim=(0, plot.axes.get_xlim()[1] * 1.18))
+        plot.axes.grid(axis="x")
+    return plot.image
 
 
-def _times(cells: Sequence[Trial]) -> list[float]:
-    return [1000 * cell.seconds_per_step for cell in cells if cell.seconds_per_step is not None]
+def excess_by_level(comparison: Comparison) -> "Markup":
+    """Excess loss against t at the last step, with two standard errors of the noisy images."""
+    levels = comparison.excess.levels if comparison.excess else ()
+    with new_plot("Excess loss by t at the last step") as plot:
+        lines, errors = {}, [0.5]
+        for name in trained_couplings(comparison):
+            points = final_points(comparison, name)
+            lines[name] = over_seeds(dict(zip(levels, p.excess, strict=True)) for p in points)
+            if points:
+                bars = [
+                    2 * fmean(column) for column in zip(*(p.error for p in points), strict=True)
+                ]
+                errors += [2 * error for point in points for error in point.error if error > 0]
+                color = styles_of(comparison)[name].color
+                mean = lines[name]["mean"]
+                plot.axes.errorbar(mean.index, mean, bars, fmt="none", ecolor=color, elinewidth=1)
+        _draw_lines(plot.axes, comparison, lines)
+        _signed_log_y(plot.axes, min(errors))
+        plot.axes.set(xlabel="t (0 = data, 1 = noise)", ylabel="excess loss per dimension")
+    return plot.image
 
 
-def _lines(axes: Any, comparison: Comparison, found: dict[str, Series | None]) -> None:
-    chosen = looks(comparison)
-    for name, series in sorted(found.items(), key=lambda item: not chosen[item[0]].control):
-        if series is None:
+def excess_against_steps(comparison: Comparison) -> "Markup":
+    """Mean excess loss over t against training steps."""
+    with new_plot("Excess loss, mean over t") as plot:
+        lines = {
+            name: over_seeds({p.step: p.mean for p in t.excess} for t in comparison.trials_of(name))
+            for name in trained_couplings(comparison)
+        }
+        _draw_lines(plot.axes, comparison, lines)
+        log_x(plot.axes, comparison.eval_steps)
+        if all(frame.low.min() > 0 for frame in lines.values() if len(frame)):
+            log_y(plot.axes)
+        plot.axes.set(xlabel="training steps", ylabel="excess loss per dimension")
+    return plot.image
+
+
+def _draw_lines(axes: Any, comparison: Comparison, lines: Mapping[str, "DataFrame"]) -> None:
+    """A line with its band for each coupling that has values, controls below."""
+    styles = styles_of(comparison)
+    for name, frame in lines.items():
+        if not len(frame):
             continue
-        axes.plot(series.x, series.mean, **chosen[name].options)
-        if len(series.seeds) > 1 and len(series.x) > 1:
-            alpha = 0.08 if chosen[name].control else 0.18
-            band = {"color": chosen[name].color, "alpha": alpha, "linewidth": 0}
-            axes.fill_between(series.x, series.low, series.high, **band)
-
-
-def _floor_band(axes: Any, comparison: Comparison) -> None:
-    if comparison.floor is None:
-        return
-    low = max(comparison.floor.low, SMALLEST)
-    axes.axhspan(low, comparison.floor.high, color="#888888", alpha=0.22, linewidth=0, zorder=0)
-
-
-def _log_axes(axes: Any, ticks: list[int], y: bool = True) -> None:
-    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
-
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(_spread(ticks)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _count(value)))
-    if y:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+        style, order = styles[name], 2.0 if styles[name].control else 2.1
+        label = comparison.entry(name).label
+        axes.plot(frame.index, frame["mean"], label=label, zorder=order, **style.options)
+        alpha = BAND_OF_CONTROL if style.control else BAND
+        band = {"color": style.color, "alpha": alpha, "linewidth": 0}
+        axes.fill_between(frame.index, frame.low, frame.high, **band)
     axes.grid(True)
-    axes.set_axisbelow(True)
 
 
-def _spread(ticks: list[int], gap: float = 1.35) -> list[int]:
-    """Leave out ticks whose labels would touch on a logarithmic axis; the last one stays."""
-    kept: list[int] = []
-    for tick in sorted(set(ticks), reverse=True):
-        if tick > 0 and (not kept or kept[-1] / tick >= gap):
-            kept.append(tick)
-    return kept[::-1]
+def _draw_floor(axes: Any, comparison: Comparison) -> None:
+    if comparison.floor is not None:
+        low, high = max(comparison.floor.low, SMALLEST), comparison.floor.high
+        axes.axhspan(low, high, color=GRAY, alpha=0.22, linewidth=0, zorder=0, label="floor")
 
 
-def _count(value: float) -> str:
-    return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"
+def _signed_log_y(axes: Any, linear: float) -> None:
+    """A vertical axis that is logarithmic on both sides of 0, linear within ``linear`` of it."""
+    from matplotlib.ticker import FuncFormatter, NullLocator, SymmetricalLogLocator
+
+    axes.set_yscale("symlog", linthresh=linear)
+    axes.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=linear, subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axes.axhline(0, color="#666666", linewidth=1)

@@ -1,26 +1,32 @@
-"""What one training of a comparison measured: its quality, losses and pictures."""
+"""What a comparison measured: the records of results.json that every table and plot is made from.
+
+None stands for what was not measured.
+"""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from immiscible_diffusion.metrics.evaluate import METRICS
-from immiscible_diffusion.reporting.decode import OPTIONAL
+from immiscible_diffusion.utils.serialization import from_dict, to_dict
+
+SCHEMA_VERSION = 2
+FRECHET = "Frechet distance"
+METRICS = ("frechet", "kid", "precision", "recall", "density", "coverage", "memorisation")
+SAMPLERS = {"ddim": "DDIM", "ddpm": "DDPM", "dpm": "DPM-Solver++", "edm": "EDM"}
 
 
 @dataclass(frozen=True)
 class SampleMetrics:
-    """Quality of the samples at one training step and one sampling budget; None = not measured.
+    """Metrics of the samples at one training step, made with one number of sampling steps.
 
-    ``value`` is the figure that the comparison is about, lower is better: the Frechet distance of
-    images, or ``action_error``, the mean squared error of a policy's actions, with ``score`` and
-    ``success``, the shares in [0, 1] of its episodes.
+    Images have ``frechet`` and the rest of ``METRICS``; policies ``action_error``, the mean squared
+    error of their actions, with ``score`` and ``success``, shares in [0, 1] of their episodes.
     """
 
     step: int
-    budget: int
+    sampling_steps: int
     nfe: int | None = None
     frechet: float | None = None
     kid: float | None = None
@@ -30,28 +36,29 @@ class SampleMetrics:
     density: float | None = None
     coverage: float | None = None
     memorisation: float | None = None
-    action_error: float | None = field(default=None, metadata=OPTIONAL)
-    score: float | None = field(default=None, metadata=OPTIONAL)
-    success: float | None = field(default=None, metadata=OPTIONAL)
+    action_error: float | None = None
+    score: float | None = None
+    success: float | None = None
 
     def __post_init__(self) -> None:
-        if self.step < 1 or self.budget < 1:
+        where = f"at step {self.step}, sampling_steps {self.sampling_steps}"
+        if self.step < 1 or self.sampling_steps < 1:
             raise ValueError(
-                f"quality at step {self.step}, budget {self.budget}: expected both >= 1 "
-                "(an untrained network has no place on a logarithmic axis of steps)"
+                f"metrics {where}: expected both >= 1 (an untrained network has no place on a "
+                "logarithmic axis of steps)"
             )
         for name in (*METRICS, "kid_error", "action_error", "score", "success"):
             value = getattr(self, name)
             low = 0 if name in ("frechet", "action_error") else -math.inf
             if value is not None and not (low <= value and math.isfinite(value)):
                 raise ValueError(
-                    f"{name} is {value} at step {self.step}, budget {self.budget}; expected a "
-                    "finite number, a Frechet distance or error >= 0, or None where not measured"
+                    f"{name} is {value} {where}; expected a finite number, a Frechet distance or "
+                    "error >= 0, or None where not measured"
                 )
 
     @property
     def value(self) -> float | None:
-        """The figure that the comparison is about; None if it was not measured."""
+        """The metric that the comparison is about, lower is better."""
         return self.action_error if self.frechet is None else self.frechet
 
 
@@ -69,7 +76,7 @@ class LossPoint:
 
 @dataclass(frozen=True)
 class ExcessPoint:
-    """Loss of the averaged weights by noise level at one step, not weighted, on fresh paired noise.
+    """Loss of the EMA weights by noise level at one step, not weighted, on fresh paired noise.
 
     ``excess`` is the loss less that of the optimal denoiser on the same noisy images, ``error`` its
     standard error, ``mean`` its mean over t.
@@ -85,18 +92,18 @@ class ExcessPoint:
 
 @dataclass(frozen=True)
 class Trial:
-    """One training run: a coupling and a seed.
+    """One training: a coupling and a seed.
 
     ``validation`` is the loss on fixed independent noise and times, ``training`` the loss on the
     paired noise; ``grids`` maps a step, as text, to a PNG path relative to results.json, made from
-    the same start noise for every coupling, ``strip`` a PNG of images on their way from noise to
-    data. ``pairing_ms`` is what pairing takes per step, in whatever thread; ``pairing_share``
-    [0, 1] the share of the step that waits for it.
+    the same initial noise for every coupling, ``trajectory`` is a PNG of images on their way from
+    noise to data. ``pairing_ms`` is the time of pairing per step, in whatever thread;
+    ``pairing_share`` [0, 1] the share of the step that waits for it.
     """
 
     coupling: str
     seed: int
-    quality: tuple[SampleMetrics, ...] = ()
+    metrics: tuple[SampleMetrics, ...] = ()
     seconds_per_step: float | None = None
     pairing_share: float | None = None
     pairing_ms: float | None = None
@@ -104,34 +111,238 @@ class Trial:
     training: tuple[LossPoint, ...] = ()
     grids: Mapping[str, str] | None = None
     finished: bool = False
-    excess: tuple[ExcessPoint, ...] = field(default=(), metadata=OPTIONAL)
-    strip: str | None = field(default=None, metadata=OPTIONAL)
+    excess: tuple[ExcessPoint, ...] = ()
+    trajectory: str | None = None
 
     def __post_init__(self) -> None:
-        where = f"cell {self.coupling!r}, seed {self.seed}"
-        refuse_repeats(f"{where}: quality", [(q.step, q.budget) for q in self.quality])
+        where = f"trial {self.coupling!r}, seed {self.seed}"
+        _refuse_repeats(f"{where}: metrics", [(m.step, m.sampling_steps) for m in self.metrics])
         if self.seconds_per_step is not None and self.seconds_per_step <= 0:
             raise ValueError(f"{where}: seconds_per_step is {self.seconds_per_step}; expected > 0")
         if self.pairing_share is not None and not 0 <= self.pairing_share <= 1:
             raise ValueError(f"{where}: pairing_share is {self.pairing_share}; expected 0 to 1")
-        for step, path in (self.grids or {}).items():
+        for step in self.grids or {}:
             if not step.isdigit():
                 raise ValueError(f"{where}: grid key is {step!r}; expected a training step")
-            _refuse_outside(f"{where}: grid", path)
-        if self.strip is not None:
-            _refuse_outside(f"{where}: strip", self.strip)
+        for path in (*(self.grids or {}).values(), self.trajectory or ""):
+            if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+                raise ValueError(
+                    f"{where}: image path is {path!r}; expected a path inside the folder of "
+                    "results.json, relative to it"
+                )
 
 
-def refuse_repeats(what: str, keys: list[Any]) -> None:
-    """ValueError if one of ``keys`` is there twice."""
-    repeated = sorted({key for key in keys if keys.count(key) > 1})
-    if repeated:
+@dataclass(frozen=True)
+class Dataset:
+    """The training data: a name and the number of samples."""
+
+    name: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Frechet distance of real data from real data over random halves: mean, smallest, largest.
+
+    ``note`` says how it was measured; differences smaller than the width are not resolved.
+    """
+
+    mean: float
+    low: float
+    high: float
+    size: int
+    counts: tuple[int, int] | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class PolicyEntry:
+    """The policies of one coupling in the simulator after the last step, over all seeds.
+
+    Triples are ``(value, low, high)``: a mean with its 95% interval. ``score`` is the mean over
+    episodes of the largest share of the goal covered, ``success`` the share of episodes that
+    reached it, ``gain`` the score less the baseline's on the same seeds and episodes (None for the
+    baseline), ``latency_ms`` the median time of a plan for all episodes at once.
+    """
+
+    coupling: str
+    score: tuple[float, float, float]
+    success: tuple[float, float, float]
+    gain: tuple[float, float, float] | None
+    last: float
+    best: float
+    latency_ms: float
+    seeds: int
+    episodes: int
+
+
+@dataclass(frozen=True)
+class CouplingEntry:
+    """One coupling of a comparison; ``control_of`` names the coupling whose noise it shuffles."""
+
+    name: str
+    label: str
+    control_of: str | None = None
+    baseline: bool = False
+
+
+@dataclass(frozen=True)
+class Irreducible:
+    """The loss that no network can go below, by level; ``reached`` on the very noisy images.
+
+    ``estimate`` says how the coupling's density was estimated, empty for a closed form; ``skipped``
+    why there are no values.
+    """
+
+    coupling: str
+    value: tuple[float, ...] = ()
+    error: tuple[float, ...] = ()
+    reached: tuple[float, ...] = ()
+    estimate: str = ""
+    skipped: str = ""
+
+
+@dataclass(frozen=True)
+class Excess:
+    """How excess losses are measured: on ``probes`` noisy images per level.
+
+    The first ``averaged`` levels are the middles of equal bins of t. ``images`` may be the source
+    of a noisy one, ``condition`` is what the network is conditioned on (empty: nothing).
+    """
+
+    levels: tuple[float, ...]
+    averaged: int
+    probes: int
+    images: int
+    condition: str
+    couplings: tuple[Irreducible, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several couplings x seeds of one recipe, trained at equal steps; one is the baseline.
+
+    ``command`` made it, ``note`` goes into every caption, ``accuracy`` is the held-out accuracy of
+    the classifier behind ``features``. ``samples`` are generated per evaluation and compared with
+    ``real_samples``. ``metric`` is the name of ``SampleMetrics.value``, lower is better;
+    ``sampling`` says how samples were made. Trials may be missing or stop early.
+    """
+
+    recipe: str
+    command: str
+    note: str
+    hardware: str
+    date: str
+    versions: Mapping[str, str]
+    dataset: Dataset
+    features: str
+    accuracy: float | None
+    samples: int
+    real_samples: int
+    floor: Floor | None
+    sampling_steps: tuple[int, ...]
+    headline_steps: int
+    sampler: str
+    eval_steps: tuple[int, ...]
+    batch_size: int
+    total_steps: int
+    parameters: int
+    couplings: tuple[CouplingEntry, ...]
+    trials: tuple[Trial, ...]
+    excess: Excess | None = None
+    metric: str = FRECHET
+    sampling: str = ""
+    policies: tuple[PolicyEntry, ...] = ()
+    film: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.headline_steps not in self.sampling_steps:
+            raise ValueError(
+                f"headline_steps is {self.headline_steps}; expected one of "
+                f"{list(self.sampling_steps)}"
+            )
+        names = [entry.name for entry in self.couplings]
+        _refuse_repeats("couplings", names)
+        _refuse_repeats("trials", [(trial.coupling, trial.seed) for trial in self.trials])
+        _refuse_repeats("sampling_steps", self.sampling_steps)
+        baselines = [entry.name for entry in self.couplings if entry.baseline]
+        if len(baselines) != 1:
+            raise ValueError(f"baselines are {baselines}; expected exactly one among {names}")
+        for entry in self.couplings:
+            if entry.control_of is not None and entry.control_of not in names:
+                raise ValueError(
+                    f"{entry.name!r} is a control of {entry.control_of!r}; expected one of {names}"
+                )
+        for trial in self.trials:
+            if trial.coupling not in names:
+                raise ValueError(
+                    f"a trial has coupling {trial.coupling!r}; expected one of {names}"
+                )
+            if unknown := {m.sampling_steps for m in trial.metrics} - set(self.sampling_steps):
+                raise ValueError(
+                    f"trial {trial.coupling!r}, seed {trial.seed} has sampling_steps "
+                    f"{sorted(unknown)}; expected some of {list(self.sampling_steps)}"
+                )
+
+    @property
+    def sampler_name(self) -> str:
+        """The sampler as it is written in text."""
+        return SAMPLERS.get(self.sampler, self.sampler.capitalize())
+
+    @property
+    def baseline(self) -> CouplingEntry:
+        """The coupling that the others are compared with."""
+        return next(entry for entry in self.couplings if entry.baseline)
+
+    @property
+    def treated(self) -> tuple[CouplingEntry, ...]:
+        """The couplings that are neither baseline nor control."""
+        return tuple(e for e in self.couplings if not e.baseline and e.control_of is None)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """All seeds of any trial, ascending."""
+        return tuple(sorted({trial.seed for trial in self.trials}))
+
+    def entry(self, name: str) -> CouplingEntry:
+        """The coupling called ``name``; ValueError lists the options."""
+        names = [entry.name for entry in self.couplings]
+        if name not in names:
+            raise ValueError(f"coupling is {name!r}; expected one of {names}")
+        return self.couplings[names.index(name)]
+
+    def control(self, name: str) -> CouplingEntry | None:
+        """The shuffled control of the coupling ``name``, if there is one."""
+        return next((entry for entry in self.couplings if entry.control_of == name), None)
+
+    def trials_of(self, name: str) -> tuple[Trial, ...]:
+        """The trials of a coupling by ascending seed."""
+        trials = (trial for trial in self.trials if trial.coupling == name)
+        return tuple(sorted(trials, key=lambda trial: trial.seed))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values with the version of the schema; ``from_dict`` reads them back."""
+        return {"schema_version": SCHEMA_VERSION} | to_dict(self, kinds=False)
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "Comparison":
+        """Read a record.
+
+        Raises:
+            ValueError: another schema, with what to do; or naming the first wrong field.
+        """
+        version = record.get("schema_version", record.get("version"))
+        if version != SCHEMA_VERSION:
+            raise ValueError(
+                f"results.json has schema {version!r} and this release reads {SCHEMA_VERSION}; "
+                f"write it again from its trials: the command that made it, with --gather "
+                f"({record.get('command', 'immiscible compare RECIPE')} --gather)"
+            )
+        fields = {name: value for name, value in record.items() if name != "schema_version"}
+        result: Comparison = from_dict(cls, fields, "results")
+        return result
+
+
+def _refuse_repeats(what: str, keys: Sequence[Any]) -> None:
+    if repeated := sorted({key for key in keys if keys.count(key) > 1}):
         raise ValueError(f"{what} has {repeated[0]!r} more than once; expected each once")
-
-
-def _refuse_outside(what: str, path: str) -> None:
-    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-        raise ValueError(
-            f"{what} path is {path!r}; expected a path inside the folder of results.json, "
-            "relative to it"
-        )

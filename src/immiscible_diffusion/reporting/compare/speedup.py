@@ -1,29 +1,39 @@
-"""How many times fewer steps: speed-ups at equal quality, with intervals over seeds.
+"""How many times fewer steps: speed-ups at equal metric, with intervals over seeds.
 
-For one seed and sampling budget, the speed-up is steps(baseline) / steps(coupling) to the same
-quality, on best-so-far curves that are linear in log step and log of the measure between
-neighboring evaluations. The target is the worse of the two final qualities, so that both reach
-it; below 1 the coupling is slower. A curve that is at the target when first evaluated got there at
-an unknown earlier step: the ratio is then only a bound.
+For one seed and number of sampling steps, the speed-up is steps(baseline) / steps(coupling) to the
+same metric, on best-so-far curves that are linear in log step and log of the metric between
+neighboring evaluations. The target is the worse of the two final values, so that both reach it;
+below 1 the coupling is slower. A curve that is at the target when first evaluated got there at an
+unknown earlier step: the ratio is then only a bound.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
 from statistics import fmean
 
-from immiscible_diffusion.metrics.evaluate import Floor
-from immiscible_diffusion.reporting.compare.estimate import (
+from immiscible_diffusion.reporting.compare.records import Comparison, Floor, Trial
+from immiscible_diffusion.utils.statistics import (
     SMALLEST,
-    Estimate,
-    arithmetic,
-    geometric,
+    Interval,
+    geometric_interval,
+    mean_interval,
 )
-from immiscible_diffusion.reporting.compare.results import Comparison, Trial
+
+
+class Verdict(str, Enum):
+    """Whether a coupling differs from the baseline over seeds; intervals are of 95%."""
+
+    HELPS = "helps"
+    HURTS = "hurts"
+    UNRESOLVED = "unresolved"
+    NOT_MEASURED = "not measured"
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Best value of the measure so far at ascending training steps."""
+    """Best value of the metric so far at ascending training steps."""
 
     steps: tuple[int, ...]
     values: tuple[float, ...]
@@ -31,7 +41,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class SeedSpeedup:
-    """One seed: steps of either run to ``target``; ``bound`` as in Estimate ('~': unknown)."""
+    """One seed: the steps of either run to ``target``; ``bound`` as in :class:`Speedup`."""
 
     seed: int
     target: float
@@ -50,60 +60,73 @@ class SeedSpeedup:
 
 @dataclass(frozen=True)
 class Speedup:
-    """A coupling against the baseline at one sampling budget.
+    """A coupling against the baseline with one number of sampling steps.
 
-    ``steps`` is the speed-up in training steps, ``wall`` in training time; ``quality_ratio`` is
-    final measure coupling / baseline (below 1: the coupling is better); finals are means
-    of best-so-far values at ``horizon``, the last step that the seeds have in common. ``left_out``
-    are seeds whose runs stop earlier or are missing. ``resolved`` is False where the floor hides
-    the difference of the finals. All None without a seed in common.
+    Attributes:
+        coupling: its name.
+        sampling_steps: of the sampler.
+        horizon: the last training step that the seeds have in common.
+        seeds: the seeds that reach it; others are left out.
+        steps: speed-up in training steps, a geometric mean; None if no seed gives one.
+        wall: speed-up in training time, the cost of pairing included.
+        bound: '' where steps and wall are estimates, '>' or '<' where a seed gives only a bound,
+            '~' where seeds bound it from both sides.
+        quality_ratio: final metric of the coupling / the baseline, below 1: the coupling is better.
+        baseline_final: mean of the best metric up to the horizon.
+        coupling_final: the same of the coupling.
+        resolved: False where the floor hides the difference of the finals.
     """
 
     coupling: str
-    budget: int
-    horizon: int | None
-    seeds: tuple[SeedSpeedup, ...]
-    left_out: tuple[int, ...]
-    steps: Estimate | None
-    wall: Estimate | None
-    quality_ratio: Estimate | None
-    baseline_final: Estimate | None
-    coupling_final: Estimate | None
-    resolved: bool | None
+    sampling_steps: int
+    horizon: int | None = None
+    seeds: tuple[SeedSpeedup, ...] = ()
+    steps: Interval | None = None
+    wall: Interval | None = None
+    bound: str = ""
+    quality_ratio: Interval | None = None
+    baseline_final: Interval | None = None
+    coupling_final: Interval | None = None
+    resolved: bool | None = None
 
     @property
-    def verdict(self) -> str:
-        """'helps', 'hurts', 'unresolved', 'one seed' or 'missing', by the interval on steps.
+    def verdict(self) -> Verdict:
+        """By the interval on steps, or that on the final metric where steps give no interval.
 
-        A bound has no interval: it counts if it holds on every seed, points away from 1, and the
-        interval on final quality agrees. Where steps say nothing, because both were at the target
-        when first evaluated: 'ends better' or 'ends worse', by the interval on final quality.
+        One seed resolves nothing. A bound counts if it holds on every seed, lies on one side of 1,
+        and the interval on the final metric agrees. Where every curve is at the target when first
+        evaluated, the final metric decides, unless the floor hides the difference.
         """
-        if self.quality_ratio is None:
-            return "missing"
-        if self.quality_ratio.seeds == 1:
-            return "one seed"
+        quality = self.quality_ratio
+        if quality is None:
+            return Verdict.NOT_MEASURED
+        better = quality.value < 1
         if self.steps is None:
-            return _verdict_of_quality(self)
-        if self.steps.excludes_one:
-            return "helps" if self.steps.value > 1 else "hurts"
-        if self.steps.bound in {">", "<"} and self.quality_ratio.excludes_one:
-            return _verdict_of_bound(self)
-        return "unresolved"
+            decided = self.resolved is not False
+        elif self.bound in {">", "<"}:
+            ratios = [row.ratio for row in self.seeds if row.bound != "~"]
+            better = self.bound == ">"
+            decided = min(ratios) > 1 > quality.value if better else max(ratios) < 1 < quality.value
+        else:
+            better = self.steps.value > 1
+            quality, decided = self.steps, not self.bound
+        if not decided or not quality.excludes(1):
+            return Verdict.UNRESOLVED
+        return Verdict.HELPS if better else Verdict.HURTS
 
 
 @dataclass(frozen=True)
-class Kept:
-    """The share of a coupling's gain in final quality that its shuffled control keeps.
+class ControlShare:
+    """The share of a coupling's gain in the final metric that its shuffled control keeps.
 
-    share = (baseline - control) / (baseline - coupling) in the measure at ``horizon``, a
-    ratio of means over the seeds that all three have; ``share`` is None where the gain is not
-    resolved: smaller than the width of the floor, or not positive on every seed.
+    share = (baseline - control) / (baseline - coupling) at ``horizon``, a ratio of means over the
+    seeds that all three have; None where the gain is not resolved: smaller than the width of the
+    floor, or not positive on every seed.
     """
 
     coupling: str
     control: str
-    budget: int
+    sampling_steps: int
     horizon: int
     seeds: tuple[int, ...]
     baseline_final: float
@@ -112,10 +135,12 @@ class Kept:
     share: float | None
 
 
-def best_so_far(cell: Trial, budget: int, until: int | None = None) -> Curve:
-    """Return the running minimum of the measure at ``budget``, up to step ``until``."""
+def best_so_far(trial: Trial, sampling_steps: int, until: int | None = None) -> Curve:
+    """The running minimum of the metric with ``sampling_steps``, up to step ``until``."""
     points = sorted(
-        (q.step, q.value) for q in cell.quality if q.budget == budget and q.value is not None
+        (m.step, m.value)
+        for m in trial.metrics
+        if m.sampling_steps == sampling_steps and m.value is not None
     )
     steps: list[int] = []
     values: list[float] = []
@@ -130,31 +155,32 @@ def steps_to(curve: Curve, target: float) -> tuple[float, bool]:
     """Steps to reach ``target``, log-linear between evaluations; True if only an upper bound.
 
     Raises:
-        ValueError: if the curve never reaches the target.
+        ValueError: the curve never reaches the target.
     """
     for i, value in enumerate(curve.values):
         if value > target:
             continue
         if i == 0:
             return float(curve.steps[0]), True
-        before, after, wanted = (
+        before, after, goal = (
             math.log(max(v, SMALLEST)) for v in (curve.values[i - 1], value, target)
         )
-        share = (before - wanted) / (before - after) if before > after else 1.0
+        share = (before - goal) / (before - after) if before > after else 1.0
         left, right = math.log(curve.steps[i - 1]), math.log(curve.steps[i])
         return math.exp(left + share * (right - left)), False
     raise ValueError(f"target is {target}; expected at least the best value, {min(curve.values)}")
 
 
-def compare_seed(baseline: Trial, coupling: Trial, budget: int, horizon: int) -> SeedSpeedup:
+def compare_seed(
+    baseline: Trial, coupling: Trial, sampling_steps: int, horizon: int
+) -> SeedSpeedup:
     """Compare two runs of one seed, both evaluated at ``horizon`` or later."""
-    base, other = (best_so_far(cell, budget, horizon) for cell in (baseline, coupling))
+    base, other = (best_so_far(trial, sampling_steps, horizon) for trial in (baseline, coupling))
     target = max(base.values[-1], other.values[-1])
     base_steps, base_bounded = steps_to(base, target)
     other_steps, other_bounded = steps_to(other, target)
     bound = {(0, 0): "", (0, 1): ">", (1, 0): "<", (1, 1): "~"}[base_bounded, other_bounded]
-    times = (baseline.seconds_per_step, coupling.seconds_per_step)
-    time_ratio = times[0] / times[1] if times[0] and times[1] else None
+    times = baseline.seconds_per_step, coupling.seconds_per_step
     return SeedSpeedup(
         baseline.seed,
         target,
@@ -163,82 +189,87 @@ def compare_seed(baseline: Trial, coupling: Trial, budget: int, horizon: int) ->
         bound,
         base.values[-1],
         other.values[-1],
-        time_ratio,
+        times[0] / times[1] if times[0] and times[1] else None,
     )
 
 
-def last_steps(comparison: Comparison, name: str, budget: int) -> dict[int, int]:
-    """Last step with the measure at ``budget``, by seed; seeds without one are absent."""
-    curves = {cell.seed: best_so_far(cell, budget) for cell in comparison.cells_of(name)}
+def last_steps(comparison: Comparison, name: str, sampling_steps: int) -> dict[int, int]:
+    """The last step with the metric, by seed; seeds without one are absent."""
+    curves = {t.seed: best_so_far(t, sampling_steps) for t in comparison.trials_of(name)}
     return {seed: curve.steps[-1] for seed, curve in curves.items() if curve.steps}
 
 
 def common_seeds(
-    comparison: Comparison, names: tuple[str, ...], budget: int
-) -> tuple[int | None, tuple[int, ...]]:
-    """The last step that runs of all ``names`` share on some seed, and the seeds that reach it."""
-    lasts = [last_steps(comparison, name, budget) for name in names]
+    comparison: Comparison, names: Sequence[str], sampling_steps: int
+) -> tuple[int, tuple[int, ...]]:
+    """The last step that runs of all ``names`` share on some seed (0 if none), and those seeds."""
+    lasts = [last_steps(comparison, name, sampling_steps) for name in names]
     shared = set.intersection(*(set(last) for last in lasts))
     horizons = {seed: min(last[seed] for last in lasts) for seed in shared}
-    if not horizons:
-        return None, ()
-    horizon = max(horizons.values())
+    horizon = max(horizons.values(), default=0)
     return horizon, tuple(sorted(seed for seed in horizons if horizons[seed] == horizon))
 
 
-def speedup(comparison: Comparison, name: str, budget: int) -> Speedup:
-    """Compare the coupling ``name`` with the baseline at ``budget``, paired by seed."""
-    baseline = comparison.baseline.name
-    comparison.entry(name)
-    horizon, seeds = common_seeds(comparison, (baseline, name), budget)
-    left_out = tuple(seed for seed in comparison.seeds if seed not in seeds)
-    if horizon is None:
-        return Speedup(name, budget, None, (), left_out, *(None,) * 6)
-    cells = {(cell.coupling, cell.seed): cell for cell in comparison.cells}
+def speedup(comparison: Comparison, name: str, sampling_steps: int) -> Speedup:
+    """Compare the coupling ``name`` with the baseline, paired by seed."""
+    names = (comparison.baseline.name, comparison.entry(name).name)
+    horizon, seeds = common_seeds(comparison, names, sampling_steps)
+    if not seeds:
+        return Speedup(name, sampling_steps)
+    trials = {(trial.coupling, trial.seed): trial for trial in comparison.trials}
     rows = tuple(
-        compare_seed(cells[baseline, seed], cells[name, seed], budget, horizon) for seed in seeds
+        compare_seed(trials[names[0], seed], trials[name, seed], sampling_steps, horizon)
+        for seed in seeds
     )
-    base, other = [r.baseline_final for r in rows], [r.coupling_final for r in rows]
-    steps, wall = _ratios(rows)
+    known = [row for row in rows if row.bound != "~"]
+    bounds = [row.bound for row in known]
+    steps, bound = mean_ratio([row.ratio for row in known], bounds)
+    times = [row.ratio * row.time_ratio for row in known if row.time_ratio is not None]
+    finals = [[row.baseline_final for row in rows], [row.coupling_final for row in rows]]
+    ratios = [max(b, SMALLEST) / max(a, SMALLEST) for a, b in zip(*finals, strict=True)]
+    base, other = (mean_interval(values, minimum=0) for values in finals)
     return Speedup(
         name,
-        budget,
+        sampling_steps,
         horizon,
         rows,
-        left_out,
         steps,
-        wall,
-        geometric([_ratio(b, a) for a, b in zip(base, other, strict=True)]),
-        arithmetic(base),
-        arithmetic(other),
-        floor_resolves(comparison.floor, fmean(base), fmean(other)),
+        mean_ratio(times, bounds)[0] if len(times) == len(known) else None,
+        bound,
+        geometric_interval(ratios),
+        base,
+        other,
+        floor_resolves(comparison.floor, base.value, other.value),
     )
 
 
 def speedups(comparison: Comparison) -> list[Speedup]:
-    """Every coupling and control but the baseline, at every budget, in the order given."""
+    """Every coupling and control but the baseline, with every number of sampling steps."""
     names = [entry.name for entry in comparison.couplings if not entry.baseline]
-    return [
-        speedup(comparison, name, budget) for name in names for budget in comparison.sampling_steps
-    ]
+    return [speedup(comparison, name, s) for name in names for s in comparison.sampling_steps]
 
 
-def kept_by_control(comparison: Comparison, name: str, budget: int) -> Kept | None:
+def share_of_control(comparison: Comparison, name: str, sampling_steps: int) -> ControlShare | None:
     """How much of the gain is not pairing: None without a control or a seed in common."""
     control = comparison.control(name)
     if control is None:
         return None
     names = (comparison.baseline.name, control.name, name)
-    horizon, seeds = common_seeds(comparison, names, budget)
-    if horizon is None:
+    horizon, seeds = common_seeds(comparison, names, sampling_steps)
+    if not seeds:
         return None
-    cells = {(cell.coupling, cell.seed): cell for cell in comparison.cells}
-    finals = [[best_so_far(cells[n, s], budget, horizon).values[-1] for s in seeds] for n in names]
-    base, kept, gained = (fmean(values) for values in finals)
+    trials = {(trial.coupling, trial.seed): trial for trial in comparison.trials}
+    finals = [
+        [best_so_far(trials[n, seed], sampling_steps, horizon).values[-1] for seed in seeds]
+        for n in names
+    ]
+    base, shuffled, paired = map(fmean, finals)
     width = comparison.floor.high - comparison.floor.low if comparison.floor else 0.0
-    clear = base - gained > width and all(b > g for b, g in zip(finals[0], finals[2], strict=True))
-    share = (base - kept) / (base - gained) if clear else None
-    return Kept(name, control.name, budget, horizon, seeds, base, kept, gained, share)
+    clear = base - paired > width and all(b > p for b, p in zip(finals[0], finals[2], strict=True))
+    share = (base - shuffled) / (base - paired) if clear else None
+    return ControlShare(
+        name, control.name, sampling_steps, horizon, seeds, base, shuffled, paired, share
+    )
 
 
 def floor_resolves(floor: Floor | None, first: float, second: float) -> bool:
@@ -248,37 +279,11 @@ def floor_resolves(floor: Floor | None, first: float, second: float) -> bool:
     return not (max(first, second) < floor.high or abs(first - second) < floor.high - floor.low)
 
 
-def _ratio(value: float, base: float) -> float:
-    return max(value, SMALLEST) / max(base, SMALLEST)
-
-
-def _ratios(rows: tuple[SeedSpeedup, ...]) -> tuple[Estimate | None, Estimate | None]:
-    """Speed-up in steps and in time, over the seeds that say anything about it."""
-    known = [row for row in rows if row.bound != "~"]
-    if not known:
-        return None, None
-    bounds = [row.bound for row in known]
-    steps = geometric([row.ratio for row in known], bounds)
-    times = [row.time_ratio for row in known]
-    if any(time is None for time in times):
-        return steps, None
-    return steps, geometric([r.ratio * (r.time_ratio or 1) for r in known], bounds)
-
-
-def _verdict_of_quality(result: Speedup) -> str:
-    ratio = result.quality_ratio
-    if ratio is None or not ratio.excludes_one or not result.resolved:
-        return "unresolved"
-    return "ends better" if ratio.value < 1 else "ends worse"
-
-
-def _verdict_of_bound(result: Speedup) -> str:
-    steps, quality = result.steps, result.quality_ratio
-    if steps is None or quality is None:
-        return "missing"
-    known = [row.ratio for row in result.seeds if row.bound != "~"]
-    if steps.bound == ">" and min(known) > 1 and quality.value < 1:
-        return "helps"
-    if steps.bound == "<" and max(known) < 1 and quality.value > 1:
-        return "hurts"
-    return "unresolved"
+def mean_ratio(ratios: list[float], bounds: Sequence[str]) -> tuple[Interval | None, str]:
+    """The geometric mean over seeds and its bound; no interval where a seed gives only a bound."""
+    kinds = {bound for bound in bounds if bound}
+    bound = kinds.pop() if len(kinds) == 1 else "~" if kinds else ""
+    if not ratios:
+        return None, bound
+    interval = geometric_interval(ratios)
+    return (replace(interval, low=0.0, high=math.inf) if bound else interval), bound

@@ -1,235 +1,354 @@
-"""Tables of a comparison: rows for CSV files and HTML, and a markdown table for a README."""
+"""Tables of a comparison as pandas frames: tidy ones for CSV, and those of the page and a paper."""
 
-import csv
-import io
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from immiscible_diffusion.metrics.evaluate import METRICS
-from immiscible_diffusion.reporting.compare.estimate import Estimate, arithmetic
-from immiscible_diffusion.reporting.compare.findings import number, share, with_interval
-from immiscible_diffusion.reporting.compare.results import Comparison
+from immiscible_diffusion.reporting.compare.records import (
+    METRICS,
+    Comparison,
+    ExcessPoint,
+    SampleMetrics,
+)
 from immiscible_diffusion.reporting.compare.speedup import (
     Speedup,
     common_seeds,
-    kept_by_control,
+    share_of_control,
     speedup,
     speedups,
 )
+from immiscible_diffusion.reporting.html import number
+from immiscible_diffusion.utils.optional_deps import require_extra
+from immiscible_diffusion.utils.statistics import SMALLEST, Interval
 
-Table = tuple[list[str], list[list[str]]]
-_QUALITY = ("nfe", "frechet", "kid", "kid_error", *METRICS[2:])
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    **{character: "\\" + character for character in "&%$#_{}"},
+}
+_RANGE = re.compile(r"(?<=\d) to (?=\d)")
 
 
-def results_csv(comparison: Comparison) -> str:
-    """One row per coupling, seed, step and budget."""
-    header = ["coupling", "label", "seed", "step", "budget", *_QUALITY]
-    rows = []
-    for entry in comparison.couplings:
-        for cell in comparison.cells_of(entry.name):
-            for q in sorted(cell.quality, key=lambda q: (q.step, q.budget)):
-                row = [entry.name, entry.label, cell.seed, q.step, q.budget]
-                rows.append(row + [getattr(q, name) for name in _QUALITY])
-    return _csv(header, rows)
+def new_frame(rows: Iterable[Mapping[str, Any]], columns: Iterable[str] = ()) -> "DataFrame":
+    """A frame of ``rows``; ``columns`` for the case that there is none."""
+    with require_extra("train", "reports"):
+        import pandas as pd
+    listed = list(rows)
+    return pd.DataFrame(listed, columns=None if listed else list(columns))
 
 
-def speedups_csv(comparison: Comparison) -> str:
-    """One row per coupling, budget and seed, then one with seed 'all' and the intervals."""
-    header = ["coupling", "budget", "seed", "horizon", "speedup", "low", "high", "bound"]
-    header += ["time_speedup", "target", "baseline_final", "coupling_final", "quality_ratio"]
-    header += ["quality_ratio_low", "quality_ratio_high", "resolved", "verdict"]
+def interval_text(interval: Interval | None, bound: str = "") -> str:
+    """'2.1 (1.8 to 2.5)', '> 14', '1.9 (one seed)' or '-'."""
+    if interval is None:
+        return "-"
+    if bound == "~":
+        return "bounded from both sides"
+    text = f"{bound} {number(interval.value)}".strip()
+    if interval.is_known:
+        return f"{text} ({number(interval.low)} to {number(interval.high)})"
+    return f"{text} (one seed)" if interval.count == 1 else text
+
+
+def metrics_frame(comparison: Comparison) -> "DataFrame":
+    """One row per coupling, seed, training step and number of sampling steps: results.csv."""
+    rows = [
+        {"coupling": entry.name, "label": entry.label, "seed": trial.seed} | asdict(metrics)
+        for entry in comparison.couplings
+        for trial in comparison.trials_of(entry.name)
+        for metrics in sorted(trial.metrics, key=lambda m: (m.step, m.sampling_steps))
+    ]
+    names = ("coupling", "label", "seed", *SampleMetrics.__dataclass_fields__)
+    return new_frame(rows, names).astype({"nfe": "Int64"})
+
+
+def speedups_frame(comparison: Comparison) -> "DataFrame":
+    """One row per coupling, sampling steps and seed, then one of all seeds: speedups.csv."""
     rows = [row for result in speedups(comparison) for row in _speedup_rows(result)]
-    return _csv(header, rows)
+    return new_frame(rows).astype({"horizon": "Int64"}) if rows else new_frame(rows)
 
 
-def _speedup_rows(result: Speedup) -> list[list[Any]]:
-    start = [result.coupling, result.budget]
+def _speedup_rows(result: Speedup) -> list[dict[str, Any]]:
+    steps, quality = (_ends(interval) for interval in (result.steps, result.quality_ratio))
+    finals = (result.baseline_final, result.coupling_final)
     rows = []
-    for seed in result.seeds:
-        ratio = None if seed.bound == "~" else seed.ratio
-        time = None if ratio is None or seed.time_ratio is None else ratio * seed.time_ratio
-        ends = [seed.target, seed.baseline_final, seed.coupling_final]
-        row = [seed.seed, result.horizon, ratio, None, None, seed.bound, time, *ends]
-        quality = ends[2] / ends[1] if ends[1] else None
-        rows.append([*start, *row, quality, None, None, None, None])
-    steps, quality_ratio = _parts(result.steps), _parts(result.quality_ratio)
-    bound = result.steps.bound if result.steps else None
-    finals = [e.value if e else None for e in (result.baseline_final, result.coupling_final)]
-    wall = _parts(result.wall)[0]
-    last = ["all", result.horizon, *steps, bound, wall, None, *finals, *quality_ratio]
-    return [*rows, [*start, *last, result.resolved, result.verdict]]
+    for row in result.seeds:
+        ratio = None if row.bound == "~" else row.ratio
+        time = ratio and row.time_ratio and ratio * row.time_ratio
+        final = row.coupling_final / row.baseline_final if row.baseline_final else None
+        values = (ratio, None, None, row.bound, time, row.target, row.baseline_final)
+        rows.append((row.seed, *values, row.coupling_final, final, *[None] * 4))
+    whole = (*steps, result.bound, _ends(result.wall)[0], None, *(_ends(f)[0] for f in finals))
+    rows.append(("all", *whole, *quality, result.resolved, result.verdict.value))
+    names = ["seed", "speedup", "low", "high", "bound", "time_speedup", "target"]
+    names += ["baseline_final", "coupling_final", "quality_ratio", "quality_ratio_low"]
+    names += ["quality_ratio_high", "resolved", "verdict"]
+    start = {"coupling": result.coupling, "sampling_steps": result.sampling_steps}
+    return [
+        start | {"seed": row[0], "horizon": result.horizon} | dict(zip(names, row, strict=True))
+        for row in rows
+    ]
 
 
-def speedup_table(comparison: Comparison, budget: int) -> Table:
-    """Every coupling at one budget: speed-ups in steps and time, final qualities, verdict."""
-    header = ["Coupling", "Verdict", "Speed-up in steps", "in time"]
-    header += [f"Final {comparison.measure_name}", "Ratio to baseline", "Seeds"]
-    rows = [_baseline_row(comparison, budget)]
+def _ends(interval: Interval | None) -> tuple[float | None, ...]:
+    if interval is None:
+        return None, None, None
+    ends = (interval.low, interval.high) if interval.is_known else (None, None)
+    return interval.value, *ends
+
+
+def speedup_table(comparison: Comparison, sampling_steps: int) -> "DataFrame":
+    """Every coupling: verdict, speed-ups in steps and time, final metric."""
+    rows = []
+    final_name = f"Final {comparison.metric.removesuffix(' distance')}"
     for entry in comparison.couplings:
+        result = speedup(comparison, entry.name, sampling_steps)
+        ratio = interval_text(result.quality_ratio) + (" *" if result.resolved is False else "")
+        cells = {
+            "Verdict": result.verdict.value,
+            "Speed-up in steps": interval_text(result.steps, result.bound),
+            "in time": interval_text(result.wall, result.bound),
+            final_name: interval_text(result.coupling_final),
+            "Ratio to baseline": ratio,
+        }
         if entry.baseline:
-            continue
-        result = speedup(comparison, entry.name, budget)
-        final = with_interval(result.coupling_final)
-        ratio = with_interval(result.quality_ratio)
-        if result.resolved is False:
-            ratio += " *"
-        cells = [with_interval(result.steps), with_interval(result.wall), final, ratio]
-        rows.append([entry.label, result.verdict, *cells, str(len(result.seeds))])
-    return header, rows
+            fixed = ("baseline", "1", "1", cells[final_name], "1")
+            cells = dict(zip(cells, fixed, strict=True))
+        rows.append({"Coupling": entry.label} | cells | {"Seeds": len(result.seeds)})
+    return new_frame(rows)
 
 
-def _baseline_row(comparison: Comparison, budget: int) -> list[str]:
-    baseline = comparison.baseline
-    horizon, seeds = common_seeds(comparison, (baseline.name,), budget)
-    final = _final(comparison, baseline.name, "value", budget, horizon, seeds, best=True)
-    return [baseline.label, "baseline", "1", "1", with_interval(final), "1", str(len(seeds))]
-
-
-def control_table(comparison: Comparison) -> Table | None:
-    """What the shuffled controls keep of each gain, by budget; None without a control."""
-    entries = [e for e in comparison.treated if comparison.control(e.name)]
-    if not entries:
-        return None
+def control_table(comparison: Comparison) -> "DataFrame":
+    """What the shuffled controls keep of each gain; empty without a control."""
     rows = []
-    for entry in entries:
-        for budget in comparison.sampling_steps:
-            kept = kept_by_control(comparison, entry.name, budget)
-            if kept is None:
-                rows.append([entry.label, str(budget), "-", "-", "-", "not measured", "0"])
-                continue
-            finals = (kept.baseline_final, kept.control_final, kept.coupling_final)
-            values = [number(value) for value in finals]
+    for entry in comparison.treated:
+        for steps in comparison.sampling_steps if comparison.control(entry.name) else ():
+            kept = share_of_control(comparison, entry.name, steps)
+            finals = kept and (kept.baseline_final, kept.control_final, kept.coupling_final)
+            names = (comparison.baseline.label, "shuffled", "paired")
             rows.append(
-                [entry.label, str(budget), *values, share(kept.share), str(len(kept.seeds))]
+                {"Coupling": entry.label, "Sampling steps": steps}
+                | dict(zip(names, map(number, finals or (None,) * 3), strict=True))
+                | {
+                    "Share of the gain kept": share_text(kept.share) if kept else "not measured",
+                    "Seeds": len(kept.seeds) if kept else 0,
+                }
             )
-    header = ["Coupling", "Budget", comparison.baseline.label, "shuffled", "paired"]
-    return [*header, "Share of the gain kept", "Seeds"], rows
+    return new_frame(rows)
 
 
-def cost_table(comparison: Comparison) -> Table:
-    """Time of a training step, of pairing, and of the step's waiting for it; means over runs."""
-    header = ["Coupling", "ms per step", "pairing, ms", "step waits for it", "Runs"]
+def share_text(share: float | None) -> str:
+    """A share of a gain: '46%', 'not resolved', or 'none' where the control is worse."""
+    if share is None:
+        return "not resolved"
+    return f"{100 * share:.0f}%" if share >= 0 else "none"
+
+
+def cost_table(comparison: Comparison) -> "DataFrame":
+    """Time of a training step, of pairing, and of the step's waiting for it; means over trials."""
     rows = []
     for entry in comparison.couplings:
-        cells = comparison.cells_of(entry.name)
-        seconds = [c.seconds_per_step for c in cells]
-        values = [
-            _mean([None if s is None else 1000 * s for s in seconds]),
-            _mean([c.pairing_ms for c in cells]),
-            _mean([None if c.pairing_share is None else 100 * c.pairing_share for c in cells], "%"),
-        ]
-        rows.append([entry.label, *values, str(len(cells))])
-    return header, rows
+        trials = comparison.trials_of(entry.name)
+        row: dict[str, Any] = {"Coupling": entry.label}
+        for title, name, factor in (
+            ("ms per step", "seconds_per_step", 1000),
+            ("pairing, ms", "pairing_ms", 1),
+            ("step waits for it", "pairing_share", 100),
+        ):
+            values = [getattr(trial, name) for trial in trials]
+            values = [factor * value for value in values if value is not None]
+            text = number(fmean(values)) if values else "-"
+            row[title] = f"{text}%" if name == "pairing_share" and values else text
+        rows.append(row | {"Trials": len(trials)})
+    return new_frame(rows)
 
 
-def metric_table(comparison: Comparison) -> Table:
-    """Every metric at the last evaluated step: mean over the seeds that got there."""
-    names = METRICS
-    titles = {"frechet": "Frechet", "kid": "KID (± error)"}
-    header = ["Coupling", "Budget", "NFE", "Step", *(titles.get(n, n) for n in names), "Seeds"]
-    rows = []
+def metric_table(comparison: Comparison) -> "DataFrame":
+    """Every metric at the last evaluated step: means over the seeds that got there."""
+    frame, rows = metrics_frame(comparison), []
     for entry in comparison.couplings:
-        for budget in comparison.sampling_steps:
-            horizon, seeds = common_seeds(comparison, (entry.name,), budget)
-            if horizon is None:
-                rows.append([entry.label, str(budget), *["-"] * (len(names) + 2), "0"])
-                continue
-            where = (comparison, entry.name)
-            values = [_final(*where, n, budget, horizon, seeds) for n in ("nfe", *names)]
-            shown = [number(v.value) if v else "-" for v in values]
-            shown[0] = f"{values[0].value:g}" if values[0] else "-"
-            error = _final(*where, "kid_error", budget, horizon, seeds)
-            if error is not None:
-                shown[2] += f" ± {number(error.value)}"
-            steps = [shown[0], f"{horizon:,}", *shown[1:]]
-            rows.append([entry.label, str(budget), *steps, str(len(seeds))])
-    return header, rows
+        for steps in comparison.sampling_steps:
+            horizon, seeds = common_seeds(comparison, (entry.name,), steps)
+            same = (frame.coupling == entry.name) & (frame.sampling_steps == steps)
+            chosen = frame[same & (frame.step == horizon) & frame.seed.isin(seeds)]
+            means = chosen[["nfe", "kid_error", *METRICS]].astype(float).mean()
+            text = {name: number(means[name]) for name in METRICS}
+            if not math.isnan(means.kid_error):
+                text["kid"] += f" ± {number(means.kid_error)}"
+            titles = {"frechet": "Frechet", "kid": "KID (± error)"}
+            rows.append(
+                {
+                    "Coupling": entry.label,
+                    "Sampling steps": steps,
+                    "NFE": "-" if math.isnan(means.nfe) else f"{means.nfe:g}",
+                    "Step": f"{horizon:,}" if horizon else "-",
+                }
+                | {titles.get(name, name): text[name] for name in METRICS}
+                | {"Seeds": len(seeds)}
+            )
+    return new_frame(rows)
+
+
+def excess_table(comparison: Comparison) -> "DataFrame":
+    """Means over t at the last step: loss, irreducible loss, excess loss."""
+    basis, rows = comparison.excess, []
+    known = {e.coupling: e for e in basis.couplings if not e.skipped} if basis else {}
+    for name in trained_couplings(comparison):
+        points, base = final_points(comparison, name), known.get(name.removeprefix("matched:"))
+        if not points or base is None or basis is None:
+            continue
+        loss = fmean(fmean(point.loss[: basis.averaged]) for point in points)
+        irreducible = number(fmean(base.reached[: basis.averaged]))
+        mean, error = (number(fmean(getattr(p, n) for p in points)) for n in ("mean", "mean_error"))
+        rows.append(
+            {
+                "Coupling": comparison.entry(name).label,
+                "Loss": number(loss),
+                "Irreducible loss": irreducible + (" (estimated)" if base.estimate else ""),
+                "Excess loss, mean over t": f"{mean} ± {error}",
+                "Step": f"{points[0].step:,}",
+            }
+        )
+    return new_frame(rows)
+
+
+def trained_couplings(comparison: Comparison) -> list[str]:
+    """The couplings less those that share the training of another (``matched:``)."""
+    names = [entry.name for entry in comparison.couplings]
+    return [name for name in names if name.removeprefix("matched:") not in set(names) - {name}]
+
+
+def final_points(comparison: Comparison, name: str) -> list[ExcessPoint]:
+    """The excess losses of ``name`` at the last step that any of its seeds reached."""
+    points = [point for trial in comparison.trials_of(name) for point in trial.excess]
+    last = max((point.step for point in points), default=0)
+    return [point for point in points if point.step == last]
+
+
+def policy_table(comparison: Comparison) -> "DataFrame":
+    """Scores of policies in the simulator, with their intervals."""
+
+    def text(values: tuple[float, float, float] | None, sign: str = "") -> str:
+        if values is None:
+            return "-"
+        value, low, high = (f"{part:{sign}.3f}" for part in values)
+        return f"{value} ({low} to {high})"
+
+    return new_frame(
+        {
+            "Coupling": comparison.entry(entry.coupling).label,
+            "Score": text(entry.score),
+            "less the baseline's": text(entry.gain, "+"),
+            "Success": text(entry.success),
+            "Mean of the last": f"{entry.last:.3f}",
+            "Best": f"{entry.best:.3f}",
+            "Plan, ms": f"{entry.latency_ms:.0f}",
+            "Seeds": entry.seeds,
+        }
+        for entry in comparison.policies
+    )
+
+
+def over_seeds(runs: Iterable[Mapping[Any, float]], *, geometric: bool = False) -> "DataFrame":
+    """Mean, smallest and largest over the longest runs (x -> value), at every x they share."""
+    import numpy as np
+
+    runs = [run for run in runs if run]
+    last = max((max(run) for run in runs), default=0)
+    frame = new_frame(run for run in runs if max(run) == last).dropna(axis=1).sort_index(axis=1)
+    mean = np.exp(np.log(frame.clip(lower=SMALLEST)).mean()) if geometric else frame.mean()
+    return new_frame([]).assign(mean=mean, low=frame.min(), high=frame.max())
+
+
+def latex_table(comparison: Comparison) -> str:
+    """A ``table`` environment (package booktabs) of speed-ups and final metrics.
+
+    Couplings whose difference from the baseline the floor hides carry an asterisk. The caption says
+    what is compared, on what, and how sure it is; a comment names the command that made it.
+    """
+    import pandas as pd
+
+    parts = []
+    for steps in comparison.sampling_steps:
+        part = speedup_table(comparison, steps).drop(columns=["Verdict", "in time"])
+        mark = " (headline)" if steps == comparison.headline_steps else ""
+        part.insert(0, f"{comparison.sampler_name} steps", f"{steps}{mark}")
+        parts.append(part)
+    frame = pd.concat(parts)
+    frame.columns = [latex_escaped(name) for name in frame.columns]
+    text = frame.map(latex_escaped).to_latex(
+        index=False,
+        column_format="lllllr",
+        caption=_latex_caption(comparison),
+        label=f"tab:{re.sub(r'[^A-Za-z0-9-]', '-', comparison.recipe)}",
+    )
+    return f"% {' '.join(comparison.command.split())}\n{text}"
+
+
+def latex_escaped(value: Any) -> str:
+    """``value`` as LaTeX prints it, on one line; ranges of numbers with a dash."""
+    text = " ".join(str(value).split())
+    return _RANGE.sub("--", "".join(_LATEX.get(character, character) for character in text))
+
+
+def _latex_caption(comparison: Comparison) -> str:
+    seeds = len(comparison.seeds)
+    text = (
+        f"{comparison.recipe}: training steps to equal {comparison.metric} against "
+        f"{comparison.baseline.label} (speed-up, above 1 is faster) and final {comparison.metric} "
+        f"(lower is better); in brackets 95% intervals over {seeds} "
+        f"seed{'s' if seeds != 1 else ''}, not corrected for the number of comparisons. "
+        f"{comparison.total_steps:,} steps of batch {comparison.batch_size:,} on "
+        f"{comparison.dataset.name} ({comparison.dataset.count:,} samples); "
+        f"{comparison.samples:,} generated samples, features {comparison.features}."
+    )
+    if comparison.floor is not None:
+        text += f" Floor: {comparison.floor.note}; *: it hides the difference from the baseline."
+    if comparison.sampling:
+        text += f" Sampling: {comparison.sampling}."
+    return latex_escaped(text + (f" ({comparison.note})" if comparison.note else ""))
 
 
 def speedup_markdown(comparison: Comparison) -> str:
-    """A markdown table for a README: the speed-up of every coupling at every budget.
+    """A markdown table for a README: the speed-up of every coupling by sampling steps.
 
-    In brackets the final measure; the headline budget is bold. A line below says what it
-    is and which command made it.
+    In brackets the final metric; the headline column is bold. A line below says what it is and
+    which command made it.
     """
-    sampler = comparison.sampler_name
-    titles = [_bold(str(b), b == comparison.headline_steps) for b in comparison.sampling_steps]
-    lines = [f"| coupling | {' | '.join(f'{title} {sampler} steps' for title in titles)} |"]
-    lines.append("|---" * (len(comparison.sampling_steps) + 1) + "|")
+    titles = [
+        f"**{s}**" if s == comparison.headline_steps else str(s) for s in comparison.sampling_steps
+    ]
+    lines = [f"| coupling | {' | '.join(f'{t} {comparison.sampler_name} steps' for t in titles)} |"]
+    lines.append("|---" * (len(titles) + 1) + "|")
     for entry in comparison.couplings:
-        cells = [
-            _markdown_cell(comparison, entry.name, budget) for budget in comparison.sampling_steps
-        ]
-        lines.append(f"| {_markdown(entry.label)} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", _markdown_note(comparison), ""])
-
-
-def _markdown_cell(comparison: Comparison, name: str, budget: int) -> str:
-    if name == comparison.baseline.name:
-        final = _baseline_row(comparison, budget)[4].split(" (")[0]
-        return f"1 [{final}]"
-    result = speedup(comparison, name, budget)
-    if result.coupling_final is None:
-        return "-"
-    mark = "*" if result.resolved is False else ""
-    return _markdown(f"{with_interval(result.steps)} [{number(result.coupling_final.value)}{mark}]")
-
-
-def _markdown_note(comparison: Comparison) -> str:
+        cells = [entry.label]
+        for steps in comparison.sampling_steps:
+            result = speedup(comparison, entry.name, steps)
+            text = "1" if entry.baseline else interval_text(result.steps, result.bound)
+            mark = "*" if result.resolved is False and not entry.baseline else ""
+            final = result.coupling_final
+            cells.append(f"{text} [{number(final.value)}{mark}]" if final else "-")
+        lines.append(f"| {' | '.join(map(_markdown, cells))} |")
     seeds = len(comparison.seeds)
     note = (
         f"Speed-up in training steps against {_markdown(comparison.baseline.label)} at equal "
-        f"quality (95% interval, {seeds} seed{'s' if seeds != 1 else ''}; above 1 is faster), in "
-        f"brackets the final {comparison.measure}, {comparison.samples:,} samples, features "
-        f"{_markdown(comparison.features)}; * = not resolved from the baseline."
+        f"{comparison.metric} (95% interval, {seeds} seed{'s' if seeds != 1 else ''}; above 1 is "
+        f"faster), in brackets the final {comparison.metric}, {comparison.samples:,} samples, "
+        f"features {_markdown(comparison.features)}; * = not resolved from the baseline."
     )
     if comparison.note:
         note += f" ({_markdown(comparison.note)})"
     fence = "``" if "`" in comparison.command else "`"
-    return f"{note} Made with {fence}{' '.join(comparison.command.split())}{fence}."
-
-
-def _final(
-    comparison: Comparison,
-    name: str,
-    metric: str,
-    budget: int,
-    horizon: int | None,
-    seeds: tuple[int, ...],
-    best: bool = False,
-) -> Estimate | None:
-    """A metric at ``horizon`` over ``seeds``, or its best up to there; None if not measured."""
-    values = []
-    for cell in comparison.cells_of(name):
-        if cell.seed not in seeds or horizon is None:
-            continue
-        points = [q for q in cell.quality if q.budget == budget and q.step <= horizon]
-        known = [getattr(q, metric) for q in points if best or q.step == horizon]
-        known = [value for value in known if value is not None]
-        if known:
-            values.append(float(min(known)))
-    return arithmetic(values) if values else None
-
-
-def _parts(estimate: Estimate | None) -> list[float | None]:
-    return [estimate.value, estimate.low, estimate.high] if estimate else [None, None, None]
-
-
-def _mean(values: list[float | None], unit: str = "") -> str:
-    known = [value for value in values if value is not None]
-    return f"{number(fmean(known))}{unit}" if known else "-"
-
-
-def _csv(header: list[str], rows: list[list[Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def _bold(text: str, bold: bool) -> str:
-    return f"**{text}**" if bold else text
+    made = f"Made with {fence}{' '.join(comparison.command.split())}{fence}."
+    return "\n".join([*lines, "", f"{note} {made}", ""])
 
 
 def _markdown(text: str) -> str:

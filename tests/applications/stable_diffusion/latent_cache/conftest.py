@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from fixtures.tiny_vae import make_pictures, make_vae
+from fixtures.tiny_vae import make_images, make_vae
 from immiscible_diffusion.data import ImageSet
 
 
@@ -18,8 +18,8 @@ def other_vae() -> Any:
 
 
 @pytest.fixture
-def pictures() -> ImageSet:
-    return make_pictures(11)
+def images() -> ImageSet:
+    return make_images(11)
 
 
 @pytest.fixture

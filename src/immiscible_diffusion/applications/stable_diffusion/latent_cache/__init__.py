@@ -1,31 +1,29 @@
-"""The latent cache: pictures encoded once, drawn from ever after."""
+"""The latent cache: images are encoded once, training draws from their posteriors."""
 
 from immiscible_diffusion.applications.stable_diffusion.latent_cache.dataset import (
     LatentSet,
     load_latents,
 )
 from immiscible_diffusion.applications.stable_diffusion.latent_cache.encode import (
-    Encoding,
+    EncodingConfig,
+    describe_transform,
     encode,
-    transform_of,
-)
-from immiscible_diffusion.applications.stable_diffusion.latent_cache.identity import (
-    data_digest,
-    vae_digest,
 )
 from immiscible_diffusion.applications.stable_diffusion.latent_cache.manifest import (
     Manifest,
+    data_digest,
     missing_shards,
+    vae_digest,
 )
 
 __all__ = [
-    "Encoding",
+    "EncodingConfig",
     "LatentSet",
     "Manifest",
     "data_digest",
+    "describe_transform",
     "encode",
     "load_latents",
     "missing_shards",
-    "transform_of",
     "vae_digest",
 ]

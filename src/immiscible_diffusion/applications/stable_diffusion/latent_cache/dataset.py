@@ -1,23 +1,17 @@
 """A folder of latents as a data set."""
 
 import json
-from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from immiscible_diffusion.applications.stable_diffusion.latent_cache.manifest import (
     Manifest,
-    check_same,
     missing_shards,
-)
-from immiscible_diffusion.applications.stable_diffusion.latent_cache.shards import (
-    Header,
-    read_header,
 )
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.data.captions import Captioned, Captions
@@ -29,22 +23,21 @@ from immiscible_diffusion.data.prompts import (
     load_class_names,
 )
 from immiscible_diffusion.utils.batch import Batch
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 
 @dataclass(frozen=True, eq=False)
 class LatentSet(DataSet):
-    """Latents ``(mean + std * noise - shift) * scaling``, as a VAE would draw them.
+    """Latents ``(mean + std * noise - shift) * scaling``, as the VAE would sample them.
 
     Attributes:
         folder: where they are.
         manifest: what they are.
-        headers: of its shards.
         flip: take mirror images at random when training.
     """
 
     folder: Path
     manifest: Manifest
-    headers: Sequence[Header]
     flip: bool = False
 
     is_encoded = True  # a codec passes these data on as they are
@@ -65,19 +58,18 @@ class LatentSet(DataSet):
         Args:
             folder: as ``encode`` wrote it.
             flip: take mirror images at random when training.
-            vae: hash that its VAE must have, ``vae_digest``; unchecked by default.
-            data: hash that its data set must have, ``data_digest``.
-            transform: what must have been done to the pictures.
+            vae: hash that the VAE must have, ``vae_digest``; unchecked by default.
+            data: hash that the data set must have, ``data_digest``.
+            transform: what must have been done to the images.
 
         Raises:
             ValueError: there are none, shards are missing, mirror images are asked for and not
-                there, or something differs from what is asked for: says what.
+                there, or a hash or the transform differs.
         """
         manifest = Manifest.read(folder)
-        given = {"vae": vae, "data": data, "transform": transform}
-        wanted: dict[str, object] = {name: v for name, v in given.items() if v is not None}
-        there: dict[str, object] = {name: getattr(manifest, name) for name in given}
-        check_same(folder, there, wanted, "encode again into another folder")
+        expected = {"vae": vae, "data": data, "transform": transform}
+        expected = {name: value for name, value in expected.items() if value is not None}
+        manifest.check(folder, expected, "encode again into another folder")
         if missing := missing_shards(manifest, folder):
             raise ValueError(
                 f"{folder}: {len(missing)} of {manifest.shards} shards are missing or broken, such "
@@ -88,8 +80,7 @@ class LatentSet(DataSet):
             raise ValueError(
                 f"{folder} holds no mirror images; encode with flips, or set flip false"
             )
-        paths = [manifest.path(folder, shard) for shard in range(manifest.shards)]
-        return cls(folder, manifest, [read_header(path) for path in paths], flip)
+        return cls(folder, manifest, flip)
 
     @property
     def name(self) -> str:
@@ -98,7 +89,7 @@ class LatentSet(DataSet):
 
     @property
     def note(self) -> str:
-        """What every figure made on it must say."""
+        """A caveat of the images, for reports."""
         return self.manifest.note
 
     @property
@@ -111,12 +102,25 @@ class LatentSet(DataSet):
         """One per class, or None."""
         return self.manifest.classes
 
+    @property
+    def digest(self) -> str:
+        """Hash of what they are."""
+        return self.manifest.fingerprint
+
+    @cached_property
+    def _shards(self) -> list[Any]:
+        """The files, mapped into memory."""
+        with require_extra("train", "reading latents"):
+            from safetensors import safe_open
+        paths = [self.manifest.path(self.folder, shard) for shard in range(self.manifest.shards)]
+        return [safe_open(str(path), framework="pt") for path in paths]
+
     @cached_property
     def labels(self) -> Tensor | None:
         """``[N]`` int64, or None."""
-        if "label" not in self.headers[0].arrays:
+        if "label" not in self._shards[0].keys():  # noqa: SIM118
             return None
-        return torch.cat([header.whole("label") for header in self.headers])
+        return torch.cat([shard.get_tensor("label") for shard in self._shards])
 
     @cached_property
     def num_classes(self) -> int | None:
@@ -125,52 +129,44 @@ class LatentSet(DataSet):
             return None
         return len(self.class_names) if self.class_names else int(self.labels.max()) + 1
 
-    @property
-    def digest(self) -> str:
-        """Hash of what they are."""
-        return self.manifest.fingerprint
-
     @cached_property
     def captions(self) -> ListCaptions | None:
-        """The captions of the pictures, or None where they had none."""
+        """The captions of the images, or None if they had none."""
         if not self.manifest.captions:
             return None
-        texts: list[list[str]] = []
-        for header in self.headers:
-            texts += json.loads(header.metadata["captions"])
-        return ListCaptions(texts)
+        parts = [json.loads(shard.metadata()["captions"]) for shard in self._shards]
+        return ListCaptions([texts for part in parts for texts in part])
 
     def __len__(self) -> int:
         return self.manifest.count
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
-        """Latents at ``indices`` ``[B]``: drawn, and mirrored at random, iff a generator is given.
+        """Latents at ``indices`` ``[B]``: sampled and mirrored at random iff a generator is given.
 
         Without a generator, their means.
         """
         flips = draw_flips(len(indices), self.flip, generator)
-        mean, log = self.laws(indices, flips)
+        mean, logvar = self.posterior(indices, flips)
         if generator is not None:
             noise = torch.randn(mean.shape, generator=generator)
-            mean = mean + (0.5 * log.clamp(-30, 20)).exp() * noise
+            mean = mean + (0.5 * logvar.clamp(-30, 20)).exp() * noise
         labels = None if self.labels is None else {"label": self.labels[indices]}
         return Batch((mean - self.manifest.shift) * self.manifest.scaling, labels)
 
-    def laws(self, indices: Tensor, flips: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def posterior(self, indices: Tensor, flips: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean and log-variance ``[B, C, h, w]`` float32; of mirror images where ``flips``."""
         sides = [0] * len(indices) if flips is None else flips.long().tolist()
-        by_shard: dict[int, list[int]] = defaultdict(list)
-        size = self.manifest.shard_size
-        for place, index in enumerate(indices.tolist()):
-            by_shard[index // size].append(place)
-        mean = torch.empty(len(indices), *self.shape)
-        log = torch.empty_like(mean)
-        for shard, places in by_shard.items():
-            wanted = [(int(indices[place]) % size, sides[place]) for place in places]
-            mean[places], log[places] = (
-                part.float() for part in self.headers[shard].pieces(wanted, ("mean", "logvar"))
-            )
-        return mean, log
+        places = [divmod(index, self.manifest.shard_size) for index in indices.tolist()]
+        mean, logvar = (
+            torch.stack(
+                [
+                    self._shards[shard].get_slice(name)[row, side]
+                    for (shard, row), side in zip(places, sides, strict=True)
+                ]
+            ).float()
+            for name in ("mean", "logvar")
+        )
+        return mean, logvar
 
 
 def load_latents(
@@ -185,7 +181,7 @@ def load_latents(
     """The latents of ``folder`` with their prompts: captions, or the names of their classes.
 
     Raises:
-        ValueError: what ``LatentSet.open`` raises; nothing that could be said.
+        ValueError: what ``LatentSet.open`` raises; neither captions nor class names.
     """
     if not Manifest.read(folder).transform:  # written in Python, without saying
         transform = None

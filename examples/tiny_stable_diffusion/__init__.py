@@ -1,0 +1,1 @@
+"""A tiny Stable Diffusion pipeline from local images, in minutes on a CPU."""
