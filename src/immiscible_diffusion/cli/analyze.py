@@ -21,9 +21,9 @@ from immiscible_diffusion.data.in_memory import Whole, is_arrays
 from immiscible_diffusion.diffusion.paths import EDMPath, FlowMatchingPath, VPPath
 from immiscible_diffusion.diffusion.paths import Path as AnyPath
 from immiscible_diffusion.reporting.analysis import write_analysis_page
-from immiscible_diffusion.utils.progress import Progress, duration
 from immiscible_diffusion.training.run_dir import environment
 from immiscible_diffusion.utils.atomic_files import write_json
+from immiscible_diffusion.utils.progress import Progress, duration
 from immiscible_diffusion.utils.signals import Interrupted
 
 BASELINE = "independent"

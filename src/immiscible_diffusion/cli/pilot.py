@@ -17,10 +17,10 @@ from immiscible_diffusion.experiments.pilot.prepared import Prepared
 from immiscible_diffusion.experiments.pilot.records import Store
 from immiscible_diffusion.experiments.pilot.run import Probe, Settings
 from immiscible_diffusion.experiments.pilot.summary import load, summary
-from immiscible_diffusion.utils.progress import duration
 from immiscible_diffusion.training.run_dir import environment
 from immiscible_diffusion.utils.atomic_files import write_json
 from immiscible_diffusion.utils.device import pick_device
+from immiscible_diffusion.utils.progress import duration
 
 
 @dataclass(frozen=True)

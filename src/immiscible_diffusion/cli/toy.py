@@ -17,9 +17,9 @@ from immiscible_diffusion.data.toy import ToyPoints, toy_points
 from immiscible_diffusion.toy.film import frames, write_film
 from immiscible_diffusion.toy.strip import write_strip
 from immiscible_diffusion.toy.world import PARTS, Amounts, Scene, look
-from immiscible_diffusion.utils.progress import Progress
 from immiscible_diffusion.training.run_dir import environment
 from immiscible_diffusion.utils.atomic_files import atomic_path, write_json
+from immiscible_diffusion.utils.progress import Progress
 
 DEFAULT_COUPLINGS = ("independent", "knn:k=4", "knn:k=16", "assignment")
 MOST = 6  # side by side

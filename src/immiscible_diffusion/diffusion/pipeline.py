@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from immiscible_diffusion.diffusion.paths import Cond, Model, Path
 from immiscible_diffusion.diffusion.samplers import (
     RecordingModel,
-    SamplerOutput,
     SamplerConfig,
+    SamplerOutput,
     guided,
     start_noise,
     trajectory_grid,
@@ -93,9 +93,7 @@ class SamplingPipeline:
         passes = 1 if self.sampler.guidance == 1 else 2  # with the condition and without
         return SamplerOutput(self.decode(sampled.data), passes * sampled.nfe)
 
-    def trajectories(
-        self, model: nn.Module, count: int, *, seed: int, columns: int = 8
-    ) -> Tensor:
+    def trajectories(self, model: nn.Module, count: int, *, seed: int, columns: int = 8) -> Tensor:
         """Generate ``count`` samples with what the network predicts on the way, in rows."""
         recording = RecordingModel(self._guided(model), self.path)
         last = self._sample(recording, range(count), seed).data

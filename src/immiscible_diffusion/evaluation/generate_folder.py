@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from immiscible_diffusion.evaluation.sample_writers import SampleWriter
-from immiscible_diffusion.utils.progress import Progress
 from immiscible_diffusion.utils.atomic_files import read_json, write_json
 from immiscible_diffusion.utils.images import image_grid
+from immiscible_diffusion.utils.progress import Progress
 
 SETTINGS = "sampling.json"
 

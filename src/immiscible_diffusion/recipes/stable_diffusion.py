@@ -1,6 +1,7 @@
 """Stable Diffusion: ImageNet from scratch and fine-tuned, painting, COCO, LoRA."""
 
 import dataclasses
+
 from immiscible_diffusion.applications.stable_diffusion.config import (
     StableDiffusionCodec,
     TextToImage,

@@ -95,7 +95,9 @@ class RunDir:
         changed = [
             line
             for line in differences(self.recipe(), recipe)
-            if not line.startswith(tuple(f"{name}{mark}" for name in RESUMABLE_FIELDS for mark in ":."))
+            if not line.startswith(
+                tuple(f"{name}{mark}" for name in RESUMABLE_FIELDS for mark in ":.")
+            )
         ]
         if changed:
             raise ValueError(

@@ -190,9 +190,7 @@ class Task(ABC):
             return None
         if not self.recipe.cond_drop_prob or self.dataset.num_classes is None:
             return cond
-        return drop_labels(
-            cond, self.dataset.num_classes, self.recipe.cond_drop_prob, rng.labels
-        )
+        return drop_labels(cond, self.dataset.num_classes, self.recipe.cond_drop_prob, rng.labels)
 
     def conditions(self, indices: Sequence[int], prompts: Sequence[str] = ()) -> Cond | None:
         """Return the conditions of samples: sample i depends on i alone.

@@ -219,7 +219,9 @@ def _entry(
     shared = [seed for seed in rollouts if seed in baseline]
     gain = None
     if shared and rollouts is not baseline:
-        gain = _values(score_difference([rollouts[s] for s in shared], [baseline[s] for s in shared]))
+        gain = _values(
+            score_difference([rollouts[s] for s in shared], [baseline[s] for s in shared])
+        )
     checkpoints = [last_and_best(_scores(runs[seed])) for seed in rollouts]
     return PolicyEntry(
         coupling=coupling,
@@ -236,7 +238,9 @@ def _entry(
 
 def _scores(run_dir: RunDir) -> list[float]:
     """Return the scores in the simulator by evaluated step, ascending."""
-    scores = {r["step"]: r["score"] for r in run_dir.records("quality") if r.get("score") is not None}
+    scores = {
+        r["step"]: r["score"] for r in run_dir.records("quality") if r.get("score") is not None
+    }
     return [scores[step] for step in sorted(scores)]
 
 

@@ -128,9 +128,7 @@ class TextToImage(TaskConfig):
         if self.data.stream and (self.buckets or self.latents):
             raise ValueError("a stream has images of one size; leave buckets and latents")
 
-    def build(
-        self, recipe: Recipe, device: torch.device, dataset: DataSet | None = None
-    ) -> Task:
+    def build(self, recipe: Recipe, device: torch.device, dataset: DataSet | None = None) -> Task:
         """Load the frozen networks and the data."""
         from immiscible_diffusion.applications.stable_diffusion.task import TextToImageTask
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from immiscible_diffusion.applications.stable_diffusion.config import (
-    TextToImage,
     task_of,
     unet_of,
 )
@@ -19,29 +17,28 @@ from immiscible_diffusion.applications.stable_diffusion.export import (
     publish,
     push,
 )
-from immiscible_diffusion.applications.stable_diffusion.inpainting import Inpainting
 from immiscible_diffusion.applications.stable_diffusion.latent_cache import (
     load_latents,
     transform_of,
 )
 from immiscible_diffusion.applications.stable_diffusion.load_pipeline import precision_of
 from immiscible_diffusion.applications.stable_diffusion.lora_scores import FewShotEvaluator
-from immiscible_diffusion.applications.stable_diffusion.unet import StableDiffusionUNet, TextUNet
+from immiscible_diffusion.applications.stable_diffusion.unet import TextUNet
 from immiscible_diffusion.couplings import Coupling
 from immiscible_diffusion.couplings.masked import MaskedCoupling
-from immiscible_diffusion.data import DataConfig, DataSet, load_images
+from immiscible_diffusion.data import DataSet, load_images
 from immiscible_diffusion.data.captions import Captioned, Captions, load_captioned
 from immiscible_diffusion.data.images import all_labels
 from immiscible_diffusion.data.prompts import ClassNamePrompts
 from immiscible_diffusion.data.streamed_captions import load_streamed
-from immiscible_diffusion.diffusion.paths import Cond, EDMPath
+from immiscible_diffusion.diffusion.paths import Cond
 from immiscible_diffusion.evaluation.config import ImageEvalConfig
 from immiscible_diffusion.evaluation.evaluator import Evaluator
 from immiscible_diffusion.evaluation.images import ImageEvaluator
 from immiscible_diffusion.models.condition_dropout import drop_labels, drop_text
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
-from immiscible_diffusion.training.task import EvalConfig, Task, TaskConfig
+from immiscible_diffusion.training.task import EvalConfig, Task
 from immiscible_diffusion.training.validation import VALIDATION_SAMPLES, held_out_or_training
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.random import RandomStreams, keyed_generator

@@ -36,11 +36,11 @@ from immiscible_diffusion.experiments.compare.denoising import (
 )
 from immiscible_diffusion.experiments.compare.plan import Plan, Trial, slug
 from immiscible_diffusion.training.builders import make_coupling
-from immiscible_diffusion.utils.progress import Progress
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.atomic_files import atomic_path, read_json, write_json
 from immiscible_diffusion.utils.batch import Batch
+from immiscible_diffusion.utils.progress import Progress
 
 FORMAT = 2
 MOST_WORK = 1e12  # probes x images x levels x D of a coupling: about 10 minutes on a core

@@ -14,9 +14,9 @@ import torch
 
 from immiscible_diffusion.experiments.compare.plan import Plan, Trial
 from immiscible_diffusion.experiments.compare.trial import TrialRunner, is_finished
-from immiscible_diffusion.utils.progress import Progress
 from immiscible_diffusion.training.run_dir import last_step
 from immiscible_diffusion.utils.device import pick_device
+from immiscible_diffusion.utils.progress import Progress
 from immiscible_diffusion.utils.signals import Interrupted, InterruptGuard
 
 POLL_SECONDS = 2.0
