@@ -9,8 +9,8 @@ from immiscible_diffusion.applications.stable_diffusion.unet import StableDiffus
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.evaluation.images import EVAL_SEED
 from immiscible_diffusion.evaluation.load_run import LoadedRun
-from immiscible_diffusion.metrics.features.base import extractor_from_name
-from immiscible_diffusion.metrics.few_shot import few_figures
+from immiscible_diffusion.metrics.features import extractor_from_name
+from immiscible_diffusion.metrics.few_shot import few_shot_metrics
 from immiscible_diffusion.training.load import alike
 from immiscible_diffusion.training.recipe import Recipe
 
@@ -48,5 +48,5 @@ def tuned_figures(
         "samples": len(made),
         "features": judge.name,
         "data": f"{dataset.name}, {len(real)} pictures",
-        **dataclasses.asdict(few_figures(judge, made, real)),
+        **dataclasses.asdict(few_shot_metrics(judge, made, real)),
     }
