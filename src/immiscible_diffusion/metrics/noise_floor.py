@@ -48,7 +48,7 @@ class Floor:
             return (
                 f"{self.counts[0]:,} samples of the data's own distribution would be about "
                 f"{self.mean:.3g} from {self.counts[1]:,} real data ({self.low:.3g} to "
-                f"{self.high:.3g} over {SPLITS} splits in halves of {self.size:,}, scaled to these counts)"
+                f"{self.high:.3g} over {SPLITS} splits in halves of {self.size:,}, scaled to them)"
             )
         return (
             f"two random halves of the real set ({self.size} each) are {self.mean:.3g} apart "
