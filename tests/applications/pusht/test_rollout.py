@@ -75,6 +75,7 @@ def test_a_policy_sees_the_last_two_states(run):
         torch.testing.assert_close(seen, wanted)
 
 
+@pytest.mark.subprocess
 def test_processes_make_no_difference(run):
     found = run_policy(Recorded(), workers=2)
     np.testing.assert_array_equal(found.states, run[0].states)
