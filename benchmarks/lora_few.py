@@ -22,8 +22,8 @@ from torch import nn
 from immiscible_diffusion.data import DataConfig, load_images
 from immiscible_diffusion.data.captions import Buckets
 from immiscible_diffusion.diffusion.pipeline import Generator
-from immiscible_diffusion.metrics.features.base import extractor_from_name
-from immiscible_diffusion.metrics.few_shot import FewFigures, few_figures
+from immiscible_diffusion.metrics.features import extractor_from_name
+from immiscible_diffusion.metrics.few_shot import FewShotMetrics, few_shot_metrics
 from immiscible_diffusion.recipes import recipe_from_name
 from immiscible_diffusion.reporting.compare.estimate import t_interval
 from immiscible_diffusion.utils.progress import Progress
@@ -34,7 +34,7 @@ from immiscible_diffusion.utils.atomic_files import read_json, write_json, write
 from immiscible_diffusion.utils.images import image_grid
 
 BASELINE, SHOWN, SAMPLE_SEED = "independent", 8, 0
-FIGURES = [field.name for field in dataclasses.fields(FewFigures)]
+FIGURES = [field.name for field in dataclasses.fields(FewShotMetrics)]
 
 
 def recipe_of(options: argparse.Namespace, coupling: str, seed: int) -> Recipe:
@@ -76,7 +76,7 @@ def tuned(options: argparse.Namespace, recipe: Recipe, judge: Any, real: torch.T
         )
         batches = generator(model, options.samples, seed=SAMPLE_SEED)
         made = torch.cat([pictures for pictures, _ in batches]).cpu()
-        found[str(step)] = dataclasses.asdict(few_figures(judge, made, real))
+        found[str(step)] = dataclasses.asdict(few_shot_metrics(judge, made, real))
         image_grid(made[:SHOWN], SHOWN).save(strip_of(folder, step))
 
     if recipe.seed == options.seeds[0]:

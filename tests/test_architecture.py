@@ -119,6 +119,7 @@ def test_knn_can_be_vendored():
         assert others - set(sys.stdlib_module_names) == {"torch"}
 
 
+@pytest.mark.subprocess
 def test_the_core_loads_nothing_heavy():
     code = f"import sys; from {PACKAGE} import KNN; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

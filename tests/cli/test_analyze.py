@@ -187,7 +187,6 @@ def test_a_dry_run_writes_nothing(capsys, tmp_path):
         ([*DIGITS, "--levels", "0", "0.5"], "levels must be times above 0"),
         ([*DIGITS, "--probes", "1"], "probes must be at least 2"),
         ([*DIGITS, "--threads", "0"], "threads must be at least 1"),
-        ([*DIGITS, "--path.kind", "straight"], "straight"),
         ([*DIGITS, "--path", "sigma"], "is --path.kind sigma"),
         (["analyze", "--data", "folder"], "no data set, folder or file 'folder'; known: digits"),
         ([*DIGITS, "--bandwidth", "1"], "bandwidth is for continuous conditions"),

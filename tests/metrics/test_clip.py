@@ -9,7 +9,7 @@ import torch
 
 from fixtures.tiny_clip import save_clip
 from immiscible_diffusion.metrics import extract
-from immiscible_diffusion.metrics.clip import Clip, cmmd, cmmd_features, scores_of
+from immiscible_diffusion.metrics.clip import Clip, clip_scores, cmmd, cmmd_features
 from immiscible_diffusion.utils.optional_deps import MissingDependencyError
 
 
@@ -76,7 +76,7 @@ def test_scores_are_cosines_without_the_negative() -> None:
     pictures = torch.tensor([[1.0, 0], [2, 0], [0, 1], [1, 0]])
     texts = torch.tensor([[3.0, 0], [1, 1], [1, 0], [-1, 0]])
     expected = torch.tensor([100, 100 / 2**0.5, 0, 0], dtype=torch.float64)
-    torch.testing.assert_close(scores_of(pictures, texts), expected)
+    torch.testing.assert_close(clip_scores(pictures, texts), expected)
 
 
 @pytest.fixture(scope="module")
@@ -114,9 +114,9 @@ def test_score_is_that_of_transformers(folder: Path, generator: torch.Generator)
 
 def test_score_wants_a_text_for_each_picture(folder: Path, generator: torch.Generator) -> None:
     clip = Clip.load(str(folder))
-    with pytest.raises(ValueError, match="a text for each of 5 pictures, got 2"):
+    with pytest.raises(ValueError, match="a text for each of 5 images, got 2"):
         clip.score([(data(generator), ["a", "b"])])
-    with pytest.raises(ValueError, match="at least one picture"):
+    with pytest.raises(ValueError, match="at least one image"):
         clip.score([])
     one = clip.score([(data(generator, 1, size=30)[..., :20], ["a"])])  # center squares
     assert (one.count, one.standard_error) == (1, None)

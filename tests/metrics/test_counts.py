@@ -12,7 +12,7 @@ def gaussian(count, seed, dim=8):
     return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
 
 
-def test_the_scaled_floor_is_what_samples_of_the_same_law_score():
+def test_the_scaled_floor_is_what_samples_of_the_same_distribution_score():
     """The mean over fresh sets lies at the floor scaled to their counts, not at that of halves."""
     reference = Reference.of(gaussian(1800, 0), "made")
     found = [

@@ -5,7 +5,7 @@ from immiscible_diffusion.metrics import (
     Manifold,
     coverage,
     density,
-    memorisation,
+    memorization,
     precision,
     recall,
 )
@@ -46,7 +46,7 @@ def test_equal_to_brute_force(generator, monkeypatch, block, k):
     expected = torch.tensor(nearest).quantile(0.5) / torch.tensor(brute_radii(real, 1)).quantile(
         0.5
     )
-    assert memorisation(samples, real) == pytest.approx(float(expected), rel=1e-6)
+    assert memorization(samples, real) == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_cases_by_hand():
@@ -69,7 +69,7 @@ def test_equal_laws_give_the_known_expectations(generator):
     # Naeem et al., lemma 2; the standard deviation at this size is about 0.007.
     assert coverage(samples, real) == pytest.approx(1 - 2**-5, abs=0.025)
     # A new point is as far from N points as these from the N - 1 others.
-    assert memorisation(samples, real) == pytest.approx(1, abs=0.1)
+    assert memorization(samples, real) == pytest.approx(1, abs=0.1)
 
 
 def test_lost_modes_show_in_recall_and_coverage_not_precision(generator):
@@ -83,16 +83,16 @@ def test_lost_modes_show_in_recall_and_coverage_not_precision(generator):
 
 def test_copies_of_the_training_data_are_found(generator):
     real = torch.randn(200, 16, generator=generator)
-    assert memorisation(real[torch.randperm(200, generator=generator)], real) == 0
-    assert memorisation(real + 1e-3 * torch.randn(200, 16, generator=generator), real) < 0.01
-    assert memorisation(real[:80] * (1 + 1e-7), real) == 0  # float32 rounding is no difference
+    assert memorization(real[torch.randperm(200, generator=generator)], real) == 0
+    assert memorization(real + 1e-3 * torch.randn(200, 16, generator=generator), real) < 0.01
+    assert memorization(real[:80] * (1 + 1e-7), real) == 0  # float32 rounding is no difference
 
 
 def test_copies_within_the_real_set_do_not_matter(generator):
     real = torch.randn(100, 8, generator=generator)
     samples = torch.randn(50, 8, generator=generator)
     twice = torch.cat([real, real])
-    assert memorisation(samples, twice) == pytest.approx(memorisation(samples, real), rel=1e-6)
+    assert memorization(samples, twice) == pytest.approx(memorization(samples, real), rel=1e-6)
 
 
 def test_balls_of_radius_zero_hold_copies():
@@ -118,9 +118,9 @@ def test_bad_input_is_named(generator):
     with pytest.raises(ValueError, match="k=0"):
         Manifold.of(real, 0)
     with pytest.raises(ValueError, match="5 that are equal"):
-        memorisation(real, torch.ones(5, 3))
-    for metric in (precision, density, coverage, memorisation):
+        memorization(real, torch.ones(5, 3))
+    for metric in (precision, density, coverage, memorization):
         with pytest.raises(ValueError, match="got none"):
-            metric(real[:0], real, **({} if metric is memorisation else {"k": 2}))
+            metric(real[:0], real, **({} if metric is memorization else {"k": 2}))
     with pytest.raises(ValueError, match=r"\[B, 3\]"):
-        memorisation(real[:, :2], real)
+        memorization(real[:, :2], real)

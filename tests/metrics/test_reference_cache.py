@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from immiscible_diffusion.metrics import (
+    FeatureExtractor,
     FeatureStatistics,
     Floor,
     PixelFeatures,
@@ -22,7 +23,7 @@ ABOUT = {"data": "abc", "extractor": "pixels", "chosen": "all"}
 
 
 @dataclass
-class Counting:
+class Counting(FeatureExtractor):
     """Pixels that count how many data they saw."""
 
     seen: int = 0
@@ -143,7 +144,7 @@ def test_an_unwritable_cache_costs_only_the_next_computation(digits, tmp_path, c
 
 def test_large_sets_are_streamed_not_held(digits, monkeypatch):
     held = make_reference(digits, PIXELS)
-    monkeypatch.setattr(quality, "_HELD", 0)
+    monkeypatch.setattr(quality, "_MAX_HELD", 0)
     counting = Counting()
     streamed = make_reference(digits, counting)
     assert counting.seen == 1797

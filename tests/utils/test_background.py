@@ -91,6 +91,7 @@ def test_the_end_ends_it():
     assert not alive("end")
 
 
+@pytest.mark.subprocess
 def test_a_program_ends_without_closing_the_iterator():
     """Module globals are collected when daemon threads are frozen: to wait for one would hang."""
     code = (

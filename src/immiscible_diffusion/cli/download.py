@@ -1,24 +1,15 @@
 """``immiscible download RECIPE``."""
 
 import importlib.util
-import math
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from immiscible_diffusion.applications.pusht.environment import simulator_version
 from immiscible_diffusion.cli.options import Device, WholeRecipe, named_recipe, parse, take_name
 from immiscible_diffusion.couplings import check_coupling_name
-from immiscible_diffusion.data import DataConfig, load_images
-from immiscible_diffusion.data.base import DataSet
-from immiscible_diffusion.evaluation.config import PolicyEvaluation
-from immiscible_diffusion.evaluation.images import EVAL_SEED
-from immiscible_diffusion.metrics import extractor_from_name
 from immiscible_diffusion.recipes import digits_flow
-from immiscible_diffusion.training.builders import check_trackers, make_model
-from immiscible_diffusion.training.load import load_codec
-from immiscible_diffusion.training.load import load_raw as load_data
+from immiscible_diffusion.training.builders import check_trackers
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.utils.optional_deps import MissingDependencyError
 
@@ -71,15 +62,15 @@ def main(arguments: list[str]) -> int:
 def download(recipe: Recipe, device: str = "cpu") -> list[Item]:
     """Everything that ``recipe`` needs, downloaded where it can be."""
     items: list[Item] = []
-    dataset: DataSet | None = None
+    task: Task | None = None
 
     def get(name: str, note: Callable[[], str]) -> None:
         """Add an item: ``note`` gets it and says what it is, or raises what is missing."""
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+                warnings.simplefilter("error" if name == "data for validation" else "ignore")
                 items.append(Item(name, True, note()))
-        except (ValueError, MissingDependencyError, OSError) as error:
+        except (ValueError, MissingDependencyError, OSError, UserWarning) as error:
             items.append(Item(name, False, " ".join(str(error).split())))
 
     def packages() -> str:
@@ -91,42 +82,28 @@ def download(recipe: Recipe, device: str = "cpu") -> list[Item]:
         return ", ".join([*PACKAGES, *recipe.trackers])
 
     def data() -> str:
-        nonlocal dataset
-        dataset = load_data(recipe.data)
-        where = "scikit-learn" if recipe.data.name == "digits" else recipe.data.path or "the cache"
+        nonlocal task
+        task = recipe.task.build(recipe, pick_device("cpu" if device == "auto" else device))
+        dataset = task.dataset
         note = f", {dataset.note}" if dataset.note else ""
         size = " x ".join(map(str, dataset.shape))
-        return f"{dataset.name}, {len(dataset):,} of {size} in {where}{note}"
-
-    def validation() -> str:
-        assert isinstance(recipe.data, DataConfig)
-        return f"{load_images(replace(recipe.data, split='test', limit=512)).name}, test split"
-
-    def network() -> str:
-        assert dataset is not None
-        model = make_model(recipe, dataset, load_codec(recipe))
-        count = sum(parameter.numel() for parameter in model.parameters())
-        pretrained = getattr(recipe.model, "init", None) == "pretrained"
-        start = "pretrained" if pretrained else "untrained"
-        return f"{type(recipe.model).__name__}, {count:,} parameters, begins {start}"
-
-    def evaluation() -> str:
-        assert dataset is not None
-        if isinstance(recipe.evaluation, PolicyEvaluation):
-            return simulator_version()
-        where = "cpu" if device == "auto" else device
-        features = recipe.of_images.features
-        extractor = extractor_from_name(features, dataset, seed=EVAL_SEED, device=where)
-        accuracy = getattr(extractor, "accuracy", math.nan)
-        known = "" if math.isnan(accuracy) else f", held-out accuracy {accuracy:.1%}"
-        return f"{extractor.name}{known}"
+        return f"{dataset.name}, {len(dataset):,} of {size}{note}"
 
     get("packages", packages)
     get("data", data)
-    if recipe.data.name in HELD_OUT and recipe.data.split == "train":
-        get("data for validation", validation)
-    if dataset is None:
+    if task is None:
         return [*items, Item("network and evaluation", False, "need the data first")]
+    ready = task
+
+    def validation() -> str:
+        dataset, split = ready.validation_data()
+        return f"{dataset.name}, {split}"
+
+    def network() -> str:
+        count = sum(parameter.numel() for parameter in ready.build_model().parameters())
+        return f"{type(recipe.model).__name__}, {count:,} parameters"
+
+    get("data for validation", validation)
     get("network", network)
-    get("evaluation", evaluation)
+    get("evaluation", lambda: ready.evaluator().check())
     return items

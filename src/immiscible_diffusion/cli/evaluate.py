@@ -6,19 +6,13 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Annotated, Any
 
 import torch
 import tyro
 from torch import Tensor
 
-from immiscible_diffusion.applications.pusht.cli_evaluate import policy_figures
 from immiscible_diffusion.applications.stable_diffusion.clip_scores import ClipFigure, clip_figures
-from immiscible_diffusion.applications.stable_diffusion.lora_scores import (
-    is_tuned_on_few,
-    tuned_figures,
-)
 from immiscible_diffusion.applications.stable_diffusion.pipelines import (
     checkpoint_images,
     load_checkpoint,
@@ -30,9 +24,11 @@ from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.data.folder_of_samples import SampleFolder
 from immiscible_diffusion.data.hf_images import PICTURES
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
+from immiscible_diffusion.evaluation.config import ImageEvalConfig
+from immiscible_diffusion.evaluation.evaluator import Evaluator
 from immiscible_diffusion.evaluation.images import ImageEvaluator
-from immiscible_diffusion.evaluation.load_run import LoadedRun
-from immiscible_diffusion.metrics import METRICS, SPLITS, check_metrics
+from immiscible_diffusion.evaluation.load_run import load_run
+from immiscible_diffusion.metrics import METRICS, check_metrics
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.atomic_files import read_json, write_json
@@ -115,35 +111,16 @@ def text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def evaluate_run(options: Options, run: RunDir) -> dict[str, Any]:
+def evaluate_run(options: Options, run_dir: RunDir) -> dict[str, Any]:
     """Score what the run's model makes."""
-    trained = LoadedRun.load(run, options.device)
-    sampler = options.of(trained.recipe.sampler)
-    if trained.recipe.is_policy:
-        return policy_figures(trained.sampled_by(sampler))
-    recipe = with_options(options, trained.recipe)
-    if is_tuned_on_few(recipe):
-        tuned = dataclasses.replace(trained, recipe=recipe)
-        return tuned_figures(tuned, sampler, options.seed, options.batch_size)
-    generator = dataclasses.replace(trained.generator(sampler, options.batch_size), recipe=recipe)
-    calls: list[int] = []
-    how = {
-        "step": trained.step,
-        "ema": recipe.optim.averaging,
-        "sampler": str(sampler),
-        "step_selection": sampler.selection,
-        "nfe": 0,
-        "seed": options.seed,
-    }
-
-    def images() -> Iterator[Tensor]:
-        count = recipe.of_images.samples
-        for batch, nfe in generator(trained.model, count, seed=options.seed, sampler=sampler):
-            calls.append(nfe)
-            yield batch
-
-    result = score(options, recipe, trained.pictures, trained.device, images())
-    return {**how, "nfe": round(fmean(calls)), **result}
+    run = load_run(run_dir, options.device)
+    run = run.with_sampler(options.of(run.recipe.sampler))
+    evaluator = run.task.evaluator(eval_config(options, run.recipe), options.real)
+    calibration = calibrate(options, evaluator)
+    scores = evaluator.evaluate_run(
+        run, seed=options.seed, batch_size=options.batch_size, metrics=options.metrics
+    )
+    return {**scores, **calibration}
 
 
 def evaluate_folder(options: Options, run: RunDir, folder: Path) -> dict[str, Any]:
@@ -159,10 +136,10 @@ def evaluate_folder(options: Options, run: RunDir, folder: Path) -> dict[str, An
         samples = load_images(
             DataConfig("folder", path=str(folder), size=size, channels=channels, labels=False)
         )
-    recipe = with_options(dataclasses.replace(options, samples=len(samples)), recipe)
+    config = eval_config(dataclasses.replace(options, samples=len(samples)), recipe)
     by_clip = clip_figures(options.clip_metrics, folder, real, device)
     batches = (samples.batch(rows).data for rows in torch.arange(len(samples)).split(512))
-    result = score(options, recipe, real, device, batches)
+    result = score(options, config, real, device, batches)
     return {"folder": str(folder), "files": files, **result, **by_clip}
 
 
@@ -177,12 +154,13 @@ def evaluate_checkpoint(options: Options, run: RunDir, checkpoint: str) -> dict[
     steps = 100 if options.steps is None else options.steps
     if steps < 1 or options.batch_size < 1:
         raise ValueError(f"expected steps and batch_size >= 1, got {steps}, {options.batch_size}")
-    recipe = with_options(options, run.recipe())
+    recipe = run.recipe()
+    config = eval_config(options, recipe)
     real, device = real_images(recipe), pick_device(options.device)
     pipeline = load_checkpoint(checkpoint, real.shape, device)
     images = checkpoint_images(
         pipeline,
-        recipe.of_images.samples,
+        config.samples,
         steps=steps,
         seed=options.seed,
         batch_size=options.batch_size,
@@ -195,55 +173,40 @@ def evaluate_checkpoint(options: Options, run: RunDir, checkpoint: str) -> dict[
         "nfe": steps,
         "seed": options.seed,
     }
-    return how | score(options, recipe, real, device, images)
+    return how | score(options, config, real, device, images)
 
 
 def score(
-    options: Options, recipe: Recipe, real: DataSet, device: torch.device, images: Iterator[Tensor]
+    options: Options,
+    config: ImageEvalConfig,
+    real: DataSet,
+    device: torch.device,
+    images: Iterator[Tensor],
 ) -> dict[str, Any]:
     """The metrics of ``images`` against ``real``, and what must stand beside them."""
-    evaluator = ImageEvaluator.of(recipe, real, device, options.real)
-    calibration = calibrate(options, evaluator, recipe.of_images.samples)
-    metrics = evaluator(images, options.metrics)
-    floor, used = evaluator.floor(metrics.samples), evaluator.reference.statistics.count
-    return metrics.as_dict() | {
-        "distance": evaluator.extractor.distance,
-        "preprocessing": evaluator.extractor.preprocessing,
-        "data": f"{real.name}{f' ({real.note})' if real.note else ''}, "
-        + (str(used) if used == len(real) else f"{used} of {len(real)}"),
-        "encoding": real.note or "of the source",
-        "floor": "too few real data to tell" if floor is None else floor.note,
-        **calibration,
-    }
+    evaluator = ImageEvaluator.of(real, config, device, options.real)
+    calibration = calibrate(options, evaluator)
+    metrics = evaluator.measure(images, options.metrics)
+    return metrics.as_dict() | evaluator.describe(metrics.samples) | calibration
 
 
-def calibrate(options: Options, evaluator: ImageEvaluator, samples: int) -> dict[str, Any]:
+def calibrate(options: Options, evaluator: Evaluator) -> dict[str, Any]:
     """Real data against real data, and noise; printed before any image is made."""
     if not options.calibrate:
         return {}
-    floor, metrics = evaluator.real_against_real(samples, options.metrics)
-    values = {name: value for name, value in metrics.as_dict().items() if value is not None}
-    distance = evaluator.extractor.distance
-    first = f"too few real data for a {distance}"
-    if floor is not None:
-        values |= {"frechet": floor.mean, "frechet_low": floor.low, "frechet_high": floor.high}
-        interval = f"{text(floor.low)} to {text(floor.high)} over {SPLITS} splits"
-        first = f"{distance} {text(floor.mean)} ({interval})"
-    others = [f"{n} {text(values[n])}" for n in METRICS if n != "frechet" and n in values]
-    noise = evaluator.noise_distance(samples)
-    sys.stdout.write(
-        f"real against real, {metrics.samples:,} each: {', '.join([first, *others])}\n"
-        f"pure noise, {samples:,}: {distance} {text(noise)}\n"
-    )
+    values = evaluator.calibrate(options.metrics)
+    sys.stdout.write("real against real, and the distance of pure noise:\n")
+    sys.stdout.write("".join(f"  {name:20}{text(value)}\n" for name, value in values.items()))
     sys.stdout.flush()
-    return {"calibration": values | {"frechet_of_noise": noise}}
+    return {"calibration": values}
 
 
 def real_images(recipe: Recipe) -> DataSet:
     """The images that a recipe trains on; ValueError for a policy."""
-    if not isinstance(recipe.data, DataConfig):
-        raise ValueError(f"{recipe.name} trains a policy, which makes no images to score")
-    return load_images(recipe.data)
+    data = recipe.task.data
+    if not isinstance(data, DataConfig):
+        raise ValueError(f"{recipe.name} makes no images to score")
+    return load_images(data)
 
 
 def encoding_of(folder: Path, size: int) -> str:
@@ -260,9 +223,11 @@ def encoding_of(folder: Path, size: int) -> str:
     return kinds if (width, height) == (size, size) else kinds + resized
 
 
-def with_options(options: Options, recipe: Recipe) -> Recipe:
-    """The recipe with the options that concern evaluation."""
+def eval_config(options: Options, recipe: Recipe) -> Any:
+    """How the recipe is evaluated, with the options that concern it."""
     changes: dict[str, Any] = {"samples": options.samples, "features": options.features}
     changes = {name: value for name, value in changes.items() if value is not None}
-    evaluation = dataclasses.replace(recipe.evaluation, **changes)
-    return dataclasses.replace(recipe, evaluation=evaluation)
+    known = {field.name for field in dataclasses.fields(recipe.task.eval)}
+    if wrong := changes.keys() - known:
+        raise ValueError(f"{recipe.name} makes no images to score; leave {', '.join(wrong)}")
+    return dataclasses.replace(recipe.task.eval, **changes)

@@ -5,6 +5,7 @@ import dataclasses
 import sys
 import typing
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -16,10 +17,30 @@ from immiscible_diffusion.diffusion.paths import EDMPath, VPPath
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.recipes import RECIPES, recipe_from_name
 from immiscible_diffusion.training.recipe import Recipe
+from immiscible_diffusion.training.task import TaskConfig
+from immiscible_diffusion.utils.serialization import kinds_of
 
 T = TypeVar("T")
 Device = Literal["auto", "cpu", "cuda", "mps"]
-WholeRecipe = Annotated[Recipe, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True)
+class RecipeOptions(Recipe):
+    """A recipe whose task's fields are options of their own: ``--data.name``, ``--eval.num``."""
+
+    task: Annotated[TaskConfig, tyro.conf.arg(name="")]
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> "RecipeOptions":
+        """Return ``recipe`` as options."""
+        return cls(**{f.name: getattr(recipe, f.name) for f in dataclasses.fields(Recipe)})
+
+    def recipe(self) -> Recipe:
+        """Return the recipe that the options describe."""
+        return Recipe(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Recipe)})
+
+
+WholeRecipe = Annotated[RecipeOptions, tyro.conf.arg(name="")]
 
 
 def parse(kind: type[T], arguments: Sequence[str], prog: str, default: T | None = None) -> T:
@@ -47,7 +68,7 @@ def take_name(arguments: Sequence[str], command: str) -> tuple[str, list[str]]:
     if "-h" in arguments or "--help" in arguments:
         sys.stdout.write(
             f"usage: immiscible {command} RECIPE [options]\n\nRecipes: {known}\n\n"
-            f"immiscible {command} {next(iter(RECIPES))} --help lists the options.\n"
+            f"immiscible {command} digits-flow --help lists the options.\n"
         )
         raise SystemExit(0)
     raise ValueError(f"which recipe? immiscible {command} RECIPE ...; known: {known}")
@@ -67,7 +88,7 @@ def named_recipe(name: str, arguments: Sequence[str]) -> tuple[Recipe, list[str]
     parser.add_argument("--tiny", action="store_true")
     kinds: dict[str, dict[str, type]] = {}
     for part in ("model", "path", "loss"):
-        kinds[part] = {kind.__name__.lower(): kind for kind in typing.get_args(hints[part])}
+        kinds[part] = {name.lower(): kind for name, kind in kinds_of(hints[part]).items()}
         parser.add_argument(f"--{part}.kind", dest=part, type=str.lower, choices=[*kinds[part]])
     words, rest = parser.parse_known_args(list(arguments))
     chosen: dict[str, Any] = {}
@@ -105,4 +126,4 @@ def split_known(
     options, rest = tyro.cli(
         kind, args=list(arguments), prog=f"immiscible {prog}", return_unknown_args=True
     )
-    return options, parse(Recipe, rest, prog, recipe)
+    return options, parse(RecipeOptions, rest, prog, RecipeOptions.of(recipe)).recipe()

@@ -23,10 +23,9 @@ from immiscible_diffusion.cli.sampler_options import SamplerChanges
 from immiscible_diffusion.data.folder_of_samples import PROMPTS, SampleFolder
 from immiscible_diffusion.data.prompts import Synonyms, check_template, class_prompts
 from immiscible_diffusion.evaluation.generate_folder import claim_folder, generate_folder
-from immiscible_diffusion.evaluation.load_run import LoadedRun
+from immiscible_diffusion.evaluation.load_run import load_run
 from immiscible_diffusion.evaluation.sample_writers import SampleWriter
 from immiscible_diffusion.metrics.features.preprocess import weights_digest
-from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.atomic_files import atomic_path, write_text
 from immiscible_diffusion.utils.distributed import process_state, rank_world_device
 from immiscible_diffusion.utils.images import image_grid
@@ -134,30 +133,23 @@ def of_run(
     options: Options, prompts: Sequence[str]
 ) -> tuple[Draw, dict[str, Any], Sequence[str], int]:
     """What samples a run, its settings, the classes of its data, and images at a time."""
-    run = RunDir.existing(Path(str(options.run)))
-    recipe = run.recipe()
-    if prompts and not recipe.by_text:
-        raise ValueError("this run was not trained on prompts; leave classes, prompts and prompt")
-    if recipe.is_policy:
-        raise ValueError(
-            f"{options.run} is a policy, which makes no images; immiscible evaluate {options.run} "
-            f"runs it in the simulator and records a video"
-        )
-    trained = LoadedRun.load(run, options.device)
-    sampler = options.of(recipe.sampler)
-    generator = trained.generator(sampler, prompts=tuple(prompts))
-    settings = {"step": trained.step, "sampler": str(sampler)}
+    run = load_run(Path(str(options.run)), options.device)
+    run = run.with_sampler(options.of(run.recipe.sampler))
+    size = min(256, run.task.max_batch_size or 256)
+    size = size if options.batch_size is None else options.batch_size
+    pipeline = run.pipeline(size, tuple(prompts))
+    settings = {"step": run.step, "sampler": str(run.recipe.sampler)}
     if options.to:
-        settings["weights"] = weights_digest(trained.model)
+        settings["weights"] = weights_digest(run.model)
 
     def draw(indices: Sequence[int]) -> Tensor:
-        sampled = generator.of_rows(trained.model, indices, seed=options.seed, sampler=sampler)
+        sampled = pipeline.sample(run.model, indices, seed=options.seed)
         settings["nfe"] = sampled.nfe
         return sampled.data
 
-    number = trained.dataset.num_classes if recipe.conditional and not prompts else None
-    names = trained.dataset.class_names or [str(c) for c in range(number or 0)]
-    size = min(256, trained.codec.at_once) if options.batch_size is None else options.batch_size
+    dataset = run.task.dataset
+    number = dataset.num_classes if run.recipe.conditional and not prompts else None
+    names = dataset.class_names or [str(c) for c in range(number or 0)]
     return draw, settings, names if number else (), size
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from immiscible_diffusion.cli.options import (
     Device,
+    RecipeOptions,
     WholeRecipe,
     named_recipe,
     parse,
@@ -13,7 +14,7 @@ from immiscible_diffusion.cli.options import (
     take_name,
 )
 from immiscible_diffusion.experiments.compare.plan import slug
-from immiscible_diffusion.recipes import digits_flow
+from immiscible_diffusion.recipes.flow_matching import digits_flow
 from immiscible_diffusion.training.dry_run import dry_run
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
@@ -34,15 +35,15 @@ class Options:
     out: Path | None = None
     device: Device = "auto"
     dry_run: bool = False
-    recipe: WholeRecipe = field(default_factory=digits_flow)
+    recipe: WholeRecipe = field(default_factory=lambda: RecipeOptions.of(digits_flow()))
 
 
 def main(arguments: list[str]) -> int:
     """Train, or say what training would take."""
     name, rest = take_name(arguments, "train")
     recipe, rest = named_recipe(name, rest)
-    options = parse(Options, rest, f"train {name}", Options(recipe=recipe))
-    recipe = options.recipe
+    options = parse(Options, rest, f"train {name}", Options(recipe=RecipeOptions.of(recipe)))
+    recipe = options.recipe.recipe()
     out = run_path(options.out, recipe.name, default_folder(recipe))
     if options.dry_run:
         sys.stdout.write(dry_run(recipe, options.device) + "\n")
@@ -51,10 +52,8 @@ def main(arguments: list[str]) -> int:
     trainer = Trainer(recipe, run, device=options.device)
     trainer.train()
     if trainer.is_main:
-        then = f"immiscible sample {out} makes images"
-        if recipe.is_policy:
-            then = f"immiscible evaluate {out} lets the policy work"
-        sys.stderr.write(f"{out}: {trainer.step} steps; {then}\n")
+        next_step = recipe.task.next_step.format(run=out)
+        sys.stderr.write(f"{out}: {trainer.step} steps; {next_step}\n")
     return 0
 
 

@@ -1,6 +1,6 @@
 """What scores samples; applications implement it and ``compare`` and ``evaluate`` call it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,8 +31,8 @@ class EvalResult:
 class Evaluator(Protocol):
     """Scores samples of a network."""
 
-    def check(self) -> None:
-        """Raise ValueError, before hours are spent, for what an evaluation needs and lacks."""
+    def check(self) -> str:
+        """Say what scores samples; raise, before hours are spent, if something is missing."""
 
     def __call__(
         self,
@@ -55,6 +55,13 @@ class Evaluator(Protocol):
             final: after the last training step: slow metrics too.
             headline: at the recipe's own number of sampling steps: slow metrics too.
             run_dir: where more than scores may be kept.
+        """
+
+    def calibrate(self, metrics: Sequence[str]) -> dict[str, Any]:
+        """Score real data against real data, and pure noise: the best and the worst values.
+
+        Raises:
+            ValueError: there is no such scale.
         """
 
     def evaluate_run(self, run: Run, *, seed: int, batch_size: int, metrics: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Scores of generated images against real ones."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,8 +85,11 @@ class ImageEvaluator:
         )
         return cls(extractor, reference, dataset, config.samples)
 
-    def check(self) -> None:
-        """Everything that an evaluation needs was loaded when this was made."""
+    def check(self) -> str:
+        """Say what scores images; everything was loaded when this was made."""
+        accuracy = self.extractor.accuracy
+        known = accuracy is not None and not math.isnan(accuracy)
+        return self.extractor.name + (f", held-out accuracy {accuracy:.1%}" if known else "")
 
     def measure(
         self,
@@ -180,6 +184,14 @@ class ImageEvaluator:
         }
 
     # -- the two ends of the scale ----------------------------------------------------------------
+
+    def calibrate(self, metrics: Sequence[str] = METRICS) -> dict[str, Any]:
+        """Score real against real, with ``frechet`` over splits, and ``frechet_of_noise``."""
+        floor, scores = self.real_against_real(self.samples, metrics)
+        values = {name: value for name, value in scores.as_dict().items() if value is not None}
+        if floor is not None:
+            values |= {"frechet": floor.mean, "frechet_low": floor.low, "frechet_high": floor.high}
+        return values | {"frechet_of_noise": self.noise_distance(self.samples)}
 
     def real_against_real(
         self, samples: int, metrics: Sequence[str] = METRICS

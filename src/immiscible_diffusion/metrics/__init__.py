@@ -9,14 +9,9 @@ from immiscible_diffusion.metrics.evaluate import (
     measure,
     stream_statistics,
 )
-from immiscible_diffusion.metrics.features.base import (
-    EXTRACTORS,
-    ClassifierFeatures,
-    FeatureExtractor,
-    PixelFeatures,
-    extract,
-    extractor_from_name,
-)
+from immiscible_diffusion.metrics.features import EXTRACTORS, extractor_from_name
+from immiscible_diffusion.metrics.features.base import FeatureExtractor, PixelFeatures, extract
+from immiscible_diffusion.metrics.features.classifier import ClassifierFeatures
 from immiscible_diffusion.metrics.features.pretrained import (
     NetworkFeatures,
     dinov2_features,
@@ -30,7 +25,7 @@ from immiscible_diffusion.metrics.prdc import (
     Manifold,
     coverage,
     density,
-    memorisation,
+    memorization,
     precision,
     recall,
 )
@@ -70,7 +65,7 @@ __all__ = [
     "load_statistics",
     "make_reference",
     "measure",
-    "memorisation",
+    "memorization",
     "precision",
     "recall",
     "save_statistics",

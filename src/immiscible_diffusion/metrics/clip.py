@@ -1,4 +1,4 @@
-"""What CLIP says of pictures: CLIPScore (2104.08718) and CMMD (2401.09603)."""
+"""CLIPScore (2104.08718) of images and texts, and CMMD (2401.09603) between sets of images."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from immiscible_diffusion.metrics.features.preprocess import Preprocessing, exactly, to_bytes
-from immiscible_diffusion.metrics.features.pretrained import NetworkFeatures, Prepared
+from immiscible_diffusion.metrics.features.preprocess import Preprocessing
+from immiscible_diffusion.metrics.features.pretrained import NetworkFeatures
 from immiscible_diffusion.metrics.fid import check_features
 from immiscible_diffusion.utils.optional_deps import require_extra
 
@@ -27,9 +27,9 @@ _BLOCK = 2**22  # kernel values held at a time
 def cmmd(a: Tensor, b: Tensor, *, sigma: float = SIGMA, scale: float = SCALE) -> float:
     """``scale`` times the squared maximum mean discrepancy under ``exp(-|x - y|^2 / 2 sigma^2)``.
 
-    The mean over all pairs, those of a picture with itself included, as the authors' code has it:
-    never negative, 0 for equal sets, and above 0 by about ``scale (1 - k) (1/N + 1/M)`` for two
-    samples of one law. CMMD is this of CLIP features of length 1, ``cmmd_features``.
+    The mean over all pairs, those of an image with itself included, as in the authors' code: never
+    negative, 0 for equal sets, and above 0 by about ``scale (1 - k) (1/N + 1/M)`` for two samples
+    of one distribution. CMMD is this of CLIP features of length 1, ``cmmd_features``.
 
     Args:
         a: features [N, F].
@@ -62,7 +62,7 @@ def _mean(x: Tensor, y: Tensor, sigma: float) -> float:
 
 
 def cmmd_features(device: torch.device | str = "cpu", source: str | None = None) -> NetworkFeatures:
-    """CLIP's picture features of length 1; by default of ViT-L/14 at 336 pixels, as CMMD has them.
+    """CLIP's image features of length 1; by default of ViT-L/14 at 336 pixels, as in the paper.
 
     Args:
         device: where it runs.
@@ -74,17 +74,7 @@ def cmmd_features(device: torch.device | str = "cpu", source: str | None = None)
         ValueError: the weights are not there, or not CLIP's.
     """
     source = source or os.environ.get("IMMISCIBLE_CMMD_CLIP") or CMMD_MODEL
-    model = _load(source, CMMD_MODEL, "IMMISCIBLE_CMMD_CLIP").to(device)
-    prepare, name = _prepared_for(model, rounded=True)
-    dim = int(model.config.projection_dim)
-    return NetworkFeatures(
-        _Pictures(model),
-        f"CLIP {name} ({dim}-d)",
-        dim,
-        f"CMMD of CLIP {name}",
-        str(prepare),
-        prepare,
-    )
+    return _image_features(_load(source, CMMD_MODEL, "IMMISCIBLE_CMMD_CLIP", device))
 
 
 # --- CLIPScore ----------------------------------------------------------------------------------
@@ -92,12 +82,12 @@ def cmmd_features(device: torch.device | str = "cpu", source: str | None = None)
 
 @dataclass(frozen=True)
 class ClipScore:
-    """How well pictures fit their texts.
+    """How well images fit their texts.
 
     Attributes:
         mean: of 100 max(cos, 0), in [0, 100]; 2.5 max(cos, 0) in the paper.
-        standard_error: of the mean, over the pictures; None for one picture.
-        count: number of pictures.
+        standard_error: of the mean, over the images; None for one image.
+        count: number of images.
         model: which CLIP.
     """
 
@@ -109,19 +99,17 @@ class ClipScore:
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """Pictures and texts to features of length 1.
+    """CLIP, which maps images and texts to features of length 1.
 
     Attributes:
         model: transformers' ``CLIPModel``, in evaluation mode.
         tokenizer: its own.
-        name: for reports.
-        prepare: pictures [B, 3, S, S] uint8 to what the model reads.
+        image_features: of square images.
     """
 
     model: Any
     tokenizer: Any
-    name: str
-    prepare: Preprocessing
+    image_features: NetworkFeatures
 
     @classmethod
     def load(cls, source: str | None = None, device: torch.device | str = "cpu") -> "Clip":
@@ -132,89 +120,76 @@ class Clip:
             ValueError: the weights are not there, or not CLIP's.
         """
         source = source or os.environ.get("IMMISCIBLE_CLIP") or SCORE_MODEL
-        model = _load(source, SCORE_MODEL, "IMMISCIBLE_CLIP").to(device)
+        model = _load(source, SCORE_MODEL, "IMMISCIBLE_CLIP", device)
         from transformers import CLIPTokenizer
 
         try:
             tokenizer = CLIPTokenizer.from_pretrained(source)
         except (OSError, TypeError, ValueError) as error:
-            raise ValueError(f"{source} has no tokenizer ({_first_line(error)})") from error
-        prepare, name = _prepared_for(model, rounded=True)
-        return cls(model, tokenizer, name, prepare)
-
-    def pictures(self, data: Tensor) -> Tensor:
-        """Features [B, F] of pictures [B, 1 or 3, H, W] in [-1, 1]; their center squares."""
-        return exactly(Prepared(_Pictures(self.model), self.prepare), to_bytes(_center(data)))
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{source} has no tokenizer ({reason})") from error
+        return cls(model, tokenizer, _image_features(model))
 
     @torch.no_grad()
-    def texts(self, texts: Sequence[str]) -> Tensor:
-        """Features [B, F] of texts, cut where CLIP's text encoder ends."""
+    def text_features(self, texts: Sequence[str]) -> Tensor:
+        """Features [B, F] of texts, truncated to the length of CLIP's text encoder."""
         length = int(self.model.config.text_config.max_position_embeddings)
-        read = self.tokenizer(
+        tokens = self.tokenizer(
             list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt"
         ).to(next(self.model.parameters()).device)
-        out = self.model.text_model(read["input_ids"], attention_mask=read["attention_mask"])
-        features: Tensor = nn.functional.normalize(
-            self.model.text_projection(out.pooler_output), dim=-1
-        )
-        return features
+        out = self.model.text_model(tokens["input_ids"], attention_mask=tokens["attention_mask"])
+        features = self.model.text_projection(out.pooler_output)
+        return nn.functional.normalize(features, dim=-1)
 
     def score(self, batches: Iterable[tuple[Tensor, Sequence[str]]]) -> ClipScore:
-        """CLIPScore of pictures [b, 1 or 3, H, W] in [-1, 1], each with its text.
+        """CLIPScore of the center squares of images [b, 1 or 3, H, W] in [-1, 1] and their texts.
 
         Raises:
-            ValueError: no pictures, or not a text for each.
+            ValueError: no images, or not a text for each.
         """
         scores = []
         for data, texts in batches:
             if len(data) != len(texts):
                 raise ValueError(
-                    f"expected a text for each of {len(data)} pictures, got {len(texts)}"
+                    f"expected a text for each of {len(data)} images, got {len(texts)}"
                 )
-            scores.append(scores_of(self.pictures(data), self.texts(texts)))
+            side = min(data.shape[-2:])
+            top, left = ((length - side) // 2 for length in data.shape[-2:])
+            square = data[..., top : top + side, left : left + side]
+            scores.append(clip_scores(self.image_features(square), self.text_features(texts)))
         if not scores:
-            raise ValueError("CLIPScore needs at least one picture")
+            raise ValueError("CLIPScore needs at least one image")
         values = torch.cat(scores)
         error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else None
-        return ClipScore(float(values.mean()), error, len(values), self.name)
+        return ClipScore(float(values.mean()), error, len(values), self.image_features.name)
 
 
-def scores_of(pictures: Tensor, texts: Tensor) -> Tensor:
-    """100 max(cos, 0) [B] of features [B, F] of pictures and of their texts."""
-    cosine = nn.functional.cosine_similarity(pictures.cpu().double(), texts.cpu().double())
+def clip_scores(images: Tensor, texts: Tensor) -> Tensor:
+    """100 max(cos, 0) [B] of features [B, F] of images and of their texts."""
+    cosine = nn.functional.cosine_similarity(images.cpu().double(), texts.cpu().double())
     return 100 * cosine.clamp(min=0)
 
 
 # --- Loading ------------------------------------------------------------------------------------
 
 
-class _Pictures(nn.Module):
-    """The projected features of pictures, of length 1."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.vision, self.projection = model.vision_model, model.visual_projection
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        pooled = self.vision(pixel_values=pictures).pooler_output
-        features: Tensor = nn.functional.normalize(self.projection(pooled), dim=-1)
-        return features
-
-
-def _center(data: Tensor) -> Tensor:
-    side = min(data.shape[-2:])
-    top, left = ((length - side) // 2 for length in data.shape[-2:])
-    return data[..., top : top + side, left : left + side]
-
-
-def _prepared_for(model: Any, *, rounded: bool) -> tuple[Preprocessing, str]:
-    vision = model.config.vision_config
+def _image_features(model: Any) -> NetworkFeatures:
+    vision, dim = model.config.vision_config, int(model.config.projection_dim)
     sizes = {512: "S", 768: "B", 1024: "L", 1280: "H"}
     name = f"ViT-{sizes.get(vision.hidden_size, '?')}/{vision.patch_size} {vision.image_size} px"
-    return Preprocessing(int(vision.image_size), _MEAN, _STD, rounded=rounded), name
+    prepare = Preprocessing(int(vision.image_size), _MEAN, _STD, rounded=True)
+    return NetworkFeatures(
+        model, _embed_images, f"CLIP {name} ({dim}-d)", dim, f"CMMD of CLIP {name}", prepare,
+        str(prepare),
+    )  # fmt: skip
 
 
-def _load(source: str, usual: str, variable: str) -> Any:
+def _embed_images(model: Any, images: Tensor) -> Tensor:
+    pooled = model.vision_model(pixel_values=images).pooler_output
+    return nn.functional.normalize(model.visual_projection(pooled), dim=-1)
+
+
+def _load(source: str, usual: str, variable: str, device: torch.device | str) -> Any:
     with require_extra("clip", "CLIPScore and CMMD"):
         from transformers import AutoConfig, CLIPModel
     try:
@@ -223,13 +198,10 @@ def _load(source: str, usual: str, variable: str) -> Any:
             raise ValueError(f"{source} is a model of the kind '{kind}', not clip")
         model = CLIPModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
     except OSError as error:
+        reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"the weights of CLIP are not at {source} ({_first_line(error)}); fetch {usual} where "
+            f"the weights of CLIP are not at {source} ({reason}); fetch {usual} where "
             f"there is a network (`hf download {usual} --local-dir FOLDER`), and set {variable} "
             f"to its folder (config.json, model.safetensors, the tokenizer's files)"
         ) from error
-    return model.eval().requires_grad_(False)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+    return model.eval().requires_grad_(False).to(device)

@@ -1,54 +1,55 @@
-"""How good a set of samples is, against a reference made once per data set."""
+"""Score samples against a reference that is computed once per data set."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from immiscible_diffusion.data.base import DataSet
-from immiscible_diffusion.metrics.equal_counts import NEIGHBOURS, Neighbors, chosen
 from immiscible_diffusion.metrics.features.base import FeatureExtractor, data_batches, extract
 from immiscible_diffusion.metrics.fid import FeatureStatistics, frechet_distance
 from immiscible_diffusion.metrics.kid import kernel_distance
 from immiscible_diffusion.metrics.noise_floor import SPLITS, Floor, floor_of
 from immiscible_diffusion.metrics.prdc import (
+    Manifold,
     coverage,
     density,
-    memorisation,
+    memorization,
     precision,
     recall,
     spacing,
 )
-from immiscible_diffusion.metrics.reference_cache import StoredStatistics
+from immiscible_diffusion.metrics.reference_cache import StatisticsFile
 from immiscible_diffusion.utils.random import keyed_generator
 
-METRICS = ("frechet", "kid", "precision", "recall", "density", "coverage", "memorisation")
-_HELD = 2**30  # bytes of real features that are kept; larger sets are gone through again
+METRICS = ("frechet", "kid", "precision", "recall", "density", "coverage", "memorization")
+MAX_NEIGHBORS = 10_000  # features a side in metrics of nearest neighbors, which compare all pairs
+_MAX_HELD = 2**30  # bytes of real features that are kept; larger sets are extracted again
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """The real side of every comparison. What takes time is computed once, when first asked for.
+    """The real side of every comparison. What takes time is computed once, when first needed.
 
     Attributes:
         statistics: of the real features.
         features: name of the extractor.
         seed: of the random splits and subsets.
-        extracted: gives the real features [N, F], float32 on the CPU.
-        stored: where statistics and floor are kept on disk, if they are.
-        known: the floor as read from there.
+        extract_real: returns the real features [N, F], float32 on the CPU.
+        file: where statistics and floor are cached, or None.
+        cached_floor: the floor that was read from there.
     """
 
     statistics: FeatureStatistics
     features: str
     seed: int
-    extracted: Callable[[], Tensor]
-    stored: StoredStatistics | None = None
-    known: Floor | None = None
-    neighbors: dict[int, "Neighbors"] = field(default_factory=dict, repr=False)
+    extract_real: Callable[[], Tensor]
+    file: StatisticsFile | None = None
+    cached_floor: Floor | None = None
+    _manifolds: dict[tuple[int, int], Manifold] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, real: Tensor, features: str, seed: int = 0) -> "Reference":
@@ -58,29 +59,28 @@ class Reference:
     @cached_property
     def real(self) -> Tensor:
         """The real features [N, F]: only metrics other than the Frechet distance need them."""
-        return self.extracted()
+        return self.extract_real()
 
     @cached_property
     def floor(self) -> Floor | None:
         """Frechet distance between real halves; None if a half has fewer than F + 1 features."""
         size = self.statistics.count // 2
-        if self.known is not None or size < self.statistics.dim + 1:
-            return self.known
+        if self.cached_floor is not None or size < self.statistics.dim + 1:
+            return self.cached_floor
         floor = floor_of(self.real, size, self.seed)
-        if self.stored is not None:
-            self.stored.write(self.statistics, floor)
+        if self.file is not None:
+            self.file.write(self.statistics, floor)
         return floor
 
-    def equal(self, samples: Tensor) -> tuple[Tensor, "Neighbors"]:
-        """As many of ``samples`` as of the real features, at most ``NEIGHBOURS`` of each.
+    def subset(self, count: int) -> Tensor:
+        """``count`` of the real features, chosen by the seed."""
+        return _subsample(self.real, count, self.seed, "real")
 
-        Precision, recall, density and coverage depend on the counts and compare at equal ones only
-        (1904.06991 and 2002.09797 have them so); all pairs of more would take hours.
-        """
-        count = min(len(samples), self.statistics.count, NEIGHBOURS)
-        if count not in self.neighbors:
-            self.neighbors[count] = Neighbors(chosen(self.real, count, self.seed, "real"))
-        return chosen(samples, count, self.seed, "samples"), self.neighbors[count]
+    def manifold(self, count: int, k: int) -> Manifold:
+        """The manifold of ``subset(count)``, with balls to the k-th neighbor."""
+        if (count, k) not in self._manifolds:
+            self._manifolds[count, k] = Manifold.of(self.subset(count), k)
+        return self._manifolds[count, k]
 
     @cached_property
     def spacing(self) -> float:
@@ -99,13 +99,13 @@ def make_reference(
     """The reference of a data set under an extractor.
 
     Args:
-        dataset: the training set: ``memorisation`` looks for copies of it.
+        dataset: the training set: ``memorization`` looks for copies of it.
         extractor: makes the features.
-        limit: use this many data, chosen at random by ``seed``; all by default. Copies of data
-            left out are not seen as such.
+        limit: use this many samples, chosen at random by ``seed``; all by default. Copies of data
+            left out are not recognized.
         seed: of that choice, of the splits of the floor, and of KID's subsets.
-        cache: folder where statistics are kept, and looked for; None for none. Needs a data set
-            with a ``digest`` and an extractor with an ``identity``.
+        cache: folder in which statistics are cached; None for none. Needs a data set with a
+            ``digest`` and an extractor with an ``identity``.
 
     Raises:
         ValueError: if ``limit`` or the data set is below 2.
@@ -117,46 +117,32 @@ def make_reference(
     if count < len(dataset):
         order = torch.randperm(len(dataset), generator=keyed_generator(seed, "reference"))
         indices = order[:count].sort().values
-    stored = _place(dataset, extractor, count, seed, cache)
-    extracted = partial(_extracted, dataset, extractor, indices)
-    if found := stored and stored.read():
-        return Reference(found[0], extractor.name, seed, extracted, stored, found[1])
-    if 4 * count * extractor.dim <= _HELD:
-        real = extracted()
-        extracted = partial(_same, real)
+
+    def extract_real() -> Tensor:
+        return extract(extractor, data_batches(dataset, indices))
+
+    file = None
+    if cache is not None and dataset.digest is not None and extractor.identity is not None:
+        about = {
+            "data": dataset.digest,
+            "extractor": extractor.identity,
+            "chosen": "all" if count == len(dataset) else f"{count} of {len(dataset)}, seed {seed}",
+            "splits": f"{SPLITS}, seed {seed}",
+        }
+        file = StatisticsFile.of(about, cache)
+    if file is not None and (cached := file.read()) is not None:
+        return Reference(cached[0], extractor.name, seed, extract_real, file, cached[1])
+    if 4 * count * extractor.dim <= _MAX_HELD:
+        real = extract_real()
         statistics = stream_statistics(extractor.dim, real.split(4096))
+        reference = Reference(statistics, extractor.name, seed, lambda: real, file)
     else:
         batches = data_batches(dataset, indices)
         statistics = stream_statistics(extractor.dim, map(extractor, batches))
-    if stored is not None:
-        stored.write(statistics)
-    return Reference(statistics, extractor.name, seed, extracted, stored)
-
-
-def _extracted(dataset: DataSet, extractor: FeatureExtractor, indices: Tensor) -> Tensor:
-    return extract(extractor, data_batches(dataset, indices))
-
-
-def _same(real: Tensor) -> Tensor:
-    return real
-
-
-def _place(
-    dataset: DataSet, extractor: FeatureExtractor, count: int, seed: int, cache: Path | None
-) -> StoredStatistics | None:
-    """Where the statistics belong; None if data or features cannot be told from others."""
-    digest = getattr(dataset, "digest", None)
-    identity = getattr(extractor, "identity", None)
-    if cache is None or digest is None or identity is None:
-        return None
-    chosen = "all" if count == len(dataset) else f"{count} of {len(dataset)}, seed {seed}"
-    about = {
-        "data": str(digest),
-        "extractor": identity,
-        "chosen": chosen,
-        "splits": f"{SPLITS}, seed {seed}",
-    }
-    return StoredStatistics.of(about, cache)
+        reference = Reference(statistics, extractor.name, seed, extract_real, file)
+    if file is not None:
+        file.write(statistics)
+    return reference
 
 
 def stream_statistics(dim: int, features: Iterable[Tensor]) -> FeatureStatistics:
@@ -175,13 +161,13 @@ class SampleMetrics:
         samples: how many were measured.
         features: the extractor's name.
         frechet: Frechet distance, 0 or more; lower is better.
-        kid: kernel distance, about 0 for equal laws; lower is better.
-        kid_error: its standard error over subsets; None also where the sets were taken whole.
-        precision: share of samples near real data, in [0, 1].
-        recall: share of real data near samples, in [0, 1].
-        density: fidelity, about 1 for equal laws.
-        coverage: share of real data with a sample nearby, in [0, 1].
-        memorisation: distance to the training data, 1 = as real data among themselves, 0 = copies.
+        kid: kernel distance, about 0 for equal distributions; lower is better.
+        kid_error: its standard error over subsets; None also where the sets were used complete.
+        precision: fraction of samples near real data, in [0, 1].
+        recall: fraction of real data near samples, in [0, 1].
+        density: fidelity, about 1 for equal distributions.
+        coverage: fraction of real data with a sample nearby, in [0, 1].
+        memorization: distance to the training data, 1 = as real data among themselves, 0 = copies.
     """
 
     samples: int
@@ -193,7 +179,7 @@ class SampleMetrics:
     recall: float | None = None
     density: float | None = None
     coverage: float | None = None
-    memorisation: float | None = None
+    memorization: float | None = None
 
     def as_dict(self) -> dict[str, float | int | str | None]:
         """All fields, ready for JSON."""
@@ -207,7 +193,10 @@ def measure(
     metrics: Sequence[str] = METRICS,
     allow_few: bool = False,
 ) -> SampleMetrics:
-    """Measure samples, given as features [M, F], against a reference.
+    """Score samples, given as features [M, F], against a reference.
+
+    Precision, recall, density and coverage depend on the counts, so they take as many samples as
+    real features (as 1904.06991 and 2002.09797 do), at most ``MAX_NEIGHBORS`` of each.
 
     Args:
         samples_features: from the extractor that made the reference; statistics are enough for the
@@ -235,26 +224,32 @@ def measure(
     if "kid" in metrics:
         kid = kernel_distance(samples_features, reference.real, seed=reference.seed)
         values |= {"kid": kid.mean, "kid_error": kid.standard_error}
-    if wanted := [name for name in _NEIGHBOURS if name in metrics]:
-        some, near = reference.equal(samples_features)
-        values |= {name: _NEIGHBOURS[name](some, near) for name in wanted}
-    if "memorisation" in metrics:
-        values["memorisation"] = memorisation(
+    count = min(len(samples_features), reference.statistics.count, MAX_NEIGHBORS)
+    subset = _subsample(samples_features, count, reference.seed, "samples")
+    if "precision" in metrics:
+        values["precision"] = precision(subset, reference.manifold(count, 3))
+    if "recall" in metrics:
+        values["recall"] = recall(subset, reference.subset(count))
+    if "density" in metrics:
+        values["density"] = density(subset, reference.manifold(count, 5))
+    if "coverage" in metrics:
+        values["coverage"] = coverage(subset, reference.manifold(count, 5))
+    if "memorization" in metrics:
+        values["memorization"] = memorization(
             samples_features, reference.real, real_spacing=reference.spacing
         )
     return SampleMetrics(samples=len(samples_features), features=reference.features, **values)
 
 
+def _subsample(features: Tensor, count: int, seed: int, name: str) -> Tensor:
+    """``count`` of the features, chosen by the seed; all of them in their order."""
+    if count == len(features):
+        return features
+    order = torch.randperm(len(features), generator=keyed_generator(seed, "neighbours", name))
+    return features[order[:count]]
+
+
 def check_metrics(metrics: Sequence[str]) -> None:
-    """ValueError if one of ``metrics`` is unknown."""
-    unknown = [name for name in metrics if name not in METRICS]
-    if unknown:
+    """Raise ValueError if one of ``metrics`` is unknown."""
+    if unknown := [name for name in metrics if name not in METRICS]:
         raise ValueError(f"unknown metrics {unknown}; options: {', '.join(METRICS)}")
-
-
-_NEIGHBOURS: dict[str, Callable[[Tensor, Neighbors], float]] = {
-    "precision": lambda samples, near: precision(samples, near.manifold),
-    "recall": lambda samples, near: recall(samples, near.real),
-    "density": lambda samples, near: density(samples, near.wide_manifold),
-    "coverage": lambda samples, near: coverage(samples, near.wide_manifold),
-}

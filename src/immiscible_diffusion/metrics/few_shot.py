@@ -1,4 +1,4 @@
-"""Figures for a model tuned on a few pictures, too few for a Frechet distance."""
+"""Metrics of a model that was fine-tuned on a few images, too few for a Frechet distance."""
 
 from dataclasses import dataclass
 
@@ -6,24 +6,22 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.metrics.features.base import FeatureExtractor, extract
-from immiscible_diffusion.metrics.prdc import memorisation
-
-AT_ONCE = 64
+from immiscible_diffusion.metrics.prdc import memorization
 
 
 @dataclass(frozen=True)
-class FewFigures:
-    """Samples beside the pictures that the model was tuned on.
+class FewShotMetrics:
+    """Samples beside the images that the model was tuned on.
 
     Attributes:
-        similarity: mean cosine of the features of a sample and of a training picture, over all
+        similarity: mean cosine of the features of a sample and of a training image, over all
             pairs: higher is nearer to the subject (as DreamBooth's image scores, 2208.12242).
-        diversity: 1 - mean cosine over pairs of samples: near 0, all samples are one picture.
-        nearest_ratio: distance of a sample to its nearest training picture, in units of that of
-            the training pictures to each other (medians): near 0, copies.
+        diversity: 1 - mean cosine over pairs of samples: near 0, all samples are one image.
+        nearest_ratio: distance of a sample to its nearest training image, in units of that of
+            the training images to each other (medians): near 0, copies.
         mean_drift: root mean square over channels of mean(samples) - mean(training), of [-1, 1].
         contrast_drift: mean over channels of log(deviation of samples / of training): below 0,
-            grayer than the training pictures.
+            grayer than the training images.
     """
 
     similarity: float
@@ -33,33 +31,32 @@ class FewFigures:
     contrast_drift: float
 
 
-def few_figures(extractor: FeatureExtractor, samples: Tensor, real: Tensor) -> FewFigures:
-    """The figures of ``samples`` and the training pictures ``real``, ``[B, C, H, W]`` in [-1, 1].
+def few_shot_metrics(extractor: FeatureExtractor, samples: Tensor, real: Tensor) -> FewShotMetrics:
+    """Compare ``samples`` with the training images ``real``, ``[B, C, H, W]`` in [-1, 1].
 
     Raises:
-        ValueError: fewer than two samples or two training pictures, or other channels.
+        ValueError: fewer than two samples or two training images, or other channels.
     """
     if min(len(samples), len(real)) < 2 or samples.shape[1] != real.shape[1]:
         raise ValueError(
-            f"expected at least 2 samples and 2 training pictures of the same channels, got "
+            f"expected at least 2 samples and 2 training images of the same channels, got "
             f"{tuple(samples.shape)} and {tuple(real.shape)}"
         )
-    made, given = (extract(extractor, data.split(AT_ONCE)).double() for data in (samples, real))
-    unit_made, unit_given = (torch.nn.functional.normalize(f, dim=1) for f in (made, given))
-    between = unit_made @ unit_made.T
-    pairs = len(made) * (len(made) - 1)
-    mean, spread = _by_channel(samples)
-    real_mean, real_spread = _by_channel(real)
-    return FewFigures(
-        similarity=float((unit_made @ unit_given.T).mean()),
-        diversity=float(1 - (between.sum() - between.trace()) / pairs),
-        nearest_ratio=memorisation(made, given),
+    f, g = (extract(extractor, data.split(64)).double() for data in (samples, real))
+    unit_f, unit_g = (torch.nn.functional.normalize(features, dim=1) for features in (f, g))
+    cosines = unit_f @ unit_f.T
+    pairs = len(f) * (len(f) - 1)
+    (mean, std), (real_mean, real_std) = map(_channel_statistics, (samples, real))
+    return FewShotMetrics(
+        similarity=float((unit_f @ unit_g.T).mean()),
+        diversity=float(1 - (cosines.sum() - cosines.trace()) / pairs),
+        nearest_ratio=memorization(f, g),
         mean_drift=float((mean - real_mean).square().mean().sqrt()),
-        contrast_drift=float((spread / real_spread).log().mean()),
+        contrast_drift=float((std / real_std).log().mean()),
     )
 
 
-def _by_channel(data: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel, over pictures and places."""
+def _channel_statistics(data: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel, over images and positions."""
     values = data.double().transpose(0, 1).flatten(1)
     return values.mean(1), values.std(1)

@@ -58,8 +58,8 @@ class FeatureStatistics:
         if len(features) == 0:
             return cls.empty(features.shape[1])
         mean = features.mean(dim=0)
-        centerd = features - mean
-        return cls(len(features), mean, centerd.T @ centerd)
+        centered = features - mean
+        return cls(len(features), mean, centered.T @ centered)
 
     @property
     def dim(self) -> int:

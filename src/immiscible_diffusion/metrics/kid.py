@@ -13,11 +13,11 @@ _BLOCK = 2**20  # kernel values held at a time
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """Squared maximum mean discrepancy; about 0, also below it, for equal laws.
+    """Squared maximum mean discrepancy; about 0, also below it, for equal distributions.
 
     Attributes:
         mean: the mean over subsets.
-        standard_error: of that mean over subsets. None where the sets were taken whole. Subsets
+        standard_error: of that mean over subsets. None where no subsets were drawn. Subsets
             come from the same features, so it does not cover the choice of the features.
     """
 
@@ -31,7 +31,7 @@ def kernel_distance(
     """Unbiased MMD^2 under the kernel ``k(x, y) = (x.y / F + 1)^3``, averaged over random subsets.
 
     Unlike the Frechet distance it has no bias at small counts. If either set has ``subset``
-    features or fewer, the two sets are taken whole, once.
+    features or fewer, both sets are used complete, once.
 
     Args:
         a: features [N, F].

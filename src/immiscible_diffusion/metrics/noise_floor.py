@@ -1,4 +1,4 @@
-"""What a Frechet distance cannot resolve: how far real data are from real data."""
+"""The floor of a Frechet distance: how far real data are from real data."""
 
 from dataclasses import dataclass, field
 
@@ -13,11 +13,11 @@ SPLITS = 10
 
 @dataclass(frozen=True)
 class Floor:
-    """Frechet distance between random disjoint halves of the real set: what cannot be resolved.
+    """Frechet distance between random disjoint halves of the real set.
 
-    The distance of M features to N of the same law is about proportional to ``1 / M + 1 / N``, so
-    what was made with ``size`` a side says, scaled by ``at``, what M samples against N real data of
-    the same law would score; differences smaller than its spread mean little.
+    The distance of M features to N of the same distribution is about proportional to ``1 / M +
+    1 / N``, so ``at`` scales the floor to M samples against N real data. Differences smaller than
+    its spread mean little.
 
     Attributes:
         mean: over the random splits.
@@ -34,22 +34,21 @@ class Floor:
     counts: tuple[int, int] | None = field(default=None, metadata={"optional": True})
 
     def at(self, samples: int, real: int) -> "Floor":
-        """What ``samples`` of the very law of the data would score against ``real`` data."""
+        """The score of ``samples`` from the data's own distribution against ``real`` data."""
         if self.counts is not None:
             raise ValueError(f"the floor was scaled to {self.counts} already")
-        share = (1 / samples + 1 / real) / (2 / self.size)
-        return Floor(
-            share * self.mean, share * self.low, share * self.high, self.size, (samples, real)
-        )
+        scale = (1 / samples + 1 / real) / (2 / self.size)
+        values = (scale * self.mean, scale * self.low, scale * self.high)
+        return Floor(*values, self.size, (samples, real))
 
     @property
     def note(self) -> str:
         """The floor in words, for reports."""
         if self.counts is not None:
             return (
-                f"{self.counts[0]:,} samples of the data's own law would be about {self.mean:.3g} "
-                f"from {self.counts[1]:,} real data ({self.low:.3g} to {self.high:.3g} over "
-                f"{SPLITS} splits in halves of {self.size:,}, scaled to these counts)"
+                f"{self.counts[0]:,} samples of the data's own distribution would be about "
+                f"{self.mean:.3g} from {self.counts[1]:,} real data ({self.low:.3g} to "
+                f"{self.high:.3g} over {SPLITS} splits in halves of {self.size:,}, scaled to them)"
             )
         return (
             f"two random halves of the real set ({self.size} each) are {self.mean:.3g} apart "
@@ -65,7 +64,8 @@ def floor_of(real: Tensor, size: int, seed: int) -> Floor | None:
     """
     if size < real.shape[1] + 1:
         return None
-    values = [_distance(*halves(real, size, seed, split)) for split in range(SPLITS)]
+    pairs = (map(FeatureStatistics.of, halves(real, size, seed, split)) for split in range(SPLITS))
+    values = [frechet_distance(*pair) for pair in pairs]
     return Floor(sum(values) / len(values), min(values), max(values), size)
 
 
@@ -74,7 +74,3 @@ def halves(real: Tensor, size: int, seed: int, split: int) -> tuple[Tensor, Tens
     generator = keyed_generator(seed, "floor", split)
     order = torch.randperm(len(real), generator=generator)
     return real[order[:size]], real[order[size : 2 * size]]
-
-
-def _distance(one: Tensor, other: Tensor) -> float:
-    return frechet_distance(FeatureStatistics.of(one), FeatureStatistics.of(other))

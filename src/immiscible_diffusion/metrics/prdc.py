@@ -1,4 +1,4 @@
-"""Metrics of nearest neighbors: fidelity, variety and memorisation.
+"""Metrics of nearest neighbors: fidelity, variety and memorization.
 
 Precision and recall: Kynkaanniemi et al. 2019, 1904.06991. Density and coverage: Naeem et al. 2020,
 2002.09797. Distances are computed in blocks, never as one [N, M] matrix.
@@ -13,7 +13,7 @@ from torch import Tensor
 from immiscible_diffusion.metrics.fid import check_features
 
 _BLOCK = 2**21  # distances held at a time
-# Distances below this share of the points' spread count as 0: they are the rounding of float32
+# Distances below this fraction of the points' spread count as 0: they are the rounding of float32
 # features, and a copy should be at distance 0 from its original.
 _SAME = 1e-5
 
@@ -77,36 +77,36 @@ class Manifold:
 
 
 def precision(samples: Tensor, real: Tensor | Manifold, *, k: int = 3) -> float:
-    """Share of the samples [M, F] that lie on the manifold of the real features [N, F]: fidelity.
+    """Fraction of the samples [M, F] on the manifold of the real features [N, F]: fidelity.
 
-    ``real`` may be a :class:`Manifold` made before, whose own ``k`` then counts.
+    ``real`` may be a :class:`Manifold`, whose own ``k`` then counts.
     """
-    balls, _ = _manifold(real, k).hits(_some(samples))
-    return _share(balls)
+    balls, _ = _manifold(real, k).hits(_not_empty(samples))
+    return _positive_fraction(balls)
 
 
 def recall(samples: Tensor | Manifold, real: Tensor, *, k: int = 3) -> float:
-    """Share of the real features [N, F] that lie on the manifold of the samples [M, F]: variety."""
+    """Fraction of the real features [N, F] on the manifold of the samples [M, F]: variety."""
     return precision(real, samples, k=k)
 
 
 def density(samples: Tensor, real: Tensor | Manifold, *, k: int = 5) -> float:
     """Real balls around a sample, over ``k``: fidelity that one outlier cannot inflate.
 
-    Expected to be 1 for equal laws; above 1 where samples crowd around modes.
+    Expected to be 1 for equal distributions; above 1 where samples crowd around modes.
     """
     manifold = _manifold(real, k)
-    balls, _ = manifold.hits(_some(samples))
+    balls, _ = manifold.hits(_not_empty(samples))
     return float(balls.double().mean()) / manifold.k
 
 
 def coverage(samples: Tensor, real: Tensor | Manifold, *, k: int = 5) -> float:
-    """Share of the real features' balls that hold at least one sample: variety.
+    """Fraction of the real features' balls that hold at least one sample: variety.
 
-    Near ``1 - 2^-k`` for equal laws and as many samples as real features.
+    Near ``1 - 2^-k`` for equal distributions and as many samples as real features.
     """
-    _, inside = _manifold(real, k).hits(_some(samples))
-    return _share(inside)
+    _, inside = _manifold(real, k).hits(_not_empty(samples))
+    return _positive_fraction(inside)
 
 
 def spacing(real: Tensor) -> float:
@@ -124,18 +124,18 @@ def spacing(real: Tensor) -> float:
     return _median(nearest)
 
 
-def memorisation(samples: Tensor, real: Tensor, *, real_spacing: float | None = None) -> float:
+def memorization(samples: Tensor, real: Tensor, *, real_spacing: float | None = None) -> float:
     """How near the samples [M, F] are to the training features [N, F], as a ratio.
 
     ``median over samples of d(sample, nearest real) / median over real of d(real, nearest other)``:
     1 = as far from the training data as these are from each other; near 0 = copies of them. Give
     the data that the model was *trained* on. Copies within the real features are skipped in the
     denominator, which ``real_spacing = spacing(real)`` gives if it is known already. As a median
-    it does not see a share of copies below one half.
+    it does not see a fraction of copies below one half.
     """
     real = check_features(real)
     nearest = torch.empty(len(samples), dtype=torch.float64)
-    for rows, distances in _distances(check_features(_some(samples), real.shape[1]), real):
+    for rows, distances in _distances(check_features(_not_empty(samples), real.shape[1]), real):
         nearest[rows] = distances.amin(dim=1)
     return _median(nearest) / (spacing(real) if real_spacing is None else real_spacing)
 
@@ -144,13 +144,13 @@ def _manifold(points: Tensor | Manifold, k: int) -> Manifold:
     return points if isinstance(points, Manifold) else Manifold.of(points, k)
 
 
-def _some(features: Tensor) -> Tensor:
+def _not_empty(features: Tensor) -> Tensor:
     if len(features) == 0:
         raise ValueError("expected at least one feature, got none")
     return features
 
 
-def _share(counts: Tensor) -> float:
+def _positive_fraction(counts: Tensor) -> float:
     return float((counts > 0).double().mean())
 
 

@@ -26,7 +26,7 @@ def cache_folder(cache: Path | None = None) -> Path:
 def save_statistics(
     path: Path, statistics: FeatureStatistics, about: dict[str, str], floor: Floor | None = None
 ) -> None:
-    """Write statistics, what they are about and their floor as safetensors, whole or not at all."""
+    """Write statistics, what they are ``about`` and their floor as safetensors, atomically."""
     with require_extra("train", "the cache of reference statistics"):
         from safetensors.torch import save_file
     tensors = {"mean": statistics.mean.contiguous(), "scatter": statistics.scatter.contiguous()}
@@ -45,30 +45,25 @@ def load_statistics(path: Path, about: dict[str, str]) -> tuple[FeatureStatistic
         from safetensors import SafetensorError, safe_open
     try:
         with safe_open(str(path), framework="pt") as file:
-            found = file.metadata() or {}
-            other = [
-                f"{k}: {found.get(k)!r}, not {v!r}" for k, v in about.items() if found.get(k) != v
+            record = file.metadata() or {}
+            wrong = [
+                f"{k}: {record.get(k)!r}, not {v!r}" for k, v in about.items() if record.get(k) != v
             ]
-            if other:
-                raise ValueError(f"they are of other features ({'; '.join(other)})")
+            if wrong:
+                raise ValueError(f"they are of other features ({'; '.join(wrong)})")
             mean, scatter = file.get_tensor("mean"), file.get_tensor("scatter")
-            floor = json.loads(found["floor"])
-            statistics = FeatureStatistics(int(found["count"]), mean, scatter)
-            return _checked(statistics), Floor(**floor) if floor else None
+        if scatter.shape != (len(mean), len(mean)) or not scatter.isfinite().all():
+            raise ValueError(f"expected a finite scatter [{len(mean)}, {len(mean)}]")
+        floor = json.loads(record["floor"])
+        statistics = FeatureStatistics(int(record["count"]), mean, scatter)
+        return statistics, Floor(**floor) if floor else None
     except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
         raise ValueError(f"the statistics in {path} cannot be used: {error}") from error
 
 
-def _checked(statistics: FeatureStatistics) -> FeatureStatistics:
-    dim = len(statistics.mean)
-    if statistics.scatter.shape != (dim, dim) or not statistics.scatter.isfinite().all():
-        raise ValueError(f"a scatter [{dim}, {dim}] was expected, finite")
-    return statistics
-
-
 @dataclass(frozen=True)
-class StoredStatistics:
-    """Where the statistics of one reference belong.
+class StatisticsFile:
+    """Where the statistics of one reference are cached.
 
     Attributes:
         path: of the file, named by a hash of ``about``.
@@ -79,14 +74,14 @@ class StoredStatistics:
     about: dict[str, str]
 
     @classmethod
-    def of(cls, about: dict[str, str], cache: Path | None = None) -> "StoredStatistics":
-        """The place in the cache folder for statistics of ``about``."""
+    def of(cls, about: dict[str, str], cache: Path | None = None) -> "StatisticsFile":
+        """The file in the cache folder for statistics of ``about``."""
         about = {"version": str(VERSION), **about}
         name = f"reference-v{VERSION}-{key(*sorted(map(str, about.items()))):016x}.safetensors"
         return cls(cache_folder(cache) / name, about)
 
     def read(self) -> tuple[FeatureStatistics, Floor | None] | None:
-        """What is stored; None if nothing is, or if it is refused, which is said."""
+        """Statistics and floor; None if there are none, or (with a warning) if they are refused."""
         if not self.path.exists():
             return None
         try:

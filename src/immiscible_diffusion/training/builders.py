@@ -64,7 +64,6 @@ class Run:
             self.recipe.coupling,
             lambda: self._moments().to(self.device),
             lambda inner: self._distribution(inner, self.run_dir.calibration),
-            allow_import=self.allow_code,
         )
         return self.task.coupling(coupling)
 

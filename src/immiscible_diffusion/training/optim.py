@@ -64,8 +64,8 @@ def make_optimizer(config: OptimizerConfig, model: nn.Module, steps: int = 0) ->
     options: dict[str, Any] = {"foreach": True}
     if config.use_8bit_adam:
         with require_extra("bitsandbytes", "8-bit Adam (optim.use_8bit_adam)"):
-            from bitsandbytes.optim import AdamW8bit as kind
-        options = {}
+            from bitsandbytes.optim import AdamW8bit
+        kind, options = AdamW8bit, {}
     optimizer = kind(
         trainable_parameters(model),
         lr=config.lr,

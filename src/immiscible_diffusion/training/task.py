@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -58,22 +58,31 @@ class EvalConfig:
         return tuple(sorted({max(1, round(total * part)) for part in fractions} | {total}))
 
 
+@dataclass(frozen=True)
 class TaskConfig(ABC):
     """The part of a recipe that belongs to its application: a frozen dataclass.
 
     Attributes:
-        data: which data, and how they are prepared.
-        eval: how and when samples are evaluated.
+        knows_unconditional: the network knows an unconditional input without training on dropped
+            conditions.
+        diffuses_data_set: what is diffused is the data set itself, so that its exact posterior can
+            be computed.
+        next_step: what a user may do after training.
     """
 
-    data: Any
-    eval: EvalConfig
-    knows_unconditional: bool = False
-    """Whether the network knows an unconditional input without training on dropped conditions."""
-    diffuses_data_set: bool = False
-    """Whether what is diffused is the data set itself, so that its posterior can be computed."""
-    next_step: str = "immiscible sample {run} makes images"
-    """What a user may do after training."""
+    knows_unconditional: ClassVar[bool] = False
+    diffuses_data_set: ClassVar[bool] = False
+    next_step: ClassVar[str] = "immiscible sample {run} makes images"
+
+    if TYPE_CHECKING:  # fields of the applications' dataclasses
+
+        @property
+        def data(self) -> Any:
+            """Which data, and how they are prepared."""
+
+        @property
+        def eval(self) -> EvalConfig:
+            """How and when samples are evaluated."""
 
     @abstractmethod
     def build(

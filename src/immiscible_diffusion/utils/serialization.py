@@ -1,6 +1,7 @@
 """Frozen dataclasses and named tuples as JSON values and back, strict about names and types."""
 
 import dataclasses
+import inspect
 import math
 import types
 import typing
@@ -66,8 +67,11 @@ def from_dict(kind: Any, value: Any, where: str) -> Any:
 def kinds_of(annotation: Any) -> dict[str, Any]:
     """The records that ``annotation`` allows, by name: its subclasses if it is a base class."""
     kinds: dict[str, Any] = {}
-    for option in typing.get_args(annotation) if _is_union(annotation) else (annotation,):
-        if _is_record(option):
+    options: tuple[Any, ...] = (
+        typing.get_args(annotation) if _is_union(annotation) else (annotation,)
+    )
+    for option in options:
+        if _is_record(option) and not inspect.isabstract(option):
             kinds[option.__name__] = option
         elif isinstance(option, type) and option not in _PLAIN:
             for subclass in option.__subclasses__():

@@ -228,6 +228,7 @@ def children():
     return [process for process in mp.active_children() if process.name.startswith("Spawn")]
 
 
+@pytest.mark.subprocess
 def test_workers_do_what_one_process_does_and_end(alone):
     before = children()
     with VectorEnv(3, workers=2) as env:
@@ -248,6 +249,7 @@ def test_some_envs_go_on_while_others_rest(alone):
     np.testing.assert_array_equal(rest.state, alone.state[[0, 2], 3:])
 
 
+@pytest.mark.subprocess
 def test_an_error_in_a_worker_is_raised_and_leaves_the_envs_in_use(alone):
     with VectorEnv(3, workers=1) as env:
         env.reset(STARTS)
@@ -259,6 +261,7 @@ def test_an_error_in_a_worker_is_raised_and_leaves_the_envs_in_use(alone):
         np.testing.assert_array_equal(env.step(ACTIONS).state, alone.state)
 
 
+@pytest.mark.subprocess
 def test_processes_end_with_an_error_in_the_with():
     class Stop(Exception):
         pass
@@ -274,6 +277,7 @@ def test_processes_end_with_an_error_in_the_with():
     assert children() == before
 
 
+@pytest.mark.subprocess
 def test_a_process_that_died_is_told_and_the_others_end():
     before = children()
     with VectorEnv(2, workers=2) as env:
@@ -285,6 +289,7 @@ def test_a_process_that_died_is_told_and_the_others_end():
     assert children() == before
 
 
+@pytest.mark.subprocess
 def test_ctrl_c_ends_everything(tmp_path):
     """To the whole group, as a terminal sends it, while tables are being stepped."""
     script = tmp_path / "use.py"

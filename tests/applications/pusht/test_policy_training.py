@@ -222,6 +222,7 @@ def test_gains_are_of_the_same_seeds_and_episodes(small, tmp_path):
     assert (knn.last, knn.best) == (pytest.approx(0.45), pytest.approx(0.5))
 
 
+@pytest.mark.subprocess
 def test_compare_end_to_end(store, tmp_path, capsys):
     pytest.importorskip("gym_pusht", reason="needs the extra pusht")
     pytest.importorskip("pymunk")

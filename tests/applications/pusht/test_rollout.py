@@ -75,6 +75,7 @@ def test_a_policy_sees_the_last_two_states(run):
         torch.testing.assert_close(seen, wanted)
 
 
+@pytest.mark.subprocess
 def test_processes_make_no_difference(run):
     found = run_policy(Recorded(), workers=2)
     np.testing.assert_array_equal(found.states, run[0].states)
@@ -112,12 +113,12 @@ def test_the_clock_gives_the_latency():
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
-        (Recorded(horizon=8), r"must predict \[B, 9 or more, 2\]"),
+        (Recorded(horizon=8), r"expected actions \[B, 9 or more, 2\]"),
         (
             lambda *_, **__: torch.full((3, 16, 2), torch.nan),
             "actions for episode 0 at step 0 are not",
         ),
-        (lambda *_, **__: torch.zeros(3, 32), "must predict"),
+        (lambda *_, **__: torch.zeros(3, 32), "expected actions"),
     ],
 )
 def test_plans_that_are_none(policy, message):

@@ -161,8 +161,8 @@ def test_differences_are_a_condition_of_their_own():
     assert windows.condition_shapes == {"observation": (6,)}
     positions, changes = recorded.observation, recorded.observation[1:] - recorded.observation[:-1]
     inside = [row for row in range(75) if row + 1 not in (20, 51)]
-    assert windows.normalizer.observation == LinearNormalizer.mean_std(positions)
-    assert windows.normalizer.difference == LinearNormalizer.mean_std(changes[inside])
+    assert windows.normalizer.observation == LinearNormalizer.fit(positions, standardize=True)
+    assert windows.normalizer.difference == LinearNormalizer.fit(changes[inside], standardize=True)
     row = 27  # in the second episode
     index = next(i for i, (rows, _) in enumerate(by_hand(recorded)) if rows[N_OBS - 1] == row)
     mean, std = changes[inside].mean(0), changes[inside].std(0, unbiased=False)
@@ -196,7 +196,7 @@ def test_normalizers_of_other_demonstrations_are_refused(tmp_path):
 
 def test_a_normalizer_is_invertible():
     rows = torch.randn(50, 4, dtype=torch.float64) * torch.tensor([1, 10, 100, 0]).double()
-    normalizer = LinearNormalizer.min_max(rows)
+    normalizer = LinearNormalizer.fit(rows)
     normalized = normalizer.normalize(rows)
     assert float(normalized[:, :3].amin()) == pytest.approx(-1)
     assert float(normalized[:, :3].amax()) == pytest.approx(1)
@@ -218,10 +218,10 @@ def test_files_that_hold_no_normalizers(tmp_path):
 
 
 @pytest.mark.parametrize("rows", [torch.zeros(0, 2), torch.zeros(3), torch.full((2, 2), torch.nan)])
-@pytest.mark.parametrize("fit", [LinearNormalizer.min_max, LinearNormalizer.mean_std])
-def test_a_normalizer_of_nothing(fit, rows):
+@pytest.mark.parametrize("standardize", [False, True])
+def test_a_normalizer_of_nothing(standardize, rows):
     with pytest.raises(ValueError, match="finite rows"):
-        fit(rows)
+        LinearNormalizer.fit(rows, standardize=standardize)
 
 
 def test_a_normalizer_upside_down():

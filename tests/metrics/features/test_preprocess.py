@@ -6,11 +6,12 @@ from torch import nn
 from immiscible_diffusion.data import ImageSet
 from immiscible_diffusion.metrics.features.preprocess import (
     Preprocessing,
-    exactly,
     to_bytes,
     weights_digest,
 )
+from immiscible_diffusion.metrics.features.pretrained import NetworkFeatures
 
+PLAIN_2 = Preprocessing(2, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 PLAIN = Preprocessing(40, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
@@ -84,28 +85,28 @@ def test_other_shapes_are_an_error(shape):
         to_bytes(torch.zeros(shape))
 
 
-def test_networks_run_in_float32_in_pieces_and_leave_the_settings(generator):
+def test_networks_run_in_float32_in_chunks_and_leave_the_settings(generator):
     before = torch.backends.cuda.matmul.allow_tf32
-    seen = []
+    calls = []
 
-    class Spy(nn.Linear):
-        def forward(self, x):
-            seen.append((len(x), torch.backends.cuda.matmul.allow_tf32))
-            return super().forward(x)
+    def forward(network, images):
+        calls.append((len(images), torch.backends.cuda.matmul.allow_tf32))
+        return network(images.flatten(1))
 
-    network = Spy(4, 2)
-    data = torch.randn(150, 4, generator=generator)
+    network = nn.Linear(12, 2)
+    extractor = NetworkFeatures(network, forward, "spy", 2, "spy", PLAIN_2, str(PLAIN_2))
+    data = torch.rand(150, 3, 2, 2, generator=generator) * 2 - 1
     torch.backends.cuda.matmul.allow_tf32 = True
     try:
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            features = exactly(network, data)
+            features = extractor(data)
         assert torch.backends.cuda.matmul.allow_tf32
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
-    assert seen == [(64, False), (64, False), (22, False)]
+    assert calls == [(64, False), (64, False), (22, False)]
     assert features.dtype == torch.float32
     assert not features.requires_grad
-    torch.testing.assert_close(features, network(data).detach())
+    torch.testing.assert_close(features, network(PLAIN_2(to_bytes(data)).flatten(1)).detach())
 
 
 def test_the_digest_follows_every_weight():

@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 
@@ -26,7 +27,7 @@ class Images(TaskConfig):
     data: DataConfig = field(default_factory=DataConfig)
     eval: ImageEvalConfig = field(default_factory=ImageEvalConfig)
 
-    diffuses_data_set = True
+    diffuses_data_set: ClassVar[bool] = True
 
     def build(
         self, recipe: Recipe, device: torch.device, dataset: DataSet | None = None

@@ -4,7 +4,7 @@ import contextlib
 import multiprocessing as mp
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
@@ -188,13 +188,15 @@ class VectorEnv:
 
     def _call(self, method: str, rows: Mapping[int, Array]) -> dict[int, Any]:
         """Call ``method`` of the environments in ``rows``, all workers at the same time."""
-        for worker in self._workers:
-            worker.send(method, {i: row for i, row in rows.items() if i in worker.indices})
+        answers = [
+            worker.submit(method, {i: row for i, row in rows.items() if i in worker.indices})
+            for worker in self._workers
+        ]
         results: dict[int, Any] = {}
         errors = []
-        for worker in self._workers:  # all of them, so that no answer is left for the next call
+        for answer in answers:  # all of them, so that none is left for the next call
             try:
-                results |= worker.receive()
+                results |= answer()
             except (ValueError, RuntimeError) as error:
                 errors.append(error)
         if errors:
@@ -209,12 +211,8 @@ class _Local:
         self.indices = indices
         self.envs = {i: PushT() for i in indices}
 
-    def send(self, method: str, rows: Mapping[int, Array]) -> None:
-        self.request = method, rows
-
-    def receive(self) -> dict[int, Any]:
-        method, rows = self.request
-        return {i: getattr(self.envs[i], method)(row) for i, row in rows.items()}
+    def submit(self, method: str, rows: Mapping[int, Array]) -> Callable[[], dict[int, Any]]:
+        return lambda: {i: getattr(self.envs[i], method)(row) for i, row in rows.items()}
 
     def close(self) -> None:
         self.envs = {}
@@ -231,11 +229,12 @@ class _Process:
         self.process.start()
         child.close()  # so that ``recv`` raises when the process ends
 
-    def send(self, method: str, rows: Mapping[int, Array]) -> None:
-        with contextlib.suppress(OSError):  # the process died: ``receive`` says so
+    def submit(self, method: str, rows: Mapping[int, Array]) -> Callable[[], dict[int, Any]]:
+        with contextlib.suppress(OSError):  # the process died: ``_receive`` says so
             self.pipe.send((method, rows))
+        return self._receive
 
-    def receive(self) -> dict[int, Any]:
+    def _receive(self) -> dict[int, Any]:
         try:
             error, results = self.pipe.recv()
         except (EOFError, OSError) as reason:
@@ -269,8 +268,7 @@ def _serve(pipe: Connection, indices: range) -> None:
             answer: tuple[str | None, dict[int, Any]]
             try:
                 envs = envs or _Local(indices)
-                envs.send(*request)
-                answer = None, envs.receive()
+                answer = None, envs.submit(*request)()
             except Exception as error:  # noqa: BLE001 - raised again by the caller
                 answer = f"{type(error).__name__}: {error}", {}
             pipe.send(answer)

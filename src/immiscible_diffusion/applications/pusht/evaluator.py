@@ -1,6 +1,6 @@
 """Scores of policies: the error of their actions, and what they do in the simulator."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -53,10 +53,9 @@ class PolicyEvaluator:
     held_out: Windows
     device: torch.device | str = "cpu"
 
-    def check(self) -> None:
-        """Raise ValueError if the simulator is needed and missing."""
-        if self.config.episodes:
-            simulator_version()
+    def check(self) -> str:
+        """Say what scores policies; raises if the simulator is needed and missing."""
+        return simulator_version() if self.config.episodes else "held-out windows"
 
     @torch.no_grad()
     def action_error(self, pipeline: SamplingPipeline, model: nn.Module) -> float:
@@ -143,6 +142,10 @@ class PolicyEvaluator:
             if run_dir is not None:
                 rollouts.save(rollouts_file(run_dir, step))
         return EvalResult(scores)
+
+    def calibrate(self, metrics: Sequence[str] = ()) -> dict[str, Any]:
+        """Raise ValueError: there is no scale for these scores."""
+        raise ValueError("calibrate is for images scored by a Frechet distance; leave it out")
 
     def evaluate_run(
         self, run: Run, *, seed: int, batch_size: int, metrics: Any = ()

@@ -37,15 +37,16 @@ class LinearNormalizer:
             )
 
     @classmethod
-    def min_max(cls, rows: Tensor) -> "LinearNormalizer":
-        """Map the range of ``rows`` ``[N, D]`` to [-1, 1]; ValueError for non-finite or no rows."""
-        _check_rows(rows)
-        return cls(rows.amin(dim=0).float(), rows.amax(dim=0).float())
+    def fit(cls, rows: Tensor, *, standardize: bool = False) -> "LinearNormalizer":
+        """Map the range of ``rows`` ``[N, D]`` to [-1, 1], or mean to 0 and variance to 1.
 
-    @classmethod
-    def mean_std(cls, rows: Tensor) -> "LinearNormalizer":
-        """Give ``rows`` ``[N, D]`` mean 0 and variance 1; ValueError for non-finite or no rows."""
-        _check_rows(rows)
+        Raises:
+            ValueError: no rows, or values that are not finite.
+        """
+        if rows.ndim != 2 or 0 in rows.shape or not bool(rows.isfinite().all()):
+            raise ValueError(f"expected finite rows [N, D] to fit to, got {tuple(rows.shape)}")
+        if not standardize:
+            return cls(rows.amin(dim=0).float(), rows.amax(dim=0).float())
         mean, std = rows.double().mean(dim=0), rows.double().std(dim=0, unbiased=False)
         return cls((mean - std).float(), (mean + std).float())
 
@@ -70,11 +71,6 @@ class LinearNormalizer:
             and torch.equal(self.low, other.low)
             and torch.equal(self.high, other.high)
         )
-
-
-def _check_rows(rows: Tensor) -> None:
-    if rows.ndim != 2 or 0 in rows.shape or not bool(rows.isfinite().all()):
-        raise ValueError(f"a normalizer is fitted on finite rows [N, D], got {tuple(rows.shape)}")
 
 
 @dataclass(frozen=True)
@@ -105,14 +101,14 @@ class PolicyNormalizer:
 
         Differences use mean and standard deviation, as most are 0: a block rests most of the time.
         """
-        actions = LinearNormalizer.min_max(action)
+        fit = LinearNormalizer.fit
         if not differences:
-            return cls(LinearNormalizer.min_max(observation), actions)
+            return cls(fit(observation), fit(action))
         changes = observation[1:] - observation[:-1]
         within_episode = torch.ones(len(changes), dtype=torch.bool)
         within_episode[starts[1:] - 1] = False
-        fit = LinearNormalizer.mean_std
-        return cls(fit(observation), actions, fit(changes[within_episode]))
+        difference = fit(changes[within_episode], standardize=True)
+        return cls(fit(observation, standardize=True), fit(action), difference)
 
     def observations(self, values: Tensor) -> Tensor:
         """Normalize ``values`` ``[B, n, O]``, the latest last, to a condition ``[B, n O]``."""

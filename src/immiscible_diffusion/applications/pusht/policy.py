@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from immiscible_diffusion.applications.pusht.normalization import PolicyNormalizer
 from immiscible_diffusion.applications.pusht.windows import OBSERVATION
-from immiscible_diffusion.couplings import NoiseDistribution
 from immiscible_diffusion.diffusion.paths import Path
+from immiscible_diffusion.diffusion.pipeline import InitNoise
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.utils.random import keyed_generator
 
@@ -40,7 +40,7 @@ class DiffusionPolicy:
     normalizer: PolicyNormalizer
     seed: int = 0
     device: torch.device | str = "cpu"
-    noise_distribution: NoiseDistribution | None = field(default=None, repr=False)
+    noise_distribution: InitNoise | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if (self.sampler.init_noise == "matched") != (self.noise_distribution is not None):

@@ -115,6 +115,7 @@ def rollout(
             f"expected n_obs_steps, n_action_steps and max_steps >= 1, got {n_obs_steps}, "
             f"{n_action_steps} and {max_steps}"
         )
+    first = n_obs_steps - 1
     initial = np.asarray(starts, dtype=np.float64)
     states = np.repeat(initial[:, None], max_steps + 1, axis=1)
     actions = np.full((len(initial), max_steps, 2), np.nan)
@@ -123,11 +124,16 @@ def rollout(
     env.reset(initial)
     for chunk, now in enumerate(range(0, max_steps, n_action_steps)):
         end = min(now + n_action_steps, max_steps)
-        recent = np.maximum(np.arange(now - n_obs_steps + 1, now + 1), 0)
+        recent = np.maximum(np.arange(now - first, now + 1), 0)
         observations = observe(torch.from_numpy(states[running][:, recent]), obs_type).float()
         started = clock()
         predicted = policy(observations, episodes=torch.from_numpy(running), chunk=chunk)
-        targets = _executed(predicted, n_obs_steps - 1, n_action_steps)[:, : end - now]
+        shape = tuple(predicted.shape)
+        if len(shape) != 3 or shape[1] < first + n_action_steps or shape[2] != 2:
+            raise ValueError(
+                f"expected actions [B, {first + n_action_steps} or more, 2], got {shape}"
+            )
+        targets = predicted[:, first : first + end - now].double().cpu().numpy()
         latency.append((clock() - started, len(running)))
         if len(bad := np.flatnonzero(~np.isfinite(targets).all(axis=(1, 2)))):
             raise ValueError(
@@ -147,12 +153,3 @@ def rollout(
         if not len(running):
             break
     return Rollouts(states, actions, coverage, tuple(latency))
-
-
-def _executed(chunk: Tensor, first: int, count: int) -> Array:
-    """Cut the actions that are carried out from ``chunk`` ``[B, horizon, 2]``."""
-    if chunk.ndim != 3 or chunk.shape[1] < first + count or chunk.shape[2] != 2:
-        raise ValueError(
-            f"a policy must predict [B, {first + count} or more, 2], got {tuple(chunk.shape)}"
-        )
-    return chunk[:, first : first + count].double().cpu().numpy()

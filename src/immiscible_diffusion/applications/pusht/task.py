@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -36,7 +37,7 @@ class Policy(TaskConfig):
     data: DemonstrationConfig = field(default_factory=DemonstrationConfig)
     eval: PolicyEvalConfig = field(default_factory=PolicyEvalConfig)
 
-    next_step = "immiscible evaluate {run} runs the policy in the simulator"
+    next_step: ClassVar[str] = "immiscible evaluate {run} runs the policy in the simulator"
 
     def build(
         self, recipe: Recipe, device: torch.device, dataset: DataSet | None = None

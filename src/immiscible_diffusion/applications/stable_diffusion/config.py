@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 
@@ -120,7 +121,7 @@ class TextToImage(TaskConfig):
     push_to_hub: str | None = None
     eval: ImageEvalConfig = field(default_factory=ImageEvalConfig)
 
-    knows_unconditional = True
+    knows_unconditional: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.latents is not None and self.buckets is not None:

@@ -1,7 +1,7 @@
 """Scores of a network tuned on a few images, too few for a Frechet distance."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
 from immiscible_diffusion.evaluation.config import ImageEvalConfig
 from immiscible_diffusion.evaluation.evaluator import EVAL_SEED, EvalResult
 from immiscible_diffusion.metrics import FeatureExtractor
-from immiscible_diffusion.metrics.features.base import extractor_from_name
-from immiscible_diffusion.metrics.few_shot import few_figures
+from immiscible_diffusion.metrics.features import extractor_from_name
+from immiscible_diffusion.metrics.few_shot import few_shot_metrics
 from immiscible_diffusion.training.builders import Run
 from immiscible_diffusion.training.run_dir import RunDir
 
@@ -49,8 +49,9 @@ class FewShotEvaluator:
         real = dataset.batch(dataset.common_rows()).data
         return cls(extractor, dataset, real, config.samples)
 
-    def check(self) -> None:
-        """Everything that an evaluation needs was loaded when this was made."""
+    def check(self) -> str:
+        """Say what scores images; everything was loaded when this was made."""
+        return f"{self.extractor.name}, {len(self.real)} images"
 
     def __call__(
         self,
@@ -66,8 +67,12 @@ class FewShotEvaluator:
         """Generate and score images."""
         batches = list(pipeline(model, self.samples, seed=seed))
         images = torch.cat([data for data, _ in batches]).cpu()
-        scores = dataclasses.asdict(few_figures(self.extractor, images, self.real))
+        scores = dataclasses.asdict(few_shot_metrics(self.extractor, images, self.real))
         return EvalResult({"samples": len(images), **scores}, images[:GRID_IMAGES])
+
+    def calibrate(self, metrics: Sequence[str] = ()) -> dict[str, Any]:
+        """Raise ValueError: there is no scale for these scores."""
+        raise ValueError("calibrate is for images scored by a Frechet distance; leave it out")
 
     def evaluate_run(
         self, run: Run, *, seed: int, batch_size: int, metrics: Any = ()

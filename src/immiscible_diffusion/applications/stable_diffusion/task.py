@@ -18,8 +18,8 @@ from immiscible_diffusion.applications.stable_diffusion.export import (
     push,
 )
 from immiscible_diffusion.applications.stable_diffusion.latent_cache import (
+    describe_transform,
     load_latents,
-    transform_of,
 )
 from immiscible_diffusion.applications.stable_diffusion.load_pipeline import precision_of
 from immiscible_diffusion.applications.stable_diffusion.lora_scores import FewShotEvaluator
@@ -79,7 +79,7 @@ class TextToImageTask(Task):
             return load_captioned(data, captions, self.codec.tokenize, self.config.buckets)
         # Images that samples are scored against are the recipe's: latents of another size would
         # go unnoticed.
-        transform = transform_of(data, int(self.codec.vae.config.in_channels))
+        transform = describe_transform(data, int(self.codec.vae.config.in_channels))
         return load_latents(
             Path(self.config.latents),
             captions,

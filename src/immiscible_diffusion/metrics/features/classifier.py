@@ -1,16 +1,19 @@
-"""A small image classifier, trained once per data set and cached: its features judge samples."""
+"""A small image classifier, trained once per data set and cached, whose features score samples."""
 
 import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from immiscible_diffusion.data.base import DataSet
+from immiscible_diffusion.metrics.features.base import FeatureExtractor, check_shape
+from immiscible_diffusion.metrics.features.preprocess import in_full_precision, weights_digest
 from immiscible_diffusion.metrics.reference_cache import cache_folder
 from immiscible_diffusion.utils.atomic_files import atomic_path, read_json, write_json
 from immiscible_diffusion.utils.optional_deps import require_extra
@@ -68,17 +71,105 @@ def _block(inputs: int, outputs: int, stride: int) -> nn.Module:
     )
 
 
+@dataclass(frozen=True, eq=False)
+class ClassifierFeatures(FeatureExtractor):
+    """The penultimate layer of a small network trained on the set's own labels.
+
+    Over its training data every feature has mean 0 and variance about 1, so distances have the
+    same scale for every set and seed. Figures are comparable only for one set and one seed: the
+    features are not Inception's.
+
+    Attributes:
+        network: the classifier, in evaluation mode.
+        shape: shape of one sample.
+        accuracy: fraction of held-out images that it labels correctly.
+    """
+
+    network: Classifier
+    shape: tuple[int, ...]
+    accuracy: float = float("nan")
+
+    dim = FEATURES
+    name = f"classifier ({FEATURES}-d)"
+    distance = "Frechet distance in features of the set's own classifier (not FID)"
+    preprocessing = "none"
+
+    @cached_property
+    def identity(self) -> str:
+        """Name and a hash of the weights, which depend on data and seed."""
+        return f"{self.name} / weights {weights_digest(self.network)}"
+
+    @classmethod
+    def of(
+        cls,
+        dataset: DataSet,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        cache: Path | None = None,
+    ) -> "ClassifierFeatures":
+        """Train the classifier of ``dataset``, or read it from the cache.
+
+        The cache is used if the data set has a ``digest``. On the CPU the weights are a function
+        of data and seed. The caller's random state and thread count stay as they were.
+
+        Args:
+            dataset: images [C, H, W] of at least 8 x 8 with labels; 1 in 5, at most 5,000, is
+                held out of training for the accuracy.
+            seed: initial weights, order and split.
+            device: where to train and to run.
+            cache: folder of trained classifiers; by default $IMMISCIBLE_CACHE or
+                ~/.cache/immiscible-diffusion.
+
+        Raises:
+            ValueError: on a set without labels, or data that are not such images.
+        """
+        _check_labeled_images(dataset)
+        network, accuracy = trained_classifier(dataset, seed=seed, device=device, cache=cache)
+        return cls(network, tuple(dataset.shape), accuracy)
+
+    @torch.no_grad()
+    def __call__(self, data: Tensor) -> Tensor:
+        """Features [B, 64] float32 of data [B, C, H, W], on the network's device."""
+        check_shape(data, self.shape)
+        device = next(self.network.parameters()).device
+        with in_full_precision(device):
+            return self.network.features(data.to(device, torch.float32))
+
+
+def _check_labeled_images(dataset: DataSet) -> None:
+    shape = tuple(dataset.shape)
+    if len(shape) != 3 or min(shape[1:]) < 8:
+        raise ValueError(
+            f"classifier features need images [C, H, W] of at least 8 x 8, got {list(shape)}; "
+            "use the features 'pixels'"
+        )
+    if dataset.num_classes is None:
+        raise ValueError(
+            f"classifier features need labels, and the data set {dataset.name!r} has none; "
+            "use the features 'pixels'"
+        )
+    if dataset.num_classes < 2 or len(dataset) < 10:
+        raise ValueError(
+            "classifier features need at least 2 classes and 10 images, got "
+            f"{dataset.num_classes} and {len(dataset)}; use the features 'pixels'"
+        )
+
+
 def trained_classifier(
     dataset: DataSet, *, seed: int, device: torch.device | str, cache: Path | None
 ) -> tuple[Classifier, float]:
-    """The classifier of ``dataset``, in evaluation mode, and its held-out accuracy."""
-    file = _cache_file(dataset, seed, cache)
-    if file is not None and (found := _load(file, dataset, device)):
-        return found
+    """The classifier of ``dataset``, in evaluation mode, and its accuracy on held-out images."""
+    file = None
+    if dataset.digest is not None:
+        name = f"classifier-v{VERSION}-{key(dataset.digest, VERSION, seed):016x}.safetensors"
+        file = cache_folder(cache) / name
+    if file is not None and (cached := _load(file, dataset, device)):
+        return cached
     network, accuracy = _train(dataset, seed, device)
     log.info("classifier of %s: held-out accuracy %.3f", dataset.name, accuracy)
     if file is not None:
-        _save(file, network, {"accuracy": accuracy, "data": dataset.name, "seed": seed})
+        _save(file, network, accuracy, dataset.name, seed)
     return network, accuracy
 
 
@@ -89,8 +180,10 @@ def _train(dataset: DataSet, seed: int, device: torch.device | str) -> tuple[Cla
     order = torch.randperm(len(dataset), generator=keyed_generator(seed, "classifier split"))
     held_out, train = order.tensor_split([min(len(order) // 5, _HELD_OUT)])
     steps = min(max(_EPOCHS * len(train) // _BATCH, _MIN_STEPS), _MAX_STEPS)
-    with _own_state(seed, device):
-        network = Classifier(tuple(dataset.shape), _num_classes(dataset)).to(device, torch.float32)
+    with _isolated_state(seed, device):
+        network = Classifier(tuple(dataset.shape), dataset.num_classes or 0).to(
+            device, torch.float32
+        )
         optimizer = torch.optim.AdamW(network.parameters(), lr=_RATE, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps)
         for indices in _training_indices(train, steps, seed):
@@ -105,8 +198,8 @@ def _train(dataset: DataSet, seed: int, device: torch.device | str) -> tuple[Cla
 
 
 @contextmanager
-def _own_state(seed: int, device: torch.device | str) -> Iterator[None]:
-    """Seeded global generators, one thread and gradients inside; the caller's state after."""
+def _isolated_state(seed: int, device: torch.device | str) -> Iterator[None]:
+    """Seeded global generators, one thread and gradients inside; the caller's state afterwards."""
     device = torch.device(device)
     devices = [device] if device.type == "cuda" else []
     threads = torch.get_num_threads()
@@ -139,12 +232,12 @@ def _training_indices(train: Tensor, steps: int, seed: int) -> Iterator[Tensor]:
 def _accuracy(
     network: Classifier, dataset: DataSet, indices: Tensor, device: torch.device | str
 ) -> float:
-    right = 0
+    correct = 0
     with torch.no_grad():
         for part in indices.split(512):
             data, label = _labeled(dataset, part, device)
-            right += int((network(data).argmax(dim=1) == label).sum())
-    return right / len(indices)
+            correct += int((network(data).argmax(dim=1) == label).sum())
+    return correct / len(indices)
 
 
 def _labeled(
@@ -159,25 +252,10 @@ def _labeled(
     return batch.data.float(), batch.cond["label"]
 
 
-def _num_classes(dataset: DataSet) -> int:
-    return dataset.num_classes or 0
-
-
 # --- cache --------------------------------------------------------------------------------------
 
 
-def _cache_file(dataset: DataSet, seed: int, cache: Path | None) -> Path | None:
-    """Where the weights belong; None if the data set has no digest to know it by."""
-    digest = getattr(dataset, "digest", None)
-    if digest is None:
-        return None
-    return (
-        cache_folder(cache)
-        / f"classifier-v{VERSION}-{key(str(digest), VERSION, seed):016x}.safetensors"
-    )
-
-
-def _save(file: Path, network: Classifier, record: dict[str, Any]) -> None:
+def _save(file: Path, network: Classifier, accuracy: float, data: str, seed: int) -> None:
     """Write weights, then the record with their hash; a failure costs only the next training."""
     with require_extra("train", "the classifier cache"):
         from safetensors.torch import save_file
@@ -185,7 +263,8 @@ def _save(file: Path, network: Classifier, record: dict[str, Any]) -> None:
     try:
         with atomic_path(file) as temporary:
             save_file(weights, temporary)
-        write_json(file.with_suffix(".json"), {**record, "weights": _hash(file)})
+        record = {"accuracy": accuracy, "data": data, "seed": seed, "weights": _hash(file)}
+        write_json(file.with_suffix(".json"), record)
     except OSError as error:
         log.warning("could not cache the classifier in %s (%s)", file.parent, error)
 
@@ -193,7 +272,7 @@ def _save(file: Path, network: Classifier, record: dict[str, Any]) -> None:
 def _load(
     file: Path, dataset: DataSet, device: torch.device | str
 ) -> tuple[Classifier, float] | None:
-    """The cached classifier; None if there is none or it is damaged, which is said."""
+    """The cached classifier; None if there is none, or (with a warning) if it is damaged."""
     if not file.exists():
         return None
     with require_extra("train", "the classifier cache"):
@@ -204,7 +283,7 @@ def _load(
         if record["weights"] != _hash(file):
             raise ValueError("the weights are not those that the record names")
         with torch.random.fork_rng(devices=[]):
-            network = Classifier(tuple(dataset.shape), _num_classes(dataset))
+            network = Classifier(tuple(dataset.shape), dataset.num_classes or 0)
         network.load_state_dict(load_file(file))
         accuracy = float(record["accuracy"])
     except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OSError) as error:

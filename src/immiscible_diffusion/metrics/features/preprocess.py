@@ -1,4 +1,4 @@
-"""What turns data in [-1, 1] into what a pretrained network reads: bytes first, as a file holds."""
+"""From data in [-1, 1] to the input of a pretrained network: bytes first, as in a file."""
 
 import hashlib
 from collections.abc import Iterator
@@ -8,13 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-_CHUNK = 64  # images in a network at a time: more is no faster, and takes memory
-
 
 def to_bytes(data: Tensor) -> Tensor:
-    """Data [B, 1 or 3, H, W] in [-1, 1] as color pictures [B, 3, H, W] uint8.
+    """Data [B, 1 or 3, H, W] in [-1, 1] as color images [B, 3, H, W] uint8.
 
-    Rounded as the pictures that ``sample`` writes: features of images and of their files are equal.
+    Rounded as the images that ``sample`` writes: features of images and of their files are equal.
 
     Raises:
         ValueError: on other shapes.
@@ -36,7 +34,7 @@ class Preprocessing:
         size: side of the square, pixels.
         mean: of each color, in bytes.
         std: of each color, in bytes.
-        rounded: round to bytes after resizing, as Pillow does on 8-bit pictures.
+        rounded: round to bytes after resizing, as Pillow does on 8-bit images.
     """
 
     size: int
@@ -44,10 +42,10 @@ class Preprocessing:
     std: tuple[float, float, float]
     rounded: bool = False
 
-    def __call__(self, pictures: Tensor) -> Tensor:
-        """Pictures [B, 3, H, W] uint8 as [B, 3, size, size] float32."""
-        resized = pictures.float()
-        if self.rounded:  # between its passes too, along rows first
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] uint8 as [B, 3, size, size] float32."""
+        resized = images.float()
+        if self.rounded:  # Pillow rounds between its two passes too, rows first
             resized = _bicubic(resized, (resized.shape[2], self.size)).clamp(0, 255).round()
         resized = _bicubic(resized, (self.size, self.size)).clamp(0, 255)
         if self.rounded:
@@ -63,26 +61,18 @@ class Preprocessing:
         )
 
 
-def _bicubic(pictures: Tensor, size: tuple[int, int]) -> Tensor:
+def _bicubic(images: Tensor, size: tuple[int, int]) -> Tensor:
     return nn.functional.interpolate(
-        pictures, size=size, mode="bicubic", align_corners=False, antialias=True
+        images, size=size, mode="bicubic", align_corners=False, antialias=True
     )
-
-
-def exactly(network: nn.Module, pictures: Tensor) -> Tensor:
-    """``network`` of pictures [B, ...] in pieces, in full float32: no autocast, no TF32.
-
-    Features in TF32 would differ from those on a CPU in the third digit.
-    """
-    device = next(network.parameters()).device
-    with torch.no_grad(), in_full_precision(device):
-        parts = [network(part.to(device)).float() for part in pictures.split(_CHUNK)]
-    return torch.cat(parts)
 
 
 @contextmanager
 def in_full_precision(device: torch.device) -> Iterator[None]:
-    """Float32 inside: no autocast, no TF32 in products or convolutions."""
+    """Float32 inside: no autocast, no TF32 in products or convolutions.
+
+    Features in TF32 would differ from those on a CPU in the third digit.
+    """
     matmul = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:

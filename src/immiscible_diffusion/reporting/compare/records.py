@@ -13,7 +13,7 @@ from immiscible_diffusion.utils.serialization import from_dict, to_dict
 
 SCHEMA_VERSION = 2
 FRECHET = "Frechet distance"
-METRICS = ("frechet", "kid", "precision", "recall", "density", "coverage", "memorisation")
+METRICS = ("frechet", "kid", "precision", "recall", "density", "coverage", "memorization")
 SAMPLERS = {"ddim": "DDIM", "ddpm": "DDPM", "dpm": "DPM-Solver++", "edm": "EDM"}
 
 
@@ -35,7 +35,7 @@ class SampleMetrics:
     recall: float | None = None
     density: float | None = None
     coverage: float | None = None
-    memorisation: float | None = None
+    memorization: float | None = None
     action_error: float | None = None
     score: float | None = None
     success: float | None = None

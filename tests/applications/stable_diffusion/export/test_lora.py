@@ -1,4 +1,4 @@
-"""Adapters in diffusers' and in kohya's layout: there and back."""
+"""Adapters in the layouts of diffusers and kohya load and give the same output."""
 
 import dataclasses
 import re
@@ -46,8 +46,8 @@ def run(request, tmp_path_factory, small_sd, small_sdxl):
     return folder, train(folder, pipeline, request.param, LoRA(rank=2, alpha=3)), pipeline
 
 
-def said(trainer, unet):
-    """What ``unet`` says of fixed data."""
+def predict(trainer, unet):
+    """The output of ``unet`` on fixed data."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 4, 8, 8, generator=generator)
     cond = trainer.codec.tell(["a cat", "a dog"], (16, 16))
@@ -59,18 +59,18 @@ def said(trainer, unet):
 
 
 @pytest.mark.parametrize("file", [DIFFUSERS, KOHYA])
-def test_both_layouts_load_in_diffusers_and_say_the_same(run, file):
+def test_both_layouts_load_in_diffusers_with_the_same_output(run, file):
     folder, trainer, pipeline = run
     with quiet():
         from diffusers import DiffusionPipeline
 
         loaded = DiffusionPipeline.from_pretrained(pipeline)
-    plain = said(trainer, loaded.unet)
+    plain = predict(trainer, loaded.unet)
     with quiet():
         loaded.load_lora_weights(folder, weight_name=file)
-    want = said(trainer, trainer.average.current().unet)
-    assert (want - plain).abs().max() > 1e-2, "the adapters do something"
-    torch.testing.assert_close(said(trainer, loaded.unet), want, atol=1e-5, rtol=1e-4)
+    expected = predict(trainer, trainer.average.current().unet)
+    assert (expected - plain).abs().max() > 1e-2, "the adapters do something"
+    torch.testing.assert_close(predict(trainer, loaded.unet), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_the_folder_itself_loads(run):
@@ -81,7 +81,7 @@ def test_the_folder_itself_loads(run):
         loaded = DiffusionPipeline.from_pretrained(pipeline)
         loaded.load_lora_weights(folder)
     torch.testing.assert_close(
-        said(trainer, loaded.unet), said(trainer, trainer.average.current().unet)
+        predict(trainer, loaded.unet), predict(trainer, trainer.average.current().unet)
     )
 
 
@@ -124,5 +124,5 @@ def test_kohya_names_are_kohyas(run):
     ],
 )
 def test_blocks_of_sdxl_have_stabilitys_names(diffusers, theirs):
-    made = to_kohya({f"{diffusers}.lora_A.weight": torch.ones(2, 4)}, 2.0, sdxl=True)
-    assert set(made) == {f"lora_unet_{theirs}.lora_down.weight", f"lora_unet_{theirs}.alpha"}
+    tensors = to_kohya({f"{diffusers}.lora_A.weight": torch.ones(2, 4)}, 2.0, sdxl=True)
+    assert set(tensors) == {f"lora_unet_{theirs}.lora_down.weight", f"lora_unet_{theirs}.alpha"}

@@ -58,7 +58,7 @@ def test_publishing_without_a_token_is_refused_before_training(monkeypatch):
     recipe = dataclasses.replace(recipe_from_name("sd-lora"), push_to_hub="me/mine")
     with pytest.raises(ValueError, match=r"needs a token.*hf auth login"):
         check_before(recipe)
-    with pytest.raises(ValueError, match="told by text"):
+    with pytest.raises(ValueError, match="text-to-image models only"):
         check_before(dataclasses.replace(recipe_from_name("digits-flow"), push_to_hub="me/mine"))
 
 
@@ -80,23 +80,23 @@ def test_a_run_is_published_with_its_card_after_the_last_step(small_sd, tmp_path
         checkpoint_every=1,
         preview_every=0,
     )
-    asked, sent = [], []
+    calls, files_sent = [], []
 
     class Api:
         def create_repo(self, name, exist_ok):
-            asked.append((name, None))
+            calls.append((name, None))
 
         def upload_folder(self, repo_id, folder_path, allow_patterns, commit_message):
-            asked.append((repo_id, (tmp_path / "README.md").read_text(encoding="utf-8")))
+            calls.append((repo_id, (tmp_path / "README.md").read_text(encoding="utf-8")))
             files = [str(f.relative_to(tmp_path)) for f in tmp_path.rglob("*") if f.is_file()]
-            sent.extend(filter_repo_objects(files, allow_patterns=allow_patterns))
+            files_sent.extend(filter_repo_objects(files, allow_patterns=allow_patterns))
 
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "token")
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
     Trainer(recipe, RunDir.open(tmp_path, recipe), device="cpu").train(quiet=True)
-    (made, _), (uploaded, card) = asked
-    assert made == uploaded == "me/mine"
+    (created, _), (uploaded, card) = calls
+    assert created == uploaded == "me/mine"
     assert "noise paired with data by `knn:k=4`" in card
-    weights = [name for name in sent if name.endswith(".safetensors")]
+    weights = [name for name in files_sent if name.endswith(".safetensors")]
     assert weights.count("unet/diffusion_pytorch_model.safetensors") == 1
     assert {Path(name).parts[0] for name in weights} == {"unet", "vae", "text_encoder"}
