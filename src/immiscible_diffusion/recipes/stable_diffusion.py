@@ -98,7 +98,7 @@ def _inpaint(name: str, inpainting: Inpainting) -> Recipe:
         model=StableDiffusionUNet(painting=True, gradient_checkpointing=True),
         cond_drop_prob=0.1,
         sampler=dataclasses.replace(recipe.sampler, guidance=1.0),
-        task=dataclasses.replace(recipe.task, inpainting=inpainting),
+        task=recipe.task.replace(inpainting=inpainting),
     )
 
 
@@ -111,7 +111,7 @@ def coco_sd() -> Recipe:
     recipe = imagenet_sd_scratch()
     data = dataclasses.replace(recipe.task.data, name="coco")
     return dataclasses.replace(
-        recipe, name="coco-sd", task=dataclasses.replace(recipe.task, data=data)
+        recipe, name="coco-sd", task=recipe.task.replace(data=data)
     )
 
 
@@ -156,9 +156,7 @@ def sdxl_lora() -> Recipe:
         recipe,
         name="sdxl-lora",
         sampler=dataclasses.replace(recipe.sampler, guidance=5.0),
-        task=dataclasses.replace(
-            recipe.task,
-            data=dataclasses.replace(recipe.task.data, size=1024),
+        task=recipe.task.replace(data=dataclasses.replace(recipe.task.data, size=1024),
             codec=StableDiffusionCodec(SDXL, batch_size=1),
             buckets=Buckets(size=1024, time_ids=True),
         ),

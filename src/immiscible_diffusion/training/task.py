@@ -1,5 +1,6 @@
 """What differs between applications; the trainer asks its task and never what kind it is."""
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -93,6 +94,10 @@ class TaskConfig(ABC):
     @abstractmethod
     def tiny(self) -> "TaskConfig":
         """Shrink to a smoke run of seconds."""
+
+    def replace(self, **changes: Any) -> "TaskConfig":
+        """Return the task with other fields."""
+        return dataclasses.replace(self, **changes)
 
     def check(self, recipe: "Recipe") -> None:
         """Raise ValueError for parts of ``recipe`` that do not go with this application."""

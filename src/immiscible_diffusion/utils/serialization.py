@@ -74,7 +74,8 @@ def kinds_of(annotation: Any) -> dict[str, Any]:
         if _is_record(option) and not inspect.isabstract(option):
             kinds[option.__name__] = option
         elif isinstance(option, type) and option not in _PLAIN:
-            for subclass in option.__subclasses__():
+            subclasses: list[type] = option.__subclasses__()
+            for subclass in subclasses:
                 kinds |= kinds_of(subclass)
     return kinds
 
