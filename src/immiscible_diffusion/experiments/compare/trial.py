@@ -18,7 +18,11 @@ from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.diffusion.pipeline import Generator
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.evaluation.images import ImageEvaluator, judged
-from immiscible_diffusion.experiments.compare.denoising import Probes, keep_losses, losses_by_level
+from immiscible_diffusion.experiments.compare.excess_loss import (
+    Probes,
+    keep_losses,
+    losses_by_level,
+)
 from immiscible_diffusion.experiments.compare.plan import Plan, Trial
 from immiscible_diffusion.metrics import METRICS
 from immiscible_diffusion.training.builders import init_noise_distribution, make_coupling
@@ -103,7 +107,7 @@ class TrialRunner:
         rows = alike(self.dataset)[:TRIED]
         batch = recipe.as_seen(self.codec.encode(self.dataset.batch(rows)))
         data, cond, mask = batch.data, batch.cond, batch.mask
-        for name in {cell.unmatched.coupling: None for cell in self.plan.cells}:
+        for name in {cell.unmatched.coupling: None for cell in self.plan.trials}:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of a pool, which is the trainer's to give
@@ -206,7 +210,7 @@ def companion_of(plan: Plan, cell: Trial) -> Trial | None:
     None if there is none, or it came into the plan when this training was under way already: then
     it trains by itself.
     """
-    matched = plan.matched_cell(cell)
+    matched = plan.matched_trial(cell)
     if matched is None or is_finished(plan, matched):
         return None
     begun, beside = (RunDir(plan.trial_dir(c)).has_begun for c in (cell, matched))
@@ -216,7 +220,7 @@ def companion_of(plan: Plan, cell: Trial) -> Trial | None:
 def is_carried(plan: Plan, cell: Trial) -> bool:
     """Whether ``cell`` is judged along with the training of another that is not finished."""
     other = cell.unmatched
-    if not cell.is_matched or other not in plan.cells or is_finished(plan, other):
+    if not cell.is_matched or other not in plan.trials or is_finished(plan, other):
         return False
     return companion_of(plan, other) == cell
 

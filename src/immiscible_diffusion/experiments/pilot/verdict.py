@@ -15,8 +15,8 @@ from statistics import fmean
 
 from immiscible_diffusion.experiments.pilot.ratio import FEWEST_SEEDS, Ratio, seeds_for
 from immiscible_diffusion.metrics.evaluate import Floor
-from immiscible_diffusion.utils.statistics import CONFIDENCE
 from immiscible_diffusion.reporting.compare.speedup import floor_resolves
+from immiscible_diffusion.utils.statistics import CONFIDENCE
 
 BASELINE, SHUFFLED, MATCHED = "independent", "shuffled:", "matched:"
 LEARNT = 0.5  # of the distance of samples that took no training
@@ -107,7 +107,7 @@ def compare(
                     Ratio.of(mine, base, level),
                     Ratio.of(mine, control, level),
                     *means,
-                    floor_resolves(floor, *means),
+                    floor_resolves(None if floor is None else (floor.low, floor.high), *means),
                 )
             )
     return tuple(found), level
