@@ -14,7 +14,7 @@ from immiscible_diffusion.training.load_data_of import load_data
 from PIL import Image, ImageDraw
 
 from immiscible_diffusion.experiments.compare.plan import Plan, Trial
-from immiscible_diffusion.experiments.compare.trajectories import IMAGES, strip_of
+from immiscible_diffusion.experiments.compare.trajectories import IMAGES, draw_trajectory
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.utils.atomic_files import read_json
 
@@ -30,7 +30,7 @@ def strips(folder: Path, couplings: list[str]) -> list[tuple[str, Image.Image]]:
     for name in couplings:
         if name not in plan.couplings:
             raise SystemExit(f"{folder} has {', '.join(plan.couplings)}, not {name}")
-        path = strip_of(plan, Trial(name, seeds[0]), dataset)
+        path = draw_trajectory(plan, Trial(name, seeds[0]), dataset)
         if path is None:
             raise SystemExit(f"{name} is not trained to the end in {folder}")
         with Image.open(path) as strip:

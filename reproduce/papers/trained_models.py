@@ -17,7 +17,7 @@ from immiscible_diffusion.analysis.posterior import OptimalDenoiser
 from immiscible_diffusion.diffusion.pipeline import Generator
 from immiscible_diffusion.diffusion.samplers import SamplerConfig, start_noise
 from immiscible_diffusion.evaluation.load_run import LoadedRun
-from immiscible_diffusion.experiments.compare.denoising import images_at, row_count
+from immiscible_diffusion.experiments.compare.excess_loss import images_at, row_count
 from immiscible_diffusion.training.builders import make_coupling
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.atomic_files import atomic_path

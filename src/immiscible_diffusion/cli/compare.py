@@ -40,17 +40,17 @@ class Options:
         coupling: a coupling to compare, repeated for each: independent (the baseline, always in),
             knn:k=16, knn:k=16,center=mean (or label, channel), assignment, transport:eps=4,
             shuffled:ANY (its control), calibrated:ANY (its noise brought back to mean 0 and
-            covariance I), matched:ANY (ANY sampled from the law of the noise it was trained on), or
+            covariance I), matched:ANY (ANY sampled from the distribution of its training noise), or
             your own as "my_module:MyCoupling(k=3)". By default five of them.
         seeds: one run of every coupling for each.
         out: folder; by default runs/compare/RECIPE.
         workers: processes; by default one a core on a CPU, one in all on an accelerator.
         device: where to train.
-        list: print the cells (number, state, coupling, seed) and stop.
-        cell: run this cell alone (for job arrays).
+        list: print the trials (number, state, coupling, seed) and stop.
+        trial: run this trial alone (for job arrays).
         gather: make the report from what is there and stop.
         irreducible: compute the loss that no network can go below, for the report's excess loss
-            (kept in irreducible.json; a set too large for it is left out, and the report says so).
+            (once, in irreducible/; a set too large for it is left out, and the report says so).
     """
 
     coupling: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -59,7 +59,7 @@ class Options:
     workers: int | None = None
     device: Device = "auto"
     list: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
-    cell: int | None = None
+    trial: int | None = None
     gather: bool = False
     irreducible: bool = True
 
@@ -75,29 +75,29 @@ def main(arguments: list[str]) -> int:
     plan.check()
     command = shlex.join(["immiscible", "compare", *arguments])
     if options.list:
-        return list_cells(plan)
+        return list_trials(plan)
     if options.gather:
         return gather(plan, command, options.irreducible)
-    if options.cell is not None:
+    if options.trial is not None:
         return run_one(plan, options)
     run_all(plan, options.device, options.workers)
     return gather(plan, command, options.irreducible)
 
 
 def couplings(options: Options) -> tuple[str, ...]:
-    """Those asked for, the baseline first."""
+    """The couplings of the comparison, the baseline first."""
     named = options.coupling or DEFAULT_COUPLINGS
     return (BASELINE, *(coupling for coupling in named if coupling != BASELINE))
 
 
 def run_all(plan: Plan, device: str, workers: int | None) -> None:
-    """Make the judge once, so that workers find its classifier cached, then run all cells."""
+    """Make the evaluator once, so that workers find its classifier cached, then run all trials."""
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     if (ranks := os.environ.get("WORLD_SIZE", "1")) != "1":
         raise ValueError(
             f"launched as {ranks} ranks, each of which would run the whole comparison; start it "
-            f"plainly, or give every job one --cell"
+            f"plainly, or give every job one --trial"
         )
     runner = TrialRunner(plan, device)
     runner.ready()  # fails here, once, if data, samples or simulator are missing
@@ -107,32 +107,36 @@ def run_all(plan: Plan, device: str, workers: int | None) -> None:
 
 
 def run_one(plan: Plan, options: Options) -> int:
-    """One cell of a job array."""
-    assert options.cell is not None
-    if not 0 <= options.cell < len(plan.cells):
-        raise ValueError(f"cell must be 0 to {len(plan.cells) - 1}, got {options.cell}; see --list")
-    cell = plan.cells[options.cell]
+    """Run one trial of a job array."""
+    assert options.trial is not None
+    if not 0 <= options.trial < len(plan.trials):
+        raise ValueError(
+            f"trial must be 0 to {len(plan.trials) - 1}, got {options.trial}; see --list"
+        )
+    trial = plan.trials[options.trial]
     plan.keep()
-    if is_carried(plan, cell):
-        number = plan.cells.index(cell.unmatched)
-        sys.stderr.write(f"cell {options.cell} ({cell}) is judged along with cell {number}\n")
+    if is_carried(plan, trial):
+        number = plan.trials.index(trial.unmatched)
+        sys.stderr.write(
+            f"trial {options.trial} ({trial}) is evaluated along with trial {number}\n"
+        )
         return 0
     torch.set_num_threads(threads_each(options.device))
-    TrialRunner(plan, options.device, quiet=False)(cell)
-    sys.stderr.write(f"cell {options.cell} ({cell}) is finished\n")
+    TrialRunner(plan, options.device, quiet=False)(trial)
+    sys.stderr.write(f"trial {options.trial} ({trial}) is finished\n")
     return 0
 
 
-def list_cells(plan: Plan) -> int:
-    """Print the cells."""
-    for number, cell in enumerate(plan.cells):
-        state = "finished" if is_finished(plan, cell) else "open"
-        sys.stdout.write(f"{number:4}  {state:9} {cell}\n")
+def list_trials(plan: Plan) -> int:
+    """Print the trials."""
+    for number, trial in enumerate(plan.trials):
+        state = "finished" if is_finished(plan, trial) else "open"
+        sys.stdout.write(f"{number:4}  {state:9} {trial}\n")
     return 0
 
 
 def gather(plan: Plan, command: str, irreducible: bool) -> int:
-    """Write the report of what is there and say what was found."""
+    """Write the report of what is there and print its sentences."""
     page, sentences = report(plan, command, irreducible=irreducible)
     sys.stdout.write("\n".join([*sentences, "", f"report: {page}"]) + "\n")
     return 0

@@ -6,14 +6,22 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from immiscible_diffusion.cli.options import Device, WholeRecipe, named_recipe, parse, take_name
+from immiscible_diffusion.cli.options import (
+    Device,
+    RecipeOptions,
+    WholeRecipe,
+    named_recipe,
+    parse,
+    take_name,
+)
 from immiscible_diffusion.couplings import check_coupling_name
 from immiscible_diffusion.recipes import digits_flow
 from immiscible_diffusion.training.builders import check_trackers
 from immiscible_diffusion.training.recipe import Recipe
+from immiscible_diffusion.training.task import Task
+from immiscible_diffusion.utils.device import pick_device
 from immiscible_diffusion.utils.optional_deps import MissingDependencyError
 
-HELD_OUT = ("cifar10", "fashion_mnist")  # sets whose test split training validates on
 PACKAGES = ("accelerate", "diffusers", "safetensors", "rich", "matplotlib")
 
 
@@ -31,7 +39,7 @@ class Options:
     """
 
     device: Device = "auto"
-    recipe: WholeRecipe = field(default_factory=digits_flow)
+    recipe: WholeRecipe = field(default_factory=lambda: RecipeOptions.of(digits_flow()))
 
 
 @dataclass(frozen=True)
@@ -47,9 +55,10 @@ def main(arguments: list[str]) -> int:
     """Download, print a line for everything, and count what is missing."""
     name, rest = take_name(arguments, "download")
     recipe, rest = named_recipe(name, rest)
-    options = parse(Options, rest, f"download {name}", Options(recipe=recipe))
-    check_coupling_name(options.recipe.coupling)  # a misspelt one is an error, not missing
-    items = download(options.recipe, options.device)
+    options = parse(Options, rest, f"download {name}", Options(recipe=RecipeOptions.of(recipe)))
+    recipe = options.recipe.recipe()
+    check_coupling_name(recipe.coupling)  # a misspelled one is an error, not missing
+    items = download(recipe, options.device)
     for item in items:
         state = "there" if item.there else "missing"
         sys.stdout.write(f"{state:9}{item.name}: {item.note}\n")

@@ -13,6 +13,7 @@ COMMANDS = {
 }
 
 OPTIONS = {
+    "cell": "trial",
     "accumulation": "gradient_accumulation_steps",
     "precision": "mixed_precision",
     "label_dropout": "cond_drop_prob",

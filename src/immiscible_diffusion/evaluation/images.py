@@ -1,5 +1,6 @@
 """Scores of generated images against real ones."""
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from immiscible_diffusion.metrics import (
     measure,
     stream_statistics,
 )
+from immiscible_diffusion.reporting.compare import Floor as FloorRecord
 from immiscible_diffusion.training.builders import Run
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.random import keyed_generator
@@ -175,12 +177,13 @@ class ImageEvaluator:
         self, runs: Mapping[str, Mapping[int, RunDir]], folder: Path, step: int
     ) -> dict[str, Any]:
         """Return what the scores of a comparison were made with."""
+        floor = self.floor(self.samples)
         return {
             "features": self.extractor.name,
             "accuracy": self.extractor.accuracy,
             "samples": self.samples,
             "real_samples": self.reference.statistics.count,
-            "floor": self.floor(self.samples),
+            "floor": floor and FloorRecord(**dataclasses.asdict(floor), note=floor.note),
         }
 
     # -- the two ends of the scale ----------------------------------------------------------------

@@ -95,7 +95,8 @@ def _of_size_64(name: str, data: DataConfig, batch_size: int, **evaluation: Any)
     return dataclasses.replace(
         recipe,
         name=name,
-        task=recipe.task.replace(data=dataclasses.replace(data, size=64, flip=True),
+        task=recipe.task.replace(
+            data=dataclasses.replace(data, size=64, flip=True),
             eval=dataclasses.replace(recipe.task.eval, **evaluation),
         ),
         model=UNet(192, (1, 2, 3, 4), blocks=3, attention=(32, 16, 8), dropout=0.0),

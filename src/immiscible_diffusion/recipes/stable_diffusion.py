@@ -110,9 +110,7 @@ def coco_sd() -> Recipe:
     """
     recipe = imagenet_sd_scratch()
     data = dataclasses.replace(recipe.task.data, name="coco")
-    return dataclasses.replace(
-        recipe, name="coco-sd", task=recipe.task.replace(data=data)
-    )
+    return dataclasses.replace(recipe, name="coco-sd", task=recipe.task.replace(data=data))
 
 
 def sd_lora() -> Recipe:
@@ -156,7 +154,8 @@ def sdxl_lora() -> Recipe:
         recipe,
         name="sdxl-lora",
         sampler=dataclasses.replace(recipe.sampler, guidance=5.0),
-        task=recipe.task.replace(data=dataclasses.replace(recipe.task.data, size=1024),
+        task=recipe.task.replace(
+            data=dataclasses.replace(recipe.task.data, size=1024),
             codec=StableDiffusionCodec(SDXL, batch_size=1),
             buckets=Buckets(size=1024, time_ids=True),
         ),

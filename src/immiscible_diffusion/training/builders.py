@@ -60,19 +60,18 @@ class Run:
     @cached_property
     def coupling(self) -> Coupling:
         """The recipe's coupling; what it needs to know of the data is measured on first use."""
-        coupling = parse_coupling(
-            self.recipe.coupling,
-            lambda: self._moments().to(self.device),
-            lambda inner: self._distribution(inner, self.run_dir.calibration),
+        return build_coupling(
+            self.recipe, self.task, self.run_dir, self.device, allow_code=self.allow_code
         )
-        return self.task.coupling(coupling)
 
     @cached_property
     def init_noise(self) -> NoiseDistribution | None:
         """The distribution that the sampler starts from; None for N(0, I)."""
         if self.recipe.sampler.init_noise != "matched":
             return None
-        return self._distribution(self.coupling, self.run_dir.noise_distribution)
+        path = self.run_dir.noise_distribution
+        noise = fit_noise_distribution(self.coupling, self.recipe, self.task, self.run_dir, path)
+        return noise.to(self.device)
 
     def pipeline(self, batch_size: int = 512, prompts: tuple[str, ...] = ()) -> SamplingPipeline:
         """Return what samples the network; ``prompts`` instead of the data's own conditions."""
@@ -89,52 +88,73 @@ class Run:
             init_noise=self.init_noise,
         )
 
-    # -- what is measured of the data before step 0 -----------------------------------------------
 
-    def _moments(self) -> Moments:
-        """Fit once and read again; moments of a run that never began may be of other data."""
-        path = self.run_dir.moments
-        if not (self.run_dir.has_begun and path.exists()):
-            Moments.fit(_with_labels(self._some_data())).save(path)
-        return Moments.load(path)
+# -- what is measured of the data before step 0 -----------------------------------------------
 
-    def _distribution(self, coupling: Coupling, path: Path) -> NoiseDistribution:
-        """Measure the distribution of the coupling's noise once, and read it again."""
-        recipe, dataset = self.recipe, self.task.dataset
-        if not (self.run_dir.has_begun and path.exists()):
-            count = min(len(dataset), MOMENTS_SAMPLES)
-            passes = min(DISTRIBUTION_PASSES, -(-DISTRIBUTION_SAMPLES // count))
-            batches = (batch for epoch in range(passes) for batch in self._some_data(epoch))
-            NoiseDistribution.measure(
-                coupling,
-                _with_labels(batches),
-                self._moments(),
-                by_label=recipe.conditional and dataset.num_classes is not None,
-                generator=RandomStreams(recipe.seed, rank=0).noise,
-            ).save(path)
-        return NoiseDistribution.load(path).to(self.device)
 
-    def _some_data(self, epoch: int = 0) -> Iterator[Batch]:
-        """Yield some data, augmented, encoded and scaled as in training, on the CPU.
+def build_coupling(
+    recipe: Recipe,
+    task: Task,
+    run_dir: RunDir,
+    device: torch.device,
+    *,
+    allow_code: bool = True,
+) -> Coupling:
+    """Return the recipe's coupling, with moments and calibration measured or read from the run."""
+    coupling = parse_coupling(
+        recipe.coupling,
+        lambda: fit_moments(recipe, task, run_dir).to(device),
+        lambda inner: fit_noise_distribution(inner, recipe, task, run_dir, run_dir.calibration).to(
+            device
+        ),
+    )
+    return task.coupling(coupling)
 
-        About ten thousand, and more where a conditional recipe has many labels.
-        """
-        recipe, dataset = self.recipe, self.task.dataset
-        count = MOMENTS_SAMPLES
-        if recipe.conditional and dataset.num_classes:
-            count = max(count, SAMPLES_PER_LABEL * dataset.num_classes)
-        streams = RandomStreams(recipe.seed, epoch, rank=0)
-        rows = dataset.complete_rows()
-        order = rows[torch.randperm(len(rows), generator=streams.order)[:count]]
-        augment, encode = streams.augment, replace(streams, device=self.device).encode
-        # What is encoded at a time must not depend on how many ranks share a batch.
-        micro_batch = recipe.batch_size // recipe.gradient_accumulation_steps
-        for indices in order.split(self.task.max_batch_size or micro_batch):
-            batch = dataset.batch(indices, augment)
-            # Only labels: text costs time and is not needed.
-            label = {name: v for name, v in (batch.cond or {}).items() if name == "label"}
-            batch = Batch(batch.data, label or None, batch.mask)
-            yield self.task.encode(batch, encode).to("cpu")
+
+def fit_moments(recipe: Recipe, task: Task, run_dir: RunDir) -> Moments:
+    """Fit once and read again; moments of a run that never began may be of other data."""
+    if not (run_dir.has_begun and run_dir.moments.exists()):
+        Moments.fit(_with_labels(_some_data(recipe, task))).save(run_dir.moments)
+    return Moments.load(run_dir.moments)
+
+
+def fit_noise_distribution(
+    coupling: Coupling, recipe: Recipe, task: Task, run_dir: RunDir, path: Path
+) -> NoiseDistribution:
+    """Measure the distribution of the coupling's noise once, and read it again from ``path``."""
+    if not (run_dir.has_begun and path.exists()):
+        count = min(len(task.dataset), MOMENTS_SAMPLES)
+        passes = min(DISTRIBUTION_PASSES, -(-DISTRIBUTION_SAMPLES // count))
+        batches = (batch for epoch in range(passes) for batch in _some_data(recipe, task, epoch))
+        NoiseDistribution.measure(
+            coupling,
+            _with_labels(batches),
+            fit_moments(recipe, task, run_dir),
+            by_label=recipe.conditional and task.dataset.num_classes is not None,
+            generator=RandomStreams(recipe.seed, rank=0).noise,
+        ).save(path)
+    return NoiseDistribution.load(path)
+
+
+def _some_data(recipe: Recipe, task: Task, epoch: int = 0) -> Iterator[Batch]:
+    """Yield some data, augmented, encoded and scaled as in training, on the CPU.
+
+    About ten thousand, and more where a conditional recipe has many labels.
+    """
+    dataset, count = task.dataset, MOMENTS_SAMPLES
+    if recipe.conditional and dataset.num_classes:
+        count = max(count, SAMPLES_PER_LABEL * dataset.num_classes)
+    streams = RandomStreams(recipe.seed, epoch, rank=0)
+    rows = dataset.complete_rows()
+    order = rows[torch.randperm(len(rows), generator=streams.order)[:count]]
+    augment, encode = streams.augment, replace(streams, device=task.device).encode
+    # What is encoded at a time must not depend on how many ranks share a batch.
+    micro_batch = recipe.batch_size // recipe.gradient_accumulation_steps
+    for indices in order.split(task.max_batch_size or micro_batch):
+        batch = dataset.batch(indices, augment)
+        # Only labels: text costs time and is not needed.
+        label = {name: v for name, v in (batch.cond or {}).items() if name == "label"}
+        yield task.encode(Batch(batch.data, label or None, batch.mask), encode).to("cpu")
 
 
 def build_run(

@@ -68,11 +68,13 @@ class TaskConfig(ABC):
             conditions.
         diffuses_data_set: what is diffused is the data set itself, so that its exact posterior can
             be computed.
+        makes_images: samples are images to look at.
         next_step: what a user may do after training.
     """
 
     knows_unconditional: ClassVar[bool] = False
     diffuses_data_set: ClassVar[bool] = False
+    makes_images: ClassVar[bool] = True
     next_step: ClassVar[str] = "immiscible sample {run} makes images"
 
     if TYPE_CHECKING:  # fields of the applications' dataclasses

@@ -207,9 +207,9 @@ def test_rollouts_are_kept_as_they_were(tmp_path):
 def test_gains_are_of_the_same_seeds_and_episodes(small, tmp_path):
     plan = Plan(tmp_path, small, ("independent", "knn:k=2"), (0, 1))
     scores = {"independent": (0.2, 0.4), "knn:k=2": (0.3, 0.5)}
-    for cell in plan.cells:
-        run = RunDir(plan.trial_dir(cell))
-        base = scores[cell.coupling][cell.seed]
+    for trial in plan.trials:
+        run = RunDir(plan.trial_dir(trial))
+        base = scores[trial.coupling][trial.seed]
         for step, lower in ((4, 0.1), (8, 0.0)):
             done = made_rollouts([base - lower, base - lower + 0.2])
             done.save(run.root / "rollouts" / f"step_{step:06d}.npz")

@@ -20,51 +20,53 @@ def compare(folder, couplings, *options):
     return main([*base, "--seeds", "0", *named, *options])
 
 
-def cells(folder):
-    found = json.loads((folder / "results.json").read_text())["cells"]
-    return {cell["coupling"]: cell for cell in found}
+def trials_of(folder):
+    found = json.loads((folder / "results.json").read_text())["trials"]
+    return {trial["coupling"]: trial for trial in found}
 
 
 def tiny_plan(folder, *couplings):
     return Plan(folder, recipe_from_name("digits-flow").tiny(), couplings, (0,))
 
 
-def test_matched_is_judged_along_with_plain(tmp_path):
+def test_matched_is_evaluated_along_with_plain(tmp_path):
     assert compare(tmp_path, [MATCHED, PLAIN, "calibrated:knn:k=16"], "--workers", "2") == 0
-    found = cells(tmp_path)
+    found = trials_of(tmp_path)
     assert len(found) == 4
-    assert all(cell["finished"] for cell in found.values())
+    assert all(trial["finished"] for trial in found.values())
     assert found[PLAIN]["training"] == found[MATCHED]["training"]
-    steps = [[(q["step"], q["budget"]) for q in found[c]["quality"]] for c in (PLAIN, MATCHED)]
+    steps = [
+        [(m["step"], m["sampling_steps"]) for m in found[c]["metrics"]] for c in (PLAIN, MATCHED)
+    ]
     assert steps[0] == steps[1]
-    assert found[PLAIN]["quality"] != found[MATCHED]["quality"]
-    assert not list(tmp_path.glob("cells/matched*/seed0/checkpoint.pt"))  # it trained nothing
-    assert list(tmp_path.glob("cells/calibrated*/seed0/calibration.safetensors"))
-    [law] = tmp_path.glob("cells/knn*/seed0/law.safetensors")
+    assert found[PLAIN]["metrics"] != found[MATCHED]["metrics"]
+    assert not list(tmp_path.glob("trials/matched*/seed0/checkpoint.pt"))  # it trained nothing
+    assert list(tmp_path.glob("trials/calibrated*/seed0/calibration.safetensors"))
+    [law] = tmp_path.glob("trials/knn*/seed0/law.safetensors")
     assert isinstance(NoiseDistribution.load(law), NoiseDistribution)
 
 
 def test_matched_alone_gives_the_same_figures(tmp_path):
     assert compare(tmp_path / "one", [PLAIN, MATCHED], "--workers", "1") == 0
     assert compare(tmp_path / "two", [MATCHED], "--workers", "1") == 0
-    one, two = (cells(tmp_path / name)[MATCHED] for name in ("one", "two"))
-    assert one["quality"] == two["quality"]
+    one, two = (trials_of(tmp_path / name)[MATCHED] for name in ("one", "two"))
+    assert one["metrics"] == two["metrics"]
 
 
 def test_matched_that_comes_later_trains_by_itself(tmp_path):
     assert compare(tmp_path, [PLAIN], "--workers", "1") == 0
-    plain = cells(tmp_path)[PLAIN]
+    plain = trials_of(tmp_path)[PLAIN]
     assert compare(tmp_path, [PLAIN, MATCHED], "--workers", "1") == 0
-    found = cells(tmp_path)
+    found = trials_of(tmp_path)
     assert found[PLAIN] == plain
     assert found[MATCHED]["finished"]
-    assert len(found[MATCHED]["quality"]) == len(plain["quality"])
+    assert len(found[MATCHED]["metrics"]) == len(plain["metrics"])
 
 
-def test_in_a_job_array_the_matched_cell_waits_for_the_plain_one(tmp_path, capsys):
-    assert compare(tmp_path, [MATCHED, PLAIN], "--cell", "1") == 0
-    assert "is judged along with cell 2" in capsys.readouterr().err
-    assert compare(tmp_path, [MATCHED, PLAIN], "--cell", "2") == 0
+def test_in_a_job_array_the_matched_trial_waits_for_the_plain_one(tmp_path, capsys):
+    assert compare(tmp_path, [MATCHED, PLAIN], "--trial", "1") == 0
+    assert "is evaluated along with trial 2" in capsys.readouterr().err
+    assert compare(tmp_path, [MATCHED, PLAIN], "--trial", "2") == 0
     capsys.readouterr()
     assert compare(tmp_path, [MATCHED, PLAIN], "--list") == 0
     states = [line.split()[1] for line in capsys.readouterr().out.strip().splitlines()]

@@ -170,7 +170,7 @@ def test_the_control_keeps_nearly_half(build):
 
 
 def test_the_floor_hides_small_differences():
-    floor = Floor(2.0, 1.5, 3.0, 100)
+    floor = (1.5, 3.0)
     assert not floor_resolves(floor, 2.9, 0.5)
     assert not floor_resolves(floor, 10.0, 11.4)
     assert floor_resolves(floor, 10.0, 11.6)

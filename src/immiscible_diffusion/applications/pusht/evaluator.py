@@ -200,7 +200,7 @@ class PolicyEvaluator:
             "samples": len(self.probes),
             "real_samples": len(self.held_out),
             "floor": None,
-            "measure": "action error",
+            "metric": "action error",
             "policies": entries,
             "film": VIDEO if first else None,
         }

@@ -37,6 +37,7 @@ class Policy(TaskConfig):
     data: DemonstrationConfig = field(default_factory=DemonstrationConfig)
     eval: PolicyEvalConfig = field(default_factory=PolicyEvalConfig)
 
+    makes_images: ClassVar[bool] = False
     next_step: ClassVar[str] = "immiscible evaluate {run} runs the policy in the simulator"
 
     def build(

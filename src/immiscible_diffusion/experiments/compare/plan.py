@@ -22,12 +22,12 @@ class Trial:
 
     @property
     def unmatched(self) -> "Trial":
-        """The cell with the same training, sampled from N(0, I); itself, unless ``matched:``."""
+        """The trial with the same training, sampled from N(0, I); itself, unless ``matched:``."""
         return Trial(self.coupling.removeprefix(MATCHED), self.seed)
 
     @property
     def is_matched(self) -> bool:
-        """Whether its samples start from the law of the noise it was trained on."""
+        """Whether sampling starts from the distribution of the noise it was trained on."""
         return self.coupling.startswith(MATCHED)
 
     def __str__(self) -> str:
@@ -38,8 +38,9 @@ class Trial:
 class Plan:
     """A comparison: ``recipe`` trained with every coupling at every seed.
 
-    Cells of a seed share the order of the data, the times, the initial weights and the start noise
-    of sampling. ``matched:ANY`` is ANY sampled from the law of the noise it was trained on.
+    Trials of a seed share the order of the data, the times, the initial weights and the initial
+    noise of sampling. ``matched:ANY`` is ANY sampled from the distribution of the noise that it was
+    trained on.
     """
 
     folder: Path
@@ -59,36 +60,37 @@ class Plan:
                 f"alone: {', '.join(self.couplings)}"
             )
         for coupling in self.couplings:
-            # A misspelt one fails here, not later.
+            # A misspelled one fails here, not after hours.
             check_coupling_name(coupling.removeprefix(MATCHED))
 
     @property
-    def cells(self) -> tuple[Trial, ...]:
-        """All cells, seed by seed, so that an unfinished comparison has whole seeds."""
+    def trials(self) -> tuple[Trial, ...]:
+        """All trials, seed by seed, so that an unfinished comparison has complete seeds."""
         return tuple(Trial(c, seed) for seed in self.seeds for c in self.couplings)
 
-    def trial_recipe(self, cell: Trial) -> Recipe:
-        """The recipe of a cell."""
-        recipe = dataclasses.replace(self.recipe, coupling=cell.unmatched.coupling, seed=cell.seed)
-        if not cell.is_matched:
+    def trial_recipe(self, trial: Trial) -> Recipe:
+        """The recipe of a trial."""
+        coupling = trial.unmatched.coupling
+        recipe = dataclasses.replace(self.recipe, coupling=coupling, seed=trial.seed)
+        if not trial.is_matched:
             return recipe
         return dataclasses.replace(
             recipe, sampler=dataclasses.replace(recipe.sampler, init_noise="matched")
         )
 
-    def matched_cell(self, cell: Trial) -> Trial | None:
-        """The cell of this plan that has the training of ``cell`` and the matched start."""
-        name = MATCHED + cell.coupling
-        return Trial(name, cell.seed) if name in self.couplings else None
+    def matched_trial(self, trial: Trial) -> Trial | None:
+        """The trial of this plan with the training of ``trial`` and matched initial noise."""
+        name = MATCHED + trial.coupling
+        return Trial(name, trial.seed) if name in self.couplings else None
 
-    def trial_dir(self, cell: Trial) -> Path:
-        """The run folder of a cell."""
-        return self.folder / "cells" / slug(cell.coupling) / f"seed{cell.seed}"
+    def trial_dir(self, trial: Trial) -> Path:
+        """The run folder of a trial."""
+        return self.folder / "trials" / slug(trial.coupling) / f"seed{trial.seed}"
 
     @property
     def eval_steps(self) -> tuple[int, ...]:
-        """The training steps at which every cell is judged."""
-        return self.recipe.evaluation.steps(self.recipe.steps)
+        """The training steps at which every trial is evaluated."""
+        return self.recipe.task.eval.training_steps(self.recipe.steps)
 
     def control_of(self, coupling: str) -> str | None:
         """The coupling of this plan whose shuffled control ``coupling`` is."""
@@ -109,7 +111,7 @@ class Plan:
     def keep(self) -> None:
         """Write the plan; ValueError if the folder holds a comparison of another recipe.
 
-        Couplings and seeds may be added to a comparison; its finished cells are kept.
+        Couplings and seeds may be added to a comparison; its finished trials stay.
         """
         self.check()
         values = {

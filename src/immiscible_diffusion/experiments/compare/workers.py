@@ -1,4 +1,9 @@
-"""Cells over several processes on one machine."""
+"""Trials over several processes on one machine.
+
+Own processes instead of a ``ProcessPoolExecutor``: that ends all workers when one dies (out of
+memory), has no way to pass a signal on, and starts a queued trial in a worker that was just told to
+stop.
+"""
 
 import multiprocessing
 import os
@@ -48,26 +53,26 @@ def run_trials(plan: Plan, *, device: str, workers: int) -> None:
     """Run what is not finished of ``plan`` in ``workers`` processes, showing progress.
 
     Raises:
-        ValueError: a cell failed; the others were run to their end.
-        Interrupted: on a signal; the cells in progress wrote checkpoints.
+        ValueError: a trial failed; the others were run to their end.
+        Interrupted: on a signal; the trials in progress wrote checkpoints.
     """
-    todo = [cell for cell in plan.cells if not is_finished(plan, cell)]
-    if not todo:
+    open_trials = [trial for trial in plan.trials if not is_finished(plan, trial)]
+    if not open_trials:
         return
-    workers = min(workers, len(todo))
     threads = threads_each(device)
     # spawn, not fork: torch's threads and CUDA do not survive a fork, and Windows has none.
     context = multiprocessing.get_context("spawn")
     tasks, outcomes = context.Queue(), context.Queue()
-    for cell in todo:
-        tasks.put(cell)
+    for trial in open_trials:
+        tasks.put(trial)
     arguments = (plan, device, threads, tasks, outcomes)
     processes: list[BaseProcess] = [
-        context.Process(target=_work, args=arguments, daemon=True) for _ in range(workers)
+        context.Process(target=_work, args=arguments, daemon=True)
+        for _ in range(min(workers, len(open_trials)))
     ]
-    with InterruptGuard() as guard, _one_thread_each(threads):
-        start_deaf(processes)
-        failures = _watch(plan, todo, processes, outcomes, guard)
+    with InterruptGuard() as guard:
+        _start(processes, threads)
+        failures = _watch(plan, open_trials, processes, outcomes, guard)
     if guard.received is not None:
         raise Interrupted(
             guard.received,
@@ -77,30 +82,23 @@ def run_trials(plan: Plan, *, device: str, workers: int) -> None:
         raise ValueError("; ".join(failures))
 
 
-def start_deaf(processes: list[BaseProcess]) -> None:
-    """Start workers deaf to Ctrl-C, which reaches the whole group; they are told by SIGTERM."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _start(processes: list[BaseProcess], threads: int) -> None:
+    """Start workers that ignore SIGINT, which the terminal sends to the whole group.
+
+    The parent sends SIGTERM instead. They inherit ignored signals, and read the number of threads
+    from the environment before torch is imported.
+    """
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    environment = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = str(threads)
     try:
         for process in processes:
             process.start()
     finally:
-        signal.signal(signal.SIGINT, before)
-
-
-class _one_thread_each:
-    """Children read the number of threads from the environment, before torch is imported."""
-
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
-
-    def __enter__(self) -> None:
-        self.before = os.environ.get("OMP_NUM_THREADS")
-        os.environ["OMP_NUM_THREADS"] = str(self.threads)
-
-    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, handler)
         del os.environ["OMP_NUM_THREADS"]
-        if self.before is not None:
-            os.environ["OMP_NUM_THREADS"] = self.before
+        if environment is not None:
+            os.environ["OMP_NUM_THREADS"] = environment
 
 
 def end_with_parent() -> None:
@@ -119,74 +117,67 @@ def end_with_parent() -> None:
 
 
 def _work(plan: Plan, device: str, threads: int, tasks: Any, outcomes: Any) -> None:
-    """A worker process: cells from ``tasks`` until there are none."""
+    """A worker process: trials from ``tasks`` until there are none."""
     end_with_parent()
     torch.set_num_threads(threads)
     runner = TrialRunner(plan, device)
     while True:
         try:
-            cell = tasks.get(timeout=0.5)
+            trial = tasks.get(timeout=0.5)
         except queue.Empty:
             return
         try:
-            runner(cell)
-            outcomes.put((cell, None))
+            runner(trial)
+            outcomes.put((trial, None))
         except Interrupted:
             return
-        except Exception as error:  # noqa: BLE001 - told to the parent, which raises it
-            outcomes.put((cell, f"{cell}: {error}"))
+        except Exception as error:  # noqa: BLE001 - passed to the parent, which raises it
+            outcomes.put((trial, f"{trial}: {error}"))
 
 
 def _watch(
     plan: Plan,
-    todo: list[Trial],
+    open_trials: list[Trial],
     processes: list[BaseProcess],
     outcomes: Any,
     guard: InterruptGuard,
 ) -> list[str]:
-    """Show progress until the workers are done; pass signals on; the messages of failed cells."""
-    failures: list[str] = []
-    reported: set[Trial] = set()
-    forwarded = False
-    total = len(plan.cells) * plan.recipe.steps
+    """Show progress until the workers are done and pass signals on; the failed trials' messages."""
+    results: dict[Trial, str | None] = {}
+    terminated = False
+    total = len(plan.trials) * plan.recipe.steps
     label = f"{len(plan.couplings)} couplings x {len(plan.seeds)} seeds"
-    with Progress(total, _steps_done(plan), label) as show:
-        while any(process.is_alive() for process in processes):
+    with Progress(total, _steps_done(plan), label) as progress:
+        alive = True
+        while alive:
             time.sleep(POLL_SECONDS)
-            show.update(_steps_done(plan))
-            if guard.received is not None and not forwarded:
-                forwarded = True
-                _tell(processes)
-            _drain(outcomes, reported, failures)
-        _drain(outcomes, reported, failures)
-    lost = [cell for cell in todo if cell not in reported]
+            alive = any(process.is_alive() for process in processes)
+            progress.update(_steps_done(plan))
+            # Not on Windows, where it would kill at once: there the console tells the workers.
+            if guard.received is not None and not terminated and sys.platform != "win32":
+                terminated = True
+                for process in processes:
+                    process.terminate()  # a trial writes a checkpoint and stops
+            results |= _outcomes(outcomes)
+    failures = [message for message in results.values() if message is not None]
+    lost = [trial for trial in open_trials if trial not in results]
     if lost and guard.received is None:
         codes = ", ".join(str(process.exitcode) for process in processes)
         failures.append(f"a worker died (exit codes {codes}) before finishing {lost[0]}")
     return failures
 
 
-def _tell(processes: list[BaseProcess]) -> None:
-    """SIGTERM, on which a cell writes a checkpoint and stops.
-
-    Not on Windows, where it would kill at once: there the console tells the workers of Ctrl-C.
-    """
-    if sys.platform != "win32":
-        for process in processes:
-            process.terminate()
-
-
-def _drain(outcomes: Any, reported: set[Trial], failures: list[str]) -> None:
+def _outcomes(outcomes: Any) -> dict[Trial, str | None]:
+    """The trials that ended since the last call, each with its error message or None."""
+    results: dict[Trial, str | None] = {}
     while True:
         try:
-            cell, failure = outcomes.get(timeout=0.05)
+            trial, message = outcomes.get(timeout=0.05)
         except queue.Empty:
-            return
-        reported.add(cell)
-        if failure is not None:
-            failures.append(failure)
+            return results
+        results[trial] = message
 
 
 def _steps_done(plan: Plan) -> int:
-    """Steps trained so far over all cells, as far as their logs tell."""
-    return sum(last_step(plan.trial_dir(cell) / "metrics.jsonl") for cell in plan.cells)
+    """Steps trained so far over all trials, according to their logs."""
+    return sum(last_step(plan.trial_dir(trial) / "metrics.jsonl") for trial in plan.trials)

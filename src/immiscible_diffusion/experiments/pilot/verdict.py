@@ -107,7 +107,7 @@ def compare(
                     Ratio.of(mine, base, level),
                     Ratio.of(mine, control, level),
                     *means,
-                    floor_resolves(floor, *means),
+                    floor_resolves(None if floor is None else (floor.low, floor.high), *means),
                 )
             )
     return tuple(found), level

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from statistics import fmean
 
-from immiscible_diffusion.reporting.compare.records import Comparison, Floor, Trial
+from immiscible_diffusion.reporting.compare.records import Comparison, Trial
 from immiscible_diffusion.utils.statistics import (
     SMALLEST,
     Interval,
@@ -228,6 +228,7 @@ def speedup(comparison: Comparison, name: str, sampling_steps: int) -> Speedup:
     finals = [[row.baseline_final for row in rows], [row.coupling_final for row in rows]]
     ratios = [max(b, SMALLEST) / max(a, SMALLEST) for a, b in zip(*finals, strict=True)]
     base, other = (mean_interval(values, minimum=0) for values in finals)
+    floor = comparison.floor
     return Speedup(
         name,
         sampling_steps,
@@ -239,7 +240,7 @@ def speedup(comparison: Comparison, name: str, sampling_steps: int) -> Speedup:
         geometric_interval(ratios),
         base,
         other,
-        floor_resolves(comparison.floor, base.value, other.value),
+        floor_resolves(None if floor is None else (floor.low, floor.high), base.value, other.value),
     )
 
 
@@ -272,11 +273,12 @@ def share_of_control(comparison: Comparison, name: str, sampling_steps: int) -> 
     )
 
 
-def floor_resolves(floor: Floor | None, first: float, second: float) -> bool:
-    """Whether two values differ by more than the floor hides (True without a floor)."""
+def floor_resolves(floor: tuple[float, float] | None, first: float, second: float) -> bool:
+    """Whether two values differ by more than the floor (low, high) hides; True without one."""
     if floor is None:
         return True
-    return not (max(first, second) < floor.high or abs(first - second) < floor.high - floor.low)
+    low, high = floor
+    return not (max(first, second) < high or abs(first - second) < high - low)
 
 
 def mean_ratio(ratios: list[float], bounds: Sequence[str]) -> tuple[Interval | None, str]:

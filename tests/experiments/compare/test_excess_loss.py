@@ -15,19 +15,21 @@ from immiscible_diffusion.data import DataSet, load_images
 from immiscible_diffusion.diffusion.losses import ConsistencyLoss
 from immiscible_diffusion.diffusion.paths import EDMPath, FlowMatchingPath, VPPath
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
-from immiscible_diffusion.experiments.compare import denoising, irreducible
-from immiscible_diffusion.experiments.compare.denoising import (
+from immiscible_diffusion.experiments.compare import excess_loss
+from immiscible_diffusion.experiments.compare.excess_loss import (
     LEVELS,
     Probes,
     images_at,
     keep_losses,
-    kept_losses,
+    load_losses,
     losses_by_level,
+    measure_excess,
+    no_bound,
+    optimal_losses,
     row_count,
+    too_large,
 )
-from immiscible_diffusion.experiments.compare.excess import excess_of
-from immiscible_diffusion.experiments.compare.irreducible import best_losses, too_large
-from immiscible_diffusion.experiments.compare.plan import Plan
+from immiscible_diffusion.experiments.compare.plan import Plan, Trial
 from immiscible_diffusion.recipes import recipe_from_name
 from immiscible_diffusion.training.builders import make_coupling
 from immiscible_diffusion.training.run_dir import RunDir
@@ -78,7 +80,7 @@ def above(recipe, dataset, coupling, model):
     """Excess loss and its error, ``[levels]`` each."""
     probes = Probes.draw(recipe, dataset, coupling)
     losses = losses_by_level(recipe, model, probes, CPU)
-    excess = losses - best_losses(recipe, dataset, coupling).reached
+    excess = losses - optimal_losses(recipe, dataset, coupling).reached
     return excess.mean(dim=1), excess.std(dim=1) / len(probes.rows) ** 0.5
 
 
@@ -98,9 +100,8 @@ def test_the_optimal_denoiser_has_no_excess_and_any_other_network_has(toy, coupl
 
 @pytest.mark.parametrize("coupling", [Independent(), KNN(4)])
 def test_irreducible_is_reached_on_average(toy, coupling, monkeypatch):
-    for module in (denoising, irreducible):
-        monkeypatch.setattr(module, "PROBES", 4000)
-    best = best_losses(*toy, coupling)
+    monkeypatch.setattr(excess_loss, "PROBES", 4000)
+    best = optimal_losses(*toy, coupling)
     for irreducible_, reached in zip(best.irreducible, best.reached, strict=True):
         error = (irreducible_ - reached).std() / 4000**0.5
         assert abs(irreducible_.mean() - reached.mean()) < 4 * error + 1e-6
@@ -113,7 +114,7 @@ def test_probes_are_the_same_images_for_every_coupling_with_noise_of_its_own(toy
     assert torch.equal(one.images.data, other.images.data)
     assert torch.equal(other.noise, again.noise)
     assert not torch.equal(one.noise, other.noise)
-    assert one.noise.shape == (denoising.PROBES, *Toy.shape)
+    assert one.noise.shape == (excess_loss.PROBES, *Toy.shape)
 
 
 def test_an_assignment_sees_batches_as_in_training(toy):
@@ -136,14 +137,14 @@ def test_mirror_images_count_where_training_mirrors(toy):
     every = images_at(flipping, dataset, torch.arange(80))
     assert torch.equal(every.data[40:], every.data[:40].flip(-1))
     assert torch.equal(every.cond["label"][40:], every.cond["label"][:40])
-    plain, mirrored = (best_losses(r, dataset, Independent()) for r in (recipe, flipping))
+    plain, mirrored = (optimal_losses(r, dataset, Independent()) for r in (recipe, flipping))
     assert float(mirrored.irreducible[8].mean()) > float(plain.irreducible[8].mean())
 
 
 def test_a_conditional_recipe_is_given_the_label(toy):
     recipe, dataset = toy
     given = dataclasses.replace(recipe, conditional=True)
-    known, unknown = (best_losses(r, dataset, Independent()) for r in (given, recipe))
+    known, unknown = (optimal_losses(r, dataset, Independent()) for r in (given, recipe))
     own = torch.stack(
         [dataset.data[dataset.label == c].flatten(1).var(dim=0, correction=0) for c in range(3)]
     ).mean(dim=1)
@@ -161,36 +162,36 @@ def test_losses_are_kept_with_their_means(tmp_path):
     assert record["step"] == 7
     assert record["levels"] == list(LEVELS)
     assert [mean["value"] for mean in record["loss"]] == pytest.approx(losses.mean(dim=1).tolist())
-    torch.testing.assert_close(kept_losses(run, 7), losses.double())
-    assert kept_losses(run, 8) is None
+    torch.testing.assert_close(load_losses(run, 7), losses.double())
+    assert load_losses(run, 8) is None
 
 
 def test_only_an_estimate_says_so(toy):
-    assert best_losses(*toy, KNN(4)).estimate == ""
-    assert best_losses(*toy, Shuffled(Independent())).estimate == ""
-    assert "estimated from" in best_losses(*toy, LinearAssignment()).estimate
+    assert optimal_losses(*toy, KNN(4)).estimate == ""
+    assert optimal_losses(*toy, Shuffled(Independent())).estimate == ""
+    assert "estimated from" in optimal_losses(*toy, LinearAssignment()).estimate
 
 
 def test_of_a_large_set_fewer_probes_are_used_or_none_with_the_reason(toy, monkeypatch):
     work = 12 * 40 * 2
     assert too_large(*toy) == ""
-    whole = best_losses(*toy, KNN(4))
-    monkeypatch.setattr(irreducible, "MOST_WORK", 100.5 * work)
-    fewer = best_losses(*toy, KNN(4))
+    whole = optimal_losses(*toy, KNN(4))
+    monkeypatch.setattr(excess_loss, "MOST_WORK", 100.5 * work)
+    fewer = optimal_losses(*toy, KNN(4))
     assert fewer.reached.shape == (12, 100)
     torch.testing.assert_close(fewer.reached, whole.reached[:, :100])
-    monkeypatch.setattr(irreducible, "MOST_WORK", 63.5 * work)
+    monkeypatch.setattr(excess_loss, "MOST_WORK", 63.5 * work)
     assert "64 noisy images x 40 images x 12 levels x 2 dimensions are 6.1e+04" in too_large(*toy)
-    monkeypatch.setattr(irreducible, "MOST_ELEMENTS", 79)
+    monkeypatch.setattr(excess_loss, "MOST_ELEMENTS", 79)
     assert "is the most that is held at once" in too_large(*toy)
 
 
 def test_a_loss_without_the_bound_is_left_out_with_its_reason(toy):
-    assert irreducible.no_bound(toy[0]) == ""
+    assert no_bound(toy[0]) == ""
     other = dataclasses.replace(
         toy[0], path=EDMPath(), loss=ConsistencyLoss(), sampler=SamplerConfig("consistency", 1)
     )
-    assert "ConsistencyLoss, whose network is no denoiser" in irreducible.no_bound(other)
+    assert "ConsistencyLoss, whose network is no denoiser" in no_bound(other)
 
 
 def test_no_trained_network_is_below_the_irreducible_loss(tiny, tmp_path):
@@ -205,7 +206,7 @@ def test_no_trained_network_is_below_the_irreducible_loss(tiny, tmp_path):
     assert float(excess[:10].mean()) > 0.05
 
 
-def test_a_comparison_shows_it_keeps_it_and_can_do_without(tmp_path, capsys):
+def test_a_comparison_shows_it_keeps_it_and_can_do_without(tmp_path, monkeypatch):
     command = ["compare", "digits-flow", "--tiny", "--device", "cpu", "--out", str(tmp_path)]
     command += ["--seeds", "0", "--coupling", "knn:k=4", "--coupling", "matched:knn:k=4"]
     assert main([*command, "--workers", "1"]) == 0
@@ -214,44 +215,41 @@ def test_a_comparison_shows_it_keeps_it_and_can_do_without(tmp_path, capsys):
         "independent",
         "knn:k=4",
     }
-    for cell in found["cells"]:
-        assert [point["step"] for point in cell["excess"]] == [4, 8]
-        for point in cell["excess"]:
+    for trial in found["trials"]:
+        assert [point["step"] for point in trial["excess"]] == [4, 8]
+        for point in trial["excess"]:
             assert all(
                 value > -4 * error
                 for value, error in zip(point["excess"], point["error"], strict=True)
             )
-    assert found["cells"][1]["excess"] == found["cells"][2]["excess"]
+    assert found["trials"][1]["excess"] == found["trials"][2]["excess"]
     page = (tmp_path / "report.html").read_text()
     assert "Excess loss by t at the last step" in page
-    [best] = (tmp_path / "irreducible").glob("knn-k=4-*.npy")
-    kept, made = json.loads((tmp_path / "irreducible.json").read_text()), best.stat().st_mtime_ns
-    assert kept["skipped"] == {}
+    again = []
+    monkeypatch.setattr(excess_loss, "optimal_losses", lambda *a: again.append(a))
     assert main([*command, "--gather"]) == 0
-    assert best.stat().st_mtime_ns == made
+    assert again == []
+    assert json.loads((tmp_path / "results.json").read_text())["excess"] == found["excess"]
     assert main([*command, "--gather", "--no-irreducible"]) == 0
     assert json.loads((tmp_path / "results.json").read_text())["excess"] is None
     assert "Excess loss by t" not in (tmp_path / "report.html").read_text()
 
 
-def test_every_seed_has_the_best_loss_of_its_own_law(tmp_path):
+def test_every_seed_has_the_optimal_loss_of_its_own_coupling(tmp_path):
     """A calibrated coupling is measured anew for every seed; plain KNN is the same at all."""
     name = "calibrated:knn:k=16"
     command = ["compare", "digits-flow", "--tiny", "--device", "cpu", "--out", str(tmp_path)]
     command += ["--seeds", "0", "1", "--coupling", "knn:k=16", "--coupling", name]
     assert main([*command, "--workers", "1"]) == 0
-    found = json.loads((tmp_path / "irreducible.json").read_text())["couplings"]
-    assert len(found["knn:k=16"]["laws"]) == 1
-    assert len(found[name]["laws"]) == 2
     plan = Plan(tmp_path, recipe_from_name("digits-flow").tiny(), ("knn:k=16", name), (0, 1))
-    best = [irreducible.best_on_probes(plan, name, seed) for seed in (0, 1)]
+    dataset = load_images(plan.recipe.data)
+    excess, optimal = measure_excess(plan, dataset)
+    assert torch.equal(*(optimal[Trial("knn:k=16", seed)].reached for seed in (0, 1)))
+    best = [optimal[Trial(name, seed)].reached for seed in (0, 1)]
     assert not torch.equal(*best)
     for seed, own in enumerate(best):
-        run = RunDir(tmp_path / "cells" / "calibrated-knn-k=16" / f"seed{seed}")
-        recipe, dataset = run.recipe(), load_images(run.recipe().data)
-        coupling = make_coupling(recipe, dataset, run, CPU)
-        torch.testing.assert_close(own, best_losses(recipe, dataset, coupling).reached)
-    shown = excess_of(plan, dataset)
-    assert shown is not None
-    [mean] = [one.reached for one in shown.couplings if one.coupling == name]
+        run = RunDir(plan.trial_dir(Trial(name, seed)))
+        coupling = make_coupling(run.recipe(), dataset, run, CPU)
+        torch.testing.assert_close(own, optimal_losses(run.recipe(), dataset, coupling).reached)
+    [mean] = [entry.reached for entry in excess.couplings if entry.coupling == name]
     assert mean == pytest.approx(torch.stack(best).mean(dim=(0, 2)).tolist())

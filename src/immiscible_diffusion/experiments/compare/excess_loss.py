@@ -1,0 +1,323 @@
+"""Excess loss: a network's loss by noise level, less what the optimal denoiser loses there.
+
+Both are measured on noisy images that are the same at every training step and for every seed. Their
+noise is the coupling's own and fresh: keyed apart from training, so no network can have learned it.
+The levels are the same for every coupling, whatever times a recipe trains at.
+
+RUN/denoising/step_000500.npy  losses of every noisy image, ``[levels, P]``
+COMPARISON/irreducible/  the optimal denoiser's losses, computed once for every coupling
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from immiscible_diffusion.analysis.estimates import mean_of
+from immiscible_diffusion.analysis.hashing import content_of
+from immiscible_diffusion.analysis.nce_density import density_for
+from immiscible_diffusion.analysis.noisy_points import blocks, check_levels, probe
+from immiscible_diffusion.analysis.sample_pairs import choose_rows
+from immiscible_diffusion.couplings import Coupling
+from immiscible_diffusion.couplings.paired_loader import pair_pool, pool_size
+from immiscible_diffusion.data.base import DataSet
+from immiscible_diffusion.diffusion.losses import RegressionLoss
+from immiscible_diffusion.diffusion.paths import per_row
+from immiscible_diffusion.experiments.compare.plan import Plan, Trial
+from immiscible_diffusion.reporting.compare.records import Excess, ExcessPoint, Irreducible
+from immiscible_diffusion.training.builders import build_coupling
+from immiscible_diffusion.training.recipe import Recipe
+from immiscible_diffusion.training.run_dir import RunDir
+from immiscible_diffusion.training.task import Task
+from immiscible_diffusion.utils.atomic_files import atomic_path
+from immiscible_diffusion.utils.batch import Batch
+from immiscible_diffusion.utils.optional_deps import require_extra
+from immiscible_diffusion.utils.progress import Progress
+from immiscible_diffusion.utils.random import keyed_generator
+
+AVERAGED = 10
+"""The first so many levels are the middles of equal bins of t: their mean is the mean over t."""
+LEVELS = (*((2 * i + 1) / (2 * AVERAGED) for i in range(AVERAGED)), 0.98, 1.0)
+PROBES = 512
+SEED = 0
+MOST_WORK = 1e12  # probes x images x levels x D of a coupling: about 10 minutes on a core
+MOST_ELEMENTS = 2e9  # of images, held at once: 8 GB
+FEWEST = 64  # probes
+
+
+@dataclass(frozen=True, eq=False)
+class Probes:
+    """Images of the data set with noise that the coupling drew for them, on the CPU.
+
+    Attributes:
+        rows: ``[P]``; from ``len(dataset)`` on they are mirror images.
+        images: ``P`` samples, scaled as in training, and their conditions.
+        noise: ``[P, *shape]``.
+    """
+
+    rows: Tensor
+    images: Batch
+    noise: Tensor
+
+    @classmethod
+    def draw(cls, recipe: Recipe, dataset: DataSet, coupling: Coupling) -> "Probes":
+        """``PROBES`` of them, the same images for every coupling, paired in training's batches."""
+        size = pairing_batch(recipe, coupling)
+        rows = choose_rows(row_count(recipe, dataset), -(-PROBES // size) * size, SEED)
+        noises = []
+        for number, part in enumerate(rows.split(size)):
+            batch = images_at(recipe, dataset, part)
+            generator = keyed_generator(SEED, number, "denoising")
+            noises.append(pair_pool(coupling, [batch], generator=generator)[0])
+        rows = rows[:PROBES]
+        return cls(rows, images_at(recipe, dataset, rows), torch.cat(noises)[:PROBES])
+
+
+def pairing_batch(recipe: Recipe, coupling: Coupling) -> int:
+    """The number of samples that one call of the coupling pairs when one process trains."""
+    return recipe.batch_size // recipe.gradient_accumulation_steps * pool_size(coupling)
+
+
+def row_count(recipe: Recipe, dataset: DataSet) -> int:
+    """The number of training images; mirror images count where training mirrors."""
+    return len(dataset) * (2 if recipe.task.data.flip else 1)
+
+
+def images_at(recipe: Recipe, dataset: DataSet, rows: Tensor) -> Batch:
+    """The images ``rows`` ``[B]``, scaled; rows from ``len(dataset)`` on are mirror images."""
+    batch = dataset.batch(rows % len(dataset))
+    mirrored = per_row(rows >= len(dataset), batch.data).bool()
+    data = torch.where(mirrored, batch.data.flip(-1), batch.data)
+    return Batch(recipe.scaling.apply(data), batch.cond)
+
+
+@torch.no_grad()
+def losses_by_level(
+    recipe: Recipe, model: nn.Module, probes: Probes, device: torch.device
+) -> Tensor:
+    """Squared error ``[levels, P]``, mean over dimensions, not weighted; ``model`` in eval mode."""
+    batch, noise, path = probes.images.to(device), probes.noise.to(device), recipe.noise_path
+    cond = batch.cond if recipe.conditional else None
+    rows = []
+    for level in LEVELS:
+        t = torch.full((len(noise),), level, device=device)
+        point = path.sample(batch.data, noise, t)
+        output = model(point.x_t, path.network_time(t), cond)
+        rows.append((output.float() - point.target.float()).square().flatten(1).mean(dim=1).cpu())
+    return torch.stack(rows)
+
+
+def keep_losses(run: RunDir, step: int, losses: Tensor) -> None:
+    """Write ``losses`` ``[levels, P]``: their means to metrics.jsonl, all to a file of the step.
+
+    The optimal denoiser's loss is taken off image by image, so all are needed.
+    """
+    with atomic_path(_losses_file(run, step)) as temporary, temporary.open("wb") as file:
+        np.save(file, losses.float().numpy(), allow_pickle=False)
+    means = [mean_of(row)._asdict() for row in losses]
+    run.log("denoising", step, levels=list(LEVELS), loss=means)
+
+
+def load_losses(run: RunDir, step: int) -> Tensor | None:
+    """The losses that ``keep_losses`` wrote; None if there are none."""
+    path = _losses_file(run, step)
+    return torch.from_numpy(np.load(path, allow_pickle=False)).double() if path.exists() else None
+
+
+def _losses_file(run: RunDir, step: int) -> Path:
+    return run.root / "denoising" / f"step_{step:06d}.npy"
+
+
+@dataclass(frozen=True, eq=False)
+class OptimalLosses:
+    """The optimal denoiser's losses, ``[levels, P]`` each, not weighted.
+
+    Attributes:
+        irreducible: variance of the target given the noisy image, over all images.
+        reached: its loss on that image; the same on average where the density is exact.
+        estimate: how the density was estimated; empty for a closed form.
+    """
+
+    irreducible: Tensor
+    reached: Tensor
+    estimate: str
+
+
+def optimal_losses(
+    recipe: Recipe,
+    dataset: DataSet,
+    coupling: Coupling,
+    progress: Callable[[int], None] = lambda done: None,
+) -> OptimalLosses:
+    """The posterior over all training images, given the label for a conditional recipe.
+
+    Of a large set only the first probes are used.
+    """
+    images = images_at(recipe, dataset, torch.arange(row_count(recipe, dataset)))
+    probes, count = Probes.draw(recipe, dataset, coupling), probe_count(recipe, dataset)
+    size = pairing_batch(recipe, coupling)
+    density = density_for(coupling, images, batch_size=size, seed=SEED)
+    labels = (images.cond or {}).get("label") if recipe.conditional else None
+    done = 0
+    irreducible, reached = torch.zeros(2, len(LEVELS), count).double()
+    for block in blocks(images, probes.rows[:count], probes.noise[:count], labels, None):
+        for level, t in enumerate(LEVELS):
+            values = probe(block, density, recipe.noise_path, t).by_name
+            irreducible[level, block.at] = values["irreducible"]
+            reached[level, block.at] = values["reached"]
+            done += len(block.at)
+            progress(done)
+    if not bool(torch.stack([irreducible, reached]).isfinite().all()):
+        raise ValueError("the posterior over the images is not finite")
+    return OptimalLosses(irreducible, reached, density.estimate)
+
+
+def measure_excess(plan: Plan, task: Task) -> tuple[Excess | None, Mapping[Trial, OptimalLosses]]:
+    """The irreducible losses of the couplings trained so far, and by trial those of every probe.
+
+    None if no trial has losses by level. Moments and calibrations are measured anew for every seed:
+    where seeds have different couplings each has its own losses.
+    """
+    recipe, dataset, entries = plan.recipe, task.dataset, []
+    optimal: dict[Trial, OptimalLosses] = {}
+    for name, trials in _trials_with_losses(plan).items():
+        reason = no_bound(recipe) or too_large(recipe, dataset)
+        try:
+            if not reason:
+                found = {trial.unmatched: _cached(plan, trial, task) for trial in trials}
+                entries.append(_entry(name, list(found.values())))
+                optimal |= found
+        except (ValueError, torch.linalg.LinAlgError) as error:
+            reason = str(error)
+        if reason:
+            entries.append(Irreducible(name, skipped=reason))
+    if not entries:
+        return None, {}
+    condition = "the label" if recipe.conditional else ""
+    entries.sort(key=lambda entry: bool(entry.skipped))
+    probes, images = probe_count(recipe, dataset), row_count(recipe, dataset)
+    return Excess(LEVELS, AVERAGED, probes, images, condition, tuple(entries)), optimal
+
+
+def _cached(plan: Plan, trial: Trial, task: Task) -> OptimalLosses:
+    """``optimal_losses`` of a trial's coupling, from the folder of the comparison if there."""
+    with require_extra("train", "the excess loss"):
+        from joblib import Memory
+    check_levels(LEVELS, plan.recipe.noise_path)
+    recipe, run = plan.trial_recipe(trial), RunDir(plan.trial_dir(trial))
+    dataset, coupling = task.dataset, build_coupling(recipe, task, run, torch.device("cpu"))
+    memory = Memory(plan.folder / "irreducible", verbose=0)
+    compute = memory.cache(_compute, ignore=["recipe", "dataset", "coupling"])
+    names = ("task", "scaling", "path", "conditional", "batch_size", "gradient_accumulation_steps")
+    values = recipe.to_dict()
+    basis = {
+        **{name: values[name] for name in names},
+        "images": row_count(recipe, dataset),
+        "content": dataset.digest,
+        "levels": LEVELS,
+        "probes": probe_count(recipe, dataset),
+        "seed": SEED,
+        "coupling": content_of(coupling),
+    }
+    result: OptimalLosses = compute(json.dumps(basis, sort_keys=True), recipe, dataset, coupling)
+    return result
+
+
+def _compute(basis: str, recipe: Recipe, dataset: DataSet, coupling: Coupling) -> OptimalLosses:
+    """The losses that depend on ``basis`` alone."""
+    label = f"irreducible loss, {recipe.coupling}"
+    with Progress(len(LEVELS) * probe_count(recipe, dataset), 0, label, unit="point") as show:
+        return optimal_losses(recipe, dataset, coupling, show.update)
+
+
+def _entry(name: str, losses: Sequence[OptimalLosses]) -> Irreducible:
+    """Means over the seeds; errors as of one, since all seeds have the same images."""
+
+    def levels(rows: list[list[Any]], part: str) -> tuple[float, ...]:
+        return tuple(fmean(getattr(m, part) for m in row) for row in zip(*rows, strict=True))
+
+    irreducible = [[mean_of(row) for row in one.irreducible] for one in losses]
+    reached = [[mean_of(row) for row in one.reached] for one in losses]
+    means = levels(irreducible, "value"), levels(irreducible, "error"), levels(reached, "value")
+    return Irreducible(name, *means, losses[0].estimate)
+
+
+def _trials_with_losses(plan: Plan) -> dict[str, list[Trial]]:
+    """By coupling a trial of each seed with losses by level.
+
+    ``matched:`` changes sampling alone, so it counts as the coupling that it trains with.
+    """
+    result: dict[str, dict[int, Trial]] = {}
+    for trial in sorted(plan.trials, key=lambda trial: trial.is_matched):
+        if (plan.trial_dir(trial) / "denoising").is_dir():
+            result.setdefault(trial.unmatched.coupling, {}).setdefault(trial.seed, trial)
+    return {name: list(trials.values()) for name, trials in result.items()}
+
+
+def excess_points(run: RunDir, optimal: OptimalLosses) -> tuple[ExcessPoint, ...]:
+    """The excess loss of ``run`` at every step where losses were measured.
+
+    The optimal loss on each noisy image is taken off the loss on that image, so most of the noise
+    of both cancels.
+    """
+    points = []
+    for step in sorted({record["step"] for record in run.records("denoising")}):
+        losses = load_losses(run, step)
+        if losses is None:
+            continue
+        losses = losses[:, : optimal.reached.shape[1]]
+        excess = losses - optimal.reached
+        means = [mean_of(row) for row in excess]
+        over_t = mean_of(excess[:AVERAGED].mean(dim=0))
+        points.append(
+            ExcessPoint(
+                step,
+                loss=tuple(float(row.mean()) for row in losses),
+                excess=tuple(mean.value for mean in means),
+                error=tuple(mean.error for mean in means),
+                mean=over_t.value,
+                mean_error=over_t.error,
+            )
+        )
+    return tuple(points)
+
+
+def no_bound(recipe: Recipe) -> str:
+    """Why the recipe's loss has no such bound; empty if it has."""
+    if isinstance(recipe.loss, RegressionLoss):
+        return ""
+    kind = type(recipe.loss).__name__
+    return f"the recipe trains with {kind}, whose network is no denoiser: the bound is of denoising"
+
+
+def probe_count(recipe: Recipe, dataset: DataSet) -> int:
+    """How many probes the work allows, ``PROBES`` at most."""
+    return min(PROBES, int(MOST_WORK / _work_of_one(recipe, dataset)))
+
+
+def _work_of_one(recipe: Recipe, dataset: DataSet) -> float:
+    return float(len(LEVELS)) * row_count(recipe, dataset) * math.prod(dataset.shape)
+
+
+def too_large(recipe: Recipe, dataset: DataSet) -> str:
+    """Why the posterior over all images is not computed; empty if it is."""
+    images, dim = row_count(recipe, dataset), math.prod(dataset.shape)
+    if images * dim > MOST_ELEMENTS:
+        return (
+            f"too large: {images:,} images of {dim:,} dimensions are {4 * images * dim / 1e9:.2g} "
+            f"GB, and {4 * MOST_ELEMENTS / 1e9:.2g} GB is the most that is held at once"
+        )
+    work = FEWEST * _work_of_one(recipe, dataset)
+    if work > MOST_WORK:
+        return (
+            f"too large: even {FEWEST} noisy images x {images:,} images x {len(LEVELS)} levels x "
+            f"{dim:,} dimensions are {work:.2g} multiplications, and {MOST_WORK:.2g} is the most"
+        )
+    return ""
