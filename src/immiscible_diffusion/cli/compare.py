@@ -100,7 +100,7 @@ def run_all(plan: Plan, device: str, workers: int | None) -> None:
             f"plainly, or give every job one --trial"
         )
     runner = TrialRunner(plan, device)
-    runner.ready()  # fails here, once, if data, samples or simulator are missing
+    runner.evaluator.check()  # fails here, once, if data, samples or simulator are missing
     runner.try_couplings()
     plan.keep()
     run_trials(plan, device=device, workers=workers or default_workers(device))

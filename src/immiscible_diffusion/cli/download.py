@@ -15,7 +15,7 @@ from immiscible_diffusion.cli.options import (
     take_name,
 )
 from immiscible_diffusion.couplings import check_coupling_name
-from immiscible_diffusion.recipes import digits_flow
+from immiscible_diffusion.recipes.flow_matching import digits_flow
 from immiscible_diffusion.training.builders import check_trackers
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.task import Task

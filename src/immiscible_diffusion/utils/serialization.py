@@ -73,7 +73,7 @@ def kinds_of(annotation: Any) -> dict[str, Any]:
     for option in options:
         if _is_record(option) and not inspect.isabstract(option):
             kinds[option.__name__] = option
-        elif isinstance(option, type) and option not in _PLAIN:
+        if isinstance(option, type) and option not in _PLAIN and option is not tuple:
             subclasses: list[type] = option.__subclasses__()
             for subclass in subclasses:
                 kinds |= kinds_of(subclass)

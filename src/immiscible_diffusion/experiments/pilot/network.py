@@ -52,11 +52,11 @@ class Network:
                 f"{LARGEST_IMAGE}, got {shape}; use --network mlp"
             )
         if kind == "unet" or (kind == "auto" and fits and device.type != "cpu"):
-            return cls(_UNET, OptimizerConfig(lr=1e-3, warmup=50, ema=0.995, ema_ramp=True), 128)
+            return cls(_UNET, OptimizerConfig(lr=1e-3, warmup_steps=50), 128)
         large = math.prod(shape) > 256
         return cls(
             MLP(width=256 if large else 160, depth=2),
-            OptimizerConfig(lr=2e-3 if large else 4e-3, warmup=50, ema=0.995, ema_ramp=True),
+            OptimizerConfig(lr=2e-3 if large else 4e-3, warmup_steps=50),
             128 if large else 256,
         )
 

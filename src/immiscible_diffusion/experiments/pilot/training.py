@@ -12,7 +12,8 @@ from immiscible_diffusion.diffusion.paths import FlowMatchingPath
 from immiscible_diffusion.diffusion.samplers import sample_euler
 from immiscible_diffusion.experiments.pilot.network import Network
 from immiscible_diffusion.experiments.pilot.prepared import Prepared
-from immiscible_diffusion.training.optim import EMA, make_optimizer
+from immiscible_diffusion.training.ema import EMA, EMAConfig
+from immiscible_diffusion.training.optim import make_optimizer
 from immiscible_diffusion.utils.random import RandomStreams
 
 PATH, LOSS = FlowMatchingPath(), RegressionLoss()
@@ -38,7 +39,7 @@ def train(
         ValueError: the loss is not a number.
     """
     model = network.build(prepared.shape, prepared.told(prepared.batch), seed).to(device)
-    average = EMA(network.optimizer, model)
+    average = EMA(EMAConfig(0.995, warmup=True), model)
     optimizer, warmup = make_optimizer(network.optimizer, model)
     order = KeyedSampler(len(rows), min(network.batch_size, len(rows)), seed)
     for step in range(steps):
@@ -51,11 +52,11 @@ def train(
         loss = LOSS(model, PATH, batch.data, noise, t, prepared.told(batch)).mean()
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), network.optimizer.clip)
+        nn.utils.clip_grad_norm_(model.parameters(), network.optimizer.max_grad_norm)
         optimizer.step()
         warmup.step()
         average.update(model)
-        after_step(step + 1, average.current)
+        after_step(step + 1, lambda: average.model)
     if not bool(loss.isfinite()):
         raise ValueError("the loss is not a number; check the data, or --normalize")
 
