@@ -14,14 +14,15 @@ import tyro
 from torch import Tensor
 
 from immiscible_diffusion.applications.pusht.cli_evaluate import policy_figures
-from immiscible_diffusion.applications.stable_diffusion.clip_scores import ClipFigure, clip_figures
-from immiscible_diffusion.applications.stable_diffusion.lora_scores import (
-    is_tuned_on_few,
-    tuned_figures,
-)
 from immiscible_diffusion.applications.stable_diffusion.pipelines import (
     checkpoint_images,
     load_checkpoint,
+)
+from immiscible_diffusion.applications.stable_diffusion.scores import (
+    ClipMetric,
+    clip_metrics,
+    lora_metrics,
+    trains_lora,
 )
 from immiscible_diffusion.cli.options import Device, parse
 from immiscible_diffusion.cli.sampler_options import SamplerChanges
@@ -72,7 +73,7 @@ class Options(SamplerChanges):
     seed: int = 0
     features: str | None = None
     metrics: tuple[str, ...] = METRICS
-    clip_metrics: tuple[ClipFigure, ...] = ()
+    clip_metrics: tuple[ClipMetric, ...] = ()
     calibrate: bool = False
     batch_size: int = 512
     device: Device = "auto"
@@ -122,9 +123,9 @@ def evaluate_run(options: Options, run: RunDir) -> dict[str, Any]:
     if trained.recipe.is_policy:
         return policy_figures(trained.sampled_by(sampler))
     recipe = with_options(options, trained.recipe)
-    if is_tuned_on_few(recipe):
+    if trains_lora(recipe):
         tuned = dataclasses.replace(trained, recipe=recipe)
-        return tuned_figures(tuned, sampler, options.seed, options.batch_size)
+        return lora_metrics(tuned, sampler, options.seed, options.batch_size)
     generator = dataclasses.replace(trained.generator(sampler, options.batch_size), recipe=recipe)
     calls: list[int] = []
     how = {
@@ -160,7 +161,7 @@ def evaluate_folder(options: Options, run: RunDir, folder: Path) -> dict[str, An
             DataConfig("folder", path=str(folder), size=size, channels=channels, labels=False)
         )
     recipe = with_options(dataclasses.replace(options, samples=len(samples)), recipe)
-    by_clip = clip_figures(options.clip_metrics, folder, real, device)
+    by_clip = clip_metrics(options.clip_metrics, folder, real, device)
     batches = (samples.batch(rows).data for rows in torch.arange(len(samples)).split(512))
     result = score(options, recipe, real, device, batches)
     return {"folder": str(folder), "files": files, **result, **by_clip}
