@@ -21,7 +21,7 @@ from immiscible_diffusion.diffusion.paths import EDMPath, FlowMatchingPath, VPPa
 from immiscible_diffusion.utils.batch import Batch
 
 pytest.importorskip("sklearn", reason="digits come with scikit-learn")
-FEW = ["--images", "60", "--probes", "10", "--pairs", "20", "--levels", "0.5", "0.9"]
+FEW = ["--max-images", "60", "--probes", "10", "--pairs", "20", "--levels", "0.5", "0.9"]
 DIGITS = ["analyze", "--data", "digits", *FEW, "--show", "1", "--out", "out"]
 MINE = """
 from immiscible_diffusion import KNN, Independent

@@ -4,7 +4,6 @@ import sys
 import pytest
 import torch
 
-from immiscible_diffusion.applications.stable_diffusion.pipelines import load_checkpoint
 from immiscible_diffusion.cli.main import main
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.evaluation.images import ImageEvaluator
@@ -106,8 +105,7 @@ def test_networks_that_are_not_here_are_named_with_what_to_do(run, capsys, monke
     assert f"'{name}' needs the package '{package}" in capsys.readouterr().err
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
+def test_a_public_model_is_scored_by_a_folder_of_its_images(run, capsys, tmp_path):
     """What the hub holds, in small: a U-Net and a scheduler, untrained."""
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
@@ -117,30 +115,20 @@ def checkpoint(tmp_path_factory):
         unet = UNet2DModel(
             8, 1, 1, block_out_channels=(8,), layers_per_block=1, norm_num_groups=2, **blocks
         )
-    path = tmp_path_factory.mktemp("checkpoint")
-    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(path)
-    return str(path)
-
-
-def test_a_public_checkpoint_is_scored(run, capsys, checkpoint):
-    options = ["--checkpoint", checkpoint, "--steps", "2", "--metrics", "frechet"]
-    result, _ = evaluated(capsys, run, *options)
-    assert (result["checkpoint"], result["samples"], result["nfe"]) == (checkpoint, 120, 2)
-    assert result["sampler"] == "ddim 2"
-    assert result["step_selection"] == "leading, as diffusers"
-    split, _ = evaluated(capsys, run, *options, "--batch-size", "50")
-    assert split["frechet"] == pytest.approx(result["frechet"], rel=1e-3)
-    other, _ = evaluated(capsys, run, *options, "--seed", "1")
-    assert other["frechet"] != pytest.approx(result["frechet"], rel=1e-3)
-
-
-def test_a_checkpoint_that_does_not_suit_is_an_error(run, capsys, checkpoint, tmp_path):
-    assert main(["evaluate", str(run), "--checkpoint", str(tmp_path / "absent")]) == 2
-    assert "cannot be loaded as an unconditional diffusion model" in capsys.readouterr().err
-    with pytest.raises(ValueError, match=r"makes images of \(1, 8, 8\); the data .* \(3, 32, 32\)"):
-        load_checkpoint(checkpoint, (3, 32, 32), "cpu")
-    for options in (["--folder", str(tmp_path)], ["--method", "euler"], ["--steps", "0"]):
-        assert main(["evaluate", str(run), "--checkpoint", checkpoint, *options]) == 2
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
+    results = []
+    for seed, size in ((0, 120), (0, 50), (1, 120)):
+        out = tmp_path / f"{seed}-{size}"
+        words = ["--pipeline", str(tmp_path / "ddpm"), "--steps", "2", "--count", "120"]
+        options = ["--to", str(out), "--seed", str(seed), "--batch-size", str(size)]
+        assert main(["sample", *words, *options, "--device", "cpu"]) == 0
+        results.append(evaluated(capsys, run, "--folder", str(out), "--metrics", "frechet")[0])
+    assert results[0]["samples"] == 120
+    assert results[0]["sampling"]["num_inference_steps"] == 2
+    assert results[1]["frechet"] == pytest.approx(results[0]["frechet"], rel=1e-3)
+    assert results[2]["frechet"] != pytest.approx(results[0]["frechet"], rel=1e-3)
+    assert main(["sample", *words, "--to", str(out), "--prompt", "cat"]) == 2
+    assert "is a DDPMPipeline" in capsys.readouterr().err
 
 
 def test_step_selection_in_words():

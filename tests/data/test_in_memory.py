@@ -59,7 +59,7 @@ def test_a_folder_of_pictures_by_its_path(tmp_path, hf_cache):
             (tmp_path / "pictures" / label).mkdir(parents=True, exist_ok=True)
             pixels = RANDOM.integers(0, 256, (6, 6, 3), dtype=np.uint8)
             image.fromarray(pixels).save(tmp_path / "pictures" / label / f"{number}.png")
-    options = DataOptions(data=str(tmp_path / "pictures"), cond=("label",), images=4)
+    options = DataOptions(data=str(tmp_path / "pictures"), cond=("label",), max_images=4)
     whole = options.load()
     assert whole.batch.data.shape == (4, 3, 6, 6)
     assert whole.name == "pictures"
@@ -84,7 +84,7 @@ def test_npz_with_conditions_and_mask_and_a_subset_that_keeps_rows_together(tmp_
         valid=(number[:, None, None] % 2 == 0) | (np.arange(5)[:, None] > 0),
     )
     options = DataOptions(
-        data=str(path), array="action", cond=("obs", "task"), mask="valid", images=7
+        data=str(path), array="action", cond=("obs", "task"), mask="valid", max_images=7
     )
     batch = options.load(seed=3).batch
     assert batch.data.shape == (7, 5, 2)

@@ -73,7 +73,7 @@ class Options(DataOptions):
 
     immiscible analyze --data digits --cond label --coupling knn:k=4 --coupling knn:k=64
 
-    immiscible analyze --data photos --size 64 --images 10000 --flip --coupling knn:k=16
+    immiscible analyze --data photos --size 64 --max-images 10000 --flip --coupling knn:k=16
 
     immiscible analyze --data windows.npz --array action --cond obs --mask valid
 
@@ -92,7 +92,7 @@ class Options(DataOptions):
         batch_size: that couplings are called on; matters to assignment.
         show: data of which pictures are made.
         gaussian_fit: also the papers' Gaussian fit of the noise (50,000 D^2 operations).
-        seed: of everything drawn, and of the choice of --images.
+        seed: of everything drawn, and of the choice of --max-images.
         threads: of the processor; by default as torch chooses.
         dry_run: say what would be done, how long it takes and how much memory, and stop.
     """

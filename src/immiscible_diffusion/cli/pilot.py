@@ -51,7 +51,7 @@ class Options(DataOptions):
             unet.
         normalize: shift and scale all data by one number each, to mean 0 and variance 1.
         matched: sample from the law of the coupling's noise, too, where it is not N(0, I).
-        seed: the first; of the choice of --images as well.
+        seed: the first; of the choice of --max-images as well.
         seeds: how many; by default what the minutes allow, 3 at least.
         steps: of every training; by default what the minutes allow.
         device: where to train.

@@ -43,6 +43,7 @@ OPTIONS = {
     "images": "max_images",
     "kind": "format",
     "out": "to",
+    "checkpoint": "folder, of images by `immiscible sample --pipeline NAME --to FOLDER`",
 }
 PREFIXES = {"optimiser.": "optim.", "evaluation.": "eval.", "codec.painting.": "inpainting."}
 

@@ -48,9 +48,12 @@ class Options(SamplerChanges):
 
     immiscible sample --pipeline NAME --to images --count 50000 --classes classes.txt
 
+    immiscible sample --pipeline google/ddpm-cifar10-32 --to images --count 10000 --steps 100
+
     Args:
         run: a run folder; its averaged weights are sampled.
-        pipeline: sample this instead: a folder with a pipeline of diffusers, or its hub name.
+        pipeline: sample this instead: a folder with a pipeline of diffusers, or its hub name; an
+            unconditional one by DDIM.
         to: folder for the images; by default RUN/images/STEP-SAMPLER-SEED, made anew, and a grid
             of its first images beside it.
         count: images in all; more can be asked for later.
@@ -160,16 +163,15 @@ def of_pipeline(
     meaningless = [name for name in NOT_OF_PIPELINES if getattr(options, name) is not None]
     if meaningless:
         raise ValueError(f"a pipeline has its own sampler; leave {', '.join(meaningless)}")
-    if not prompts or not options.to:
-        raise ValueError(
-            "a pipeline needs --to FOLDER, and prompts: --classes FILE (a name a line), "
-            "--prompts FILE or --prompt TEXT"
-        )
+    if not options.to:
+        raise ValueError("where do the images of a pipeline go? --to FOLDER")
     chosen: dict[str, Any]
     chosen = {"num_inference_steps": options.steps, "guidance_scale": options.guidance}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     device = rank_world_device(options.device)[2]
-    pipeline = load_pipeline(str(options.pipeline), device, getattr(torch, options.precision))
+    pipeline = load_pipeline(
+        str(options.pipeline), device, getattr(torch, options.precision), text=bool(prompts)
+    )
     settings = {**pipeline_digests(pipeline), "precision": options.precision, **chosen}
     draw = partial(sample_pipeline, pipeline, prompts, options.seed, **chosen)
     return draw, settings, (), 16 if options.batch_size is None else options.batch_size

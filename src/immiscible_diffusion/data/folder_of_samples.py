@@ -1,4 +1,4 @@
-"""The images of a folder that ``immiscible sample --to`` wrote, in the order of their numbers."""
+"""The images of a folder, such as ``immiscible sample --to`` wrote, in order of their numbers."""
 
 import re
 import tarfile
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.data.base import DataSet
+from immiscible_diffusion.data.hf_images import PICTURES as IMAGE_SUFFIXES
 from immiscible_diffusion.data.image_decoding import opened, square, to_bytes
 from immiscible_diffusion.data.images import to_batch
 from immiscible_diffusion.utils.batch import Batch
@@ -22,7 +23,7 @@ _NUMBER = re.compile(r"(\d+)\.png$")
 
 
 class Place(NamedTuple):
-    """Where the PNG file of an image is: ``size`` bytes of a file, or all of it (-1)."""
+    """Where the file of an image is: ``size`` bytes of a file, or all of it (-1)."""
 
     number: int
     path: Path
@@ -32,7 +33,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SampleFolder(DataSet):
-    """A data set of the images in a folder: tar shards where there are any, else PNG files.
+    """A data set of the images in a folder: in tar shards where there are any, else in files.
 
     Args:
         folder: where they are.
@@ -49,21 +50,25 @@ class SampleFolder(DataSet):
         """Name for reports."""
         return str(self.folder)
 
-    @property
-    def shards(self) -> list[Path]:
-        """The tar shards."""
-        return sorted(self.folder.glob("*.tar"))
-
     @cached_property
     def places(self) -> list[Place]:
         """Where every image is, in order; ValueError if there are none, or a shard is damaged."""
-        places = [place for shard in self.shards for place in _members(shard)]
-        if not places:
-            files = [(file, _NUMBER.search(file.name)) for file in self.folder.glob("*.png")]
-            places = [Place(int(match[1]), file) for file, match in files if match]
-        if not places:
-            raise ValueError(f"{self.folder} holds no images that immiscible sample --to wrote")
-        return sorted(places)
+        places = [place for shard in self.folder.glob("*.tar") for place in _members(shard)]
+        if places:
+            return sorted(places)
+        files = sorted(f for f in self.folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
+        if not files:
+            raise ValueError(f"{self.folder} holds no images")
+        numbers = [_NUMBER.search(file.name) for file in files]
+        if not all(numbers):  # from elsewhere: in the order of their names
+            return [Place(number, file) for number, file in enumerate(files)]
+        return sorted(Place(int(n[1]), f) for n, f in zip(numbers, files, strict=True) if n)
+
+    @property
+    def encoding(self) -> str:
+        """What kinds of files the images are in."""
+        kinds = sorted({place.path.suffix.lower().lstrip(".") for place in self.places})
+        return "png in tar shards" if kinds == ["tar"] else ", ".join(kinds)
 
     @property
     def shape(self) -> tuple[int, ...]:

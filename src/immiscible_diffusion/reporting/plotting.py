@@ -38,11 +38,11 @@ STYLE = {
     "grid.color": "#dddddd",
     "grid.linewidth": 0.6,
     "legend.frameon": False,
-    "legend.fontsize": 9.5,
+    "legend.fontsize": 10.5,
     "legend.handlelength": 2.8,
 }
-_TWO_COLUMNS = 30  # characters of a label that fit twice into the width
-_LEGEND_ROW = 0.2  # inches
+_TWO_COLUMNS = 22  # characters of a label that fit twice into the width
+_LEGEND_ROW = 0.21  # inches
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Plot:
 
 
 @contextmanager
-def new_plot(title: str, *, height: float = 3.6, width: float = 5.2) -> Iterator[Plot]:
+def new_plot(title: str, *, height: float = 3.6, width: float = 4.7) -> Iterator[Plot]:
     """Yield a plot of ``width`` x ``height`` inches; artists with a label make its legend.
 
     The legend stands below the axes and adds to the height. ``title`` is the image's text for
@@ -112,7 +112,7 @@ def _add_legend(figure: Any, axes: Any) -> None:
     if not labels:
         return
     columns = 2 if len(labels) > 1 and max(map(len, labels)) <= _TWO_COLUMNS else 1
-    labels = [short(label, 62) for label in labels]
+    labels = [short(label, 50) for label in labels]
     legend = figure.legend(handles, labels, loc="outside lower left", ncols=columns)
     for text in legend.get_texts():
         text.set_parse_math(False)
@@ -143,12 +143,15 @@ def log_x(axes: Any, ticks: Sequence[int], gap: float = 1.35) -> None:
 
 def log_y(axes: Any) -> None:
     """A logarithmic y axis with plain numbers; call it when everything is drawn."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     axes.set_yscale("log")
     low, high = axes.get_ylim()
-    subs = (1, 2, 5) if high / low < 100 else (1,)
-    axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=40))
+    if high / low < 3:
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+    else:
+        subs = (1, 2, 5) if high / low < 100 else (1,)
+        axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=40))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 

@@ -44,9 +44,9 @@ class Interval:
 @lru_cache(maxsize=1024)
 def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
     """Half the width of Student's interval in standard errors, with ``freedom`` degrees."""
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
-    return float(t.ppf((1 + confidence) / 2, freedom))
+    return float(stdtrit(freedom, (1 + confidence) / 2))
 
 
 def mean_interval(

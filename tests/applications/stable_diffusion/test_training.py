@@ -5,19 +5,15 @@ from contextlib import closing
 
 import pytest
 import torch
-from immiscible_diffusion.cli.bulk import main as bulk
-from immiscible_diffusion.evaluation.bulk import BulkPictures
-from PIL import Image
 from safetensors.torch import load_file
 
 from immiscible_diffusion.applications.stable_diffusion.latent_cache import encode
 from immiscible_diffusion.applications.stable_diffusion.silence import quiet
 from immiscible_diffusion.applications.stable_diffusion.unet import LoRA
 from immiscible_diffusion.cli.sample import main as sample
-from immiscible_diffusion.data.folder_of_samples import SampleFolder
 from immiscible_diffusion.data import DataConfig, load_images
 from immiscible_diffusion.data.aspect_buckets import Buckets
-from immiscible_diffusion.data.image_decoding import to_bytes
+from immiscible_diffusion.data.folder_of_samples import SampleFolder
 from immiscible_diffusion.data.scaling import DataScaling
 from immiscible_diffusion.diffusion.paths import FlowMatchingPath, VPPath
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
@@ -37,9 +33,9 @@ def small(name, pipeline, **changes):
     recipe = recipe_from_name(name).tiny()
     codec = dataclasses.replace(recipe.codec, pretrained=str(pipeline))
     data = dataclasses.replace(recipe.data, size=8, limit=64)
-    optimizer = dataclasses.replace(recipe.optim, lr=1e-3)
+    optim = dataclasses.replace(recipe.optim, lr=1e-3)
     changes = {"steps": 4, "checkpoint_every": 2, "preview_every": 0, **changes}
-    changes = {"batch_size": 8, "data": data, "codec": codec, "optimizer": optimizer, **changes}
+    changes = {"batch_size": 8, "data": data, "codec": codec, "optim": optim, **changes}
     return dataclasses.replace(recipe, **changes)
 
 
@@ -466,7 +462,7 @@ def test_recipes_that_do_not_fit_together_are_refused(small_sd):
 
 def test_unlabeled_pictures_without_captions_say_what_is_missing(small_sd, tmp_path):
     recipe = small("imagenet-sd-scratch", small_sd, data=DataConfig("digits", labels=False, size=8))
-    with pytest.raises(ValueError, match="no class names to say"):
+    with pytest.raises(ValueError, match="there are no class names"):
         Trainer(recipe, RunDir.open(tmp_path, recipe), device="cpu")
 
 

@@ -42,7 +42,7 @@ def test_floor_and_control_are_named(comparison):
 
 def test_the_summary_sorts_the_couplings_by_verdict(comparison, empty):
     text = summary(comparison)
-    head = text.partition("With 20 Euler steps: ")[2].partition(" With")[0]
+    head = text.partition("With 20 Euler steps: ")[2].partition("\n")[0]
     assert head.startswith("helps: KNN k=16, centerd, linear assignment, B=256; hurts: KNN k=64")
     assert "not measured: KNN k=16, centerd" in summary(empty)
     assert "no coupling" in summary(replace(empty, couplings=empty.couplings[:1]))

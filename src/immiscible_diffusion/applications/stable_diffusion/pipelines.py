@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,66 +10,22 @@ from torch import Tensor
 
 from immiscible_diffusion.metrics.features.preprocess import weights_digest
 from immiscible_diffusion.utils.optional_deps import require_extra
-from immiscible_diffusion.utils.random import key, keyed_generator
+from immiscible_diffusion.utils.random import keyed_generator
 
 WEIGHTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2")
 
 
-def load_checkpoint(name: str, shape: tuple[int, ...], device: torch.device | str) -> Any:
-    """The pipeline of an unconditional DDPM, sampled by DDIM, from the hub or a local folder.
+def load_pipeline(source: str, device: torch.device, dtype: torch.dtype, *, text: bool) -> Any:
+    """A pipeline by its folder or hub name, quiet and without a safety checker.
 
-    Args:
-        name: on the hub, such as ``google/ddpm-cifar10-32``, or a folder.
-        shape: (C, H, W) of the data it is judged against.
-        device: where it runs.
+    It is a text-to-image pipeline with ``text``; else an unconditional diffusion model, such as
+    google/ddpm-cifar10-32, which is sampled by DDIM.
 
     Raises:
-        MissingDependencyError: diffusers is not installed.
-        ValueError: it is not there, is no such pipeline, or makes images of another shape.
-    """
-    with require_extra("train", "a public checkpoint"):
-        from diffusers import DDIMPipeline
-    try:
-        pipeline = DDIMPipeline.from_pretrained(name, use_safetensors=True)
-        size, channels = pipeline.unet.config["sample_size"], pipeline.unet.config["in_channels"]
-    except (OSError, ValueError, KeyError, AttributeError, ImportError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"{name} cannot be loaded as an unconditional diffusion model ({reason}); give the "
-            "name of one on the hub where there is a network, or the folder of a copy"
-        ) from error
-    made = (channels, *(size if isinstance(size, (tuple, list)) else (size, size)))
-    if made != tuple(shape):
-        raise ValueError(f"{name} makes images of {made}; the data of the run are {tuple(shape)}")
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device)
-
-
-def checkpoint_images(
-    pipeline: Any, count: int, *, steps: int, seed: int, batch_size: int
-) -> Iterator[Tensor]:
-    """Batches [b, C, H, W] in [-1, 1] of ``count`` images; image i follows (seed, i)."""
-    for start in range(0, count, batch_size):
-        rows = range(start, min(start + batch_size, count))
-        generators = [torch.Generator().manual_seed(key(seed, "checkpoint", row)) for row in rows]
-        made = pipeline(
-            batch_size=len(rows),
-            generator=generators,
-            num_inference_steps=steps,
-            eta=0.0,
-            output_type="np",
-        )
-        yield torch.from_numpy(made.images).permute(0, 3, 1, 2) * 2 - 1
-
-
-def load_pipeline(source: str, device: torch.device, dtype: torch.dtype) -> Any:
-    """A text-to-image pipeline by its folder or hub name, quiet and without a safety checker.
-
-    Raises:
-        ValueError: it is not there: says what to download.
+        ValueError: it is not there (says what to download), or of the other kind.
     """
     with require_extra("train", "sampling a pipeline"):
-        from diffusers import DiffusionPipeline
+        from diffusers import DDIMPipeline, DiffusionPipeline
     try:
         with warnings.catch_warnings():
             # torch_dtype is an older name of dtype, which older releases do not know.
@@ -81,7 +37,14 @@ def load_pipeline(source: str, device: torch.device, dtype: torch.dtype) -> Any:
             f"there is no pipeline at {source} ({reason}); download it where there is a network "
             f"(`hf download {source} --local-dir FOLDER`), and give that folder"
         ) from error
-    if getattr(pipeline, "safety_checker", None) is not None:
+    if hasattr(pipeline, "tokenizer") != text:
+        raise ValueError(
+            f"{source} is a {type(pipeline).__name__}; a text-to-image pipeline needs --classes "
+            f"FILE, --prompts FILE or --prompt TEXT, and others take none"
+        )
+    if not text:
+        pipeline = DDIMPipeline(pipeline.unet, pipeline.scheduler)
+    elif getattr(pipeline, "safety_checker", None) is not None:
         pipeline.safety_checker = None  # it would black out images, which no metric should see
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
@@ -90,18 +53,18 @@ def load_pipeline(source: str, device: torch.device, dtype: torch.dtype) -> Any:
 def sample_pipeline(
     pipeline: Any, prompts: Sequence[str], seed: int, indices: Sequence[int], **settings: Any
 ) -> Tensor:
-    """The images ``indices`` of a text-to-image pipeline, ``[b, 3, H, W]`` in [-1, 1].
+    """The images ``indices`` of a pipeline, ``[b, C, H, W]`` in [-1, 1].
 
-    Image i is of prompt i mod their number, from noise keyed by (seed, i). ``settings`` are passed
-    on, such as ``num_inference_steps`` and ``guidance_scale``.
+    Image i starts from noise keyed by (seed, i), and is of prompt i mod their number if there are
+    any. ``settings`` are passed on, such as ``num_inference_steps`` and ``guidance_scale``.
     """
-    images: Tensor = pipeline(
-        prompt=[prompts[index % len(prompts)] for index in indices],
-        generator=[keyed_generator(seed, index, "sample") for index in indices],
-        output_type="pt",
-        **settings,
-    ).images
-    return images.float() * 2 - 1
+    if prompts:
+        settings["prompt"] = [prompts[index % len(prompts)] for index in indices]
+    else:
+        settings["batch_size"] = len(indices)
+    generators = [keyed_generator(seed, index, "sample") for index in indices]
+    images = pipeline(generator=generators, output_type="np", **settings).images
+    return torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1
 
 
 def pipeline_digests(pipeline: Any) -> dict[str, str]:

@@ -22,7 +22,7 @@ from immiscible_diffusion.applications.stable_diffusion.latent_cache import (
     load_latents,
 )
 from immiscible_diffusion.applications.stable_diffusion.load_pipeline import precision_of
-from immiscible_diffusion.applications.stable_diffusion.lora_scores import FewShotEvaluator
+from immiscible_diffusion.applications.stable_diffusion.scores import FewShotEvaluator
 from immiscible_diffusion.applications.stable_diffusion.unet import TextUNet
 from immiscible_diffusion.couplings import Coupling
 from immiscible_diffusion.couplings.masked import MaskedCoupling

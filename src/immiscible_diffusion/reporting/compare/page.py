@@ -98,7 +98,10 @@ def _table(frame: "DataFrame", comparison: Comparison) -> "Markup | None":
     from markupsafe import Markup, escape
 
     controls = {entry.label for entry in comparison.couplings if entry.control_of is not None}
-    control, badge = Markup('<span class="control">{}</span>'), Markup('<b class="{}">{}</b>')
+    control, badge = (
+        Markup('<span class="control">{}</span>'),
+        Markup('<span class="badge {}">{}</span>'),
+    )
     formats = {
         "Coupling": lambda text: control.format(text) if text in controls else escape(text),
         "Verdict": lambda text: badge.format(text.replace(" ", "-"), text),

@@ -53,7 +53,7 @@ def metric_by_step(comparison: Comparison, name: str, sampling_steps: int) -> "D
 def metric_against_steps(comparison: Comparison, sampling_steps: int) -> "Markup":
     """The metric against training steps, both logarithmic."""
     headline = ", headline" if sampling_steps == comparison.headline_steps else ""
-    with new_plot(f"{sampling_steps} {comparison.sampler_name} steps{headline}") as plot:
+    with new_plot(comparison.steps_text(sampling_steps) + headline) as plot:
         names = [entry.name for entry in comparison.couplings]
         lines = {name: metric_by_step(comparison, name, sampling_steps) for name in names}
         _draw_lines(plot.axes, comparison, lines)

@@ -289,6 +289,10 @@ class Comparison:
         """The sampler as it is written in text."""
         return SAMPLERS.get(self.sampler, self.sampler.capitalize())
 
+    def steps_text(self, sampling_steps: int) -> str:
+        """'20 Euler steps'."""
+        return f"{sampling_steps} {self.sampler_name} step{'s' if sampling_steps > 1 else ''}"
+
     @property
     def baseline(self) -> CouplingEntry:
         """The coupling that the others are compared with."""

@@ -28,7 +28,7 @@ class Finding:
     @property
     def text(self) -> str:
         """The whole sentence."""
-        return f"{self.label} {self.verdict.value}: {self.evidence}"
+        return f"{self.label}: {self.verdict.value}. {self.evidence}"
 
 
 def findings(comparison: Comparison) -> list[Finding]:
@@ -46,7 +46,7 @@ def findings(comparison: Comparison) -> list[Finding]:
 
 
 def summary(comparison: Comparison) -> str:
-    """The verdicts by number of sampling steps: 'With 20 Euler steps: helps: assignment.'."""
+    """The verdicts, a line for each number of sampling steps: 'With 20 Euler steps: helps: A.'."""
     if not comparison.treated:
         return "There is no coupling to compare with the baseline."
     lines = []
@@ -54,19 +54,19 @@ def summary(comparison: Comparison) -> str:
         verdicts = {e.label: speedup(comparison, e.name, steps).verdict for e in comparison.treated}
         groups = {v: [label for label in verdicts if verdicts[label] == v] for v in Verdict}
         parts = [f"{v.value}: {', '.join(labels)}" for v, labels in groups.items() if labels]
-        lines.append(f"With {_steps(comparison, steps)}: {'; '.join(parts)}.")
-    return f"Training steps against {comparison.baseline.label}. {' '.join(lines)}"
+        lines.append(f"With {comparison.steps_text(steps)}: {'; '.join(parts)}.")
+    return "\n".join([f"Training steps against {comparison.baseline.label}.", *lines])
 
 
 def _evidence(comparison: Comparison, result: Speedup) -> str:
     base, final = result.baseline_final, result.coupling_final
     if base is None or final is None:
-        return f"no seed has been evaluated for both it and {comparison.baseline.label}."
-    where, seeds = _steps(comparison, result.sampling_steps), len(result.seeds)
+        return f"No seed has been evaluated for both it and {comparison.baseline.label}."
+    where, seeds = comparison.steps_text(result.sampling_steps), len(result.seeds)
     steps = interval_text(result.steps, result.bound) if result.steps else "not bounded"
     wall = f", in time {interval_text(result.wall, result.bound)}" if result.wall else ""
     text = (
-        f"with {where}, speed-up in training steps {steps}{wall}; final {comparison.metric} "
+        f"With {where}, speed-up in training steps {steps}{wall}; final {comparison.metric} "
         f"{interval_text(final)} against {interval_text(base)}, ratio "
         f"{interval_text(result.quality_ratio)}"
     )
@@ -155,7 +155,3 @@ def _levels_below_zero(comparison: Comparison, entry: Irreducible) -> list[float
         return {t for t, value, error in rows if value < -BELOW * error}
 
     return sorted(set().union(*map(below, final_points(comparison, entry.coupling))))
-
-
-def _steps(comparison: Comparison, sampling_steps: int) -> str:
-    return f"{sampling_steps} {comparison.sampler_name} step{'s' if sampling_steps > 1 else ''}"

@@ -290,6 +290,7 @@ def latex_table(comparison: Comparison) -> str:
         caption=_latex_caption(comparison),
         label=f"tab:{re.sub(r'[^A-Za-z0-9-]', '-', comparison.recipe)}",
     )
+    text = text.replace("\\begin{table}\n", "\\begin{table}\n\\centering\n")
     return f"% {' '.join(comparison.command.split())}\n{text}"
 
 

@@ -1,25 +1,67 @@
-"""Scores of a network tuned on a few images, too few for a Frechet distance."""
+"""Scores for text-to-image models in ``immiscible evaluate``: CLIP, and LoRA on few images."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from immiscible_diffusion.data import DataSet
+from immiscible_diffusion.data.base import DataSet
+from immiscible_diffusion.data.folder_of_samples import SampleFolder
+from immiscible_diffusion.data.in_memory import chosen
 from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
 from immiscible_diffusion.evaluation.config import ImageEvalConfig
 from immiscible_diffusion.evaluation.evaluator import EVAL_SEED, EvalResult
 from immiscible_diffusion.metrics import FeatureExtractor
+from immiscible_diffusion.metrics.clip import Clip, cmmd, cmmd_features
 from immiscible_diffusion.metrics.features import extractor_from_name
+from immiscible_diffusion.metrics.features.base import data_batches, extract
 from immiscible_diffusion.metrics.few_shot import few_shot_metrics
 from immiscible_diffusion.training.builders import Run
 from immiscible_diffusion.training.run_dir import RunDir
 
+ClipMetric = Literal["score", "cmmd"]
+CMMD_REAL = 30_000  # real images that CMMD compares with: the paper's number on COCO
+BATCH = 64
 GRID_IMAGES = 32
+
+
+def clip_metrics(
+    metrics: Sequence[ClipMetric], folder: Path, dataset: DataSet, device: torch.device
+) -> dict[str, Any]:
+    """CLIPScore and CMMD of a folder of images, each with what it depends on.
+
+    Args:
+        metrics: score, for which the folder must hold its prompts, and cmmd.
+        folder: images that ``immiscible sample --to`` wrote.
+        dataset: real images.
+        device: of CLIP.
+
+    Raises:
+        ValueError: CLIP's weights or the prompts are absent; says where they are looked for.
+    """
+    images, scores = SampleFolder(folder), dict[str, Any]()
+    if "score" in metrics:
+        score = Clip.load(device=device).score(images.with_prompts(BATCH))
+        scores |= {
+            "clip_score": score.mean,
+            "clip_score_error": score.standard_error,
+            "clip_score_model": f"{score.model}, 100 max(cos, 0)",
+        }
+    if "cmmd" in metrics:
+        extractor = cmmd_features(device)
+        rows = chosen(len(dataset), CMMD_REAL, seed=0)
+        real = extract(extractor, data_batches(dataset, rows, BATCH))
+        samples = extract(extractor, images.in_batches(BATCH))
+        scores |= {
+            "cmmd": cmmd(real, samples),
+            "cmmd_real": len(real),
+            "cmmd_model": f"{extractor.name}, {extractor.preprocessing}",
+        }
+    return scores
 
 
 @dataclass(frozen=True, eq=False)

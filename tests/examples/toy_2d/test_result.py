@@ -1,25 +1,30 @@
-"""The plane, where everything is exact: best losses, sampling paths, the law of assignment."""
+"""The plane, where everything is exact: sampling paths, and the distribution of assignment."""
 
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import chisquare
 
+from examples.toy_2d.assignment_theory import AssignmentDensity, diagram
+from examples.toy_2d.data import toy_data
+from examples.toy_2d.result import (
+    Extent,
+    compute,
+    euler_ends,
+    exact_paths,
+    path_times,
+    plane_density,
+    straightness,
+)
+from helpers import generator
 from immiscible_diffusion import KNN, Independent, LinearAssignment, Moments
-from immiscible_diffusion.analysis.estimates import mean_of
 from immiscible_diffusion.analysis.miscibility import miscibility
 from immiscible_diffusion.analysis.posterior import OptimalDenoiser
 from immiscible_diffusion.couplings.gaussian_ot import GaussianTransport
-from immiscible_diffusion.data.toy import toy_points
 from immiscible_diffusion.diffusion.paths import FlowMatchingPath
-from immiscible_diffusion.models.mlp import MLP
-from immiscible_diffusion.toy.assigned import Assigned, diagram
-from immiscible_diffusion.toy.paths import euler_ends, exact_paths, path_times, straightness
-from immiscible_diffusion.toy.world import group_of
 
-LEVELS = (0.4, 0.6, 0.8, 0.9, 1.0)
-FIVE = toy_points("five_points").points
-RING = toy_points("eight_gaussians", 16)
+FIVE = toy_data("five_points").points
+RING = toy_data("eight_gaussians", 16)
 
 
 def couplings():
@@ -27,70 +32,9 @@ def couplings():
     return {"independent": Independent(), "knn": KNN(4), "transport": transport}
 
 
-def generator(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def losses(coupling, says, t, count, seed):
-    """Squared error ``[count]`` of ``says(x_t)`` on fresh pairs, mean over dimensions."""
-    rows = torch.randint(len(FIVE), (count,), generator=generator(seed))
-    data = FIVE[rows]
-    noise = coupling(data, generator=generator(seed + 1))
-    point = FlowMatchingPath().sample(data, noise, torch.full((count,), t))
-    return (says(point.x_t) - point.target).square().mean(dim=1)
-
-
-@pytest.mark.parametrize("name", list(couplings()))
-def test_the_optimal_denoiser_reaches_the_irreducible_loss(name):
-    """On fresh pairs, at every level, within 1% and three standard errors."""
-    coupling = couplings()[name]
-    best = OptimalDenoiser.of(FIVE, coupling, FlowMatchingPath())
-    found = miscibility(FIVE, coupling, levels=LEVELS, probes=60_000)
-    for t, level in zip(LEVELS, found.levels, strict=True):
-        loss = mean_of(losses(coupling, lambda x, t=t: best.target(x, t), t, 60_000, 11))
-        error = (loss.error**2 + level.irreducible.error**2) ** 0.5
-        allowed = 0.01 * level.irreducible.value + 3 * error
-        assert abs(loss.value - level.irreducible.value) < allowed, t
-
-
-def trained(coupling, steps=500):
-    torch.manual_seed(0)
-    path, network = FlowMatchingPath(), MLP(width=64, depth=2).build((2,), None)
-    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for step in range(steps):
-        data = FIVE[torch.randint(5, (512,), generator=generator(step))]
-        t = path.sample_time(512, generator=generator(step))
-        point = path.sample(data, coupling(data, generator=generator(step)), t)
-        said = network(point.x_t, path.network_time(t), None)
-        optimizer.zero_grad()
-        (said - point.target).square().mean().backward()
-        optimizer.step()
-        schedule.step()
-    return network.eval()
-
-
-@pytest.mark.parametrize("coupling", [Independent(), KNN(4)])
-@torch.no_grad()
-def test_no_trained_network_goes_below_the_irreducible_loss(coupling):
-    with torch.enable_grad():
-        network = trained(coupling)
-    found = miscibility(FIVE, coupling, levels=LEVELS, probes=20_000)
-    for t, level in zip(LEVELS, found.levels, strict=True):
-
-        def says(x, t=t):
-            return network(x, FlowMatchingPath().network_time(torch.full((len(x),), t)), None)
-
-        loss = mean_of(losses(coupling, says, t, 40_000, 101))
-        error = (loss.error**2 + level.irreducible.error**2) ** 0.5
-        assert loss.value > level.irreducible.value - 3 * error, t
-        # It has learnt: where nothing is known it says the mean, elsewhere it knows more.
-        assert loss.value < 1.25 * level.irreducible.value + 0.1, t
-
-
 @pytest.mark.parametrize("name", list(couplings()))
 def test_exact_paths_turn_the_noise_of_training_into_the_data(name):
-    """From the law of its own noise (N(0, I) without pairing) every point is reached as often."""
+    """From the distribution of its own noise every point is reached as often."""
     coupling, count = couplings()[name], 1500
     data = FIVE[torch.randint(5, (count,), generator=generator(5))]
     noise = coupling(data, generator=generator(6))
@@ -146,13 +90,13 @@ def test_pairing_keeps_a_noise_with_its_group():
     for coupling in (Independent(), KNN(64)):
         noise = coupling(RING.points[rows], generator=generator(3))
         best = OptimalDenoiser.of(RING.points, coupling, FlowMatchingPath())
-        ended = group_of(RING, exact_paths(best, noise, steps=30)[-1])
+        ended = RING.nearest_group(exact_paths(best, noise, steps=30)[-1])
         shares.append(float((ended == RING.group[rows]).double().mean()))
     assert shares[0] < 0.25
     assert shares[1] > 0.6
 
 
-def test_the_diagram_is_what_assignments_without_each_datum_cost():
+def test_the_diagram_is_what_assignments_without_each_sample_cost():
     data, noise = (torch.randn(n, 2, generator=generator(n)).double() for n in (9, 8))
     weights = diagram(data, noise)
     costs = []
@@ -166,11 +110,11 @@ def test_the_diagram_is_what_assignments_without_each_datum_cost():
         assert int((weights - data @ last).argmin()) == linear_sum_assignment(cost.numpy())[1][-1]
 
 
-def test_the_law_of_assignment_is_that_of_its_pairs():
+def test_the_density_of_assignment_is_that_of_its_pairs():
     """Where a density is exact the mean surprise is the mean entropy."""
-    law = Assigned.measure(FIVE, batch_size=10, batches=1500)
-    assert "measured on 1,500 batches of 10" in law.estimate
-    options = {"density": law, "batch_size": 10, "probes": 4000, "levels": (0.5, 0.8, 1.0)}
+    density = AssignmentDensity.measure(FIVE, batch_size=10, batches=1500)
+    assert "measured on 1,500 batches of 10" in density.estimate
+    options = {"density": density, "batch_size": 10, "probes": 4000, "levels": (0.5, 0.8, 1.0)}
     for level in miscibility(FIVE, LinearAssignment(), **options).levels:
         error = (level.surprise.error**2 + level.entropy.error**2) ** 0.5
         assert abs(level.surprise.value - level.entropy.value) < 3 * error + 0.01
@@ -181,9 +125,35 @@ def test_the_law_of_assignment_is_that_of_its_pairs():
 
 def test_bad_input():
     with pytest.raises(ValueError, match=r"must be \[N, 2\]"):
-        Assigned.measure(torch.randn(4, 3))
+        AssignmentDensity.measure(torch.randn(4, 3))
     with pytest.raises(ValueError, match="batches >= 1 of >= 2"):
-        Assigned.measure(FIVE, batch_size=1)
-    law = Assigned.measure(FIVE, batch_size=4, batches=2)
+        AssignmentDensity.measure(FIVE, batch_size=1)
+    density = AssignmentDensity.measure(FIVE, batch_size=4, batches=2)
     with pytest.raises(ValueError, match="measured on 5 points, got 4"):
-        miscibility(FIVE[:4], LinearAssignment(), density=law, probes=4, batch_size=4)
+        miscibility(FIVE[:4], LinearAssignment(), density=density, probes=4, batch_size=4)
+
+
+SMALL = Extent(probes=16, paths=4, pairs=8, batch_size=8, batches=2)
+
+
+def test_the_same_seed_gives_the_same_figures():
+    data = toy_data("five_points")
+    one, again = (compute(data, "knn:k=4", SMALL) for _ in range(2))
+    assert one.metrics == again.metrics
+    other = compute(data, "independent", SMALL)
+    assert torch.equal(one.start, other.start)
+    assert torch.equal(one.rows, other.rows)
+
+
+def test_destinations_are_chances_and_know_up_from_right():
+    data = toy_data("five_points")
+    where = compute(data, "knn:k=16", SMALL).destinations
+    total = where.sum(dim=2)
+    torch.testing.assert_close(total, torch.ones_like(total))
+    top = int(data.points[:, 1].argmax())  # the point farthest up
+    assert int(where[-1, 60].argmax()) == top
+
+
+def test_an_estimate_is_used_where_there_is_no_diagram():
+    assert "batches" in plane_density(LinearAssignment(), RING, SMALL).estimate
+    assert "regression" in plane_density(LinearAssignment(negate=True), RING, SMALL).estimate

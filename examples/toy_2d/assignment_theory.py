@@ -1,4 +1,4 @@
-"""The law of linear assignment in the plane, from weighted Voronoi diagrams.
+"""The distribution of linear assignment in the plane, from weighted Voronoi diagrams.
 
 Take B data and all noises of a batch but one. Which sample the last noise ``n`` gets, as a function
 of where it lies, is a diagram: ``argmin_i c_i - <n, x_i>``, where ``c_i`` is what the other noises
@@ -10,11 +10,11 @@ Nothing is smoothed and no form is assumed; the error is that of so many batches
 from dataclasses import dataclass
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from immiscible_diffusion.analysis.sample_pairs import choose_rows
 from immiscible_diffusion.utils.batch import Batch
-from immiscible_diffusion.utils.optional_deps import require_extra
 from immiscible_diffusion.utils.random import key, keyed_generator
 
 EXTENT, CELLS = 4.8, 96  # noise beyond 4.8 is taken for noise at the edge
@@ -22,45 +22,24 @@ PRIOR = 0.001  # of a batch: so that no chance is exactly 0
 
 
 @dataclass(frozen=True, eq=False)
-class Assigned:
+class AssignmentDensity:
     """``p(n | x_i) = N phi(n) P(i | n)`` for ``N`` points, with P in a table over the plane.
 
     Attributes:
         table: ``[(CELLS + 1)^2, N]`` float32, P(i | n) on a grid of noises.
-        batches: that it was measured on.
-        batch_size: data and noises assigned to one another.
+        estimate: how it was measured.
     """
 
     table: Tensor
-    batches: int
-    batch_size: int
-
-    @property
-    def estimate(self) -> str:
-        """How it was made."""
-        return (
-            f"measured on {self.batches:,} batches of {self.batch_size}: the share in which a "
-            f"noise lies in the sample's cell of the assignment's diagram"
-        )
+    estimate: str
 
     @classmethod
     def measure(
-        cls,
-        points: Tensor,
-        *,
-        batch_size: int = 256,
-        batches: int = 800,
-        seed: int = 0,
-    ) -> "Assigned":
-        """Of batches of ``points`` ``[N, 2]`` and N(0, I) noise.
+        cls, points: Tensor, *, batch_size: int = 256, batches: int = 800, seed: int = 0
+    ) -> "AssignmentDensity":
+        """From ``batches`` batches of ``points`` ``[N, 2]`` and N(0, I) noise.
 
         In a batch all points are as often, as far as can be: as in training, pass by pass.
-
-        Args:
-            points: the data.
-            batch_size: data and noises assigned to one another, at least 2.
-            batches: more make the error smaller, as their root.
-            seed: of the batches and their noise.
         """
         if points.ndim != 2 or points.shape[1] != 2:
             raise ValueError(f"points must be [N, 2], got {tuple(points.shape)}")
@@ -69,32 +48,33 @@ class Assigned:
         axis = torch.linspace(-EXTENT, EXTENT, CELLS + 1)
         grid = torch.cartesian_prod(axis, axis)
         count = torch.full((len(grid), len(points)), PRIOR)
-        every = torch.arange(len(grid))
         for number in range(batches):
             generator = keyed_generator(seed, number, "diagram")
             rows = choose_rows(len(points), batch_size, key(seed, number))
-            others = torch.randn(batch_size - 1, 2, generator=generator)
-            data = points[rows]
+            others, data = torch.randn(batch_size - 1, 2, generator=generator), points[rows]
             cost = diagram(data.double(), others.double()).float()
             winner = torch.addmm(cost, grid, data.float().T, alpha=-1).argmin(dim=1)
-            count[every, rows[winner]] += 1
-        return cls(count / count.sum(dim=1, keepdim=True), batches, batch_size)
+            count[torch.arange(len(grid)), rows[winner]] += 1
+        estimate = (
+            f"measured on {batches:,} batches of {batch_size}: the share in which a noise lies in "
+            f"the sample's cell of the assignment's diagram"
+        )
+        return cls(count / count.sum(dim=1, keepdim=True), estimate)
 
     def pairs(self, points: Tensor, shifts: Tensor, images: Batch) -> Tensor:
         """``-|n|^2 / 2 + log(N P(i | n))``, P read off between the points of the grid."""
         count = self.table.shape[1]
         if len(images) != count:
-            raise ValueError(f"the law was measured on {count} points, got {len(images)}")
+            raise ValueError(f"the density was measured on {count} points, got {len(images)}")
         noise = points[:, None] - shifts
         place = ((noise / EXTENT + 1) * (CELLS / 2)).clamp(0, CELLS - 1e-6)
         low = place.floor()
-        share = place - low
-        corner = (low[..., 0] * (CELLS + 1) + low[..., 1]).long() * count + torch.arange(count)
-        flat, chance = self.table.flatten(), torch.zeros_like(share[..., 0])
-        for across in (0, 1):
-            for up in (0, 1):
-                weight = _side(share[..., 0], across) * _side(share[..., 1], up)
-                chance += weight * flat[corner + (across * (CELLS + 1) + up) * count]
+        (right, up), (x, y) = (place - low).unbind(-1), low.long().unbind(-1)
+        corner = (x * (CELLS + 1) + y) * count + torch.arange(count)
+        flat, chance = self.table.flatten(), torch.zeros_like(right)
+        for step, x_share in ((0, 1 - right), (CELLS + 1, right)):
+            for side, y_share in ((0, 1 - up), (1, up)):
+                chance += x_share * y_share * flat[corner + (step + side) * count]
         return chance.mul_(count).log_().sub_(noise.square().sum(dim=2) / 2)
 
 
@@ -104,10 +84,8 @@ def diagram(data: Tensor, noise: Tensor) -> Tensor:
     ``c_i`` is the least cost of giving ``noise`` ``[B - 1, 2]`` to the data ``[B, 2]`` other than
     i, up to a constant: the shortest chain in which noises move on, from sample i to the free one.
     """
-    with require_extra("train", "linear assignment"):
-        from scipy.optimize import linear_sum_assignment
     cost = -(noise @ data.T)
-    owner, taken = (torch.from_numpy(found) for found in linear_sum_assignment(cost.numpy()))
+    owner, taken = map(torch.from_numpy, linear_sum_assignment(cost.numpy()))
     free = torch.ones(len(data), dtype=torch.bool)
     free[taken] = False
     step = torch.full((len(data), len(data)), torch.inf, dtype=cost.dtype)
@@ -119,7 +97,3 @@ def diagram(data: Tensor, noise: Tensor) -> Tensor:
             break
         length = shorter
     return length
-
-
-def _side(share: Tensor, upper: int) -> Tensor:
-    return share if upper else 1 - share
