@@ -3,7 +3,12 @@
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
+
+from immiscible_diffusion.training.recipe import Recipe
+from immiscible_diffusion.training.run_dir import RunDir
+from immiscible_diffusion.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 
@@ -13,8 +18,20 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def assert_same_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    """Fail unless both have the same names and, bit for bit, the same values."""
-    assert one.keys() == other.keys()
-    different = [name for name in one if not torch.equal(one[name], other[name])]
-    assert not different
+def train(recipe: Recipe, folder: Path, until: int | None = None) -> Trainer:
+    """Train ``recipe`` in ``folder`` on the CPU, to step ``until`` or to its end."""
+    trainer = Trainer(recipe, RunDir.open(folder, recipe), device="cpu")
+    trainer.train(until=until, quiet=True)
+    return trainer
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    """The averaged weights of a run."""
+    return load_file(folder / "weights" / "model.safetensors")
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    """Fail unless two runs have weights of the same names and, bit for bit, the same values."""
+    left, right = weights(one), weights(other)
+    assert left.keys() == right.keys()
+    assert [name for name in left if not torch.equal(left[name], right[name])] == []

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from immiscible_diffusion.training.load import load_raw as load_data
 
 from fixtures.tar_shards import PER_SHARD, write_shards
 from immiscible_diffusion.data import DataConfig
 from immiscible_diffusion.data.aspect_buckets import Buckets
 from immiscible_diffusion.recipes import recipe_from_name
-from immiscible_diffusion.training.load import load_raw as load_data
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.trainer import Trainer

@@ -2,32 +2,18 @@
 
 import dataclasses
 import threading
-from contextlib import closing
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
+from helpers import assert_same_weights, train
 from immiscible_diffusion.data.scaling import DataScaling
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
-from immiscible_diffusion.evaluation.load_run import LoadedRun
+from immiscible_diffusion.evaluation.load_run import load_run
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.trainer import Trainer
 from immiscible_diffusion.utils.atomic_files import read_json
-
-
-def trained(recipe: Recipe, folder, until: int | None = None) -> Trainer:
-    trainer = Trainer(recipe, RunDir.open(folder, recipe), device="cpu")
-    trainer.train(until=until, quiet=True)
-    return trainer
-
-
-def assert_equal_weights(one, other) -> None:
-    left, right = (load_file(folder / "weights" / "model.safetensors") for folder in (one, other))
-    assert left.keys() == right.keys()
-    assert all(torch.equal(left[name], right[name]) for name in left)
-
 
 POOLED = """
 import dataclasses
@@ -54,10 +40,10 @@ def test_resumed_within_a_pool_equals_uninterrupted(tiny, tmp_path, monkeypatch,
         gradient_accumulation_steps=2,
         preview_every=0,
     )
-    trained(recipe, tmp_path / "whole")
-    trained(recipe, tmp_path / "parts", until=until)
-    trained(recipe, tmp_path / "parts")
-    assert_equal_weights(tmp_path / "whole", tmp_path / "parts")
+    train(recipe, tmp_path / "whole")
+    train(recipe, tmp_path / "parts", until=until)
+    train(recipe, tmp_path / "parts")
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
 # -- prefetch -------------------------------------------------------------------------------------
@@ -69,8 +55,8 @@ def test_how_far_ahead_noise_is_paired_changes_nothing(tiny, tmp_path, coupling)
         recipe = dataclasses.replace(
             tiny, coupling=coupling, prefetch=ahead, gradient_accumulation_steps=2, preview_every=0
         )
-        trained(recipe, tmp_path / str(ahead))
-        assert_equal_weights(tmp_path / "0", tmp_path / str(ahead))
+        train(recipe, tmp_path / str(ahead))
+        assert_same_weights(tmp_path / "0", tmp_path / str(ahead))
         record = RunDir(tmp_path / str(ahead)).records("train")[-1]
         assert record["pairing_ms"] > 0
         waited = record["waiting_ms"] / 1000 / record["seconds_per_step"]
@@ -128,41 +114,32 @@ def test_everything_before_sampling_sees_scaled_data(tiny, tmp_path):
         Trainer(part, RunDir.open(tmp_path / str(part.scaling.factor), part), device="cpu")
         for part in (recipe, scaled(recipe, 2.0))
     )
-    assert torch.equal(double.validation.data, 2 * plain.validation.data)
+    assert torch.equal(double.validation.samples.data, 2 * plain.validation.samples.data)
     torch.testing.assert_close(double.coupling.center.mean, 2 * plain.coupling.center.mean)
-    with closing(plain.pairs()) as once, closing(double.pairs()) as twice:
-        assert torch.equal(next(twice).data, 2 * next(once).data)
+    with plain.paired_loader() as once, double.paired_loader() as twice:
+        assert torch.equal(next(iter(twice)).data, 2 * next(iter(once)).data)
 
 
 def test_a_model_of_scaled_data_makes_samples_in_the_range_of_the_data(tiny, tmp_path):
     recipe = dataclasses.replace(
         scaled(tiny, 2.0), steps=300, batch_size=64, validate_every=300, preview_every=0
     )
-    trainer = trained(recipe, tmp_path)
-    generator = LoadedRun.load(RunDir(tmp_path), "cpu").generator(SamplerConfig("euler", 10))
-    images = torch.cat([part for part, _ in generator(trainer.average.current(), 256, seed=0)])
-    data = trainer.dataset.batch(torch.arange(256)).data
+    trainer = train(recipe, tmp_path)
+    pipeline = load_run(tmp_path, "cpu").with_sampler(SamplerConfig("euler", 10)).pipeline()
+    images = torch.cat([part for part, _ in pipeline(trainer.ema.model, 256, seed=0)])
+    data = trainer.task.dataset.batch(torch.arange(256)).data
     assert images.std() == pytest.approx(float(data.std()), rel=0.2)
     assert images.mean() == pytest.approx(float(data.mean()), abs=0.2)
 
 
 def test_scaling_is_recorded_and_a_checkpoint_of_another_is_refused(tiny, tmp_path):
-    trained(scaled(tiny, 2.0), tmp_path / "two", until=1)
+    train(scaled(tiny, 2.0), tmp_path / "two", until=1)
     for name in ("recipe.json", "weights/model.json"):
         record = read_json(tmp_path / "two" / name)
         assert record.get("recipe", record)["scaling"]["factor"] == 2.0
     with pytest.raises(ValueError, match=r"another recipe \(scaling.factor: 2.0 -> 1.0\)"):
         RunDir.open(tmp_path / "two", tiny)
-    trained(tiny, tmp_path / "one", until=1)
+    train(tiny, tmp_path / "one", until=1)
     (tmp_path / "two" / "checkpoint.pt").replace(tmp_path / "one" / "checkpoint.pt")
-    with pytest.raises(ValueError, match=r"trained with scaling.factor 2.0, the recipe has 1.0"):
-        trained(tiny, tmp_path / "one")
-
-
-def test_a_checkpoint_from_before_scaling_goes_on(tiny, tmp_path):
-    trained(tiny, tmp_path, until=1)
-    run = RunDir(tmp_path)
-    state = run.load_checkpoint()
-    del state["scaling"]
-    run.save_checkpoint(state)
-    assert trained(tiny, tmp_path).step == tiny.steps
+    with pytest.raises(ValueError, match=r"scaling.factor was 2.0, the recipe has 1.0"):
+        train(tiny, tmp_path / "one")

@@ -4,21 +4,20 @@ import dataclasses
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
+from helpers import train, weights
+from immiscible_diffusion.applications.images.task import Images
 from immiscible_diffusion.data import DataConfig
 from immiscible_diffusion.diffusion.losses import ConsistencyLoss, RegressionLoss
 from immiscible_diffusion.diffusion.paths import EDMPath, FlowMatchingPath, VPPath
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
-from immiscible_diffusion.evaluation.load_run import LoadedRun
+from immiscible_diffusion.evaluation.load_run import load_run
 from immiscible_diffusion.models import MLP, DiT
 from immiscible_diffusion.models.condition_dropout import drop_labels
 from immiscible_diffusion.recipes import RECIPES, recipe_from_name
 from immiscible_diffusion.training.recipe import Recipe
-from immiscible_diffusion.training.run_dir import RunDir
-from immiscible_diffusion.training.trainer import Trainer
 
-IN_PIXELS = [name for name in RECIPES if recipe_from_name(name).in_pixels]
+IMAGES = [name for name in RECIPES if isinstance(recipe_from_name(name).task, Images)]
 GUIDED = {"conditional": True, "cond_drop_prob": 0.5}
 KINDS = {
     "ddpm": {"path": VPPath(), "sampler": SamplerConfig("ddpm", 4)},
@@ -35,19 +34,18 @@ KINDS = {
 }
 
 
-def trained(recipe, folder, until=None):
-    trainer = Trainer(recipe, RunDir.open(folder, recipe), device="cpu")
-    trainer.train(until=until, quiet=True)
-    return load_file(folder / "weights" / "model.safetensors")
+def trained_weights(recipe, folder, until=None):
+    train(recipe, folder, until)
+    return weights(folder)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_trains_resumes_and_survives_json(tiny, tmp_path, kind):
     recipe = dataclasses.replace(tiny, coupling="knn:k=4", **KINDS[kind])
     assert Recipe.from_dict(recipe.to_dict()) == recipe
-    whole = trained(recipe, tmp_path / "whole")
-    trained(recipe, tmp_path / "parts", until=recipe.steps // 2)
-    parts = trained(recipe, tmp_path / "parts")
+    whole = trained_weights(recipe, tmp_path / "whole")
+    trained_weights(recipe, tmp_path / "parts", until=recipe.steps // 2)
+    parts = trained_weights(recipe, tmp_path / "parts")
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
@@ -55,12 +53,10 @@ def test_it_trains_resumes_and_survives_json(tiny, tmp_path, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_image_depends_on_its_seed_and_number_alone(tiny, tmp_path, kind):
     recipe = dataclasses.replace(tiny, **KINDS[kind])
-    trained(recipe, tmp_path, until=2)
-    run = LoadedRun.load(RunDir(tmp_path), "cpu")
+    trained_weights(recipe, tmp_path, until=2)
+    run = load_run(tmp_path, "cpu")
     made = [
-        torch.cat(
-            [images for images, _ in run.generator(recipe.sampler, size)(run.model, 9, seed=3)]
-        )
+        torch.cat([images for images, _ in run.pipeline(size)(run.model, 9, seed=3)])
         for size in (64, 4)
     ]
     assert made[0].shape[0] == 9
@@ -70,24 +66,28 @@ def test_an_image_depends_on_its_seed_and_number_alone(tiny, tmp_path, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_k_of_one_gives_the_weights_of_independent_noise(tiny, tmp_path, kind):
     recipe = dataclasses.replace(tiny, **{**KINDS[kind], "preview_every": 0})
-    plain = trained(recipe, tmp_path / "plain")
-    one = trained(dataclasses.replace(recipe, coupling="knn:k=1"), tmp_path / "one")
+    plain = trained_weights(recipe, tmp_path / "plain")
+    one = trained_weights(dataclasses.replace(recipe, coupling="knn:k=1"), tmp_path / "one")
     assert all(torch.equal(plain[name], one[name]) for name in plain)
 
 
-@pytest.mark.parametrize("name", IN_PIXELS)
+@pytest.mark.parametrize("name", IMAGES)
 def test_k_of_one_of_every_recipe_gives_the_weights_of_independent_noise(tmp_path, name):
     recipe = recipe_from_name(name)
     channels = 1 if isinstance(recipe.model, MLP) else 3
     size = 16 if channels == 3 else 8
     recipe = dataclasses.replace(
         recipe.tiny(),
-        data=DataConfig("digits", size=size, channels=channels, limit=64, flip=recipe.data.flip),
+        task=recipe.tiny().task.replace(
+            data=DataConfig(
+                "digits", size=size, channels=channels, limit=64, flip=recipe.task.data.flip
+            )
+        ),
         preview_every=0,
         steps=3,
     )
     plain, one, four = (
-        trained(dataclasses.replace(recipe, coupling=coupling), tmp_path / folder)
+        trained_weights(dataclasses.replace(recipe, coupling=coupling), tmp_path / folder)
         for folder, coupling in (("plain", "independent"), ("one", "knn:k=1"), ("four", "knn:k=4"))
     )
     assert all(torch.equal(plain[part], one[part]) for part in plain)
@@ -108,20 +108,18 @@ def test_labels_are_dropped_at_their_share_and_nothing_else_changes():
 
 
 def test_a_guided_network_knows_one_label_more(tiny):
-    from immiscible_diffusion.data import load_images
-    from immiscible_diffusion.training.builders import make_model
-
-    dataset = load_images(tiny.data)
     recipe = dataclasses.replace(tiny, conditional=True)
-    plain = make_model(recipe, dataset)
-    more = make_model(dataclasses.replace(recipe, cond_drop_prob=0.1), dataset)
+    plain, more = (
+        part.task.build(part, torch.device("cpu")).build_model()
+        for part in (recipe, dataclasses.replace(recipe, cond_drop_prob=0.1))
+    )
     assert more.label.num_embeddings == plain.label.num_embeddings + 1
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"cond_drop_prob": 0.1}, "is of conditional recipes"),
+        ({"cond_drop_prob": 0.1}, "needs conditional"),
         ({"sampler": SamplerConfig(guidance=2.0)}, "set cond_drop_prob"),
         ({"loss": ConsistencyLoss()}, "needs an? EDMPath, got FlowMatchingPath"),
         ({"sampler": SamplerConfig("ddim")}, "ddim samples a VPPath, got FlowMatchingPath"),

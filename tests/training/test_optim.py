@@ -6,43 +6,44 @@ import math
 import pytest
 import torch
 
-from immiscible_diffusion.training.optim import EMA, OptimizerConfig, make_optimizer, rate_at
+from immiscible_diffusion.training.ema import EMA, EMAConfig
+from immiscible_diffusion.training.optim import OptimizerConfig, lr_factor, make_optimizer
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.trainer import Trainer
 
 STEPS = 1000
 
 
-@pytest.mark.parametrize("decay", ["none", "linear", "cosine"])
+@pytest.mark.parametrize("decay", ["constant", "linear", "cosine"])
 def test_warm_up_is_the_same_whatever_follows(decay):
-    settings = OptimizerConfig(warmup=100, decay=decay)
-    rates = [rate_at(settings, step, STEPS) for step in range(100)]
+    settings = OptimizerConfig(warmup_steps=100, lr_schedule=decay)
+    rates = [lr_factor(settings, step, STEPS) for step in range(100)]
     assert rates == pytest.approx([(step + 1) / 100 for step in range(100)])
 
 
 def test_decay_follows_its_formula_down_to_nearly_nothing():
     for step in range(100, STEPS):
         left = (STEPS - step) / (STEPS - 100)
-        settings = OptimizerConfig(warmup=100)
+        settings = OptimizerConfig(warmup_steps=100)
         rates = [
-            rate_at(dataclasses.replace(settings, decay=decay), step, STEPS)
-            for decay in ("none", "linear", "cosine")
+            lr_factor(dataclasses.replace(settings, lr_schedule=decay), step, STEPS)
+            for decay in ("constant", "linear", "cosine")
         ]
         assert rates == pytest.approx([1, left, math.sin(math.pi * left / 2) ** 2])
     assert 0 < rates[2] < rates[1] < 0.002
 
 
 def test_a_run_shorter_than_its_warm_up_only_warms_up():
-    settings = OptimizerConfig(warmup=100, decay="cosine")
-    rates = [rate_at(settings, step, 10) for step in range(10)]
+    settings = OptimizerConfig(warmup_steps=100, lr_schedule="cosine")
+    rates = [lr_factor(settings, step, 10) for step in range(10)]
     assert rates == pytest.approx([(step + 1) / 100 for step in range(10)])
 
 
 def test_the_optimizer_takes_the_rates():
-    settings = OptimizerConfig(lr=0.1, warmup=5, decay="linear")
+    settings = OptimizerConfig(lr=0.1, warmup_steps=5, lr_schedule="linear")
     optimizer, schedule = make_optimizer(settings, torch.nn.Linear(2, 1), 20)
     for step in range(20):
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * rate_at(settings, step, 20))
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * lr_factor(settings, step, 20))
         optimizer.step()
         schedule.step()
     assert optimizer.param_groups[0]["lr"] == 0
@@ -50,14 +51,14 @@ def test_the_optimizer_takes_the_rates():
 
 def test_decay_needs_the_number_of_steps():
     with pytest.raises(ValueError, match="needs the number of steps"):
-        make_optimizer(OptimizerConfig(decay="cosine"), torch.nn.Linear(2, 1))
-    with pytest.raises(ValueError, match="decay must be one of none, linear, cosine"):
-        OptimizerConfig(decay="exponential")
+        make_optimizer(OptimizerConfig(lr_schedule="cosine"), torch.nn.Linear(2, 1))
+    with pytest.raises(ValueError, match="lr_schedule must be one of constant, linear, cosine"):
+        OptimizerConfig(lr_schedule="exponential")
 
 
 def test_a_run_that_stops_and_goes_on_has_the_same_rates(tiny, tmp_path):
     recipe = dataclasses.replace(
-        tiny, optim=OptimizerConfig(warmup=2, decay="cosine", ema_ramp=True), log_every=1
+        tiny, optim=OptimizerConfig(warmup_steps=2, lr_schedule="cosine"), log_every=1
     )
     for folder, stops in (("whole", [8]), ("parts", [3, 8])):
         for until in stops:
@@ -72,9 +73,9 @@ def test_a_run_that_stops_and_goes_on_has_the_same_rates(tiny, tmp_path):
 
 
 def test_the_average_ramps_up_by_a_power():
-    """Diffusion Policy's: decay 1 - (1 + n)^-0.75 at update n from 0, at most ``ema``."""
+    """Diffusion Policy's: decay 1 - (1 + n)^-0.75 at update n from 0, at most ``decay``."""
     model = torch.nn.Linear(1, 1, bias=False)
-    settings = OptimizerConfig(ema=0.6, ema_power=0.75)
+    settings = EMAConfig(decay=0.6, power=0.75)
     average = EMA(settings, model)
     expected = None
     for update in range(8):
@@ -83,7 +84,7 @@ def test_the_average_ramps_up_by_a_power():
         decay = min(0.6, 1 - (1 + update) ** -0.75)
         expected = update**2 if update == 0 else decay * expected + (1 - decay) * update**2
         average.update(model)
-        assert float(average.current().weight) == pytest.approx(expected, rel=1e-6)
-    assert settings.averaging == "0.6, ramped up by a power of 0.75"
-    with pytest.raises(ValueError, match="another ramp than ema_ramp"):
-        OptimizerConfig(ema_ramp=True, ema_power=0.75)
+        assert float(average.model.weight) == pytest.approx(expected, rel=1e-6)
+    assert str(settings) == "0.6, ramped up by a power of 0.75"
+    with pytest.raises(ValueError, match="another ramp than ema.warmup"):
+        EMAConfig(warmup=True, power=0.75)

@@ -5,16 +5,16 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import closing
 from itertools import islice
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
+from helpers import assert_same_weights, train, weights
 from immiscible_diffusion.couplings.moments import Moments
 from immiscible_diffusion.data import DataSet, check_split
 from immiscible_diffusion.models import MLP
+from immiscible_diffusion.training.ema import EMAConfig
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.trainer import Trainer
@@ -24,29 +24,13 @@ from immiscible_diffusion.utils.signals import Interrupted, InterruptGuard
 COUPLINGS = ["independent", "knn:k=4", "knn:k=4,center=mean", "assignment", "shuffled:knn:k=4"]
 
 
-def trained(recipe: Recipe, folder, until: int | None = None) -> Trainer:
-    trainer = Trainer(recipe, RunDir.open(folder, recipe), device="cpu")
-    trainer.train(until=until, quiet=True)
-    return trainer
-
-
-def weights(folder) -> dict[str, torch.Tensor]:
-    return load_file(folder / "weights" / "model.safetensors")
-
-
-def assert_equal_weights(one, other) -> None:
-    left, right = weights(one), weights(other)
-    assert left.keys() == right.keys()
-    assert all(torch.equal(left[name], right[name]) for name in left)
-
-
 def seen_batches(recipe: Recipe, folder, steps: int = 4):
     """The data, times and noise of the first steps."""
     trainer = Trainer(recipe, RunDir.open(folder, recipe), device="cpu")
     seen = []
-    with closing(trainer.pairs()) as pairs:
-        for step, (data, noise, _) in enumerate(islice(pairs, steps)):
-            rng = trainer.feed.streams(step)
+    with trainer.paired_loader() as loader:
+        for step, (data, noise, _) in enumerate(islice(loader, steps)):
+            rng = trainer.loader.streams(step)
             assert torch.equal(noise, trainer.coupling(data, generator=rng.noise))
             seen.append((data, recipe.path.sample_time(len(data), generator=rng.time), noise))
     return seen
@@ -62,8 +46,8 @@ def test_data_order_times_and_weights_are_the_same_for_every_coupling(tiny, tmp_
             assert torch.equal(data, data_0)
             assert torch.equal(t, t_0)
             assert not torch.equal(noise, noise_0)
-        first = Trainer(recipe, RunDir.open(tmp_path / str(index), recipe), device="cpu").bare
-        other = Trainer(tiny, RunDir.open(tmp_path / "reference", tiny), device="cpu").bare
+        first = Trainer(recipe, RunDir.open(tmp_path / str(index), recipe), device="cpu").run.model
+        other = Trainer(tiny, RunDir.open(tmp_path / "reference", tiny), device="cpu").run.model
         for mine, theirs in zip(first.parameters(), other.parameters(), strict=True):
             assert torch.equal(mine, theirs)
 
@@ -71,18 +55,18 @@ def test_data_order_times_and_weights_are_the_same_for_every_coupling(tiny, tmp_
 @pytest.mark.parametrize("coupling", COUPLINGS)
 def test_resumed_equals_uninterrupted_bit_for_bit(tiny, tmp_path, coupling):
     recipe = dataclasses.replace(tiny, coupling=coupling)
-    trained(recipe, tmp_path / "whole")
-    trained(recipe, tmp_path / "parts", until=3)
-    trained(recipe, tmp_path / "parts")
-    assert_equal_weights(tmp_path / "whole", tmp_path / "parts")
+    train(recipe, tmp_path / "whole")
+    train(recipe, tmp_path / "parts", until=3)
+    train(recipe, tmp_path / "parts")
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_resume_is_exact_with_dropout_too(tiny, tmp_path):
     recipe = dataclasses.replace(tiny, model=MLP(width=32, depth=1, dropout=0.5))
-    trained(recipe, tmp_path / "whole")
-    trained(recipe, tmp_path / "parts", until=5)
-    trained(recipe, tmp_path / "parts")
-    assert_equal_weights(tmp_path / "whole", tmp_path / "parts")
+    train(recipe, tmp_path / "whole")
+    train(recipe, tmp_path / "parts", until=5)
+    train(recipe, tmp_path / "parts")
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
 def command(folder, *options: str) -> list[str]:
@@ -110,7 +94,7 @@ def test_killed_at_a_random_step_and_resumed_equals_uninterrupted(tmp_path):
     process.communicate()
     assert process.returncode == -signal.SIGKILL, "the run ended before it was killed"
     subprocess.run(command(tmp_path / "killed", *options), check=True, capture_output=True)
-    assert_equal_weights(tmp_path / "whole", tmp_path / "killed")
+    assert_same_weights(tmp_path / "whole", tmp_path / "killed")
     steps = [record["step"] for record in RunDir(tmp_path / "killed").records("train")]
     assert steps == list(range(1, 601)), "every step is logged once"
 
@@ -142,7 +126,7 @@ def test_a_signal_in_process_stops_at_the_next_step(tiny, tmp_path):
 
     with pytest.raises(Interrupted, match="step 7 of 50"):
         trainer.train(evaluate=kill, evaluate_at=(7,), quiet=True)
-    trainer = trained(recipe, tmp_path)
+    trainer = train(recipe, tmp_path)
     assert trainer.step == 50
 
 
@@ -157,9 +141,9 @@ def test_a_signal_that_comes_while_ranks_ask_around_is_kept(tiny, tmp_path):
             return torch.cat([mine, mine])
 
     trainer.accelerator = TwoRanks()
-    assert not trainer.stop_asked(guard), "the other rank has not heard of it"
+    assert not trainer.stop_requested(guard), "the other rank has not heard of it"
     assert guard.received == signal.SIGTERM
-    assert trainer.stop_asked(guard)
+    assert trainer.stop_requested(guard)
 
 
 @pytest.mark.parametrize("gradient_accumulation_steps", [1, 2])
@@ -167,7 +151,7 @@ def test_two_ranks_equal_one_process_that_accumulates(tmp_path, gradient_accumul
     options = (
         "--coupling",
         "knn:k=4,center=mean",
-        "--optim.clip",
+        "--optim.max_grad_norm",
         "0.1",
         "--gradient_accumulation_steps",
     )
@@ -192,32 +176,32 @@ def test_batch_size_must_divide():
 
 def test_training_lowers_the_loss_on_independent_noise(tiny, tmp_path):
     recipe = dataclasses.replace(tiny, steps=300, validate_every=5, preview_every=0)
-    run = trained(recipe, tmp_path).run
+    run = train(recipe, tmp_path).run_dir
     losses = [record["loss"] for record in run.records("validation")]
     assert losses[-1] < 0.8 * losses[0]
 
 
 def test_a_run_folder_of_another_recipe_is_refused(tiny, tmp_path):
-    trained(tiny, tmp_path, until=1)
+    train(tiny, tmp_path, until=1)
     with pytest.raises(ValueError, match=r"another recipe \(batch_size: 16 -> 32\)"):
         RunDir.open(tmp_path, dataclasses.replace(tiny, batch_size=32))
     RunDir.open(tmp_path, dataclasses.replace(tiny, steps=100))  # training longer is the same
 
 
 def test_a_broken_checkpoint_is_named(tiny, tmp_path):
-    trained(tiny, tmp_path, until=1)
+    train(tiny, tmp_path, until=1)
     (tmp_path / "checkpoint.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(ValueError, match=r"checkpoint\.pt cannot be read"):
-        trained(tiny, tmp_path)
+        train(tiny, tmp_path)
 
 
 def test_a_checkpoint_of_another_recipe_is_named(tiny, tmp_path):
-    trained(tiny, tmp_path / "one", until=1)
+    train(tiny, tmp_path / "one", until=1)
     wider = dataclasses.replace(tiny, model=MLP(width=16, depth=1))
-    trained(wider, tmp_path / "other", until=1)
+    train(wider, tmp_path / "other", until=1)
     (tmp_path / "one" / "checkpoint.pt").replace(tmp_path / "other" / "checkpoint.pt")
     with pytest.raises(ValueError, match=r"checkpoint\.pt is not a checkpoint of this recipe"):
-        trained(wider, tmp_path / "other")
+        train(wider, tmp_path / "other")
 
 
 def test_moments_of_a_run_that_never_began_are_not_used(tiny, tmp_path):
@@ -248,24 +232,22 @@ def test_conditional_without_labels_is_refused(tiny, tmp_path):
 
 def test_diverged_training_is_an_error(tiny, tmp_path):
     recipe = dataclasses.replace(
-        tiny, optim=dataclasses.replace(tiny.optim, lr=1e30, clip=0), log_every=1
+        tiny, optim=dataclasses.replace(tiny.optim, lr=1e30, max_grad_norm=0), log_every=1
     )
     with pytest.raises(ValueError, match="loss is not a number at step"):
-        trained(recipe, tmp_path)
+        train(recipe, tmp_path)
 
 
 def test_the_average_decays_as_published(tiny, tmp_path):
     """Without a ramp: 0.99 old + 0.01 new at every step, from the weights after the first on."""
-    settings = dataclasses.replace(tiny.optim, ema=0.99, ema_ramp=False)
-    recipe = dataclasses.replace(tiny, optim=settings, steps=3, preview_every=0)
+    recipe = dataclasses.replace(tiny, ema=EMAConfig(0.99), steps=3, preview_every=0)
     trainer = Trainer(recipe, RunDir.open(tmp_path, recipe), device="cpu")
-    seen = []
-    with closing(trainer.pairs()) as pairs:
+    history = []
+    with trainer.paired_loader() as loader:
+        batches = iter(loader)
         for _ in range(3):
-            trainer.train_step(pairs)
-            seen.append([p.detach().clone() for p in trainer.bare.parameters()])
-    for first, second, third, mean in zip(
-        *seen, trainer.average.current().parameters(), strict=True
-    ):
+            trainer.train_step(batches)
+            history.append([p.detach().clone() for p in trainer.run.model.parameters()])
+    for first, second, third, mean in zip(*history, trainer.ema.model.parameters(), strict=True):
         expected = 0.99 * (0.99 * first + 0.01 * second) + 0.01 * third
         torch.testing.assert_close(mean, expected, rtol=1e-5, atol=1e-7)

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from immiscible_diffusion.applications.pusht.compare import all_rollouts, policy_entries
 from safetensors.torch import load_file
 
-from immiscible_diffusion.applications.pusht.compare import all_rollouts, policy_entries
 from immiscible_diffusion.applications.pusht.evaluator import PolicyEvaluator
 from immiscible_diffusion.applications.pusht.rollout import Rollouts
 from immiscible_diffusion.cli.main import main

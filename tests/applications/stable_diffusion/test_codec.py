@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 import torch
+from immiscible_diffusion.training.pixels import Pixels
 
 from fixtures.stable_diffusion import make_parts
 from immiscible_diffusion.applications.stable_diffusion.config import StableDiffusionCodec
 from immiscible_diffusion.applications.stable_diffusion.inpainting import Inpainting
 from immiscible_diffusion.applications.stable_diffusion.silence import quiet
-from immiscible_diffusion.training.pixels import Pixels
 from immiscible_diffusion.utils.batch import Batch
 
 

@@ -5,6 +5,7 @@ from contextlib import closing
 
 import pytest
 import torch
+from immiscible_diffusion.evaluation.conditions import Told
 from safetensors.torch import load_file
 
 from immiscible_diffusion.applications.stable_diffusion.latent_cache import encode
@@ -17,7 +18,6 @@ from immiscible_diffusion.data.folder_of_samples import SampleFolder
 from immiscible_diffusion.data.scaling import DataScaling
 from immiscible_diffusion.diffusion.paths import FlowMatchingPath, VPPath
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
-from immiscible_diffusion.evaluation.conditions import Told
 from immiscible_diffusion.evaluation.load_run import LoadedRun
 from immiscible_diffusion.integrations import pull
 from immiscible_diffusion.recipes import recipe_from_name
