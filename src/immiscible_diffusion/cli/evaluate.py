@@ -81,8 +81,8 @@ def main(arguments: list[str]) -> int:
     result = evaluate_folder(options, run, folder) if folder else evaluate_run(options, run)
     file = run.root / "evaluation.json"
     write_json(file, [*(read_json(file) if file.exists() else []), result])
-    lines = [f"{name:16}{text(value)}\n" for name, value in result.items()]
-    sys.stdout.write("".join(line for line in lines if not line.startswith("calibration")))
+    result.pop("calibration", None)  # printed before
+    sys.stdout.write("".join(f"{name:16}{text(value)}\n" for name, value in result.items()))
     return 0
 
 
