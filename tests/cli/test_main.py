@@ -86,6 +86,18 @@ def test_old_names_give_one_line_with_the_new_one(capsys):
     renamed.check_options(["--optim.lr", "--color", "precision", "start"])
 
 
+def test_new_names_are_options(capsys):
+    recipes = ("digits-flow", "pusht-policy", "digits-consistency", "coco-sd", "sd-inpaint")
+    for words in [["sample"], ["evaluate"], ["analyze"], ["compare", "digits-flow"]]:
+        main([*words, "--help"])
+    for recipe in recipes:
+        main(["train", recipe, "--help"])
+    known = set(re.findall(r"--[\w.-]+", capsys.readouterr().out))
+    for old, new in renamed.OPTIONS.items():
+        words = {f"--{name.split()[0].rstrip(',').replace('_', '-')}" for name in (old, new)}
+        assert words & known, f"{old} is said to be {new}"
+
+
 def test_an_old_option_of_a_command(capsys):
     assert main(["train", "digits-flow", "--accumulation", "4"]) == 2
     line = "immiscible: error: --accumulation is now --gradient_accumulation_steps\n"

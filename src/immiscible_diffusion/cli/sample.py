@@ -69,6 +69,8 @@ class Options(SamplerChanges):
             takes, 16 with a pipeline.
         precision: of a pipeline.
         device: where to sample.
+        allow_code: import the coupling that the run's recipe names, if it is code of yours (only
+            needed for init_noise matched).
     """
 
     run: Annotated[Path | None, tyro.conf.Positional] = None
@@ -86,6 +88,7 @@ class Options(SamplerChanges):
     batch_size: int | None = None
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
     device: Device = "auto"
+    allow_code: bool = False
 
 
 Draw = Callable[[Sequence[int]], Tensor]
@@ -136,7 +139,7 @@ def of_run(
     options: Options, prompts: Sequence[str]
 ) -> tuple[Draw, dict[str, Any], Sequence[str], int]:
     """What samples a run, its settings, the classes of its data, and images at a time."""
-    run = load_run(Path(str(options.run)), options.device)
+    run = load_run(str(options.run), options.device, allow_code=options.allow_code)
     run = run.with_sampler(options.of(run.recipe.sampler))
     size = min(256, run.task.max_batch_size or 256)
     size = size if options.batch_size is None else options.batch_size
