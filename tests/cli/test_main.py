@@ -36,7 +36,7 @@ def outcome(capsys, *arguments: str) -> tuple[int, str, str]:
         (["compare", "digits-flow", "--tiny", "--trial", "99"], "trial must be 0 to 14"),
         (["compare", "digits-flow", "--tiny", "--workers", "0"], "workers must be at least 1"),
         (["compare", "digits-flow", "--tiny", "--gather"], "run some trials first"),
-        (["compare", "digits-flow", "--evaluation.samples", "40"], "too few"),
+        (["compare", "digits-flow", "--eval.samples", "40"], "too few"),
         (["sample", "nowhere"], "nowhere is not a run folder"),
         (["evaluate", "nowhere"], "nowhere is not a run folder"),
     ],
