@@ -45,9 +45,9 @@ def recipe_options(arguments: argparse.Namespace, steps: int, lr: float) -> list
         *("--data.name", arguments.name, "--data.path", str(arguments.data), "--data.size", "32"),
         *("--codec.pretrained", str(arguments.out / "pipeline"), "--path.prediction", "v"),
         *("--steps", str(steps), "--batch-size", "64", "--gradient_accumulation_steps", "1"),
-        *("--optim.lr", str(lr), "--optim.warmup", str(min(100, max(1, steps // 10)))),
-        *("--optim.decay", "cosine", "--optim.ema-ramp", "--cond_drop_prob", "0.1"),
-        *("--model.no-gradient-checkpointing", "--precision", "no", "--device", "cpu"),
+        *("--optim.lr", str(lr), "--optim.warmup_steps", str(min(100, max(1, steps // 10)))),
+        *("--optim.lr_schedule", "cosine", "--ema.warmup", "--cond_drop_prob", "0.1"),
+        *("--model.no-gradient-checkpointing", "--mixed_precision", "no", "--device", "cpu"),
         *("--preview-every", "0", "--log-every", "20", "--validate-every", "200"),
     ]
 

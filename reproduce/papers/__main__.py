@@ -35,7 +35,7 @@ class Options(DataOptions):
     python -m reproduce.papers --run runs/independent --run runs/knn16
 
     Args:
-        images: so many data, chosen at random by the seed.
+        max_images: so many samples, chosen at random by the seed.
         coupling: a coupling, repeated for each, as of ``immiscible analyze``; by default those of
             the papers.
         parts: distance (reduction), deviation (that would give the published reductions), clusters
@@ -47,7 +47,7 @@ class Options(DataOptions):
         tiny: few points, to see that it runs.
     """
 
-    images: int | None = 10_000
+    max_images: int | None = 10_000
     coupling: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     parts: tuple[str, ...] = PARTS
     run: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()

@@ -36,7 +36,7 @@ def outcome(capsys, *arguments: str) -> tuple[int, str, str]:
         (["compare", "digits-flow", "--tiny", "--trial", "99"], "trial must be 0 to 14"),
         (["compare", "digits-flow", "--tiny", "--workers", "0"], "workers must be at least 1"),
         (["compare", "digits-flow", "--tiny", "--gather"], "run some trials first"),
-        (["compare", "digits-flow", "--evaluation.samples", "40"], "too few"),
+        (["compare", "digits-flow", "--eval.samples", "40"], "too few"),
         (["sample", "nowhere"], "nowhere is not a run folder"),
         (["evaluate", "nowhere"], "nowhere is not a run folder"),
     ],
@@ -84,6 +84,18 @@ def test_old_names_give_one_line_with_the_new_one(capsys):
     with pytest.raises(ValueError, match=r"--no-optimiser\.eight-bit is now --no-optim\.use_8bit"):
         renamed.check_options(["--no-optimiser.eight-bit"])
     renamed.check_options(["--optim.lr", "--color", "precision", "start"])
+
+
+def test_new_names_are_options(capsys):
+    recipes = ("digits-flow", "pusht-policy", "digits-consistency", "coco-sd", "sd-inpaint")
+    for words in [["sample"], ["evaluate"], ["analyze"], ["compare", "digits-flow"]]:
+        main([*words, "--help"])
+    for recipe in recipes:
+        main(["train", recipe, "--help"])
+    known = set(re.findall(r"--[\w.-]+", capsys.readouterr().out))
+    for old, new in renamed.OPTIONS.items():
+        words = {f"--{name.split()[0].rstrip(',').replace('_', '-')}" for name in (old, new)}
+        assert words & known, f"{old} is said to be {new}"
 
 
 def test_an_old_option_of_a_command(capsys):

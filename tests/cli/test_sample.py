@@ -153,9 +153,10 @@ def test_clip_metrics_of_a_folder(
 @pytest.fixture(scope="module")
 def noisy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A convolutional network and a sampler that adds noise on its way: the hardest to split."""
+    tiny = recipe_from_name("digits-flow").tiny()
     recipe = dataclasses.replace(
-        recipe_from_name("digits-flow").tiny(),
-        data=DataConfig(name="digits", limit=64),
+        tiny,
+        task=tiny.task.replace(data=DataConfig(name="digits", limit=64)),
         model=UNet(8, (1, 2), blocks=1, attention=(4,), head_channels=4, groups=4, dropout=0.0),
         path=VPPath(),
         sampler=SamplerConfig("ddpm", 4, clip=1.0),

@@ -1,5 +1,6 @@
 """docs/reproduce.md and the README name commands that exist: recipes, options, couplings, files."""
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from helpers import ROOT
 from immiscible_diffusion.cli import compare, describe, evaluate, report, sample, train
 from immiscible_diffusion.cli.main import COMMANDS
-from immiscible_diffusion.cli.options import named_recipe, parse, split_known
+from immiscible_diffusion.cli.options import RecipeOptions, named_recipe, parse, split_known
 from immiscible_diffusion.couplings import check_coupling_name
 from immiscible_diffusion.experiments.compare.plan import Plan
 from immiscible_diffusion.recipes import RECIPES, recipe_from_name
@@ -32,6 +33,8 @@ def commands(text):
 def checked(command):
     """Parse a command as the command line would; returns the recipe, if it is of one."""
     program, word, *rest = shlex.split(command)
+    if program == "python" and word == "-m":
+        return check_module(*rest)
     if program == "python":
         return check_script(ROOT / word, rest)
     assert word in COMMANDS
@@ -49,9 +52,15 @@ def checked(command):
         Plan(Path("unused"), recipe, compare.couplings(options), options.seeds)
         return recipe
     assert word in ("train", "download")
-    options = parse(train.Options, rest, word, train.Options(recipe=recipe))
-    check_coupling_name(options.recipe.coupling)
-    return options.recipe
+    given = train.Options(recipe=RecipeOptions.of(recipe))
+    recipe = parse(train.Options, rest, word, given).recipe.recipe()
+    check_coupling_name(recipe.coupling)
+    return recipe
+
+
+def check_module(name, *rest):
+    """Parse the options of ``python -m name``, which are a dataclass as of our commands."""
+    parse(importlib.import_module(f"{name}.__main__").Options, rest, name)
 
 
 def check_script(script, rest):
@@ -83,9 +92,9 @@ def test_the_check_finds_what_does_not_exist(command):
 
 def test_options_reach_the_recipe():
     recipe = checked(
-        "immiscible compare cifar10-ddim --evaluation.sampling_steps 20 1000 --batch-size 128"
+        "immiscible compare cifar10-ddim --eval.sampling_steps 20 1000 --batch-size 128"
     )
-    assert (recipe.evaluation.sampling_steps, recipe.batch_size) == ((20, 1000), 128)
+    assert (recipe.task.eval.sampling_steps, recipe.batch_size) == ((20, 1000), 128)
     assert checked("immiscible train cifar10-ddim --scaling.factor 2").scaling.factor == 2
 
 
@@ -121,4 +130,4 @@ def test_every_row_has_every_cell():
 def test_the_twins_are_of_minutes(name):
     recipe = recipe_from_name(name)
     assert recipe.steps * recipe.batch_size <= 6_000_000
-    assert recipe.evaluation.samples <= 2000
+    assert recipe.task.eval.samples <= 2000

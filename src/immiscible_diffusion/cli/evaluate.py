@@ -47,6 +47,8 @@ class Options(SamplerChanges):
             values of the metrics.
         batch_size: images at a time.
         device: where to sample and to compute features.
+        allow_code: import the coupling that the run's recipe names, if it is code of yours (only
+            needed for init_noise matched).
     """
 
     run: Annotated[Path, tyro.conf.Positional]
@@ -60,6 +62,7 @@ class Options(SamplerChanges):
     calibrate: bool = False
     batch_size: int = 512
     device: Device = "auto"
+    allow_code: bool = False
 
 
 def main(arguments: list[str]) -> int:
@@ -81,8 +84,8 @@ def main(arguments: list[str]) -> int:
     result = evaluate_folder(options, run, folder) if folder else evaluate_run(options, run)
     file = run.root / "evaluation.json"
     write_json(file, [*(read_json(file) if file.exists() else []), result])
-    lines = [f"{name:16}{text(value)}\n" for name, value in result.items()]
-    sys.stdout.write("".join(line for line in lines if not line.startswith("calibration")))
+    result.pop("calibration", None)  # printed before
+    sys.stdout.write("".join(f"{name:16}{text(value)}\n" for name, value in result.items()))
     return 0
 
 
@@ -95,7 +98,7 @@ def text(value: Any) -> str:
 
 def evaluate_run(options: Options, run_dir: RunDir) -> dict[str, Any]:
     """Score what the run's model makes."""
-    run = load_run(run_dir, options.device)
+    run = load_run(run_dir, options.device, allow_code=options.allow_code)
     run = run.with_sampler(options.of(run.recipe.sampler))
     evaluator = run.task.evaluator(eval_config(options, run.recipe), options.real)
     calibration = calibrate(options, evaluator)

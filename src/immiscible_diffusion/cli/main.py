@@ -20,7 +20,6 @@ COMMANDS = {
     "demo": "the comparison to see first: digits, a few minutes on a CPU",
     "analyze": "how mixed data are, and what a coupling changes, in closed form",
     "pilot": "ten minutes on your own data: does pairing help?",
-    "toy": "two dimensions where everything is exact: a picture and an animation of pairing",
     "describe": "what to expect of a coupling on data of a shape, without data",
     "download": "get all that a recipe needs, before a job without a network",
     "encode": "write the latents of a data set once, to train from them",

@@ -26,6 +26,7 @@ from immiscible_diffusion.evaluation.generate_folder import claim_folder, genera
 from immiscible_diffusion.evaluation.load_run import load_run
 from immiscible_diffusion.evaluation.sample_writers import SampleWriter
 from immiscible_diffusion.metrics.features.preprocess import weights_digest
+from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.atomic_files import atomic_path, write_text
 from immiscible_diffusion.utils.distributed import process_state, rank_world_device
 from immiscible_diffusion.utils.images import image_grid
@@ -69,6 +70,8 @@ class Options(SamplerChanges):
             takes, 16 with a pipeline.
         precision: of a pipeline.
         device: where to sample.
+        allow_code: import the coupling that the run's recipe names, if it is code of yours (only
+            needed for init_noise matched).
     """
 
     run: Annotated[Path | None, tyro.conf.Positional] = None
@@ -86,6 +89,7 @@ class Options(SamplerChanges):
     batch_size: int | None = None
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
     device: Device = "auto"
+    allow_code: bool = False
 
 
 Draw = Callable[[Sequence[int]], Tensor]
@@ -136,7 +140,11 @@ def of_run(
     options: Options, prompts: Sequence[str]
 ) -> tuple[Draw, dict[str, Any], Sequence[str], int]:
     """What samples a run, its settings, the classes of its data, and images at a time."""
-    run = load_run(Path(str(options.run)), options.device)
+    run_dir = RunDir.existing(str(options.run))
+    if not run_dir.recipe().task.makes_images:
+        raise ValueError(f"{options.run} makes no images; try immiscible evaluate {options.run}")
+    run = load_run(run_dir, options.device, allow_code=options.allow_code)
+    run.task.conditions([0], prompts)  # an error now if it takes no prompts
     run = run.with_sampler(options.of(run.recipe.sampler))
     size = min(256, run.task.max_batch_size or 256)
     size = size if options.batch_size is None else options.batch_size

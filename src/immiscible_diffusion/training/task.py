@@ -212,8 +212,10 @@ class Task(ABC):
         """Return the conditions of samples: sample i depends on i alone.
 
         By default sample i is of class ``i mod number of classes``; None for an unconditional
-        network.
+        network; ValueError for prompts, which only text-to-image models take.
         """
+        if prompts:
+            raise ValueError("this run was not trained on prompts; leave classes and prompts out")
         classes = self.dataset.num_classes
         if not self.recipe.conditional or not classes:
             return None

@@ -9,7 +9,7 @@ from reproduce.papers.__main__ import main
 
 def test_data_report(tmp_path, capsys):
     out = tmp_path / "out"
-    arguments = ["--data", "digits", "--images", "80", "--tiny", "--out", str(out)]
+    arguments = ["--data", "digits", "--max-images", "80", "--tiny", "--out", str(out)]
     assert main([*arguments, "--coupling", "independent", "--coupling", "knn:k=4,center=mean"]) == 0
     report = json.loads((out / "papers.json").read_text())
     assert report["data"]["shape"] == [80, 1, 8, 8]
@@ -29,7 +29,7 @@ def test_data_report(tmp_path, capsys):
     [
         ([], "give --data, --run, or both"),
         (["--run", "nowhere"], "nowhere is not a run folder"),
-        (["--data", "digits", "--images", "20", "--parts", "color"], "parts must be of"),
+        (["--data", "digits", "--max-images", "20", "--parts", "color"], "parts must be of"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message, capsys, tmp_path, monkeypatch):
