@@ -215,7 +215,7 @@ def test_nothing_is_imported_unless_the_user_named_it(mark, name):
         lambda: describe_coupling(name, DataSpec((3, 4))),
     ]
     for call in calls:
-        with pytest.raises(ValueError, match=r"--coupling .*allow_import=True") as error:
+        with pytest.raises(ValueError, match=r"give --allow-code .*allow_import=True") as error:
             call()
         assert "\n" not in str(error.value)
     assert not mark.exists()
@@ -240,7 +240,7 @@ def test_a_command_is_no_coupling_and_is_not_called(tmp_path, name, monkeypatch)
     calls = []
     monkeypatch.setattr("os.system", lambda command: calls.append(command))
     monkeypatch.setattr(subprocess.Popen, "__init__", lambda *a, **k: calls.append(a))
-    with pytest.raises(ValueError, match="imported only where you name it"):
+    with pytest.raises(ValueError, match="if you trust it"):
         parse_coupling(name)
     with pytest.raises(ValueError, match="is no coupling"):
         parse_coupling(name, allow_import=True)

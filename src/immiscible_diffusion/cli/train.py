@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
         sys.stdout.write(dry_run(recipe, options.device) + "\n")
         return 0
     run = RunDir.open(out, recipe)
-    trainer = Trainer(recipe, run, device=options.device, allow_import=True)
+    trainer = Trainer(recipe, run, device=options.device)
     trainer.train()
     if trainer.is_main:
         next_step = recipe.task.next_step.format(run=out)

@@ -87,9 +87,9 @@ def parse_coupling(
     if match := _IMPORT.fullmatch(name):
         if not allow_import:
             raise ValueError(
-                f"coupling '{name}' is code of a module, which is imported only where you name it "
-                f"yourself: give --coupling '{name}' on the command line, or "
-                f"parse_coupling(..., allow_import=True), if you trust it"
+                f"coupling '{name}' is code to import, which a run folder or a file may not name by "
+                f"itself; if you trust it, give --allow-code (or --coupling '{name}') on the "
+                f"command line, allow_import=True in Python"
             )
         return _import_coupling(name, match)
     raise ValueError(
