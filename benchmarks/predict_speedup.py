@@ -45,7 +45,7 @@ COUPLINGS = (
     *(f"knn:k={k}" for k in (2, 4, 16, 64)),
     *(f"knn:k={k},center=mean" for k in (16, 64)),
     *(f"calibrated:knn:k={k}" for k in (16, 64)),
-    *("assignment", "transport:eps=4"),
+    *("assignment", "gaussian_ot:eps=4"),
     *("shuffled:knn:k=16", "shuffled:assignment"),
 )
 SETS = ("digits", "digits-0-4", "fashion", "cifar-gray", "gaussians")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from predict_speedup import BUDGETS, COUPLINGS, SETS
 
-from immiscible_diffusion.couplings.registry import spelled
+from immiscible_diffusion.couplings.registry import parse_without_data
 from immiscible_diffusion.reporting.compare.speedup import Curve, steps_to
 
 PREDICTORS = {
@@ -84,9 +84,7 @@ def exact(name: str, known: dict[str, float]) -> dict[str, float]:
 
     What the estimate took from the information for it is given back.
     """
-    if not getattr(spelled(name), "preserves_marginal", False) or not math.isfinite(
-        known.get("kl", 0.0)
-    ):
+    if not parse_without_data(name).preserves_marginal or not math.isfinite(known.get("kl", 0.0)):
         return known
     return known | {"information": known["information"] + known.get("kl", 0.0), "kl": 0.0}
 

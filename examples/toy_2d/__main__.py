@@ -31,7 +31,7 @@ class Options:
     their errors) and toy.npz (the points, for ``immiscible analyze`` and ``pilot``). A minute or
     two. Examples:
 
-    python -m examples.toy_2d --data two_moons --coupling independent --coupling transport:eps=4
+    python -m examples.toy_2d --data two_moons --coupling independent --coupling gaussian_ot:eps=4
 
     immiscible analyze --data runs/toy/toy.npz --cond label
 
@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
         if len(set(names)) < len(names) or len(names) > MOST:
             raise ValueError(f"give at most {MOST} couplings, each once, got {', '.join(names)}")
         for name in names:
-            check_coupling_name(name)
+            check_coupling_name(name, allow_import=True)
         extent = Extent(options.probes, batch_size=options.batch_size, seed=options.seed)
         data = toy_data(options.data, options.points, seed=options.seed)
         results = [compute(data, name, extent) for name in tqdm(names, f"computing {data.name}")]

@@ -19,9 +19,8 @@ from immiscible_diffusion.couplings import (
     KNN,
     Calibrated,
     Coupling,
-    GaussianTransport,
+    GaussianOT,
     Independent,
-    draw,
 )
 from immiscible_diffusion.utils.batch import Batch, Cond
 from immiscible_diffusion.utils.random import keyed_generator
@@ -135,7 +134,7 @@ def draw_clusters(
             members = torch.cat([rows, others[order[: batch_size - images]]])
         batch = take(every, members)
         generator = keyed_generator(seed, number, "cluster", device=data.device)
-        noise = draw(coupling, batch.data, cond=batch.cond, generator=generator)
+        noise = coupling(batch.data, cond=batch.cond, generator=generator)
         yield noise[: few * images].flatten(1).view(few, images, -1)
         done, number = done + few, number + 1
 
@@ -144,7 +143,7 @@ def uses_one_sample(coupling: Coupling) -> bool:
     """Whether the noise of a sample is known not to depend on the rest of the batch."""
     if isinstance(coupling, Calibrated):
         return uses_one_sample(coupling.coupling)
-    return isinstance(coupling, (Independent, KNN, GaussianTransport))
+    return isinstance(coupling, (Independent, KNN, GaussianOT))
 
 
 def points_for(distance: float, dim: int) -> float:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from immiscible_diffusion.analysis.estimates import Mean, mean_of
 from immiscible_diffusion.analysis.noise_density import take
-from immiscible_diffusion.couplings import KNN, Coupling, LinearAssignment, draw, pair
+from immiscible_diffusion.couplings import KNN, Coupling, LinearAssignment
 from immiscible_diffusion.couplings.theory import knn_expectation
 from immiscible_diffusion.utils.batch import Batch, Cond
 from immiscible_diffusion.utils.random import keyed_generator
@@ -46,10 +46,10 @@ def distance_reduction(
         generator = keyed_generator(seed, number, "free", device=device)
         before = torch.randn(x.shape, dtype=x.dtype, device=device, generator=generator)
         generator = keyed_generator(seed, number, "noise", device=device)
-        if hasattr(coupling, "pair"):
-            after = pair(coupling, x, before, cond=batch.cond, generator=generator)
+        if coupling.takes_noise:
+            after = coupling.pair(x, before, cond=batch.cond, generator=generator)
         else:
-            after = draw(coupling, x, cond=batch.cond, generator=generator)
+            after = coupling(x, cond=batch.cond, generator=generator)
         near, far = ((n - x).flatten(1).norm(dim=1).double().mean() for n in (after, before))
         reductions.append((1 - near / far).cpu())
     return mean_of(torch.stack(reductions))
@@ -82,7 +82,7 @@ def assignment_reduction_by_scale(data: Tensor, batch_size: int, batches: int = 
     for _ in range(batches):
         batch = data[torch.randperm(len(data), generator=generator)[:batch_size]]
         before = torch.randn(batch.shape, generator=generator)
-        after = pair(LinearAssignment(), batch, before, generator=generator)
+        after = LinearAssignment().pair(batch, before, generator=generator)
         x, g, n = (each.flatten(1).double() for each in (batch, before, after))
         products.append(torch.stack([x * x, x * g, g * g, x * n, n * n]).sum(dim=2))
     xx, xg, gg, xn, nn = torch.cat(products, dim=1)

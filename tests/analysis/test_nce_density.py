@@ -9,7 +9,7 @@ from immiscible_diffusion.analysis.nce_density import density_for, fit_density
 from immiscible_diffusion.analysis.noise_density import density_of, log_density
 from immiscible_diffusion.analysis.sample_pairs import draw_noise
 from immiscible_diffusion.analysis.spline_logistic import Additive
-from immiscible_diffusion.couplings.gaussian_ot import GaussianTransport
+from immiscible_diffusion.couplings.gaussian_ot import GaussianOT
 from immiscible_diffusion.utils.batch import Batch
 
 
@@ -26,7 +26,7 @@ def known(images):
         KNN(4),
         KNN(64),
         KNN(16, center=moments),
-        GaussianTransport(moments, eps=4.0),
+        GaussianOT(moments, eps=4.0),
     ]
 
 

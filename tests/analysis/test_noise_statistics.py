@@ -13,7 +13,7 @@ from immiscible_diffusion.analysis.noise_statistics import (
     measure_noise,
 )
 from immiscible_diffusion.couplings.calibrated import Calibrated
-from immiscible_diffusion.couplings.gaussian_ot import GaussianTransport
+from immiscible_diffusion.couplings.gaussian_ot import GaussianOT
 from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
 
 
@@ -61,7 +61,7 @@ def test_an_affine_map_keeps_the_information(data):
 def test_transport_on_gaussian_data(data):
     """Information of jointly Gaussian noise and data: -1/2 sum log(1 - rho^2)."""
     moments = Moments.fit(data, directions=20)
-    coupling = GaussianTransport(moments, eps=4.0)
+    coupling = GaussianOT(moments, eps=4.0)
     found = measure_noise(data, coupling, pairs=3000)
     given = found.information.value + found.kl.value
     expected = -0.5 * float((1 - coupling.correlation.double().square()).log().sum())

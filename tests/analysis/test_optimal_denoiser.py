@@ -8,7 +8,7 @@ from immiscible_diffusion import KNN, Independent, Moments
 from immiscible_diffusion.analysis.estimates import mean_of
 from immiscible_diffusion.analysis.miscibility import miscibility
 from immiscible_diffusion.analysis.posterior import OptimalDenoiser
-from immiscible_diffusion.couplings.gaussian_ot import GaussianTransport
+from immiscible_diffusion.couplings.gaussian_ot import GaussianOT
 from immiscible_diffusion.diffusion.paths import FlowMatchingPath
 from immiscible_diffusion.models.mlp import MLP
 
@@ -17,7 +17,7 @@ FIVE = torch.tensor([[0.0, 2.6], [-2.0, 0.6], [-1.7, -2.3], [1.4, -1.9], [1.7, 0
 
 
 def couplings():
-    transport = GaussianTransport(Moments.fit(FIVE, directions=2), eps=2.0)
+    transport = GaussianOT(Moments.fit(FIVE, directions=2), eps=2.0)
     return {"independent": Independent(), "knn": KNN(4), "transport": transport}
 
 

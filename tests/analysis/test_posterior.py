@@ -10,7 +10,7 @@ from immiscible_diffusion.analysis.noise_density import density_of, log_density,
 from immiscible_diffusion.analysis.posterior import OptimalDenoiser, mixing, posterior
 from immiscible_diffusion.couplings import Shuffled
 from immiscible_diffusion.couplings.calibrated import Calibrated
-from immiscible_diffusion.couplings.gaussian_ot import GaussianTransport
+from immiscible_diffusion.couplings.gaussian_ot import GaussianOT
 from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
 from immiscible_diffusion.diffusion.paths import FlowMatchingPath, PathSample
 from immiscible_diffusion.utils.batch import Batch
@@ -41,7 +41,7 @@ def couplings():
             KNN(4, center="label", moments=moments),
             lambda i, g: nearest_of_all(POINTS[i], label_means[i], 4, g),
         ),
-        "transport": (GaussianTransport(moments, eps=2.0), None),
+        "transport": (GaussianOT(moments, eps=2.0), None),
         "calibrated": (calibrated(moments, None), None),
         "calibrated by label": (calibrated(moments, LABELS), None),
     }

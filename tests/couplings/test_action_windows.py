@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from fixtures.action_windows import GARBAGE, windows
 from immiscible_diffusion import KNN, LinearAssignment
-from immiscible_diffusion.couplings import Independent, Shuffled
-from immiscible_diffusion.couplings.schedule import WarmUp, at_step
+from immiscible_diffusion.couplings import Independent, Shuffled, WarmUp
 from immiscible_diffusion.couplings.testing import check_coupling
 from immiscible_diffusion.diffusion.paths import FlowMatchingPath, VPPath
 from immiscible_diffusion.integrations import pull
@@ -20,8 +19,8 @@ COUPLINGS = [
     KNN(k=2),
     KNN(k=16),
     LinearAssignment(),
-    LinearAssignment(cost="norm", standardized=True),
-    LinearAssignment(standardized=True),
+    LinearAssignment(cost="norm", standardize=True),
+    LinearAssignment(standardize=True),
     LinearAssignment(cond_key="observation", cond_cost="soft"),
     LinearAssignment(oversample=2),
     Shuffled(KNN(k=4)),
@@ -138,7 +137,7 @@ def test_standardized_is_the_assignment_of_standardized_data(cost):
     data, valid = batch.data.double(), batch.mask.expand_as(batch.data)
     data = data * torch.tensor([1.0, 0.01]).double() + 5
     noise = torch.randn(data.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    index = LinearAssignment(cost=cost, standardized=True).assign(data, noise, mask=batch.mask)
+    index = LinearAssignment(cost=cost, standardize=True).assign(data, noise, mask=batch.mask)
     by_hand = standardized_by_hand(data, valid)
     assert torch.equal(index, LinearAssignment(cost=cost).assign(by_hand, noise, mask=batch.mask))
 
@@ -147,7 +146,7 @@ def test_standardized_does_not_see_shift_and_scale_of_a_coordinate():
     batch = windows(32, 5)
     data = batch.data.double()
     noise = torch.randn(data.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    own, plain = LinearAssignment(standardized=True), LinearAssignment()
+    own, plain = LinearAssignment(standardize=True), LinearAssignment()
     moved = data * torch.tensor([100.0, 0.02]).double() + torch.tensor([3.0, -1]).double()
     assert torch.equal(own.assign(data, noise), own.assign(moved, noise))
     assert not torch.equal(plain.assign(data, noise), plain.assign(moved, noise))
@@ -158,13 +157,13 @@ def test_standardized_with_a_coordinate_that_does_not_vary():
     data = batch.data.clone()
     data[:, 3] = 0.7
     data[:, 4] = torch.where(torch.arange(16)[:, None] == 2, 0.3, data[:, 4])
-    noise = draw(LinearAssignment(standardized=True), batch, data=data)
+    noise = draw(LinearAssignment(standardize=True), batch, data=data)
     assert bool(noise.isfinite().all())
 
 
 def test_standardized_keeps_the_noises_drawn_and_all_promises():
     batch = windows(64, 7)
-    coupling = LinearAssignment(cost="norm", standardized=True)
+    coupling = LinearAssignment(cost="norm", standardize=True)
     drawn = coupling.draw(batch.data, torch.Generator().manual_seed(0))
     assert sorted(draw(coupling, batch).tolist()) == sorted(drawn.tolist())
     assert coupling.preserves_marginal
@@ -203,7 +202,7 @@ def test_equal_observations_only_pairs_next_to_nothing_and_says_so():
 def test_pairing_begins_at_its_step():
     batch = windows(64, 10)
     coupling = WarmUp(KNN(k=8), start_step=3)
-    noises = [draw(at_step(coupling, step), batch) for step in range(6)]
+    noises = [draw(coupling.at_step(step), batch) for step in range(6)]
     plain, paired = draw(Independent(), batch), draw(KNN(k=8), batch)
     for step, noise in enumerate(noises):
         assert torch.equal(noise, plain if step < 3 else paired)
@@ -211,10 +210,10 @@ def test_pairing_begins_at_its_step():
 
 def test_a_warm_up_is_found_inside_other_couplings():
     coupling = Shuffled(WarmUp(KNN(k=8), start_step=3))
-    assert at_step(coupling, 2) == Shuffled(Independent())
-    assert at_step(coupling, 3) == Shuffled(KNN(k=8))
-    assert at_step(KNN(k=8), 0) == KNN(k=8)
-    assert at_step(WarmUp(WarmUp(KNN(k=8), 5), 2), 3) == Independent()
+    assert coupling.at_step(2) == Shuffled(Independent())
+    assert coupling.at_step(3) == Shuffled(KNN(k=8))
+    assert KNN(k=8).at_step(0) == KNN(k=8)
+    assert WarmUp(WarmUp(KNN(k=8), 5), 2).at_step(3) == Independent()
 
 
 def test_a_warm_up_keeps_what_couplings_promise():
@@ -230,16 +229,16 @@ def test_a_law_is_of_one_coupling():
     data = windows(256, 11).data
     law = NoiseDistribution.standard(Moments.fit(data))
     with pytest.raises(ValueError, match=r"use WarmUp\(Calibrated\("):
-        at_step(Calibrated(WarmUp(KNN(k=8), 3), law), 0)
+        Calibrated(WarmUp(KNN(k=8), 3), law).at_step(0)
     inside = WarmUp(Calibrated(KNN(k=8), law), 3)
-    assert at_step(inside, 3) == inside.coupling
+    assert inside.at_step(3) == inside.coupling
 
 
 @pytest.mark.parametrize("step", [-1, 1.5, True])
 def test_steps_that_are_none(step):
     with pytest.raises(ValueError, match="start_step must be a whole number"):
         WarmUp(KNN(k=2), step)
-    with pytest.raises(ValueError, match="needs a coupling"):
+    with pytest.raises(ValueError, match="expected a coupling"):
         WarmUp("knn", 3)
 
 

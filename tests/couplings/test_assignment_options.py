@@ -195,10 +195,10 @@ def test_options_keep_the_promises_of_a_coupling(options):
         ({"pool": 1.5}, "pool must be a whole number >= 1, got 1.5"),
         ({"oversample": 2, "cost": "norm"}, "oversample > 1 needs cost='inner'"),
         ({"max_size": 1}, "max_size must be at least 2, got 1"),
-        ({"crossing": 0.5}, "crossing must be above 0 and below 1/2, got 0.5"),
+        ({"mismatch_rate": 0.5}, "mismatch_rate must be above 0 and below 1/2, got 0.5"),
         ({"cond_cost": "firm"}, "cond_cost must be hard or soft, got 'firm'"),
         ({"cond_cost": "soft"}, "say which with cond_key"),
-        ({"crossing": 0.1}, "say which with cond_key"),
+        ({"mismatch_rate": 0.1}, "say which with cond_key"),
     ],
 )
 def test_bad_options_are_refused(options, message):

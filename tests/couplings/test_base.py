@@ -1,5 +1,5 @@
-import sys
-import types
+import pickle
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -15,8 +15,9 @@ from immiscible_diffusion import (
     Moments,
     RegressionLoss,
     Shuffled,
-    parse_coupling,
 )
+from immiscible_diffusion.couplings.base import as_coupling, start_noise
+from immiscible_diffusion.couplings.testing import check_coupling
 
 ALL = [
     Independent(),
@@ -135,100 +136,65 @@ def test_shuffled_warns_for_one_datum():
         Shuffled(Independent())(data_of(1))
 
 
-MEAN = Moments(torch.zeros(6), 1.0, 10)
+# -- couplings of a user's own ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("name", "coupling"),
-    [
-        ("independent", Independent()),
-        (" knn:k=16 ", KNN(16)),
-        ("knn:k=16,center=none", KNN(16)),
-        ("knn:k=16,center=mean", KNN(16, center=MEAN)),
-        ("knn: k = 16 , center = mean", KNN(16, center=MEAN)),
-        ("assignment", LinearAssignment()),
-        ("assignment:cost=norm", LinearAssignment(cost="norm")),
-        ("shuffled:knn:k=4", Shuffled(KNN(4))),
-        ("shuffled:shuffled:independent", Shuffled(Shuffled(Independent()))),
-        ("immiscible_diffusion:KNN(k=3)", KNN(3)),
-        ("immiscible_diffusion.couplings.knn:KNN(k=3, center=None)", KNN(3)),
-        ("immiscible_diffusion:Independent", Independent()),
-        ("shuffled:immiscible_diffusion:Independent()", Shuffled(Independent())),
-    ],
-)
-def test_names(name, coupling):
-    assert parse_coupling(name, MEAN) == coupling
+def plain(data, *, cond=None, generator=None):
+    return torch.randn(data.shape, generator=generator)
 
 
-def test_moments_are_fitted_only_if_needed():
-    fits = []
+class Foreign:
+    """Its attributes mean something to its author alone."""
 
-    def fit():
-        fits.append(1)
-        return MEAN
+    pool, coupling, across_ranks, preserves_marginal = "a pool", "a coupling", 3, 1
 
-    assert parse_coupling("knn:k=2", fit) == KNN(2)
-    assert not fits
-    assert parse_coupling("shuffled:knn:k=2,center=mean", fit) == Shuffled(KNN(2, center=MEAN))
-    assert fits == [1]
+    def __call__(self, data, cond, mask, generator):
+        return torch.full_like(data, -1.0 if mask is None else float(mask.sum()))
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("", "unknown coupling ''; known: independent, knn"),
-        ("nearest", "unknown coupling 'nearest'; known: independent, knn"),
-        ("KNN:k=4", "cannot be imported|unknown coupling"),
-        ("knn", "'k'.*options: k, center"),
-        ("knn:k=0", "k must be a whole number"),
-        ("knn:k=four", "k must be a whole number >= 1, got 'four'"),
-        ("knn:4", "'4' is not of the form option=value"),
-        ("knn:k=", "'k=' is not of the form"),
-        ("knn:k=2,k=3", "'k' is given twice"),
-        ("knn:k=2,center=mean", "center.*options: k, center"),
-        ("knn:k=2,center=sum", "center=sum is unknown; use one of mean, label, channel"),
-        ("knn:k=2,center=mean", "needs the moments of the data"),
-        ("assignment:cost=l2", "inner, norm, l1, got 'l2'"),
-        ("independent:k=2", "options: none"),
-        ("shuffled:", "unknown coupling ''"),
-        ("no_such_module:Mine", "cannot be imported: No module named 'no_such_module'"),
-        ("immiscible_diffusion:NoSuch", "cannot be imported"),
-        ("immiscible_diffusion:KNN(3)", "use option=value only"),
-        ("immiscible_diffusion:KNN(**{})", "use option=value only"),
-        ("immiscible_diffusion:KNN(k=)", "cannot read"),
-        ("immiscible_diffusion:KNN(k=open('x'))", "cannot read"),
-        ("immiscible_diffusion:KNN(k=2)+f(3)", "one pair of brackets"),
-        ("immiscible_diffusion:KNN(k=2)(k=3)", "one pair of brackets"),
-        ("immiscible_diffusion:__version__", "not callable|cannot be called"),
-        ("immiscible_diffusion:KNN(j=2)", "options: k, center"),
-    ],
-)
-def test_errors_of_names(name, message):
-    with pytest.raises(ValueError, match=message):
-        parse_coupling(name)
+@pytest.mark.parametrize("own", [plain, Foreign(), lambda data, **options: data + 1])
+def test_a_function_is_a_coupling_and_nothing_is_read_off_it(own):
+    coupling = as_coupling(own)
+    assert as_coupling(coupling) is coupling
+    assert (coupling.pool_size, coupling.across_ranks) == (1, False)
+    assert coupling.preserves_marginal is coupling.takes_noise is False
+    assert coupling.at_step(3) is coupling.unpooled() is coupling
+    assert Shuffled(own)(data_of(3)).shape == (3, 6)
+    with pytest.raises(ValueError, match="cannot start from noise"):
+        coupling.pair(data_of(3), data_of(3))
 
 
-def test_a_name_that_makes_no_coupling(monkeypatch):
-    module = types.ModuleType("mine")
-    module.Number = float
-    monkeypatch.setitem(sys.modules, "mine", module)
-    with pytest.raises(ValueError, match="which cannot be called with data"):
-        parse_coupling("mine:Number")
+def test_a_mask_reaches_a_function_that_takes_one_and_no_other():
+    mask = torch.tensor([True] * 5 + [False])
+    assert as_coupling(Foreign())(data_of(4), mask=mask)[0, 0] == 20
+    assert as_coupling(Foreign())(data_of(4))[0, 0] == -1
+    with pytest.raises(ValueError, match=r"have a mask, which .*plain.* does not take"):
+        as_coupling(plain)(data_of(4), mask=mask)
 
 
-def test_a_coupling_of_another_signature_is_refused_by_name(monkeypatch):
-    class Older:
-        def __call__(self, data):
-            return data
-
-    module = types.ModuleType("mine")
-    module.Older = Older
-    monkeypatch.setitem(sys.modules, "mine", module)
-    with pytest.raises(ValueError, match=r"cannot be called as coupling\(data, cond=cond"):
-        parse_coupling("mine:Older")
+@pytest.mark.parametrize("value", ["knn", None, KNN, lambda data: data, Coupling])
+def test_what_is_no_coupling(value):
+    with pytest.raises(ValueError, match=r"expected a coupling|cannot be called as coupling"):
+        as_coupling(value)
 
 
-def test_switches_are_read_in_small_letters():
-    assert parse_coupling("assignment:across_ranks=true,flipped=False") == LinearAssignment(
-        across_ranks=True
-    )
+def test_noise_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match="noise must be"):
+        as_coupling(lambda data, **options: data[:1])(data_of(4))
+
+
+@dataclass(frozen=True)
+class Halves(Coupling):
+    """One method: all a subclass needs."""
+
+    def choose(self, data, noise, cond, mask, generator):
+        return start_noise(data, noise, generator)
+
+
+def test_a_subclass_needs_one_method():
+    check_coupling(Halves())
+    noise = data_of(5, seed=1)
+    assert torch.equal(Halves().pair(data_of(5), noise), noise)
+    assert pickle.loads(pickle.dumps(Halves())) == Halves()
+    with pytest.raises(NotImplementedError, match="Coupling must define choose"):
+        Coupling()(data_of(3))

@@ -1,7 +1,7 @@
 import torch
 
 from immiscible_diffusion import KNN, Independent
-from immiscible_diffusion.couplings.benchmark import expense, peak_bytes
+from immiscible_diffusion.couplings.benchmark import measure_cost, peak_bytes
 
 
 def test_peak_counts_what_is_held_together():
@@ -19,7 +19,7 @@ def test_peak_counts_what_is_held_together():
 
 
 def test_randn_is_the_unit():
-    found = expense(Independent(), torch.zeros(64, 512))
+    found = measure_cost(Independent(), torch.zeros(64, 512))
     assert found.memory == 1
     assert found.rows == 64
     assert found.times_randn > 0
@@ -27,4 +27,4 @@ def test_randn_is_the_unit():
 
 def test_memory_of_knn_is_that_of_the_data_whatever_k():
     data = torch.ones(8, 4096)
-    assert expense(KNN(512), data).memory < 4
+    assert measure_cost(KNN(512), data).memory < 4

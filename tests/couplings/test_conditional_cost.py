@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from immiscible_diffusion import LinearAssignment
-from immiscible_diffusion.couplings.conditional_cost import add_condition_cost, condition_distance
+from immiscible_diffusion.couplings.costs import add_condition_cost, condition_distance
 from immiscible_diffusion.couplings.costs import assignment_cost
 
 
@@ -36,18 +36,18 @@ def test_hard_takes_conditions_of_any_kind():
     assert torch.equal(found, want)
 
 
-@pytest.mark.parametrize("crossing", [0.01, 0.05, 0.3])
+@pytest.mark.parametrize("rate", [0.01, 0.05, 0.3])
 @pytest.mark.parametrize("kind", ["labels", "vectors"])
-def test_soft_weight_leaves_the_share_that_was_asked_for(crossing, kind):
+def test_soft_weight_leaves_the_share_that_was_asked_for(rate, kind):
     data, noise = pairs(200, 16)
     cond = torch.arange(200) % 4
     if kind == "vectors":
         cond = torch.randn(200, 3, generator=seeded(2))
     cost = assignment_cost("inner", data, noise, None, squared=True)
-    total = add_condition_cost(cost, cond, crossing)
+    total = add_condition_cost(cost, cond, rate)
     differ = condition_distance(cond) > 1e-9
     cheaper = total < total.diagonal()[:, None]
-    assert float(cheaper[differ].double().mean()) == pytest.approx(crossing, abs=0.002)
+    assert float(cheaper[differ].double().mean()) == pytest.approx(rate, abs=0.002)
 
 
 def test_soft_lies_between_free_and_hard():
@@ -61,7 +61,7 @@ def test_soft_lies_between_free_and_hard():
     shares = [
         crossing(LinearAssignment()),
         *(
-            crossing(LinearAssignment(cond_key="label", cond_cost="soft", crossing=share))
+            crossing(LinearAssignment(cond_key="label", cond_cost="soft", mismatch_rate=share))
             for share in (0.4, 0.05, 1e-3)
         ),
         crossing(LinearAssignment(cond_key="label")),
@@ -87,7 +87,7 @@ def test_conditions_stay_as_they_are_bit_for_bit():
 def test_a_weight_that_was_zero_once_does_not_stay_zero():
     # C2OT keeps its weight from batch to batch, and takes 0 for "not asked for".
     data, noise = pairs(50)
-    coupling = LinearAssignment(cond_key="label", cond_cost="soft", crossing=1e-3)
+    coupling = LinearAssignment(cond_key="label", cond_cost="soft", mismatch_rate=1e-3)
     alike, unlike = {"label": torch.zeros(50).long()}, {"label": torch.arange(50) % 2}
     fresh = coupling.assign(data, noise, cond=unlike)
     coupling.assign(data, noise, cond=alike)

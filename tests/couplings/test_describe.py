@@ -40,7 +40,7 @@ def test_a_spec_can_be_told_from_another(capsys):
     assert large["expected"]["pull"] == pytest.approx(2.31, abs=1e-2)
     assert large["expected"]["distance_reduction"] < 0.005
     assert not small["preserves_marginal"]
-    assert small["expense"]["memory"] < 3
+    assert small["cost"]["memory"] < 3
 
 
 def test_centerd_knn_needs_no_data(capsys):
@@ -71,7 +71,7 @@ def test_assignment_is_simulated(capsys):
     assert found["expected"]["second_moment"] == 1
     assert 1.5 < found["expected"]["pull"] < 3
     assert 0 < found["expected"]["pull_error"] < 0.1
-    assert found["expense"]["rows"] == 64
+    assert found["cost"]["rows"] == 64
     assert any("stand-in" in note for note in found["notes"])
     assert shuffled["expected"]["second_moment"] == 1
     assert shuffled["expected"]["pull"] == 0
@@ -81,7 +81,7 @@ def test_assignment_under_conditions_is_not(capsys):
     [found] = record(capsys, "assignment:cond_key=label", "--shape", "3,8,8")["couplings"]
     assert found["preserves_marginal"]
     assert found["expected"]["second_moment"] == 1
-    assert found["expected"]["pull"] is found["expense"] is None
+    assert found["expected"]["pull"] is found["cost"] is None
     assert any("conditions of the data" in note for note in found["notes"])
 
 
@@ -95,7 +95,8 @@ def test_a_pool_is_a_larger_batch(capsys):
 
 
 @pytest.mark.parametrize(
-    "name", ["transport:eps=2", "calibrated:knn:k=4", "calibrated:transport", "shuffled:transport"]
+    "name",
+    ["gaussian_ot:eps=2", "calibrated:knn:k=4", "calibrated:gaussian_ot", "shuffled:gaussian_ot"],
 )
 def test_what_depends_on_data_says_so(capsys, name):
     code, text, _ = outcome(capsys, name, "--shape", "3,8,8")
@@ -140,7 +141,7 @@ def test_help_has_examples(capsys):
 def test_a_matched_start_changes_sampling_alone(capsys):
     plain, matched = record(capsys, "knn:k=4", "matched:knn:k=4", "--shape", "3,8,8")["couplings"]
     assert matched["expected"] == plain["expected"]
-    assert any("law of its noise" in note for note in matched["notes"])
+    assert any("distribution of its noise" in note for note in matched["notes"])
 
 
 def test_calibration_keeps_the_information(capsys):

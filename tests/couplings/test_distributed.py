@@ -7,7 +7,6 @@ import torch
 
 from fixtures.two_processes import launch
 from immiscible_diffusion import KNN, LinearAssignment, Shuffled
-from immiscible_diffusion.couplings.distributed import uses_ranks
 
 CASES = {
     "even": ([4, 4, 4, 4], {}),
@@ -24,7 +23,7 @@ CASES = {
 
 WORKER = """
 import sys, torch, torch.distributed as dist
-sys.path += [sys.argv[3], f"{sys.argv[3]}/.."]
+sys.path.insert(0, sys.argv[3])
 from test_distributed import CASES, chunk
 from immiscible_diffusion import LinearAssignment
 
@@ -132,8 +131,8 @@ def test_pairing_in_a_thread_and_collectives_of_training_never_wait_for_each_oth
 
 
 def test_who_works_across_ranks():
-    assert uses_ranks(LinearAssignment(across_ranks=True))
-    assert uses_ranks(Shuffled(LinearAssignment(across_ranks=True)))
-    assert not uses_ranks(LinearAssignment())
-    assert not uses_ranks(Shuffled(KNN(4)))
+    assert LinearAssignment(across_ranks=True).across_ranks
+    assert Shuffled(LinearAssignment(across_ranks=True)).across_ranks
+    assert not LinearAssignment().across_ranks
+    assert not Shuffled(KNN(4)).across_ranks
     assert LinearAssignment(across_ranks=True)(torch.ones(3, 2)).shape == (3, 2)  # no group: plain

@@ -277,7 +277,7 @@ def test_saved_and_loaded(tmp_path):
     assert hash(again) == hash(law)
     assert again != some_law(labels=False)
     (tmp_path / "law.safetensors").write_bytes(b"no")
-    with pytest.raises(ValueError, match="does not hold a law of noise"):
+    with pytest.raises(ValueError, match="does not hold a noise distribution"):
         NoiseDistribution.load(tmp_path / "law.safetensors")
     with pytest.raises(ValueError, match="does not exist"):
         NoiseDistribution.load(tmp_path / "other")
@@ -292,7 +292,7 @@ def test_what_is_refused():
         NoiseDistribution.measure(KNN(4), [data], Moments(torch.zeros(12), 1.0, 1))
     with pytest.raises(ValueError, match=r"shape \(12,\), got \(3, 4\)"):
         NoiseDistribution.measure(KNN(4), [data.view(20, 3, 4)], moments)
-    with pytest.raises(ValueError, match="not finite; it has no law"):
+    with pytest.raises(ValueError, match="not finite; it has no moments"):
         NoiseDistribution.measure(lambda data, **_: data / 0, [data], moments)
     with pytest.raises(ValueError, match="0 or more, got -1"):
         NoiseDistribution.measure(KNN(4), [(data, torch.arange(20) - 1)], moments)
@@ -325,7 +325,7 @@ def test_calibrated_keeps_the_promises_of_a_coupling():
     noise = torch.randn(5, 12, generator=seeded(39))
     data = torch.randn(5, 12, generator=seeded(40))
     plain = Calibrated(KNN(1), some_law(labels=False))
-    assert torch.allclose(plain.pair(data, noise), plain.law.whiten(noise))
+    assert torch.allclose(plain.pair(data, noise), plain.distribution.whiten(noise))
 
 
 def test_data_that_a_mask_cuts_get_independent_noise_and_whole_data_theirs():

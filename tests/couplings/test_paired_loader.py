@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from immiscible_diffusion.couplings import KNN, Independent, LinearAssignment, Shuffled
+from immiscible_diffusion.couplings import KNN, Coupling, Independent, LinearAssignment, Shuffled
 from immiscible_diffusion.couplings.paired_loader import PairedBatch, PairedLoader
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.random import RandomStreams
@@ -334,12 +334,19 @@ def test_one_never_begun_starts_no_thread():
 
 
 @dataclass(frozen=True)
-class Ranked:
-    """Noise whose rows count up over the whole batch it is given; pairs ``pool`` batches as one."""
+class Ranked(Coupling):
+    """Noise whose rows count up over the batch it is given; pairs ``pool`` batches as one."""
 
     pool: int = 1
 
-    def __call__(self, data, *, cond=None, generator=None):
+    @property
+    def pool_size(self):
+        return self.pool
+
+    def unpooled(self):
+        return Ranked()
+
+    def choose(self, data, noise, cond, mask, generator):
         assert self.pool == 1
         start = torch.randint(1000, (), generator=generator) * 1000
         return (start + torch.arange(len(data)))[:, None].expand_as(data).float().clone()

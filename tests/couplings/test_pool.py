@@ -4,19 +4,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.couplings import KNN, Independent, LinearAssignment, Shuffled
-from immiscible_diffusion.couplings.paired_loader import pair_pool, pool_size
+from immiscible_diffusion.couplings import KNN, Coupling, Independent, LinearAssignment, Shuffled
+from immiscible_diffusion.couplings.paired_loader import pair_pool
 from immiscible_diffusion.utils.batch import Batch
 
 
 @dataclass(frozen=True)
-class Echo:
-    """Noise that tells what the coupling was given: data, plus labels, zero where invalid."""
+class Echo(Coupling):
+    """Noise that shows the arguments: data, plus labels, zero where invalid."""
 
     pool: int = 4
 
-    def __call__(self, data, *, cond=None, mask=None, generator=None):
-        assert self.pool == 1, "a pool of one when called on a whole pool"
+    @property
+    def pool_size(self):
+        return self.pool
+
+    def unpooled(self):
+        return Echo(1)
+
+    def choose(self, data, noise, cond, mask, generator):
+        assert self.pool == 1, "a pool of one when called on a complete pool"
         noise = data + 100 * len(data)
         if cond is not None:
             noise = noise + 10000 * cond["label"].view(-1, *[1] * (data.ndim - 1))
@@ -37,11 +44,10 @@ def data_of(rows: int, *shape: int, start: int = 0, dtype=torch.float32) -> Tens
         (Shuffled(Echo(3)), 3),
         (Shuffled(Shuffled(Echo(5))), 5),
         (Shuffled(LinearAssignment()), 1),
-        (lambda data, **options: data, 1),
     ],
 )
 def test_the_pool_of_a_coupling_is_that_of_what_it_wraps(coupling, size):
-    assert pool_size(coupling) == size
+    assert coupling.pool_size == size
 
 
 def test_batches_come_back_in_order_grouped_by_shape_and_dtype():
@@ -104,11 +110,3 @@ def test_batches_that_cannot_be_joined_are_refused():
     longer = Batch(data_of(2, 3), {"text": torch.zeros(2, 9)})
     with pytest.raises(ValueError, match="pad them"):
         pair_pool(Independent(), [with_text, longer])
-
-
-def test_a_pool_of_something_that_is_no_dataclass_is_refused():
-    class Pooled:
-        pool = 3
-
-    with pytest.raises(ValueError, match="must be a dataclass"):
-        pair_pool(Pooled(), [Batch(data_of(2, 3))])

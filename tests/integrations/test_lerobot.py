@@ -171,7 +171,7 @@ def test_a_loss_that_learns_copies_pairs_them(batch, recorder):
 @pytest.mark.parametrize("masked", [True, None])
 def test_a_missing_padding_mask_is_an_error(batch, recorder, masked):
     policy = DiffusionPolicy(recorder, masked=bool(masked))
-    pair_lerobot(policy, KNN(k=8), learn_copies=None if masked else False)
+    pair_lerobot(policy, KNN(k=8), do_mask_loss_for_padding=None if masked else True)
     del batch["action_is_pad"]
     with pytest.raises(ValueError, match="the batch has no 'action_is_pad'"):
         policy.forward(batch)
@@ -237,7 +237,7 @@ def test_flow_policies_need_the_padding_mask(batch, recorder, outside):
     with pytest.raises(ValueError, match="the batch has no 'action_is_pad'"):
         policy.forward(batch)
     paired.remove()
-    pair_lerobot(policy, KNN(k=8), learn_copies=True)
+    pair_lerobot(policy, KNN(k=8), do_mask_loss_for_padding=False)
     policy.forward(batch)
     assert pull(batch["action"], policy.model.noise[..., :DIMS]).mean() > 0.4
 
@@ -313,9 +313,11 @@ def test_padding_masks_that_are_none(pad, message):
 @pytest.mark.parametrize("dims", [0, 3])
 def test_dimensions_that_are_none(dims):
     with pytest.raises(ValueError, match="dims must be from 1 to 2"):
-        pair_actions(KNN(k=2), torch.zeros(4, 3, DIMS), {}, dims=dims, learn_copies=True)
+        pair_actions(
+            KNN(k=2), torch.zeros(4, 3, DIMS), {}, dims=dims, do_mask_loss_for_padding=False
+        )
     with pytest.raises(ValueError, match="floating-point tensor"):
-        pair_actions(KNN(k=2), torch.zeros(4, DIMS), {}, learn_copies=True)
+        pair_actions(KNN(k=2), torch.zeros(4, DIMS), {}, do_mask_loss_for_padding=False)
 
 
 def test_an_assignment_over_real_actions(batch):

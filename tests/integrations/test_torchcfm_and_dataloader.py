@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, default_collate
 
-from immiscible_diffusion import KNN, Independent, LinearAssignment, Moments
+from immiscible_diffusion import KNN, Coupling, Independent, LinearAssignment, Moments
 from immiscible_diffusion.integrations import Collate, pull
 
 Pair = namedtuple("Pair", "data label")
@@ -33,10 +33,10 @@ class Images:
 
 
 @dataclass(frozen=True)
-class Across:
+class Across(Coupling):
     across_ranks: bool = True
 
-    def __call__(self, data, *, cond=None, generator=None):
+    def choose(self, data, noise, cond, mask, generator):
         return torch.randn_like(data)
 
 

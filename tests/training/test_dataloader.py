@@ -23,9 +23,9 @@ from immiscible_diffusion import LinearAssignment
 class Pooled(LinearAssignment):
     pool: int = 3
 
-    def __call__(self, data, *, cond=None, generator=None):
+    def choose(self, data, noise, cond, mask, generator):
         assert self.pool == 1
-        return super().__call__(data, generator=generator)
+        return super().choose(data, noise, cond, mask, generator)
 """
 
 

@@ -16,7 +16,13 @@ from immiscible_diffusion.analysis.hashing import content_of
 from immiscible_diffusion.analysis.nce_density import density_for
 from immiscible_diffusion.analysis.noise_density import has_closed_form, log_density, take
 from immiscible_diffusion.analysis.sample_pairs import draw_noise
-from immiscible_diffusion.couplings import KNN, Coupling, NoiseDistribution, parse_coupling
+from immiscible_diffusion.couplings import (
+    KNN,
+    Coupling,
+    NoiseDistribution,
+    as_coupling,
+    parse_coupling,
+)
 from immiscible_diffusion.couplings._validation import valid_positions
 from immiscible_diffusion.couplings.calibrated import Calibrated
 from immiscible_diffusion.couplings.moments import Moments
@@ -51,10 +57,10 @@ class Lineup:
         Raises:
             ValueError: what is wrong with the name, or why it cannot be analyzed on these data.
         """
-        made = coupling
         if isinstance(coupling, str):
-            made = parse_coupling(coupling, lambda: self.moments, self.law)
-        assert not isinstance(made, str)
+            made = parse_coupling(coupling, lambda: self.moments, self.law, allow_import=True)
+        else:
+            made = as_coupling(coupling)
         if self.images.mask is not None and not has_closed_form(made):
             raise ValueError(
                 f"{coupling} cannot be analyzed on data with a mask: its density is estimated "

@@ -18,8 +18,9 @@ from immiscible_diffusion.analysis.noncentral_chi2 import log_survival
 from immiscible_diffusion.couplings import KNN, Coupling, Independent, Shuffled
 from immiscible_diffusion.couplings._knn_kernels import offset_of
 from immiscible_diffusion.couplings._validation import valid_positions
+from immiscible_diffusion.couplings.base import FunctionCoupling
 from immiscible_diffusion.couplings.calibrated import Calibrated
-from immiscible_diffusion.couplings.gaussian_ot import GaussianTransport
+from immiscible_diffusion.couplings.gaussian_ot import GaussianOT
 from immiscible_diffusion.utils.batch import Batch
 
 LEAST_VARIANCE = 1e-12
@@ -69,7 +70,7 @@ class Nearest:
         if self.coupling.k == 1:
             return density
         valid = valid_positions(images.mask, images.data)
-        center = self.coupling._center_of(images.data, images.cond)(slice(None))
+        center = self.coupling.center_of(images.data, images.cond)(slice(None))
         offset = offset_of(images.data.double(), valid, center)
         flat = None if valid is None else valid.flatten(1).double()
         dim = torch.tensor(float(points.shape[1])) if flat is None else flat.sum(dim=1)
@@ -98,7 +99,7 @@ class Gauss:
     estimate = ""
 
     @classmethod
-    def of(cls, coupling: GaussianTransport) -> "Gauss":
+    def of(cls, coupling: GaussianOT) -> "Gauss":
         """That of the coupling."""
         directions = coupling.moments.directions
         assert directions is not None  # the coupling refuses such moments
@@ -149,7 +150,7 @@ class Mapped:
         return out
 
     def _whole(self, points: Tensor, shifts: Tensor, images: Batch) -> Tensor:
-        labels = self.coupling._labels(images.cond)
+        labels = self.coupling.labels_of(images.cond)
         if labels is None:
             return self._mapped(points, shifts, images, None)
         out = points.new_empty(len(points), len(shifts))
@@ -161,7 +162,7 @@ class Mapped:
     def _mapped(
         self, points: Tensor, shifts: Tensor, images: Batch, label: Tensor | None
     ) -> Tensor:
-        law = self.coupling.law
+        law = self.coupling.distribution
 
         def color(rows: Tensor) -> Tensor:
             labels = None if label is None else label.expand(len(rows))
@@ -211,12 +212,13 @@ def density_of(coupling: Coupling) -> PairDensity:
         return Normal()
     if isinstance(coupling, KNN):
         return Nearest(coupling)
-    if isinstance(coupling, GaussianTransport):
+    if isinstance(coupling, GaussianOT):
         return Gauss.of(coupling)
     if isinstance(coupling, Calibrated):
         return Mapped(coupling, density_of(coupling.coupling))
-    if hasattr(coupling, "log_density"):
-        return Stated(coupling)
+    own = coupling.function if isinstance(coupling, FunctionCoupling) else coupling
+    if hasattr(own, "log_density"):
+        return Stated(own)
     if isinstance(coupling, Shuffled) and coupling.preserves_marginal:
         return Normal()
     raise ValueError(

@@ -13,7 +13,6 @@ from immiscible_diffusion.analysis.noise_density import PairDensity, log_density
 from immiscible_diffusion.analysis.noisy_points import BLOCK_PAIRS, images_of
 from immiscible_diffusion.analysis.sample_pairs import BATCH_SIZE, choose_rows, draw_noise
 from immiscible_diffusion.couplings import Coupling
-from immiscible_diffusion.couplings.base import may_shift_labels
 from immiscible_diffusion.couplings.moments import Moments
 from immiscible_diffusion.utils.batch import Batch, Cond
 
@@ -107,8 +106,8 @@ def measure_noise(
         moments = Moments.fit(whole, directions=min(16, data[0].numel()))
     work = _Pairs(coupling, density, moments, images, pairs, batch_size, seed)
     groups = {} if labels is None else {int(name): labels.cpu() == name for name in labels.unique()}
-    keeps = bool(getattr(coupling, "preserves_marginal", False))
-    within = keeps and not may_shift_labels(coupling, label_key)
+    keeps = coupling.preserves_marginal
+    within = keeps and coupling.preserves_conditional(label_key)
     found = {name: work.measure(mine.nonzero()[:, 0], {}, within) for name, mine in groups.items()}
     return work.measure(torch.arange(len(data)), found, keeps)
 

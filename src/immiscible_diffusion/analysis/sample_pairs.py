@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.analysis.noise_density import take
-from immiscible_diffusion.couplings import Coupling, draw
+from immiscible_diffusion.couplings import Coupling
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.random import keyed_generator
 
@@ -35,7 +35,7 @@ def draw_noise(
         )
         batch = take(images, torch.cat([chunk, filler.to(chunk)]))
         generator = keyed_generator(seed, number, "noise", device=device)
-        noise = draw(coupling, batch.data, cond=batch.cond, mask=batch.mask, generator=generator)
+        noise = coupling(batch.data, cond=batch.cond, mask=batch.mask, generator=generator)
         noises.append(noise[: len(chunk)])
     return torch.cat(noises)
 

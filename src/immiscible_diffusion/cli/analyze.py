@@ -67,7 +67,7 @@ class Options(DataOptions):
     """See how mixed data are at every noise level, and what couplings change. No training.
 
     Writes analysis.json and analysis.html, one page to look at. Exact where the coupling's density
-    has a closed form (independent, knn, transport, calibrated: any of these); estimated from pairs
+    has a closed form (independent, knn, gaussian_ot, calibrated: any of these); estimated from pairs
     elsewhere (assignment), and marked so. The same command goes on where a killed one was;
     couplings may be added later. Examples:
 
@@ -79,7 +79,7 @@ class Options(DataOptions):
 
     Args:
         coupling: a coupling, repeated for each: knn:k=16, knn:k=16,center=mean (or label, channel),
-            assignment, transport:eps=4, calibrated:ANY, shuffled:ANY, or your own as
+            assignment, gaussian_ot:eps=4, calibrated:ANY, shuffled:ANY, or your own as
             "my_module:MyCoupling(k=3)", exact if it has log_density(noise, data, cond=) -> [B].
             independent is always in. By default three (with a mask two: no assignment).
         out: folder; by default runs/analyze/DATA.

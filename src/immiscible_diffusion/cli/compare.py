@@ -38,7 +38,7 @@ class Options:
 
     Args:
         coupling: a coupling to compare, repeated for each: independent (the baseline, always in),
-            knn:k=16, knn:k=16,center=mean (or label, channel), assignment, transport:eps=4,
+            knn:k=16, knn:k=16,center=mean (or label, channel), assignment, gaussian_ot:eps=4,
             shuffled:ANY (its control), calibrated:ANY (its noise brought back to mean 0 and
             covariance I), matched:ANY (ANY sampled from the distribution of its training noise), or
             your own as "my_module:MyCoupling(k=3)". By default five of them.

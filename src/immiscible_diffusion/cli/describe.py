@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import tyro
 
 from immiscible_diffusion.cli.options import Device, parse
-from immiscible_diffusion.couplings.describe import Circumstances, Explained, explain
+from immiscible_diffusion.couplings.describe import CouplingSummary, DataSpec, describe_coupling
 
 WIDTH = 100
 
@@ -59,8 +59,8 @@ def main(arguments: list[str]) -> int:
         raise ValueError("which coupling? for example: immiscible describe knn:k=8 --shape 3,32,32")
     if options.data_count is not None and options.data_count < 2:
         raise ValueError(f"data-count must be at least 2, got {options.data_count}")
-    data = Circumstances(sizes(options.shape), options.rms, options.batch, options.device)
-    summaries = [explain(name, data) for name in options.couplings]
+    data = DataSpec(sizes(options.shape), options.rms, options.batch, options.device)
+    summaries = [describe_coupling(name, data, allow_import=True) for name in options.couplings]
     output = as_json if options.json else as_table
     sys.stdout.write(output(summaries, data, options.data_count) + "\n")
     return 0
@@ -80,7 +80,7 @@ def sizes(text: str) -> tuple[int, ...]:
     return shape
 
 
-def as_json(summaries: list[Explained], data: Circumstances, count: int | None) -> str:
+def as_json(summaries: list[CouplingSummary], data: DataSpec, count: int | None) -> str:
     """For machines: figures as they are, null where there is none."""
     record = {
         "shape": data.shape,
@@ -95,7 +95,7 @@ def as_json(summaries: list[Explained], data: Circumstances, count: int | None) 
     return json.dumps(finite, indent=2)
 
 
-def as_table(summaries: list[Explained], data: Circumstances, count: int | None) -> str:
+def as_table(summaries: list[CouplingSummary], data: DataSpec, count: int | None) -> str:
     """For people: a column for each coupling, and what the rows mean."""
     table = [["", *(summary.name for summary in summaries)]]
     table += [[title, *map(spell, summaries)] for title, spell in rows(count)]
@@ -120,11 +120,13 @@ def as_table(summaries: list[Explained], data: Circumstances, count: int | None)
     return "\n".join([head, "", *lines, "", *prose])
 
 
-def rows(count: int | None) -> list[tuple[str, Callable[[Explained], str]]]:
+def rows(count: int | None) -> list[tuple[str, Callable[[CouplingSummary], str]]]:
     """Rows of the table: title, and what stands there for a coupling."""
 
-    def figure(part: str, name: str, spell: Callable[[Any], str]) -> Callable[[Explained], str]:
-        def cell(summary: Explained) -> str:
+    def figure(
+        part: str, name: str, spell: Callable[[Any], str]
+    ) -> Callable[[CouplingSummary], str]:
+        def cell(summary: CouplingSummary) -> str:
             record = getattr(summary, part) if part else summary
             value = None if record is None else getattr(record, name)
             if value is None or value != value:  # unknown, or NaN
@@ -153,9 +155,9 @@ def rows(count: int | None) -> list[tuple[str, Callable[[Explained], str]]]:
         nats = math.log(count)
         table.append(("  share of log N", "", "budget", lambda budget: share(budget / nats)))
     table += [
-        ("time of a call, ms", "expense", "milliseconds", "{:.3g}".format),
-        ("  samples in the call", "expense", "rows", str),
-        ("  in units of torch.randn", "expense", "times_randn", "{:.3g}".format),
-        ("memory, in units of the data", "expense", "memory", "{:.3g}".format),
+        ("time of a call, ms", "cost", "milliseconds", "{:.3g}".format),
+        ("  samples in the call", "cost", "rows", str),
+        ("  in units of torch.randn", "cost", "times_randn", "{:.3g}".format),
+        ("memory, in units of the data", "cost", "memory", "{:.3g}".format),
     ]
     return [(title, figure(part, name, spell)) for title, part, name, spell in table]

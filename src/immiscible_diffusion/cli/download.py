@@ -57,7 +57,8 @@ def main(arguments: list[str]) -> int:
     recipe, rest = named_recipe(name, rest)
     options = parse(Options, rest, f"download {name}", Options(recipe=RecipeOptions.of(recipe)))
     recipe = options.recipe.recipe()
-    check_coupling_name(recipe.coupling)  # a misspelled one is an error, not missing
+    # A misspelled one is an error, not missing.
+    check_coupling_name(recipe.coupling, allow_import=True)
     items = download(recipe, options.device)
     for item in items:
         state = "there" if item.there else "missing"

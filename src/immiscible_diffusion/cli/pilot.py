@@ -40,7 +40,7 @@ class Options(DataOptions):
 
     Args:
         coupling: that is asked about: knn:k=16, knn:k=4,center=mean (or label, channel),
-            assignment, transport:eps=4, calibrated:ANY, or your own as "my_module:MyCoupling(k=3)".
+            assignment, gaussian_ot:eps=4, calibrated:ANY, or your own as "my_module:MyCoupling(k=3)".
             The default has the largest effect on digits that costs nothing with many sampling steps
             (docs/how-to-choose-a-coupling.md), if samples start from the law of its noise.
         minutes: in all.

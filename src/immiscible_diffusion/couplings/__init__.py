@@ -1,30 +1,32 @@
-"""The papers' ideas, one per file."""
+"""Couplings, ``noise = coupling(data)``, one idea per file, and the loader that applies them."""
 
 from immiscible_diffusion.couplings.assignment import LinearAssignment
-from immiscible_diffusion.couplings.base import Coupling, Independent, Shuffled, draw, pair
+from immiscible_diffusion.couplings.base import Coupling, Independent, as_coupling
 from immiscible_diffusion.couplings.calibrated import Calibrated
-from immiscible_diffusion.couplings.gaussian_ot import GaussianTransport
+from immiscible_diffusion.couplings.gaussian_ot import GaussianOT
 from immiscible_diffusion.couplings.knn import KNN
 from immiscible_diffusion.couplings.moments import Moments
 from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
 from immiscible_diffusion.couplings.paired_loader import PairedBatch, PairedLoader, pair_pool
 from immiscible_diffusion.couplings.registry import check_coupling_name, parse_coupling
+from immiscible_diffusion.couplings.wrappers import MaskedCoupling, Shuffled, WarmUp
 
 __all__ = [
     "KNN",
     "Calibrated",
     "Coupling",
-    "GaussianTransport",
+    "GaussianOT",
     "Independent",
     "LinearAssignment",
+    "MaskedCoupling",
     "Moments",
     "NoiseDistribution",
     "PairedBatch",
     "PairedLoader",
     "Shuffled",
+    "WarmUp",
+    "as_coupling",
     "check_coupling_name",
-    "draw",
-    "pair",
     "pair_pool",
     "parse_coupling",
 ]

@@ -47,7 +47,7 @@ def valid_positions(mask: Tensor | None, data: Tensor) -> Tensor | None:
     """``mask`` broadcast to ``data``, a view; None stays None.
 
     Raises:
-        ValueError: not boolean, not broadcastable, or (on the CPU) a sample without valid positions.
+        ValueError: not boolean, not broadcastable, or (on the CPU) a sample has no valid position.
     """
     if mask is None:
         return None
@@ -86,3 +86,8 @@ def row_blocks(data: Tensor) -> Iterator[slice]:
         rows = max(1, BLOCK_ELEMENTS * len(data) // data.numel())
     for start in range(0, len(data), rows):
         yield slice(start, min(start + rows, len(data)))
+
+
+def product(rows: Tensor, matrix: Tensor) -> Tensor:
+    """``rows @ matrix``, with ``out=``, as autocast would otherwise take it in half precision."""
+    return torch.mm(rows, matrix, out=rows.new_empty(len(rows), matrix.shape[1]))

@@ -4,7 +4,8 @@
 """
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -16,50 +17,58 @@ from immiscible_diffusion.couplings._validation import (
     check_rows_finite,
     valid_positions,
 )
-from immiscible_diffusion.couplings.conditional_cost import (
+from immiscible_diffusion.couplings.base import Cond, Coupling, Mask, Noise, Rng
+from immiscible_diffusion.couplings.costs import (
+    COSTS,
     add_condition_cost,
+    assignment_cost,
     groups_of,
+    standardized,
     take_condition,
 )
-from immiscible_diffusion.couplings.costs import COSTS, assignment_cost, standardized
-from immiscible_diffusion.couplings.distributed import pair_across_ranks, ranks_in_use
+from immiscible_diffusion.couplings.distributed import (
+    finish_across_ranks,
+    pair_across_ranks,
+    ranks_in_use,
+)
 from immiscible_diffusion.utils.optional_deps import MissingDependencyError
 
-CROSSING = 0.05
+MISMATCH_RATE = 0.05
 
 
 @dataclass(frozen=True)
-class LinearAssignment:
+class LinearAssignment(Coupling):
     """One-to-one pairing of a batch of data with a batch of noise at least total cost.
 
-    The set of noises is the one drawn, so the law of the noise stays N(0, I) exactly; only which
-    sample gets which noise changes. A batch of one sample is legal, pairs nothing and warns. Solved
-    on the CPU by scipy: hide its time with ``PairedLoader``.
+    The noises are those drawn, in another order, so their distribution stays N(0, I) exactly. A
+    batch of one sample is legal, pairs nothing and warns. Solved on the CPU by scipy: hide its time
+    with ``PairedLoader``.
 
     Args:
         cost: ``"inner"``: the squared distance, whose best permutation is that of the inner
             products alone (one matrix product, no ``[B, B, D]``); ``"norm"``: the distance not
             squared, as the paper's code has it (slower to solve, for parity); ``"l1"``: the sum of
             absolute differences (the paper's ablation).
-        negate: hand out minus the noise that was assigned: pairs stay as tied and are far instead
-            of near (the paper's ablation without optimal transport).
-        pool: batches paired as one, by ``PairedLoader`` or ``pair_pool``; a call by itself pairs the
-            batch it is given, and warns.
-        oversample: noises drawn for every sample, of which all but one go unused. More than 1 changes
-            the law of the noise as KNN does (``preserves_marginal``): shorter noises are picked.
+        negate: return minus the assigned noise: a control whose pairs are equally dependent but
+            distant (the paper's ablation without optimal transport).
+        pool: batches paired as one, by ``PairedLoader`` or ``pair_pool``; a call by itself pairs
+            the batch it is given, and warns.
+        oversample: noises drawn for every sample, of which all but one go unused. More than 1
+            changes the noise distribution as KNN does: shorter noises are picked.
         cond_key: the condition that noise must not cross: the noise of row j carries the condition
             of row j, and is given to data of like condition. Without it noise and condition become
-            dependent, which sampling given the condition does not know of.
+            dependent, while sampling draws the noise independently of the condition.
         cond_cost: ``"hard"``: noise moves between equal conditions only; ``"soft"``: other
             conditions cost extra, 1 for other labels, 1 - cosine for other vectors, times a weight.
-        crossing: sets that weight: of the pairs with different conditions, this share still costs
-            less than the sample's own draw (1/2 would do so at weight 0).
-        across_ranks: one assignment over all processes of ``torch.distributed``; all must call.
-        max_size: split larger problems at random into parts of at most so many data.
-        standardized: measure distances from data of mean 0 and variance 1 in every coordinate over
+        mismatch_rate: sets that weight: of the pairs with different conditions, this share still
+            costs less than the sample's own draw (1/2 would do so at weight 0).
+        across_ranks: one assignment over all processes of ``torch.distributed``; all must call. A
+            rank may have no rows; a fault of one is a ValueError on all.
+        max_size: split larger problems at random into parts of at most this many samples.
+        standardize: measure distances from data of mean 0 and variance 1 in every coordinate over
             what is paired (Immiscible Diffusion Policy, arXiv 2610.09369, has it so, with
             ``cost="norm"``): actions whose coordinates differ in spread then count alike. The data
-            and the law of the noise stay as they are.
+            and the noise distribution stay as they are.
     """
 
     cost: Literal["inner", "norm", "l1"] = "inner"
@@ -68,10 +77,12 @@ class LinearAssignment:
     oversample: int = 1
     cond_key: str | None = None
     cond_cost: Literal["hard", "soft"] = "hard"
-    crossing: float = CROSSING
+    mismatch_rate: float = MISMATCH_RATE
     across_ranks: bool = False
     max_size: int | None = None
-    standardized: bool = False
+    standardize: bool = False
+
+    name = "assignment"
 
     def __post_init__(self) -> None:
         if self.cost not in COSTS:
@@ -84,11 +95,12 @@ class LinearAssignment:
                 raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
         if self.oversample > 1 and self.cost != "inner":
             raise ValueError(f"oversample > 1 needs cost='inner', got {self.cost!r}")
-        if not 0 < self.crossing < 0.5:
-            raise ValueError(f"crossing must be above 0 and below 1/2, got {self.crossing}")
-        if self.cond_key is None and (self.cond_cost, self.crossing) != ("hard", CROSSING):
+        rate = self.mismatch_rate
+        if not 0 < rate < 0.5:
+            raise ValueError(f"mismatch_rate must be above 0 and below 1/2, got {rate}")
+        if self.cond_key is None and (self.cond_cost, rate) != ("hard", MISMATCH_RATE):
             raise ValueError(
-                "cond_cost and crossing are of conditions: say which with cond_key, such as "
+                "cond_cost and mismatch_rate are of conditions: say which with cond_key, such as "
                 "cond_key='label'"
             )
         most = self.max_size
@@ -97,74 +109,55 @@ class LinearAssignment:
 
     @property
     def preserves_marginal(self) -> bool:
-        """Whether the noise is N(0, I) over any data set."""
+        """Whether no noise is left over."""
         return self.oversample == 1
 
     def preserves_conditional(self, key: str) -> bool:
-        """Whether the noise is N(0, I) given ``cond[key]`` as well: if it never crosses it."""
+        """Whether noise never crosses ``cond[key]``."""
         return self.preserves_marginal and self.cond_key == key and self.cond_cost == "hard"
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        data: Tensor,
-        *,
-        cond: dict[str, Tensor] | None = None,
-        mask: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Draw noise for ``data`` ``[B, *shape]`` and assign it.
+    @property
+    def pool_size(self) -> int:
+        """``pool``."""
+        return self.pool
 
-        Returns:
-            Noise like ``data`` in shape, dtype and device; without gradient.
+    def unpooled(self) -> Coupling:
+        """This with ``pool=1``, as it is called on complete pools."""
+        return replace(self, pool=1)
 
-        Raises:
-            ValueError: ``data`` is empty, not floating, or has a row that is not finite; a bad mask
-                or condition. Across ranks: on all of them, if one is at fault.
+    def finish_ranks(self, generator: Callable[[int], torch.Generator]) -> None:
+        """Take part without rows until the other ranks have ended."""
+        if self.across_ranks and ranks_in_use():
+            finish_across_ranks(self, generator)
+
+    def check(self, data: Tensor, mask: Mask) -> Mask:
+        """As everywhere, but across ranks where the others hear of a fault: in ``check_pair``."""
+        if self.across_ranks and ranks_in_use():
+            return mask
+        self.check_data(data)
+        return valid_positions(mask, data)
+
+    def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
+        """Noise ``[oversample B, *shape]``, drawn or the caller's, assigned to ``data``.
+
+        Row j B + i of an oversample was drawn for sample i. ``generator`` also serves ``max_size``;
+        across ranks that of rank 0 does.
         """
         if self.across_ranks and ranks_in_use():
-            return pair_across_ranks(
-                self, data, lambda: self.draw(data, generator), cond, mask, generator
-            )
-        noise = self.draw(data, generator)
-        return self.pair_here(data, noise, cond=cond, mask=mask, generator=generator)
+            return pair_across_ranks(self, data, noise, cond, mask, generator)
+        noise = self.draw(data, generator) if noise is None else noise
+        return self.pair_here(data, noise, cond, mask, generator)
 
-    def draw(self, data: Tensor, generator: torch.Generator | None) -> Tensor:
+    def draw(self, data: Tensor, generator: Rng) -> Tensor:
         """The noise ``[oversample B, *shape]`` that a call starts from."""
         self.check_data(data)
         rows = (self.oversample * len(data), *data.shape[1:])
         return torch.randn(rows, dtype=data.dtype, device=data.device, generator=generator)
 
-    @torch.no_grad()
-    def pair(
-        self,
-        data: Tensor,
-        noise: Tensor,
-        *,
-        cond: dict[str, Tensor] | None = None,
-        mask: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Your own ``noise`` ``[oversample B, *shape]``, its rows in the order that suits ``data``.
-
-        Row j B + i of a oversample was drawn for sample i. ``generator`` serves ``max_size`` alone;
-        across ranks that of rank 0 does.
-        """
-        if self.across_ranks and ranks_in_use():
-            return pair_across_ranks(self, data, noise, cond, mask, generator)
-        return self.pair_here(data, noise, cond=cond, mask=mask, generator=generator)
-
-    @torch.no_grad()
     def pair_here(
-        self,
-        data: Tensor,
-        noise: Tensor,
-        *,
-        cond: dict[str, Tensor] | None = None,
-        mask: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, data: Tensor, noise: Tensor, cond: Cond, mask: Mask, generator: Rng
     ) -> Tensor:
-        """``pair`` within this process, whatever ``across_ranks`` says."""
+        """``noise`` assigned within this process, whatever ``across_ranks`` says."""
         index = self.assign(data, noise, cond=cond, mask=mask, generator=generator)
         paired = noise.to(data)[index]
         return -paired if self.negate else paired
@@ -175,15 +168,15 @@ class LinearAssignment:
         data: Tensor,
         noise: Tensor,
         *,
-        cond: dict[str, Tensor] | None = None,
-        mask: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        cond: Cond = None,
+        mask: Mask = None,
+        generator: Rng = None,
     ) -> Tensor:
         """Which noise each sample gets, ``[B]`` int64: sample i gets ``noise[index[i]]``.
 
-        A permutation, unless there is a oversample.
+        A permutation, unless noise is oversampled.
         """
-        self.check(data, noise, cond, mask)
+        self.check_pair(data, noise, cond, mask)
         self._warn(data)
         valid = valid_positions(mask, data)
         if valid is not None and bool(valid.all()):
@@ -191,21 +184,15 @@ class LinearAssignment:
         condition = take_condition(cond, self.cond_key, len(data))
         condition = None if condition is None else condition.to(data.device)
         index = torch.arange(len(data), device=data.device)
-        places = standardized(data, valid) if self.standardized else data
+        points = standardized(data, valid) if self.standardize else data
         for rows in self._problems(data, condition, generator):
             columns = torch.cat([rows + j * len(data) for j in range(self.oversample)])
             own = None if valid is None else valid[rows]
             like = condition[rows] if condition is not None and self.cond_cost == "soft" else None
-            index[rows] = columns[self._solve(places[rows], noise[columns], own, like)]
+            index[rows] = columns[self._solve(points[rows], noise[columns], own, like)]
         return index
 
-    def check(
-        self,
-        data: Tensor,
-        noise: Tensor,
-        cond: dict[str, Tensor] | None,
-        mask: Tensor | None,
-    ) -> None:
+    def check_pair(self, data: Tensor, noise: Tensor, cond: Cond, mask: Mask) -> None:
         """Raise ValueError unless all of it fits together; data may be empty across ranks."""
         self.check_data(data)
         if not isinstance(noise, Tensor) or not noise.is_floating_point():
@@ -228,25 +215,23 @@ class LinearAssignment:
             check_data(data)
         elif not data.is_floating_point() or data.ndim < 2:
             raise ValueError(
-                f"a rank without rows brings floating-point data [0, *shape], got "
+                f"a rank without rows needs floating-point data [0, *shape], got "
                 f"{tuple(data.shape)} {data.dtype}"
             )
 
     def _warn(self, data: Tensor) -> None:
         if len(data) == 1 and self.oversample == 1:
             warnings.warn(
-                "LinearAssignment pairs nothing in a batch of one sample; KNN(k) does", stacklevel=4
+                "LinearAssignment pairs nothing in a batch of one sample; KNN(k) does", stacklevel=6
             )
         if self.pool > 1:
             warnings.warn(
-                f"pool={self.pool} joins batches in PairedLoader or pair_pool; a call pairs its own "
-                f"batch alone",
-                stacklevel=4,
+                f"pool={self.pool} joins batches in PairedLoader or pair_pool; a call pairs its "
+                f"own batch alone",
+                stacklevel=6,
             )
 
-    def _problems(
-        self, data: Tensor, condition: Tensor | None, generator: torch.Generator | None
-    ) -> list[Tensor]:
+    def _problems(self, data: Tensor, condition: Tensor | None, generator: Rng) -> list[Tensor]:
         """Rows that are assigned together: of equal condition, and not too many."""
         groups = [torch.arange(len(data), device=data.device)]
         if condition is not None and self.cond_cost == "hard":
@@ -272,7 +257,7 @@ class LinearAssignment:
         cost = assignment_cost(self.cost, data, noise, valid, squared=squared).cpu()
         check_rows_finite(cost)
         if condition is not None:
-            cost = add_condition_cost(cost, condition.cpu(), self.crossing)
+            cost = add_condition_cost(cost, condition.cpu(), self.mismatch_rate)
         try:
             from scipy.optimize import linear_sum_assignment  # keeps the package's import light
         except ModuleNotFoundError as error:

@@ -1,98 +1,160 @@
-"""What a coupling is, and the trivial ones."""
+"""What a coupling is: ``noise = coupling(data)``. Depends on torch alone."""
 
+import dataclasses
 import inspect
-import warnings
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from immiscible_diffusion.couplings._validation import check_data, valid_positions
 
+Noise = Tensor | None
+Mask = Tensor | None
+Cond = dict[str, Tensor] | None
+Rng = torch.Generator | None
 
-@runtime_checkable
-class Coupling(Protocol):
+
+class Coupling:
     """Decides which noise goes with which sample: ``noise = coupling(data)``.
 
-    A coupling is stateless (a frozen dataclass): what it needs to know of the data set it is given
-    when it is made. It draws noise; it never moves, drops or repeats data, so labels and other
-    conditions stay with their data. ``immiscible_diffusion.couplings.testing.check_coupling`` tests one.
+    A coupling is stateless, a frozen dataclass: what it needs to know of the data set is fitted
+    before the first step. It draws noise; it never moves, drops or repeats data, so labels and
+    other conditions stay with their data. A subclass defines ``choose``, and overrides the
+    properties below where the defaults are not true of it. ``testing.check_coupling`` tests one.
 
-    One of your own may leave out ``mask`` if your data have none. Two things are of use where a
-    coupling has them: ``pair(data, noise, cond=, mask=, generator=)``, which starts from noise of
-    the caller's, and ``preserves_marginal``, whether the noise over any data set is exactly N(0, I).
+    A function ``(data, *, cond, generator)`` does as well; ``as_coupling`` wraps it.
     """
 
+    name: ClassVar[str] = ""
+    """How ``parse_coupling`` spells the class; empty for one that has no such name."""
+
+    @property
+    def preserves_marginal(self) -> bool:
+        """Whether the noise over any data set is exactly N(0, I)."""
+        return False
+
+    def preserves_conditional(self, key: str) -> bool:
+        """Whether the noise is N(0, I) given ``cond[key]`` as well."""
+        return False
+
+    @property
+    def pool_size(self) -> int:
+        """How many batches ``PairedLoader`` and ``pair_pool`` join and pair as one."""
+        return 1
+
+    @property
+    def across_ranks(self) -> bool:
+        """Whether all processes of ``torch.distributed`` pair together, so that all must call."""
+        return False
+
+    @property
+    def takes_mask(self) -> bool:
+        """Whether ``mask`` may be given."""
+        return True
+
+    @property
+    def takes_noise(self) -> bool:
+        """Whether ``pair`` can start from noise of the caller's."""
+        return True
+
+    def at_step(self, step: int) -> "Coupling":
+        """The coupling of an optimizer step, for one that changes in training."""
+        return self
+
+    def unpooled(self) -> "Coupling":
+        """The coupling as it is called on a complete pool of batches."""
+        return self
+
+    def finish_ranks(self, generator: Callable[[int], torch.Generator]) -> None:
+        """Take part in the others' pairing after this rank's last batch, until all have ended.
+
+        ``generator(n)`` serves the n-th call of theirs.
+        """
+
+    @torch.no_grad()
     def __call__(
         self,
         data: Tensor,
         *,
-        cond: dict[str, Tensor] | None = None,
+        cond: Cond = None,
         mask: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Noise for ``data`` ``[B, *shape]``: same shape, dtype and device, without gradient.
+        """Draw noise for ``data``.
 
-        ``cond`` holds the conditions of the data, row by row; ``mask`` is boolean, broadcasts to
-        ``data`` and is True where data are valid; ``generator`` is on the device of ``data``.
+        Args:
+            data: ``[B, *shape]``, floating point, any device.
+            cond: conditions of the data, each ``[B, ...]``.
+            mask: boolean, broadcasts to ``data``, True where data are valid.
+            generator: on the device of ``data``; torch's own by default.
+
+        Returns:
+            Noise like ``data`` in shape, dtype and device, without gradient.
+
+        Raises:
+            ValueError: data, mask or conditions that this coupling cannot pair.
         """
+        return self.choose(data, None, cond, self.check(data, mask), generator)
+
+    @torch.no_grad()
+    def pair(
+        self,
+        data: Tensor,
+        noise: Tensor,
+        *,
+        cond: Cond = None,
+        mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """The same from Gaussian ``noise`` ``[B, *shape]`` of the caller's, as a new tensor."""
+        if not self.takes_noise:
+            raise ValueError(
+                f"{self} cannot start from noise of yours; call it as coupling(data), which draws "
+                f"the noise itself"
+            )
+        noise = noise if isinstance(noise, Tensor) else torch.empty(0)  # None would be drawn
+        return self.choose(data, noise, cond, self.check(data, mask), generator)
+
+    def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
+        """The noise of checked ``data``: what a subclass defines.
+
+        ``noise`` is the caller's, or None where it is to be drawn (``start_noise`` does either);
+        ``mask`` has the shape of ``data``, or is None.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define choose")
+
+    def check(self, data: Tensor, mask: Tensor | None) -> Tensor | None:
+        """The mask in the shape of ``data``; ValueError for bad data or a bad mask."""
+        check_data(data)
+        if mask is not None and not self.takes_mask:
+            raise ValueError(f"the data have a mask, which {self} does not take; use KNN, say")
+        return valid_positions(mask, data)
+
+    def options(self) -> dict[str, object]:
+        """The fields with a word or number that is not the default, for ``str``."""
+        values = ((f, getattr(self, f.name)) for f in dataclasses.fields(self))  # type: ignore
+        simple = ((f, v) for f, v in values if isinstance(v, (bool, int, float, str)))
+        return {f.name: v for f, v in simple if v != f.default}
+
+    def __str__(self) -> str:
+        """As ``parse_coupling`` reads it, such as ``knn:k=4``; for your own class its ``repr``."""
+        if not self.name:
+            return repr(self)
+        words = {True: "true", False: "false"}
+        options = self.options().items()
+        text = ",".join(f"{k}={words[v] if isinstance(v, bool) else v}" for k, v in options)
+        return f"{self.name}:{text}" if text else self.name
 
 
-def draw(
-    coupling: Coupling,
-    data: Tensor,
-    *,
-    cond: dict[str, Tensor] | None = None,
-    mask: Tensor | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """``coupling(data)``, for a coupling that may not take ``mask``; ValueError if it must."""
-    if mask is None:
-        return coupling(data, cond=cond, generator=generator)
-    check_takes_mask(coupling)
-    return coupling(data, cond=cond, mask=mask, generator=generator)
-
-
-def check_takes_mask(coupling: Coupling) -> None:
-    """Raise ValueError unless ``coupling`` can be called with a mask."""
-    parameters = inspect.signature(coupling).parameters.values()
-    if not any(p.name == "mask" or p.kind is p.VAR_KEYWORD for p in parameters):
-        raise ValueError(
-            f"the data have a mask, which {coupling} does not take; give it the argument mask=, or "
-            f"use KNN, which selects over valid positions"
-        )
-
-
-def pair(
-    coupling: Coupling,
-    data: Tensor,
-    noise: Tensor,
-    *,
-    cond: dict[str, Tensor] | None = None,
-    mask: Tensor | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """``coupling.pair(data, noise)``; ValueError for a coupling that cannot start from yours."""
-    own: Any = getattr(coupling, "pair", None)
-    if own is None:
-        raise ValueError(
-            f"{coupling} has no method pair(data, noise); call it as coupling(data), which draws "
-            f"the noise itself"
-        )
-    options = {} if mask is None else {"mask": mask}
-    noise_for: Tensor = own(data, noise, cond=cond, generator=generator, **options)
-    return noise_for
-
-
-def may_shift_labels(coupling: Coupling, key: str) -> bool:
-    """Whether the noise of ``coupling`` may depend on ``cond[key]``, though it is N(0, I) over all.
-
-    So it is with an assignment over a batch of many labels: noises go where they suit. A coupling
-    says that it does not by a method ``preserves_conditional(key)``.
-    """
-    keeps: Any = getattr(coupling, "preserves_conditional", None)
-    return keeps is None or not keeps(key)
+def start_noise(data: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    """``torch.randn`` like ``data``, or a copy of ``noise``; ValueError for another shape."""
+    if noise is None:
+        return torch.randn(data.shape, dtype=data.dtype, device=data.device, generator=generator)
+    check_noise(data, noise)
+    return noise.to(data, copy=True)
 
 
 def check_noise(data: Tensor, noise: Tensor) -> None:
@@ -102,98 +164,71 @@ def check_noise(data: Tensor, noise: Tensor) -> None:
 
 
 @dataclass(frozen=True)
-class Independent:
+class Independent(Coupling):
     """No pairing: ``torch.randn``, as diffusion models are commonly trained."""
 
+    name = "independent"
     preserves_marginal = True
 
     def preserves_conditional(self, key: str) -> bool:
         """Given any condition the noise is N(0, I)."""
         return True
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        data: Tensor,
-        *,
-        cond: dict[str, Tensor] | None = None,
-        mask: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
+    def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
         """Noise like ``data`` ``[B, *shape]``."""
-        check_data(data)
-        valid_positions(mask, data)
-        return torch.randn(data.shape, dtype=data.dtype, device=data.device, generator=generator)
-
-    @torch.no_grad()
-    def pair(
-        self,
-        data: Tensor,
-        noise: Tensor,
-        *,
-        cond: dict[str, Tensor] | None = None,
-        mask: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """A copy of ``noise`` ``[B, *shape]``."""
-        check_data(data)
-        check_noise(data, noise)
-        return noise.to(data, copy=True)
+        return start_noise(data, noise, generator)
 
 
 @dataclass(frozen=True)
-class Shuffled:
-    """The control: the very noises of ``coupling``, handed to other data of the batch.
+class FunctionCoupling(Coupling):
+    """A function, or an object of another class, as a coupling; see ``as_coupling``.
 
-    The law of the noise is kept and the pairing destroyed, so what a shuffled coupling gains over
-    ``Independent`` is not due to pairing. The permutation is one random cycle: no sample keeps its
-    noise (unless it is alone in its batch, which warns).
+    Args:
+        function: ``(data, *, cond, generator)``, and ``mask`` where data have one.
     """
 
-    coupling: Coupling
+    function: Callable[..., Tensor]
+    takes_mask: bool = field(default=False, init=False, compare=False, repr=False)
+    takes_noise = False
 
     def __post_init__(self) -> None:
-        if not callable(self.coupling):
-            raise ValueError(f"Shuffled needs a coupling, such as KNN(4), got {self.coupling!r}")
+        check_signature(self.function)
+        parameters = inspect.signature(self.function).parameters.values()
+        takes = any(p.name == "mask" or p.kind is p.VAR_KEYWORD for p in parameters)
+        object.__setattr__(self, "takes_mask", takes)
 
-    @property
-    def preserves_marginal(self) -> bool:
-        """As ``coupling``."""
-        return bool(getattr(self.coupling, "preserves_marginal", False))
+    def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
+        """What the function returns; ValueError if it is not like ``data``."""
+        options = {"mask": mask} if self.takes_mask else {}
+        result = self.function(data, cond=cond, generator=generator, **options)
+        check_noise(data, result)
+        return result
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        data: Tensor,
-        *,
-        cond: dict[str, Tensor] | None = None,
-        mask: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Noise for ``data`` ``[B, *shape]``, independent of the sample it is given to."""
-        noise = draw(self.coupling, data, cond=cond, mask=mask, generator=generator)
-        return _handed_on(noise, generator)
-
-    @torch.no_grad()
-    def pair(
-        self,
-        data: Tensor,
-        noise: Tensor,
-        *,
-        cond: dict[str, Tensor] | None = None,
-        mask: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """The same from ``noise`` ``[B, *shape]`` of your own."""
-        paired = pair(self.coupling, data, noise, cond=cond, mask=mask, generator=generator)
-        return _handed_on(paired, generator)
+    def __repr__(self) -> str:
+        return repr(self.function)
 
 
-def _handed_on(noise: Tensor, generator: torch.Generator | None) -> Tensor:
-    """``noise`` permuted by one random cycle of its rows."""
-    if len(noise) == 1:
-        warnings.warn("Shuffled has nothing to shuffle in a batch of one sample", stacklevel=3)
-    cycle = torch.randperm(len(noise), device=noise.device, generator=generator)
-    shuffled = torch.empty_like(noise)
-    shuffled[cycle] = noise[cycle.roll(1)]
-    return shuffled
+def as_coupling(coupling: Any) -> Coupling:
+    """``coupling`` itself, or a function (an object that can be called) wrapped as one.
+
+    Nothing is read off what is wrapped: it has the defaults of ``Coupling``.
+
+    Raises:
+        ValueError: it cannot be called as ``coupling(data, cond=cond, generator=generator)``.
+    """
+    return coupling if isinstance(coupling, Coupling) else FunctionCoupling(coupling)
+
+
+def check_signature(function: Any, *first: None) -> None:
+    """Raise ValueError unless ``function(*first, data, cond=, generator=)`` is a legal call."""
+    if not callable(function) or isinstance(function, type):
+        raise ValueError(f"expected a coupling, such as KNN(4), or a function, got {function!r}")
+    try:
+        signature = inspect.signature(function)
+        mask = {"mask": None} if "mask" in signature.parameters else {}
+        signature.bind(*first, None, cond=None, generator=None, **mask)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{function!r} cannot be called as coupling(data, cond=cond, generator=generator): "
+            f"{error}"
+        ) from error

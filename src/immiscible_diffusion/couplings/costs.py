@@ -1,12 +1,21 @@
-"""Costs of giving noise j to sample i, without a ``[B, B, D]`` tensor."""
+"""Costs of giving noise j to sample i, without a ``[B, B, D]`` tensor, and of crossing conditions.
 
+A plain assignment gives noise to data whatever their conditions, so noise comes to depend on the
+condition; sampling, which draws noise from N(0, I) given a condition, then starts elsewhere than
+training did. C2OT (arXiv 2503.10636) adds a cost for crossing.
+"""
+
+import warnings
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.couplings._validation import working_dtype
+from immiscible_diffusion.couplings._validation import can_sync, product, working_dtype
 
 COSTS = ("inner", "norm", "l1")
 CONSTANT = 1e-6  # a coordinate that varies by less is left out of what is standardized
+FEW_MOVABLE = 0.25
 
 
 def assignment_cost(
@@ -24,10 +33,11 @@ def assignment_cost(
         rows = rows.masked_fill(~inside, 0)
     if kind == "inner":
         return _inner(rows, columns, inside, squared)
-    if kind == "l1":
-        return _absolute(rows, columns, inside)
     if inside is None:
-        return torch.cdist(rows, columns)
+        return torch.cdist(rows, columns, p=1 if kind == "l1" else 2)
+    if kind == "l1":
+        pairs = zip(rows, inside, strict=True)
+        return torch.stack([((columns - row).abs_() * own).sum(dim=1) for row, own in pairs])
     half = rows.square().sum(dim=1, keepdim=True) / 2 + _inner(rows, columns, inside, True)
     return (2 * half).clamp_min_(0).sqrt_()
 
@@ -47,19 +57,76 @@ def standardized(data: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def _inner(rows: Tensor, columns: Tensor, inside: Tensor | None, squared: bool) -> Tensor:
-    cost = _product(rows, columns).neg_()
+    cost = product(rows, columns.T).neg_()
     if inside is not None:
-        return cost.add_(_product(inside.to(rows.dtype), columns.square()), alpha=0.5)
+        return cost.add_(product(inside.to(rows.dtype), columns.square().T), alpha=0.5)
     return cost.add_(columns.square().sum(dim=1), alpha=0.5) if squared else cost
 
 
-def _absolute(rows: Tensor, columns: Tensor, inside: Tensor | None) -> Tensor:
-    if inside is None:
-        return torch.cdist(rows, columns, p=1)
-    pairs = zip(rows, inside, strict=True)
-    return torch.stack([((columns - row).abs_() * own).sum(dim=1) for row, own in pairs])
+# -- conditions ----------------------------------------------------------------------------------
 
 
-def _product(rows: Tensor, columns: Tensor) -> Tensor:
-    """``rows @ columns.T``, with out=, as autocast would otherwise take it in half precision."""
-    return torch.mm(rows, columns.T, out=rows.new_empty(len(rows), len(columns)))
+def take_condition(cond: dict[str, Tensor] | None, key: str | None, count: int) -> Tensor | None:
+    """``cond[key]`` ``[count, ...]``; None without a key; ValueError if it is not there."""
+    if key is None or (count == 0 and not cond):  # a rank without rows needs none
+        return None
+    if cond is None or key not in cond:
+        known = ", ".join(cond or {}) or "none"
+        raise ValueError(f'cond_key="{key}" needs cond["{key}"]; conditions given: {known}')
+    condition = cond[key]
+    if not isinstance(condition, Tensor) or condition.ndim == 0:
+        raise ValueError(f'cond["{key}"] must be a tensor [{count}, ...], got {condition!r}')
+    if len(condition) != count:
+        raise ValueError(f'cond["{key}"] must have {count} rows, got {len(condition)}')
+    if can_sync(condition) and not bool(condition.isfinite().all()):
+        raise ValueError(f'cond["{key}"] is not finite; mend it before pairing by it')
+    return condition
+
+
+def groups_of(condition: Tensor) -> list[Tensor]:
+    """The rows ``[n]`` of each distinct condition; warns where few rows share theirs."""
+    if len(condition) == 0:
+        return []
+    rows = condition.reshape(len(condition), -1)
+    _, group, counts = torch.unique(rows, dim=0, return_inverse=True, return_counts=True)
+    movable = float(counts[counts > 1].sum()) / max(1, len(condition))
+    if movable < FEW_MOVABLE and len(condition) > 1:
+        warnings.warn(
+            f"only {movable:.0%} of {len(condition)} data share their condition with another and "
+            f"can be paired; use a larger pool, cond_cost='soft', or KNN, which needs no partner",
+            stacklevel=5,
+        )
+    return list(group.argsort(stable=True).split(counts.tolist()))
+
+
+def condition_distance(condition: Tensor) -> Tensor:
+    """``[B, B]``: 0 or 1 for labels, 1 - cosine for vectors; conditions are left as they are."""
+    rows = condition.reshape(len(condition), -1)
+    if not rows.is_floating_point():
+        group = torch.unique(rows, dim=0, return_inverse=True)[1]
+        return (group[:, None] != group[None]).to(torch.float64)
+    if rows.shape[1] == 1:
+        raise ValueError(
+            "cond_cost='soft' compares directions, and a condition of one number has none; give "
+            "whole numbers (bins), or a vector such as [cos, sin]"
+        )
+    rows = rows.double()
+    unit = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1e-30)
+    return (1 - unit @ unit.T).clamp_min(0)
+
+
+def add_condition_cost(cost: Tensor, condition: Tensor, mismatch_rate: float) -> Tensor:
+    """``cost`` ``[B, s B]`` plus a weight times the distance of the conditions.
+
+    Noise j is preferred to the sample's own draw where ``cost_ij + w c_ij < cost_ii``. Of the pairs
+    with different conditions the weight leaves the share ``mismatch_rate`` so: it is a quantile of
+    ``(cost_ii - cost_ij) / c_ij`` of the batch.
+    """
+    distance = condition_distance(condition).repeat(1, cost.shape[1] // cost.shape[0])
+    gain = cost.diagonal()[:, None].double() - cost.double()
+    differ = distance > 1e-9
+    if not bool(differ.any()):
+        return cost
+    limits = (gain[differ] / distance[differ]).numpy()
+    weight = max(0.0, float(np.quantile(limits, 1 - mismatch_rate)))
+    return cost.double() + weight * distance

@@ -1,25 +1,24 @@
-"""What to expect of a coupling, by its name and the shape of the data alone."""
+"""What to expect of a coupling, by its name and the shape of the data alone.
 
-import dataclasses
+KNN has closed forms (``theory``). Assignment has none: it is simulated on isotropic Gaussian data.
+It depends on data and noise through their inner products and lengths only, so a batch of B in any
+dimension is drawn as B + 1 numbers a row, with the same distribution.
+"""
+
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from immiscible_diffusion.couplings import (
-    KNN,
-    Calibrated,
-    Coupling,
-    Independent,
-    LinearAssignment,
-    Shuffled,
-)
-from immiscible_diffusion.couplings.benchmark import Expense, expense
-from immiscible_diffusion.couplings.paired_loader import pool_size
-from immiscible_diffusion.couplings.registry import spelled
-from immiscible_diffusion.couplings.simulate import simulated, single
+from immiscible_diffusion.couplings.assignment import LinearAssignment
+from immiscible_diffusion.couplings.base import Coupling, Independent
+from immiscible_diffusion.couplings.benchmark import CallCost, measure_cost
+from immiscible_diffusion.couplings.calibrated import Calibrated
+from immiscible_diffusion.couplings.knn import KNN
+from immiscible_diffusion.couplings.registry import parse_without_data
 from immiscible_diffusion.couplings.theory import (
     LONGEST,
     Expected,
@@ -27,23 +26,26 @@ from immiscible_diffusion.couplings.theory import (
     information_budget,
     knn_expectation,
 )
+from immiscible_diffusion.couplings.wrappers import Shuffled
 
-FEW_NUMBERS = 1 << 21  # of data and candidates, in a batch that is timed unasked
-MANY_NUMBERS = 1 << 28  # in one that is timed when asked for
+FEW_NUMBERS = 1 << 21  # of data and candidates, in a batch that is timed by default
+MANY_NUMBERS = 1 << 28  # in a batch of the size asked for
 USUAL_BATCH = 256
+LARGEST_BATCH = 2048  # simulated
+MOST_NUMBERS = 1 << 22  # simulated, in a batch that has to be drawn complete
 MATCHED = "matched:"
 UNPAIRED = Expected(0.0, 1.0, 1.0, 0.0)
 
 
 @dataclass(frozen=True)
-class Circumstances:
-    """What a coupling is to be explained for.
+class DataSpec:
+    """The data that a coupling is described for.
 
     Attributes:
-        shape: of one sample.
+        shape: shape of one sample.
         rms: root mean square of the data (less their center, for a coupling that has one).
-        batch: data together; None: 256 for assignment, and what takes a moment to time.
-        device: where to measure time and memory.
+        batch: data in a batch; None: 256 for assignment, and what takes a moment to time.
+        device: where to measure time and memory: auto, cpu, cuda or mps.
     """
 
     shape: tuple[int, ...]
@@ -66,149 +68,206 @@ class Circumstances:
 
 
 @dataclass(frozen=True)
-class Explained:
-    """What there is to say of one coupling; None where there is no figure.
+class CouplingSummary:
+    """Figures of one coupling; None where there is none.
 
     Attributes:
-        name: as given.
+        name: the coupling's.
         preserves_marginal: whether the noise over any data set is exactly N(0, I).
         expected: see ``Expected``; NaN where a figure depends on the data.
         budget: nats of information about its sample that a noise carries at most.
         bounded: whether ``budget`` is itself only an upper bound.
-        expense: see ``Expense``.
+        cost: time and memory of a call.
         notes: sentences.
     """
 
     name: str
-    preserves_marginal: bool | None = None
+    preserves_marginal: bool
     expected: Expected | None = None
     budget: float | None = None
     bounded: bool = False
-    expense: Expense | None = None
+    cost: CallCost | None = None
     notes: tuple[str, ...] = ()
 
-    def but(self, *notes: str, **changes: Any) -> "Explained":
+    def updated(self, *notes: str, **changes: Any) -> "CouplingSummary":
         """With changes, and more notes."""
-        said = tuple(f"{self.name}: {note}" for note in notes)
-        return dataclasses.replace(self, notes=(*self.notes, *said), **changes)
+        named = tuple(f"{self.name}: {note}" for note in notes)
+        return replace(self, notes=(*self.notes, *named), **changes)
 
 
-def explain(name: str, where: Circumstances) -> Explained:
-    """All about the coupling called ``name``, as the command line spells couplings.
+def describe_coupling(name: str, spec: DataSpec, *, allow_import: bool = False) -> CouplingSummary:
+    """Figures of the coupling called ``name``, as ``parse_coupling`` takes it.
 
     Raises:
         ValueError: there is no such coupling, or no such device.
     """
-    said = _described(name, spelled(name.removeprefix(MATCHED)), where)
+    coupling = parse_without_data(name.removeprefix(MATCHED), allow_import=allow_import)
+    summary = _describe(name, coupling, spec)
     if not name.startswith(MATCHED):
-        return said
-    return said.but("trained as without matched:; sampling starts from the law of its noise")
-
-
-def _on_data(said: Explained) -> Explained:
-    return said.but("depends on the data, so nothing is known before; use immiscible compare")
-
-
-def _described(name: str, coupling: Coupling, where: Circumstances) -> Explained:
-    said = Explained(name, getattr(coupling, "preserves_marginal", None))
-    if isinstance(coupling, Shuffled):
-        return _shuffled(said, coupling, where)
-    if isinstance(coupling, KNN):
-        return _nearest(said, coupling, where)
-    if isinstance(coupling, LinearAssignment):
-        return _assigned(said, coupling, where)
-    if isinstance(coupling, Calibrated):
-        return _calibrated(said, coupling, where)
-    if isinstance(coupling, Independent):
-        return _timed(said.but(expected=UNPAIRED, budget=0.0), coupling, where)
-    return _on_data(said)
-
-
-def _nearest(said: Explained, coupling: KNN, where: Circumstances) -> Explained:
-    """Closed forms."""
-    said = said.but(
-        expected=knn_expectation(coupling.k, where.dim, where.rms),
-        budget=information_budget(coupling.k),
+        return summary
+    return summary.updated(
+        "trained as without matched:; sampling starts from the distribution of its noise"
     )
-    if coupling.center is not None:
-        said = said.but("rms and pull are those of the data less their center")
-    # Without its center, which costs next to nothing and does not fit the shape.
-    return _timed(said, KNN(coupling.k), where, scalars=8 * coupling.k)
 
 
-def _assigned(said: Explained, coupling: LinearAssignment, where: Circumstances) -> Explained:
-    """What is exact, and a simulation."""
-    rows = (where.batch or USUAL_BATCH) * pool_size(coupling)
-    if getattr(coupling, "oversample", 1) == 1:
-        said = said.but(
-            f"the budget is log({rows}!) / {rows} or less",
-            budget=assignment_budget(rows),
-            bounded=True,
+def _describe(name: str, coupling: Coupling, spec: DataSpec) -> CouplingSummary:
+    summary = CouplingSummary(name, coupling.preserves_marginal)
+    if isinstance(coupling, Independent):
+        return _with_cost(summary.updated(expected=UNPAIRED, budget=0.0), coupling, spec)
+    if isinstance(coupling, KNN):
+        summary = summary.updated(
+            expected=knn_expectation(coupling.k, spec.dim, spec.rms),
+            budget=information_budget(coupling.k),
         )
+        if coupling.center is not None:
+            summary = summary.updated("rms and pull are those of the data less their center")
+        # Timed without its center, which costs next to nothing and does not fit the shape.
+        return _with_cost(summary, KNN(coupling.k), spec, scalars=8 * coupling.k)
+    if isinstance(coupling, LinearAssignment):
+        return _describe_assignment(summary, coupling, spec)
+    if isinstance(coupling, (Shuffled, Calibrated)):
+        inner = _describe(name, coupling.coupling, spec)
+        if isinstance(coupling, Calibrated):
+            return summary.updated(
+                "carries as much information on its sample as the coupling inside, with mean 0 and "
+                "covariance I over the data; the rest depends on the data: use immiscible compare",
+                budget=inner.budget,
+                bounded=inner.bounded,
+            )
+        if inner.expected is not None or summary.preserves_marginal:
+            moment = 1.0 if inner.expected is None else inner.expected.second_moment
+            return summary.updated(
+                f"no pairing is left, only the noise distribution, which is "
+                f"{'' if summary.preserves_marginal else 'not '}N(0, I)",
+                expected=Expected(0.0, moment, moment, math.nan),
+                budget=0.0,
+                cost=inner.cost,
+            )
+    return summary.updated(
+        "depends on the data, so nothing is known before; use immiscible compare"
+    )
+
+
+def _describe_assignment(
+    summary: CouplingSummary, coupling: LinearAssignment, spec: DataSpec
+) -> CouplingSummary:
+    rows = (spec.batch or USUAL_BATCH) * coupling.pool
+    if coupling.oversample == 1:
+        note = f"the budget is log({rows}!) / {rows} or less"
+        summary = summary.updated(note, budget=assignment_budget(rows), bounded=True)
     try:
-        coupling = single(coupling)
-        expected = simulated(coupling, where.dim, where.rms, rows)
+        if coupling.cond_key is not None:
+            raise ValueError(f"cond_key={coupling.cond_key!r} pairs by conditions of the data")
+        coupling = replace(coupling, pool=1, across_ranks=False)
+        expected = simulate_assignment(coupling, spec.dim, spec.rms, rows)
     except ValueError as error:
-        known = Expected(math.nan, 1.0 if said.preserves_marginal else math.nan, math.nan, math.nan)
-        return said.but(f"not simulated: {error}; use immiscible compare", expected=known)
-    said = said.but(
+        moment = 1.0 if summary.preserves_marginal else math.nan
+        unknown = Expected(math.nan, moment, math.nan, math.nan)
+        return summary.updated(f"not simulated: {error}; use immiscible compare", expected=unknown)
+    summary = summary.updated(
         f"pull (+- {expected.pull_error:.1g}) and distance are simulated on isotropic Gaussian "
         f"data, {rows} at a time, a stand-in for yours",
         expected=expected,
     )
-    return _timed(said, coupling, where, rows=rows)
+    return _with_cost(summary, coupling, spec, rows=rows)
 
 
-def _shuffled(said: Explained, coupling: Shuffled, where: Circumstances) -> Explained:
-    """The law of the noise of the coupling inside, and nothing of its pairing."""
-    inner = _described(said.name, coupling.coupling, where)
-    if inner.expected is None and not said.preserves_marginal:
-        return _on_data(said)
-    moment = 1.0 if inner.expected is None else inner.expected.second_moment
-    return said.but(
-        f"no pairing is left, only the law of the noise, which is "
-        f"{'' if said.preserves_marginal else 'not '}N(0, I)",
-        expected=Expected(0.0, moment, moment, math.nan),
-        budget=0.0,
-        expense=inner.expense,
-    )
-
-
-def _calibrated(said: Explained, coupling: Calibrated, where: Circumstances) -> Explained:
-    """What an affine map of the noise leaves: the information on the sample."""
-    inner = _described(said.name, coupling.coupling, where)
-    said = said.but(budget=inner.budget, bounded=inner.bounded)
-    return said.but(
-        "tells as much of its sample as the coupling inside, with mean 0 and covariance I over the "
-        "data; the rest depends on the data: use immiscible compare"
-    )
-
-
-def _timed(
-    said: Explained,
+def _with_cost(
+    summary: CouplingSummary,
     coupling: Coupling,
-    where: Circumstances,
+    spec: DataSpec,
     *,
     rows: int | None = None,
     scalars: int = 0,
-) -> Explained:
-    """With time and memory, unless that would take long. ``scalars``: a sample costs besides."""
-    asked = where.batch is not None
-    rows = rows or where.batch or max(1, min(USUAL_BATCH, FEW_NUMBERS // (where.dim + scalars)))
-    if rows * where.dim > (MANY_NUMBERS if asked else 4 * FEW_NUMBERS):
-        advice = "set a smaller --batch" if asked else "set --batch"
-        return said.but(f"{rows} data of this shape take too long to time; {advice}")
-    data = where.rms * torch.randn(rows, *where.shape, device=_device(where.device))
+) -> CouplingSummary:
+    """With time and memory, unless that would take long; ``scalars`` are drawn for each sample."""
+    rows = rows or spec.batch or max(1, min(USUAL_BATCH, FEW_NUMBERS // (spec.dim + scalars)))
+    if rows * spec.dim > (4 * FEW_NUMBERS if spec.batch is None else MANY_NUMBERS):
+        advice = "set --batch" if spec.batch is None else "set a smaller --batch"
+        return summary.updated(f"{rows} data of this shape take too long to time; {advice}")
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(spec.device, True):
+        raise ValueError(f"device {spec.device} is not available here; use auto or cpu")
+    best = "cuda" if available["cuda"] else "cpu"
+    device = best if spec.device == "auto" else spec.device
+    data = spec.rms * torch.randn(rows, *spec.shape, device=device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a batch of one sample
-        return said.but(expense=expense(coupling, data))
+        return summary.updated(cost=measure_cost(coupling, data))
 
 
-def _device(name: str) -> torch.device:
-    """``auto``: CUDA where there is one, else the CPU."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(name, True):
-        raise ValueError(f"device {name} is not available here; use auto or cpu")
-    if name == "auto":
-        name = "cuda" if there["cuda"] else "cpu"
-    return torch.device(name)
+# -- assignment, simulated -------------------------------------------------------------------------
+
+
+def simulate_assignment(
+    coupling: LinearAssignment, dim: int, rms: float, rows: int, *, seed: int = 0
+) -> Expected:
+    """Expectations of an assignment on N(0, rms^2 I) data, with standard errors.
+
+    Args:
+        coupling: within one process, without conditions.
+        dim: numbers in a sample.
+        rms: root mean square of the data.
+        rows: data that are assigned together.
+        seed: seed of the draws.
+
+    Raises:
+        ValueError: it would take long.
+    """
+    if rows > LARGEST_BATCH:
+        raise ValueError(f"{rows} data assigned together take too long; at most {LARGEST_BATCH}")
+    generator = torch.Generator().manual_seed(seed)
+    repeats = max(2, min(512, 2 * LARGEST_BATCH // rows))
+    figures = torch.stack(
+        [_simulate_once(coupling, dim, rms, rows, generator) for _ in range(repeats)]
+    )
+    pull, moment, reduction = figures.mean(dim=0).tolist()
+    errors = (figures.std(dim=0) / math.sqrt(repeats)).tolist()
+    moment = 1.0 if coupling.preserves_marginal else moment
+    return Expected(pull, moment, moment - pull**2 / dim, reduction, errors[0], errors[2])
+
+
+def _simulate_once(
+    coupling: LinearAssignment, dim: int, rms: float, rows: int, generator: torch.Generator
+) -> Tensor:
+    """``[3]``: pull, second moment a dimension, distance reduction of one batch."""
+    reducible = coupling.cost in ("inner", "norm") and coupling.oversample == 1
+    draw = _draw_reduced if reducible and dim > rows + 1 else _draw_complete
+    data, noise = draw(dim, rows, generator)
+    data = rms * data
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of batches of one sample
+        if coupling.oversample == 1:
+            paired = coupling.pair(data, noise, generator=generator)
+        else:
+            paired = coupling(data, generator=generator)
+    along = (paired * data).sum(dim=1) / data.norm(dim=1).clamp_min(1e-30)
+    near, any_one = ((n - data).norm(dim=1).mean() for n in (paired, noise))
+    return torch.stack([along.mean(), paired.square().sum() / (rows * dim), 1 - near / any_one])
+
+
+def _draw_reduced(dim: int, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Gaussian data and noise turned so that the data span the first ``rows`` axes.
+
+    Data: the triangular factor of a Wishart matrix (Bartlett). Noise: its part within their span,
+    and the length of the rest.
+    """
+    data = torch.randn(rows, rows + 1, dtype=torch.float64, generator=generator).tril(-1)
+    noise = torch.randn(rows, rows + 1, dtype=torch.float64, generator=generator)
+    data[:, :rows] += _chi(dim - torch.arange(rows), generator).diag()
+    noise[:, rows] = _chi(torch.full((rows,), dim - rows), generator)
+    return data, noise
+
+
+def _draw_complete(dim: int, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    if rows * dim > MOST_NUMBERS:
+        raise ValueError(
+            f"with this cost {rows} data of {dim} numbers have to be drawn complete; at most "
+            f"{MOST_NUMBERS} numbers"
+        )
+    data = torch.randn(rows, dim, dtype=torch.float64, generator=generator)
+    return data, torch.randn(rows, dim, dtype=torch.float64, generator=generator)
+
+
+def _chi(degrees: Tensor, generator: torch.Generator) -> Tensor:
+    return (2 * torch._standard_gamma(degrees.double() / 2, generator=generator)).sqrt()

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.couplings._validation import check_data, check_rows_finite, working_dtype
-from immiscible_diffusion.couplings.base import check_noise
+from immiscible_diffusion.couplings._validation import check_rows_finite, product, working_dtype
+from immiscible_diffusion.couplings.base import Cond, Coupling, Mask, Noise, Rng, start_noise
 from immiscible_diffusion.couplings.moments import Moments
 
 
 @dataclass(frozen=True)
-class GaussianTransport:
+class GaussianOT(Coupling):
     """Noise correlated with its sample along the leading directions of the data.
 
     The entropic plan between N(mean, Sigma) and N(0, I) for the cost ``|x - n|^2 + eps KL`` is
@@ -31,58 +31,34 @@ class GaussianTransport:
     eps: float = 4.0
     rank: int | None = None
 
-    preserves_marginal = False
+    name = "gaussian_ot"
+    takes_mask = False  # its directions are of complete samples
 
     def __post_init__(self) -> None:
-        given = (getattr(self.moments, name, None) for name in ("directions", "spectrum"))
-        if any(part is None for part in given):
+        if self.moments.directions is None or self.moments.spectrum is None:
             raise ValueError(
-                "GaussianTransport needs Moments with directions and spectrum; see Moments.fit"
+                "GaussianOT needs Moments with directions and spectrum; see Moments.fit"
             )
         if isinstance(self.eps, bool) or not isinstance(self.eps, (int, float)):
             raise ValueError(f"eps must be a number above 0, got {self.eps!r}")
         if not 0 < self.eps < float("inf"):
             raise ValueError(f"eps must be above 0 (large = independent noise), got {self.eps}")
-        known = len(self._every())
+        known = len(self.moments.directions)
         if self.rank is not None and not (type(self.rank) is int and 1 <= self.rank <= known):
             raise ValueError(
                 f"rank must be 1 to {known}, the directions there are, got {self.rank!r}"
             )
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        data: Tensor,
-        *,
-        cond: dict[str, Tensor] | None = None,
-        mask: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Noise for ``data`` ``[B, *shape]``; ValueError for a mask: directions have none."""
-        check_data(data)
-        noise = torch.randn(data.shape, dtype=data.dtype, device=data.device, generator=generator)
-        return self.pair(data, noise, cond=cond, mask=mask)
-
-    @torch.no_grad()
-    def pair(
-        self,
-        data: Tensor,
-        noise: Tensor,
-        *,
-        cond: dict[str, Tensor] | None = None,
-        mask: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """The same from Gaussian ``noise`` ``[B, *shape]`` of your own."""
-        check_data(data)
-        check_noise(data, noise)
-        self._check(data, mask)
+    def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
+        """Noise ``[B, *shape]``."""
+        noise = start_noise(data, noise, generator)
+        self._check_shape(data)
         dtype = working_dtype(data.dtype)
-        basis = self._every()[: self.rank].to(data.device, dtype)
+        basis = self._directions.to(data.device, dtype)
         rows, fresh = self._offset(data, dtype), noise.flatten(1).to(dtype)
         check_rows_finite(rows)
         check_rows_finite(fresh, what="noise")
-        along, own = _product(rows, basis.T), _product(fresh, basis.T)
+        along, own = product(rows, basis.T), product(fresh, basis.T)
         gain, rho = (x.to(data.device, dtype) for x in (self.gain, self.correlation))
         change = gain * along + ((1 - rho.square()).clamp_min(0).sqrt() - 1) * own
         moved = torch.addmm(fresh, change, basis, out=torch.empty_like(fresh))
@@ -105,17 +81,18 @@ class GaussianTransport:
 
         0 for a Gaussian: rho^4 times that of the data.
         """
-        self._check(data, None)
-        basis = self._every()[: self.rank].to(data.device, torch.float64)
+        self._check_shape(data)
+        basis = self._directions.to(data.device, torch.float64)
         along = self._offset(data, torch.float64) @ basis.T
         along = along - along.mean(dim=0)
         variance = along.square().mean(dim=0).clamp_min(1e-30)
         excess = along.pow(4).mean(dim=0) / variance.square() - 3
         return (self.correlation.to(data.device, torch.float64) ** 4 * excess).float()
 
-    def _every(self) -> Tensor:
+    @property
+    def _directions(self) -> Tensor:
         assert self.moments.directions is not None
-        return self.moments.directions
+        return self.moments.directions[: self.rank]
 
     def _spread(self) -> Tensor:
         assert self.moments.spectrum is not None
@@ -124,18 +101,9 @@ class GaussianTransport:
     def _offset(self, data: Tensor, dtype: torch.dtype) -> Tensor:
         return (data.to(dtype) - self.moments.mean.to(data.device, dtype)).flatten(1)
 
-    def _check(self, data: Tensor, mask: Tensor | None) -> None:
-        if mask is not None:
-            raise ValueError(
-                "GaussianTransport takes no mask: its directions are of whole data; use KNN"
-            )
+    def _check_shape(self, data: Tensor) -> None:
         if data.shape[1:] != self.moments.mean.shape:
             raise ValueError(
                 f"moments were fitted on data of shape {tuple(self.moments.mean.shape)}, got "
                 f"{tuple(data.shape[1:])}; fit Moments on data of this shape"
             )
-
-
-def _product(rows: Tensor, matrix: Tensor) -> Tensor:
-    """A matrix product that autocast leaves in its precision."""
-    return torch.mm(rows, matrix, out=rows.new_empty(len(rows), matrix.shape[1]))

@@ -1,9 +1,10 @@
 """KNN noise selection, exact, without drawing the candidates.
 
 *Improved Immiscible Diffusion* (arXiv 2505.18521, Algorithm 1) draws k Gaussian noises per sample
-and keeps the nearest: O(k D) time and memory per sample. Here the same law costs O(k + D).
+and keeps the nearest: O(k D) time and memory per sample. The same distribution costs O(k + D) here.
 
-This file, ``nearest.py`` and ``inputs.py`` depend on torch alone: a trainer may vendor them.
+This file, ``base.py``, ``_knn_kernels.py`` and ``_validation.py`` depend on torch alone: a trainer
+may vendor them.
 """
 
 from collections.abc import Callable
@@ -28,6 +29,15 @@ from immiscible_diffusion.couplings._validation import (
     row_blocks,
     valid_positions,
 )
+from immiscible_diffusion.couplings.base import (
+    Cond,
+    Coupling,
+    Mask,
+    Noise,
+    Rng,
+    check_noise,
+    start_noise,
+)
 
 CENTERS = {"mean": "mean", "label": "label_mean", "channel": "channel_mean"}
 
@@ -45,7 +55,7 @@ class HasMean(Protocol):
 
 
 @dataclass(frozen=True)
-class KNN:
+class KNN(Coupling):
     """The nearest of k independent Gaussian noises for every sample, exact for any k.
 
     With ``u = data / |data|`` a Gaussian noise is ``a u + r w``: ``a ~ N(0, 1)``,
@@ -72,6 +82,8 @@ class KNN:
     moments: HasMean | None = None
     label_key: str = "label"
 
+    name = "knn"
+
     def __post_init__(self) -> None:
         if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
             raise ValueError(f"k must be a whole number >= 1, got {self.k!r}")
@@ -89,78 +101,43 @@ class KNN:
             )
 
     def __repr__(self) -> str:
-        given = [f"k={self.k}"]
-        if self.center is not None:
-            given.append(f"center={self.center!r}")
-        if self.moments is not None:
-            given.append(f"moments={self.moments!r}")
-        return f"KNN({', '.join(given)})"
+        fields = {"center": self.center, "moments": self.moments}
+        more = "".join(f", {name}={x!r}" for name, x in fields.items() if x is not None)
+        return f"KNN(k={self.k}{more})"
 
     @property
     def preserves_marginal(self) -> bool:
-        """Whether the noise is N(0, I) over any data set."""
+        """Whether k is 1."""
         return self.k == 1
 
     def preserves_conditional(self, key: str) -> bool:
-        """Whether it is N(0, I) given ``cond[key]`` as well."""
+        """Whether k is 1."""
         return self.k == 1
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        data: Tensor,
-        *,
-        cond: dict[str, Tensor] | None = None,
-        mask: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Draw the noise of every sample.
+    def options(self) -> dict[str, object]:
+        """``k``, and ``center`` as a word."""
+        if self.center is None:
+            return {"k": self.k}
+        return {"k": self.k, "center": self.center if isinstance(self.center, str) else "mean"}
 
-        Args:
-            data: ``[B, *shape]``, floating point, any device.
-            cond: conditions of the data; only labels are used, for ``center="label"``.
-            mask: boolean, broadcasts to ``data``: True where data are valid. A sample is its valid
-                positions, however many (data elsewhere are not read); the others get independent
-                N(0, I) noise.
-            generator: on the device of ``data``.
+    def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
+        """The nearest noise to every sample; ``noise`` of the caller's is the first candidate.
 
-        Returns:
-            Noise like ``data`` in shape, dtype and device; without gradient.
-
-        Raises:
-            ValueError: ``data`` is empty, not floating, or does not fit ``center``; a bad mask; or
-                (CPU) a row is not finite; elsewhere such a row gets NaN noise.
+        It gets other lengths, along the sample and across it, where one of the k - 1 others is
+        nearer. For noise that is not N(0, I) see ``select``. A sample is its valid positions (data
+        elsewhere are not read); the others get independent N(0, I) noise. On a CPU a row that is
+        not finite is a ValueError; elsewhere it gets NaN.
         """
-        check_data(data)
-        if self.k > 1:
-            noise = torch.empty(data.shape, dtype=data.dtype, device=data.device)
-            return self._select(noise, data, cond, mask, generator, draw=True)
-        valid_positions(mask, data)
-        return torch.randn(data.shape, dtype=data.dtype, device=data.device, generator=generator)
-
-    @torch.no_grad()
-    def pair(
-        self,
-        data: Tensor,
-        noise: Tensor,
-        *,
-        cond: dict[str, Tensor] | None = None,
-        mask: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """The same law from Gaussian ``noise`` ``[B, *shape]`` of your own, the first candidate.
-
-        It is returned, as a new tensor, with its length along the sample and across it changed where
-        one of the k - 1 others is nearer. For noise that is not N(0, I) see ``select``.
-        """
-        check_data(data)
-        if noise.shape != data.shape:
-            raise ValueError(
-                f"noise must be {tuple(data.shape)} like data, got {tuple(noise.shape)}"
-            )
-        check_rows_finite(length_of(noise.flatten(1)), what="noise")
-        own = noise.to(data, copy=True, memory_format=torch.contiguous_format)
-        return self._select(own, data, cond, mask, generator) if self.k > 1 else own
+        if noise is not None:
+            check_noise(data, noise)
+            check_rows_finite(length_of(noise.flatten(1)), what="noise")
+            noise = noise.to(data, copy=True, memory_format=torch.contiguous_format)
+        if self.k == 1:
+            return start_noise(data, None, generator) if noise is None else noise
+        if noise is not None:
+            return self._move(noise, data, cond, mask, generator)
+        empty = torch.empty(data.shape, dtype=data.dtype, device=data.device)
+        return self._move(empty, data, cond, mask, generator, draw=True)
 
     @torch.no_grad()
     def select(
@@ -168,7 +145,7 @@ class KNN:
         data: Tensor,
         candidates: Tensor,
         *,
-        cond: dict[str, Tensor] | None = None,
+        cond: Cond = None,
         mask: Tensor | None = None,
     ) -> Tensor:
         """The nearest of ``candidates`` ``[B, k, *shape]`` to every sample, over valid positions.
@@ -183,7 +160,7 @@ class KNN:
                 f"sample, got {tuple(candidates.shape)}"
             )
         valid = valid_positions(mask, data)
-        offset = offset_of(data, valid, self._center_of(data, cond)(slice(None)))
+        offset = offset_of(data, valid, self.center_of(data, cond)(slice(None)))
         check_rows_finite(length_of(offset))
         pieces = candidates.split(max(1, BLOCK_ELEMENTS // data.numel()), dim=1)
         distance = torch.cat([distances_to(piece, offset, valid) for piece in pieces], dim=1)
@@ -191,17 +168,17 @@ class KNN:
             raise ValueError("candidates are not finite (or longer than their dtype can square)")
         return candidates[torch.arange(len(data), device=data.device), distance.argmin(dim=1)]
 
-    def _select(
+    def _move(
         self,
         noise: Tensor,
         data: Tensor,
-        cond: dict[str, Tensor] | None,
-        mask: Tensor | None,
+        cond: Cond,
+        valid: Tensor | None,
         generator: torch.Generator | None,
         draw: bool = False,
     ) -> Tensor:
         """``noise``, drawn first where asked, moved in place to the nearest candidates."""
-        valid, center = valid_positions(mask, data), self._center_of(data, cond)
+        center = self.center_of(data, cond)
         blocks = list(row_blocks(data))
         valids = [None if valid is None else valid[rows] for rows in blocks]
         pairs = list(zip(blocks, valids, strict=True))
@@ -232,10 +209,8 @@ class KNN:
     def _attribute(self) -> str:
         return CENTERS[self.center] if isinstance(self.center, str) else "mean"
 
-    def _center_of(
-        self, data: Tensor, cond: dict[str, Tensor] | None
-    ) -> Callable[[slice], Tensor | None]:
-        """Rows of ``data`` to what their distances are taken from."""
+    def center_of(self, data: Tensor, cond: Cond) -> Callable[[slice], Tensor | None]:
+        """A function from rows of ``data`` to the points that their distances are taken from."""
         means = self._means() if self.center is not None else None
         if means is None:
             return lambda rows: None
@@ -268,9 +243,7 @@ def _check_fitted(fitted: tuple[int, ...], shape: tuple[int, ...], advice: str) 
         raise ValueError(f"center was fitted on data of shape {fitted}, got {shape}; {advice}")
 
 
-def _labels(
-    cond: dict[str, Tensor] | None, key: str, count: int, classes: int, device: torch.device
-) -> Tensor:
+def _labels(cond: Cond, key: str, count: int, classes: int, device: torch.device) -> Tensor:
     """``cond[key]``: whole numbers ``[count]`` below ``classes``."""
     if cond is None or key not in cond:
         known = ", ".join(cond or {}) or "none"

@@ -3,9 +3,10 @@
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,10 +17,63 @@ from immiscible_diffusion.utils.optional_deps import require_extra
 
 AT_A_TIME = 512  # rows; the directions cost (rank + rows)^2 D each time
 Data = Tensor | Iterable[Tensor | tuple[Tensor, Tensor]]
+T = TypeVar("T", bound="TensorFields")
+
+
+class TensorFields:
+    """An immutable record some of whose fields are tensors, compared by content."""
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields that are tensors."""
+        names = [field.name for field in fields(self)]  # type: ignore[arg-type]
+        every = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in every.items() if isinstance(value, Tensor)}
+
+    @property
+    def digest(self) -> str:
+        """Short hash of the content: 16 hex digits."""
+        raise NotImplementedError
+
+    def to(self: T, device: torch.device | str) -> T:
+        """The record on ``device``; move it once, so that no step pays for it."""
+        moved = {name: value.to(device) for name, value in self.tensors.items()}
+        return replace(self, **moved)  # type: ignore[type-var]
+
+    def __eq__(self, other: Any) -> bool:
+        return type(other) is type(self) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def _write(self, path: str | os.PathLike[str], **metadata: str) -> None:
+        """Write the tensors and ``metadata`` to ``path`` (safetensors), complete or not at all."""
+        with require_extra("train", f"saving {type(self).__name__}"):
+            from safetensors.torch import save_file
+        tensors = {name: value.cpu().contiguous() for name, value in self.tensors.items()}
+        with atomic_path(path) as temporary:
+            save_file(tensors, str(temporary), metadata)
+
+    @classmethod
+    @contextmanager
+    def _read(
+        cls, path: str | os.PathLike[str], what: str
+    ) -> Iterator[tuple[dict[str, Tensor], dict[str, str]]]:
+        """Tensors and metadata of ``path``; within, errors of both are a ValueError."""
+        with require_extra("train", f"loading {cls.__name__}"):
+            from safetensors import SafetensorError, safe_open
+        if not Path(path).is_file():
+            raise ValueError(f"{path} does not exist; expected {what} saved by {cls.__name__}.save")
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                yield tensors, file.metadata() or {}
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} does not hold {what} ({error})") from error
 
 
 @dataclass(frozen=True, eq=False)
-class Moments:
+class Moments(TensorFields):
     """Means and leading directions of a data set, as the model sees it (encoded, augmented).
 
     Immutable, compared by content. Ten thousand data are plenty for a mean.
@@ -101,59 +155,29 @@ class Moments:
         """``[C]``: the mean over everything but the first dimension of a sample."""
         return self.mean if self.mean.ndim < 2 else self.mean.flatten(1).mean(dim=1)
 
-    def to(self, device: torch.device | str) -> "Moments":
-        """The moments on ``device``; move them once, so that no step pays for it."""
-        moved: dict[str, Any] = {name: value.to(device) for name, value in self._tensors.items()}
-        return replace(self, **moved)
-
-    @property
-    def _tensors(self) -> dict[str, Tensor]:
-        every = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in every.items() if isinstance(value, Tensor)}
-
     @property
     def digest(self) -> str:
         """Short hash of the content: 16 hex digits."""
-        tensors = self._tensors
+        tensors = self.tensors
         content = hashlib.sha256(_bytes(tensors.pop("mean")))
         content.update(f"{tuple(self.mean.shape)}/{self.variance!r}/{self.count}".encode())
         for name, value in tensors.items():
             content.update(f"{name}/{tuple(value.shape)}".encode() + _bytes(value))
         return content.hexdigest()[:16]
 
-    def __eq__(self, other: Any) -> bool:
-        return isinstance(other, Moments) and self.digest == other.digest
-
-    def __hash__(self) -> int:
-        return hash(self.digest)
-
     def __repr__(self) -> str:
         return f"Moments(shape={tuple(self.mean.shape)}, count={self.count}, digest={self.digest})"
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to ``path`` (safetensors), whole or not at all."""
-        with require_extra("train", "saving moments"):
-            from safetensors.torch import save_file
-        metadata = {"variance": repr(self.variance), "count": str(self.count)}
-        tensors = {name: value.cpu().contiguous() for name, value in self._tensors.items()}
-        with atomic_path(path) as temporary:
-            save_file(tensors, str(temporary), metadata)
+        """Write to ``path`` (safetensors), complete or not at all."""
+        self._write(path, variance=repr(self.variance), count=str(self.count))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Moments":
         """Read what ``save`` wrote; ValueError names a file that is not such a file."""
-        with require_extra("train", "loading moments"):
-            from safetensors import SafetensorError, safe_open
-        if not Path(path).is_file():
-            raise ValueError(f"{path} does not exist; expected moments saved by Moments.save")
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        with cls._read(path, "moments") as (tensors, metadata):
             mean = tensors.pop("mean")
             return cls(mean, float(metadata["variance"]), int(metadata["count"]), **tensors)
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} does not hold moments ({error})") from error
 
 
 def _bytes(tensor: Tensor) -> bytes:

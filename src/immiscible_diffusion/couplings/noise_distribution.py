@@ -1,29 +1,28 @@
-"""The law of the paired noise: its mean and covariance over a data set.
+"""The distribution of the paired noise: its mean and covariance over a data set.
 
 Training sees the noise that a coupling makes, sampling starts from N(0, I). Where the two differ
-either the noise is brought back (``Calibrated``) or sampling starts from the law (``color``).
+either the noise is brought back (``Calibrated``) or sampling starts from its distribution
+(``color``).
 """
 
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.couplings._sums import LEAST_VARIANCE, NoiseSums
-from immiscible_diffusion.couplings._validation import can_sync, working_dtype
-from immiscible_diffusion.couplings.base import Coupling, check_noise, draw, may_shift_labels
-from immiscible_diffusion.couplings.moments import Moments, check_labels
-from immiscible_diffusion.utils.atomic_files import atomic_path
-from immiscible_diffusion.utils.optional_deps import require_extra
+from immiscible_diffusion.couplings._validation import can_sync, product, working_dtype
+from immiscible_diffusion.couplings.base import Coupling, as_coupling
+from immiscible_diffusion.couplings.moments import Moments, TensorFields, check_labels
+
+LEAST_VARIANCE = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
-class NoiseDistribution:
+class NoiseDistribution(TensorFields):
     """Mean and covariance of the noise that a coupling makes over a data set.
 
     The covariance is free in the span of a basis, the leading directions of the data, and
@@ -31,16 +30,16 @@ class NoiseDistribution:
     sampling noise, 1 / sqrt(count) in each of D dimensions). Immutable, compared by content.
 
     Attributes:
-        shape: of a sample.
+        shape: shape of a sample.
         basis: ``[r, D]`` orthonormal.
         mean: ``[r]`` along the basis.
         covariance: ``[r, r]`` along the basis.
         scale: standard deviation outside the span.
         kurtosis: ``[r]`` excess kurtosis along the basis: 0 for a Gaussian.
         count: noises it was measured from.
-        label_mean: ``[L, r]`` of every label (of one never seen, that of all), or None.
+        label_mean: ``[L, r]`` mean of every label (of one without noises, that of all), or None.
         label_covariance: ``[L, r, r]``, or None. The covariance within all labels counts as r more
-            noises of every label: few noises draw towards it, a label never seen has just it.
+            noises of every label: few noises draw towards it, a label without noises has just it.
     """
 
     shape: tuple[int, ...]
@@ -56,7 +55,7 @@ class NoiseDistribution:
 
     @classmethod
     def standard(cls, moments: Moments, count: int = 0) -> "NoiseDistribution":
-        """N(0, I), as it is without pairing and with a square assignment."""
+        """N(0, I), the noise distribution without pairing and with a square assignment."""
         basis = basis_of(moments)
         one = torch.eye(len(basis))
         return cls(tuple(moments.mean.shape), basis, one[0] * 0, one, 1.0, one[0] * 0, count)
@@ -75,11 +74,11 @@ class NoiseDistribution:
         """Draw the noise of every batch and take its moments; nothing is kept.
 
         Args:
-            coupling: that the model will be trained with.
+            coupling: the model will be trained with it.
             batches: of the size of training, ``[B, *shape]`` or ``(data, labels)``; several passes
                 over the data make several noises for each.
             moments: of the data; their directions are the basis.
-            by_label: also one law a label, where there are labels.
+            by_label: also measure the distribution of each label, where there are labels.
             label_key: the labels are given to the coupling as ``cond={label_key: labels}``.
             generator: on the device of the data.
 
@@ -89,42 +88,46 @@ class NoiseDistribution:
         """
         if isinstance(batches, Tensor):
             raise ValueError("give batches as in training, such as data.split(256), not one tensor")
-        keeps = bool(getattr(coupling, "preserves_marginal", False))
-        if keeps and not (by_label and may_shift_labels(coupling, label_key)):
+        coupling = as_coupling(coupling)
+        standard, labeled = coupling.preserves_marginal, False
+        if standard and (not by_label or coupling.preserves_conditional(label_key)):
             return cls.standard(moments)
-        sums = NoiseSums(basis_of(moments).double(), tuple(moments.mean.shape))
-        for data, labels in _checked(batches, sums.shape, by_label):
-            cond = None if labels is None else {label_key: labels}
-            noise = draw(coupling, data, cond=cond, generator=generator).cpu()
-            check_noise(data, noise)
-            if not bool(noise.isfinite().all()):
-                raise ValueError(f"{coupling} made noise that is not finite; it has no law")
-            sums.add(noise, labels.long() if labels is not None and by_label else None)
-            if keeps and not sums.labeled:
+        shape = tuple(moments.mean.shape)
+        sums = _NoiseSums(basis_of(moments).double())
+        for data, labels in _checked(batches, shape, by_label):
+            labeled = labels is not None and by_label
+            if standard and not labeled:
                 break
-        if keeps and not sums.labeled:
+            cond = None if labels is None else {label_key: labels}
+            noise = coupling(data, cond=cond, generator=generator).cpu()
+            if not bool(noise.isfinite().all()):
+                raise ValueError(f"{coupling} made noise that is not finite; it has no moments")
+            sums.add(noise, labels.long() if labels is not None and by_label else None)
+        if standard and not labeled:
             return cls.standard(moments)
-        found = cls(sums.shape, sums.basis.float(), **sums.fields())
-        return found if not keeps else cls.standard(moments, found.count)._with_labels_of(found)
-
-    def _with_labels_of(self, other: "NoiseDistribution") -> "NoiseDistribution":
-        return replace(self, label_mean=other.label_mean, label_covariance=other.label_covariance)
+        result = cls(shape, sums.basis.float(), **sums.moments(labeled))
+        if not standard:
+            return result
+        mean, covariance = result.label_mean, result.label_covariance
+        exact = cls.standard(moments, result.count)
+        return replace(exact, label_mean=mean, label_covariance=covariance)
 
     def whiten(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
-        """``C^(-1/2) (noise - m)``: noise of this law ``[B, *shape]`` to mean 0, covariance I.
+        """``C^(-1/2) (noise - m)``: such noise ``[B, *shape]`` gets mean 0 and covariance I.
 
-        With ``labels`` ``[B]`` by the law of every label, if it was measured; else by that of all.
+        With ``labels`` ``[B]`` by the moments of every label, if measured; else by those of all.
         """
         return self._map(noise, labels, white=True)
 
     def color(self, white: Tensor, labels: Tensor | None = None) -> Tensor:
-        """``m + C^(1/2) white``: the inverse of ``whiten``; N(0, I) gets this law's two moments."""
+        """``m + C^(1/2) white``: the inverse of ``whiten``; N(0, I) gets these moments."""
         return self._map(white, labels, white=False)
 
     def _map(self, noise: Tensor, labels: Tensor | None, white: bool) -> Tensor:
         if tuple(noise.shape[1:]) != self.shape:
             raise ValueError(
-                f"the law was measured on data of shape {self.shape}, got {tuple(noise.shape[1:])}"
+                f"the noise distribution is of data of shape {self.shape}, got "
+                f"{tuple(noise.shape[1:])}"
             )
         dtype = working_dtype(noise.dtype)
         rows, scale = noise.flatten(1).to(dtype), 1 / self.scale if white else self.scale
@@ -133,9 +136,9 @@ class NoiseDistribution:
         if labeled:
             index = _index(labels, len(rows), len(mean), rows.device)
             mean, root = mean[index[0]].masked_fill(index[1][:, None], torch.nan), root[index[0]]
-        inside = _product(rows, basis.T)
+        inside = product(rows, basis.T)
         moved = inside - mean if white else inside
-        moved = _product_by_row(moved, root) if labeled else _product(moved, root)
+        moved = _product_by_row(moved, root) if labeled else product(moved, root)
         moved = moved if white else moved + mean
         mapped = (rows * scale).addmm_(moved - scale * inside, basis)
         return mapped.view(noise.shape).to(noise.dtype)
@@ -160,72 +163,40 @@ class NoiseDistribution:
         # Not a cached_property, whose lock torch.compile cannot trace.
         object.__setattr__(self, "_made", {})
 
-    def to(self, device: torch.device | str) -> "NoiseDistribution":
-        """The law on ``device``; the first step moves what it needs, and no other pays for it."""
-        moved: dict[str, Any] = {name: value.to(device) for name, value in self._tensors.items()}
-        return replace(self, **moved)
-
-    @property
-    def _tensors(self) -> dict[str, Tensor]:
-        every = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in every.items() if isinstance(value, Tensor)}
-
     @property
     def digest(self) -> str:
         """Short hash of the content: 16 hex digits."""
         content = hashlib.sha256(f"{self.shape}/{self.scale!r}/{self.count}".encode())
-        for name, value in self._tensors.items():
+        for name, value in self.tensors.items():
             content.update(f"{name}/{tuple(value.shape)}".encode())
             content.update(value.cpu().contiguous().numpy().tobytes())
         return content.hexdigest()[:16]
-
-    def __eq__(self, other: Any) -> bool:
-        return isinstance(other, NoiseDistribution) and self.digest == other.digest
-
-    def __hash__(self) -> int:
-        return hash(self.digest)
 
     def __repr__(self) -> str:
         return f"NoiseDistribution(shape={self.shape}, count={self.count}, digest={self.digest})"
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to ``path`` (safetensors), whole or not at all."""
-        with require_extra("train", "saving a law of noise"):
-            from safetensors.torch import save_file
+        """Write to ``path`` (safetensors), complete or not at all."""
         shape = ",".join(map(str, self.shape))
-        metadata = {"scale": repr(self.scale), "count": str(self.count), "shape": shape}
-        tensors = {name: value.cpu().contiguous() for name, value in self._tensors.items()}
-        with atomic_path(path) as temporary:
-            save_file(tensors, str(temporary), metadata)
+        self._write(path, scale=repr(self.scale), count=str(self.count), shape=shape)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "NoiseDistribution":
         """Read what ``save`` wrote; ValueError names a file that is not such a file."""
-        with require_extra("train", "loading a law of noise"):
-            from safetensors import SafetensorError, safe_open
-        if not Path(path).is_file():
-            raise ValueError(
-                f"{path} does not exist; expected a law saved by NoiseDistribution.save"
-            )
-        try:
-            with safe_open(str(path), framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        with cls._read(path, "a noise distribution") as (tensors, metadata):
             shape = tuple(int(size) for size in metadata["shape"].split(","))
             scale, count = float(metadata["scale"]), int(metadata["count"])
             return cls(shape=shape, scale=scale, count=count, **tensors)
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} does not hold a law of noise ({error})") from error
 
 
 def basis_of(moments: Moments) -> Tensor:
     """``[r, D]``: the directions of the moments, and what the means add to their span.
 
-    Noise that is not centerd drifts to the mean of the data, which need not lie in the span. Means
+    Noise that is not centered drifts to the mean of the data, which need not lie in the span. Means
     of more labels than there are directions are not added: the directions hold most of them.
     """
     if moments.directions is None:
-        raise ValueError("the law of noise needs moments with directions; see Moments.fit")
+        raise ValueError("a noise distribution needs moments with directions; see Moments.fit")
     rows = [moments.directions, moments.mean.flatten()[None]]
     if moments.label_mean is not None and len(moments.label_mean) <= len(moments.directions):
         rows.append((moments.label_mean - moments.mean).flatten(1))
@@ -238,11 +209,6 @@ def basis_of(moments: Moments) -> Tensor:
         if len(basis) < basis.shape[1] and float(rest.norm()) > 1e-3:
             basis = torch.cat([basis, rest[None] / rest.norm()])
     return basis.float()
-
-
-def _product(rows: Tensor, matrix: Tensor) -> Tensor:
-    """A matrix product that autocast leaves in its precision."""
-    return torch.mm(rows, matrix, out=rows.new_empty(len(rows), matrix.shape[1]))
 
 
 def _product_by_row(rows: Tensor, matrices: Tensor) -> Tensor:
@@ -264,14 +230,14 @@ def _orthonormal(basis: Tensor) -> Tensor:
 
 
 def _index(labels: Any, count: int, known: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Labels ``[count]`` on ``device``, and which the law does not know.
+    """Labels ``[count]`` on ``device``, and which of them were not measured.
 
     Those are a ValueError on the CPU, where looking is free; elsewhere they get NaN.
     """
     if not isinstance(labels, Tensor) or can_sync(labels):
         check_labels(labels, count)
         if count and int(labels.max()) >= known:
-            raise ValueError(f"the law knows labels 0 to {known - 1}, got {int(labels.max())}")
+            raise ValueError(f"labels 0 to {known - 1} were measured, got {int(labels.max())}")
     labels = labels.to(device).long()
     return labels.clamp(0, known - 1), (labels < 0) | (labels >= known)
 
@@ -293,3 +259,78 @@ def _checked(
         if by_label and len(kinds) > 1:
             raise ValueError("some batches came with labels and some without; give all labels")
         yield data, labels
+
+
+class _NoiseSums:
+    """Power sums of the noise along the basis, over all and label by label."""
+
+    def __init__(self, basis: Tensor) -> None:
+        self.basis, r = basis, len(basis)
+        self.count, self.square = 0, 0.0
+        self.powers = torch.zeros(4, r, dtype=torch.float64)
+        self.products = torch.zeros(1, r, r, dtype=torch.float64)
+        self.totals, self.counts = torch.zeros(1, r, dtype=torch.float64), torch.zeros(1)
+
+    def add(self, noise: Tensor, labels: Tensor | None) -> None:
+        """Add noise ``[B, *shape]`` of labels ``[B]``."""
+        rows = noise.flatten(1)
+        inside = (rows.to(torch.float32) @ self.basis.T.float()).double()
+        self.square += float(rows.double().square().sum() - inside.square().sum())
+        self.count += len(rows)
+        self.powers += torch.stack([(inside**power).sum(dim=0) for power in (1, 2, 3, 4)])
+        labels = torch.zeros(len(rows), dtype=torch.int64) if labels is None else labels.cpu()
+        if (more := int(labels.max()) + 1 - len(self.counts)) > 0:
+            for name in ("products", "totals", "counts"):
+                sums: Tensor = getattr(self, name)
+                setattr(self, name, torch.cat([sums, sums.new_zeros(more, *sums.shape[1:])]))
+        for label in labels.unique():
+            mine = inside[labels == label]
+            self.products[label] += mine.T @ mine
+            self.totals[label] += mine.sum(dim=0)
+            self.counts[label] += len(mine)
+
+    def moments(self, by_label: bool) -> dict[str, Any]:
+        """The measured fields of ``NoiseDistribution``; ValueError if the noises are too few."""
+        r, dim = self.basis.shape
+        if self.count < 2 * r:
+            raise ValueError(
+                f"{self.count} noises are too few to measure a covariance along {r} directions; "
+                f"give at least {2 * r}, or moments with fewer directions"
+            )
+        mean = self.powers[0] / self.count
+        covariance = self.products.sum(dim=0) / self.count - torch.outer(mean, mean)
+        outside = self.square / (self.count * (dim - r)) if dim > r else 1.0
+        return {
+            "mean": mean.float(),
+            "covariance": covariance.float(),
+            "scale": max(outside, LEAST_VARIANCE) ** 0.5,
+            "kurtosis": self._kurtosis(mean).float(),
+            "count": self.count,
+        } | (self._by_label(mean) if by_label else {})
+
+    def _kurtosis(self, mean: Tensor) -> Tensor:
+        one, two, three, four = self.powers / self.count
+        variance = (two - one**2).clamp_min(LEAST_VARIANCE)
+        central = four - 4 * mean * three + 6 * mean**2 * two - 3 * mean**4
+        return central / variance**2 - 3
+
+    def _by_label(self, mean: Tensor) -> dict[str, Tensor]:
+        """Covariance of a label: r more noises of the pooled one within labels are mixed in.
+
+        Means of labels are drawn to that of all by as much as few noises scatter them (empirical
+        Bayes): with few of each label they would else be more sampling noise than shift.
+        """
+        r, counts = len(self.basis), self.counts.double()[:, None]
+        means = torch.where(counts > 0, self.totals / counts.clamp_min(1), mean)
+        outer = means[:, :, None] * means[:, None, :]
+        scatter = self.products - counts[:, :, None] * outer
+        within = scatter.sum(dim=0) / self.count
+        covariance = (scatter + r * within) / (counts[:, :, None] + r)
+        seen = counts[:, 0] > 0
+        free = max(1, self.count - int(seen.sum()))  # degrees of freedom within labels
+        # Variance of a label's mean, [L, r].
+        error = within.diagonal() * (self.count / free) / counts.clamp_min(1)
+        between = ((means - mean).square() - error)[seen].mean(dim=0).clamp_min(0)
+        share = between / (between + error).clamp_min(1e-30)
+        means = mean + share * (means - mean)
+        return {"label_mean": means.float(), "label_covariance": covariance.float()}

@@ -15,15 +15,12 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.couplings._validation import valid_positions
-from immiscible_diffusion.couplings.base import Coupling, draw
+from immiscible_diffusion.couplings.base import Coupling, as_coupling
 from immiscible_diffusion.couplings.distributed import (
     fail_across_ranks,
-    finish_across_ranks,
     pairing_group,
     ranks_in_use,
-    uses_ranks,
 )
-from immiscible_diffusion.couplings.schedule import at_step
 from immiscible_diffusion.utils.background import prefetch_iterator
 from immiscible_diffusion.utils.batch import Batch, Cond
 from immiscible_diffusion.utils.random import RandomStreams, key
@@ -80,7 +77,9 @@ def _in_background(pairs: Callable[["PairedLoader"], PairedBatches]) -> Any:
         stream = _side_stream(self.device) if self.ahead else None
         source = _without_gradients(pairs(self), stream)
         if self.ahead:
-            source = prefetch_iterator(source, self.ahead * self.pool_size, name="prefetch")
+            source = prefetch_iterator(
+                source, self.ahead * self.coupling.pool_size, name="prefetch"
+            )
         iterator = _on_the_callers_stream(source)
         iterator = _one_across_ranks(iterator) if self.across_ranks else iterator
         self._iterators.add(iterator)
@@ -136,13 +135,14 @@ class PairedLoader:
             raise ValueError(
                 f"ahead and start must be numbers of batches >= 0, got {ahead} and {start}"
             )
-        if uses_ranks(coupling) and torch.distributed.is_initialized():
+        self.loader, self.encode, self.streams = loader, encode, streams
+        self.coupling = as_coupling(coupling)
+        self.across_ranks = self.coupling.across_ranks and ranks_in_use()
+        if self.across_ranks:
             pairing_group()  # made by all ranks at the same place, which the thread's work is not
-        self.loader, self.coupling, self.encode, self.streams = loader, coupling, encode, streams
         self.device = None if device is None else torch.device(device)
         self.ahead = 0 if self.device is not None and self.device.type == "mps" else ahead
-        self.start, self.pool_size = start, pool_size(coupling)
-        self.across_ranks = uses_ranks(coupling) and ranks_in_use()
+        self.start = start
         self._seed = int(torch.randint(2**62, ())) if seed is None else seed
         self._rank = torch.distributed.get_rank() if ranks_in_use() else 0
         self._epochs = itertools.count()
@@ -164,16 +164,14 @@ class PairedLoader:
         """Yield every batch with its noise."""
         epoch = next(self._epochs)
         start = self.start if epoch == 0 else 0
-        if self.pool_size > 1 or self.across_ranks:
+        if self.coupling.pool_size > 1 or self.across_ranks:
             yield from self._pair_pools(start, epoch)
             return
         for index, batch, rng in self._batches(start, epoch):
-            coupling = at_step(self.coupling, rng.step)
+            coupling, cond, mask = self.coupling.at_step(rng.step), batch.cond, batch.mask
             with _Stopwatch(batch.data.device, index) as watch:
-                noise = draw(
-                    coupling, batch.data, cond=batch.cond, mask=batch.mask, generator=rng.noise
-                )
-            yield PairedBatch(batch.data, noise, batch.cond, batch.mask, rng, watch.seconds)
+                noise = coupling(batch.data, cond=cond, mask=mask, generator=rng.noise)
+            yield PairedBatch(batch.data, noise, cond, mask, rng, watch.seconds)
 
     def _pair_pools(self, start: int, epoch: int) -> PairedBatches:
         """Yield batches that are paired several at a time, or with those of other ranks.
@@ -181,12 +179,13 @@ class PairedLoader:
         Pools begin at multiples of their size from batch 0. Of one that ``start`` lies within, the
         batches before it are paired too and dropped.
         """
-        index = start - start % self.pool_size
+        size = self.coupling.pool_size
+        index = start - start % size
         for window in self._windows(index, epoch):
             batches = [batch for batch, _ in window]
             rng = window[0][1]
-            with _Stopwatch(batches[0].data.device, index // self.pool_size) as watch:
-                coupling = at_step(self.coupling, rng.step)
+            with _Stopwatch(batches[0].data.device, index // size) as watch:
+                coupling = self.coupling.at_step(rng.step)
                 noises = pair_pool(coupling, batches, generator=rng.noise)
             seconds = None if watch.seconds is None else watch.seconds / len(window)
             for (batch, rng), noise in zip(window, noises, strict=True):
@@ -194,9 +193,8 @@ class PairedLoader:
                     yield PairedBatch(batch.data, noise, batch.cond, batch.mask, rng, seconds)
                 index += 1
         if self.across_ranks:
-            finish_across_ranks(
-                self.coupling,
-                lambda number: self._streams_of(index + number * self.pool_size, epoch).noise,
+            self.coupling.finish_ranks(
+                lambda number: self._streams_of(index + number * size, epoch).noise
             )
 
     def _windows(
@@ -211,7 +209,7 @@ class PairedLoader:
         try:
             for _, batch, rng in batches:
                 window.append((batch, rng))
-                if len(window) == self.pool_size:
+                if len(window) == self.coupling.pool_size:
                     yield window
                     window = []
         except Exception:
@@ -362,13 +360,6 @@ def _one_across_ranks(batches: PairedBatches) -> PairedBatches:
 # -- several batches paired as one -----------------------------------------------------------------
 
 
-def pool_size(coupling: Any) -> int:
-    """How many batches ``coupling``, or one that it wraps, pairs as one; 1 = each by itself."""
-    pool = getattr(coupling, "pool", 1)
-    inner = getattr(coupling, "coupling", None)
-    return max(pool if isinstance(pool, int) else 1, 1 if inner is None else pool_size(inner))
-
-
 @torch.no_grad()
 def pair_pool(
     coupling: Coupling, batches: Sequence[Batch], *, generator: torch.Generator | None = None
@@ -387,32 +378,15 @@ def pair_pool(
     """
     groups: dict[Any, list[int]] = {}
     for index, batch in enumerate(batches):
-        kind = (batch.data.shape[1:], batch.data.dtype, batch.data.device)
-        groups.setdefault(kind, []).append(index)
-    whole = _unpooled(coupling)
+        form = (batch.data.shape[1:], batch.data.dtype, batch.data.device)
+        groups.setdefault(form, []).append(index)
+    coupling = as_coupling(coupling).unpooled()
     noises: dict[int, Tensor] = {}
     for rows in groups.values():
         joined = _joined([batches[index] for index in rows])
-        noise = draw(whole, joined.data, cond=joined.cond, mask=joined.mask, generator=generator)
+        noise = coupling(joined.data, cond=joined.cond, mask=joined.mask, generator=generator)
         noises |= zip(rows, noise.split([len(batches[index]) for index in rows]), strict=True)
     return [noises[index] for index in range(len(batches))]
-
-
-def _unpooled(coupling: Any) -> Any:
-    """``coupling`` as it is called on a whole pool."""
-    if pool_size(coupling) == 1:
-        return coupling
-    if not dataclasses.is_dataclass(coupling) or isinstance(coupling, type):
-        raise ValueError(
-            f"{coupling!r} has a pool and must be a dataclass with a field 'pool' or 'coupling', "
-            f"as it is called on whole pools with pool=1"
-        )
-    changes: dict[str, Any] = {}
-    if pool_size(inner := getattr(coupling, "coupling", None)) > 1:
-        changes["coupling"] = _unpooled(inner)
-    if getattr(coupling, "pool", 1) != 1:
-        changes["pool"] = 1
-    return dataclasses.replace(coupling, **changes)
 
 
 def _joined(batches: Sequence[Batch]) -> Batch:

@@ -1,4 +1,4 @@
-"""One number to log: how far noise leans towards its data."""
+"""One number to log: the pull of the noise towards its data."""
 
 import torch
 from torch import Tensor
@@ -9,10 +9,10 @@ from immiscible_diffusion.couplings.base import check_noise
 
 @torch.no_grad()
 def pull(data: Tensor, noise: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """How far each noise leans towards its sample, ``<noise, data> / |data|``: ``[B]`` float32.
+    """``<noise, data> / |data|``, the component of each noise along its sample: ``[B]`` float32.
 
-    A number to log: for noise drawn without regard to the data 0 +- 1 a sample, so 0 +- 1/sqrt(B) in
-    the mean; for data of root mean square 1, 0.46 with ``KNN(2)`` and 1.9 with ``KNN(64)``.
+    A number to log: without pairing 0 +- 1 for a sample, so 0 +- 1/sqrt(B) in the mean; for data of
+    root mean square 1, 0.46 with ``KNN(2)`` and 1.9 with ``KNN(64)``.
     ``mask`` is boolean, broadcasts to ``data`` ``[B, *shape]`` and is True where data are valid.
     """
     check_noise(data, noise)

@@ -7,8 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from immiscible_diffusion.couplings.base import Coupling, draw
-from immiscible_diffusion.couplings.distributed import uses_ranks
+from immiscible_diffusion.couplings.base import Coupling, as_coupling
 
 Key = str | int
 
@@ -44,7 +43,8 @@ class Collate:
     cond: Mapping[str, Key] | None = None
 
     def __post_init__(self) -> None:
-        if uses_ranks(self.coupling):
+        object.__setattr__(self, "coupling", as_coupling(self.coupling))
+        if self.coupling.across_ranks:
             raise ValueError(
                 "across_ranks=True needs the process group, in which loader workers are not; pair "
                 "in the training loop, or without across_ranks"
@@ -58,7 +58,7 @@ class Collate:
         cond = {name: _take(batch, key, "cond") for name, key in (self.cond or {}).items()}
         if isinstance(batch, Mapping) and self.noise_key in batch:
             raise ValueError(f"the batch has '{self.noise_key}' already; give another noise_key")
-        noise = draw(self.coupling, data, cond=cond or None, mask=mask)
+        noise = self.coupling(data, cond=cond or None, mask=mask)
         if isinstance(batch, Mapping):
             return {**batch, self.noise_key: noise}
         if isinstance(batch, Tensor):

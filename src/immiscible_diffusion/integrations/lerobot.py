@@ -1,8 +1,8 @@
 """Couplings in LeRobot's policies, without a fork.
 
-Diffusion Policy draws its noise inside ``compute_loss``; SmolVLA and pi0 normalize, fill up actions
-to a common dimension and draw their noise inside ``forward``. Read at 7427f318 (0.6.2); torch alone
-is imported here.
+Diffusion Policy draws its noise inside ``compute_loss``; SmolVLA and pi0 normalize, pad actions to
+a common dimension and draw their noise inside ``forward``. Written for 7427f318 (0.6.2); torch
+alone is imported here.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.couplings.base import Coupling, draw, pair
+from immiscible_diffusion.couplings.base import Coupling, as_coupling
 from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
 from immiscible_diffusion.integrations.alignment import pull
 
@@ -29,24 +29,24 @@ def pair_actions(
     *,
     dims: int | None = None,
     noise: Tensor | None = None,
-    learn_copies: bool = False,
+    do_mask_loss_for_padding: bool = True,
     cond: dict[str, Tensor] | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Noise for actions as the policy diffuses them: normalized, and filled up to a common size.
+    """Noise for actions as the policy diffuses them: normalized, and padded to a common size.
 
     Steps beyond the episode and dimensions that the robot does not have count in no distance; there
     noise is N(0, I) with ``KNN``.
 
     Args:
-        coupling: that pairs.
+        coupling: pairs; it must take a mask.
         actions: ``[B, T, A]``.
-        batch: as the policy was given it; ``batch["action_is_pad"]`` ``[B, T]`` is True beyond the
-            episode.
-        dims: dimensions of an action of this robot; those from there on are filling. None = all.
+        batch: the policy's batch; ``batch["action_is_pad"]`` ``[B, T]`` is True beyond the episode.
+        dims: dimensions of an action of this robot; those from there on are padding. None = all.
         noise: ``[B, T, A]`` of your own, where the coupling can start from it.
-        learn_copies: the policy's loss counts what is beyond the episode (copies of the last
-            action), so let the distance count it too, and need no ``action_is_pad``.
+        do_mask_loss_for_padding: whether the policy's loss leaves out the steps beyond the episode,
+            copies of the last action. If it counts them, so does the distance, and no
+            ``action_is_pad`` is needed.
         cond: conditions of the data, for couplings that use some.
         generator: on the device of ``actions``.
 
@@ -54,18 +54,18 @@ def pair_actions(
         float32 ``[B, T, A]``.
 
     Raises:
-        ValueError: the mask is missing or none, or ``dims`` is out of range. Never does a missing
-            mask go by in silence: without it copies and filling are paired like actions.
+        ValueError: ``action_is_pad`` is missing (copies and padding would be paired like actions)
+            or not boolean, or ``dims`` is out of range.
     """
-    valid = _valid(actions, batch, dims, learn_copies)
-    rows = actions.float()
+    valid = _valid(actions, batch, dims, do_mask_loss_for_padding)
+    coupling, rows = as_coupling(coupling), actions.float()
     if noise is None:
-        return draw(coupling, rows, cond=cond, mask=valid, generator=generator)
-    return pair(coupling, rows, noise.float(), cond=cond, mask=valid, generator=generator)
+        return coupling(rows, cond=cond, mask=valid, generator=generator)
+    return coupling.pair(rows, noise.float(), cond=cond, mask=valid, generator=generator)
 
 
-def _valid(actions: Tensor, batch: Batch, dims: int | None, learn_copies: bool) -> Tensor:
-    """``[B, T, A]`` boolean: what is an action of this robot within its episode."""
+def _valid(actions: Tensor, batch: Batch, dims: int | None, mask_padding: bool) -> Tensor:
+    """``[B, T, A]`` boolean: True for the dimensions of this robot, within the episode."""
     if not isinstance(actions, Tensor) or actions.ndim != 3 or not actions.is_floating_point():
         shape = tuple(actions.shape) if isinstance(actions, Tensor) else type(actions).__name__
         raise ValueError(f"actions must be a floating-point tensor [B, T, A], got {shape}")
@@ -74,14 +74,14 @@ def _valid(actions: Tensor, batch: Batch, dims: int | None, learn_copies: bool) 
     if not 1 <= dims <= size:
         raise ValueError(f"dims must be from 1 to {size}, the size of actions, got {dims}")
     inside = (torch.arange(size, device=actions.device) < dims).expand(actions.shape)
-    if learn_copies:
+    if not mask_padding:
         return inside
     padded = batch.get(PADDED)
     if padded is None:
         raise ValueError(
             f"the batch has no '{PADDED}', without which copies beyond the end of an episode would "
             f"be paired like actions; load it with delta_timestamps for 'action', or give "
-            f"learn_copies=True if the loss counts them"
+            f"do_mask_loss_for_padding=False if the loss counts them"
         )
     if not isinstance(padded, Tensor) or padded.dtype != torch.bool:
         kind = padded.dtype if isinstance(padded, Tensor) else type(padded).__name__
@@ -97,28 +97,28 @@ def _valid(actions: Tensor, batch: Batch, dims: int | None, learn_copies: bool) 
 
 @torch.no_grad()
 def matched_noise(
-    law: NoiseDistribution,
+    distribution: NoiseDistribution,
     count: int,
     *,
     size: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Noise ``[count, T, size]`` of the law that a policy was trained on, to sample plans from.
+    """Noise ``[count, T, size]`` with the moments that a policy was trained on, to sample from.
 
-    ``policy.select_action(batch, noise=matched_noise(law, len(state)))``
+    ``policy.select_action(batch, noise=matched_noise(distribution, len(state)))``
 
     Args:
-        law: measured on whole windows ``[T, A]``, ``NoiseDistribution.measure``.
-        count: of plans.
-        size: what actions are filled up to; noise there is N(0, I). None = A.
+        distribution: measured on complete windows ``[T, A]``, ``NoiseDistribution.measure``.
+        count: how many.
+        size: dimensions that actions are padded to; noise there is N(0, I). None = A.
         generator: of the draw, on the CPU.
     """
-    steps, dims = law.shape
+    steps, dims = distribution.shape
     size = dims if size is None else size
     if size < dims or count < 1:
         raise ValueError(f"expected count >= 1 and size >= {dims}, got {count} and {size}")
     noise = torch.randn(count, steps, size, generator=generator)
-    noise[..., :dims] = law.color(noise[..., :dims].contiguous())
+    noise[..., :dims] = distribution.color(noise[..., :dims].contiguous())
     return noise
 
 
@@ -126,7 +126,7 @@ def pair_lerobot(
     policy: Any,
     coupling: Coupling,
     *,
-    learn_copies: bool | None = None,
+    do_mask_loss_for_padding: bool | None = None,
     conditions: Callable[[Batch], dict[str, Tensor] | None] | None = None,
 ) -> "PairedPolicy":
     """Let ``policy`` train on paired noise from now on; evaluation and inference stay as they are.
@@ -138,32 +138,34 @@ def pair_lerobot(
         policy: LeRobot's ``DiffusionPolicy``, ``SmolVLAPolicy``, ``PI0Policy``, or one built like
             them: ``policy.diffusion.compute_loss(batch)`` with a ``noise_scheduler.add_noise``, or
             ``policy.prepare_action(batch)`` and ``policy.model.sample_noise(shape, device)``.
-        coupling: that pairs; it has ``pair``, for a policy of the first kind.
-        learn_copies: see ``pair_actions``. None: as the loss of a Diffusion Policy has it
-            (``do_mask_loss_for_padding``); False for the others.
+        coupling: pairs; for a Diffusion Policy it must be able to start from its noise.
+        do_mask_loss_for_padding: see ``pair_actions``. None: that of a Diffusion Policy's config;
+            True for the others.
         conditions: makes the conditions of the coupling from a batch; by default the robot's state
             as ``cond["observation"]``, where there is one.
 
     Raises:
-        ValueError: a policy built otherwise, or paired already.
+        ValueError: a policy of another structure, or one that is paired already.
     """
     if isinstance(getattr(policy, "_immiscible", None), PairedPolicy):
         raise ValueError("this policy is paired already; remove() that first")
-    found = PairedPolicy(policy, coupling, learn_copies, conditions or _state)
+    paired = PairedPolicy(
+        policy, as_coupling(coupling), do_mask_loss_for_padding, conditions or _state
+    )
     if callable(getattr(getattr(policy, "diffusion", None), "compute_loss", None)):
-        found._in_diffusion()
+        paired._in_diffusion()
     elif callable(getattr(policy, "prepare_action", None)) and callable(
         getattr(getattr(policy, "model", None), "sample_noise", None)
     ):
-        found._in_flow()
+        paired._in_flow()
     else:
         raise ValueError(
             f"{type(policy).__name__} is built like neither Diffusion Policy (diffusion."
             f"compute_loss) nor SmolVLA and pi0 (prepare_action, model.sample_noise); call "
             f"pair_actions where it draws its noise"
         )
-    object.__setattr__(policy, "_immiscible", found)
-    return found
+    object.__setattr__(policy, "_immiscible", paired)
+    return paired
 
 
 def _state(batch: Batch) -> dict[str, Tensor] | None:
@@ -179,7 +181,7 @@ class PairedPolicy:
 
     policy: Any
     coupling: Coupling
-    learn_copies: bool | None
+    do_mask_loss_for_padding: bool | None
     conditions: Callable[[Batch], dict[str, Tensor] | None]
     _pull: Tensor | None = None
     _now: tuple[Tensor, Batch] | None = None
@@ -187,7 +189,7 @@ class PairedPolicy:
 
     @property
     def pull(self) -> float | None:
-        """How far the noise of the last step leans to its actions (``interop.pull``), to log."""
+        """How far the noise of the last step leans to its actions (see ``pull``), to log."""
         return None if self._pull is None else float(self._pull)
 
     def remove(self) -> None:
@@ -208,24 +210,25 @@ class PairedPolicy:
     def _noise(
         self, actions: Tensor, batch: Batch, dims: int | None, noise: Tensor | None
     ) -> Tensor:
-        found = pair_actions(
+        mask_padding = self.do_mask_loss_for_padding is not False
+        paired = pair_actions(
             self.coupling,
             actions,
             batch,
             dims=dims,
             noise=noise,
-            learn_copies=bool(self.learn_copies),
+            do_mask_loss_for_padding=mask_padding,
             cond=self.conditions(batch),
         )
-        valid = _valid(actions, batch, dims, bool(self.learn_copies))
-        self._pull = pull(actions.float(), found, mask=valid).mean()
-        return found
+        valid = _valid(actions, batch, dims, mask_padding)
+        self._pull = pull(actions.float(), paired, mask=valid).mean()
+        return paired
 
     def _in_diffusion(self) -> None:
         """Noise is drawn by the loss, and goes into mixture and target: it is changed in place."""
         inner = self.policy.diffusion
-        if self.learn_copies is None:
-            self.learn_copies = not inner.config.do_mask_loss_for_padding
+        if self.do_mask_loss_for_padding is None:
+            self.do_mask_loss_for_padding = inner.config.do_mask_loss_for_padding
         compute_loss = inner.compute_loss
 
         def paired_loss(batch: Batch) -> Tensor:
@@ -258,7 +261,7 @@ class PairedPolicy:
             if self._now is None or not self.policy.training:
                 return noise
             (actions, batch), self._now = self._now, None
-            start = noise if hasattr(self.coupling, "pair") else None
+            start = noise if self.coupling.takes_noise else None
             return self._noise(actions, batch, _real_dims(self.policy), start).to(noise)
 
         self._set(self.policy, "prepare_action", prepared)
@@ -287,7 +290,7 @@ class _PairingScheduler:
 
 
 def _real_dims(policy: Any) -> int:
-    """Dimensions of an action of this robot, before it is filled up."""
+    """Dimensions of an action of this robot, before padding."""
     feature = getattr(policy.config, "action_feature", None)
     if feature is None:
         feature = policy.config.output_features["action"]

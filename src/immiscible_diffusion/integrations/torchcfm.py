@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from immiscible_diffusion.couplings.base import Coupling, pair
+from immiscible_diffusion.couplings.base import Coupling, as_coupling
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class PlanSampler:
 
     def _noise(self, x0: Tensor, x1: Tensor, y1: Tensor | None) -> Tensor:
         cond = None if y1 is None else {self.label_key: y1}
-        if hasattr(self.coupling, "pair"):
-            return pair(self.coupling, x1, x0, cond=cond)
+        if self.coupling.takes_noise:
+            return self.coupling.pair(x1, x0, cond=cond)
         return self.coupling(x1, cond=cond)
 
 
@@ -51,8 +51,6 @@ def as_torchcfm(coupling: Coupling, *, label_key: str = "label") -> PlanSampler:
     ``matcher.ot_sampler = as_torchcfm(KNN(k=4))``. There ``x0`` is noise, at t = 0, ``x1`` data, at
     t = 1, and ``u = x1 - x0`` is learned; here data are at t = 0, and ``noise - data = -u``.
     ``x1`` and its labels, which the coupling gets as ``cond[label_key]``, stay in place, bit for
-    bit. ``x0`` is used where the coupling has ``pair``; otherwise the coupling draws its own.
+    bit. ``x0`` is used where the coupling can start from it; a function draws its own.
     """
-    if not callable(coupling):
-        raise ValueError(f"as_torchcfm needs a coupling, such as KNN(4), got {coupling!r}")
-    return PlanSampler(coupling, label_key)
+    return PlanSampler(as_coupling(coupling), label_key)

@@ -107,6 +107,7 @@ def build_coupling(
         lambda inner: fit_noise_distribution(inner, recipe, task, run_dir, run_dir.calibration).to(
             device
         ),
+        allow_import=allow_code,
     )
     return task.coupling(coupling)
 

@@ -23,7 +23,8 @@ def dry_run(recipe: Recipe, device: str) -> str:
     Times 20 real steps (after 3 that do not count; fewer if they are slow), in a folder that is
     removed.
     """
-    check_coupling_name(recipe.coupling)  # a misspelt one is an error, not missing
+    # A misspelled one is an error, not missing.
+    check_coupling_name(recipe.coupling, allow_import=True)
     lines = [json.dumps(recipe.to_dict(), indent=2), f"hardware: {hardware()}"]
     with tempfile.TemporaryDirectory() as folder:
         try:

@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 from immiscible_diffusion.applications.pusht.evaluator import PolicyEvaluator
 from immiscible_diffusion.applications.pusht.rollout import Rollouts
 from immiscible_diffusion.cli.main import main
-from immiscible_diffusion.couplings import Independent, parse_coupling
-from immiscible_diffusion.couplings.schedule import WarmUp
+from immiscible_diffusion.couplings import Independent, WarmUp, parse_coupling
 from immiscible_diffusion.data import DataConfig
 from immiscible_diffusion.diffusion.losses import RegressionLoss
 from immiscible_diffusion.diffusion.paths import FlowMatchingPath
@@ -85,8 +84,8 @@ def test_k_of_one_gives_the_weights_of_independent_noise_and_so_does_a_long_warm
 def test_a_start_step_is_an_option_of_every_coupling():
     coupling = parse_coupling("assignment:cost=norm,start_step=50")
     assert isinstance(coupling, WarmUp)
-    assert coupling.at(49) == Independent()
-    assert coupling.at(50) == parse_coupling("assignment:cost=norm")
+    assert coupling.at_step(49) == Independent()
+    assert coupling.at_step(50) == parse_coupling("assignment:cost=norm")
     with pytest.raises(ValueError, match="start_step must be a whole number"):
         parse_coupling("knn:k=2,start_step=-1")
 

@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
 
+from fixtures.recorder import recorder
 from helpers import ROOT
 
+__all__ = ["recorder"]
 PAGES = ROOT / "docs" / "trainers"
 BLOCK = re.compile(r"^```python(?: (\w+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -37,25 +38,6 @@ def _seed():
 def page():
     """``page("kohya")``."""
     return Page
-
-
-class Recorder(nn.Module):
-    """A network that keeps what it was given."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(()))
-        self.seen = []
-
-    def forward(self, x_t, t, *conditions, **more):
-        self.seen.append(SimpleNamespace(x_t=x_t.detach(), t=t, conditions=conditions))
-        return x_t * self.weight
-
-
-@pytest.fixture
-def recorder():
-    """A network that keeps what it was given."""
-    return Recorder()
 
 
 @pytest.fixture

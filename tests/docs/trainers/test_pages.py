@@ -30,7 +30,7 @@ def test_a_page_names_what_was_read(page, name):
     if name != "own":
         opening = page(name).text.split("\n## ")[0]
         assert "2026-" in opening
-        assert f"tests/trainers/test_{name}.py" in opening
+        assert f"tests/docs/trainers/test_{name}.py" in opening
 
 
 @pytest.mark.parametrize("name", TRAINERS)

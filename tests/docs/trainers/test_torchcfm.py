@@ -122,7 +122,7 @@ def test_labels_of_noise_are_refused(images):
 
 
 def test_no_coupling():
-    with pytest.raises(ValueError, match="needs a coupling"):
+    with pytest.raises(ValueError, match="expected a coupling"):
         as_torchcfm("exact")
 
 

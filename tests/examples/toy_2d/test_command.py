@@ -16,7 +16,7 @@ from immiscible_diffusion.data.in_memory import load_arrays
 
 def test_the_command_writes_figures_and_pictures(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(animation, "FRAMES", 4)
-    names = ["independent", "knn:k=4", "transport:eps=2", "assignment"]
+    names = ["independent", "knn:k=4", "gaussian_ot:eps=2", "assignment"]
     arguments = ["--data", "five_points", "--probes", "32", "--batch-size", "16"]
     arguments += [word for name in names for word in ("--coupling", name)]
     assert main([*arguments, "--out", str(tmp_path)]) == 0

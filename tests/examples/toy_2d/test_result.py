@@ -20,7 +20,7 @@ from helpers import generator
 from immiscible_diffusion import KNN, Independent, LinearAssignment, Moments
 from immiscible_diffusion.analysis.miscibility import miscibility
 from immiscible_diffusion.analysis.posterior import OptimalDenoiser
-from immiscible_diffusion.couplings.gaussian_ot import GaussianTransport
+from immiscible_diffusion.couplings.gaussian_ot import GaussianOT
 from immiscible_diffusion.diffusion.paths import FlowMatchingPath
 
 FIVE = toy_data("five_points").points
@@ -28,7 +28,7 @@ RING = toy_data("eight_gaussians", 16)
 
 
 def couplings():
-    transport = GaussianTransport(Moments.fit(FIVE, directions=2), eps=2.0)
+    transport = GaussianOT(Moments.fit(FIVE, directions=2), eps=2.0)
     return {"independent": Independent(), "knn": KNN(4), "transport": transport}
 
 

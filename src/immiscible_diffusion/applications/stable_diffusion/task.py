@@ -24,8 +24,7 @@ from immiscible_diffusion.applications.stable_diffusion.latent_cache import (
 from immiscible_diffusion.applications.stable_diffusion.load_pipeline import precision_of
 from immiscible_diffusion.applications.stable_diffusion.scores import FewShotEvaluator
 from immiscible_diffusion.applications.stable_diffusion.unet import TextUNet
-from immiscible_diffusion.couplings import Coupling
-from immiscible_diffusion.couplings.masked import MaskedCoupling
+from immiscible_diffusion.couplings import Coupling, MaskedCoupling
 from immiscible_diffusion.data import DataSet, load_images
 from immiscible_diffusion.data.captions import Captioned, Captions, load_captioned
 from immiscible_diffusion.data.images import all_labels

@@ -26,7 +26,7 @@ from immiscible_diffusion.analysis.nce_density import density_for
 from immiscible_diffusion.analysis.noisy_points import blocks, check_levels, probe
 from immiscible_diffusion.analysis.sample_pairs import choose_rows
 from immiscible_diffusion.couplings import Coupling
-from immiscible_diffusion.couplings.paired_loader import pair_pool, pool_size
+from immiscible_diffusion.couplings.paired_loader import pair_pool
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.diffusion.losses import RegressionLoss
 from immiscible_diffusion.diffusion.paths import per_row
@@ -82,7 +82,7 @@ class Probes:
 
 def pairing_batch(recipe: Recipe, coupling: Coupling) -> int:
     """The number of samples that one call of the coupling pairs when one process trains."""
-    return recipe.batch_size // recipe.gradient_accumulation_steps * pool_size(coupling)
+    return recipe.batch_size // recipe.gradient_accumulation_steps * coupling.pool_size
 
 
 def row_count(recipe: Recipe, dataset: DataSet) -> int:

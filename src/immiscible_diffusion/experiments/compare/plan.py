@@ -61,7 +61,7 @@ class Plan:
             )
         for coupling in self.couplings:
             # A misspelled one fails here, not after hours.
-            check_coupling_name(coupling.removeprefix(MATCHED))
+            check_coupling_name(coupling.removeprefix(MATCHED), allow_import=True)
 
     @property
     def trials(self) -> tuple[Trial, ...]:

@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from immiscible_diffusion.couplings import NoiseDistribution, draw, parse_coupling
+from immiscible_diffusion.couplings import NoiseDistribution, parse_coupling
 from immiscible_diffusion.couplings.moments import Moments
 from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
 from immiscible_diffusion.evaluation.evaluator import Evaluator
@@ -98,10 +98,13 @@ class TrialRunner:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of a pool, which is the trainer's to give
                     coupling = parse_coupling(
-                        name, moments, lambda _: NoiseDistribution.standard(moments())
+                        name,
+                        moments,
+                        lambda _: NoiseDistribution.standard(moments()),
+                        allow_import=True,
                     )
                     generator = torch.Generator(data.device)
-                    draw(coupling, data, cond=batch.cond, mask=batch.mask, generator=generator)
+                    coupling(data, cond=batch.cond, mask=batch.mask, generator=generator)
             except Exception as error:
                 raise ValueError(f"coupling '{name}' fails on the data: {error}") from error
 

@@ -175,10 +175,10 @@ def _ground(bench: Bench, seed: int) -> Ground:
         return _law(bench, seed, train_rows, inner, moments)
 
     moved = moments.to(bench.device)
-    coupling = parse_coupling(bench.coupling, moved, lambda inner: law(inner).to(bench.device))
-    differs = (
-        bench.matched and not getattr(coupling, "preserves_marginal", False) and batch.mask is None
+    coupling = parse_coupling(
+        bench.coupling, moved, lambda inner: law(inner).to(bench.device), allow_import=True
     )
+    differs = bench.matched and not coupling.preserves_marginal and batch.mask is None
     start = start_noise(seed, range(len(held)), prepared.shape)
     real = prepared.take(held)
     if real.mask is not None:

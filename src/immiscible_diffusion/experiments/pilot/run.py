@@ -78,7 +78,7 @@ class Settings:
                 f"trains without pairing, with the shuffled control, and samples from the matched "
                 f"start by itself"
             )
-        check_coupling_name(self.coupling)
+        check_coupling_name(self.coupling, allow_import=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from immiscible_diffusion.couplings import Coupling, draw
+from immiscible_diffusion.couplings import Coupling
 from immiscible_diffusion.data import KeyedSampler
 from immiscible_diffusion.diffusion.losses import RegressionLoss
 from immiscible_diffusion.diffusion.paths import FlowMatchingPath
@@ -45,7 +45,7 @@ def train(
     for step in range(steps):
         rng = RandomStreams(seed, step, device=device)
         batch = prepared.take(rows[order.indices(step)]).to(device)
-        noise = draw(coupling, batch.data, cond=batch.cond, mask=batch.mask, generator=rng.noise)
+        noise = coupling(batch.data, cond=batch.cond, mask=batch.mask, generator=rng.noise)
         if batch.mask is not None:
             noise = noise * batch.mask
         t = PATH.sample_time(len(batch), generator=rng.time)

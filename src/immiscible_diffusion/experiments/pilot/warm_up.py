@@ -2,7 +2,6 @@
 
 import time
 
-from immiscible_diffusion.couplings.paired_loader import pool_size
 from immiscible_diffusion.experiments.pilot.cells import Bench
 from immiscible_diffusion.experiments.pilot.division import Timing
 from immiscible_diffusion.experiments.pilot.training import AT_ONCE
@@ -32,7 +31,7 @@ def measure(bench: Bench, seed: int, seconds: float) -> Timing:
         ground = bench.ground(seed)
     except FAULTS as error:
         raise ValueError(f"coupling '{bench.coupling}' fails on the data: {error}") from error
-    if pool_size(ground.coupling) > 1:
+    if ground.coupling.pool_size > 1:
         raise ValueError("a probe pairs one batch at a time; leave out pool=")
     preparing = time.monotonic() - began
     most = min(SECONDS, seconds * SHARE)

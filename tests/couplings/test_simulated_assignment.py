@@ -4,16 +4,16 @@ import pytest
 import torch
 
 from immiscible_diffusion import LinearAssignment
-from immiscible_diffusion.couplings import simulate as standin
+from immiscible_diffusion.couplings import describe
 from immiscible_diffusion.couplings.theory import assignment_budget
 
 
 @pytest.mark.parametrize("cost", ["inner", "norm"])
 def test_few_numbers_have_the_law_of_many(monkeypatch, cost):
     coupling = LinearAssignment(cost=cost)
-    short = standin.simulated(coupling, 500, 0.5, 64)
-    monkeypatch.setattr(standin, "_reduced", standin._whole)
-    whole = standin.simulated(coupling, 500, 0.5, 64, seed=1)
+    short = describe.simulate_assignment(coupling, 500, 0.5, 64)
+    monkeypatch.setattr(describe, "_draw_reduced", describe._draw_complete)
+    whole = describe.simulate_assignment(coupling, 500, 0.5, 64, seed=1)
     assert abs(short.pull - whole.pull) < 3 * math.hypot(short.pull_error, whole.pull_error)
     assert abs(short.distance_reduction - whole.distance_reduction) < 3 * math.hypot(
         short.distance_error, whole.distance_error
@@ -23,14 +23,14 @@ def test_few_numbers_have_the_law_of_many(monkeypatch, cost):
 
 def test_a_pair_of_data():
     # The better of two ways to pair: together they gain E |<x_1 - x_2, n_1 - n_2>| / 2.
-    found = standin.simulated(LinearAssignment(), 3072, 1.0, 2)
+    found = describe.simulate_assignment(LinearAssignment(), 3072, 1.0, 2)
     expected = math.sqrt(2 / math.pi) / 2
     assert abs(found.pull - expected) < 3 * found.pull_error
-    assert standin.simulated(LinearAssignment(), 3072, 1.0, 1).distance_reduction == 0
+    assert describe.simulate_assignment(LinearAssignment(), 3072, 1.0, 1).distance_reduction == 0
 
 
 def test_reduced_data_are_gaussian_of_the_full_dimension():
-    data, noise = standin._reduced(10_000, 50, torch.Generator().manual_seed(0))
+    data, noise = describe._draw_reduced(10_000, 50, torch.Generator().manual_seed(0))
     for rows in (data, noise):
         assert torch.allclose(rows.square().sum(dim=1), torch.tensor(1e4).double(), rtol=0.1)
     assert (data @ data.T - 1e4 * torch.eye(50)).abs().max() < 6 * 100 * math.sqrt(2)
@@ -43,4 +43,4 @@ def test_the_bound_on_information_holds_for_two_in_one_dimension():
 
 def test_large_problems_are_refused():
     with pytest.raises(ValueError, match="take too long"):
-        standin.simulated(LinearAssignment(), 3072, 1.0, 5000)
+        describe.simulate_assignment(LinearAssignment(), 3072, 1.0, 5000)

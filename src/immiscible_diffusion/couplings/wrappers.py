@@ -1,0 +1,159 @@
+"""Couplings around a coupling: the shuffled control, a late start, pairing by a masked part."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from immiscible_diffusion.couplings.base import (
+    Cond,
+    Coupling,
+    Independent,
+    Mask,
+    Noise,
+    Rng,
+    as_coupling,
+)
+
+
+@dataclass(frozen=True)
+class Wrapper(Coupling):
+    """A coupling around ``coupling``, with its properties unless a subclass has others."""
+
+    coupling: Coupling
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "coupling", as_coupling(self.coupling))
+
+    @property
+    def preserves_marginal(self) -> bool:
+        """As ``coupling``."""
+        return self.coupling.preserves_marginal
+
+    @property
+    def pool_size(self) -> int:
+        """As ``coupling``."""
+        return self.coupling.pool_size
+
+    @property
+    def across_ranks(self) -> bool:
+        """As ``coupling``."""
+        return self.coupling.across_ranks
+
+    @property
+    def takes_mask(self) -> bool:
+        """As ``coupling``."""
+        return self.coupling.takes_mask
+
+    @property
+    def takes_noise(self) -> bool:
+        """As ``coupling``."""
+        return self.coupling.takes_noise
+
+    def at_step(self, step: int) -> Coupling:
+        """This around the coupling of an optimizer step."""
+        inner = self.coupling.at_step(step)
+        return self if inner is self.coupling else replace(self, coupling=inner)
+
+    def unpooled(self) -> Coupling:
+        """This around the coupling as it is called on a complete pool."""
+        inner = self.coupling.unpooled()
+        return self if inner is self.coupling else replace(self, coupling=inner)
+
+    def finish_ranks(self, generator: Callable[[int], torch.Generator]) -> None:
+        """As ``coupling``."""
+        self.coupling.finish_ranks(generator)
+
+    def check(self, data: Tensor, mask: Tensor | None) -> Tensor | None:
+        """As ``coupling``."""
+        return self.coupling.check(data, mask)
+
+    def inner(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
+        """The noise of ``coupling``: its own, or made of ``noise``."""
+        if noise is None:
+            return self.coupling(data, cond=cond, mask=mask, generator=generator)
+        return self.coupling.pair(data, noise, cond=cond, mask=mask, generator=generator)
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.coupling}" if self.name else repr(self)
+
+
+@dataclass(frozen=True)
+class Shuffled(Wrapper):
+    """The control: the very noises of ``coupling``, handed to other data of the batch.
+
+    The noise distribution is kept and the pairing destroyed, so what a shuffled coupling gains over
+    ``Independent`` is not due to pairing. The permutation is one random cycle: no sample keeps its
+    noise (unless it is alone in its batch, which warns).
+    """
+
+    name = "shuffled"
+
+    def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
+        """Noise ``[B, *shape]`` that is independent of the sample it is given to."""
+        noise = self.inner(data, noise, cond, mask, generator)
+        if len(noise) == 1:
+            warnings.warn("Shuffled has nothing to shuffle in a batch of one sample", stacklevel=4)
+        cycle = torch.randperm(len(noise), device=noise.device, generator=generator)
+        shuffled = torch.empty_like(noise)
+        shuffled[cycle] = noise[cycle.roll(1)]
+        return shuffled
+
+
+@dataclass(frozen=True)
+class WarmUp(Wrapper):
+    """No pairing before ``start_step``, then ``coupling`` (arXiv 2610.09369 starts at an epoch).
+
+    A coupling knows no step: ``at_step`` gives the one of a step. Called as it is, this pairs, so a
+    noise distribution that is measured of it is that of the later training.
+
+    Args:
+        coupling: pairs.
+        start_step: the first optimizer step with pairing; 0 = from the beginning.
+    """
+
+    start_step: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        step = self.start_step
+        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+            raise ValueError(f"start_step must be a whole number >= 0, got {step!r}")
+
+    def at_step(self, step: int) -> Coupling:
+        """``Independent`` before ``start_step``, then ``coupling``."""
+        return Independent() if step < self.start_step else self.coupling.at_step(step)
+
+    choose = Wrapper.inner
+
+    def __str__(self) -> str:
+        inner = str(self.coupling)
+        return f"{inner}{',' if ':' in inner else ':'}start_step={self.start_step}"
+
+
+@dataclass(frozen=True)
+class MaskedCoupling(Wrapper):
+    """``coupling``, looking only where the condition ``cond_key`` is not 0; all of it gets noise.
+
+    For inpainting: what lies around the hole is known, so the noise is chosen by what is in it. It
+    is no mask of the batch: all of the data are diffused and fitted.
+
+    Args:
+        coupling: pairs by what is inside.
+        cond_key: the condition, ``[B, 1, h, w]`` or whatever broadcasts to the data.
+    """
+
+    cond_key: str = "hole"
+
+    def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
+        """Noise for ``data``; ValueError without the condition."""
+        if cond is None or self.cond_key not in cond:
+            raise ValueError(
+                f"pairing inside a hole needs cond[{self.cond_key!r}], got {sorted(cond or {})}; "
+                f"inpainting gives it"
+            )
+        inside = cond[self.cond_key].bool()
+        inside = inside if mask is None else mask & inside
+        return self.inner(data, noise, cond, inside, generator)

@@ -1,0 +1,5 @@
+"""Fixtures of the integrations."""
+
+from fixtures.recorder import recorder
+
+__all__ = ["recorder"]
