@@ -29,7 +29,7 @@ Image = pytest.importorskip("PIL.Image", reason="images are written with Pillow"
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
     arguments = ["train", "digits-flow", "--tiny", "--device", "cpu", "--out", str(out)]
-    options = ["--conditional", "--data.limit", "400", "--preview-every", "0"]
+    options = ["--conditional", "--data.max_samples", "400", "--preview-every", "0"]
     assert main([*arguments, *options]) == 0
     return out
 
@@ -155,7 +155,7 @@ def noisy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A convolutional network and a sampler that adds noise on its way: the hardest to split."""
     recipe = dataclasses.replace(
         recipe_from_name("digits-flow").tiny(),
-        data=DataConfig(name="digits", limit=64),
+        data=DataConfig(name="digits", max_samples=64),
         model=UNet(8, (1, 2), blocks=1, attention=(4,), head_channels=4, groups=4, dropout=0.0),
         path=VPPath(),
         sampler=SamplerConfig("ddpm", 4, clip=1.0),

@@ -46,7 +46,7 @@ def test_bad_factors_are_refused(factor):
 
 
 def test_samples_are_unscaled_and_nothing_else():
-    dataset = load_images(DataConfig(name="digits", limit=8))
+    dataset = load_images(DataConfig(name="digits", max_samples=8))
     made = {
         factor: torch.cat(
             [
@@ -64,7 +64,7 @@ def test_samples_are_unscaled_and_nothing_else():
 
 
 def test_the_bound_on_predicted_data_is_scaled_as_they_are():
-    dataset = load_images(DataConfig(name="digits", limit=8))
+    dataset = load_images(DataConfig(name="digits", max_samples=8))
     recipe = Recipe("r", scaling=DataScaling(4.0), path=VPPath(), sampler=SamplerConfig("ddim"))
     generator = Generator(recipe, dataset)
     assert generator.of_scaled_data(SamplerConfig("ddim", clip=1.0)).clip == 4.0

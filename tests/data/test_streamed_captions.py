@@ -1,4 +1,4 @@
-"""Training on a stream: fed with what comes by, known by its first pictures."""
+"""Training on a stream, whose first images are in memory."""
 
 import dataclasses
 from contextlib import closing
@@ -24,7 +24,7 @@ def streamed(name: str, folder: Path, **changes: object) -> Recipe:
     """The smoke run of a recipe, on the shards of ``folder``."""
     recipe = recipe_from_name(name).tiny()
     changes = {"steps": 4, "checkpoint_every": 2, "preview_every": 2, "batch_size": 6, **changes}
-    data = DataConfig("folder", path=str(folder), size=8, channels=3, stream=True, limit=4)
+    data = DataConfig("folder", path=str(folder), size=8, channels=3, stream=True, max_samples=4)
     return dataclasses.replace(recipe, **{"data": data, **changes})
 
 
@@ -32,12 +32,12 @@ def trainer_of(recipe: Recipe, folder: Path) -> Trainer:
     return Trainer(recipe, RunDir.open(folder, recipe), device="cpu")
 
 
-def test_it_is_fed_with_all_shards_and_held_by_its_first_pictures(tmp_path: Path) -> None:
+def test_training_reads_all_shards_and_the_first_images_are_addressed(tmp_path: Path) -> None:
     write_shards(tmp_path / "shards", 3)
     recipe = streamed("cifar10-ddim", tmp_path / "shards", conditional=False)
     trainer = trainer_of(recipe, tmp_path / "run")
     assert len(trainer.dataset) == 4
-    assert "known by its first 4" in trainer.dataset.note
+    assert "the first 4 images are in memory" in trainer.dataset.note
     seen = set()
     with closing(trainer.pairs()) as pairs:
         for data, noise, _ in islice(pairs, 9):
@@ -56,7 +56,7 @@ def test_it_trains_resumes_and_has_previews(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "run" / "samples").glob("*.png"))
 
 
-def test_a_network_told_by_text_hears_the_captions_of_the_stream(small_sd, tmp_path: Path) -> None:
+def test_a_text_to_image_network_gets_the_captions_of_the_stream(small_sd, tmp_path: Path) -> None:
     write_shards(tmp_path / "shards", 2)
     recipe = streamed("coco-sd", tmp_path / "shards")
     codec = dataclasses.replace(recipe.codec, pretrained=str(small_sd))  # type: ignore[type-var]
@@ -71,20 +71,20 @@ def test_a_network_told_by_text_hears_the_captions_of_the_stream(small_sd, tmp_p
     assert (tmp_path / "run" / "model_index.json").is_file()
 
 
-def test_damage_is_named_or_left_out(tmp_path: Path) -> None:
+def test_damage_is_named_or_skipped(tmp_path: Path) -> None:
     first, _ = write_shards(tmp_path / "shards", 2)
     first.write_bytes(first.read_bytes()[: first.stat().st_size // 2])
     data = DataConfig("folder", path=str(tmp_path / "shards"), size=8, stream=True)
     with pytest.raises(ValueError, match=r"shard-000\.tar cannot be read to its end"):
         load_data(data)
     with pytest.warns(UserWarning, match=r"skipped.*shard-000"):
-        found = load_data(dataclasses.replace(data, skip_damaged=True))
+        found = load_data(dataclasses.replace(data, on_error="skip"))
     assert PER_SHARD <= len(found) < 2 * PER_SHARD
     assert torch.isfinite(found.batch(torch.arange(len(found))).data).all()
 
 
-def test_what_needs_an_addressable_set_is_refused(tmp_path: Path) -> None:
+def test_latents_and_buckets_need_an_addressable_set(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a stream has pictures of one size"):
         streamed("coco-sd", tmp_path, buckets=Buckets(size=8, step=8))
-    with pytest.raises(ValueError, match=r"data\.buffer must be at least 1"):
-        DataConfig("folder", stream=True, buffer=0)
+    with pytest.raises(ValueError, match=r"data\.shuffle_buffer must be at least 1"):
+        DataConfig("folder", stream=True, shuffle_buffer=0)

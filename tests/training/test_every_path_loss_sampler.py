@@ -82,7 +82,7 @@ def test_k_of_one_of_every_recipe_gives_the_weights_of_independent_noise(tmp_pat
     size = 16 if channels == 3 else 8
     recipe = dataclasses.replace(
         recipe.tiny(),
-        data=DataConfig("digits", size=size, channels=channels, limit=64, flip=recipe.data.flip),
+        data=DataConfig("digits", size=size, channels=channels, max_samples=64, flip=recipe.data.flip),
         preview_every=0,
         steps=3,
     )
