@@ -71,7 +71,9 @@ class TextToImageTask(Task):
         """Load the images of ``split``, or the cached latents, with their tokens."""
         data, captions = self.config.data, self.config.captions or Captions()
         if split == "validation":
-            data = dataclasses.replace(data, split="test", max_samples=VALIDATION_SAMPLES, stream=False)
+            data = dataclasses.replace(
+                data, split="test", max_samples=VALIDATION_SAMPLES, stream=False
+            )
         if data.stream:
             return load_stream(data, captions, self.codec.tokenize)
         if self.config.latents is None:
