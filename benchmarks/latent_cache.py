@@ -35,7 +35,7 @@ from immiscible_diffusion.applications.stable_diffusion.latent_cache import (
 )
 from immiscible_diffusion.applications.stable_diffusion.latent_cache.encode import posterior
 from immiscible_diffusion.data import DataConfig
-from immiscible_diffusion.data.hf_images import images_of, open_rows
+from immiscible_diffusion.data.hf_images import images_from_rows, open_rows
 
 PICTURES = 32
 SMALL = {
@@ -134,7 +134,7 @@ def rounds(options: argparse.Namespace, folder: Path) -> list[dict[str, dict[str
     config = DataConfig(
         "folder", path=str(pictures), size=sizes["size"], flip=True, in_memory_gib=0.0
     )
-    dataset = images_of(open_rows(config, ""), config)
+    dataset = images_from_rows(open_rows(config, ""), config)
     encode(dataset, vae, folder / "latents", EncodingConfig(batch_size=8))
     cache = LatentSet.open(folder / "latents", flip=True)
 

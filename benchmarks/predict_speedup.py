@@ -67,8 +67,8 @@ def load(name: str, fashion: str | None, cifar: str | None) -> Tensor:
         assert batch.cond is not None
         return batch.data if name == "digits" else batch.data[batch.cond["label"] < 5]
     config = {
-        "fashion": DataConfig("fashion_mnist", path=fashion, size=8, limit=DATA),
-        "cifar-gray": DataConfig("cifar10", path=cifar, size=8, channels=1, limit=DATA),
+        "fashion": DataConfig("fashion_mnist", path=fashion, size=8, max_samples=DATA),
+        "cifar-gray": DataConfig("cifar10", path=cifar, size=8, channels=1, max_samples=DATA),
     }[name]
     return load_images(config).batch(torch.arange(DATA)).data
 

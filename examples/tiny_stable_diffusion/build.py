@@ -108,7 +108,7 @@ class TinySD:
         """Which images: ``data`` is a path if it exists, else a name."""
         local = self.path is None and Path(self.data).exists()
         name, path = ("folder", self.data) if local else (self.data, self.path)
-        return DataConfig(name, path=path, size=self.size, channels=3, limit=self.limit)
+        return DataConfig(name, path=path, size=self.size, channels=3, max_samples=self.limit)
 
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
         """Shape (C, H, W) of the latents of images (C, H, W).
@@ -173,7 +173,7 @@ def load_splits(config: TinySD) -> Splits:
     folders = [Path(images.path or "") / split for split in ("train", "test")]
     local = images.name == "folder" and all(folder.is_dir() for folder in folders)
     if local or images.name in WITH_TEST_SPLIT:
-        test = load_images(dataclasses.replace(images, split="test", limit=HELD_OUT))
+        test = load_images(dataclasses.replace(images, split="test", max_samples=HELD_OUT))
         rows = torch.arange(len(data))
         return Splits(data, rows, test, torch.arange(len(test)), "the test split")
     generator = keyed_generator(config.seed, "small held out")

@@ -16,7 +16,7 @@ from immiscible_diffusion.analysis.run import lined_up
 from immiscible_diffusion.analysis.time_estimate import batches_by_label
 from immiscible_diffusion.cli.analyze import Options, PathOptions
 from immiscible_diffusion.cli.main import main
-from immiscible_diffusion.data.in_memory import Whole
+from immiscible_diffusion.data.in_memory import InMemoryData
 from immiscible_diffusion.diffusion.paths import EDMPath, FlowMatchingPath, VPPath
 from immiscible_diffusion.utils.batch import Batch
 
@@ -252,7 +252,7 @@ def test_the_dry_run_counts_the_calls_for_every_label():
 
     data, label = torch.randn(90, 3), torch.tensor([0] * 30 + [1] * 60)
     settings = Settings(pairs=50, batch_size=30)
-    work = Work.of(Whole("w", "", Batch(data, {"label": label})), (), settings, None)
+    work = Work.of(InMemoryData("w", "", Batch(data, {"label": label})), (), settings, None)
     [subject] = lined_up(work, [Counted()])
     density = subject.density
     options = {"moments": work.lineup.reported, "density": density, "pairs": 50, "batch_size": 30}

@@ -15,7 +15,7 @@ from immiscible_diffusion.metrics.evaluate import Reference
 def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "run"
     arguments = ["train", "digits-flow", "--tiny", "--device", "cpu", "--out", str(out)]
-    assert main([*arguments, "--data.limit", "400", "--preview-every", "0"]) == 0
+    assert main([*arguments, "--data.max_samples", "400", "--preview-every", "0"]) == 0
     return out
 
 

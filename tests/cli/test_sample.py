@@ -156,7 +156,7 @@ def noisy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny = recipe_from_name("digits-flow").tiny()
     recipe = dataclasses.replace(
         tiny,
-        task=tiny.task.replace(data=DataConfig(name="digits", limit=64)),
+        task=tiny.task.replace(data=DataConfig(name="digits", max_samples=64)),
         model=UNet(8, (1, 2), blocks=1, attention=(4,), head_channels=4, groups=4, dropout=0.0),
         path=VPPath(),
         sampler=SamplerConfig("ddpm", 4, clip=1.0),

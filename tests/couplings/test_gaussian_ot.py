@@ -71,7 +71,7 @@ def test_gaussian_data_get_the_plan_itself(eps):
 @pytest.mark.parametrize("name", ["digits", "cifar10"])
 def test_mean_zero_and_covariance_one_on_images(name, request):
     path = None if name == "digits" else str(request.getfixturevalue("shared_data") / name)
-    dataset = load_images(DataConfig(name, path=path, limit=6000))
+    dataset = load_images(DataConfig(name, path=path, max_samples=6000))
     data = dataset.batch(torch.arange(len(dataset))).data
     moments = Moments.fit(data)
     transport = GaussianOT(moments, eps=1.0)

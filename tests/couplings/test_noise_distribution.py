@@ -32,7 +32,7 @@ def digits():
 @pytest.fixture(scope="module")
 def cifar(shared_data):
     path = str(shared_data / "cifar10")
-    return everything(load_images(DataConfig("cifar10", path=path, limit=10_000)))
+    return everything(load_images(DataConfig("cifar10", path=path, max_samples=10_000)))
 
 
 @pytest.fixture(params=["digits", "cifar"])

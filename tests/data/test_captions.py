@@ -46,8 +46,8 @@ def test_metadata_captions_follow_their_images(tmp_path: Path) -> None:
     lines = [{"file_name": f"{name}.png", "text": f"this is {name}"} for name in "cab"]
     (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     dataset = folder(tmp_path)
-    by_picture = dict(zip(map(bytes, pixels(dataset).numpy()), all_texts(dataset), strict=True))
-    assert by_picture == {
+    by_image = dict(zip(map(bytes, pixels(dataset).numpy()), all_texts(dataset), strict=True))
+    assert by_image == {
         bytes(array): f"this is {n}" for array, n in zip(arrays, "abc", strict=True)
     }
 
@@ -194,13 +194,13 @@ def test_coco_as_it_is_published(tmp_path: Path) -> None:
 
 
 def test_digits_have_prompts_too() -> None:
-    dataset = load_captioned(DataConfig("digits", limit=3), Captions(template="a {label}"))
+    dataset = load_captioned(DataConfig("digits", max_samples=3), Captions(template="a {label}"))
     assert all_texts(dataset) == ["a 0", "a 1", "a 2"]
 
 
 def test_prompts_of_classes() -> None:
     assert class_prompts(["tench, Tinca", "a_b"], "see {label}") == ["see tench", "see a b"]
     with pytest.raises(ValueError, match=r"must contain \{label\}"):
-        class_prompts(["a"], "picture")
+        class_prompts(["a"], "image")
     with pytest.raises(ValueError, match="synonyms must be"):
         Captions(synonyms="some")  # type: ignore[arg-type]

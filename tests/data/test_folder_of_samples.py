@@ -37,5 +37,5 @@ def test_empty_folders_and_damaged_shards_are_errors(tmp_path):
     with pytest.raises(ValueError, match="holds no images"):
         len(SampleFolder(tmp_path))
     (tmp_path / "images-00000.tar").write_bytes(b"no tar" * 1000)
-    with pytest.raises(ValueError, match=r"images-00000\.tar is not a whole tar file"):
+    with pytest.raises(ValueError, match=r"images-00000\.tar is not a complete tar file"):
         len(SampleFolder(tmp_path))

@@ -25,7 +25,7 @@ def test_flat_folder_has_no_labels(tmp_path: Path) -> None:
     arrays = noise(3)
     for number, array in enumerate(arrays):
         save(array, tmp_path / "pics" / f"{number}.png")
-    (tmp_path / "pics" / "notes.txt").write_text("not a picture")
+    (tmp_path / "pics" / "notes.txt").write_text("not an image")
     dataset = folder(tmp_path / "pics")
     assert (len(dataset), dataset.num_classes, dataset.note) == (3, None, "")
     assert torch.equal(pixels(dataset), torch.from_numpy(arrays))
@@ -46,7 +46,7 @@ def test_sub_folders_are_classes(tmp_path: Path) -> None:
     assert folder(tmp_path / "pics", labels=False).num_classes is None
 
 
-def test_loose_pictures_beside_sub_folders_are_no_class(tmp_path: Path) -> None:
+def test_loose_images_beside_sub_folders_are_no_class(tmp_path: Path) -> None:
     for name in ("cat/1", "dog/1", "loose"):
         save(noise(1)[0], tmp_path / "pics" / f"{name}.png")
     dataset = folder(tmp_path / "pics")
@@ -72,7 +72,7 @@ def test_folder_name_of_glob_characters(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["nothing", "text"])
-def test_folder_without_pictures(tmp_path: Path, content: str) -> None:
+def test_folder_without_images(tmp_path: Path, content: str) -> None:
     (tmp_path / "pics").mkdir()
     if content == "text":
         (tmp_path / "pics" / "a.txt").write_text("a")
@@ -85,9 +85,9 @@ def test_missing_or_wrong_path(tmp_path: Path) -> None:
         folder(tmp_path / "absent")
     with pytest.raises(ValueError, match=r"needs data\.path"):
         load_images(DataConfig("folder"))
-    picture = save(noise(1)[0], tmp_path / "one.png")
+    file = save(noise(1)[0], tmp_path / "one.png")
     with pytest.raises(ValueError, match=r"neither a folder nor a \.parquet file"):
-        folder(picture)
+        folder(file)
 
 
 @pytest.mark.parametrize("in_memory_gib", [0.0, 4.0])
@@ -101,12 +101,12 @@ def test_mixed_sizes_need_a_size(tmp_path: Path, in_memory_gib: float) -> None:
 
 
 @pytest.mark.parametrize("damage", ["cut", "text"])
-def test_corrupt_picture_is_named(tmp_path: Path, damage: str) -> None:
+def test_corrupt_image_is_named(tmp_path: Path, damage: str) -> None:
     for number in range(3):
         save(noise(1, 40, 40)[0], tmp_path / "pics" / f"{number}.png")
     bad = tmp_path / "pics" / "1.png"
-    bad.write_bytes(bad.read_bytes()[:200] if damage == "cut" else b"this is not a picture")
-    with pytest.raises(ValueError, match=r"1\.png cannot be read as a picture"):
+    bad.write_bytes(bad.read_bytes()[:200] if damage == "cut" else b"this is not an image")
+    with pytest.raises(ValueError, match=r"1\.png cannot be read as an image"):
         folder(tmp_path / "pics")
 
 
@@ -124,9 +124,9 @@ def test_parquet_labels(tmp_path: Path, named: bool) -> None:
     assert folder(tmp_path, labels=False).num_classes is None
 
 
-def test_limit_does_not_change_the_classes(tmp_path: Path) -> None:
+def test_max_samples_do_not_change_the_classes(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train.parquet", noise(6), whole_numbers([0, 1, 0, 4, 1, 0]))
-    few = folder(tmp_path, limit=2)
+    few = folder(tmp_path, max_samples=2)
     assert (len(few), few.num_classes, labels_of(few)) == (2, 5, [0, 1])
     assert torch.equal(pixels(few), torch.from_numpy(noise(6)[:2]))
 
@@ -159,7 +159,7 @@ def test_training_file_is_not_taken_for_a_test_split(tmp_path: Path) -> None:
     assert len(folder(test, split="test")) == 2
 
 
-def test_parquet_without_pictures_or_rows(tmp_path: Path) -> None:
+def test_parquet_without_images_or_rows(tmp_path: Path) -> None:
     table = datasets.Dataset.from_dict({"text": ["a", "b"]})
     table.to_parquet(tmp_path / "train.parquet")
     with pytest.raises(ValueError, match="no column of images; columns: text"):
@@ -169,7 +169,7 @@ def test_parquet_without_pictures_or_rows(tmp_path: Path) -> None:
         folder(tmp_path)
 
 
-@pytest.mark.parametrize("options", [{}, {"size": 4}, {"channels": 1}, {"limit": 3}])
+@pytest.mark.parametrize("options", [{}, {"size": 4}, {"channels": 1}, {"max_samples": 3}])
 def test_lazy_and_in_memory_batches_are_equal(tmp_path: Path, options: dict[str, Any]) -> None:
     write_parquet(tmp_path / "train.parquet", noise(8, 6, 7), whole_numbers([0, 1, 2, 3] * 2))
     held, lazy = (folder(tmp_path, flip=True, in_memory_gib=g, **options) for g in (4.0, 0.0))
@@ -188,7 +188,7 @@ def test_lazy_and_in_memory_batches_are_equal(tmp_path: Path, options: dict[str,
 
 def test_lazy_digest_knows_its_rows(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train.parquet", noise(8))
-    configs = ({}, {}, {"limit": 5}, {"size": 4}, {"channels": 1})
+    configs = ({}, {}, {"max_samples": 5}, {"size": 4}, {"channels": 1})
     digests = [folder(tmp_path, in_memory_gib=0, **options).digest for options in configs]  # type: ignore
     assert digests[0] == digests[1]
     assert len(set(digests)) == 4
@@ -212,16 +212,16 @@ def test_jpeg_note_of_a_folder_of_files(tmp_path: Path) -> None:
     assert load_images(DataConfig("cifar10", path=str(tmp_path / "pics"))).note == "JPEG re-encoded"
 
 
-@pytest.mark.parametrize("name", ["cifar10", "hub:someone/pictures"])
+@pytest.mark.parametrize("name", ["cifar10", "hub:someone/images"])
 def test_offline_error_names_the_set_and_the_way_out(name: str) -> None:
-    with pytest.raises(ValueError, match="cannot be had from the hub") as raised:
+    with pytest.raises(ValueError, match="cannot be loaded from the hub") as raised:
         load_images(DataConfig(name))
-    assert "uoft-cs/cifar10" in str(raised.value) or "someone/pictures" in str(raised.value)
+    assert "uoft-cs/cifar10" in str(raised.value) or "someone/images" in str(raised.value)
     assert "go online once, or set data.path to a local copy" in str(raised.value)
 
 
 def test_cifar10_as_published_here(shared_data: Path) -> None:
-    config = DataConfig("cifar10", path=str(shared_data / "cifar10"), split="test", limit=64)
+    config = DataConfig("cifar10", path=str(shared_data / "cifar10"), split="test", max_samples=64)
     dataset = load_images(config)
     assert (len(dataset), dataset.shape, dataset.num_classes) == (64, (3, 32, 32), 10)
     assert dataset.note == "JPEG re-encoded"

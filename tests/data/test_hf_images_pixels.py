@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fixtures.image_files import Image, folder, noise, pixels, save
-from immiscible_diffusion.data.image_decoding import TURNED, opened, upright_size
+from immiscible_diffusion.data.image_decoding import ORIENTATION, image_size, open_image
 
 pytestmark = pytest.mark.usefixtures("hf_cache")
 
@@ -57,9 +57,9 @@ def test_sixteen_bit_gray_is_scaled_not_clipped(
     torch.testing.assert_close(read[..., 0].double(), expected, rtol=0, atol=0.5)
 
 
-def test_floating_point_pictures_are_refused(tmp_path: Path) -> None:
+def test_floating_point_images_are_refused(tmp_path: Path) -> None:
     save(np.linspace(0, 1, 36, dtype=np.float32).reshape(6, 6), tmp_path / "pics" / "1.tif")
-    with pytest.raises(ValueError, match=r"1\.tif cannot be read as a picture: .*floating-point"):
+    with pytest.raises(ValueError, match=r"1\.tif cannot be read as an image: .*floating-point"):
         folder(tmp_path / "pics")
 
 
@@ -113,7 +113,7 @@ def test_resize_keeps_the_aspect_ratio(tmp_path: Path) -> None:
     assert float(read.sum()) == pytest.approx(disc.astype(float).sum() / 4, rel=0.01)
 
 
-def test_what_lies_under_transparency_is_not_seen(tmp_path: Path) -> None:
+def test_colors_under_transparency_are_ignored(tmp_path: Path) -> None:
     red = np.full((6, 6, 4), (200, 0, 0, 0), np.uint8)
     red[:3, :, 3] = 255
     save(red, tmp_path / "pics" / "1.png")
@@ -123,10 +123,10 @@ def test_what_lies_under_transparency_is_not_seen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["1.tiff", "1.png", "1.jpg"])
-def test_the_upright_size_is_that_of_the_upright_picture(tmp_path: Path, name: str) -> None:
-    picture = Image.fromarray(np.zeros((10, 30, 3), np.uint8))
-    exif = picture.getexif()
-    exif[TURNED] = 6
-    picture.save(tmp_path / name, exif=exif)
+def test_image_size_is_that_of_the_upright_image(tmp_path: Path, name: str) -> None:
+    image = Image.fromarray(np.zeros((10, 30, 3), np.uint8))
+    exif = image.getexif()
+    exif[ORIENTATION] = 6
+    image.save(tmp_path / name, exif=exif)
     cell = {"path": str(tmp_path / name)}
-    assert upright_size(cell) == opened(cell, "RGB").size[::-1] == (30, 10)
+    assert image_size(cell) == open_image(cell, "RGB").size[::-1] == (30, 10)

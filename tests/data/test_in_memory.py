@@ -7,7 +7,7 @@ from numpy.testing import assert_array_equal
 
 from immiscible_diffusion.cli.data_options import DataOptions
 from immiscible_diffusion.data import DataConfig
-from immiscible_diffusion.data.in_memory import load_arrays, load_whole
+from immiscible_diffusion.data.in_memory import load_arrays, load_in_memory
 
 RANDOM = np.random.default_rng(0)
 ACTIONS = RANDOM.normal(size=(12, 5, 2)).astype(np.float32)
@@ -19,22 +19,22 @@ def npz(tmp_path, **arrays):
     return path
 
 
-def test_named_data_come_whole_with_labels_and_class_names():
+def test_named_data_are_complete_with_labels_and_class_names():
     pytest.importorskip("sklearn", reason="digits come with scikit-learn")
-    whole = load_whole(DataConfig(name="digits"))
+    whole = load_in_memory(DataConfig(name="digits"))
     assert whole.batch.data.shape == (1797, 1, 8, 8)
     assert whole.batch.data.dtype == torch.float32
     assert float(whole.batch.data.min()) == -1
     assert whole.batch.cond["label"].bincount().min() > 100
-    assert whole.classes == tuple("0123456789")
+    assert whole.class_names == tuple("0123456789")
     assert not whole.mirrored
 
 
 def test_a_subset_is_random_by_the_seed_and_says_so():
     pytest.importorskip("sklearn", reason="digits come with scikit-learn")
     config = DataConfig(name="digits")
-    every = load_whole(config).batch.data.flatten(1)
-    some, again, other = (load_whole(config, 50, seed=seed) for seed in (0, 0, 1))
+    every = load_in_memory(config).batch.data.flatten(1)
+    some, again, other = (load_in_memory(config, 50, seed=seed) for seed in (0, 0, 1))
     assert_array_equal(some.batch.data, again.batch.data)
     assert not torch.equal(some.batch.data, other.batch.data)
     rows = [int((every == row).all(dim=1).nonzero()[0]) for row in some.batch.data.flatten(1)]
@@ -45,25 +45,25 @@ def test_a_subset_is_random_by_the_seed_and_says_so():
 
 def test_mirror_images_follow_their_originals():
     pytest.importorskip("sklearn", reason="digits come with scikit-learn")
-    whole = load_whole(DataConfig(name="digits", flip=True), 20)
+    whole = load_in_memory(DataConfig(name="digits", flip=True), 20)
     assert whole.mirrored
     assert_array_equal(whole.batch.data[20:], whole.batch.data[:20].flip(-1))
     assert_array_equal(whole.batch.cond["label"][20:], whole.batch.cond["label"][:20])
     assert "mirror" in whole.note
 
 
-def test_a_folder_of_pictures_by_its_path(tmp_path, hf_cache):
-    image = pytest.importorskip("PIL.Image", reason="writes pictures")
+def test_a_folder_of_images_by_its_path(tmp_path, hf_cache):
+    image = pytest.importorskip("PIL.Image", reason="writes images")
     for label in ("cat", "dog"):
         for number in range(3):
-            (tmp_path / "pictures" / label).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "images" / label).mkdir(parents=True, exist_ok=True)
             pixels = RANDOM.integers(0, 256, (6, 6, 3), dtype=np.uint8)
-            image.fromarray(pixels).save(tmp_path / "pictures" / label / f"{number}.png")
-    options = DataOptions(data=str(tmp_path / "pictures"), cond=("label",), max_images=4)
+            image.fromarray(pixels).save(tmp_path / "images" / label / f"{number}.png")
+    options = DataOptions(data=str(tmp_path / "images"), cond=("label",), max_images=4)
     whole = options.load()
     assert whole.batch.data.shape == (4, 3, 6, 6)
-    assert whole.name == "pictures"
-    assert whole.classes == ("cat", "dog")
+    assert whole.name == "images"
+    assert whole.class_names == ("cat", "dog")
     assert whole.batch.cond["label"].shape == (4,)
 
 
@@ -104,7 +104,7 @@ def test_safetensors(tmp_path):
     assert_array_equal(whole.batch.cond["label"], torch.arange(6))
 
 
-def test_bytes_are_images_and_other_numbers_are_as_they_are(tmp_path):
+def test_bytes_are_images_and_other_numbers_are_unchanged(tmp_path):
     pixels = RANDOM.integers(0, 256, (3, 6, 5, 3), dtype=np.uint8)
     whole = load_arrays(npz(tmp_path, pixels=pixels))
     assert whole.batch.data.shape == (3, 3, 6, 5)
@@ -119,7 +119,7 @@ def test_bytes_are_images_and_other_numbers_are_as_they_are(tmp_path):
 def test_words_are_labels_with_names(tmp_path):
     words = np.array(["push", "lift", "push", "turn"])
     whole = load_arrays(npz(tmp_path, data=ACTIONS[:4], task=words), cond=("task",))
-    assert whole.classes == ("lift", "push", "turn")
+    assert whole.class_names == ("lift", "push", "turn")
     assert whole.batch.cond["task"].tolist() == [1, 0, 1, 2]
 
 
@@ -133,7 +133,7 @@ def test_one_mask_for_all_and_mirrored_masks(tmp_path):
     assert batch.mask[-1, 0, 0].tolist() == [False, True, True]
 
 
-def test_what_is_not_finite_may_hide_behind_the_mask_only(tmp_path):
+def test_only_masked_data_may_be_not_finite(tmp_path):
     data = ACTIONS.copy()
     data[9, 2, 1] = np.nan
     mask = np.isfinite(data)
@@ -159,7 +159,7 @@ REFUSED = [
     ({"a": np.array([["x", "y"]])}, {}, "must be numbers"),
     ({"a": ACTIONS > 0}, {}, "must be numbers, got torch.bool"),
     ({"a": ACTIONS * 1j}, {}, "must be numbers, got torch.complex"),
-    ({"a": ACTIONS}, {"limit": 0}, "at least 1, got 0"),
+    ({"a": ACTIONS}, {"max_samples": 0}, "at least 1, got 0"),
 ]
 
 
@@ -211,7 +211,7 @@ def test_options_that_do_not_fit_are_refused(options, expected):
         options.load()
 
 
-def test_only_pictures_have_mirror_images(tmp_path):
+def test_only_images_have_mirror_images(tmp_path):
     np.save(tmp_path / "a.npy", ACTIONS)
     with pytest.raises(ValueError, match="leave out flip"):
         DataOptions(data=str(tmp_path / "a.npy"), flip=True).load()

@@ -70,13 +70,13 @@ def test_digits_grown_keep_their_range(digits: ImageSet) -> None:
     assert np.corrcoef(small.flatten(), truth.flatten())[0, 1] > 0.95
 
 
-def test_limit_takes_the_first(digits: ImageSet) -> None:
-    few = load_images(DataConfig("digits", limit=7))
+def test_max_samples_are_the_first(digits: ImageSet) -> None:
+    few = load_images(DataConfig("digits", max_samples=7))
     assert len(few) == 7
     assert few.num_classes == 10
     rows = torch.arange(7)
     assert torch.equal(few.batch(rows).data, digits.batch(rows).data)
-    assert len(load_images(DataConfig("digits", limit=10**6))) == 1797
+    assert len(load_images(DataConfig("digits", max_samples=10**6))) == 1797
 
 
 def test_without_labels() -> None:
@@ -144,7 +144,7 @@ def test_fashion_offline_says_what_to_do(
     monkeypatch.setattr(sources, "DEBIAN_FASHION", tmp_path / "absent")
     with pytest.raises(ValueError, match=r"dataset-fashion-mnist, or set data\.path") as raised:
         load_images(DataConfig("fashion_mnist"))
-    assert "zalandoresearch/fashion_mnist cannot be had from the hub" in str(raised.value)
+    assert "zalandoresearch/fashion_mnist cannot be loaded from the hub" in str(raised.value)
 
 
 def test_unknown_name_lists_the_known() -> None:
@@ -152,7 +152,7 @@ def test_unknown_name_lists_the_known() -> None:
         load_images(DataConfig("mnist"))
 
 
-@pytest.mark.parametrize("wrong", [{"limit": 0}, {"size": 0}, {"channels": 2}])
+@pytest.mark.parametrize("wrong", [{"max_samples": 0}, {"size": 0}, {"channels": 2}])
 def test_config_is_checked_at_once(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=f"data.{next(iter(wrong))} must be"):
         DataConfig(**wrong)  # type: ignore[arg-type]

@@ -167,10 +167,11 @@ def test_augmentation_is_keyed_by_seed_step_and_chunk(dataset):
 
 
 @pytest.mark.parametrize("ahead", [0, 2])
-def test_to_start_later_is_to_skip(dataset, ahead):
+def test_starting_later_skips_batches(dataset, ahead):
     order, options = KeyedSampler(24, 9, seed=1), {"gradient_accumulation_steps": 3, "ahead": ahead}
-    whole, late = batches(dataset, order, **options), batches(dataset, order, start=4, **options)
-    for expected, batch in islice(zip(islice(whole, 12, None), late, strict=False), 9):
+    all_batches = list(islice(batches(dataset, order, **options), 21))
+    late = list(islice(batches(dataset, order, start=4, **options), 9))
+    for expected, batch in zip(all_batches[12:], late, strict=True):
         assert torch.equal(batch.data, expected.data)
         assert torch.equal(batch.cond["label"], expected.cond["label"])
 
@@ -178,10 +179,21 @@ def test_to_start_later_is_to_skip(dataset, ahead):
 @pytest.mark.parametrize("ahead", [1, 2, 5])
 def test_the_thread_changes_nothing(dataset, ahead):
     order = KeyedSampler(24, 10, seed=1)
-    plain, made = batches(dataset, order, ahead=0), batches(dataset, order, ahead=ahead)
-    for expected, batch in islice(zip(plain, made, strict=False), 20):
-        assert torch.equal(batch.data, expected.data)
-    made.close()
+    plain, threaded = batches(dataset, order, ahead=0), batches(dataset, order, ahead=ahead)
+    pairs = list(zip(islice(plain, 20), islice(threaded, 20), strict=True))
+    threaded.close()
+    assert len(pairs) == 20
+    assert all(torch.equal(expected.data, batch.data) for expected, batch in pairs)
+
+
+def test_a_data_set_is_read_in_the_order_of_its_sampler(dataset):
+    options = {"start": 2, "rank": 1, "world": 2, "ahead": 0}
+    by_hand = list(islice(batches(dataset, KeyedSampler(24, 10, seed=3), **options), 6))
+    for one, other in zip(islice(dataset.batches(10, 3, **options), 6), by_hand, strict=True):
+        assert torch.equal(one.data, other.data)
+        assert torch.equal(one.cond["label"], other.cond["label"])
+    assert torch.equal(dataset.common_rows(), torch.arange(24))
+    assert torch.equal(dataset.complete_rows(), torch.arange(24))
 
 
 @pytest.mark.parametrize(

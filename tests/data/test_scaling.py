@@ -4,12 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from immiscible_diffusion.data import DataConfig, load_images
 from immiscible_diffusion.data.scaling import DataScaling
-from immiscible_diffusion.diffusion.paths import VPPath
-from immiscible_diffusion.diffusion.pipeline import Generator
+from immiscible_diffusion.diffusion.paths import FlowMatchingPath, VPPath
+from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
 from immiscible_diffusion.diffusion.samplers import SamplerConfig, start_noise
-from immiscible_diffusion.training.recipe import Recipe
 
 
 class Zero(nn.Module):
@@ -45,29 +43,30 @@ def test_bad_factors_are_refused(factor):
         DataScaling(factor)
 
 
+def pipeline(factor, sampler):
+    return SamplingPipeline(
+        VPPath() if sampler.method == "ddim" else FlowMatchingPath(),
+        sampler.scaled(factor),
+        (1, 4, 4),
+        batch_size=3,
+        decode=DataScaling(factor).undo,
+    )
+
+
 def test_samples_are_unscaled_and_nothing_else():
-    dataset = load_images(DataConfig(name="digits", limit=8))
-    made = {
+    samples = {
         factor: torch.cat(
-            [
-                images
-                for images, _ in Generator(
-                    Recipe("r", scaling=DataScaling(factor)), dataset, batch_size=3
-                )(Zero(), 7, seed=1, sampler=SamplerConfig("euler", 2))
-            ]
+            [data for data, _ in pipeline(factor, SamplerConfig("euler", 2))(Zero(), 7, seed=1)]
         )
         for factor in (1.0, 2.0, 4.0)
     }
-    assert torch.equal(made[1.0], start_noise(1, range(7), dataset.shape, "cpu"))
-    assert torch.equal(made[2.0], made[1.0] / 2)
-    assert torch.equal(made[4.0], made[1.0] / 4)
+    assert torch.equal(samples[1.0], start_noise(1, range(7), (1, 4, 4), "cpu"))
+    assert torch.equal(samples[2.0], samples[1.0] / 2)
+    assert torch.equal(samples[4.0], samples[1.0] / 4)
 
 
 def test_the_bound_on_predicted_data_is_scaled_as_they_are():
-    dataset = load_images(DataConfig(name="digits", limit=8))
-    recipe = Recipe("r", scaling=DataScaling(4.0), path=VPPath(), sampler=SamplerConfig("ddim"))
-    generator = Generator(recipe, dataset)
-    assert generator.of_scaled_data(SamplerConfig("ddim", clip=1.0)).clip == 4.0
-    assert generator.of_scaled_data(SamplerConfig("ddim")) == SamplerConfig("ddim")
-    [(images, _)] = generator(Zero(), 2, seed=1, sampler=SamplerConfig("ddim", 2, clip=1.0))
+    assert SamplerConfig("ddim", clip=1.0).scaled(4.0).clip == 4.0
+    assert SamplerConfig("ddim").scaled(4.0) == SamplerConfig("ddim")
+    [(images, _)] = pipeline(4.0, SamplerConfig("ddim", 2, clip=1.0))(Zero(), 2, seed=1)
     assert float(images.abs().max()) == pytest.approx(1.0)  # nothing predicted exceeds the bound

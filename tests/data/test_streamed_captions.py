@@ -1,7 +1,6 @@
-"""Training on a stream: fed with what comes by, known by its first pictures."""
+"""Training on a stream, whose first images are in memory."""
 
 import dataclasses
-from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from immiscible_diffusion.training.load import load_raw as load_data
 from fixtures.tar_shards import PER_SHARD, write_shards
 from immiscible_diffusion.data import DataConfig
 from immiscible_diffusion.data.aspect_buckets import Buckets
+from immiscible_diffusion.data.streaming import load_stream
 from immiscible_diffusion.recipes import recipe_from_name
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
@@ -20,71 +20,79 @@ from immiscible_diffusion.training.trainer import Trainer
 pytestmark = pytest.mark.usefixtures("hf_cache")
 
 
-def streamed(name: str, folder: Path, **changes: object) -> Recipe:
-    """The smoke run of a recipe, on the shards of ``folder``."""
+def stream_recipe(name: str, folder: Path, task: dict[str, object] | None = None) -> Recipe:
+    """The smoke run of a recipe, on the shards of ``folder``; ``task`` changes its task."""
     recipe = recipe_from_name(name).tiny()
-    changes = {"steps": 4, "checkpoint_every": 2, "preview_every": 2, "batch_size": 6, **changes}
-    data = DataConfig("folder", path=str(folder), size=8, channels=3, stream=True, limit=4)
-    return dataclasses.replace(recipe, **{"data": data, **changes})
+    data = DataConfig("folder", path=str(folder), size=8, channels=3, stream=True, max_samples=4)
+    return dataclasses.replace(
+        recipe,
+        task=dataclasses.replace(recipe.task, data=data, **(task or {})),  # type: ignore[arg-type]
+        steps=4,
+        checkpoint_every=2,
+        preview_every=2,
+        batch_size=6,
+    )
 
 
-def trainer_of(recipe: Recipe, folder: Path) -> Trainer:
+def make_trainer(recipe: Recipe, folder: Path) -> Trainer:
     return Trainer(recipe, RunDir.open(folder, recipe), device="cpu")
 
 
-def test_it_is_fed_with_all_shards_and_held_by_its_first_pictures(tmp_path: Path) -> None:
+def test_training_reads_all_shards_and_the_first_images_are_addressed(tmp_path: Path) -> None:
     write_shards(tmp_path / "shards", 3)
-    recipe = streamed("cifar10-ddim", tmp_path / "shards", conditional=False)
-    trainer = trainer_of(recipe, tmp_path / "run")
-    assert len(trainer.dataset) == 4
-    assert "known by its first 4" in trainer.dataset.note
-    seen = set()
-    with closing(trainer.pairs()) as pairs:
-        for data, noise, _ in islice(pairs, 9):
-            assert noise.shape == data.shape
-            seen |= {round(float(value)) for value in (data[:, 0, 0, 0] + 1) * 127.5}
-    assert seen == set(range(3 * PER_SHARD))
+    trainer = make_trainer(stream_recipe("cifar10-ddim", tmp_path / "shards"), tmp_path / "run")
+    assert len(trainer.task.dataset) == 4
+    assert "the first 4 images are in memory" in trainer.task.dataset.note
+    colors = set()
+    with trainer.paired_loader() as loader:
+        for batch in islice(loader, 9):
+            assert batch.noise.shape == batch.data.shape
+            colors |= {round(float(value)) for value in (batch.data[:, 0, 0, 0] + 1) * 127.5}
+    assert colors == set(range(3 * PER_SHARD))
 
 
 def test_it_trains_resumes_and_has_previews(tmp_path: Path) -> None:
     write_shards(tmp_path / "shards", 2)
-    recipe = streamed("cifar10-ddim", tmp_path / "shards", conditional=False, coupling="knn:k=4")
-    trainer_of(recipe, tmp_path / "run").train(until=2, quiet=True)
-    trainer = trainer_of(recipe, tmp_path / "run")
+    recipe = stream_recipe("cifar10-ddim", tmp_path / "shards")
+    recipe = dataclasses.replace(recipe, coupling="knn:k=4")
+    make_trainer(recipe, tmp_path / "run").train(until=2, quiet=True)
+    trainer = make_trainer(recipe, tmp_path / "run")
     trainer.train(quiet=True)
     assert trainer.step == 4
     assert sorted(path.name for path in (tmp_path / "run" / "samples").glob("*.png"))
 
 
-def test_a_network_told_by_text_hears_the_captions_of_the_stream(small_sd, tmp_path: Path) -> None:
+def test_a_text_to_image_network_gets_the_captions_of_the_stream(
+    small_sd: Path, tmp_path: Path
+) -> None:
     write_shards(tmp_path / "shards", 2)
-    recipe = streamed("coco-sd", tmp_path / "shards")
-    codec = dataclasses.replace(recipe.codec, pretrained=str(small_sd))  # type: ignore[type-var]
-    trainer = trainer_of(dataclasses.replace(recipe, codec=codec), tmp_path / "run")
+    codec = dataclasses.replace(recipe_from_name("coco-sd").task.codec, pretrained=str(small_sd))
+    recipe = stream_recipe("coco-sd", tmp_path / "shards", {"codec": codec})
+    trainer = make_trainer(recipe, tmp_path / "run")
     words = [str(n) for n in range(2 * PER_SHARD)]
-    states = trainer.codec.tell(words)["text"]  # type: ignore[attr-defined]
-    with closing(trainer.pairs()) as pairs:
-        _, _, cond = next(pairs)
-    for row in cond["text"]:
+    states = trainer.task.codec.tell(words)["text"]
+    with trainer.paired_loader() as loader:
+        batch = next(iter(loader))
+    for row in batch.cond["text"]:
         assert (row == states).flatten(1).all(1).sum() == 1
     trainer.train(quiet=True)
     assert (tmp_path / "run" / "model_index.json").is_file()
 
 
-def test_damage_is_named_or_left_out(tmp_path: Path) -> None:
+def test_damage_is_named_or_skipped(tmp_path: Path) -> None:
     first, _ = write_shards(tmp_path / "shards", 2)
     first.write_bytes(first.read_bytes()[: first.stat().st_size // 2])
     data = DataConfig("folder", path=str(tmp_path / "shards"), size=8, stream=True)
     with pytest.raises(ValueError, match=r"shard-000\.tar cannot be read to its end"):
-        load_data(data)
+        load_stream(data)
     with pytest.warns(UserWarning, match=r"skipped.*shard-000"):
-        found = load_data(dataclasses.replace(data, skip_damaged=True))
-    assert PER_SHARD <= len(found) < 2 * PER_SHARD
-    assert torch.isfinite(found.batch(torch.arange(len(found))).data).all()
+        dataset = load_stream(dataclasses.replace(data, on_error="skip"))
+    assert PER_SHARD <= len(dataset) < 2 * PER_SHARD
+    assert torch.isfinite(dataset.batch(torch.arange(len(dataset))).data).all()
 
 
-def test_what_needs_an_addressable_set_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="a stream has pictures of one size"):
-        streamed("coco-sd", tmp_path, buckets=Buckets(size=8, step=8))
-    with pytest.raises(ValueError, match=r"data\.buffer must be at least 1"):
-        DataConfig("folder", stream=True, buffer=0)
+def test_latents_and_buckets_need_an_addressable_set(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a stream has images of one size"):
+        stream_recipe("coco-sd", tmp_path, {"buckets": Buckets(size=8, step=8)})
+    with pytest.raises(ValueError, match=r"data\.shuffle_buffer must be at least 1"):
+        DataConfig("folder", stream=True, shuffle_buffer=0)

@@ -1,4 +1,4 @@
-"""Streams: every sample of every shard, ranks disjoint, what is damaged is named."""
+"""Streams: every sample of every shard, ranks disjoint, damage is an error or a warning."""
 
 import json
 import tarfile
@@ -15,9 +15,13 @@ from fixtures.image_files import datasets, encoded, noise, whole_numbers, write_
 from fixtures.tar_shards import PER_SHARD, write_shards, write_tar
 from immiscible_diffusion.data import DataConfig
 from immiscible_diffusion.data.captions import Captions
-from immiscible_diffusion.data.open_stream import open_stream
-from immiscible_diffusion.data.shards import ShardError, TarShards, tar_names
-from immiscible_diffusion.data.streaming import Stream
+from immiscible_diffusion.data.streaming import (
+    ShardError,
+    Stream,
+    open_stream,
+    read_tar,
+    tar_names,
+)
 from immiscible_diffusion.utils.batch import Batch
 
 pytestmark = pytest.mark.usefixtures("hf_cache")
@@ -29,50 +33,50 @@ def numbers(texts: Sequence[str]) -> torch.Tensor:
 
 
 def stream(path: Path | str, **options: Any) -> Stream:
-    config = DataConfig("folder", path=str(path), size=4)
-    return open_stream(config, tokenize=numbers, **({"buffer": 4} | options))
+    options = {"shuffle_buffer": 4} | options
+    return open_stream(DataConfig("folder", path=str(path), size=4, **options), tokenize=numbers)
 
 
-def taken(stream: Stream, steps: int, batch_size: int = 2, **options: Any) -> list[Batch]:
+def take(stream: Stream, steps: int, batch_size: int = 2, **options: Any) -> list[Batch]:
     made = stream.batches(batch_size, 0, **({"ahead": 0} | options))
     return list(islice(made, steps))
 
 
-def said(batches: list[Batch]) -> list[int]:
+def captions_of(batches: list[Batch]) -> list[int]:
     return [int(n) for batch in batches if batch.cond for n in batch.cond["tokens"][:, 0]]
 
 
 def test_all_come_shuffled_with_their_captions(tmp_path: Path) -> None:
     write_shards(tmp_path, 4)
-    whole = stream(tmp_path, buffer=1)
-    found = taken(whole, 12)
-    assert sorted(said(found)) == list(range(24))  # a buffer of 1 delays by 1: one epoch of 24
+    whole = stream(tmp_path, shuffle_buffer=1)
+    found = take(whole, 12)
+    assert sorted(captions_of(found)) == list(range(24))  # one epoch
     for batch in found:
         assert batch.data.shape == (2, 3, 4, 4)
         colors = ((batch.data + 1) * 127.5).round()[:, 0, 0, 0].int().tolist()
-        assert colors == said([batch])
-    mixed = said(taken(stream(tmp_path, buffer=8), 12))
+        assert colors == captions_of([batch])
+    mixed = captions_of(take(stream(tmp_path, shuffle_buffer=8), 12))
     assert mixed != sorted(mixed)
-    assert mixed == said(taken(stream(tmp_path, buffer=8), 12, ahead=2))
-    assert mixed != said(taken(stream(tmp_path, buffer=8), 12, start=1))
+    assert mixed == captions_of(take(stream(tmp_path, shuffle_buffer=8), 12, ahead=2))
+    assert mixed != captions_of(take(stream(tmp_path, shuffle_buffer=8), 12, start=1))
 
 
 def test_ranks_read_other_shards(tmp_path: Path) -> None:
     write_shards(tmp_path, 4)
     parts = [
-        said(taken(stream(tmp_path, buffer=1), 6, batch_size=4, rank=rank, world=2))
+        captions_of(take(stream(tmp_path, shuffle_buffer=1), 6, batch_size=4, rank=rank, world=2))
         for rank in range(2)
     ]
     assert sorted(parts[0] + parts[1]) == list(range(24))
     with pytest.raises(ValueError, match="has 4 shards for 5 processes"):
-        taken(stream(tmp_path), 1, batch_size=5, world=5)
+        take(stream(tmp_path), 1, batch_size=5, world=5)
     with pytest.raises(ValueError, match="does not divide"):
-        taken(stream(tmp_path), 1, batch_size=3, world=2)
+        take(stream(tmp_path), 1, batch_size=3, world=2)
 
 
 @pytest.mark.parametrize("ending", ["tar", "tar.gz"])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
-def test_a_shard_cut_short_is_named_and_skipped_on_request(
+def test_a_truncated_shard_is_named_and_skipped_on_request(
     tmp_path: Path, ending: str, share: float
 ) -> None:
     paths = write_shards(tmp_path, 3, ending)
@@ -80,17 +84,17 @@ def test_a_shard_cut_short_is_named_and_skipped_on_request(
     size = int(share * (len(content) if ending != "tar" else PER_SHARD * 4096))
     paths[1].write_bytes(content[:size])
     with pytest.raises(ValueError, match=r"shard-001\.tar.* cannot be read .*on_error=\"skip\""):
-        taken(stream(tmp_path), 20)
-    skips = stream(tmp_path, on_error="skip", buffer=1)
+        take(stream(tmp_path), 20)
+    skips = stream(tmp_path, on_error="skip", shuffle_buffer=1)
     with pytest.warns(UserWarning, match=r"skipped \(1 so far, and the rest of the shard\).*001"):
-        found = said(taken(skips, 12))
+        found = captions_of(take(skips, 12))
     assert 1 <= len(skips.skipped) <= 3  # once an epoch
     others = {n for n in range(18) if n // PER_SHARD != 1}
     assert others <= set(found)
 
 
 @pytest.mark.parametrize("where", ["at a member", "in a header", "not a tar"])
-def test_what_tarfile_takes_for_the_end_is_told(tmp_path: Path, where: str) -> None:
+def test_what_tarfile_takes_for_the_end_is_an_error(tmp_path: Path, where: str) -> None:
     path = write_shards(tmp_path, 1)[0]
     content = bytearray(path.read_bytes())
     with tarfile.open(path) as tar:
@@ -102,51 +106,51 @@ def test_what_tarfile_takes_for_the_end_is_told(tmp_path: Path, where: str) -> N
     else:
         content[:] = b"<html>not found</html>" * 100
     path.write_bytes(content)
-    found = list(TarShards([str(path)]).samples(0))
+    found = list(read_tar(str(path)))
     assert isinstance(found[-1], ShardError)
-    assert found[-1].whole
+    assert found[-1].rest_lost
     assert path.name in str(found[-1])
 
 
-def test_a_broken_picture_is_named_and_skipped_alone(tmp_path: Path) -> None:
+def test_a_broken_image_is_named_and_skipped_alone(tmp_path: Path) -> None:
     good = {"png": encoded(noise(1)[0]), "txt": b"1"}
-    bad = {"png": b"no picture", "txt": b"2"}
+    bad = {"png": b"no image", "txt": b"2"}
     none = {"txt": b"3"}
     wrong = {"png": good["png"], "json": b"{"}
     write_tar(tmp_path / "a.tar", {"good": good, "bad": bad, "none": none, "wrong": wrong})
     with pytest.raises(ValueError, match=r"(bad|none|wrong) in .*a\.tar"):
-        taken(stream(tmp_path), 4)
-    skips = stream(tmp_path, on_error="skip", buffer=1)
+        take(stream(tmp_path), 4)
+    skips = stream(tmp_path, on_error="skip", shuffle_buffer=1)
     with pytest.warns(UserWarning, match="skipped"):
-        assert said(taken(skips, 2)) == [1, 1, 1, 1]
+        assert captions_of(take(skips, 2)) == [1, 1, 1, 1]
     assert {text.split(" in ")[0] for text in skips.skipped} == {"bad", "none", "wrong"}
 
 
-def test_nothing_that_can_be_read_is_an_end(tmp_path: Path) -> None:
+def test_a_stream_without_readable_samples_ends_with_an_error(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", {"bad": {"txt": b"1"}})
     with (
         pytest.raises(ValueError, match="no sample of this process's shards can be read"),
         pytest.warns(UserWarning, match="skipped"),
     ):
-        taken(stream(tmp_path, on_error="skip"), 1)
+        take(stream(tmp_path, on_error="skip"), 1)
 
 
 def test_labels_and_json(tmp_path: Path) -> None:
-    picture = encoded(noise(1)[0])
+    image = encoded(noise(1)[0])
     samples = {
-        "a": {"jpg": picture, "cls": b"1"},
-        "b": {"jpg": picture, "json": json.dumps({"label": 0}).encode()},
+        "a": {"jpg": image, "cls": b"1"},
+        "b": {"jpg": image, "json": json.dumps({"label": 0}).encode()},
     }
     write_tar(tmp_path / "a.tar", samples)
     (tmp_path / "names").write_text("17\n23\n")
-    config = DataConfig("folder", path=str(tmp_path), size=4)
-    named = Captions(names=str(tmp_path / "names"))
-    found = open_stream(config, named, numbers, buffer=1)
-    [batch] = taken(found, 1)
+    config = DataConfig("folder", path=str(tmp_path), size=4, shuffle_buffer=1)
+    found = open_stream(config, Captions(names=str(tmp_path / "names")), numbers)
+    [batch] = take(found, 1)
     assert batch.cond is not None
-    told = dict(zip(batch.cond["label"].tolist(), said([batch]), strict=True))
-    assert told == {1: 23, 0: 17}
-    assert (found.num_classes, found.class_names) == (2, ("17", "23"))
+    captions = dict(zip(batch.cond["label"].tolist(), captions_of([batch]), strict=True))
+    assert captions == {1: 23, 0: 17}
+    assert found.classes is not None
+    assert list(found.classes.names) == ["17", "23"]
 
 
 def test_names_of_shards(tmp_path: Path) -> None:
@@ -172,13 +176,13 @@ def test_parquet_files_are_streamed_too(tmp_path: Path) -> None:
             whole_numbers([n % 2 for n in rows]),
             text=([str(n) for n in rows], text),
         )
-    found = stream(tmp_path, buffer=1)
-    batches = taken(found, 3)
-    assert sorted(said(batches)) == list(range(6))
+    found = stream(tmp_path, shuffle_buffer=1)
+    batches = take(found, 3)
+    assert sorted(captions_of(batches)) == list(range(6))
     for batch in batches:
         assert batch.cond is not None
-        assert batch.cond["label"].tolist() == [n % 2 for n in said([batch])]
-    parts = [said(taken(found, 3, rank=rank, world=2)) for rank in (0, 1)]
+        assert batch.cond["label"].tolist() == [n % 2 for n in captions_of([batch])]
+    parts = [captions_of(take(found, 3, rank=rank, world=2)) for rank in (0, 1)]
     assert sorted(parts[0] + parts[1]) == list(range(6))
 
 
@@ -186,14 +190,14 @@ def test_bad_streams(tmp_path: Path) -> None:
     write_shards(tmp_path, 1)
     with pytest.raises(ValueError, match=r"needs data\.size"):
         open_stream(DataConfig("folder", path=str(tmp_path)))
-    with pytest.raises(ValueError, match="on_error raise or skip"):
+    with pytest.raises(ValueError, match=r"on_error must be raise or skip"):
         stream(tmp_path, on_error="ignore")
     with pytest.raises(ValueError, match="a stream of the hub needs a network"):
         open_stream(DataConfig("hub:nobody/nothing", size=4))
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"),
+    ("record", "expected"),
     [
         ({"caption": "a"}, ("a",)),
         ({"caption": ["a", "b"]}, ("a", "b")),
@@ -201,25 +205,29 @@ def test_bad_streams(tmp_path: Path) -> None:
         ({"caption": None}, ()),
     ],
 )
-def test_captions_in_json(tmp_path: Path, said: dict[str, Any], expected: tuple[str, ...]) -> None:
-    member = {"png": encoded(noise(1)[0]), "json": json.dumps(said).encode()}
-    (found,) = TarShards([str(write_tar(tmp_path / "a.tar", {"x": member}))]).samples(0)
+def test_captions_in_json(
+    tmp_path: Path, record: dict[str, Any], expected: tuple[str, ...]
+) -> None:
+    member = {"png": encoded(noise(1)[0]), "json": json.dumps(record).encode()}
+    (found,) = read_tar(str(write_tar(tmp_path / "a.tar", {"x": member})))
     assert not isinstance(found, ShardError)
     assert found.texts == expected
 
 
-@pytest.mark.parametrize("said", [{"label": "cat"}, {"caption": {"en": "a"}}])
-def test_what_is_no_caption_or_class_is_named(tmp_path: Path, said: dict[str, Any]) -> None:
-    member = {"png": encoded(noise(1)[0]), "json": json.dumps(said).encode()}
-    (found,) = TarShards([str(write_tar(tmp_path / "a.tar", {"x": member}))]).samples(0)
+@pytest.mark.parametrize("record", [{"label": "cat"}, {"caption": {"en": "a"}}])
+def test_captions_and_classes_of_other_types_are_named(
+    tmp_path: Path, record: dict[str, Any]
+) -> None:
+    member = {"png": encoded(noise(1)[0]), "json": json.dumps(record).encode()}
+    (found,) = read_tar(str(write_tar(tmp_path / "a.tar", {"x": member})))
     assert isinstance(found, ShardError)
     assert "x in " in str(found)
 
 
-def test_a_sample_of_which_nothing_is_said_can_be_skipped(tmp_path: Path) -> None:
+def test_a_sample_without_caption_and_class_can_be_skipped(tmp_path: Path) -> None:
     good = {"png": encoded(noise(1)[0]), "txt": b"3"}
     shard = write_tar(tmp_path / "a.tar", {"a": good, "b": {"png": good["png"]}, "c": good})
     with pytest.raises(ValueError, match="has no caption and no class"):
-        taken(stream(shard), 2)
+        take(stream(shard), 2)
     with pytest.warns(UserWarning, match="no caption and no class"):
-        assert said(taken(stream(shard, on_error="skip"), 2)) == [3] * 4
+        assert captions_of(take(stream(shard, on_error="skip"), 2)) == [3] * 4

@@ -80,7 +80,7 @@ def test_k_of_one_of_every_recipe_gives_the_weights_of_independent_noise(tmp_pat
         recipe.tiny(),
         task=recipe.tiny().task.replace(
             data=DataConfig(
-                "digits", size=size, channels=channels, limit=64, flip=recipe.task.data.flip
+                "digits", size=size, channels=channels, max_samples=64, flip=recipe.task.data.flip
             )
         ),
         preview_every=0,

@@ -22,7 +22,7 @@ from immiscible_diffusion.analysis.noisy_points import images_of
 from immiscible_diffusion.analysis.posterior import mixing
 from immiscible_diffusion.analysis.thumbnails import Look, write_pictures
 from immiscible_diffusion.couplings import Coupling
-from immiscible_diffusion.data.in_memory import Whole
+from immiscible_diffusion.data.in_memory import InMemoryData
 from immiscible_diffusion.utils.batch import Batch
 
 MOST_LABELS = 64  # of which each has its own noise measured
@@ -51,7 +51,7 @@ class Work:
     @classmethod
     def of(
         cls,
-        whole: Whole,
+        whole: InMemoryData,
         names: Sequence[str] | None,
         settings: Settings,
         folder: Path | None,

@@ -16,13 +16,13 @@ from immiscible_diffusion.analysis.config import Settings, path_json
 from immiscible_diffusion.analysis.coupling_analysis import Subject, Work
 from immiscible_diffusion.analysis.hashing import content_of
 from immiscible_diffusion.couplings import Coupling
-from immiscible_diffusion.data.in_memory import Whole, joined
+from immiscible_diffusion.data.in_memory import InMemoryData, join_notes
 from immiscible_diffusion.utils.atomic_files import read_json, write_json
 from immiscible_diffusion.utils.batch import Batch, Cond
 
 
 def analyze(
-    data: Tensor | Whole,
+    data: Tensor | InMemoryData,
     couplings: Sequence[str | Coupling],
     *,
     cond: Cond | None = None,
@@ -55,7 +55,9 @@ def analyze(
         ValueError: data, conditions, mask or couplings that cannot be analyzed, before anything
             long starts; or a folder that holds another analysis.
     """
-    whole = data if isinstance(data, Whole) else Whole(name, "", Batch(data, cond, mask))
+    whole = (
+        data if isinstance(data, InMemoryData) else InMemoryData(name, "", Batch(data, cond, mask))
+    )
     work = Work.of(whole, given, settings or Settings(), None if folder is None else Path(folder))
     subjects = lined_up(work, couplings)
     work.parts.begin([subject.name for subject in subjects if subject.by_name])
@@ -102,17 +104,17 @@ def _earlier(work: Work, values: dict[str, Any]) -> list[dict[str, Any]]:
     return kept
 
 
-def _header(whole: Whole, work: Work) -> dict[str, Any]:
+def _header(whole: InMemoryData, work: Work) -> dict[str, Any]:
     settings = work.settings
     drawn = settings.show and work.parts.folder is not None
     about = {
         "name": whole.name,
-        "note": joined(whole.note, work.look.note if drawn else ""),
+        "note": join_notes(whole.note, work.look.note if drawn else ""),
         "images": len(work.images),
         "shape": list(work.data.shape[1:]),
         "rms": work.rms,
         "mirrored": whole.mirrored,
-        "classes": whole.classes and list(whole.classes),
+        "classes": whole.class_names and list(whole.class_names),
         "masked": work.images.mask is not None,
         "cond": list(work.names),
     }

@@ -17,7 +17,8 @@ from immiscible_diffusion.analysis.run import analyze, lined_up
 from immiscible_diffusion.analysis.time_estimate import PAGE, peak_memory, rehearse, timed
 from immiscible_diffusion.cli.data_options import DataOptions
 from immiscible_diffusion.cli.options import parse, run_path
-from immiscible_diffusion.data.in_memory import Whole, is_arrays
+from immiscible_diffusion.data.array_files import is_array_file
+from immiscible_diffusion.data.in_memory import InMemoryData
 from immiscible_diffusion.diffusion.paths import EDMPath, FlowMatchingPath, VPPath
 from immiscible_diffusion.diffusion.paths import Path as AnyPath
 from immiscible_diffusion.reporting.analysis import write_analysis_page
@@ -150,7 +151,7 @@ def main(arguments: list[str]) -> int:
         )
     settings, couplings = options.settings, options.couplings
     whole = options.load(options.seed)
-    called = Path(whole.name).stem if is_arrays(whole.name) else whole.name.replace("/", "-")
+    called = Path(whole.name).stem if is_array_file(whole.name) else whole.name.replace("/", "-")
     out = run_path(options.out, "analyze", called)
     if options.dry_run:
         return rehearsed(whole, options, out)
@@ -170,7 +171,11 @@ def main(arguments: list[str]) -> int:
 
 
 def measured(
-    whole: Whole, couplings: tuple[str, ...], given: tuple[str, ...], settings: Settings, out: Path
+    whole: InMemoryData,
+    couplings: tuple[str, ...],
+    given: tuple[str, ...],
+    settings: Settings,
+    out: Path,
 ) -> dict[str, Any]:
     """The analysis, with a progress bar."""
     bar: Progress | None = None
@@ -188,7 +193,7 @@ def measured(
             bar.__exit__(None, None, None)
 
 
-def rehearsed(whole: Whole, options: Options, out: Path) -> int:
+def rehearsed(whole: InMemoryData, options: Options, out: Path) -> int:
     """Say what would be done, from a small piece of it."""
     settings = options.settings
     work = Work.of(whole, options.cond, settings, out)

@@ -7,7 +7,13 @@ from typing import Annotated
 
 import tyro
 
-from immiscible_diffusion.data.in_memory import Whole, is_arrays, load_arrays, load_whole, mirror
+from immiscible_diffusion.data.array_files import is_array_file
+from immiscible_diffusion.data.in_memory import (
+    InMemoryData,
+    add_mirror_images,
+    load_arrays,
+    load_in_memory,
+)
 from immiscible_diffusion.data.load import SOURCES, DataConfig
 
 LABEL = "label"
@@ -47,7 +53,7 @@ class DataOptions:
     channels: int | None = None
     flip: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
 
-    def load(self, seed: int = 0) -> Whole:
+    def load(self, seed: int = 0) -> InMemoryData:
         """The data with the conditions asked for, or the labels where images have them.
 
         Raises:
@@ -61,17 +67,17 @@ class DataOptions:
             )
         if len(set(self.cond)) < len(self.cond):
             raise ValueError(f"a condition is given twice: {', '.join(self.cond)}")
-        if is_arrays(name):
+        if is_array_file(name):
             self._refuse("is for images, and {} is a file of arrays", "size", "channels", path=path)
             whole = load_arrays(
                 name,
                 data=self.array,
                 cond=self.cond,
                 mask=self.mask,
-                limit=self.max_images,
+                max_samples=self.max_images,
                 seed=seed,
             )
-            return mirror(whole) if self.flip else whole
+            return add_mirror_images(whole) if self.flip else whole
         kinds = "is for a file of arrays (.npy, .npz, .safetensors), and {} is a set of images"
         self._refuse(kinds, "array", "mask")
         if unknown := [cond for cond in self.cond if cond != LABEL]:
@@ -84,7 +90,7 @@ class DataOptions:
                 raise ValueError(
                     f"there is no data set, folder or file '{name}'; known: {known}, hub:ID"
                 )
-        whole = load_whole(
+        whole = load_in_memory(
             DataConfig(
                 name=FOLDER if is_folder else name,
                 path=name if is_folder else path,

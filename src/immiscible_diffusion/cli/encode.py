@@ -115,7 +115,7 @@ def load_data(options: Options) -> tuple[DataSet, DataConfig]:
         split=options.split,
         size=options.size,
         channels=options.channels,
-        limit=options.limit,
+        max_samples=options.limit,
     )
     try:
         captions = Captions(options.caption_column, synonyms=options.synonyms)

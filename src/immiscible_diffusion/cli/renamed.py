@@ -31,6 +31,8 @@ OPTIONS = {
     "evaluation.first": "eval.start",
     "evaluation.rollouts": "eval.rollout_every",
     "data.limit": "data.max_samples",
+    "data.buffer": "data.shuffle_buffer",
+    "data.skip_damaged": "data.on_error skip",
     "data.execute": "data.n_action_steps",
     "data.observations": "data.n_obs_steps",
     "data.learn_copies": "data.do_mask_loss_for_padding (its opposite)",

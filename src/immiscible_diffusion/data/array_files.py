@@ -1,5 +1,6 @@
 """Files of arrays: .npy, .npz and .safetensors, read without pickles."""
 
+import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,13 +15,19 @@ from torch import Tensor
 
 from immiscible_diffusion.utils.optional_deps import require_extra
 
-KINDS = (".npy", ".npz", ".safetensors")
-ONE = "data"
+EXTENSIONS = (".npy", ".npz", ".safetensors")
+DEFAULT_KEY = "data"
 CHANNELS = (1, 3)
+MAX_GIB = 8.0  # of data as float32; what works on them needs several times as much
+
+
+def is_array_file(path: str | os.PathLike[str]) -> bool:
+    """Whether ``path`` is named as a file of arrays."""
+    return Path(path).suffix.lower() in EXTENSIONS
 
 
 @dataclass(frozen=True)
-class Arrays:
+class ArrayFile:
     """The arrays of a file by name, read when asked for.
 
     Attributes:
@@ -35,10 +42,10 @@ class Arrays:
 
     @classmethod
     @contextmanager
-    def open(cls, path: Path) -> "Iterator[Arrays]":
+    def open(cls, path: Path) -> "Iterator[ArrayFile]":
         """The arrays of ``path``; ValueError if it is no such file."""
-        if path.suffix.lower() not in KINDS:
-            raise ValueError(f"{path} is no file of arrays; expected {', '.join(KINDS)}")
+        if not is_array_file(path):
+            raise ValueError(f"{path} is no file of arrays; expected {', '.join(EXTENSIONS)}")
         if not path.is_file():
             raise ValueError(f"{path} does not exist")
         if path.suffix.lower() == ".safetensors":
@@ -46,13 +53,13 @@ class Arrays:
         else:
             yield from _numpy(path)
 
-    def data_key(self, wanted: str | None, others: Sequence[str]) -> str:
-        """Which array is the data: that asked for, the one named data, or the only one left."""
-        if wanted is not None:
-            return wanted
+    def data_key(self, name: str | None, others: Sequence[str]) -> str:
+        """Which array is the data: ``name``, the one called data, or the only one left."""
+        if name is not None:
+            return name
         left = [name for name in self.names if name not in others]
-        if ONE in left:
-            return ONE
+        if DEFAULT_KEY in left:
+            return DEFAULT_KEY
         if len(left) == 1:
             return left[0]
         raise ValueError(
@@ -60,44 +67,42 @@ class Arrays:
             f"the data: --array KEY"
         )
 
-    def rows(self, key: str) -> int:
-        """How many data; ValueError if there are none, or they are single numbers."""
+    def count(self, key: str) -> int:
+        """Number of samples; ValueError if there are none, or they are single numbers."""
         shape = tuple(self._array(key).shape)
         if len(shape) < 2 or 0 in shape:
             raise ValueError(
-                f"'{key}' in {self.path} must be data [N, ...] with at least one sample of at least "
-                f"one dimension, got {shape}"
+                f"'{key}' in {self.path} must be data [N, ...] with at least one sample of at "
+                f"least one dimension, got {shape}"
             )
         return int(shape[0])
 
-    def data(self, key: str, rows: Tensor, largest_gib: float) -> tuple[Tensor, str]:
-        """Rows of the data, float32, and what was done to them."""
-        array = self._array(key)
-        shape = (len(rows), *array.shape[1:])
-        size = 4 * torch.Size(shape).numel() / 2**30
-        if size > largest_gib:
-            raise ValueError(
-                f"'{key}' in {self.path}: data of shape {shape} take {size:.1f} GiB, more than "
-                f"the {largest_gib:g} GiB that are worked at once; give fewer images"
-            )
-        values = _tensor(array, rows, f"'{key}' in {self.path}")
+    def data(self, key: str, rows: Tensor) -> tuple[Tensor, str]:
+        """Rows of the data, float32, and a note on how they were converted."""
+        array, where = self._array(key), f"'{key}' in {self.path}"
+        check_size(where, (len(rows), *array.shape[1:]), MAX_GIB)
+        values = _tensor(array, rows, where)
         if values.dtype == torch.bool or values.is_complex():
-            raise ValueError(f"'{key}' in {self.path} must be numbers, got {values.dtype}")
+            raise ValueError(f"{where} must be numbers, got {values.dtype}")
         if values.dtype != torch.uint8:
-            whole = "" if values.is_floating_point() else "integers taken as they are"
-            return values.float(), whole
-        last = values.ndim == 4 and values.shape[-1] in CHANNELS
-        last = last and values.shape[1] not in CHANNELS
-        values = values.movedim(-1, 1).contiguous() if last else values
-        moved = ", channels moved to the front" if last else ""
-        return values.float() * (2 / 255) - 1, f"bytes scaled from 0 ... 255 to [-1, 1]{moved}"
+            note = "" if values.is_floating_point() else "integers taken as they are"
+            return values.float(), note
+        note = "bytes scaled from 0 ... 255 to [-1, 1]"
+        channels_last = values.ndim == 4 and values.shape[-1] in CHANNELS
+        if channels_last and values.shape[1] not in CHANNELS:
+            values = values.movedim(-1, 1).contiguous()
+            note += ", channels moved to the front"
+        return values.float() * (2 / 255) - 1, note
 
     def condition(
         self, key: str, rows: Tensor, count: int
     ) -> tuple[Tensor, tuple[str, ...] | None]:
         """Labels int64 ``[n]`` (with their names if they are words), or numbers ``[n, ...]``."""
         array, where = self._array(key), f"the condition '{key}' in {self.path}"
-        self._check_rows(where, array, count)
+        if array.ndim < 1 or len(array) != count:
+            raise ValueError(
+                f"{where} must have {count} rows like the data, got shape {tuple(array.shape)}"
+            )
         if isinstance(array, np.ndarray) and array.dtype.kind in "US":
             if array.ndim != 1:
                 raise ValueError(f"{where}: words must be [{count}], got {array.shape}")
@@ -116,15 +121,13 @@ class Arrays:
     def mask(self, key: str, rows: Tensor, count: int, data: Tensor) -> Tensor:
         """The mask for ``data`` ``[n, *shape]``: boolean, of as many dimensions."""
         array, where = self._array(key), f"the mask '{key}' in {self.path}"
-        fits = len(array.shape) == data.ndim and array.shape[0] in (1, count)
-        fits = fits and all(
-            a in (1, b) for a, b in zip(array.shape[1:], data.shape[1:], strict=True)
-        )
-        if not fits:
+        full = (count, *data.shape[1:])
+        if len(array.shape) != data.ndim or any(
+            size not in (1, expected) for size, expected in zip(array.shape, full, strict=True)
+        ):
             raise ValueError(
                 f"{where} has shape {tuple(array.shape)}; expected one that broadcasts to the data "
-                f"{(count, *data.shape[1:])} with as many dimensions, 1 wherever it says the same "
-                f"for all positions"
+                f"{full} with as many dimensions, 1 wherever it says the same for all positions"
             )
         single = array.shape[0] == 1 != count
         values = _tensor(array, torch.zeros(1).long() if single else rows, where)
@@ -144,60 +147,80 @@ class Arrays:
             )
         return self.read(key)
 
-    def _check_rows(self, where: str, array: Any, count: int) -> None:
-        if array.ndim < 1 or len(array) != count:
-            raise ValueError(
-                f"{where} must have {count} rows like the data, got shape {tuple(array.shape)}"
-            )
+
+def check_size(name: str, shape: tuple[int, ...], max_gib: float) -> None:
+    """Raise ValueError if float32 data of ``shape`` exceed ``max_gib``."""
+    size = 4 * torch.Size(shape).numel() / 2**30
+    if size > max_gib:
+        raise ValueError(
+            f"{name}: data of shape {tuple(shape)} take {size:.1f} GiB, more than the "
+            f"{max_gib:g} GiB that fit in memory; use fewer images or a smaller size"
+        )
+
+
+def check_finite(data: Tensor, mask: Tensor | None, key: str, rows: Tensor) -> None:
+    """Raise ValueError, naming the row, unless valid data ``[n, *shape]`` are finite."""
+    fine = data.isfinite()
+    if mask is not None:
+        fine |= ~mask
+    if not bool(fine.all()):
+        bad = int((~fine.flatten(1).all(dim=1)).nonzero()[0])
+        raise ValueError(
+            f"'{key}' is not finite in row {int(rows[bad])}; repair the data, or mask what is not "
+            f"valid"
+        )
 
 
 def _tensor(array: Any, rows: Tensor, where: str) -> Tensor:
     """Rows of an array of numbers as a tensor."""
     if isinstance(array, Tensor):
         return array[rows]
-    picked = np.ascontiguousarray(array[rows.numpy()])
-    if not picked.dtype.isnative:
-        picked = picked.astype(picked.dtype.newbyteorder("="))
-    unsigned = {"uint16": np.int32, "uint32": np.int64, "uint64": np.int64}
-    if picked.dtype.name in unsigned:
-        picked = picked.astype(unsigned[picked.dtype.name])
-    if picked.dtype.name in ("longdouble", "float128"):
-        picked = picked.astype(np.float64)
+    values = np.ascontiguousarray(array[rows.numpy()])
+    if not values.dtype.isnative:
+        values = values.astype(values.dtype.newbyteorder("="))
+    known_types = {
+        "uint16": np.int32,
+        "uint32": np.int64,
+        "uint64": np.int64,
+        "longdouble": np.float64,
+        "float128": np.float64,
+    }
+    if values.dtype.name in known_types:
+        values = values.astype(known_types[values.dtype.name])
     try:
-        return torch.from_numpy(picked)
+        return torch.from_numpy(values)
     except TypeError:
-        raise ValueError(f"{where} must be numbers, got {picked.dtype}") from None
+        raise ValueError(f"{where} must be numbers, got {values.dtype}") from None
 
 
-def _numpy(path: Path) -> Iterator[Arrays]:
-    try:
-        found = np.load(path, mmap_mode="r" if path.suffix == ".npy" else None, allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read: {error}{_hint(error)}") from error
-    if isinstance(found, np.ndarray):
-        yield Arrays(path, (ONE,), {ONE: found}.__getitem__)
+def _numpy(path: Path) -> Iterator[ArrayFile]:
+    mode: Any = "r" if path.suffix == ".npy" else None
+    arrays = _readable(f"{path}", lambda: np.load(path, mmap_mode=mode, allow_pickle=False))
+    if isinstance(arrays, np.ndarray):
+        yield ArrayFile(path, (DEFAULT_KEY,), {DEFAULT_KEY: arrays}.__getitem__)
         return
-    with found:
-        yield Arrays(path, tuple(found.files), cache(partial(_from_zip, path, found)))
+    with arrays:
+        yield ArrayFile(path, tuple(arrays.files), cache(partial(_from_zip, path, arrays)))
 
 
-def _from_zip(path: Path, found: Mapping[str, Any], name: str) -> Any:
+def _from_zip(path: Path, arrays: Mapping[str, Any], name: str) -> Any:
+    return _readable(f"'{name}' in {path}", lambda: arrays[name])
+
+
+def _readable(where: str, read: Callable[[], Any]) -> Any:
     try:
-        return found[name]
+        return read()
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"'{name}' in {path} cannot be read: {error}{_hint(error)}") from error
+        pickled = any(word in str(error) for word in ("pickle", "Python objects"))
+        hint = " (pickles are never read: save plain numbers)" if pickled else ""
+        raise ValueError(f"{where} cannot be read: {error}{hint}") from error
 
 
-def _hint(error: Exception) -> str:
-    asks = any(word in str(error) for word in ("pickle", "Python objects"))
-    return " (pickles are never read: save plain numbers)" if asks else ""
-
-
-def _safetensors(path: Path) -> Iterator[Arrays]:
+def _safetensors(path: Path) -> Iterator[ArrayFile]:
     with require_extra("train", "reading safetensors"):
         from safetensors import SafetensorError, safe_open
     try:
         with safe_open(str(path), framework="pt") as file:
-            yield Arrays(path, tuple(file.keys()), cache(file.get_tensor))
+            yield ArrayFile(path, tuple(file.keys()), cache(file.get_tensor))
     except SafetensorError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error

@@ -11,17 +11,20 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.data.base import DataSet
-from immiscible_diffusion.data.hf_images import columns, images_of
-from immiscible_diffusion.data.image_decoding import opened, to_bytes, upright_size
-from immiscible_diffusion.data.images import all_labels, draw_flips, to_batch
+from immiscible_diffusion.data.hf_images import columns, images_from_rows
+from immiscible_diffusion.data.image_decoding import (
+    ResizeCrop,
+    Size,
+    image_size,
+    open_image,
+    to_bytes,
+)
+from immiscible_diffusion.data.images import draw_flips, to_batch
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.random import keyed_generator
 
 if TYPE_CHECKING:
     from immiscible_diffusion.data.load import DataConfig
-
-Size = tuple[int, int]
-"""Height and width in pixels."""
 
 
 def bucket_sizes(size: int, step: int = 64, smallest: int | None = None) -> tuple[Size, ...]:
@@ -56,28 +59,6 @@ def nearest_bucket(size: Size, buckets: Sequence[Size]) -> int:
     ratio = math.log(size[0] / size[1])
     gaps = [abs(math.log(height / width) - ratio) for height, width in buckets]
     return min(range(len(buckets)), key=lambda i: (gaps[i], -math.prod(buckets[i]), i))
-
-
-@dataclass(frozen=True)
-class ResizeCrop:
-    """How an image is fitted to its bucket: resized so that it covers it, then cropped.
-
-    Attributes:
-        resized: height and width after resizing.
-        top: rows cropped above.
-        left: columns cropped on the left.
-    """
-
-    resized: Size
-    top: int
-    left: int
-
-    @classmethod
-    def of(cls, size: Size, bucket: Size) -> "ResizeCrop":
-        """The center crop of an image of ``size``."""
-        scale = max(bucket[0] / size[0], bucket[1] / size[1])
-        height, width = (max(b, round(s * scale)) for s, b in zip(size, bucket, strict=True))
-        return cls((height, width), (height - bucket[0]) // 2, (width - bucket[1]) // 2)
 
 
 @dataclass(frozen=True)
@@ -221,8 +202,10 @@ class BucketedImages(DataSet):
             )
         bucket = self.buckets[int(numbers)]
         crops = [ResizeCrop.of(self.sizes[int(row)], bucket) for row in indices]
+        cells = (self.rows[int(row)][self.column] for row in indices)
+        originals = (open_image(cell, self.mode) for cell in cells)
         images = torch.stack(
-            [self._image(int(row), crop, bucket) for row, crop in zip(indices, crops, strict=True)]
+            [to_bytes(crop(image, bucket)) for crop, image in zip(crops, originals, strict=True)]
         )
         flips = draw_flips(len(indices), self.flip, generator)
         labels = None if self.labels is None else self.labels[indices]
@@ -234,16 +217,6 @@ class BucketedImages(DataSet):
             for row, crop in zip(indices, crops, strict=True)
         ]
         return replace(batch, cond={**(batch.cond or {}), "time_ids": torch.tensor(ids).float()})
-
-    def _image(self, row: int, crop: ResizeCrop, bucket: Size) -> Tensor:
-        from PIL import Image
-
-        image = opened(self.rows[row][self.column], self.mode)
-        height, width = crop.resized
-        kind = Image.Resampling.BOX if height < image.height else Image.Resampling.BICUBIC
-        image = image.resize((width, height), kind)
-        box = (crop.left, crop.top, crop.left + bucket[1], crop.top + bucket[0])
-        return to_bytes(image.crop(box))
 
 
 @dataclass(frozen=True)
@@ -266,9 +239,9 @@ class Buckets:
         """The images of ``rows``, opened for ``config``, each in the nearest bucket."""
         buckets = bucket_sizes(self.size, self.step, self.smallest)
         # Labels and names are those of the images as squares, none of which is decoded for it.
-        squares = images_of(rows, replace(config, size=min(buckets[0]), in_memory_gib=0.0))
+        squares = images_from_rows(rows, replace(config, size=min(buckets[0]), in_memory_gib=0.0))
         column = columns(rows, config)[0]
-        sizes = [upright_size(rows[row][column]) for row in range(len(squares))]
+        sizes = [image_size(rows[row][column]) for row in range(len(squares))]
         return BucketedImages(
             rows,
             column,
@@ -277,7 +250,7 @@ class Buckets:
             buckets,
             torch.tensor([nearest_bucket(size, buckets) for size in sizes]),
             squares.name,
-            labels=None if squares.num_classes is None else all_labels(squares),
+            labels=None if squares.num_classes is None else squares.labels,
             class_names=squares.class_names,
             flip=config.flip,
             time_ids=self.time_ids,

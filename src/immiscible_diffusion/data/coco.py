@@ -30,12 +30,12 @@ def coco_rows(config: "DataConfig") -> Any:
     for name in FOLDERS.get(split, ()):
         file = root / "annotations" / f"captions_{name}.json"
         if file.is_file() and (root / name).is_dir():
-            return _rows(root / name, file, config.limit)
+            return _rows(root / name, file, config.max_samples)
     folders = " or ".join(FOLDERS.get(split, (f"a split '{config.split}'",)))
     raise ValueError(f"{root} has no {folders} with its annotations/captions_*.json: {DOWNLOAD}")
 
 
-def _rows(folder: Path, file: Path, limit: int | None) -> Any:
+def _rows(folder: Path, file: Path, max_samples: int | None) -> Any:
     with require_extra("train", "the data set coco"):
         import datasets
     content = read_json(file)
@@ -46,7 +46,7 @@ def _rows(folder: Path, file: Path, limit: int | None) -> Any:
             captions.setdefault(annotation["image_id"], []).append(annotation["caption"].strip())
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is not a file of COCO's captions ({error!r})") from error
-    ids = [image for image in sorted(names) if image in captions][:limit]
+    ids = [image for image in sorted(names) if image in captions][:max_samples]
     if not ids:
         raise ValueError(f"{file} has no captions")
     features = datasets.Features(

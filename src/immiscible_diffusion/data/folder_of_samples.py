@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.data.base import DataSet
-from immiscible_diffusion.data.hf_images import PICTURES as IMAGE_SUFFIXES
-from immiscible_diffusion.data.image_decoding import opened, square, to_bytes
+from immiscible_diffusion.data.hf_images import EXTENSIONS as IMAGE_SUFFIXES
+from immiscible_diffusion.data.image_decoding import decode_image
 from immiscible_diffusion.data.images import to_batch
 from immiscible_diffusion.utils.batch import Batch
 
@@ -112,8 +112,7 @@ class SampleFolder(DataSet):
             file.seek(place.start)
             content = file.read(place.size)
         cell = {"bytes": content, "path": f"image {place.number} of {self.folder}"}
-        image = opened(cell, "L" if self.channels == 1 else "RGB")
-        return to_bytes(image if self.size is None else square(image, self.size))
+        return decode_image(cell, "L" if self.channels == 1 else "RGB", self.size)
 
 
 def _members(shard: Path) -> list[Place]:
@@ -121,5 +120,5 @@ def _members(shard: Path) -> list[Place]:
         with tarfile.open(shard) as tar:
             files = [(member, _NUMBER.search(member.name)) for member in tar.getmembers()]
     except tarfile.TarError as error:
-        raise ValueError(f"{shard} is not a whole tar file ({error}); make it anew") from error
+        raise ValueError(f"{shard} is not a complete tar file ({error}); write it again") from error
     return [Place(int(n[1]), shard, member.offset_data, member.size) for member, n in files if n]

@@ -1,9 +1,8 @@
-"""Encoded pictures (parquet, folders, the hub) through the ``datasets`` library."""
+"""Images in parquet files, folders or on the hub, through the ``datasets`` library."""
 
 import glob
 import re
 import sys
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.data.base import DataSet
-from immiscible_diffusion.data.image_decoding import as_file, opened, square, to_bytes
+from immiscible_diffusion.data.image_decoding import as_file, decode_image
 from immiscible_diffusion.data.images import ImageSet, LazyImageSet
 from immiscible_diffusion.utils.optional_deps import require_extra
 
@@ -24,44 +22,33 @@ HUB = {
     "fashion_mnist": "zalandoresearch/fashion_mnist",
     "imagenet-1k": "ILSVRC/imagenet-1k",
 }
-DECODE_PIECE = 256
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+DECODE_CHUNK = 256
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 JPEG = b"\xff\xd8"
 JPEG_NOTE = "JPEG re-encoded"
-GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
+GRAY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
 
 
-@dataclass(frozen=True)
-class Decoder:
-    """Rows to bytes ``[C, H, W]``: decoded, converted, resized and cut to a square."""
-
-    column: str
-    mode: str
-    size: int | None
-
-    def __call__(self, row: dict[str, Any]) -> Tensor:
-        """Decode one row; ValueError names a picture that is broken."""
-        with require_extra("train", "reading pictures"):
-            import PIL  # noqa: F401
-        cell = row[self.column]
-        image = opened(cell, self.mode)
-        return to_bytes(square(image, self.size) if self.size else image)
-
-
-def load_encoded(config: "DataConfig", hint: str) -> DataSet:
+def load_hf_images(
+    config: "DataConfig", hint: str = "or set data.path to a local copy"
+) -> ImageSet | LazyImageSet:
     """The set of ``config``: decoded into memory if it fits, else decoded when needed."""
-    return images_of(open_rows(config, hint), config)
+    return images_from_rows(open_rows(config, hint), config)
 
 
-def images_of(rows: Any, config: "DataConfig") -> DataSet:
-    """The images of ``rows``, as ``open_rows`` gives them."""
+def images_from_rows(rows: Any, config: "DataConfig") -> ImageSet | LazyImageSet:
+    """The images of ``rows``, which ``open_rows`` returned."""
     image_column, label_column = columns(rows, config)
     labels = _labels(rows, label_column) if label_column else None
-    names = _class_names(rows, label_column, labels) if label_column and labels else None
-    if config.limit is not None:
-        rows = rows.select(range(min(config.limit, len(rows))))
-    decoder = Decoder(image_column, _mode(rows, image_column, config), config.size)
-    first = decoder(rows[0])
+    names = None
+    if label_column and labels:  # of the classes of the whole split; numbers for plain integers
+        names = getattr(rows.features[label_column], "names", None)
+        names = tuple(names or map(str, range(max(labels) + 1)))
+    if config.max_samples is not None:
+        rows = rows.select(range(min(config.max_samples, len(rows))))
+    mode = _mode(rows, image_column, config)
+    first = decode_image(rows[0][image_column], mode, config.size)
+    decode = partial(_decode, mode, config.size, tuple(first.shape))
     common: dict[str, Any] = {
         "name": config.name.removeprefix("hub:"),
         "note": _note(config, rows[0][image_column]),
@@ -70,38 +57,43 @@ def images_of(rows: Any, config: "DataConfig") -> DataSet:
     }
     if len(rows) * first.numel() > config.in_memory_gib * 2**30:
         shape = tuple(first.shape)
-        decode = partial(_of_shape, decoder, shape)
-        return LazyImageSet(rows, decode, shape, label=label_column, **common)
-    images = _decode_all(rows, decoder, first)
+        return LazyImageSet(rows, image_column, decode, shape, label=label_column, **common)
+    with require_extra("train", "the progress bar"):
+        from tqdm import tqdm
+    images = torch.empty((len(rows), *first.shape), dtype=torch.uint8)
+    chunks = rows.with_format("arrow").iter(batch_size=DECODE_CHUNK)  # 3x faster than by row
+    cells = (cell for chunk in chunks for cell in chunk[image_column].to_pylist())
+    bar = tqdm(cells, "decoding", len(rows), leave=False, disable=not sys.stderr.isatty())
+    for row, cell in enumerate(bar):
+        images[row] = decode(cell)
     target = None if labels is None else torch.tensor(labels[: len(rows)])
     return ImageSet(images, labels=target, **common)
 
 
 def open_rows(config: "DataConfig", hint: str) -> Any:
-    """The split as a ``datasets.Dataset`` whose pictures stay encoded; not empty."""
+    """The split as a ``datasets.Dataset`` whose images stay encoded; not empty."""
     with require_extra("train", f"the data set {config.name}"):
         import datasets
     arguments = load_arguments(config)
-    quiet = not sys.stderr.isatty()
-    if quiet:
+    if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
         rows = datasets.load_dataset(split=config.split, **arguments)
     except Exception as error:
-        if "data_dir" in arguments or "data_files" in arguments:
+        if "data_files" in arguments:
             raise ValueError(f"{config.path} cannot be read as images: {error}") from error
         raise ValueError(
-            f"the data set {arguments['path']} cannot be had from the hub "
+            f"the data set {arguments['path']} cannot be loaded from the hub "
             f"({type(error).__name__}: {str(error).partition(chr(10))[0]}); go online once, {hint}"
         ) from error
-    rows = stay_encoded(rows)
+    rows = keep_encoded(rows)
     if len(rows) == 0:
         raise ValueError(f"{config.path or config.name} has no images in the split {config.split}")
     return rows
 
 
-def stay_encoded(rows: Any) -> Any:
-    """``rows`` whose pictures are not decoded."""
+def keep_encoded(rows: Any) -> Any:
+    """``rows`` with images as bytes or paths instead of decoded."""
     import datasets
 
     for name, feature in rows.features.items():
@@ -111,7 +103,7 @@ def stay_encoded(rows: Any) -> Any:
 
 
 def load_arguments(config: "DataConfig") -> dict[str, Any]:
-    """How ``datasets.load_dataset`` finds the set."""
+    """Arguments with which ``datasets.load_dataset`` finds the set."""
     if config.path is None:
         if config.name == "folder":
             raise ValueError("the data set 'folder' needs data.path, the folder of images")
@@ -123,7 +115,7 @@ def load_arguments(config: "DataConfig") -> dict[str, Any]:
         raise ValueError(f"data.path {path} is neither a folder nor a .parquet file")
     parquet = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
     if parquet:
-        files = [glob.escape(str(file)) for file in parquet if _of_split(file, path, config.split)]
+        files = [glob.escape(str(file)) for file in parquet if _in_split(file, path, config.split)]
         if not files:
             raise ValueError(
                 f"{path}: no parquet file there has '{config.split}' in its name or folder"
@@ -133,10 +125,10 @@ def load_arguments(config: "DataConfig") -> dict[str, Any]:
     if not split.is_dir() and config.split != "train":
         raise ValueError(f"{path} has no folder '{config.split}'")
     folder = split if split.is_dir() else path
-    if not any(_is_picture(file) for file in folder.rglob("*")):
+    if not any(map(_is_image, folder.rglob("*"))):
         raise ValueError(f"{folder} has no images")
-    classes = any(_is_picture(file) for file in folder.glob("*/*"))
-    loose = any(_is_picture(file) for file in folder.iterdir())
+    classes = any(map(_is_image, folder.glob("*/*")))
+    loose = any(map(_is_image, folder.iterdir()))
     return {
         "path": "imagefolder",
         "data_files": {config.split: f"{glob.escape(str(folder))}/**"},
@@ -144,24 +136,8 @@ def load_arguments(config: "DataConfig") -> dict[str, Any]:
     }
 
 
-def _of_split(file: Path, root: Path, split: str) -> bool:
-    """Whether a parquet file is of ``split``, by the words of its name and folders.
-
-    A file given by itself is what was asked for as train, but a test split it must be by name:
-    else training rows would pass for held-out ones.
-    """
-    if file == root and split == "train":
-        return True
-    inside = file.name if file == root else str(file.relative_to(root))
-    return re.search(rf"(?<![a-z]){re.escape(split.lower())}", inside.lower()) is not None
-
-
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in PICTURES
-
-
 def columns(rows: Any, config: "DataConfig") -> tuple[str, str | None]:
-    """Names of the image column, and of the label column if labels are wanted and there."""
+    """Names of the image column, and of the label column if there is one and labels are used."""
     import datasets
 
     images = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
@@ -173,17 +149,30 @@ def columns(rows: Any, config: "DataConfig") -> tuple[str, str | None]:
     labels = [
         name
         for name, kind in rows.features.items()
-        if isinstance(kind, datasets.ClassLabel) or (name == "label" and _is_integer(kind))
+        if isinstance(kind, datasets.ClassLabel)
+        or (name == "label" and str(getattr(kind, "dtype", None)).startswith(("int", "uint")))
     ]
     return images[0], labels[0] if config.labels and labels else None
 
 
-def _is_integer(kind: Any) -> bool:
-    return str(getattr(kind, "dtype", None)).startswith(("int", "uint"))
+def _in_split(file: Path, root: Path, split: str) -> bool:
+    """Whether a parquet file belongs to ``split``, by the words of its name and folders.
+
+    ``data.path`` may be a single file of any name for train; for a test split the name must say
+    so: else training data would pass for held-out data.
+    """
+    if file == root and split == "train":
+        return True
+    inside = file.name if file == root else str(file.relative_to(root))
+    return re.search(rf"(?<![a-z]){re.escape(split.lower())}", inside.lower()) is not None
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in EXTENSIONS
 
 
 def _labels(rows: Any, column: str) -> list[int]:
-    """The labels of all rows, read at once: row by row takes longer than the pictures."""
+    """The labels of all rows, read as a column: row by row takes longer than the images."""
     labels: list[int] = rows[column][:]
     if any(label is None or label < 0 for label in labels):
         raise ValueError(
@@ -192,68 +181,38 @@ def _labels(rows: Any, column: str) -> list[int]:
     return labels
 
 
-def _class_names(rows: Any, column: str, labels: list[int]) -> tuple[str, ...]:
-    """Names of the classes of the whole split; numbers where the column is of plain integers."""
-    names = getattr(rows.features[column], "names", None)
-    return tuple(names or map(str, range(max(labels) + 1)))
-
-
 def _mode(rows: Any, column: str, config: "DataConfig") -> str:
-    """PIL's mode: as asked for, else gray if the first hundred pictures all are."""
+    """PIL's mode: by ``config.channels``, else gray if the first hundred images all are."""
     if config.channels is not None:
         return "L" if config.channels == 1 else "RGB"
-    from PIL import Image
+    with require_extra("train", "reading images"):
+        from PIL import Image
 
     for row in rows.select(range(min(100, len(rows)))):
         try:
-            with Image.open(as_file(row[column])) as picture:
-                if picture.mode not in GREY_MODES:
+            with Image.open(as_file(row[column])) as image:
+                if image.mode not in GRAY_MODES:
                     return "RGB"
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            continue  # the decoder says which one, and why
+            continue  # decode_image raises, and names the image
     return "L"
 
 
 def _note(config: "DataConfig", cell: dict[str, Any]) -> str:
-    """CIFAR-10 is lossless as published: a copy in JPEG must say so."""
+    """CIFAR-10 is lossless as published: figures made of a JPEG copy must say so."""
     if config.name != "cifar10":
         return ""
-    head = cell["bytes"][:2] if cell.get("bytes") is not None else _first_bytes(Path(cell["path"]))
-    return JPEG_NOTE if head == JPEG else ""
+    content = cell.get("bytes")
+    if content is None:
+        content = Path(cell["path"]).read_bytes()
+    return JPEG_NOTE if content[:2] == JPEG else ""
 
 
-def _first_bytes(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(2)
-
-
-def _decode_all(rows: Any, decoder: Decoder, first: Tensor) -> Tensor:
-    """All pictures ``[N, C, H, W]``, with a progress bar on a terminal."""
-    with require_extra("train", "the progress bar"):
-        from rich.console import Console
-        from rich.progress import track
-    images = torch.empty((len(rows), *first.shape), dtype=torch.uint8)
-    shape = tuple(first.shape)
-    pieces = rows.with_format("arrow").iter(batch_size=DECODE_PIECE)  # 3x faster than by row
-    for number, piece in track(
-        enumerate(pieces),
-        description="decoding",
-        total=-(-len(rows) // DECODE_PIECE),
-        transient=True,
-        console=Console(stderr=True),
-        disable=not sys.stderr.isatty(),
-    ):
-        for offset, cell in enumerate(piece[decoder.column].to_pylist()):
-            image = _of_shape(decoder, shape, {decoder.column: cell})
-            images[number * DECODE_PIECE + offset] = image
-    return images
-
-
-def _of_shape(decoder: Decoder, shape: tuple[int, ...], row: dict[str, Any]) -> Tensor:
-    image = decoder(row)
+def _decode(mode: str, size: int | None, shape: tuple[int, ...], cell: dict[str, Any]) -> Tensor:
+    image = decode_image(cell, mode, size)
     if image.shape != shape:
         raise ValueError(
-            f"images differ in size: {shape} and {tuple(image.shape)}; set data.size to bring them "
-            f"to one"
+            f"images differ in size: {shape} and {tuple(image.shape)}; set data.size to resize "
+            f"them to one"
         )
     return image

@@ -1,31 +1,64 @@
-"""One encoded picture to bytes: opened, turned upright, brought to 8 bits, resized, cut."""
+"""Decode one encoded image to bytes: upright, on white, of 8 bits, resized and cropped."""
 
 import io
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-TURNED = 0x0112  # EXIF's tag of how the camera was held; 5 to 8 are on its side
+from immiscible_diffusion.utils.optional_deps import require_extra
+
+ORIENTATION = 0x0112  # EXIF's tag of how the camera was held; 5 to 8 are on its side
+Size = tuple[int, int]
+"""Height and width in pixels."""
 
 
-def opened(cell: dict[str, Any], mode: str) -> Any:
-    """A cell of an image column as an upright PIL picture; ValueError names a broken one."""
+def decode_image(cell: dict[str, Any], mode: str, size: int | None = None) -> Tensor:
+    """A cell of an image column as ``[C, H, W]`` uint8.
+
+    Args:
+        cell: ``bytes``, or ``path``.
+        mode: PIL's, RGB or L.
+        size: side of the center square that the image is resized and cropped to.
+
+    Raises:
+        ValueError: names an image that is broken.
+    """
+    with require_extra("train", "reading images"):
+        import PIL  # noqa: F401
+    image = open_image(cell, mode)
+    if size is not None:
+        crop = ResizeCrop.of((image.height, image.width), (size, size))
+        image = crop(image, (size, size))
+    return to_bytes(image)
+
+
+def open_image(cell: dict[str, Any], mode: str) -> Any:
+    """A cell of an image column as an upright PIL image on white; ValueError if it is broken."""
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(as_file(cell)) as image:
+            ImageOps.exif_transpose(image, in_place=True)
+            return _on_white(_eight_bit(image)).convert(mode)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise _broken(cell, error) from error
+
+
+def image_size(cell: dict[str, Any]) -> Size:
+    """Size of a cell's image once it is upright, from its header alone."""
     from PIL import Image
 
     try:
-        with Image.open(as_file(cell)) as picture:
-            return _on_white(_eight_bit(_upright(picture))).convert(mode)
+        with Image.open(as_file(cell)) as image:
+            width, height = image.size
+            turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+            sideways = turned and image.format != "TIFF"  # whose sides Pillow swaps itself
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        where = cell.get("path") or "a picture of the data set"
-        raise ValueError(f"{where} cannot be read as a picture: {error}") from error
-
-
-def to_bytes(image: Any) -> Tensor:
-    """A PIL picture as ``[C, H, W]`` uint8."""
-    data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return data.view(image.height, image.width, -1).permute(2, 0, 1).contiguous()
+        raise _broken(cell, error) from error
+    return (width, height) if sideways else (height, width)
 
 
 def as_file(cell: dict[str, Any]) -> Any:
@@ -33,59 +66,66 @@ def as_file(cell: dict[str, Any]) -> Any:
     return io.BytesIO(cell["bytes"]) if cell.get("bytes") is not None else cell["path"]
 
 
-def _eight_bit(picture: Any) -> Any:
-    """16-bit gray brought to 8 bits: PIL's ``convert`` would clip it at 255."""
-    if picture.mode == "F":
+def to_bytes(image: Any) -> Tensor:
+    """A PIL image as ``[C, H, W]`` uint8."""
+    data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return data.view(image.height, image.width, -1).permute(2, 0, 1).contiguous()
+
+
+@dataclass(frozen=True)
+class ResizeCrop:
+    """How an image is fitted to a size: resized so that it covers it, then cropped.
+
+    Attributes:
+        resized: height and width after resizing.
+        top: rows cropped above.
+        left: columns cropped on the left.
+    """
+
+    resized: Size
+    top: int
+    left: int
+
+    @classmethod
+    def of(cls, size: Size, target: Size) -> "ResizeCrop":
+        """The center crop to ``target`` of an image of ``size``."""
+        scale = max(target[0] / size[0], target[1] / size[1])
+        height, width = (max(b, round(s * scale)) for s, b in zip(size, target, strict=True))
+        return cls((height, width), (height - target[0]) // 2, (width - target[1]) // 2)
+
+    def __call__(self, image: Any, target: Size) -> Any:
+        """A PIL image resized (by the mean of pixels if smaller, else bicubic) and cropped."""
+        from PIL import Image
+
+        height, width = self.resized
+        smaller = height < image.height or width < image.width
+        kind = Image.Resampling.BOX if smaller else Image.Resampling.BICUBIC
+        box = (self.left, self.top, self.left + target[1], self.top + target[0])
+        return image.resize((width, height), kind).crop(box)
+
+
+def _broken(cell: dict[str, Any], error: Exception) -> ValueError:
+    where = cell.get("path") or "an image of the data set"
+    return ValueError(f"{where} cannot be read as an image: {error}")
+
+
+def _eight_bit(image: Any) -> Any:
+    """16-bit gray as 8 bits: PIL's ``convert`` would clip it at 255."""
+    if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range; save 8 bits")
-    if not picture.mode.startswith("I"):
-        return picture
+    if not image.mode.startswith("I"):
+        return image
     from PIL import Image
 
-    gray = np.asarray(picture).astype(np.float64).clip(0, 65535) / 257
+    gray = np.asarray(image).astype(np.float64).clip(0, 65535) / 257
     return Image.fromarray(gray.round().astype(np.uint8))
 
 
-def _upright(picture: Any) -> Any:
-    """The picture turned as the camera noted in its EXIF data."""
-    from PIL import ImageOps
-
-    ImageOps.exif_transpose(picture, in_place=True)
-    return picture
-
-
-def _on_white(picture: Any) -> Any:
-    """A transparent picture on white: what lies under its transparent parts is arbitrary."""
-    if picture.mode not in ("RGBA", "LA", "PA") and "transparency" not in picture.info:
-        return picture
+def _on_white(image: Any) -> Any:
+    """A transparent image on white: the colors of its transparent parts are arbitrary."""
+    if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
+        return image
     from PIL import Image
 
-    over = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over)
-
-
-def square(image: Any, size: int) -> Any:
-    """The center square after resizing the shorter side to ``size``."""
-    from PIL import Image
-
-    scale = size / min(image.size)
-    width, height = (max(size, round(side * scale)) for side in image.size)
-    image = image.resize(
-        (width, height), Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC
-    )
-    left, top = (width - size) // 2, (height - size) // 2
-    return image.crop((left, top, left + size, top + size))
-
-
-def upright_size(cell: dict[str, Any]) -> tuple[int, int]:
-    """Height and width of a cell's picture once it is upright, from its header alone."""
-    from PIL import Image
-
-    try:
-        with Image.open(as_file(cell)) as picture:
-            width, height = picture.size
-            turned = picture.getexif().get(TURNED, 1) in (5, 6, 7, 8)
-            sideways = turned and picture.format != "TIFF"  # whose sides Pillow swaps itself
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        where = cell.get("path") or "a picture of the data set"
-        raise ValueError(f"{where} cannot be read as a picture: {error}") from error
-    return (width, height) if sideways else (height, width)
+    colors = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", colors.size, "white"), colors)

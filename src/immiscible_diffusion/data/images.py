@@ -39,7 +39,7 @@ class ImageSet(DataSet):
         name: for reports.
         labels: ``[N]`` int64 from 0, or None.
         levels: the byte that maps to +1; 0 maps to -1.
-        note: what every figure made on it must say.
+        note: what every figure made of it must say.
         class_names: one per class, or None.
         flip: mirror left and right at random when training.
     """
@@ -53,27 +53,26 @@ class ImageSet(DataSet):
     flip: bool = False
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or not self.images.numel():
+        images, labels = self.images, self.labels
+        if images.dtype != torch.uint8 or images.ndim != 4 or not images.numel():
             raise ValueError(
                 f"{self.name}: images must be uint8 [N, C, H, W] with N >= 1, got "
-                f"{self.images.dtype} {tuple(self.images.shape)}"
+                f"{images.dtype} {tuple(images.shape)}"
             )
-        if int(self.images.max()) > self.levels:
+        if int(images.max()) > self.levels:
             raise ValueError(f"{self.name}: a byte is above levels = {self.levels}")
-        if self.labels is not None:
-            self._check_labels(self.labels)
-
-    def _check_labels(self, labels: Tensor) -> None:
-        if labels.shape != self.images.shape[:1] or labels.dtype != torch.int64:
+        if labels is None:
+            return
+        if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
             raise ValueError(
-                f"{self.name}: labels must be int64 [{len(self.images)}], got {labels.dtype} "
+                f"{self.name}: labels must be int64 [{len(images)}], got {labels.dtype} "
                 f"{tuple(labels.shape)}"
             )
-        top = len(self.class_names) if self.class_names is not None else None
-        if int(labels.min()) < 0 or (top is not None and int(labels.max()) >= top):
+        top = len(self.class_names) - 1 if self.class_names is not None else int(labels.max())
+        if int(labels.min()) < 0 or int(labels.max()) > top:
             raise ValueError(
                 f"{self.name}: labels run from {int(labels.min())} to {int(labels.max())}; "
-                f"expected 0 to {top - 1 if top is not None else 'the number of classes - 1'}"
+                f"expected 0 to {top}"
             )
 
     @property
@@ -118,16 +117,18 @@ class LazyImageSet(DataSet):
 
     Attributes:
         rows: an addressable ``datasets.Dataset``.
-        decode: a row to ``[C, H, W]`` uint8.
+        column: of the images.
+        decode: a cell of that column to ``[C, H, W]`` uint8.
         shape: (C, H, W).
         name: for reports.
         label: column of the labels, or None.
-        note: what every figure made on it must say.
+        note: what every figure made of it must say.
         class_names: one per class, or None.
         flip: mirror left and right at random when training.
     """
 
     rows: Any
+    column: str
     decode: Callable[[dict[str, Any]], Tensor] = field(repr=False)
     shape: tuple[int, ...]
     name: str
@@ -158,12 +159,6 @@ class LazyImageSet(DataSet):
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
         """The images at ``indices`` ``[B]`` in [-1, 1]; mirrored iff a generator is given."""
         rows = [self.rows[int(index)] for index in indices]
-        images = torch.stack([self.decode(row) for row in rows])
+        images = torch.stack([self.decode(row[self.column]) for row in rows])
         labels = None if self.label is None else torch.tensor([row[self.label] for row in rows])
         return to_batch(images, labels, 255, draw_flips(len(rows), self.flip, generator))
-
-
-def all_labels(images: DataSet) -> Tensor:
-    """Labels ``[N]`` of a labeled set: ``images.labels``."""
-    assert images.labels is not None
-    return images.labels

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class Sampler(Protocol):
-    """Which data a step is of: a pure function of the seed and the step."""
+    """Which samples a step gets: a pure function of the seed and the step."""
 
     @property
     def batch_size(self) -> int:
-        """Data per step, over all ranks."""
+        """Samples per step, over all ranks."""
 
     @property
     def seed(self) -> int:
@@ -36,8 +36,8 @@ class KeyedSampler:
     """An endless stream of epochs, each a permutation of the data, cut into global batches.
 
     Args:
-        count: number of data.
-        batch_size: data per step, over all ranks; may exceed ``count``.
+        count: number of samples.
+        batch_size: samples per step, over all ranks; may exceed ``count``.
         seed: the run's.
     """
 
@@ -53,7 +53,7 @@ class KeyedSampler:
             )
 
     def indices(self, step: int) -> Tensor:
-        """``[batch_size]`` int64: positions step x batch_size ... of the stream."""
+        """``[batch_size]`` int64: positions ``step * batch_size`` ... of the stream."""
         positions = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs, offsets = positions // self.count, positions % self.count
         return torch.cat(
@@ -90,11 +90,11 @@ def batches(
     gradient_accumulation_steps: int = 1,
     ahead: int = 2,
 ) -> Generator[Batch, None, None]:
-    """The micro-batches of one rank from step ``start`` on, made in a background thread.
+    """The micro-batches of one rank from step ``start`` on, loaded in a background thread.
 
-    A global batch is cut into ``accumulation x world`` equal chunks; micro-batch m of rank r is
-    chunk ``m world + r``, augmented by the stream of that chunk: so W ranks see what one process
-    sees in W micro-batches.
+    A global batch is cut into ``accumulation * world`` equal chunks; micro-batch m of rank r is
+    chunk ``m * world + r``, augmented by the random stream of that chunk: so W ranks get what one
+    process gets in W micro-batches.
 
     Args:
         dataset: the data.
@@ -102,33 +102,30 @@ def batches(
         start: the first step.
         rank: this process.
         world: number of processes.
-        gradient_accumulation_steps: micro-batches a step.
-        ahead: batches that wait, while one more is in the making; 0 = no thread.
+        gradient_accumulation_steps: micro-batches per step.
+        ahead: batches that wait, while one more is loaded; 0 = no thread.
 
     Raises:
         ValueError: the batch does not divide into the chunks, or a number is out of range. Errors
             of the data set surface at the ``next`` that would have returned the batch.
     """
-    if not 0 <= rank < world or gradient_accumulation_steps < 1 or start < 0 or ahead < 0:
+    accumulation = gradient_accumulation_steps
+    if not 0 <= rank < world or accumulation < 1 or start < 0 or ahead < 0:
         raise ValueError(
             f"expected 0 <= rank < world, accumulation >= 1, start >= 0 and ahead >= 0; got rank "
-            f"{rank}, world {world}, accumulation {gradient_accumulation_steps}, start {start}, ahead {ahead}"
+            f"{rank}, world {world}, accumulation {accumulation}, start {start}, ahead {ahead}"
         )
-    check_split(sampler.batch_size, world * gradient_accumulation_steps)
-    made = _make(dataset, sampler, start, rank, world, gradient_accumulation_steps)
-    return prefetch_iterator(made, ahead + 1, name="batches", finish=False) if ahead else made
+    check_split(sampler.batch_size, world * accumulation)
 
+    def load() -> Generator[Batch, None, None]:
+        step = start
+        while True:
+            chunks = sampler.indices(step).chunk(world * accumulation)
+            for chunk in range(rank, world * accumulation, world):
+                augment = RandomStreams(sampler.seed, step, chunk).augment
+                yield dataset.batch(chunks[chunk], augment)
+            step += 1
 
-def _make(
-    dataset: "DataSet",
-    sampler: Sampler,
-    step: int,
-    rank: int,
-    world: int,
-    gradient_accumulation_steps: int,
-) -> Generator[Batch, None, None]:
-    while True:
-        parts = sampler.indices(step).chunk(world * gradient_accumulation_steps)
-        for chunk in range(rank, world * gradient_accumulation_steps, world):
-            yield dataset.batch(parts[chunk], RandomStreams(sampler.seed, step, chunk).augment)
-        step += 1
+    if not ahead:
+        return load()
+    return prefetch_iterator(load(), ahead + 1, name="batches", finish=False)

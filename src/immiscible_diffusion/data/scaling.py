@@ -10,10 +10,10 @@ from torch import Tensor
 class DataScaling:
     """Data multiplied by a constant before they are diffused; undone after sampling.
 
-    Longer data lie further apart, so their diffused clouds mix less at middle times. To scale by c
-    is to shift the signal-to-noise ratio by c^2 at every time: it acts on the data and needs no
-    pairing, so it goes with any coupling. Moments, couplings and the network see scaled data;
-    samples and whatever judges them do not.
+    Scaled data are further apart, so their diffused distributions mix less at middle times. Scaling
+    by c multiplies the signal-to-noise ratio by c^2 at every time: it acts on the data and needs no
+    pairing, so it goes with any coupling. Moments, couplings and the network get scaled data;
+    samples are scaled back before they are evaluated.
 
     Args:
         factor: the constant, > 0; the paper tries standard deviations of 0.5, 1 and 2. 1 = off.
@@ -26,7 +26,7 @@ class DataScaling:
             raise ValueError(f"scaling.factor must be positive and finite, got {self.factor}")
 
     def apply(self, data: Tensor) -> Tensor:
-        """``data`` (any shape) as the network sees them; the same tensor for factor 1."""
+        """``data`` (any shape) as the network gets them; the same tensor for factor 1."""
         return data if self.factor == 1 else data * self.factor
 
     def undo(self, data: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 from immiscible_diffusion.models.base import ModelConfig
 from immiscible_diffusion.models.dit import DiT
-from immiscible_diffusion.models.mlp import MLP, PolicyMLP
+from immiscible_diffusion.models.mlp import MLP
 from immiscible_diffusion.models.unet import UNet
 from immiscible_diffusion.models.unet1d import UNet1D
 
-__all__ = ["MLP", "DiT", "ModelConfig", "PolicyMLP", "UNet", "UNet1D"]
+__all__ = ["MLP", "DiT", "ModelConfig", "UNet", "UNet1D"]

@@ -41,17 +41,6 @@ class MLP(ModelConfig):
         return ResidualMLP(self, shape, num_classes, conditions or {})
 
 
-@dataclass(frozen=True)
-class PolicyMLP(MLP):
-    """``MLP``, under the name that recipes of policies use."""
-
-    width: int = 512
-
-    def tiny(self) -> "PolicyMLP":
-        """The same network shrunk for a smoke run."""
-        return replace(self, width=32, depth=1)
-
-
 class ResidualMLP(nn.Module):
     """``model(x_t [B, *shape], network_time [B], cond) -> [B, *shape]``.
 

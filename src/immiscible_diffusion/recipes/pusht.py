@@ -6,7 +6,7 @@ from immiscible_diffusion.applications.pusht.config import DemonstrationConfig, 
 from immiscible_diffusion.applications.pusht.task import Policy
 from immiscible_diffusion.diffusion.paths import VPPath
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
-from immiscible_diffusion.models import PolicyMLP, UNet1D
+from immiscible_diffusion.models import MLP, UNet1D
 from immiscible_diffusion.training.ema import EMAConfig
 from immiscible_diffusion.training.optim import OptimizerConfig
 from immiscible_diffusion.training.recipe import Recipe
@@ -60,7 +60,7 @@ def pusht_policy_small() -> Recipe:
         pusht_policy(),
         name="pusht-policy-small",
         path=VPPath("cosine", "data", steps=100),
-        model=PolicyMLP(width=512, depth=3),
+        model=MLP(width=512, depth=3),
         optim=OptimizerConfig(
             lr=1e-3, warmup_steps=200, lr_schedule="cosine", betas=(0.95, 0.999), weight_decay=1e-6
         ),

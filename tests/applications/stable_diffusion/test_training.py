@@ -32,7 +32,7 @@ def small(name, pipeline, **changes):
     """The recipe, shrunk further."""
     recipe = recipe_from_name(name).tiny()
     codec = dataclasses.replace(recipe.codec, pretrained=str(pipeline))
-    data = dataclasses.replace(recipe.data, size=8, limit=64)
+    data = dataclasses.replace(recipe.data, size=8, max_samples=64)
     optim = dataclasses.replace(recipe.optim, lr=1e-3)
     changes = {"steps": 4, "checkpoint_every": 2, "preview_every": 0, **changes}
     changes = {"batch_size": 8, "data": data, "codec": codec, "optim": optim, **changes}

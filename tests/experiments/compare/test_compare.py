@@ -89,7 +89,7 @@ def test_job_array_list_trial_gather(tmp_path, capsys):
 
 
 def test_fields_of_the_recipe_are_options_of_compare_too(tmp_path, capsys):
-    options = ("--model.width", "16", "--optim.lr", "1e-3", "--data.limit", "128")
+    options = ("--model.width", "16", "--optim.lr", "1e-3", "--data.max_samples", "128")
     assert compare(tmp_path, "--coupling", "knn:k=4", *options, "--trial", "0") == 0
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["recipe"]["model"]["width"] == 16

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from immiscible_diffusion.data.in_memory import Whole, mirror
+from immiscible_diffusion.data.in_memory import InMemoryData, add_mirror_images
 from immiscible_diffusion.experiments.pilot.features import Features, floor_of
 from immiscible_diffusion.experiments.pilot.network import VALID, Network
 from immiscible_diffusion.experiments.pilot.prepared import LARGEST, Prepared
@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 def whole(*shape, cond=None, mask=None, scale=1.0):
     data = scale * torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-    return Whole("mine", "", Batch(data, cond, mask))
+    return InMemoryData("mine", "", Batch(data, cond, mask))
 
 
 def test_halves_are_disjoint_and_change_with_the_seed():
@@ -26,7 +26,7 @@ def test_halves_are_disjoint_and_change_with_the_seed():
 
 
 def test_a_datum_and_its_mirror_image_are_on_one_side():
-    prepared = Prepared.of(mirror(whole(40, 1, 4, 4)))
+    prepared = Prepared.of(add_mirror_images(whole(40, 1, 4, 4)))
     train, held = prepared.split(3)
     assert len(prepared) == 40
     assert len(train) == 2 * (40 - len(held))
@@ -58,7 +58,7 @@ def test_pooling_keeps_means_and_looks_at_valid_positions_only():
     mask[:, 1::2] = False
     mask[:, 20_000:] = False
     data[~mask] = 77.0
-    prepared = Prepared.of(Whole("mine", "", Batch(data, None, mask)))
+    prepared = Prepared.of(InMemoryData("mine", "", Batch(data, None, mask)))
     kept = prepared.batch
     assert torch.equal(kept.mask, kept.data > 0.5)
     assert torch.allclose(kept.data[kept.mask], torch.tensor(1.0))
@@ -134,7 +134,7 @@ def test_the_distance_sees_more_than_mean_and_covariance():
     generator = torch.Generator().manual_seed(0)
     angle = torch.randint(8, (2000,), generator=generator) * torch.pi / 4
     data = torch.stack([angle.cos(), angle.sin()], dim=1)
-    prepared = Prepared.of(Whole("ring", "", Batch(data)))
+    prepared = Prepared.of(InMemoryData("ring", "", Batch(data)))
     features = Features.of(prepared)
     _, held = prepared.split(0)
     from immiscible_diffusion.metrics import FeatureStatistics, frechet_distance
@@ -148,7 +148,7 @@ def test_the_distance_sees_more_than_mean_and_covariance():
 def test_the_distance_is_of_the_joint_law_with_conditions():
     label = torch.arange(1000) % 2
     data = torch.randn(1000, 3) + 4 * label[:, None]
-    prepared = Prepared.of(Whole("two", "", Batch(data, {"label": label})), ("label",))
+    prepared = Prepared.of(InMemoryData("two", "", Batch(data, {"label": label})), ("label",))
     features = Features.of(prepared)
     _, held = prepared.split(0)
     from immiscible_diffusion.metrics import FeatureStatistics, frechet_distance
@@ -166,7 +166,7 @@ def test_what_conditions_become_depends_on_them_alone():
 
     def conditions():
         batch = Batch(many[0], {"label": many[1]})
-        return Features.of(Prepared.of(Whole("w", "", batch), ("label",))).conditions
+        return Features.of(Prepared.of(InMemoryData("w", "", batch), ("label",))).conditions
 
     torch.manual_seed(0)
     first = conditions()
@@ -180,6 +180,6 @@ def test_what_conditions_become_depends_on_them_alone():
 def test_a_condition_that_never_changes_says_nothing():
     data = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
     batch = Batch(data, {"state": torch.ones(100, 2)})
-    features = Features.of(Prepared.of(Whole("w", "", batch), ("state",)))
+    features = Features.of(Prepared.of(InMemoryData("w", "", batch), ("state",)))
     assert bool(features(data, torch.arange(100)).isfinite().all())
     assert float(features.conditions.abs().sum()) == 0

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from immiscible_diffusion.cli.main import main
-from immiscible_diffusion.data.in_memory import Whole
+from immiscible_diffusion.data.in_memory import InMemoryData
 from immiscible_diffusion.experiments.pilot.prepared import Prepared
 from immiscible_diffusion.experiments.pilot.records import Store
 from immiscible_diffusion.experiments.pilot.run import Probe, Settings
@@ -75,7 +75,7 @@ def test_a_killed_probe_goes_on_to_the_same_end(ring, tmp_path):
 def prepared(count=200, *shape, **parts):
     generator = torch.Generator().manual_seed(0)
     data = torch.randn(count, *(shape or (3,)), generator=generator)
-    return Prepared.of(Whole("mine", "", Batch(data, **parts)))
+    return Prepared.of(InMemoryData("mine", "", Batch(data, **parts)))
 
 
 def made(data, folder, **settings):
@@ -94,7 +94,7 @@ def test_a_question_is_of_all_data_conditions_and_the_mask(tmp_path):
         (data, {"label": label.flip(0)}, None),
         (data, {"label": label}, mask),
     ]
-    wholes = [Whole("mine", "", Batch(*each)) for each in parts]
+    wholes = [InMemoryData("mine", "", Batch(*each)) for each in parts]
     asked = [made(Prepared.of(whole, ("label",)), tmp_path).asked["data"] for whole in wholes]
     assert len(set(asked)) == 4
     assert made(Prepared.of(wholes[0], ("label",)), tmp_path).asked["data"] == asked[0]

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 
 from immiscible_diffusion.data import DataConfig, DataSet, load_images
-from immiscible_diffusion.data.streamed_captions import load_streamed
+from immiscible_diffusion.data.streaming import load_stream
 from immiscible_diffusion.evaluation.config import ImageEvalConfig
 from immiscible_diffusion.evaluation.images import ImageEvaluator
 from immiscible_diffusion.training.recipe import Recipe
@@ -53,9 +53,9 @@ class ImageTask(Task):
         config = self.config.data
         if split == "validation":
             config = dataclasses.replace(
-                config, split="test", limit=VALIDATION_SAMPLES, stream=False
+                config, split="test", max_samples=VALIDATION_SAMPLES, stream=False
             )
-        return load_streamed(config) if config.stream else load_images(config)
+        return load_stream(config) if config.stream else load_images(config)
 
     @property
     def config(self) -> Images:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from immiscible_diffusion.applications.pusht.windows import Episodes
-from immiscible_diffusion.data.array_files import Arrays
+from immiscible_diffusion.data.array_files import ArrayFile
 from immiscible_diffusion.utils.atomic_files import read_json
 from immiscible_diffusion.utils.optional_deps import require_extra
 
@@ -88,7 +88,7 @@ def _from_arrays(path: Path, arrays: Mapping[str, Any], obs_type: str) -> Episod
 
 def _read_npz(path: Path, obs_type: str) -> dict[str, Any]:
     names = [*_names(obs_type), "episode_ends"]
-    with Arrays.open(path) as arrays:
+    with ArrayFile.open(path) as arrays:
         if missing := [name for name in names if name not in arrays.names]:
             raise ValueError(
                 f"{path} has no {', '.join(missing)}; it has {', '.join(arrays.names)}"

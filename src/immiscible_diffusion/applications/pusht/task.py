@@ -18,7 +18,7 @@ from immiscible_diffusion.applications.pusht.evaluator import PolicyEvaluator
 from immiscible_diffusion.applications.pusht.windows import Windows
 from immiscible_diffusion.data import DataSet
 from immiscible_diffusion.diffusion.paths import Cond
-from immiscible_diffusion.models import PolicyMLP, UNet1D
+from immiscible_diffusion.models import MLP, UNet1D
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.task import EvalConfig, Task, TaskConfig
@@ -52,9 +52,9 @@ class Policy(TaskConfig):
 
     def check(self, recipe: Recipe) -> None:
         """Raise ValueError for parts of image recipes."""
-        if not isinstance(recipe.model, UNet1D | PolicyMLP):
+        if not isinstance(recipe.model, UNet1D | MLP):
             raise ValueError(
-                f"a policy needs a model of action sequences, UNet1D or PolicyMLP; got "
+                f"a policy needs a model of action sequences, UNet1D or MLP; got "
                 f"{type(recipe.model).__name__}"
             )
         if recipe.scaling.factor != 1:

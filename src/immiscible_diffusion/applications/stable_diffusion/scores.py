@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.data.folder_of_samples import SampleFolder
-from immiscible_diffusion.data.in_memory import chosen
+from immiscible_diffusion.data.in_memory import random_rows
 from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
 from immiscible_diffusion.evaluation.config import ImageEvalConfig
 from immiscible_diffusion.evaluation.evaluator import EVAL_SEED, EvalResult
@@ -53,7 +53,7 @@ def clip_metrics(
         }
     if "cmmd" in metrics:
         extractor = cmmd_features(device)
-        rows = chosen(len(dataset), CMMD_REAL, seed=0)
+        rows = random_rows(len(dataset), CMMD_REAL, seed=0)
         real = extract(extractor, data_batches(dataset, rows, BATCH))
         samples = extract(extractor, images.in_batches(BATCH))
         scores |= {

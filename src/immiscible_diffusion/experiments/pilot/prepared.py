@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
-from immiscible_diffusion.data.in_memory import Whole
+from immiscible_diffusion.data.in_memory import InMemoryData
 from immiscible_diffusion.experiments.pilot.network import VALID
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.random import keyed_generator
@@ -40,7 +40,7 @@ class Prepared:
     original: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, whole: Whole, seen: tuple[str, ...] = (), *, normalize: bool = False) -> "Prepared":
+    def of(cls, whole: InMemoryData, seen: tuple[str, ...] = (), *, normalize: bool = False) -> "Prepared":
         """``whole``, pooled if it is too large.
 
         Args:

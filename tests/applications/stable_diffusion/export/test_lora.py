@@ -25,7 +25,7 @@ def train(folder, pipeline, name, lora):
     recipe = dataclasses.replace(
         recipe,
         codec=dataclasses.replace(recipe.codec, pretrained=str(pipeline)),
-        data=dataclasses.replace(recipe.data, size=8, limit=32),
+        data=dataclasses.replace(recipe.data, size=8, max_samples=32),
         model=dataclasses.replace(recipe.model, lora=lora),
         optim=dataclasses.replace(recipe.optim, lr=1e-1, warmup=0),
         coupling="knn:k=2",

@@ -73,7 +73,7 @@ def test_a_run_is_published_with_its_card_after_the_last_step(small_sd, tmp_path
     recipe = dataclasses.replace(
         recipe,
         codec=dataclasses.replace(recipe.codec, pretrained=str(small_sd)),
-        data=dataclasses.replace(recipe.data, size=8, limit=32),
+        data=dataclasses.replace(recipe.data, size=8, max_samples=32),
         coupling="knn:k=4",
         push_to_hub="me/mine",
         steps=2,

@@ -184,7 +184,7 @@ def test_class_names_and_captions_come_along(images: ImageSet, vae: Any, tmp_pat
     assert images.labels is not None
     named = load_latents(tmp_path / "named", Captions(template="a {label}"))
     assert named.texts(rows) == [["a ant", "a bee", "a cat"][label] for label in images.labels]
-    assert named.encoded
+    assert named.is_encoded
     texts = [[f"é {row}", "other"] for row in range(11)]
     encode(Captioned(images, ListCaptions(texts)), vae, tmp_path / "said", SMALL)
     said = load_latents(tmp_path / "said", tokenize=lambda t: torch.zeros(len(t), 5).long())

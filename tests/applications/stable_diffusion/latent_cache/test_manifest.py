@@ -37,7 +37,7 @@ def test_digest_of_lazy_sets(folder: Path) -> None:
     moved = shutil.copytree(folder, folder.with_name("moved"))
     assert lazy(moved) == first
     assert lazy(moved, size=4) != first
-    assert lazy(moved, limit=2) != first
+    assert lazy(moved, max_samples=2) != first
     Image.new("RGB", (6, 6), (9, 9, 9)).save(moved / "a" / "0.png")
     assert lazy(moved) != first
 

@@ -116,7 +116,7 @@ def encode(
         shift=float(getattr(vae.config, "shift_factor", None) or 0.0),
         name=dataset.name,
         note=dataset.note,
-        classes=getattr(dataset, "class_names", None),
+        classes=dataset.class_names,
         captions=None if captions is None else captions_digest(captions, len(images)),
     )
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,6 @@ import torch
 
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.data.captions import Captioned
-from immiscible_diffusion.data.images import all_labels
 from immiscible_diffusion.utils.atomic_files import read_json, write_json
 from immiscible_diffusion.utils.optional_deps import require_extra
 from immiscible_diffusion.utils.random import keyed_generator
@@ -156,7 +155,7 @@ def data_digest(dataset: DataSet) -> str:
         return str(digest)[:32]
     content = hashlib.sha256(json.dumps([len(source), list(source.shape)]).encode())
     if source.num_classes is not None:
-        content.update(all_labels(source).numpy().tobytes())
+        content.update(source.labels.numpy().tobytes())
     order = torch.randperm(len(source), generator=keyed_generator(len(source), "digest"))
     for row in order[:HASHED_ROWS].sort().values.tolist():
         for value in source.rows[row].values():
