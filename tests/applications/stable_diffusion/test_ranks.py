@@ -17,7 +17,7 @@ TOGETHER = """
 import dataclasses
 import torch
 from immiscible_diffusion import LinearAssignment
-from immiscible_diffusion.rng import Streams
+from immiscible_diffusion.utils.random import Streams
 
 STEPS = []
 
