@@ -12,8 +12,8 @@ from immiscible_diffusion.couplings.base import Coupling, draw
 class MaskedCoupling:
     """``coupling``, looking only where the condition ``name`` is not 0; all of it gets noise.
 
-    For networks that paint: what lies around the hole is known, so the noise is chosen by what is
-    in it. No mask of the batch: all of the data are diffused and fitted.
+    For in-painting: the part around the mask is known, so the noise is chosen by what is inside.
+    It is no mask of the batch: all of the data are diffused and fitted.
 
     Args:
         coupling: which noise goes with what is inside.
@@ -21,7 +21,7 @@ class MaskedCoupling:
     """
 
     coupling: Coupling
-    name: str = "hole"
+    name: str = "inpaint_mask"
 
     def __call__(
         self,
@@ -34,8 +34,8 @@ class MaskedCoupling:
         """Noise for ``data``; ValueError without the condition."""
         if cond is None or self.name not in cond:
             raise ValueError(
-                f"pairing inside needs cond[{self.name!r}], got {sorted(cond or {})}; the codec's "
-                f"painting gives it"
+                f"pairing inside needs cond[{self.name!r}], got {sorted(cond or {})}; "
+                f"in-painting gives it"
             )
         inside = cond[self.name].bool()
         mask = inside if mask is None else mask & inside

@@ -70,7 +70,10 @@ class Captions:
     def of_classes(self, images: DataSet, folder: str | None) -> ClassNamePrompts:
         """Prompts of the class names of ``images``; ValueError if there are none."""
         if images.num_classes is None or images.class_names is None:
-            raise NoCaptionsError(f"{images.name} has no labels, so there are no class names")
+            raise NoCaptionsError(
+                f"the data set {images.name} has neither captions nor labels with class names; "
+                f"give a Captioned"
+            )
         path = Path(folder) if folder else None
         names = load_class_names(images.class_names, self.names, path)
         return ClassNamePrompts(all_labels(images), names, self.template, self.synonyms)
@@ -126,11 +129,6 @@ class Captioned(DataSet):
     def is_encoded(self) -> bool:
         """Whether they are latents already, which a codec passes on as they are."""
         return self.images.is_encoded
-
-    @property
-    def encoded(self) -> bool:  # until training asks for is_encoded
-        """``is_encoded``."""
-        return self.is_encoded
 
     @property
     def digest(self) -> str | None:

@@ -41,7 +41,6 @@ class LatentSet(DataSet):
     flip: bool = False
 
     is_encoded = True  # a codec passes these data on as they are
-    encoded = True  # until training asks for is_encoded
 
     @classmethod
     def open(
