@@ -14,7 +14,7 @@ from transformers import BertModel, BertTokenizer, CLIPTextModel, CLIPTokenizer
 from tyro.conf import Positional
 
 from examples.tiny_stable_diffusion import evaluate, text_encoder, vae
-from immiscible_diffusion.applications.stable_diffusion.silence import quiet as silence
+from immiscible_diffusion.applications.stable_diffusion.load_pipeline import silence_hf_logging
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.data.captions import Captioned, Captions, load_captioned
 from immiscible_diffusion.data.load import DataConfig, load_images
@@ -204,7 +204,7 @@ def build(folder: Path, config: TinySD, *, quiet: bool = True) -> dict[str, Any]
         splits = load_splits(config)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / CONFIG, config.to_dict())
-        with silence():
+        with silence_hf_logging():
             build_unet(folder, config, splits)  # first: refuses bad sizes at once
             build_text_encoder(folder, config, splits, quiet)
             build_vae(folder, config, splits, quiet)

@@ -4,8 +4,11 @@ import pytest
 import torch
 
 from immiscible_diffusion import LinearAssignment
-from immiscible_diffusion.couplings.costs import add_condition_cost, condition_distance
-from immiscible_diffusion.couplings.costs import assignment_cost
+from immiscible_diffusion.couplings.costs import (
+    add_condition_cost,
+    assignment_cost,
+    condition_distance,
+)
 
 
 def seeded(seed):

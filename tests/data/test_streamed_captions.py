@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from immiscible_diffusion.training.load import load_raw as load_data
 
 from fixtures.tar_shards import PER_SHARD, write_shards
 from immiscible_diffusion.data import DataConfig

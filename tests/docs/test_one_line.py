@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from helpers import ROOT
-from immiscible_diffusion.applications.stable_diffusion.silence import quiet
+from immiscible_diffusion.applications.stable_diffusion.load_pipeline import silence_hf_logging
 
 PAGE = ROOT / "examples" / "diffusers_one_line.md"
 BLOCKS = dict(
@@ -26,7 +26,7 @@ def changed(after=BLOCKS["after"]):
 def run(script, pipeline, **options):
     """What the script's ``train`` gives on made-up pictures, and the noises it mixed in."""
     seen = []
-    with quiet():
+    with silence_hf_logging():
         names = {}
         exec(compile(script, "loop", "exec"), names)
         scheduler = names["DDPMScheduler"]

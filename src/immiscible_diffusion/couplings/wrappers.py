@@ -145,13 +145,13 @@ class MaskedCoupling(Wrapper):
         cond_key: the condition, ``[B, 1, h, w]`` or whatever broadcasts to the data.
     """
 
-    cond_key: str = "hole"
+    cond_key: str = "inpaint_mask"
 
     def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
         """Noise for ``data``; ValueError without the condition."""
         if cond is None or self.cond_key not in cond:
             raise ValueError(
-                f"pairing inside a hole needs cond[{self.cond_key!r}], got {sorted(cond or {})}; "
+                f"pairing inside the mask needs cond[{self.cond_key!r}], got {sorted(cond or {})}; "
                 f"inpainting gives it"
             )
         inside = cond[self.cond_key].bool()

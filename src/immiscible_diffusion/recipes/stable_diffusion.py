@@ -1,4 +1,4 @@
-"""Stable Diffusion: ImageNet from scratch and fine-tuned, painting, COCO, LoRA."""
+"""Stable Diffusion: ImageNet from scratch and fine-tuned, in-painting, COCO, LoRA."""
 
 import dataclasses
 
@@ -76,11 +76,11 @@ def imagenet_sd_finetune() -> Recipe:
 
 
 def sd_inpaint() -> Recipe:
-    """In-painting (Improved, Table 5: 18.35 -> 17.32): v1.4 widened to see hole and surroundings.
+    """In-painting (Improved, Table 5: 18.35 -> 17.32): v1.4 widened by mask and masked image.
 
     The published settings of these runs are not known to us: those of fine-tuning. A rectangle of a
     quarter to three quarters of the sides is hidden; noise is paired with the whole target latent,
-    or inside the hole alone (--inpainting.pair-masked-region).
+    or inside the mask alone (--inpainting.pair-masked-region).
     """
     return _inpaint("sd-inpaint", Inpainting("inside"))
 
@@ -95,7 +95,7 @@ def _inpaint(name: str, inpainting: Inpainting) -> Recipe:
     return dataclasses.replace(
         recipe,
         name=name,
-        model=StableDiffusionUNet(painting=True, gradient_checkpointing=True),
+        model=StableDiffusionUNet(inpainting=True, gradient_checkpointing=True),
         cond_drop_prob=0.1,
         sampler=dataclasses.replace(recipe.sampler, guidance=1.0),
         task=recipe.task.replace(inpainting=inpainting),

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from immiscible_diffusion import KNN
-from immiscible_diffusion.applications.stable_diffusion.silence import quiet
+from immiscible_diffusion.applications.stable_diffusion.load_pipeline import silence_hf_logging
 
 BATCH, SHAPE, K = 128, (4, 32, 32), 64
 
@@ -54,7 +54,7 @@ def step_bytes():
     Of float32 and with gradient checkpointing, as published; Adam's state and the average, which
     would only make pairing a smaller share, are left out.
     """
-    with quiet():
+    with silence_hf_logging():
         from diffusers import UNet2DConditionModel
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")

@@ -17,7 +17,7 @@ TOGETHER = """
 import dataclasses
 import torch
 from immiscible_diffusion import LinearAssignment
-from immiscible_diffusion.rng import Streams
+from immiscible_diffusion.utils.random import RandomStreams
 
 STEPS = []
 
@@ -29,7 +29,7 @@ class Together(LinearAssignment):
         step, half = len(STEPS), len(data) // 2
         STEPS.append(step)
         noise = [
-            torch.randn(half, *data.shape[1:], generator=Streams(42, step, chunk).noise)
+            torch.randn(half, *data.shape[1:], generator=RandomStreams(42, step, chunk).noise)
             for chunk in range(2)
         ]
         return self.pair_here(data, torch.cat(noise))

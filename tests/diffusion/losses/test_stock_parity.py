@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from fixtures.stable_diffusion import make_unet
 from immiscible_diffusion import KNN
-from immiscible_diffusion.applications.stable_diffusion.silence import quiet
+from immiscible_diffusion.applications.stable_diffusion.load_pipeline import silence_hf_logging
 from immiscible_diffusion.diffusion.losses import RegressionLoss
 from immiscible_diffusion.diffusion.paths import VPPath
 
@@ -22,7 +22,7 @@ PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction"}
 
 def stock_step(unet, latents, noise, text, timesteps, *, prediction, gamma, offset, perturbation):
     """The loss of the script for paired ``noise``."""
-    with quiet():
+    with silence_hf_logging():
         from diffusers import DDPMScheduler
         from diffusers.training_utils import compute_snr
 

@@ -1,7 +1,7 @@
-"""Pictures to the latents of a VAE, words to the states of a text encoder."""
+"""Images to the latents of a VAE, prompts to the states of a text encoder."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,136 +18,143 @@ TOKENS = ("tokens", "tokens_2")
 
 @dataclass(frozen=True, eq=False)
 class LatentCodec:
-    """``data = (draw of vae(pictures) - shift) * scaling``, ``cond["text"]`` of the tokens.
+    """``data = (sample of vae(images) - shift) * scaling``, ``cond["text"]`` of the tokens.
 
-    Conditions that come out: ``text`` ``[B, L, W]``; of two text encoders (SDXL) also ``pooled``
-    ``[B, P]`` and ``time_ids`` ``[B, 6]``; where a part is hidden, ``hole`` ``[B, 1, h, w]`` (1 is
-    to be painted) and ``masked`` ``[B, C, h, w]``, the latents of what is seen. Others, such as
-    ``label``, pass.
+    Conditions of the result: ``text`` ``[B, L, W]``; with two text encoders (SDXL) also ``pooled``
+    ``[B, P]`` and ``time_ids`` ``[B, 6]``; for in-painting ``inpaint_mask`` ``[B, 1, h, w]`` (1 is
+    to be painted) and ``masked_latents`` ``[B, C, h, w]``, the latents of the visible part. Others,
+    such as ``label``, are passed on.
 
     Attributes:
         vae: diffusers' ``AutoencoderKL``, frozen.
         texts: tokenizers and text encoders, frozen.
-        batch_size: pictures in the VAE at a time.
-        painting: which part is hidden.
+        max_batch_size: images in the VAE at a time.
+        inpainting: which part of an image is hidden.
         vae_hash: of the VAE's weights.
-        encoded: the data are latents already and pass.
-        zero_empty: guidance pushes away from zeros, as SDXL's pipeline does, not from the states of
-            the empty prompt.
+        passthrough: the data are latents already and are passed on.
+        zero_uncond: the unconditional input of guidance is zeros, as in SDXL's pipeline, instead of
+            the states of the empty prompt.
     """
 
     vae: Any
     texts: tuple[TextPart, ...]
-    batch_size: int = 16
-    painting: Inpainting | None = None
+    max_batch_size: int = 16
+    inpainting: Inpainting | None = None
     vae_hash: str | None = None
-    encoded: bool = False
-    zero_empty: bool = False
+    passthrough: bool = False
+    zero_uncond: bool = False
 
     def __post_init__(self) -> None:
-        if self.encoded and self.painting is not None:
+        if self.passthrough and self.inpainting is not None:
             raise ValueError(
-                "painting hides parts of pictures, and these data are latents already; train "
-                "from the pictures"
+                "in-painting hides parts of images, and these data are latents already; train "
+                "from the images"
             )
 
     @property
-    def at_once(self) -> int:
-        """Pictures in the VAE at a time."""
-        return self.batch_size
-
-    @cached_property
-    def place(self) -> tuple[torch.device, torch.dtype]:
-        """Device and precision of the VAE."""
-        weight = next(self.vae.parameters())
-        return weight.device, weight.dtype
+    def device(self) -> torch.device:
+        """Device of the VAE."""
+        return next(self.vae.parameters()).device
 
     @property
-    def shrinks(self) -> int:
-        """How many times shorter the sides of latents are."""
+    def dtype(self) -> torch.dtype:
+        """Precision of the VAE."""
+        return next(self.vae.parameters()).dtype
+
+    @property
+    def downsample_factor(self) -> int:
+        """Side of an image divided by the side of its latent."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     @property
-    def width(self) -> int:
-        """Of the text states."""
+    def text_width(self) -> int:
+        """Width of the text states."""
         return sum(int(text.encoder.config.hidden_size) for text in self.texts)
 
-    def of_latents(self) -> "LatentCodec":
+    def as_passthrough(self) -> "LatentCodec":
         """The same for data that are latents already."""
-        return dataclasses.replace(self, encoded=True)
+        return dataclasses.replace(self, passthrough=True)
 
-    def shape(self, pictures: tuple[int, ...]) -> tuple[int, ...]:
-        """``(C, h, w)`` of the latents; ValueError for pictures that the VAE cannot take."""
-        if self.encoded:
-            return pictures
-        channels, step = int(self.vae.config.in_channels), self.shrinks
-        if len(pictures) != 3 or pictures[0] != channels or any(s % step for s in pictures[1:]):
+    def shape(self, images: tuple[int, ...]) -> tuple[int, ...]:
+        """``(C, h, w)`` of the latents; ValueError for images that the VAE cannot take."""
+        if self.passthrough:
+            return images
+        channels, step = int(self.vae.config.in_channels), self.downsample_factor
+        if len(images) != 3 or images[0] != channels or any(side % step for side in images[1:]):
             raise ValueError(
-                f"the VAE takes pictures of {channels} channels with sides that are multiples of "
-                f"{step}, got {pictures}; set data.channels {channels} and data.size"
+                f"the VAE takes images of {channels} channels with sides that are multiples of "
+                f"{step}, got {images}; set data.channels {channels} and data.size"
             )
-        return (int(self.vae.config.latent_channels), *(side // step for side in pictures[1:]))
+        return (int(self.vae.config.latent_channels), *(side // step for side in images[1:]))
 
-    # -- pictures ---------------------------------------------------------------------------------
+    # -- images -----------------------------------------------------------------------------------
 
     @torch.no_grad()
     def encode(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
-        """Latents of the pictures, text of the tokens; drawn with ``generator``, else expected.
+        """Latents of the images and text states of the tokens.
 
-        What is drawn: the latents, then holes, then the latents of what is seen, each in one go for
-        the whole batch, so that it does not depend on ``batch_size``.
+        With ``generator`` latents are sampled, else their mean is taken. Random numbers are drawn
+        for the latents, then the masks, then the latents of the visible part, each at once for the
+        whole batch, so that they do not depend on ``max_batch_size``.
         """
-        cond = self._told(batch)
-        if self.encoded:
-            return Batch(batch.data.to(self.place[0]), cond, batch.mask)
+        cond = dict(batch.cond or {})
+        tokens = {name: cond.pop(name) for name in TOKENS if name in cond}
+        cond = {name: value.to(self.device) for name, value in cond.items()}
+        if tokens:
+            factor = self.downsample_factor if self.passthrough else 1
+            height, width = (side * factor for side in batch.data.shape[-2:])
+            cond = {**self._text_states(tokens, len(batch), (height, width)), **cond}
+        if self.passthrough:
+            return Batch(batch.data.to(self.device), cond or None, batch.mask)
         data = self.latents(batch.data, generator)
-        if self.painting is not None:
+        if self.inpainting is not None:
             size = (data.shape[2], data.shape[3])
-            hole = self.painting.holes(len(data), size, generator).to(data.device)
-            cond = {**(cond or {}), **self.hidden(batch.data, hole, generator)}
-        return Batch(data, cond, batch.mask)
+            mask = self.inpainting.sample_masks(len(data), size, generator)
+            cond |= self.mask_images(batch.data, mask, generator)
+        return Batch(data, cond or None, batch.mask)
 
     @torch.no_grad()
-    def latents(self, pictures: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """``[B, C, h, w]`` float32 of pictures ``[B, C, H, W]`` in [-1, 1]."""
-        device, dtype = self.place
-        laws = [
-            self.vae.encode(part.to(device, dtype)).latent_dist
-            for part in pictures.split(self.batch_size)
+    def latents(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """``[B, C, h, w]`` float32 of images ``[B, C, H, W]`` in [-1, 1]."""
+        posteriors = [
+            self.vae.encode(part.to(self.device, self.dtype)).latent_dist
+            for part in images.split(self.max_batch_size)
         ]
-        mean = torch.cat([law.mean for law in laws])
+        mean = torch.cat([posterior.mean for posterior in posteriors])
         if generator is not None:
             noise = torch.randn(
-                mean.shape, device=generator.device, dtype=dtype, generator=generator
+                mean.shape, device=generator.device, dtype=self.dtype, generator=generator
             )
-            mean = mean + torch.cat([law.std for law in laws]) * noise.to(device)
+            std = torch.cat([posterior.std for posterior in posteriors])
+            mean = mean + std * noise.to(self.device)
         return (mean.float() - self._shift) * float(self.vae.config.scaling_factor)
 
     @torch.no_grad()
-    def hidden(
-        self, pictures: Tensor, hole: Tensor, generator: torch.Generator | None = None
+    def mask_images(
+        self, images: Tensor, mask: Tensor, generator: torch.Generator | None = None
     ) -> Cond:
-        """What a network that paints is told: ``hole`` and the latents ``masked`` of the rest.
+        """Conditions of an in-painting network: the mask and the latents of the visible part.
 
         Raises:
-            ValueError: ``hole`` is not ``[B, 1, h, w]`` of the latents' size.
+            ValueError: ``mask`` is not ``[B, 1, h, w]`` of the latents' size.
         """
-        want = (len(pictures), 1, *self.shape(tuple(pictures.shape[1:]))[1:])
-        if tuple(hole.shape) != want:
-            raise ValueError(f"the hole must be {want}, on the latents' grid, got {hole.shape}")
-        hole = hole.to(self.place[0])
-        seen = 1 - hole.repeat_interleave(self.shrinks, 2).repeat_interleave(self.shrinks, 3)
-        masked = self.latents(pictures.to(self.place[0]) * seen, generator)
-        return {"hole": hole, "masked": masked}
+        expected = (len(images), 1, *self.shape(tuple(images.shape[1:]))[1:])
+        if tuple(mask.shape) != expected:
+            raise ValueError(
+                f"the mask must be {expected}, on the latents' grid, got {tuple(mask.shape)}"
+            )
+        mask, step = mask.to(self.device), self.downsample_factor
+        visible = 1 - mask.repeat_interleave(step, 2).repeat_interleave(step, 3)
+        latents = self.latents(images.to(self.device) * visible, generator)
+        return {"inpaint_mask": mask, "masked_latents": latents}
 
     @torch.no_grad()
     def decode(self, data: Tensor) -> Tensor:
-        """Pictures ``[B, C, H, W]`` float32 of latents."""
-        device, dtype = self.place
+        """Images ``[B, C, H, W]`` float32 of latents."""
         latents = data / float(self.vae.config.scaling_factor) + self._shift
         parts = [
-            self.vae.decode(part.to(device, dtype)).sample.float()
-            for part in latents.split(self.batch_size)
+            self.vae.decode(part.to(self.device, self.dtype)).sample.float()
+            for part in latents.split(self.max_batch_size)
         ]
         return torch.cat(parts)
 
@@ -155,75 +162,68 @@ class LatentCodec:
     def _shift(self) -> float:
         return float(getattr(self.vae.config, "shift_factor", None) or 0.0)
 
-    # -- words ------------------------------------------------------------------------------------
+    # -- text -------------------------------------------------------------------------------------
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """``tokens`` (and ``tokens_2``) ``[B, L]`` int64, cut and padded to the full length."""
-        found = {}
-        for name, part in zip(TOKENS, self.texts, strict=False):
-            found[name] = part.tokenizer(
+        return {
+            name: part.tokenizer(
                 list(texts),
                 padding="max_length",
                 max_length=part.tokenizer.model_max_length,
                 truncation=True,
                 return_tensors="pt",
             ).input_ids
-        return found
+            for name, part in zip(TOKENS, self.texts, strict=False)
+        }
 
-    def tell(self, texts: Sequence[str], size: tuple[int, int] | None = None) -> Cond:
-        """The conditions that ``texts`` are to the network; of pictures of ``size`` (H, W)."""
-        return self._states(self.tokenize(texts), len(texts), size)
-
-    @cached_property
-    def empty(self) -> Cond:
-        """The conditions of the empty prompt, one row; what no prompt is."""
-        return {name: row for name, row in self.tell([""]).items() if name != "time_ids"}
+    def encode_prompts(self, texts: Sequence[str], size: tuple[int, int] | None = None) -> Cond:
+        """The conditions of ``texts``; for SDXL, of images of ``size`` (H, W)."""
+        return self._text_states(self.tokenize(texts), len(texts), size)
 
     @cached_property
-    def nothing(self) -> Cond:
-        """What guidance pushes away from, one row."""
-        if not self.zero_empty:
-            return self.empty
-        return {name: torch.zeros_like(row) for name, row in self.empty.items()}
+    def empty_prompt(self) -> Cond:
+        """The conditions of the empty prompt, one row."""
+        cond = self.encode_prompts([""])
+        return {name: row for name, row in cond.items() if name != "time_ids"}
 
-    def _told(self, batch: Batch) -> Cond | None:
-        cond = dict(batch.cond or {})
-        tokens = {name: cond.pop(name) for name in TOKENS if name in cond}
-        cond = {name: value.to(self.place[0]) for name, value in cond.items()}
-        if tokens:
-            high, wide = batch.data.shape[-2:]
-            size = (high * self.shrinks, wide * self.shrinks) if self.encoded else (high, wide)
-            cond = {**self._states(tokens, len(batch), size), **cond}
-        return cond or None
+    @cached_property
+    def uncond_embedding(self) -> Cond:
+        """The unconditional input of classifier-free guidance, one row."""
+        if not self.zero_uncond:
+            return self.empty_prompt
+        return {name: torch.zeros_like(row) for name, row in self.empty_prompt.items()}
 
     @torch.no_grad()
-    def _states(self, tokens: Cond, count: int, size: tuple[int, int] | None) -> Cond:
-        """Every different row goes through the encoders once."""
+    def _text_states(self, tokens: Cond, count: int, size: tuple[int, int] | None) -> Cond:
+        """``text`` of one encoder; of two, their last but one states side by side, and ``pooled``.
+
+        Equal rows go through the encoders once.
+        """
         widths = [rows.shape[1] for rows in tokens.values()]
         joined = torch.cat([rows.cpu() for rows in tokens.values()], dim=1)
         unique, place = joined.unique(dim=0, return_inverse=True)
-        cond = _of_encoders(self.texts, unique.split(widths, dim=1))
+        two = len(self.texts) > 1
+        outputs = [
+            _run(part, rows, hidden_states=two)
+            for part, rows in zip(self.texts, unique.split(widths, dim=1), strict=True)
+        ]
+        cond = {"text": outputs[0][0]}
+        if two:
+            states = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+            cond = {"text": states, "pooled": outputs[-1][0]}
         cond = {name: value[place.to(value.device)] for name, value in cond.items()}
-        if "pooled" in cond:
-            high, wide = size or (0, 0)
-            ids = torch.tensor([high, wide, 0, 0, high, wide], dtype=torch.float32)
-            cond["time_ids"] = ids.expand(count, -1).to(self.place[0])
+        if two:
+            height, width = size or (0, 0)
+            ids = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32)
+            cond["time_ids"] = ids.expand(count, -1).to(self.device)
         return cond
 
 
-def _of_encoders(texts: Sequence[TextPart], tokens: Sequence[Tensor]) -> Cond:
-    """States ``text`` of one encoder; of two, their last but one, side by side, and ``pooled``."""
-    if len(texts) == 1:
-        return {"text": _run(texts[0], tokens[0])[0]}
-    found = [_run(part, rows, hidden=True) for part, rows in zip(texts, tokens, strict=True)]
-    states = torch.cat([one.hidden_states[-2] for one in found], dim=-1)
-    return {"text": states, "pooled": found[-1][0]}
-
-
-def _run(part: TextPart, tokens: Tensor, hidden: bool = False) -> Any:
-    encoder: Callable[..., Any] = part.encoder
+def _run(part: TextPart, tokens: Tensor, *, hidden_states: bool) -> Any:
+    """The output of a text encoder; BERT needs the padding mask, CLIP does not."""
     tokens = tokens.to(next(part.encoder.parameters()).device)
     mask = None
     if getattr(part.encoder.config, "use_attention_mask", False):
         mask = (tokens != part.tokenizer.pad_token_id).long()
-    return encoder(tokens, attention_mask=mask, output_hidden_states=hidden)
+    return part.encoder(tokens, attention_mask=mask, output_hidden_states=hidden_states)

@@ -11,12 +11,12 @@ from immiscible_diffusion.applications.stable_diffusion.inpainting import Inpain
 from immiscible_diffusion.applications.stable_diffusion.load_pipeline import (
     check_given,
     frozen,
+    frozen_dtype,
     load_part,
-    precision_of,
     read_index,
+    silence_hf_logging,
     text_parts,
 )
-from immiscible_diffusion.applications.stable_diffusion.silence import quiet
 from immiscible_diffusion.applications.stable_diffusion.unet import StableDiffusionUNet
 from immiscible_diffusion.data import DataConfig, DataSet
 from immiscible_diffusion.data.aspect_buckets import Buckets
@@ -44,7 +44,7 @@ class StableDiffusionCodec:
             raise ValueError(f"codec.batch_size must be at least 1, got {self.batch_size}")
 
     def tiny(self) -> "StableDiffusionCodec":
-        """Of a smoke run, which has to be given a pipeline: the published ones are not small."""
+        """Shrink to a smoke run, which needs a pipeline: the published ones are not small."""
         return dataclasses.replace(self, pretrained=None)
 
     def load(
@@ -64,35 +64,28 @@ class StableDiffusionCodec:
             inpainting: hide a part of every image, which the network paints; None = off.
 
         Raises:
-            ValueError: the pipeline is not there; says what to fetch or to make.
+            ValueError: the pipeline is absent; says what to download or to make.
         """
-        with quiet():
-            return self._load(device, precision, digest, inpainting)
+        from immiscible_diffusion.applications.stable_diffusion.latent_cache import vae_digest
 
-    def _load(
-        self,
-        device: torch.device | str,
-        precision: str,
-        digest: bool,
-        inpainting: Inpainting | None,
-    ) -> LatentCodec:
-        pretrained = check_given(self.pretrained, "codec.pretrained")
-        index, dtype = read_index(pretrained), precision_of(precision)
-        vae = frozen(load_part(pretrained, index, "vae", torch_dtype=torch.float32))
-        vae_hash = _digest(vae) if digest else None
-        texts = text_parts(pretrained, index)
-        # SDXL's first VAE overflows in float16, which it says itself.
-        upcast = dtype == torch.float16 and bool(getattr(vae.config, "force_upcast", False))
-        for text in texts:
-            text.encoder.to(device, dtype)
-        return LatentCodec(
-            vae=vae.to(device, torch.float32 if upcast and len(texts) > 1 else dtype),
-            texts=tuple(texts),
-            batch_size=self.batch_size,
-            painting=inpainting,
-            vae_hash=vae_hash,
-            zero_empty=bool(index.get("force_zeros_for_empty_prompt", False)),
-        )
+        with silence_hf_logging():
+            pretrained = check_given(self.pretrained, "codec.pretrained")
+            index, dtype = read_index(pretrained), frozen_dtype(precision)
+            vae = frozen(load_part(pretrained, index, "vae", torch_dtype=torch.float32))
+            vae_hash = vae_digest(vae) if digest else None
+            texts = text_parts(pretrained, index)
+            # SDXL's first VAE overflows in float16, as its configuration says.
+            upcast = dtype == torch.float16 and bool(getattr(vae.config, "force_upcast", False))
+            for text in texts:
+                text.encoder.to(device, dtype)
+            return LatentCodec(
+                vae=vae.to(device, torch.float32 if upcast and len(texts) > 1 else dtype),
+                texts=tuple(texts),
+                max_batch_size=self.batch_size,
+                inpainting=inpainting,
+                vae_hash=vae_hash,
+                zero_uncond=bool(index.get("force_zeros_for_empty_prompt", False)),
+            )
 
 
 @dataclass(frozen=True)
@@ -103,7 +96,7 @@ class TextToImage(TaskConfig):
         data: the images.
         codec: the pipeline whose VAE and text encoder are used, frozen.
         captions: where prompts come from.
-        buckets: aspect-ratio buckets; None = all images are cut to one square.
+        buckets: aspect-ratio buckets; None = all images are cropped to one square.
         latents: a folder written by ``immiscible encode``, read instead of the images.
         inpainting: hide a part of every image, which the network paints; None = off.
         preview_prompts: what previews show; by default the classes, or the first captions.
@@ -138,8 +131,8 @@ class TextToImage(TaskConfig):
     def tiny(self) -> "TextToImage":
         """Shrink to a smoke run.
 
-        It still needs a pipeline (``codec.pretrained``): the published ones are not small. Data that
-        are not on this machine are replaced by digits.
+        It still needs a pipeline (``codec.pretrained``): the published ones are not small. Data
+        that are not on this machine are replaced by digits.
         """
         return dataclasses.replace(
             self,
@@ -157,15 +150,15 @@ class TextToImage(TaskConfig):
                 f"TextToImage needs a StableDiffusionUNet and no EDMPath, got "
                 f"{type(model).__name__} and {type(recipe.path).__name__}"
             )
-        if recipe.scaling.factor != 1 and (model.lora is not None or model.painting):
+        if recipe.scaling.factor != 1 and (model.lora is not None or model.inpainting):
             raise ValueError(
                 f"adapters and in-painting need the VAE's own scale; leave scaling.factor 1, got "
                 f"{recipe.scaling.factor}"
             )
-        if model.painting != (self.inpainting is not None) or not recipe.conditional:
+        if model.inpainting != (self.inpainting is not None) or not recipe.conditional:
             raise ValueError(
-                f"a text-to-image network is conditional, and model.painting goes with inpainting; "
-                f"got conditional={recipe.conditional}, model.painting={model.painting} and "
+                f"a text-to-image network is conditional, and model.inpainting goes with "
+                f"inpainting; got conditional={recipe.conditional}, model.inpainting={model.inpainting} and "
                 f"inpainting={self.inpainting}"
             )
         masked = self.inpainting is not None and self.inpainting.pair_masked_region
@@ -189,9 +182,3 @@ def unet_of(recipe: Recipe) -> StableDiffusionUNet:
     if model.pretrained is not None:
         return model
     return dataclasses.replace(model, pretrained=task_of(recipe).codec.pretrained)
-
-
-def _digest(vae: torch.nn.Module) -> str:
-    from immiscible_diffusion.applications.stable_diffusion.latent_cache import vae_digest
-
-    return vae_digest(vae)

@@ -1,4 +1,4 @@
-"""Holes to paint: rectangles inside a picture, or what lies around a part that is kept."""
+"""Masks for in-painting: rectangles inside an image, or all but a part that is kept."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,81 +6,71 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-HIDDEN = ("inside", "outside")
-
 
 @dataclass(frozen=True)
 class Inpainting:
-    """Which part of a picture the network has to paint.
+    """Which part of an image the network has to paint.
 
-    Holes lie on the grid of the latents, so that no latent is half hidden.
+    Masks lie on the grid of the latents, so that no latent is half hidden.
 
     Args:
-        hidden: ``inside``: a rectangle (in-painting); ``outside``: all but a kept part, which is a
-            rectangle or, for every other picture, one side of the picture (out-painting).
-        smallest: shortest side of the rectangle as a share of the picture's.
-        largest: longest side of it.
-        pair_masked_region: choose noise by what is in the hole alone.
+        mask_region: ``inside``: a rectangle (in-painting); ``outside``: all but a kept part, which
+            is a rectangle or, for every other image, one side of the image (out-painting).
+        min_size: shortest side of the rectangle as a fraction of the image's.
+        max_size: longest side of it.
+        pair_masked_region: choose noise by what is in the mask alone.
     """
 
-    hidden: Literal["inside", "outside"] = "inside"
-    smallest: float = 0.25
-    largest: float = 0.75
+    mask_region: Literal["inside", "outside"] = "inside"
+    min_size: float = 0.25
+    max_size: float = 0.75
     pair_masked_region: bool = False
 
     def __post_init__(self) -> None:
-        if self.hidden not in HIDDEN:
+        if self.mask_region not in ("inside", "outside"):
             raise ValueError(
-                f"painting.hidden must be one of {', '.join(HIDDEN)}, got {self.hidden!r}"
+                f"inpainting.mask_region must be inside or outside, got {self.mask_region!r}"
             )
-        if not 0 < self.smallest <= self.largest < 1:
+        if not 0 < self.min_size <= self.max_size < 1:
             raise ValueError(
-                f"expected 0 < painting.smallest <= painting.largest < 1, got {self.smallest} and "
-                f"{self.largest}"
+                f"expected 0 < inpainting.min_size <= inpainting.max_size < 1, got "
+                f"{self.min_size} and {self.max_size}"
             )
 
-    def holes(
+    def sample_masks(
         self, count: int, size: tuple[int, int], generator: torch.Generator | None = None
     ) -> Tensor:
-        """Random holes ``[count, 1, h, w]`` float32 on a grid of ``size``: 1 is to be painted.
+        """Random masks ``[count, 1, h, w]`` float32 on a grid of ``size``: 1 is to be painted.
 
-        Every picture draws five numbers whatever they decide, so row i does not depend on the
-        others. On the device of ``generator``.
+        Every image takes five random numbers, used or not, so row i does not depend on the others.
+        On the device of ``generator``.
         """
         device = generator.device if generator is not None else torch.device("cpu")
         draws = torch.rand(count, 5, device=device, generator=generator)
-        rows = self._span(size[0], draws[:, 0], draws[:, 1])
-        columns = self._span(size[1], draws[:, 2], draws[:, 3])
+        height, width = (
+            self._lengths(side, draws[:, i]) for side, i in zip(size, (0, 2), strict=True)
+        )
+        y, x = (torch.arange(side, device=device) for side in size)
+        top, left = (
+            (draws[:, i] * (side - lengths + 1)).long()[:, None]
+            for side, lengths, i in zip(size, (height, width), (1, 3), strict=True)
+        )
+        height, width = height[:, None], width[:, None]
+        rows, columns = (y >= top) & (y < top + height), (x >= left) & (x < left + width)
         box = rows[:, :, None] & columns[:, None, :]
-        if self.hidden == "inside":
+        if self.mask_region == "inside":
             return box[:, None].float()
-        # A quarter of draws[:, 4] for each side, the upper half of the draws for rectangles.
-        side = (draws[:, 4] * 8).long()
-        tall, wide = self._edge(size[0], draws[:, 0]), self._edge(size[1], draws[:, 2])
-        halves = [
-            tall[:, :, None].expand(-1, -1, size[1]),
-            tall.flip(1)[:, :, None].expand(-1, -1, size[1]),
-            wide[:, None, :].expand(-1, size[0], -1),
-            wide.flip(1)[:, None, :].expand(-1, size[0], -1),
-        ]
         kept = box
-        for number, half in enumerate(halves):
-            kept = torch.where((side == number).view(-1, 1, 1), half, kept)
+        # An eighth of draws[:, 4] for each side, the upper half of the draws for rectangles.
+        side = (draws[:, 4] * 8).long()
+        edges = (y < height, (y < height).flip(1), x < width, (x < width).flip(1))
+        for number, edge in enumerate(edges):
+            part = edge[:, :, None] if number < 2 else edge[:, None, :]
+            kept = torch.where((side == number).view(-1, 1, 1), part.expand_as(box), kept)
         return (~kept)[:, None].float()
 
-    def _span(self, size: int, length: Tensor, place: Tensor) -> Tensor:
-        """``[B, size]`` boolean, True on an interval of random length and place."""
-        lengths = self._lengths(size, length)
-        first = (place * (size - lengths + 1)).long()
-        along = torch.arange(size, device=length.device)
-        return (along >= first[:, None]) & (along < (first + lengths)[:, None])
-
-    def _edge(self, size: int, length: Tensor) -> Tensor:
-        """The same, from the edge on."""
-        along = torch.arange(size, device=length.device)
-        return along < self._lengths(size, length)[:, None]
-
     def _lengths(self, size: int, draw: Tensor) -> Tensor:
-        least = max(1, round(self.smallest * size))
-        most = min(size - 1, max(least, round(self.largest * size)))
+        """Lengths between the shortest and the longest side, ``[B]`` int64."""
+        least = max(1, round(self.min_size * size))
+        most = min(size - 1, max(least, round(self.max_size * size)))
         return least + (draw * (most - least + 1)).long()

@@ -21,14 +21,14 @@ from immiscible_diffusion.applications.stable_diffusion.latent_cache import (
     describe_transform,
     load_latents,
 )
-from immiscible_diffusion.applications.stable_diffusion.load_pipeline import precision_of
+from immiscible_diffusion.applications.stable_diffusion.load_pipeline import frozen_dtype
 from immiscible_diffusion.applications.stable_diffusion.scores import FewShotEvaluator
 from immiscible_diffusion.applications.stable_diffusion.unet import TextUNet
 from immiscible_diffusion.couplings import Coupling, MaskedCoupling
 from immiscible_diffusion.data import DataSet, load_images
 from immiscible_diffusion.data.captions import Captioned, Captions, load_captioned
 from immiscible_diffusion.data.prompts import ClassNamePrompts
-from immiscible_diffusion.data.streaming import load_stream
+from immiscible_diffusion.data.streamed_captions import load_streamed
 from immiscible_diffusion.diffusion.paths import Cond
 from immiscible_diffusion.evaluation.config import ImageEvalConfig
 from immiscible_diffusion.evaluation.evaluator import Evaluator
@@ -57,8 +57,8 @@ class TextToImageTask(Task):
             digest=config.latents is not None,
             inpainting=config.inpainting,
         )
-        self.codec = codec.of_latents() if config.latents is not None else codec
-        self.max_batch_size = self.codec.at_once
+        self.codec = codec.as_passthrough() if config.latents is not None else codec
+        self.max_batch_size = self.codec.max_batch_size
         if config.preview_prompts:
             self.num_preview_images = IMAGES_PER_PROMPT * len(config.preview_prompts)
             self.preview_columns = len(config.preview_prompts)
@@ -70,11 +70,9 @@ class TextToImageTask(Task):
         """Load the images of ``split``, or the cached latents, with their tokens."""
         data, captions = self.config.data, self.config.captions or Captions()
         if split == "validation":
-            data = dataclasses.replace(
-                data, split="test", max_samples=VALIDATION_SAMPLES, stream=False
-            )
+            data = dataclasses.replace(data, split="test", max_samples=VALIDATION_SAMPLES, stream=False)
         if data.stream:
-            return load_stream(data, captions, self.codec.tokenize)
+            return load_streamed(data, captions, self.codec.tokenize)
         if self.config.latents is None:
             return load_captioned(data, captions, self.codec.tokenize, self.config.buckets)
         # Images that samples are scored against are the recipe's: latents of another size would
@@ -92,16 +90,8 @@ class TextToImageTask(Task):
     def _with_tokens(self, dataset: DataSet) -> Captioned:
         if isinstance(dataset, Captioned):
             return dataset if dataset.tokenize else dataset.tokenized(self.codec.tokenize)
-        if dataset.labels is None or not dataset.class_names:
-            raise ValueError(
-                f"the data set {dataset.name} has neither captions nor named classes; give a "
-                f"Captioned"
-            )
         captions = self.config.captions or Captions()
-        prompts = ClassNamePrompts(
-            dataset.labels, dataset.class_names, captions.template, captions.synonyms
-        )
-        return Captioned(dataset, prompts, self.codec.tokenize)
+        return Captioned(dataset, captions.of_classes(dataset, None), self.codec.tokenize)
 
     @property
     def captioned(self) -> Captioned:
@@ -118,7 +108,7 @@ class TextToImageTask(Task):
         if self.config.buckets is None and not self.dataset.is_encoded:
             return self.dataset
         data = self.config.data
-        return load_stream(data) if data.stream else load_images(data)
+        return load_streamed(data) if data.stream else load_images(data)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -136,12 +126,13 @@ class TextToImageTask(Task):
     def _build_model(self) -> nn.Module:
         codec, model = self.codec, unet_of(self.recipe).build(self.shape)
         assert isinstance(model, TextUNet)
-        if model.text_width != codec.width:
+        if model.text_width != codec.text_width:
             raise ValueError(
                 f"the U-Net attends to text states of width {model.text_width}, and those of "
-                f"{self.config.codec} have {codec.width}; give a U-Net and a codec of one pipeline"
+                f"{self.config.codec} have {codec.text_width}; give a U-Net and a codec of one "
+                f"pipeline"
             )
-        model.cast_frozen(precision_of(self.recipe.mixed_precision))
+        model.cast_frozen(frozen_dtype(self.recipe.mixed_precision))
         return model
 
     # -- conditions -------------------------------------------------------------------------------
@@ -150,7 +141,7 @@ class TextToImageTask(Task):
         """Replace prompts by the empty one at random for classifier-free guidance."""
         if cond is None or not self.recipe.cond_drop_prob:
             return cond
-        return drop_text(cond, self.codec.empty, self.recipe.cond_drop_prob, rng.labels)
+        return drop_text(cond, self.codec.empty_prompt, self.recipe.cond_drop_prob, rng.labels)
 
     def conditions(self, indices: Sequence[int], prompts: Sequence[str] = ()) -> Cond | None:
         """Return the conditions of samples: sample i depends on i alone.
@@ -159,30 +150,31 @@ class TextToImageTask(Task):
         the recipe), else of class i, else of the caption of image i. In-painting gets image i with
         its caption or class, and a mask seeded by i.
         """
-        shape = self.shape
-        size = (shape[1] * self.codec.shrinks, shape[2] * self.codec.shrinks)
-        cond = self.codec.tell(self._texts(indices, prompts), size)
+        height, width = (side * self.codec.downsample_factor for side in self.shape[1:])
+        cond = self.codec.encode_prompts(self._texts(indices, prompts), (height, width))
         if self.dataset.num_classes and not prompts:
             cond |= {"label": self._labels(indices)}
-        if self.codec.painting is not None:
-            images = self.dataset.batch(self._rows(indices)).data
-            holes = [
-                self.codec.painting.holes(1, (shape[1], shape[2]), keyed_generator(i, "hole"))
+        if self.codec.inpainting is not None:
+            images, size = self.dataset.batch(self._rows(indices)).data, self.shape[1:]
+            masks = [
+                self.codec.inpainting.sample_masks(
+                    1, (size[0], size[1]), keyed_generator(i, "hole")
+                )
                 for i in indices
             ]
-            cond |= self.codec.hidden(images, torch.cat(holes))
+            cond |= self.codec.mask_images(images, torch.cat(masks))
         return cond
 
     def _texts(self, indices: Sequence[int], prompts: Sequence[str]) -> list[str]:
         if prompts:
             return [prompts[i % len(prompts)] for i in indices]
         classes, named = self.dataset.num_classes, self.captioned.prompts
-        if classes and isinstance(named, ClassNamePrompts) and self.codec.painting is None:
+        if classes and isinstance(named, ClassNamePrompts) and self.codec.inpainting is None:
             return [named.of_class(i % classes)[0] for i in indices]
         return self.captioned.texts(self._rows(indices))
 
     def _labels(self, indices: Sequence[int]) -> Tensor:
-        if self.codec.painting is not None:  # the image that is painted in has its own class
+        if self.codec.inpainting is not None:  # the image that is painted in has its own class
             batch = self.dataset.batch(self._rows(indices))
             return (batch.cond or {})["label"].to(self.device)
         classes = self.dataset.num_classes or 1
@@ -195,7 +187,7 @@ class TextToImageTask(Task):
     def unconditional(self, cond: Cond) -> Cond:
         """Return the conditions of the empty prompt (zeros for SDXL)."""
         if "text" in cond:
-            return drop_text(cond, self.codec.nothing, 1.0)
+            return drop_text(cond, self.codec.uncond_embedding, 1.0)
         return drop_labels(cond, self.dataset.num_classes or 0, 1.0)
 
     def coupling(self, coupling: Coupling) -> Coupling:

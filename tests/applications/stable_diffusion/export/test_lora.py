@@ -8,34 +8,14 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from fixtures.stable_diffusion import sd_recipe, train
 from immiscible_diffusion.applications.stable_diffusion.export.lora import (
     DIFFUSERS,
     KOHYA,
     to_kohya,
 )
-from immiscible_diffusion.applications.stable_diffusion.silence import quiet
+from immiscible_diffusion.applications.stable_diffusion.load_pipeline import silence_hf_logging
 from immiscible_diffusion.applications.stable_diffusion.unet import LoRA
-from immiscible_diffusion.recipes import recipe_from_name
-from immiscible_diffusion.training.run_dir import RunDir
-from immiscible_diffusion.training.trainer import Trainer
-
-
-def train(folder, pipeline, name, lora):
-    recipe = recipe_from_name(name).tiny()
-    recipe = dataclasses.replace(
-        recipe,
-        codec=dataclasses.replace(recipe.codec, pretrained=str(pipeline)),
-        data=dataclasses.replace(recipe.data, size=8, max_samples=32),
-        model=dataclasses.replace(recipe.model, lora=lora),
-        optim=dataclasses.replace(recipe.optim, lr=1e-1, warmup=0),
-        coupling="knn:k=2",
-        steps=3,
-        batch_size=4,
-        preview_every=0,
-    )
-    trainer = Trainer(recipe, RunDir.open(folder, recipe), device="cpu")
-    trainer.train(quiet=True)
-    return trainer
 
 
 @pytest.fixture(scope="module", params=["sd-lora", "sdxl-lora"])
@@ -43,14 +23,20 @@ def run(request, tmp_path_factory, small_sd, small_sdxl):
     """A trained run, its trainer, and the pipeline it started from; alpha is not the rank."""
     folder = tmp_path_factory.mktemp(request.param)
     pipeline = small_sd if request.param == "sd-lora" else small_sdxl
-    return folder, train(folder, pipeline, request.param, LoRA(rank=2, alpha=3)), pipeline
+    recipe = sd_recipe(request.param, pipeline, coupling="knn:k=2", steps=3)
+    recipe = dataclasses.replace(
+        recipe,
+        model=dataclasses.replace(recipe.model, lora=LoRA(rank=2, alpha=3)),
+        optim=dataclasses.replace(recipe.optim, lr=1e-1, warmup_steps=0),
+    )
+    return folder, train(recipe, folder), pipeline
 
 
 def predict(trainer, unet):
     """The output of ``unet`` on fixed data."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 4, 8, 8, generator=generator)
-    cond = trainer.codec.tell(["a cat", "a dog"], (16, 16))
+    cond = trainer.task.codec.encode_prompts(["a cat", "a dog"], (16, 16))
     added = None
     if "pooled" in cond:
         added = {"text_embeds": cond["pooled"], "time_ids": cond["time_ids"]}
@@ -61,27 +47,27 @@ def predict(trainer, unet):
 @pytest.mark.parametrize("file", [DIFFUSERS, KOHYA])
 def test_both_layouts_load_in_diffusers_with_the_same_output(run, file):
     folder, trainer, pipeline = run
-    with quiet():
+    with silence_hf_logging():
         from diffusers import DiffusionPipeline
 
         loaded = DiffusionPipeline.from_pretrained(pipeline)
     plain = predict(trainer, loaded.unet)
-    with quiet():
+    with silence_hf_logging():
         loaded.load_lora_weights(folder, weight_name=file)
-    expected = predict(trainer, trainer.average.current().unet)
+    expected = predict(trainer, trainer.ema.model.unet)
     assert (expected - plain).abs().max() > 1e-2, "the adapters do something"
     torch.testing.assert_close(predict(trainer, loaded.unet), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_the_folder_itself_loads(run):
     folder, trainer, pipeline = run
-    with quiet():
+    with silence_hf_logging():
         from diffusers import DiffusionPipeline
 
         loaded = DiffusionPipeline.from_pretrained(pipeline)
         loaded.load_lora_weights(folder)
     torch.testing.assert_close(
-        predict(trainer, loaded.unet), predict(trainer, trainer.average.current().unet)
+        predict(trainer, loaded.unet), predict(trainer, trainer.ema.model.unet)
     )
 
 
@@ -98,7 +84,7 @@ def test_metadata_name_the_coupling(run, file):
 def test_kohya_names_are_kohyas(run):
     folder, trainer, _ = run
     state = load_file(folder / KOHYA)
-    sdxl = len(trainer.codec.texts) > 1
+    sdxl = len(trainer.task.codec.texts) > 1
     block = (
         r"(input_blocks_\d+_1|middle_block_1|output_blocks_\d+_1)"
         if sdxl

@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 from huggingface_hub.utils import filter_repo_objects
 
+from fixtures.stable_diffusion import sd_recipe, train
 from immiscible_diffusion.applications.stable_diffusion.config import StableDiffusionCodec
 from immiscible_diffusion.applications.stable_diffusion.export import check_before, model_card
 from immiscible_diffusion.applications.stable_diffusion.export.model_card import push
 from immiscible_diffusion.applications.stable_diffusion.unet import LoRA
 from immiscible_diffusion.recipes import recipe_from_name
-from immiscible_diffusion.training.run_dir import RunDir
-from immiscible_diffusion.training.trainer import Trainer
 
 
 def front_matter(card):
@@ -23,7 +22,8 @@ def front_matter(card):
 @pytest.mark.parametrize("coupling", ["knn:k=64", "assignment:across_ranks=true"])
 def test_the_card_names_the_coupling_and_how_to_load(coupling):
     recipe = dataclasses.replace(recipe_from_name("imagenet-sd-finetune"), coupling=coupling)
-    card = model_card(dataclasses.replace(recipe, push_to_hub="me/mine"), 5000)
+    recipe = dataclasses.replace(recipe, task=recipe.task.replace(push_to_hub="me/mine"))
+    card = model_card(recipe, 5000)
     assert f"noise paired with data by `{coupling}`" in card
     assert f"| coupling | `{coupling}` |" in card
     assert "base_model: CompVis/stable-diffusion-v1-4" in front_matter(card)
@@ -49,17 +49,16 @@ def test_the_card_of_adapters_says_how_to_load_them():
 
 def test_a_local_pipeline_is_no_base_model_of_the_hub(small_sd):
     recipe = recipe_from_name("imagenet-sd-scratch")
-    recipe = dataclasses.replace(recipe, codec=StableDiffusionCodec(str(small_sd)))
-    assert "base_model" not in model_card(recipe, 1)
+    task = recipe.task.replace(codec=StableDiffusionCodec(str(small_sd)))
+    assert "base_model" not in model_card(dataclasses.replace(recipe, task=task), 1)
 
 
 def test_publishing_without_a_token_is_refused_before_training(monkeypatch):
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-    recipe = dataclasses.replace(recipe_from_name("sd-lora"), push_to_hub="me/mine")
+    recipe = recipe_from_name("sd-lora")
+    recipe = dataclasses.replace(recipe, task=recipe.task.replace(push_to_hub="me/mine"))
     with pytest.raises(ValueError, match=r"needs a token.*hf auth login"):
         check_before(recipe)
-    with pytest.raises(ValueError, match="text-to-image models only"):
-        check_before(dataclasses.replace(recipe_from_name("digits-flow"), push_to_hub="me/mine"))
 
 
 def test_publishing_offline_says_how_to_do_it_by_hand(tmp_path, monkeypatch):
@@ -69,16 +68,13 @@ def test_publishing_offline_says_how_to_do_it_by_hand(tmp_path, monkeypatch):
 
 
 def test_a_run_is_published_with_its_card_after_the_last_step(small_sd, tmp_path, monkeypatch):
-    recipe = recipe_from_name("imagenet-sd-scratch").tiny()
-    recipe = dataclasses.replace(
-        recipe,
-        codec=dataclasses.replace(recipe.codec, pretrained=str(small_sd)),
-        data=dataclasses.replace(recipe.data, size=8, max_samples=32),
+    recipe = sd_recipe(
+        "imagenet-sd-scratch",
+        small_sd,
         coupling="knn:k=4",
         push_to_hub="me/mine",
         steps=2,
         checkpoint_every=1,
-        preview_every=0,
     )
     calls, files_sent = [], []
 
@@ -93,7 +89,7 @@ def test_a_run_is_published_with_its_card_after_the_last_step(small_sd, tmp_path
 
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "token")
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
-    Trainer(recipe, RunDir.open(tmp_path, recipe), device="cpu").train(quiet=True)
+    train(recipe, tmp_path)
     (created, _), (uploaded, card) = calls
     assert created == uploaded == "me/mine"
     assert "noise paired with data by `knn:k=4`" in card

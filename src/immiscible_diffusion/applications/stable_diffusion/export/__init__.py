@@ -16,7 +16,7 @@ from immiscible_diffusion.applications.stable_diffusion.export.pipeline import (
     save_pipeline,
     save_unets,
 )
-from immiscible_diffusion.applications.stable_diffusion.silence import quiet
+from immiscible_diffusion.applications.stable_diffusion.load_pipeline import silence_hf_logging
 from immiscible_diffusion.applications.stable_diffusion.unet import TextUNet
 from immiscible_diffusion.training.ema import EMA
 from immiscible_diffusion.training.recipe import Recipe
@@ -36,7 +36,7 @@ def publish(
     weights; of LoRA the adapters' files.
     """
     assert isinstance(model, TextUNet)
-    with quiet():
+    with silence_hf_logging():
         averaged, last = ema.model.unet, step >= recipe.steps
         if model.config.lora is not None:
             save_lora(averaged, run_dir.root, recipe, step, sdxl=len(codec.texts) > 1)

@@ -68,7 +68,7 @@ def save_pipeline(folder: Path, recipe: Recipe, codec: LatentCodec, unet: Any) -
             part.save_pretrained(temporary)
     for name, part in {**parts, "unet": unet}.items():
         index[name] = [type(part).__module__.partition(".")[0], type(part).__name__]
-    if codec.painting is not None:
+    if codec.inpainting is not None:
         index["_class_name"] = INPAINT_PIPELINES.get(index["_class_name"], index["_class_name"])
     index.pop("_name_or_path", None)
     index.pop("safety_checker", None)
