@@ -9,11 +9,12 @@ pytest.importorskip("gym_pusht")
 
 from immiscible_diffusion.applications.pusht.environment import PushT, VectorEnv
 from immiscible_diffusion.applications.pusht.normalization import LinearNormalizer, PolicyNormalizer
-from immiscible_diffusion.applications.pusht.policy import DiffusionPolicy
+from immiscible_diffusion.applications.pusht.policy import DiffusionPolicy, sample_actions
 from immiscible_diffusion.applications.pusht.rollout import rollout
 from immiscible_diffusion.applications.pusht.states import observe, start_states
 from immiscible_diffusion.applications.pusht.video import save_video
 from immiscible_diffusion.diffusion.paths import VPPath
+from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.models import UNet1D
 
@@ -59,9 +60,9 @@ def test_states_are_those_of_the_simulator(run):
     for episode in range(3):
         env = PushT()
         env.reset(STARTS[episode])
-        found = env.step(rollouts.actions[episode])
-        np.testing.assert_array_equal(rollouts.states[episode, 1:], found.state)
-        np.testing.assert_array_equal(rollouts.coverage[episode], found.coverage)
+        expected = env.step(rollouts.actions[episode])
+        np.testing.assert_array_equal(rollouts.states[episode, 1:], expected.state)
+        np.testing.assert_array_equal(rollouts.coverage[episode], expected.coverage)
 
 
 def test_a_policy_sees_the_last_two_states(run):
@@ -149,9 +150,9 @@ def policy():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return DiffusionPolicy(
         model,
-        VPPath("cosine", steps=100),
-        SamplerConfig("ddim", steps=3, clip=1.0),
-        (16, 2),
+        SamplingPipeline(
+            VPPath("cosine", steps=100), SamplerConfig("ddim", steps=3, clip=1.0), (16, 2)
+        ),
         PolicyNormalizer(
             observation=LinearNormalizer(torch.zeros(20), torch.full((20,), 512.0)),
             action=LinearNormalizer(torch.full((2,), 100.0), torch.full((2,), 400.0)),
@@ -167,26 +168,37 @@ def test_chunks_are_in_the_range_of_the_actions(policy):
 
 
 def test_a_chunk_depends_on_its_episode_and_number_alone(policy):
-    seen = 400 * torch.rand(4, 2, 20)
-    whole = policy(seen, episodes=torch.arange(4), chunk=2)
-    some = policy(seen[[3, 1]], episodes=torch.tensor([3, 1]), chunk=2)
-    torch.testing.assert_close(some, whole[[3, 1]], atol=0.05, rtol=0)
-    assert not torch.allclose(policy(seen, episodes=torch.arange(4), chunk=3), whole)
+    observations = 400 * torch.rand(4, 2, 20)
+    chunks = policy(observations, episodes=torch.arange(4), chunk=2)
+    some = policy(observations[[3, 1]], episodes=torch.tensor([3, 1]), chunk=2)
+    torch.testing.assert_close(some, chunks[[3, 1]], atol=0.05, rtol=0)
+    assert not torch.allclose(policy(observations, episodes=torch.arange(4), chunk=3), chunks)
     other = dataclasses.replace(policy, seed=1)
-    assert not torch.allclose(other(seen, episodes=torch.arange(4), chunk=2), whole)
+    assert not torch.allclose(other(observations, episodes=torch.arange(4), chunk=2), chunks)
 
 
 @pytest.mark.parametrize("method", ["ddim", "ddpm", "euler"])
-def test_every_sampler_chunks(policy, method):
+def test_every_sampler_samples_actions(policy, method):
     sampler = SamplerConfig(method, steps=2, clip=1.0)
-    again = dataclasses.replace(policy, sampler=sampler)
-    chunks = again(torch.rand(2, 2, 20), episodes=torch.arange(2), chunk=0)
+    pipeline = dataclasses.replace(policy.pipeline, sampler=sampler)
+    chunks = dataclasses.replace(policy, pipeline=pipeline)(
+        torch.rand(2, 2, 20), episodes=torch.arange(2), chunk=0
+    )
     assert bool(chunks.isfinite().all())
 
 
-def test_the_matched_noise_needs_its_distribution(policy):
-    with pytest.raises(ValueError, match="does not go with"):
-        dataclasses.replace(policy, sampler=SamplerConfig("ddim", init_noise="matched"))
+def test_matched_actions_start_from_the_distribution_of_the_noise(policy):
+    class Shifted:
+        def color(self, noise, labels=None):
+            return 0.5 * noise + 0.1
+
+    sampler = dataclasses.replace(policy.pipeline.sampler, init_noise="matched")
+    pipeline = dataclasses.replace(policy.pipeline, sampler=sampler, init_noise=Shifted())
+    cond = {"observation": torch.rand(2, 40)}
+    noise = torch.randn(2, 16, 2)
+    matched = sample_actions(pipeline, policy.model, cond, lambda step: noise)
+    plain = sample_actions(policy.pipeline, policy.model, cond, lambda step: 0.5 * noise + 0.1)
+    torch.testing.assert_close(matched, plain)
 
 
 def test_a_diffusion_policy_acts(policy):

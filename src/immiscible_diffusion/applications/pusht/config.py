@@ -46,15 +46,15 @@ class DemonstrationConfig:
 
 @dataclass(frozen=True)
 class PolicyEvalConfig(EvalConfig):
-    """When and how policies are evaluated: on held-out demonstrations and in the simulator.
+    """When and how policies are evaluated: on validation windows and in the simulator.
 
     Args:
         sampling_steps: numbers of steps of the recipe's sampler.
         num: how many training steps, spaced evenly in their logarithm.
         start: the first of them, as a fraction of all steps.
         steps: the training steps themselves, instead of ``num`` and ``start``.
-        episodes: of the simulator, from fixed starts; 0 = no simulator.
-        windows: held-out windows that the error of actions is measured on.
+        episodes: of the simulator, from fixed initial states; 0 = no simulator.
+        windows: validation windows that the error of actions is measured on.
         rollout_every: run the simulator at ``all`` evaluated training steps, or at the ``last``.
         workers: processes of the simulator; 0 = in this one.
     """
@@ -88,8 +88,8 @@ class PolicyEvalConfig(EvalConfig):
         )
 
 
-def load_windows(config: DemonstrationConfig) -> tuple[Windows, Windows]:
-    """Load the windows to train on and to validate on, normalized by the former.
+def load_windows(config: DemonstrationConfig) -> Windows:
+    """Load the windows to train on, with those to validate on, which are normalized alike.
 
     Raises:
         ValueError: no path, or a store that cannot be read; it names the episode.
@@ -111,4 +111,5 @@ def load_windows(config: DemonstrationConfig) -> tuple[Windows, Windows]:
         n_action_steps=config.n_action_steps,
         do_mask_loss_for_padding=config.do_mask_loss_for_padding,
     )
-    return windows, dataclasses.replace(windows, episodes=validation)
+    validation_windows = dataclasses.replace(windows, episodes=validation)
+    return dataclasses.replace(windows, validation=validation_windows)

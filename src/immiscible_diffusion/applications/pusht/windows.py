@@ -156,6 +156,7 @@ class Windows(DataSet):
         do_mask_loss_for_padding: mask the repeated steps, so that neither the coupling's distance
             nor the loss sees them. Otherwise there is no mask: they are data like all others, and
             a policy learns to stand still at the end, as in Diffusion Policy.
+        validation: windows of the episodes to validate on.
 
     Raises:
         ValueError: an episode shorter than the horizon, or a normalizer of other dimensions; it
@@ -168,6 +169,7 @@ class Windows(DataSet):
     n_obs_steps: int = 2
     n_action_steps: int = 8
     do_mask_loss_for_padding: bool = True
+    validation: "Windows | None" = None
 
     def __post_init__(self) -> None:
         h, o, a = self.horizon, self.n_obs_steps, self.n_action_steps
