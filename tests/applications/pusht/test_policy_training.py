@@ -172,7 +172,9 @@ def test_other_demonstrations_are_refused(small, tmp_path):
 
 def test_demonstrations_are_read_once(small, tmp_path, monkeypatch):
     dataset = Trainer(small, RunDir.open(tmp_path / "a", small), device="cpu").task.dataset
-    monkeypatch.delattr("immiscible_diffusion.applications.pusht.config.load_demonstrations")
+    monkeypatch.delattr(
+        "immiscible_diffusion.applications.pusht.demonstrations.load_demonstrations"
+    )
     again = Trainer(small, RunDir.open(tmp_path / "b", small), device="cpu", dataset=dataset)
     assert again.task.evaluator().validation is dataset.validation
     assert again.task.validation_data()[0] is dataset.validation

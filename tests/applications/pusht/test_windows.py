@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fixtures.demonstrations import episodes
+from immiscible_diffusion.applications.pusht.config import DemonstrationConfig
 from immiscible_diffusion.applications.pusht.normalization import LinearNormalizer, PolicyNormalizer
 from immiscible_diffusion.applications.pusht.windows import Episodes, Windows
 
@@ -62,7 +63,7 @@ def test_complete_windows_have_no_padding():
 
 
 def test_padding_may_be_data():
-    windows = Windows.fit(episodes(), do_mask_loss_for_padding=False)
+    windows = Windows.fit(episodes(), DemonstrationConfig(do_mask_loss_for_padding=False))
     same = Windows.fit(episodes())
     rows = torch.arange(len(windows))
     assert windows.batch(rows).mask is None
@@ -156,7 +157,7 @@ def test_messages_name_the_episode_of_the_store():
 
 def test_differences_are_a_condition_of_their_own():
     recorded = episodes()
-    windows = Windows.fit(recorded, differences=True)
+    windows = Windows.fit(recorded, DemonstrationConfig(differences=True))
     observations = windows.batch(torch.arange(len(windows))).cond["observation"]
     assert windows.condition_shapes == {"observation": (6,)}
     positions, changes = recorded.observation, recorded.observation[1:] - recorded.observation[:-1]
@@ -174,7 +175,7 @@ def test_differences_are_a_condition_of_their_own():
 @pytest.mark.parametrize("differences", [False, True])
 def test_normalizers_come_back_from_their_file(tmp_path, differences):
     pytest.importorskip("safetensors")
-    windows = Windows.fit(episodes(), differences=differences)
+    windows = Windows.fit(episodes(), DemonstrationConfig(differences=differences))
     windows.save_normalization(tmp_path / "normalizer")
     assert PolicyNormalizer.load(tmp_path / "normalizer") == (windows.normalizer, windows.digest)
     windows.check_normalization(tmp_path / "normalizer")
@@ -245,7 +246,7 @@ def test_numbers_that_are_none(field, value):
 def test_an_episode_shorter_than_the_horizon():
     with pytest.raises(ValueError, match="episode 1 has 15 steps, fewer than the horizon of 16"):
         Windows.fit(episodes((16, 15, 40)))
-    assert len(Windows.fit(episodes((16, 15, 40)), horizon=15)) > 0
+    assert len(Windows.fit(episodes((16, 15, 40)), DemonstrationConfig(horizon=15))) > 0
 
 
 def test_rows_that_are_missing():
@@ -273,4 +274,4 @@ def test_actions_of_another_dimension():
 
 def test_windows_that_execute_more_than_they_plan():
     with pytest.raises(ValueError, match="horizon >= n_obs_steps - 1"):
-        Windows.fit(episodes(), horizon=8, n_action_steps=8)
+        Windows.fit(episodes(), DemonstrationConfig(horizon=8, n_action_steps=8))

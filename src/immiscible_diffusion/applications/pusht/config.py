@@ -4,8 +4,6 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from immiscible_diffusion.applications.pusht.demonstrations import load_demonstrations
-from immiscible_diffusion.applications.pusht.windows import Windows
 from immiscible_diffusion.training.task import EvalConfig
 
 
@@ -24,8 +22,9 @@ class DemonstrationConfig:
         val_ratio: fraction of the episodes to validate on, at least one.
         split_seed: seed of their choice.
         max_train_episodes: train on at most so many of the rest.
-        do_mask_loss_for_padding: leave the repeated steps that pad windows at the ends of episodes
-            out of pairing and loss; otherwise they are data, as in Diffusion Policy.
+        do_mask_loss_for_padding: mask the repeated steps that pad windows at the ends of episodes,
+            so that neither the coupling's distance nor the loss sees them; otherwise they are data
+            like all others, and a policy learns to stand still at the end, as in Diffusion Policy.
     """
 
     path: str | None = None
@@ -38,6 +37,14 @@ class DemonstrationConfig:
     split_seed: int = 42
     max_train_episodes: int | None = None
     do_mask_loss_for_padding: bool = True
+
+    def __post_init__(self) -> None:
+        h, o, a = self.horizon, self.n_obs_steps, self.n_action_steps
+        if min(h, o, a) < 1 or o - 1 + a > h:
+            raise ValueError(
+                f"expected horizon >= n_obs_steps - 1 + n_action_steps, all >= 1; got {h}, {o} "
+                f"and {a}"
+            )
 
     def tiny(self) -> "DemonstrationConfig":
         """Return the config of a smoke run."""
@@ -86,30 +93,3 @@ class PolicyEvalConfig(EvalConfig):
             num=2,
             start=0.5,
         )
-
-
-def load_windows(config: DemonstrationConfig) -> Windows:
-    """Load the windows to train on, with those to validate on, which are normalized alike.
-
-    Raises:
-        ValueError: no path, or a store that cannot be read; it names the episode.
-    """
-    if config.path is None:
-        raise ValueError(
-            "the demonstrations need data.path: the folder pusht_cchi_v7_replay.zarr of Diffusion "
-            "Policy, an .npz of its arrays, or the folder of a LeRobot data set"
-        )
-    episodes = load_demonstrations(config.path, obs_type=config.obs_type)
-    train, validation = episodes.split(
-        config.val_ratio, seed=config.split_seed, max_train_episodes=config.max_train_episodes
-    )
-    windows = Windows.fit(
-        train,
-        differences=config.differences,
-        horizon=config.horizon,
-        n_obs_steps=config.n_obs_steps,
-        n_action_steps=config.n_action_steps,
-        do_mask_loss_for_padding=config.do_mask_loss_for_padding,
-    )
-    validation_windows = dataclasses.replace(windows, episodes=validation)
-    return dataclasses.replace(windows, validation=validation_windows)

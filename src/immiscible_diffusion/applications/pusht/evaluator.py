@@ -75,8 +75,8 @@ class PolicyEvaluator:
             return torch.randn(batch.data.shape, generator=generator)
 
         error = (sample_actions(pipeline, model, batch.cond or {}, draw) - batch.data).square()
-        first = self.train.n_obs_steps - 1
-        executed = slice(first, first + self.train.n_action_steps)
+        first = self.train.config.n_obs_steps - 1
+        executed = slice(first, first + self.train.config.n_action_steps)
         mask = None if batch.mask is None else batch.mask[:, executed]
         return float(mean_over(error[:, executed], mask).mean())
 
@@ -93,8 +93,8 @@ class PolicyEvaluator:
                 DiffusionPolicy(model, pipeline, self.train.normalizer, seed=EVAL_SEED),
                 starts,
                 obs_type=self.train.episodes.obs_type,
-                n_obs_steps=self.train.n_obs_steps,
-                n_action_steps=self.train.n_action_steps,
+                n_obs_steps=self.train.config.n_obs_steps,
+                n_action_steps=self.train.config.n_action_steps,
             )
 
     def __call__(

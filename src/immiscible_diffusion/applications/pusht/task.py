@@ -8,11 +8,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from immiscible_diffusion.applications.pusht.config import (
-    DemonstrationConfig,
-    PolicyEvalConfig,
-    load_windows,
-)
+from immiscible_diffusion.applications.pusht.config import DemonstrationConfig, PolicyEvalConfig
+from immiscible_diffusion.applications.pusht.demonstrations import load_windows
 from immiscible_diffusion.applications.pusht.evaluator import PolicyEvaluator
 from immiscible_diffusion.applications.pusht.windows import Windows
 from immiscible_diffusion.data import DataSet
