@@ -9,7 +9,8 @@ from torch import Tensor
 # Rows are worked in blocks that stay in a CPU cache: 2 MiB a buffer, 170 images of CIFAR-10.
 BLOCK_ELEMENTS = 1 << 19
 # torch 2.2 lacks it; there a compiled coupling breaks its graph where it looks.
-_is_compiling = getattr(torch.compiler, "is_compiling", lambda: False)
+# torch < 2.3 has it elsewhere.
+_is_compiling = getattr(torch.compiler, "is_compiling", None) or torch._utils.is_compiling
 
 
 def check_data(data: Tensor) -> None:

@@ -53,8 +53,8 @@ def pusht_policy() -> Recipe:
 def pusht_policy_small() -> Recipe:
     """A policy for Push-T in minutes on one core of a CPU.
 
-    A residual MLP, told places relative to the agent and their changes, that predicts the actions
-    themselves: what convolutions on stacked key points take hours for.
+    A residual MLP predicts the actions themselves from positions relative to the agent and their
+    changes. Convolutions on stacked key points take hours for that.
     """
     return dataclasses.replace(
         pusht_policy(),

@@ -82,7 +82,7 @@ def test_rows_that_are_missing(tmp_path):
         load_demonstrations(tmp_path / "replay.npz")
 
 
-def test_actions_that_are_none(tmp_path):
+def test_actions_that_are_not_finite(tmp_path):
     arrays = replay_arrays()
     arrays["action"][52, 0] = np.nan
     np.savez(tmp_path / "replay.npz", **arrays)
@@ -99,7 +99,7 @@ def test_actions_of_another_dimension(tmp_path):
     assert load_demonstrations(tmp_path / "replay.npz", actions=None).action.shape[1] == 3
 
 
-def test_what_is_no_store(tmp_path):
+def test_what_is_not_a_store(tmp_path):
     with pytest.raises(ValueError, match="holds no demonstrations; expected a Zarr store"):
         load_demonstrations(tmp_path)
     with pytest.raises(ValueError, match="obs_type must be one of keypoint, state, relative"):

@@ -90,9 +90,9 @@ def test_a_state_is_set_whatever_came_before(angle):
     for before in (GOAL, np.array([100, 100, 300, 200, 2.0])):
         env.reset(before)
         env.step(np.full((5, 2), 250.0))
-        wanted = np.array([50.0, 60.0, 300.0, 310.0, angle])
-        env.reset(wanted)
-        assert off(env.env.get_obs(), wanted) < 1e-9
+        expected = np.array([50.0, 60.0, 300.0, 310.0, angle])
+        env.reset(expected)
+        assert off(env.env.get_obs(), expected) < 1e-9
 
 
 def test_the_goal_covers_itself():
@@ -125,13 +125,13 @@ def test_what_happened_before_a_reset_does_not_matter():
 
 
 @pytest.mark.parametrize("state", [[1, 2, 3, 4], [1, 2, 3, 4, math.nan]])
-def test_states_that_are_none(state):
+def test_invalid_states_raise(state):
     with pytest.raises(ValueError, match="a state is five finite numbers"):
         PushT().reset(np.array(state))
 
 
 @pytest.mark.parametrize("actions", [[1.0, 2.0], [[1.0, 2.0, 3.0]], [[math.nan, 0.0]]])
-def test_actions_that_are_none(actions):
+def test_invalid_actions_raise(actions):
     with pytest.raises(ValueError, match="finite positions"):
         PushT().step(np.array(actions))
 
@@ -148,13 +148,13 @@ def test_an_image_shows_the_block_where_it_is():
     assert abs(columns.mean() * 8 - 350) < 20
 
 
-# -- the task -------------------------------------------------------------------------------------
+# -- states --------------------------------------------------------------------------------------
 
 
 def test_key_points_are_the_recorded_ones(shared_data):
     arrays = np.load(shared_data / SQUARE)
-    found = key_points(torch.from_numpy(arrays["state"]).double()).numpy()
-    error = np.abs(found - arrays["keypoint"]).max(axis=(1, 2))
+    points = key_points(torch.from_numpy(arrays["state"]).double()).numpy()
+    error = np.abs(points - arrays["keypoint"]).max(axis=(1, 2))
     assert np.median(error) < 1e-4
     assert np.quantile(error, 0.99) < 0.1  # where the block moves they were taken a moment apart
 
@@ -163,12 +163,12 @@ def test_corners_are_those_of_the_env():
     state = np.array([50.0, 60.0, 300.0, 310.0, 2.0])
     env = PushT()
     env.reset(state)
-    wanted = env.env.get_keypoints(env.env._block_shapes).flatten()
-    found = observe(torch.from_numpy(state), "corners").numpy()
-    points = {tuple(np.round(point, 6)) for point in found[:16].reshape(8, 2)}
-    assert points == {tuple(np.round(point, 6)) for point in wanted.reshape(8, 2)}
-    np.testing.assert_allclose(found[:16], wanted, atol=1e-9)
-    np.testing.assert_array_equal(found[16:], state[:2])
+    expected = env.env.get_keypoints(env.env._block_shapes).flatten()
+    corners = observe(torch.from_numpy(state), "corners").numpy()
+    points = {tuple(np.round(point, 6)) for point in corners[:16].reshape(8, 2)}
+    assert points == {tuple(np.round(point, 6)) for point in expected.reshape(8, 2)}
+    np.testing.assert_allclose(corners[:16], expected, atol=1e-9)
+    np.testing.assert_array_equal(corners[16:], state[:2])
 
 
 @pytest.mark.parametrize(
@@ -176,14 +176,14 @@ def test_corners_are_those_of_the_env():
 )
 def test_observations(kind, size):
     states = start_states(4)
-    seen = observe(states, kind)
-    assert seen.shape == (4, size)
+    observations = observe(states, kind)
+    assert observations.shape == (4, size)
     turned = states + torch.tensor([0, 0, 0, 0, 2 * math.pi])
-    torch.testing.assert_close(observe(turned, kind), seen, atol=1e-4, rtol=0)
+    torch.testing.assert_close(observe(turned, kind), observations, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["keypoint", "relative", "state"])
-def test_a_policy_sees_what_was_recorded(shared_data, kind):
+def test_a_policy_observes_what_was_recorded(shared_data, kind):
     from immiscible_diffusion.applications.pusht.demonstrations import load_demonstrations
 
     path = shared_data / SQUARE
@@ -194,7 +194,7 @@ def test_a_policy_sees_what_was_recorded(shared_data, kind):
     assert float(error.quantile(0.99)) < 0.1
 
 
-def test_an_observation_that_is_none():
+def test_an_unknown_obs_type_raises():
     with pytest.raises(
         ValueError, match="must be one of keypoint, relative, state, corners, agent"
     ):
@@ -233,10 +233,10 @@ def test_workers_do_what_one_process_does_and_end(alone):
     before = children()
     with VectorEnv(3, workers=2) as env:
         env.reset(STARTS)
-        found = env.step(ACTIONS)
+        steps = env.step(ACTIONS)
         assert len(children()) == len(before) + 2
-    np.testing.assert_array_equal(found.state, alone.state)
-    np.testing.assert_array_equal(found.coverage, alone.coverage)
+    np.testing.assert_array_equal(steps.state, alone.state)
+    np.testing.assert_array_equal(steps.coverage, alone.coverage)
     assert children() == before
 
 
@@ -278,7 +278,7 @@ def test_processes_end_with_an_error_in_the_with():
 
 
 @pytest.mark.subprocess
-def test_a_process_that_died_is_told_and_the_others_end():
+def test_a_killed_process_raises_and_the_others_end():
     before = children()
     with VectorEnv(2, workers=2) as env:
         victim = env._workers[0].process
@@ -291,7 +291,7 @@ def test_a_process_that_died_is_told_and_the_others_end():
 
 @pytest.mark.subprocess
 def test_ctrl_c_ends_everything(tmp_path):
-    """To the whole group, as a terminal sends it, while tables are being stepped."""
+    """To the whole group, as a terminal sends it, while the environments are being stepped."""
     script = tmp_path / "use.py"
     script.write_text(
         textwrap.dedent("""
@@ -344,7 +344,7 @@ def test_envs_are_used_inside_their_with():
         env.reset(STARTS[:2])
 
 
-def test_numbers_that_do_not_fit():
+def test_invalid_counts_raise():
     with pytest.raises(ValueError, match="count >= 1"):
         VectorEnv(0)
     with VectorEnv(2) as env, pytest.raises(ValueError, match="a row for each of 2 envs"):

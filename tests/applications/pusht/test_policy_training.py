@@ -1,4 +1,4 @@
-"""A policy through the one trainer: data with a mask and observations, judged by its actions."""
+"""Policies through the one trainer: data with a mask and observations, scored by their actions."""
 
 import dataclasses
 
@@ -8,17 +8,17 @@ import torch
 from immiscible_diffusion.applications.pusht.compare import all_rollouts, policy_entries
 from safetensors.torch import load_file
 
+from fixtures.demonstrations import replay_arrays
+from helpers import assert_same_weights
 from immiscible_diffusion.applications.pusht.evaluator import PolicyEvaluator
 from immiscible_diffusion.applications.pusht.rollout import Rollouts
 from immiscible_diffusion.cli.main import main
 from immiscible_diffusion.couplings import Independent, WarmUp, parse_coupling
-from immiscible_diffusion.data import DataConfig
 from immiscible_diffusion.diffusion.losses import RegressionLoss
 from immiscible_diffusion.diffusion.paths import FlowMatchingPath
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
-from immiscible_diffusion.evaluation.config import Evaluation
-from immiscible_diffusion.evaluation.load_run import LoadedRun
-from immiscible_diffusion.experiments.compare.plan import Plan
+from immiscible_diffusion.evaluation.load_run import load_run
+from immiscible_diffusion.models import MLP
 from immiscible_diffusion.recipes import recipe_from_name
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
@@ -27,30 +27,26 @@ from immiscible_diffusion.training.trainer import Trainer
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    """Twelve made-up demonstrations in the arrays of Diffusion Policy's store."""
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(20, 40, 12)
-    count = int(lengths.sum())
-    path = tmp_path_factory.mktemp("store") / "made.npz"
-    np.savez(
-        path,
-        state=rng.uniform(1, 500, (count, 5)).astype(np.float32),
-        action=rng.uniform(1, 500, (count, 2)).astype(np.float32),
-        keypoint=rng.uniform(1, 500, (count, 9, 2)).astype(np.float32),
-        episode_ends=np.cumsum(lengths).astype(np.int64),
-    )
+    """Twelve random demonstrations in the arrays of Diffusion Policy's store."""
+    path = tmp_path_factory.mktemp("store") / "replay.npz"
+    lengths = np.random.default_rng(0).integers(20, 40, 12)
+    np.savez(path, **replay_arrays(tuple(lengths.tolist())))
     return str(path)
+
+
+def with_task(recipe, data=None, evaluation=None):
+    """The recipe with other options of its data and evaluation."""
+    task = recipe.task
+    data = dataclasses.replace(task.data, **(data or {}))
+    evaluation = dataclasses.replace(task.eval, **(evaluation or {}))
+    return dataclasses.replace(recipe, task=dataclasses.replace(task, data=data, eval=evaluation))
 
 
 @pytest.fixture
 def small(store):
-    """The twin, shrunk, without a simulator."""
+    """The small recipe, shrunk, without a simulator."""
     recipe = recipe_from_name("pusht-policy-small").tiny()
-    return dataclasses.replace(
-        recipe,
-        data=dataclasses.replace(recipe.data, path=store),
-        evaluation=dataclasses.replace(recipe.evaluation, episodes=0),
-    )
+    return with_task(recipe, {"path": store}, {"episodes": 0})
 
 
 def trained(recipe, folder, until=None):
@@ -63,22 +59,21 @@ def trained(recipe, folder, until=None):
 def test_it_trains_resumes_and_survives_json(small, tmp_path, coupling):
     recipe = dataclasses.replace(small, coupling=coupling)
     assert Recipe.from_dict(recipe.to_dict()) == recipe
-    _, whole = trained(recipe, tmp_path / "whole")
-    trained(recipe, tmp_path / "parts", until=recipe.steps // 2)
-    _, parts = trained(recipe, tmp_path / "parts")
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    _, weights = trained(recipe, tmp_path / "uninterrupted")
+    trained(recipe, tmp_path / "resumed", until=recipe.steps // 2)
+    assert_same_weights(trained(recipe, tmp_path / "resumed")[1], weights)
 
 
 def test_k_of_one_gives_the_weights_of_independent_noise_and_so_does_a_long_warm_up(
     small, tmp_path
 ):
     names = ("independent", "knn:k=1", "knn:k=4,start_step=100", "knn:k=4,start_step=4")
-    found = [
+    weights = [
         trained(dataclasses.replace(small, coupling=name), tmp_path / str(number))[1]
         for number, name in enumerate(names)
     ]
-    for other, same in zip(found[1:], (True, True, False), strict=True):
-        assert all(torch.equal(found[0][part], other[part]) for part in other) == same
+    for other, same in zip(weights[1:], (True, True, False), strict=True):
+        assert all(torch.equal(weights[0][part], other[part]) for part in other) == same
 
 
 def test_a_start_step_is_an_option_of_every_coupling():
@@ -92,23 +87,20 @@ def test_a_start_step_is_an_option_of_every_coupling():
 
 def test_padding_reaches_neither_network_nor_loss(small, tmp_path):
     """What lies beyond the end of an episode may be anything."""
-    data = dataclasses.replace(small.data, do_mask_loss_for_padding=True)
-    recipe = dataclasses.replace(small, coupling="knn:k=2", data=data)
-    trainer = Trainer(recipe, RunDir.open(tmp_path, recipe), device="cpu")
-    batch = next(trainer.feed.batches(0))
+    recipe = with_task(small, {"do_mask_loss_for_padding": True})
+    task = Trainer(recipe, RunDir.open(tmp_path, recipe), device="cpu").task
+    batch = task.dataset.batch(torch.arange(64))
     assert not bool(batch.mask.all())
     wild = dataclasses.replace(batch, data=batch.data.masked_fill(~batch.mask, 1e6))
-    made = [trainer.feed.prepare(b) for b in (batch, wild)]
-    assert torch.equal(made[0].data, made[1].data)
+    encoded = [task.encode(b) for b in (batch, wild)]
+    assert torch.equal(encoded[0].data, encoded[1].data)
     t, noise = torch.full((len(batch),), 0.3), torch.randn(batch.data.shape)
-    fixed = torch.randn(1, *batch.data.shape[1:])
-    said = fixed.expand_as(batch.data)
-    beyond = said + 1e3 * (~batch.mask)
+    output = torch.randn(1, *batch.data.shape[1:]).expand_as(batch.data)
     losses = [
         RegressionLoss()(
-            lambda *_, out=out: out, FlowMatchingPath(), made[0].data, noise, t, None, batch.mask
+            lambda *_, out=out: out, FlowMatchingPath(), encoded[0].data, noise, t, None, batch.mask
         )
-        for out in (said, beyond)
+        for out in (output, output + 1e3 * (~batch.mask))
     ]
     assert torch.equal(losses[0], losses[1])
 
@@ -130,52 +122,62 @@ def test_a_masked_loss_is_the_mean_over_valid_positions():
     assert loss.tolist() == [4.0, 1.0]
 
 
-def test_the_error_of_actions_is_that_of_what_is_carried_out(small, tmp_path):
+def test_the_error_of_actions_is_of_those_that_are_carried_out(small, tmp_path):
     trainer, _ = trained(small, tmp_path)
-    judge = PolicyEvaluator.of(small, trainer.dataset)
-    probes = judge.probes
+    evaluator = trainer.task.evaluator()
+    recorded = evaluator.probes.data
+    pipeline = dataclasses.replace(trainer.pipeline, sampler=SamplerConfig("ddim", 4))
 
-    class Knows(torch.nn.Module):
-        """The network whose word is the recorded actions, but for those that are not done."""
+    class Oracle(torch.nn.Module):
+        """Predicts the recorded actions, but for those that are not carried out."""
 
         def forward(self, x, time, cond):
-            data = probes.data.clone()
+            data = recorded.clone()
             data[:, 0], data[:, 9:] = 5.0, 5.0
             t = small.path.from_network_time(time)
             return small.path.mixture(t, x).convert(data, x, "data", small.path.prediction)
 
-    assert judge.action_error(Knows(), SamplerConfig("ddim", 4)) < 1e-6
-    again = [judge.action_error(trainer.average.current(), small.sampler) for _ in range(2)]
-    assert again[0] == again[1] > 0.1
-    observed = {tuple(row.tolist()) for row in trainer.dataset.batch(torch.arange(5)).data[:, 0]}
-    assert not observed & {tuple(row.tolist()) for row in probes.data[:, 0]}  # held out
+    assert evaluator.action_error(pipeline, Oracle()) < 1e-6
+    errors = [evaluator.action_error(trainer.pipeline, trainer.run.model) for _ in range(2)]
+    assert errors[0] == errors[1] > 0.1
+    rows = {tuple(row.tolist()) for row in trainer.task.dataset.batch(torch.arange(5)).data[:, 0]}
+    assert not rows & {tuple(row.tolist()) for row in recorded[:, 0]}  # other episodes
 
 
-def test_policies_and_images_are_not_confused(small, store, tmp_path):
-    with pytest.raises(ValueError, match="judged by PolicyEvaluation"):
-        dataclasses.replace(small, evaluation=Evaluation())
-    with pytest.raises(ValueError, match="judged by PolicyEvaluation"):
-        dataclasses.replace(small, data=DataConfig("digits"))
-    with pytest.raises(ValueError, match="previews are pictures"):
+def test_policies_and_images_are_not_confused(small, tmp_path):
+    with pytest.raises(ValueError, match="UNet1D or PolicyMLP; got MLP"):
+        dataclasses.replace(small, model=MLP())
+    with pytest.raises(ValueError, match="no image previews"):
         dataclasses.replace(small, preview_every=10)
-    nowhere = dataclasses.replace(small, data=dataclasses.replace(small.data, path=None))
+    nowhere = with_task(small, {"path": None})
     with pytest.raises(ValueError, match=r"need data\.path"):
         Trainer(nowhere, RunDir.open(tmp_path, nowhere), device="cpu")
 
 
-def test_ranges_are_kept_and_other_demonstrations_refused(small, tmp_path):
-    trained(small, tmp_path)
-    assert LoadedRun.load(RunDir(tmp_path), "cpu").step == small.steps
-    with np.load(small.data.path) as file:
+def test_other_demonstrations_are_refused(small, tmp_path):
+    trained(small, tmp_path, until=small.steps // 2)
+    assert load_run(tmp_path, "cpu").step == small.steps // 2
+    path = small.task.data.path
+    with np.load(path) as file:
         arrays = dict(file)
-    np.savez(small.data.path, **arrays | {"action": 2 * arrays["action"]})
+    np.savez(path, **arrays | {"action": 2 * arrays["action"]})
     try:
         with pytest.raises(ValueError, match="the demonstrations differ"):
-            LoadedRun.load(RunDir(tmp_path), "cpu")
+            load_run(tmp_path, "cpu")
         with pytest.raises(ValueError, match="the demonstrations differ"):
-            trained(small, tmp_path)  # a resumed run
+            trained(small, tmp_path)
     finally:
-        np.savez(small.data.path, **arrays)
+        np.savez(path, **arrays)
+
+
+def test_demonstrations_are_read_once(small, tmp_path, monkeypatch):
+    dataset = Trainer(small, RunDir.open(tmp_path / "a", small), device="cpu").task.dataset
+    monkeypatch.delattr(
+        "immiscible_diffusion.applications.pusht.demonstrations.load_demonstrations"
+    )
+    again = Trainer(small, RunDir.open(tmp_path / "b", small), device="cpu", dataset=dataset)
+    assert again.task.evaluator().validation is dataset.validation
+    assert again.task.validation_data()[0] is dataset.validation
 
 
 def test_evaluate_prints_the_error_and_sample_says_what_to_do(small, tmp_path, capsys):
@@ -186,7 +188,7 @@ def test_evaluate_prints_the_error_and_sample_says_what_to_do(small, tmp_path, c
     assert "immiscible evaluate" in capsys.readouterr().err
 
 
-def made_rollouts(scores):
+def rollouts_with(scores):
     """Episodes that reached those scores."""
     coverage = np.full((len(scores), 5), np.nan)
     coverage[:, 0], coverage[:, 1] = 0.0, 0.95 * np.asarray(scores)
@@ -194,31 +196,39 @@ def made_rollouts(scores):
     return Rollouts(states, actions, coverage, ((0.5, len(scores)), (0.25, 1)))
 
 
-def test_rollouts_are_kept_as_they_were(tmp_path):
-    done = made_rollouts([0.5, 1.0])
-    done.save(tmp_path / "a.npz")
+def test_rollouts_come_back_from_their_file(tmp_path):
+    rollouts = rollouts_with([0.5, 1.0])
+    rollouts.save(tmp_path / "a.npz")
     again = Rollouts.load(tmp_path / "a.npz")
-    np.testing.assert_array_equal(again.coverage, done.coverage)
-    assert again.latency == done.latency
+    np.testing.assert_array_equal(again.coverage, rollouts.coverage)
+    assert again.latency == rollouts.latency
     assert Rollouts.load(tmp_path / "b.npz") is None
 
 
-def test_gains_are_of_the_same_seeds_and_episodes(small, tmp_path):
-    plan = Plan(tmp_path, small, ("independent", "knn:k=2"), (0, 1))
-    scores = {"independent": (0.2, 0.4), "knn:k=2": (0.3, 0.5)}
-    for trial in plan.trials:
-        run = RunDir(plan.trial_dir(trial))
-        base = scores[trial.coupling][trial.seed]
-        for step, lower in ((4, 0.1), (8, 0.0)):
-            done = made_rollouts([base - lower, base - lower + 0.2])
-            done.save(run.root / "rollouts" / f"step_{step:06d}.npz")
-            run.log("quality", step, budget=2, action_error=1.0, score=float(done.score.mean()))
-    base, knn = policy_entries(plan, all_rollouts(plan))
+def test_gains_are_of_the_same_seeds_and_episodes(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "immiscible_diffusion.applications.pusht.evaluator.save_video", lambda *_, **__: None
+    )
+    scores = {"independent": {0: 0.2, 1: 0.4}, "knn:k=2": {0: 0.3, 1: 0.5, 2: 0.9}}
+    runs = {}
+    for coupling, by_seed in scores.items():
+        for seed, base in by_seed.items():
+            run = RunDir(tmp_path / coupling / str(seed))
+            run.root.mkdir(parents=True)
+            runs.setdefault(coupling, {})[seed] = run
+            for step, lower in ((4, 0.1), (8, 0.0)):
+                rollouts = rollouts_with([base - lower, base - lower + 0.2])
+                rollouts.save(run.root / "rollouts" / f"step_{step:06d}.npz")
+                run.log("quality", step, score=float(rollouts.score.mean()))
+    evaluator = PolicyEvaluator(None, None, validation=())
+    monkeypatch.setattr(PolicyEvaluator, "probes", ())
+    base, knn = evaluator.summary(runs, tmp_path, 8)["policies"]
     assert base.gain is None
     assert knn.gain[0] == pytest.approx(0.1)
     assert knn.gain[1] - 1e-9 <= 0.1 <= knn.gain[2] + 1e-9
-    assert (base.score[0], knn.score[0]) == (pytest.approx(0.4), pytest.approx(0.5))
-    assert (knn.last, knn.best) == (pytest.approx(0.45), pytest.approx(0.5))
+    assert base.score[0] == pytest.approx(0.4)
+    assert (base.last, base.best) == (pytest.approx(0.35), pytest.approx(0.4))
+    assert (base.seeds, knn.seeds, knn.episodes) == (2, 3, 2)
 
 
 @pytest.mark.subprocess
@@ -227,7 +237,7 @@ def test_compare_end_to_end(store, tmp_path, capsys):
     pytest.importorskip("pymunk")
     words = ["compare", "pusht-policy-small", "--tiny", "--data.path", store, "--device", "cpu"]
     words += ["--coupling", "knn:k=2", "--coupling", "matched:knn:k=2", "--seeds", "0"]
-    words += ["--evaluation.episodes", "1", "--workers", "1", "--out", str(tmp_path / "out")]
+    words += ["--eval.episodes", "1", "--workers", "1", "--out", str(tmp_path / "out")]
     assert main(words) == 0
     page = (tmp_path / "out" / "report.html").read_text()
     assert "In the simulator" in page

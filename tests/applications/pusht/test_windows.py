@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fixtures.demonstrations import episodes
+from immiscible_diffusion.applications.pusht.config import DemonstrationConfig
 from immiscible_diffusion.applications.pusht.normalization import LinearNormalizer, PolicyNormalizer
 from immiscible_diffusion.applications.pusht.windows import Episodes, Windows
 
@@ -24,15 +25,15 @@ def by_hand(recorded):
 def test_windows_are_those_of_diffusion_policy():
     recorded = episodes()
     windows = Windows.fit(recorded)
-    wanted = by_hand(recorded)
-    assert len(windows) == len(wanted)
+    expected = by_hand(recorded)
+    assert len(windows) == len(expected)
     batch = windows.batch(torch.arange(len(windows)))
-    for index, (rows, inside) in enumerate(wanted):
+    for index, (rows, inside) in enumerate(expected):
         assert torch.equal(
             batch.data[index], windows.normalizer.action.normalize(recorded.action[rows])
         )
-        seen = windows.normalizer.observations(recorded.observation[rows[:N_OBS]][None])[0]
-        assert torch.equal(batch.cond["observation"][index], seen)
+        observations = windows.normalizer.observations(recorded.observation[rows[:N_OBS]][None])[0]
+        assert torch.equal(batch.cond["observation"][index], observations)
         assert batch.mask[index, :, 0].tolist() == inside
 
 
@@ -62,7 +63,7 @@ def test_complete_windows_have_no_padding():
 
 
 def test_padding_may_be_data():
-    windows = Windows.fit(episodes(), do_mask_loss_for_padding=False)
+    windows = Windows.fit(episodes(), DemonstrationConfig(do_mask_loss_for_padding=False))
     same = Windows.fit(episodes())
     rows = torch.arange(len(windows))
     assert windows.batch(rows).mask is None
@@ -92,12 +93,16 @@ def test_data_lie_in_the_range_and_come_back():
 
 
 def test_validation_windows_are_normalized_by_the_training_range():
-    train, held = episodes().split(0.3, seed=1)
+    train, validation = episodes().split(0.3, seed=1)
     windows = Windows.fit(train)
-    assert windows.digest == Windows.fit(train).digest != Windows(held, windows.normalizer).digest
+    assert (
+        windows.digest
+        == Windows.fit(train).digest
+        != Windows(validation, windows.normalizer).digest
+    )
     assert not torch.equal(
-        Windows(held, windows.normalizer).batch(torch.arange(3)).data,
-        Windows.fit(held).batch(torch.arange(3)).data,
+        Windows(validation, windows.normalizer).batch(torch.arange(3)).data,
+        Windows.fit(validation).batch(torch.arange(3)).data,
     )
 
 
@@ -106,12 +111,12 @@ def test_validation_windows_are_normalized_by_the_training_range():
 
 def test_split_is_by_episode_and_loses_none():
     recorded = episodes((17, 18, 19, 20, 21, 22, 23, 24, 25, 26))
-    train, held = recorded.split(0.2, seed=3)
+    train, validation = recorded.split(0.2, seed=3)
     assert len(train) == 8
-    assert len(held) == 2
-    assert sorted(train.lengths.tolist() + held.lengths.tolist()) == recorded.lengths.tolist()
+    assert len(validation) == 2
+    assert sorted(train.lengths.tolist() + validation.lengths.tolist()) == recorded.lengths.tolist()
     assert {tuple(row) for row in train.action.tolist()}.isdisjoint(
-        map(tuple, held.action.tolist())
+        map(tuple, validation.action.tolist())
     )
 
 
@@ -127,10 +132,10 @@ def test_split_is_a_function_of_the_seed_alone():
 
 def test_split_with_a_limit_takes_from_the_rest():
     recorded = episodes((17,) * 40)
-    train, held = recorded.split(0.1, max_train_episodes=7)
-    assert (len(train), len(held)) == (7, 4)
+    train, validation = recorded.split(0.1, max_train_episodes=7)
+    assert (len(train), len(validation)) == (7, 4)
     complete, same = recorded.split(0.1)
-    assert torch.equal(held.action, same.action)
+    assert torch.equal(validation.action, same.action)
     assert {tuple(a) for a in train.action.tolist()} <= {tuple(a) for a in complete.action.tolist()}
 
 
@@ -143,8 +148,8 @@ def test_split_that_leaves_nothing(share):
 def test_messages_name_the_episode_of_the_store():
     recorded = episodes((30, 31, 9, 32, 33, 34))
     for seed in range(4):
-        train, held = recorded.split(0.2, seed=seed)
-        part = train if 9 in train.lengths else held
+        train, validation = recorded.split(0.2, seed=seed)
+        part = train if 9 in train.lengths else validation
         with pytest.raises(ValueError, match="episode 2 has 9 steps"):
             Windows.fit(part)
     again = recorded.select(torch.tensor([1, 2, 4])).select(torch.tensor([1, 0]))
@@ -156,7 +161,7 @@ def test_messages_name_the_episode_of_the_store():
 
 def test_differences_are_a_condition_of_their_own():
     recorded = episodes()
-    windows = Windows.fit(recorded, differences=True)
+    windows = Windows.fit(recorded, DemonstrationConfig(differences=True))
     observations = windows.batch(torch.arange(len(windows))).cond["observation"]
     assert windows.condition_shapes == {"observation": (6,)}
     positions, changes = recorded.observation, recorded.observation[1:] - recorded.observation[:-1]
@@ -174,7 +179,7 @@ def test_differences_are_a_condition_of_their_own():
 @pytest.mark.parametrize("differences", [False, True])
 def test_normalizers_come_back_from_their_file(tmp_path, differences):
     pytest.importorskip("safetensors")
-    windows = Windows.fit(episodes(), differences=differences)
+    windows = Windows.fit(episodes(), DemonstrationConfig(differences=differences))
     windows.save_normalization(tmp_path / "normalizer")
     assert PolicyNormalizer.load(tmp_path / "normalizer") == (windows.normalizer, windows.digest)
     windows.check_normalization(tmp_path / "normalizer")
@@ -229,12 +234,12 @@ def test_a_normalizer_upside_down():
         LinearNormalizer(torch.ones(2), torch.zeros(2))
 
 
-# -- bad input names the episode ------------------------------------------------------------------
+# -- invalid input names the episode --------------------------------------------------------------
 
 
 @pytest.mark.parametrize("field", ["action", "observation"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_numbers_that_are_none(field, value):
+def test_values_that_are_not_finite_name_their_step(field, value):
     recorded = episodes()
     rows = getattr(recorded, field).clone()
     rows[20 + 7, 1] = value
@@ -245,7 +250,7 @@ def test_numbers_that_are_none(field, value):
 def test_an_episode_shorter_than_the_horizon():
     with pytest.raises(ValueError, match="episode 1 has 15 steps, fewer than the horizon of 16"):
         Windows.fit(episodes((16, 15, 40)))
-    assert len(Windows.fit(episodes((16, 15, 40)), horizon=15)) > 0
+    assert len(Windows.fit(episodes((16, 15, 40)), DemonstrationConfig(horizon=15))) > 0
 
 
 def test_rows_that_are_missing():
@@ -273,4 +278,4 @@ def test_actions_of_another_dimension():
 
 def test_windows_that_execute_more_than_they_plan():
     with pytest.raises(ValueError, match="horizon >= n_obs_steps - 1"):
-        Windows.fit(episodes(), horizon=8, n_action_steps=8)
+        Windows.fit(episodes(), DemonstrationConfig(horizon=8, n_action_steps=8))

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import integrate
 
 from immiscible_diffusion import FlowMatchingPath
 from immiscible_diffusion.diffusion.samplers import (
@@ -27,7 +28,7 @@ def exact(noise):
     """By variation of constants; the integral on a fine grid."""
     s = np.linspace(0, 1, 20_001)
     growth = np.exp(-(1 - np.cos(3 * s)) / 3)  # exp of minus the integral of sin(3 t)
-    return noise * growth[-1] - np.trapezoid(s * growth, s)
+    return noise * growth[-1] - integrate.trapezoid(s * growth, s)
 
 
 def noise_of(count=5, dim=3, dtype=torch.float64):

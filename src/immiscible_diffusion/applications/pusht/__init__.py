@@ -1,1 +1,1 @@
-"""Push-T: the simulator, policies in it, and how they are judged (extra ``pusht``)."""
+"""Push-T: its simulator, policies and their evaluation (extra ``pusht``)."""

@@ -4,8 +4,6 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
-from immiscible_diffusion.applications.pusht.demonstrations import load_demonstrations
-from immiscible_diffusion.applications.pusht.windows import Windows
 from immiscible_diffusion.training.task import EvalConfig
 
 
@@ -24,8 +22,9 @@ class DemonstrationConfig:
         val_ratio: fraction of the episodes to validate on, at least one.
         split_seed: seed of their choice.
         max_train_episodes: train on at most so many of the rest.
-        do_mask_loss_for_padding: leave the repeated steps that pad windows at the ends of episodes
-            out of pairing and loss; otherwise they are data, as in Diffusion Policy.
+        do_mask_loss_for_padding: mask the repeated steps that pad windows at the ends of episodes,
+            so that neither the coupling's distance nor the loss sees them; otherwise they are data
+            like all others, and a policy learns to stand still at the end, as in Diffusion Policy.
     """
 
     path: str | None = None
@@ -39,6 +38,14 @@ class DemonstrationConfig:
     max_train_episodes: int | None = None
     do_mask_loss_for_padding: bool = True
 
+    def __post_init__(self) -> None:
+        h, o, a = self.horizon, self.n_obs_steps, self.n_action_steps
+        if min(h, o, a) < 1 or o - 1 + a > h:
+            raise ValueError(
+                f"expected horizon >= n_obs_steps - 1 + n_action_steps, all >= 1; got {h}, {o} "
+                f"and {a}"
+            )
+
     def tiny(self) -> "DemonstrationConfig":
         """Return the config of a smoke run."""
         return dataclasses.replace(self, max_train_episodes=min(self.max_train_episodes or 8, 8))
@@ -46,15 +53,15 @@ class DemonstrationConfig:
 
 @dataclass(frozen=True)
 class PolicyEvalConfig(EvalConfig):
-    """When and how policies are evaluated: on held-out demonstrations and in the simulator.
+    """When and how policies are evaluated: on validation windows and in the simulator.
 
     Args:
         sampling_steps: numbers of steps of the recipe's sampler.
         num: how many training steps, spaced evenly in their logarithm.
         start: the first of them, as a fraction of all steps.
         steps: the training steps themselves, instead of ``num`` and ``start``.
-        episodes: of the simulator, from fixed starts; 0 = no simulator.
-        windows: held-out windows that the error of actions is measured on.
+        episodes: of the simulator, from fixed initial states; 0 = no simulator.
+        windows: validation windows that the error of actions is measured on.
         rollout_every: run the simulator at ``all`` evaluated training steps, or at the ``last``.
         workers: processes of the simulator; 0 = in this one.
     """
@@ -86,29 +93,3 @@ class PolicyEvalConfig(EvalConfig):
             num=2,
             start=0.5,
         )
-
-
-def load_windows(config: DemonstrationConfig) -> tuple[Windows, Windows]:
-    """Load the windows to train on and to validate on, normalized by the former.
-
-    Raises:
-        ValueError: no path, or a store that cannot be read; it names the episode.
-    """
-    if config.path is None:
-        raise ValueError(
-            "the demonstrations need data.path: the folder pusht_cchi_v7_replay.zarr of Diffusion "
-            "Policy, an .npz of its arrays, or the folder of a LeRobot data set"
-        )
-    episodes = load_demonstrations(config.path, obs_type=config.obs_type)
-    train, validation = episodes.split(
-        config.val_ratio, seed=config.split_seed, max_train_episodes=config.max_train_episodes
-    )
-    windows = Windows.fit(
-        train,
-        differences=config.differences,
-        horizon=config.horizon,
-        n_obs_steps=config.n_obs_steps,
-        n_action_steps=config.n_action_steps,
-        do_mask_loss_for_padding=config.do_mask_loss_for_padding,
-    )
-    return windows, dataclasses.replace(windows, episodes=validation)

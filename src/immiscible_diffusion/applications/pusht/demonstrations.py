@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from immiscible_diffusion.applications.pusht.windows import Episodes
+from immiscible_diffusion.applications.pusht.config import DemonstrationConfig
+from immiscible_diffusion.applications.pusht.windows import Episodes, Windows
 from immiscible_diffusion.data.array_files import ArrayFile
 from immiscible_diffusion.utils.atomic_files import read_json
 from immiscible_diffusion.utils.optional_deps import require_extra
@@ -58,6 +60,25 @@ def load_demonstrations(
     if actions not in (None, size):
         raise ValueError(f"{path}: actions have {size} dimensions, {actions} were expected")
     return episodes
+
+
+def load_windows(config: DemonstrationConfig) -> Windows:
+    """Load the windows to train on, with those to validate on, which are normalized alike.
+
+    Raises:
+        ValueError: no path, or a store that cannot be read; it names the episode.
+    """
+    if config.path is None:
+        raise ValueError(
+            "the demonstrations need data.path: the folder pusht_cchi_v7_replay.zarr of Diffusion "
+            "Policy, an .npz of its arrays, or the folder of a LeRobot data set"
+        )
+    episodes = load_demonstrations(config.path, obs_type=config.obs_type)
+    train, validation = episodes.split(
+        config.val_ratio, seed=config.split_seed, max_train_episodes=config.max_train_episodes
+    )
+    windows = Windows.fit(train, config)
+    return replace(windows, validation=replace(windows, episodes=validation))
 
 
 # -- Diffusion Policy's arrays --------------------------------------------------------------------

@@ -1,9 +1,10 @@
 """Scores of policies: the error of their actions, and what they do in the simulator."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from immiscible_diffusion.applications.pusht.config import PolicyEvalConfig
 from immiscible_diffusion.applications.pusht.environment import VectorEnv, simulator_version
-from immiscible_diffusion.applications.pusht.policy import DiffusionPolicy
+from immiscible_diffusion.applications.pusht.policy import DiffusionPolicy, sample_actions
 from immiscible_diffusion.applications.pusht.rollout import Rollouts, rollout
 from immiscible_diffusion.applications.pusht.score import (
     last_and_best,
@@ -32,65 +33,52 @@ from immiscible_diffusion.utils.random import keyed_generator
 from immiscible_diffusion.utils.statistics import Interval
 
 VIDEO_EPISODES = 4
-VIDEO = "film.gif"
 
 
 @dataclass(frozen=True, eq=False)
 class PolicyEvaluator:
-    """Scores policies on held-out windows and in the simulator.
+    """Score policies on validation windows and in the simulator.
 
-    The windows, starts and noises are the same for every coupling and training seed.
+    Windows, initial states and noise are the same for every coupling and training seed.
 
     Attributes:
         config: how many windows and episodes.
-        train: the windows that policies are trained on, whose ranges normalize.
-        held_out: those that they are not trained on.
-        device: where the model is.
+        train: the windows that policies are trained on; their normalizer is used.
+        validation: windows of other episodes.
     """
 
     config: PolicyEvalConfig
     train: Windows
-    held_out: Windows
-    device: torch.device | str = "cpu"
+    validation: Windows
 
     def check(self) -> str:
-        """Say what scores policies; raises if the simulator is needed and missing."""
-        return simulator_version() if self.config.episodes else "held-out windows"
-
-    @torch.no_grad()
-    def action_error(self, pipeline: SamplingPipeline, model: nn.Module) -> float:
-        """Return the mean squared error of the actions carried out, in the range [-1, 1].
-
-        Between one sampled action sequence a held-out window and the recorded one. Not 0 even for
-        a perfect policy, since demonstrations are multimodal.
-        """
-        batch, sampler = self.probes.to(self.device), pipeline.sampler
-        draw = self._noise(len(batch))
-        noise = draw(-1)
-        if sampler.init_noise == "matched" and pipeline.init_noise is not None:
-            noise = pipeline.init_noise.color(noise)
-        actions = sampler.sample(
-            pipeline.path, model.eval(), noise, cond=batch.cond, step_noise=draw
-        ).data
-        first = self.train.n_obs_steps - 1
-        executed = slice(first, first + self.train.n_action_steps)
-        error = (actions - batch.data).square()[:, executed]
-        mask = None if batch.mask is None else batch.mask[:, executed]
-        return float(mean_over(error, mask).mean())
+        """Say what scores policies; raise if the simulator is needed and missing."""
+        return simulator_version() if self.config.episodes else "validation windows"
 
     @cached_property
     def probes(self) -> Batch:
-        """Held-out windows within their episode, chosen once."""
-        rows = self.held_out.complete_rows()
+        """Validation windows without repeated steps, chosen once."""
+        rows = self.validation.complete_rows()
         order = torch.randperm(len(rows), generator=keyed_generator(EVAL_SEED, "held-out windows"))
-        return self.held_out.batch(rows[order][: self.config.windows])
+        return self.validation.batch(rows[order][: self.config.windows])
 
-    def _noise(self, count: int) -> Callable[[int], Tensor]:
+    def action_error(self, pipeline: SamplingPipeline, model: nn.Module) -> float:
+        """Mean squared error of the actions carried out, normalized to [-1, 1].
+
+        It compares one sample per window with the recorded actions. A perfect policy does not
+        reach 0, since demonstrations are multimodal.
+        """
+        batch = self.probes.to(pipeline.device)
+
         def draw(step: int) -> Tensor:
             generator = keyed_generator(EVAL_SEED, step, "held-out plans")
-            return torch.randn((count, *self.train.shape), generator=generator).to(self.device)
+            return torch.randn(batch.data.shape, generator=generator)
 
-        return draw
+        error = (sample_actions(pipeline, model, batch.cond or {}, draw) - batch.data).square()
+        first = self.train.config.n_obs_steps - 1
+        executed = slice(first, first + self.train.config.n_action_steps)
+        mask = None if batch.mask is None else batch.mask[:, executed]
+        return float(mean_over(error[:, executed], mask).mean())
 
     def rollouts(self, pipeline: SamplingPipeline, model: nn.Module) -> Rollouts:
         """Run the policy in the simulator on the fixed episodes.
@@ -98,26 +86,15 @@ class PolicyEvaluator:
         Raises:
             ValueError: its observations are not those of the simulator.
         """
-        matched = pipeline.sampler.init_noise == "matched"
-        policy = DiffusionPolicy(
-            model,
-            pipeline.path,
-            pipeline.sampler,
-            self.train.shape,
-            self.train.normalizer,
-            seed=EVAL_SEED,
-            device=self.device,
-            noise_distribution=pipeline.init_noise if matched else None,
-        )
         starts = start_states(self.config.episodes)
         with VectorEnv(len(starts), workers=self.config.workers) as env:
             return rollout(
                 env,
-                policy,
+                DiffusionPolicy(model, pipeline, self.train.normalizer, seed=EVAL_SEED),
                 starts,
                 obs_type=self.train.episodes.obs_type,
-                n_obs_steps=self.train.n_obs_steps,
-                n_action_steps=self.train.n_action_steps,
+                n_obs_steps=self.train.config.n_obs_steps,
+                n_action_steps=self.train.config.n_action_steps,
             )
 
     def __call__(
@@ -140,7 +117,7 @@ class PolicyEvaluator:
             scores |= {"score": result.score.value, "success": result.success.value}
             scores |= {"latency_ms": result.latency_ms}
             if run_dir is not None:
-                rollouts.save(rollouts_file(run_dir, step))
+                rollouts.save(_rollouts_file(run_dir, step))
         return EvalResult(scores)
 
     def calibrate(self, metrics: Sequence[str] = ()) -> dict[str, Any]:
@@ -151,22 +128,19 @@ class PolicyEvaluator:
         self, run: Run, *, seed: int, batch_size: int, metrics: Any = ()
     ) -> dict[str, Any]:
         """Score a run's policy with 95% intervals over episodes; keep rollouts and a video."""
-        pipeline, step = run.pipeline(batch_size), run.step
+        pipeline, root = run.pipeline(batch_size), run.run_dir.root
         scores: dict[str, Any] = {
-            "step": step,
+            "step": run.step,
             "sampler": str(run.recipe.sampler),
-            "held-out windows": len(self.probes),
+            "validation_windows": len(self.probes),
             "action_error": self.action_error(pipeline, run.model),
         }
         if not self.config.episodes:
             return scores
         rollouts = self.rollouts(pipeline, run.model)
-        result, root = score_rollouts([rollouts]), run.run_dir.root
-        rollouts.save(root / "rollouts" / f"evaluated_{step:06d}.npz")
-        episodes = range(min(VIDEO_EPISODES, result.episodes))
-        save_video(
-            root / f"film_{step:06d}.gif", {run.recipe.coupling: rollouts}, episodes=episodes
-        )
+        rollouts.save(root / "rollouts" / f"evaluated_{run.step:06d}.npz")
+        _save_video(root / f"video_{run.step:06d}.gif", {run.recipe.coupling: rollouts})
+        result = score_rollouts([rollouts])
         return scores | {
             "score": result.score.value,
             "success": result.success.value,
@@ -180,35 +154,43 @@ class PolicyEvaluator:
         self, runs: Mapping[str, Mapping[int, RunDir]], folder: Path, step: int
     ) -> dict[str, Any]:
         """Return the policies' scores in the simulator over the seeds, and draw a video."""
-        done: dict[str, dict[int, Rollouts]] = {}
+        rollouts: dict[str, dict[int, Rollouts]] = {}
         for coupling, by_seed in runs.items():
-            loaded = {s: Rollouts.load(rollouts_file(run, step)) for s, run in by_seed.items()}
-            done[coupling] = {s: rollouts for s, rollouts in loaded.items() if rollouts is not None}
-        baseline = next(iter(done.values()))
-        entries = tuple(
-            _entry(coupling, rollouts, baseline, runs[coupling])
-            for coupling, rollouts in done.items()
-            if rollouts
-        )
-        first = {name: next(iter(r.values())) for name, r in done.items() if r}
-        if first:
-            count = min(VIDEO_EPISODES, *(len(rollouts.coverage) for rollouts in first.values()))
-            save_video(folder / VIDEO, first, episodes=range(count))
+            loaded = {
+                seed: Rollouts.load(_rollouts_file(run, step)) for seed, run in by_seed.items()
+            }
+            rollouts[coupling] = {seed: one for seed, one in loaded.items() if one is not None}
+        baseline = next(iter(rollouts.values()))
+        entries = [
+            _entry(coupling, by_seed, baseline, runs[coupling])
+            for coupling, by_seed in rollouts.items()
+            if by_seed
+        ]
+        video = folder / "video.gif"
+        if entries:
+            first = {
+                name: next(iter(by_seed.values())) for name, by_seed in rollouts.items() if by_seed
+            }
+            _save_video(video, first)
         return {
             "features": "actions",
             "accuracy": None,
             "samples": len(self.probes),
-            "real_samples": len(self.held_out),
+            "real_samples": len(self.validation),
             "floor": None,
             "metric": "action error",
-            "policies": entries,
-            "film": VIDEO if first else None,
+            "policies": tuple(entries),
+            "film": video.name if entries else None,
         }
 
 
-def rollouts_file(run_dir: RunDir, step: int) -> Path:
-    """Return where the rollouts at ``step`` are."""
+def _rollouts_file(run_dir: RunDir, step: int) -> Path:
     return run_dir.root / "rollouts" / f"step_{step:06d}.npz"
+
+
+def _save_video(path: Path, policies: Mapping[str, Rollouts]) -> None:
+    episodes = min(VIDEO_EPISODES, *(len(rollouts.coverage) for rollouts in policies.values()))
+    save_video(path, policies, episodes=range(episodes))
 
 
 def _entry(
@@ -222,30 +204,24 @@ def _entry(
     shared = [seed for seed in rollouts if seed in baseline]
     gain = None
     if shared and rollouts is not baseline:
-        gain = _values(
-            score_difference([rollouts[s] for s in shared], [baseline[s] for s in shared])
-        )
-    checkpoints = [last_and_best(_scores(runs[seed])) for seed in rollouts]
+        gain = score_difference([rollouts[s] for s in shared], [baseline[s] for s in shared])
+    checkpoints = []
+    for seed in rollouts:
+        records = runs[seed].records("quality")
+        scores = {r["step"]: r["score"] for r in records if r.get("score") is not None}
+        checkpoints.append(last_and_best([scores[step] for step in sorted(scores)]))
     return PolicyEntry(
         coupling=coupling,
-        score=_values(result.score),
-        success=_values(result.success),
-        gain=gain,
-        last=sum(last for last, _ in checkpoints) / len(checkpoints),
-        best=sum(best for _, best in checkpoints) / len(checkpoints),
+        score=_triple(result.score),
+        success=_triple(result.success),
+        gain=None if gain is None else _triple(gain),
+        last=fmean(last for last, _ in checkpoints),
+        best=fmean(best for _, best in checkpoints),
         latency_ms=result.latency_ms,
         seeds=result.seeds,
         episodes=result.episodes,
     )
 
 
-def _scores(run_dir: RunDir) -> list[float]:
-    """Return the scores in the simulator by evaluated step, ascending."""
-    scores = {
-        r["step"]: r["score"] for r in run_dir.records("quality") if r.get("score") is not None
-    }
-    return [scores[step] for step in sorted(scores)]
-
-
-def _values(figure: Interval) -> tuple[float, float, float]:
-    return figure.value, figure.low, figure.high
+def _triple(interval: Interval) -> tuple[float, float, float]:
+    return interval.value, interval.low, interval.high

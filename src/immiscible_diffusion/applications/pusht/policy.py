@@ -1,16 +1,15 @@
 """A diffusion model as a policy: it samples actions given observations."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from immiscible_diffusion.applications.pusht.normalization import PolicyNormalizer
 from immiscible_diffusion.applications.pusht.windows import OBSERVATION
-from immiscible_diffusion.diffusion.paths import Path
-from immiscible_diffusion.diffusion.pipeline import InitNoise
-from immiscible_diffusion.diffusion.samplers import SamplerConfig
+from immiscible_diffusion.diffusion.paths import Cond
+from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
 from immiscible_diffusion.utils.random import keyed_generator
 
 
@@ -23,50 +22,43 @@ class DiffusionPolicy:
 
     Args:
         model: trained on normalized windows.
-        path: that it was trained on.
-        sampler: ``init_noise="matched"`` needs ``noise_distribution``.
-        shape: of a chunk, ``(horizon, A)``.
+        pipeline: how to sample from it.
         normalizer: of observations and actions.
         seed: of the noise.
-        device: where the model is.
-        noise_distribution: of the noise that the model was trained on, measured on complete
-            windows.
     """
 
     model: nn.Module
-    path: Path
-    sampler: SamplerConfig
-    shape: tuple[int, ...]
+    pipeline: SamplingPipeline
     normalizer: PolicyNormalizer
     seed: int = 0
-    device: torch.device | str = "cpu"
-    noise_distribution: InitNoise | None = field(default=None, repr=False)
 
-    def __post_init__(self) -> None:
-        if (self.sampler.init_noise == "matched") != (self.noise_distribution is not None):
-            raise ValueError(
-                f"sampler.init_noise={self.sampler.init_noise} does not go with "
-                f"noise_distribution={self.noise_distribution}: 'matched' needs one, 'normal' none"
-            )
-
-    @torch.no_grad()
     def __call__(self, observations: Tensor, *, episodes: Tensor, chunk: int) -> Tensor:
         """Actions ``[B, horizon, A]`` for ``observations`` ``[B, n, O]``, in recorded units."""
-        self.model.eval()
-        cond = {OBSERVATION: self.normalizer.observations(observations).to(self.device)}
-        draw = self._noise(episodes, chunk)
-        noise = draw(-1)
-        if self.noise_distribution is not None:
-            noise = self.noise_distribution.color(noise)
-        sampled = self.sampler.sample(self.path, self.model, noise, cond=cond, step_noise=draw)
-        return self.normalizer.action.unnormalize(sampled.data.cpu())
-
-    def _noise(self, episodes: Tensor, chunk: int) -> Callable[[int], Tensor]:
-        """Draw noise ``[B, horizon, A]`` of a sampling step; -1 is the initial noise."""
 
         def draw(step: int) -> Tensor:
             keys = ((self.seed, int(episode), chunk, step, "plan") for episode in episodes)
-            rows = [torch.randn(self.shape, generator=keyed_generator(*key)) for key in keys]
-            return torch.stack(rows).to(self.device)
+            shape = self.pipeline.shape
+            return torch.stack(
+                [torch.randn(shape, generator=keyed_generator(*key)) for key in keys]
+            )
 
-        return draw
+        cond = {OBSERVATION: self.normalizer.observations(observations)}
+        actions = sample_actions(self.pipeline, self.model, cond, draw)
+        return self.normalizer.action.unnormalize(actions.cpu())
+
+
+@torch.no_grad()
+def sample_actions(
+    pipeline: SamplingPipeline, model: nn.Module, cond: Cond, draw: Callable[[int], Tensor]
+) -> Tensor:
+    """Sample normalized actions from the noise ``draw(-1)``; ``draw(step)`` is that of a step."""
+    noise = draw(-1).to(pipeline.device)
+    if pipeline.sampler.init_noise == "matched" and pipeline.init_noise is not None:
+        noise = pipeline.init_noise.color(noise)
+    return pipeline.sampler.sample(
+        pipeline.path,
+        model.eval(),
+        noise,
+        cond={name: values.to(pipeline.device) for name, values in cond.items()},
+        step_noise=lambda step: draw(step).to(pipeline.device),
+    ).data

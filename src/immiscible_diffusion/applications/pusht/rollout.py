@@ -17,7 +17,7 @@ from immiscible_diffusion.applications.pusht.states import MAX_STEPS, SUCCESS_CO
 from immiscible_diffusion.utils.atomic_files import atomic_path
 
 
-class Policy(Protocol):
+class PolicyFunction(Protocol):
     """Predicts a chunk of actions from observations."""
 
     def __call__(self, observations: Tensor, *, episodes: Tensor, chunk: int) -> Tensor:
@@ -85,7 +85,7 @@ class Rollouts:
 
 def rollout(
     env: VectorEnv,
-    policy: Policy,
+    policy: PolicyFunction,
     starts: Array | Tensor,
     *,
     obs_type: str = "keypoint",

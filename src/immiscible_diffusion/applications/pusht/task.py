@@ -3,17 +3,13 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import ClassVar
 
 import torch
 from torch import nn
 
-from immiscible_diffusion.applications.pusht.config import (
-    DemonstrationConfig,
-    PolicyEvalConfig,
-    load_windows,
-)
+from immiscible_diffusion.applications.pusht.config import DemonstrationConfig, PolicyEvalConfig
+from immiscible_diffusion.applications.pusht.demonstrations import load_windows
 from immiscible_diffusion.applications.pusht.evaluator import PolicyEvaluator
 from immiscible_diffusion.applications.pusht.windows import Windows
 from immiscible_diffusion.data import DataSet
@@ -23,6 +19,8 @@ from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.task import EvalConfig, Task, TaskConfig
 from immiscible_diffusion.utils.random import RandomStreams
+
+NORMALIZER = "normalizer.safetensors"
 
 
 @dataclass(frozen=True)
@@ -70,14 +68,14 @@ class Policy(TaskConfig):
 class PolicyTask(Task):
     """Windows of actions with the observations before them."""
 
-    @cached_property
-    def _windows(self) -> tuple[Windows, Windows]:
-        assert isinstance(self.recipe.task, Policy)
-        return load_windows(self.recipe.task.data)
-
-    def load_data(self, split: str) -> DataSet:
+    def load_data(self, split: str) -> Windows:
         """Load the windows of ``split``, normalized by those of training."""
-        return self._windows[0 if split == "train" else 1]
+        if split == "train":
+            assert isinstance(self.recipe.task, Policy)
+            return load_windows(self.recipe.task.data)
+        if not isinstance(self.dataset, Windows) or self.dataset.validation is None:
+            raise ValueError(f"the data {self.dataset.name} come without windows to validate on")
+        return self.dataset.validation
 
     def validation_data(self) -> tuple[DataSet, str]:
         """Return the windows of episodes that are not trained on."""
@@ -103,15 +101,17 @@ class PolicyTask(Task):
     ) -> PolicyEvaluator:
         """Return what scores policies."""
         config = config or self.recipe.task.eval
-        assert isinstance(config, PolicyEvalConfig) and isinstance(self.dataset, Windows)
-        held_out = self.load_data("validation")
-        assert isinstance(held_out, Windows)
-        return PolicyEvaluator(config, self.dataset, held_out, self.device)
+        assert isinstance(config, PolicyEvalConfig)
+        assert isinstance(self.dataset, Windows)
+        return PolicyEvaluator(config, self.dataset, self.load_data("validation"))
 
     def save_files(self, run_dir: RunDir) -> None:
-        """Write the ranges that actions and observations were normalized with."""
-        self.dataset.save_normalization(run_dir.root / "ranges.safetensors")
+        """Write the normalizer; a resumed run raises ValueError if the demonstrations changed."""
+        path = run_dir.root / NORMALIZER
+        if path.exists():
+            self.dataset.check_normalization(path)
+        self.dataset.save_normalization(path)
 
     def check_files(self, run_dir: RunDir) -> None:
         """Raise ValueError if the demonstrations changed since the policy was trained."""
-        self.dataset.check_normalization(run_dir.root / "ranges.safetensors")
+        self.dataset.check_normalization(run_dir.root / NORMALIZER)

@@ -5,15 +5,17 @@ states and predicts ``horizon`` actions, the first of them that of the first obs
 it carries out ``n_action_steps``, from the last observation on.
 """
 
+import dataclasses
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from immiscible_diffusion.applications.pusht.config import DemonstrationConfig
 from immiscible_diffusion.applications.pusht.normalization import PolicyNormalizer
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.utils.batch import Batch
@@ -104,7 +106,7 @@ class Episodes:
         """Take the episodes at indices ``[n]``, in this order."""
         spans = zip(self.starts[episodes].tolist(), self.ends[episodes].tolist(), strict=True)
         rows = torch.cat([torch.arange(start, end) for start, end in spans])
-        return replace(
+        return dataclasses.replace(
             self,
             observation=self.observation[rows],
             action=self.action[rows],
@@ -150,12 +152,8 @@ class Windows(DataSet):
     Args:
         episodes: the recordings.
         normalizer: fitted on the training episodes.
-        horizon: actions that are predicted.
-        n_obs_steps: observations that a policy sees.
-        n_action_steps: actions that are carried out.
-        do_mask_loss_for_padding: mask the repeated steps, so that neither the coupling's distance
-            nor the loss sees them. Otherwise there is no mask: they are data like all others, and
-            a policy learns to stand still at the end, as in Diffusion Policy.
+        config: how they are cut.
+        validation: windows of the episodes to validate on.
 
     Raises:
         ValueError: an episode shorter than the horizon, or a normalizer of other dimensions; it
@@ -164,18 +162,11 @@ class Windows(DataSet):
 
     episodes: Episodes
     normalizer: PolicyNormalizer
-    horizon: int = 16
-    n_obs_steps: int = 2
-    n_action_steps: int = 8
-    do_mask_loss_for_padding: bool = True
+    config: DemonstrationConfig = field(default_factory=DemonstrationConfig)
+    validation: "Windows | None" = None
 
     def __post_init__(self) -> None:
-        h, o, a = self.horizon, self.n_obs_steps, self.n_action_steps
-        if min(h, o, a) < 1 or o - 1 + a > h:
-            raise ValueError(
-                f"expected horizon >= n_obs_steps - 1 + n_action_steps, all >= 1; got {h}, {o} "
-                f"and {a}"
-            )
+        h = self.config.horizon
         if len(short := (self.episodes.lengths < h).nonzero()):
             raise ValueError(
                 f"{self.name}: episode {self.episodes.number(short[0])} has "
@@ -191,12 +182,11 @@ class Windows(DataSet):
                 )
 
     @classmethod
-    def fit(cls, episodes: Episodes, *, differences: bool = False, **sizes: int) -> "Windows":
+    def fit(cls, episodes: Episodes, config: DemonstrationConfig | None = None) -> "Windows":
         """Cut windows, with a normalizer fitted on these episodes (``PolicyNormalizer.fit``)."""
-        normalizer = PolicyNormalizer.fit(
-            episodes.observation, episodes.action, episodes.starts, differences=differences
-        )
-        return cls(episodes, normalizer, **sizes)  # type: ignore[arg-type]
+        config = config or DemonstrationConfig()
+        rows = episodes.observation, episodes.action, episodes.starts
+        return cls(episodes, PolicyNormalizer.fit(*rows, differences=config.differences), config)
 
     @property
     def name(self) -> str:
@@ -211,12 +201,12 @@ class Windows(DataSet):
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the actions of one window: ``(horizon, A)``."""
-        return (self.horizon, self.episodes.action.shape[1])
+        return (self.config.horizon, self.episodes.action.shape[1])
 
     @property
     def condition_shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shapes of the conditions of one sample."""
-        return {OBSERVATION: (self.n_obs_steps * self.episodes.observation.shape[1],)}
+        return {OBSERVATION: (self.config.n_obs_steps * self.episodes.observation.shape[1],)}
 
     def __len__(self) -> int:
         return self._starts.shape[1]
@@ -224,11 +214,11 @@ class Windows(DataSet):
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
         """Return the windows at ``indices`` ``[B]``; nothing is augmented."""
         first, episode = self._starts[:, indices]
-        unclamped = first[:, None] + torch.arange(self.horizon)
+        unclamped = first[:, None] + torch.arange(self.config.horizon)
         low, high = self.episodes.starts[episode], self.episodes.ends[episode] - 1
         rows = unclamped.clamp(low[:, None], high[:, None])
-        observations = self.episodes.observation[rows[:, : self.n_obs_steps]]
-        mask = (rows == unclamped)[..., None] if self.do_mask_loss_for_padding else None
+        observations = self.episodes.observation[rows[:, : self.config.n_obs_steps]]
+        mask = (rows == unclamped)[..., None] if self.config.do_mask_loss_for_padding else None
         cond = {OBSERVATION: self.normalizer.observations(observations)}
         return Batch(self._action[rows], cond, mask)
 
@@ -236,12 +226,12 @@ class Windows(DataSet):
         """The windows without repeated steps, as are all that a policy predicts."""
         first, episode = self._starts
         starts, ends = self.episodes.starts[episode], self.episodes.ends[episode]
-        return ((first >= starts) & (first + self.horizon <= ends)).nonzero()[:, 0]
+        return ((first >= starts) & (first + self.config.horizon <= ends)).nonzero()[:, 0]
 
     @cached_property
     def digest(self) -> str:
         """Hash of the windows' content: 16 hex digits."""
-        content = hashlib.sha256(f"{self.shape} {self.n_obs_steps} {self.n_action_steps}".encode())
+        content = hashlib.sha256(repr(dataclasses.replace(self.config, path=None)).encode())
         recorded = self.episodes.observation, self.episodes.action, self.episodes.ends
         for rows in (*recorded, *self.normalizer.tensors().values()):
             content.update(rows.cpu().contiguous().numpy().tobytes())
@@ -262,11 +252,13 @@ class Windows(DataSet):
     @cached_property
     def _starts(self) -> Tensor:
         """``[2, windows]``: row of the first action, before its episode in some, and episode."""
-        overhang = self.n_obs_steps - 1 + self.n_action_steps - 1
-        count = self.episodes.lengths - self.horizon + 1 + overhang
+        overhang = self.config.n_obs_steps - 1 + self.config.n_action_steps - 1
+        count = self.episodes.lengths - self.config.horizon + 1 + overhang
         episode = torch.arange(len(count)).repeat_interleave(count)
         within = torch.arange(len(episode)) - (count.cumsum(0) - count)[episode]
-        return torch.stack([self.episodes.starts[episode] + within - self.n_obs_steps + 1, episode])
+        return torch.stack(
+            [self.episodes.starts[episode] + within - self.config.n_obs_steps + 1, episode]
+        )
 
     @cached_property
     def _action(self) -> Tensor:
