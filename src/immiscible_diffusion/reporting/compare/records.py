@@ -294,6 +294,11 @@ class Comparison:
         return f"{sampling_steps} {self.sampler_name} step{'s' if sampling_steps > 1 else ''}"
 
     @property
+    def seeds_text(self) -> str:
+        """'3 seeds'."""
+        return f"{len(self.seeds)} seed{'s' if len(self.seeds) != 1 else ''}"
+
+    @property
     def baseline(self) -> CouplingEntry:
         """The coupling that the others are compared with."""
         return next(entry for entry in self.couplings if entry.baseline)

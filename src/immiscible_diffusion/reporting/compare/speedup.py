@@ -119,19 +119,14 @@ class Speedup:
 class ControlShare:
     """The share of a coupling's gain in the final metric that its shuffled control keeps.
 
-    share = (baseline - control) / (baseline - coupling) at ``horizon``, a ratio of means over the
-    seeds that all three have; None where the gain is not resolved: smaller than the width of the
-    floor, or not positive on every seed.
+    share = (baseline - control) / (baseline - coupling) of ``finals``, their means over the seeds
+    that all three have; None where the gain is not resolved: smaller than the width of the floor,
+    or not positive on every seed.
     """
 
-    coupling: str
-    control: str
     sampling_steps: int
-    horizon: int
     seeds: tuple[int, ...]
-    baseline_final: float
-    control_final: float
-    coupling_final: float
+    finals: tuple[float, float, float]
     share: float | None
 
 
@@ -264,13 +259,11 @@ def share_of_control(comparison: Comparison, name: str, sampling_steps: int) -> 
         [best_so_far(trials[n, seed], sampling_steps, horizon).values[-1] for seed in seeds]
         for n in names
     ]
-    base, shuffled, paired = map(fmean, finals)
+    base, shuffled, paired = (fmean(values) for values in finals)
     width = comparison.floor.high - comparison.floor.low if comparison.floor else 0.0
     clear = base - paired > width and all(b > p for b, p in zip(finals[0], finals[2], strict=True))
     share = (base - shuffled) / (base - paired) if clear else None
-    return ControlShare(
-        name, control.name, sampling_steps, horizon, seeds, base, shuffled, paired, share
-    )
+    return ControlShare(sampling_steps, seeds, (base, shuffled, paired), share)
 
 
 def floor_resolves(floor: tuple[float, float] | None, first: float, second: float) -> bool:
