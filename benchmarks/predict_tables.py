@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from predict_speedup import BUDGETS, COUPLINGS, SETS
 
-from immiscible_diffusion.couplings.registry import parse_without_data
-from immiscible_diffusion.reporting.compare.speedup import Curve, steps_to
+from immiscible_diffusion.couplings.registry import spelled
+from immiscible_diffusion.reporting.compare.speedup import steps_to
 
 PREDICTORS = {
     "loss": "irreducible loss, mean over t (main)",
@@ -67,12 +67,12 @@ def points_of(found: dict[str, Any]) -> list[Point]:
             if coupling != number:
                 continue
             pair = [best(curves[c, seed, start, budget]) for c in (0, number)]
-            target = max(curve.values[-1] for curve in pair)
+            target = max(min(curve.values()) for curve in pair)
             (without, low), (steps, high) = (steps_to(curve, target) for curve in pair)
             before = bounded.get((start, budget), (0, 0))
             bounded[start, budget] = before[0] + low, before[1] + high
             speedup.setdefault((start, budget), []).append(math.log(without / steps))
-            ratio = pair[1].values[-1] / pair[0].values[-1]
+            ratio = min(pair[1].values()) / min(pair[0].values())
             final.setdefault((start, budget), []).append(-math.log(ratio))
         known = reduction(base, exact(name, found["known"][number]))
         points.append(Point(found["set"], name, known, speedup, final, bounded))
@@ -84,7 +84,9 @@ def exact(name: str, known: dict[str, float]) -> dict[str, float]:
 
     What the estimate took from the information for it is given back.
     """
-    if not parse_without_data(name).preserves_marginal or not math.isfinite(known.get("kl", 0.0)):
+    if not getattr(spelled(name), "preserves_marginal", False) or not math.isfinite(
+        known.get("kl", 0.0)
+    ):
         return known
     return known | {"information": known["information"] + known.get("kl", 0.0), "kl": 0.0}
 
@@ -101,10 +103,11 @@ def reduction(base: dict[str, float], known: dict[str, float]) -> dict[str, floa
     }
 
 
-def best(curve: dict[int, float]) -> Curve:
+def best(curve: dict[int, float]) -> dict[int, float]:
     """The best so far."""
     steps = sorted(curve)
-    return Curve(tuple(steps), tuple(np.minimum.accumulate([curve[s] for s in steps]).tolist()))
+    values = np.minimum.accumulate([curve[s] for s in steps]).tolist()
+    return dict(zip(steps, values, strict=True))
 
 
 def correlation(x: np.ndarray, y: np.ndarray) -> float:

@@ -87,7 +87,7 @@ def test_below_zero_is_a_fault_or_a_poor_estimate(measured):
     assert not any("below 0" in line for line in excess_remarks(measured))
     assert not any("below 0" in line for line in with_size("independent", -0.015))
     [line] = [line for line in with_size("independent", -0.03) if "below 0" in line]
-    assert "t = 0.75; that cannot be" in line
+    assert "t = 0.75, which cannot be" in line
     [line] = [line for line in with_size("assignment", -0.03) if "below 0" in line]
     assert "the estimate of its density falls short" in line
 

@@ -8,7 +8,6 @@ import pytest
 
 from immiscible_diffusion.reporting.compare.records import (
     Comparison,
-    LossPoint,
     SampleMetrics,
     Trial,
 )
@@ -45,7 +44,6 @@ def _set(record, keys, value):
         (["trials", 0, "metrics", 0, "frechet"], -1.0, "frechet is -1.0"),
         (["trials", 0, "metrics", 0, "sampling_steps"], 3, "has sampling_steps [3]"),
         (["trials", 0, "metrics", 0, "kid"], "0.1", "results.trials[0].metrics[0].kid is '0.1'"),
-        (["trials", 0, "pairing_share"], 40.0, "expected 0 to 1"),
         (["trials", 0, "grids", "250"], "/etc/passwd", "inside the folder"),
         (["trials", 0, "grids", "250"], "../other.png", "inside the folder"),
         (["trials", 0, "trajectory"], "/etc/passwd", "inside the folder"),
@@ -76,6 +74,4 @@ def test_results_of_the_first_schema_say_what_to_do(comparison):
 def test_what_is_not_finite_is_given_as_none():
     with pytest.raises(ValueError, match="kid is nan"):
         SampleMetrics(1, 2, kid=float("nan"))
-    with pytest.raises(ValueError, match="finite or None"):
-        LossPoint(1, float("inf"))
     assert Trial("a", 0, (SampleMetrics(1, 2),)).metrics[0].frechet is None

@@ -8,7 +8,6 @@ import pytest
 
 from immiscible_diffusion.reporting.compare.records import Floor, SampleMetrics, Trial
 from immiscible_diffusion.reporting.compare.speedup import (
-    Curve,
     best_so_far,
     floor_resolves,
     share_of_control,
@@ -52,7 +51,7 @@ def test_exchanging_the_two_gives_the_reciprocal(build):
 
 
 def test_interpolation_by_hand():
-    curve = Curve((100, 400), (16.0, 4.0))
+    curve = {100: 16.0, 400: 4.0}
     assert steps_to(curve, 8.0) == (pytest.approx(200.0), False)
     assert steps_to(curve, 4.0) == (pytest.approx(400.0), False)
     assert steps_to(curve, 16.0) == (100.0, True)
@@ -64,11 +63,10 @@ def test_the_target_is_the_worse_end_and_noise_after_the_best_is_ignored(build):
     # The baseline is best at 200 (8.0) and worse at 400; the coupling passes 8 between 100 and 200.
     base = table_trial("independent", 0, [16.0, 8.0, 12.0])
     other = table_trial("knn", 0, [16.0, 4.0, 5.0])
-    assert best_so_far(base, 20).values == (16.0, 8.0, 8.0)
+    assert best_so_far(base, 20) == {100: 16.0, 200: 8.0, 400: 8.0}
     row = speedup(build([base, other]), "knn", 20).seeds[0]
     assert (row.target, row.baseline_final, row.coupling_final) == (8.0, 8.0, 4.0)
-    assert row.baseline_steps == pytest.approx(200)
-    assert row.coupling_steps == pytest.approx(math.sqrt(100 * 200))
+    assert row.ratio == pytest.approx(200 / math.sqrt(100 * 200))
 
 
 def test_a_target_met_at_the_first_evaluation_gives_a_bound(build):

@@ -58,7 +58,7 @@ def test_the_tables_of_the_page_have_a_row_for_each_coupling(comparison, partial
         assert len(control_table(record)) == 4 * 2
     table = metric_table(comparison).set_index(["Coupling", "Sampling steps"])
     last = [t.metrics[-1].frechet for t in comparison.trials_of("assignment")]
-    value = float(table.loc[("linear assignment, B=256", 100), "Frechet"])
+    value = float(table.loc[("linear assignment, B=256", 100), "frechet"])
     assert value == pytest.approx(sum(last) / 3, rel=5e-3)
 
 

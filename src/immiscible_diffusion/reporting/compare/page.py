@@ -1,9 +1,9 @@
 """Writes the report: results.json, two CSV files and one HTML page that needs nothing else."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from immiscible_diffusion.reporting.compare import plots, tables
 from immiscible_diffusion.reporting.compare.records import FRECHET, Comparison
@@ -109,44 +109,38 @@ def _table(frame: "DataFrame", comparison: Comparison) -> "Markup | None":
     return table(frame, formats) if len(frame) else None
 
 
-@dataclass(frozen=True)
-class Images:
-    """A table of images of one seed: a row for each coupling; None where one is missing."""
-
-    seed: int
-    columns: list[str]
-    rows: dict[str, list["Markup | None"]]
-
-
-def _grids(comparison: Comparison, folder: Path) -> Images | None:
+def _grids(comparison: Comparison, folder: Path) -> dict[str, Any] | None:
     """Samples of the first seed that has grids, at a few of the training steps."""
-    seed = min((trial.seed for trial in comparison.trials if trial.grids), default=None)
-    if seed is None:
-        return None
-    grids = {t.coupling: t.grids or {} for t in comparison.trials if t.seed == seed}
-    steps = sorted({int(step) for paths in grids.values() for step in paths})
+    paths = {(t.seed, t.coupling): t.grids for t in comparison.trials if t.grids}
+    steps = sorted({int(step) for grids in paths.values() for step in grids})
     if (last := len(steps) - 1) >= GRID_COLUMNS:  # evenly spread, the first and last among them
         steps = [steps[round(i * last / (GRID_COLUMNS - 1))] for i in range(GRID_COLUMNS)]
+    columns = {f"step {step:,}": str(step) for step in steps}
+    return _image_table(comparison, folder, paths, columns)
+
+
+def _trajectories(comparison: Comparison, folder: Path) -> dict[str, Any] | None:
+    """The same initial noise denoised by each coupling's network, of the first seed with some."""
+    title = "noise to image"
+    paths = {(t.seed, t.coupling): {title: t.trajectory} for t in comparison.trials if t.trajectory}
+    return _image_table(comparison, folder, paths, {title: title})
+
+
+def _image_table(
+    comparison: Comparison,
+    folder: Path,
+    paths: Mapping[tuple[int, str], Mapping[str, str]],
+    columns: Mapping[str, str],
+) -> dict[str, Any] | None:
+    """Images of the first seed in ``paths``: a row for each coupling; None where one is missing."""
+    if not paths:
+        return None
+    seed = min(seed for seed, _ in paths)
     rows = {}
     for entry in comparison.couplings:
-        paths = [grids.get(entry.name, {}).get(str(step)) for step in steps]
-        alts = [f"Samples: {entry.label}, step {step:,}" for step in steps]
+        row = paths.get((seed, entry.name), {})
         rows[entry.label] = [
-            image_file(folder / path, alt) if path else None
-            for path, alt in zip(paths, alts, strict=True)
+            image_file(folder / row[key], f"{entry.label}, {title}") if key in row else None
+            for title, key in columns.items()
         ]
-    return Images(seed, [f"step {step:,}" for step in steps], rows)
-
-
-def _trajectories(comparison: Comparison, folder: Path) -> Images | None:
-    """The same initial noise denoised by each coupling's network, of the first seed with some."""
-    seed = min((trial.seed for trial in comparison.trials if trial.trajectory), default=None)
-    if seed is None:
-        return None
-    paths = {t.coupling: t.trajectory for t in comparison.trials if t.seed == seed}
-    rows = {
-        entry.label: [image_file(folder / path, f"Denoising: {entry.label}")]
-        for entry in comparison.couplings
-        if (path := paths.get(entry.name))
-    }
-    return Images(seed, ["noise to image"], rows)
+    return {"seed": seed, "columns": list(columns), "images": rows}

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from immiscible_diffusion.reporting.compare.records import Comparison
 from immiscible_diffusion.reporting.compare.tables import (
     final_points,
-    new_frame,
     over_seeds,
     trained_couplings,
 )
@@ -66,25 +65,21 @@ def metric_against_steps(comparison: Comparison, sampling_steps: int) -> "Markup
 
 def metric_against_sampling_steps(comparison: Comparison) -> "Markup":
     """The metric at the last training step against the number of sampling steps."""
+    import pandas as pd
+
+    sampling_steps = sorted(comparison.sampling_steps)
     with new_plot("At the end of training") as plot:
         lines = {}
         for entry in comparison.couplings:
-            by_steps = {
-                s: metric_by_step(comparison, entry.name, s) for s in _ascending(comparison)
-            }
-            last = {s: frame.iloc[-1] for s, frame in by_steps.items() if len(frame)}
-            lines[entry.name] = new_frame([last[s] for s in last]).set_axis(list(last))
+            frames = {s: metric_by_step(comparison, entry.name, s) for s in sampling_steps}
+            lines[entry.name] = pd.DataFrame({s: f.iloc[-1] for s, f in frames.items() if len(f)}).T
         _draw_lines(plot.axes, comparison, lines)
         _draw_floor(plot.axes, comparison)
-        log_x(plot.axes, comparison.sampling_steps)
+        log_x(plot.axes, sampling_steps)
         log_y(plot.axes)
         sampler = comparison.sampler_name
         plot.axes.set(xlabel=f"{sampler} steps of the sampler", ylabel=comparison.metric)
     return plot.image
-
-
-def _ascending(comparison: Comparison) -> list[int]:
-    return sorted(comparison.sampling_steps)
 
 
 def losses_against_steps(comparison: Comparison, kind: str) -> "Markup":

@@ -8,7 +8,7 @@ unknown earlier step: the ratio is then only a bound.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from statistics import fmean
@@ -32,30 +32,16 @@ class Verdict(str, Enum):
 
 
 @dataclass(frozen=True)
-class Curve:
-    """Best value of the metric so far at ascending training steps."""
-
-    steps: tuple[int, ...]
-    values: tuple[float, ...]
-
-
-@dataclass(frozen=True)
 class SeedSpeedup:
-    """One seed: the steps of either run to ``target``; ``bound`` as in :class:`Speedup`."""
+    """One seed: ``ratio`` = steps(baseline) / steps(coupling) to ``target``."""
 
     seed: int
     target: float
-    baseline_steps: float
-    coupling_steps: float
+    ratio: float
     bound: str
     baseline_final: float
     coupling_final: float
     time_ratio: float | None
-
-    @property
-    def ratio(self) -> float:
-        """steps(baseline) / steps(coupling)."""
-        return self.baseline_steps / self.coupling_steps
 
 
 @dataclass(frozen=True)
@@ -119,56 +105,45 @@ class Speedup:
 class ControlShare:
     """The share of a coupling's gain in the final metric that its shuffled control keeps.
 
-    share = (baseline - control) / (baseline - coupling) at ``horizon``, a ratio of means over the
-    seeds that all three have; None where the gain is not resolved: smaller than the width of the
-    floor, or not positive on every seed.
+    share = (baseline - control) / (baseline - coupling) of ``finals``, their means over the seeds
+    that all three have; None where the gain is not resolved: smaller than the width of the floor,
+    or not positive on every seed.
     """
 
-    coupling: str
-    control: str
     sampling_steps: int
-    horizon: int
     seeds: tuple[int, ...]
-    baseline_final: float
-    control_final: float
-    coupling_final: float
+    finals: tuple[float, float, float]
     share: float | None
 
 
-def best_so_far(trial: Trial, sampling_steps: int, until: int | None = None) -> Curve:
-    """The running minimum of the metric with ``sampling_steps``, up to step ``until``."""
-    points = sorted(
-        (m.step, m.value)
-        for m in trial.metrics
-        if m.sampling_steps == sampling_steps and m.value is not None
-    )
-    steps: list[int] = []
-    values: list[float] = []
-    for step, value in points:
+def best_so_far(trial: Trial, sampling_steps: int, until: int | None = None) -> dict[int, float]:
+    """The running minimum of the metric by ascending training step, up to step ``until``."""
+    points = [(m.step, m.value) for m in trial.metrics if m.sampling_steps == sampling_steps]
+    curve, best = {}, math.inf
+    for step, value in sorted((step, value) for step, value in points if value is not None):
         if until is None or step <= until:
-            steps.append(step)
-            values.append(min([value, *values[-1:]]))
-    return Curve(tuple(steps), tuple(values))
+            best = curve[step] = min(best, value)
+    return curve
 
 
-def steps_to(curve: Curve, target: float) -> tuple[float, bool]:
+def steps_to(curve: Mapping[int, float], target: float) -> tuple[float, bool]:
     """Steps to reach ``target``, log-linear between evaluations; True if only an upper bound.
 
     Raises:
         ValueError: the curve never reaches the target.
     """
-    for i, value in enumerate(curve.values):
+    points = list(curve.items())
+    for i, (step, value) in enumerate(points):
         if value > target:
             continue
         if i == 0:
-            return float(curve.steps[0]), True
-        before, after, goal = (
-            math.log(max(v, SMALLEST)) for v in (curve.values[i - 1], value, target)
-        )
+            return float(step), True
+        step_before, value_before = points[i - 1]
+        before, after, goal = (math.log(max(v, SMALLEST)) for v in (value_before, value, target))
         share = (before - goal) / (before - after) if before > after else 1.0
-        left, right = math.log(curve.steps[i - 1]), math.log(curve.steps[i])
+        left, right = math.log(step_before), math.log(step)
         return math.exp(left + share * (right - left)), False
-    raise ValueError(f"target is {target}; expected at least the best value, {min(curve.values)}")
+    raise ValueError(f"target is {target}; expected at least the best value, {min(curve.values())}")
 
 
 def compare_seed(
@@ -176,27 +151,19 @@ def compare_seed(
 ) -> SeedSpeedup:
     """Compare two runs of one seed, both evaluated at ``horizon`` or later."""
     base, other = (best_so_far(trial, sampling_steps, horizon) for trial in (baseline, coupling))
-    target = max(base.values[-1], other.values[-1])
-    base_steps, base_bounded = steps_to(base, target)
-    other_steps, other_bounded = steps_to(other, target)
-    bound = {(0, 0): "", (0, 1): ">", (1, 0): "<", (1, 1): "~"}[base_bounded, other_bounded]
+    finals = min(base.values()), min(other.values())
+    (base_steps, base_bounded), (steps, bounded) = (steps_to(c, max(finals)) for c in (base, other))
+    bound = {(0, 0): "", (0, 1): ">", (1, 0): "<", (1, 1): "~"}[base_bounded, bounded]
     times = baseline.seconds_per_step, coupling.seconds_per_step
-    return SeedSpeedup(
-        baseline.seed,
-        target,
-        base_steps,
-        other_steps,
-        bound,
-        base.values[-1],
-        other.values[-1],
-        times[0] / times[1] if times[0] and times[1] else None,
-    )
+    time_ratio = times[0] / times[1] if times[0] and times[1] else None
+    ratio = base_steps / steps
+    return SeedSpeedup(baseline.seed, max(finals), ratio, bound, *finals, time_ratio)
 
 
 def last_steps(comparison: Comparison, name: str, sampling_steps: int) -> dict[int, int]:
     """The last step with the metric, by seed; seeds without one are absent."""
     curves = {t.seed: best_so_far(t, sampling_steps) for t in comparison.trials_of(name)}
-    return {seed: curve.steps[-1] for seed, curve in curves.items() if curve.steps}
+    return {seed: max(curve) for seed, curve in curves.items() if curve}
 
 
 def common_seeds(
@@ -261,16 +228,14 @@ def share_of_control(comparison: Comparison, name: str, sampling_steps: int) -> 
         return None
     trials = {(trial.coupling, trial.seed): trial for trial in comparison.trials}
     finals = [
-        [best_so_far(trials[n, seed], sampling_steps, horizon).values[-1] for seed in seeds]
+        [min(best_so_far(trials[n, seed], sampling_steps, horizon).values()) for seed in seeds]
         for n in names
     ]
-    base, shuffled, paired = map(fmean, finals)
+    base, shuffled, paired = (fmean(values) for values in finals)
     width = comparison.floor.high - comparison.floor.low if comparison.floor else 0.0
     clear = base - paired > width and all(b > p for b, p in zip(finals[0], finals[2], strict=True))
     share = (base - shuffled) / (base - paired) if clear else None
-    return ControlShare(
-        name, control.name, sampling_steps, horizon, seeds, base, shuffled, paired, share
-    )
+    return ControlShare(sampling_steps, seeds, (base, shuffled, paired), share)
 
 
 def floor_resolves(floor: tuple[float, float] | None, first: float, second: float) -> bool:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from immiscible_diffusion.reporting.compare.records import Comparison, ExcessPoint, Irreducible
+from immiscible_diffusion.reporting.compare.records import Comparison
 from immiscible_diffusion.reporting.compare.speedup import (
     Speedup,
     Verdict,
@@ -124,34 +124,25 @@ def missing(comparison: Comparison) -> list[str]:
 
 def excess_remarks(comparison: Comparison) -> list[str]:
     """Which irreducible losses are estimated or left out and why, and which excess is below 0."""
-    lines = []
-    for entry in comparison.excess.couplings if comparison.excess else ():
+    if comparison.excess is None:
+        return []
+    lines, levels = [], comparison.excess.levels
+    for entry in comparison.excess.couplings:
+        name, cause = entry.coupling, "which cannot be: its loss or its density is at fault"
         if entry.skipped:
-            lines.append(f"{entry.coupling}: no irreducible loss; {entry.skipped}.")
+            lines.append(f"{name}: no irreducible loss; {entry.skipped}.")
         elif entry.estimate:
+            cause = "where the estimate of its density falls short"
             lines.append(
-                f"{entry.coupling} has no density in closed form: its optimal denoiser is "
-                f"{entry.estimate}. It may lose more than the best possible one; the true excess "
-                f"loss is then higher than shown."
+                f"{name} has no density in closed form: its optimal denoiser is {entry.estimate}. "
+                "It may lose more than the best possible one; the true excess loss is then higher."
             )
-        if times := _levels_below_zero(comparison, entry):
-            cause = (
-                "the estimate of its density falls short there"
-                if entry.estimate
-                else "that cannot be: the loss or the density of this coupling is at fault"
-            )
+        points = final_points(comparison, name)
+        rows = [row for p in points for row in zip(levels, p.excess, p.error, strict=True)]
+        below = sorted({t for t, value, error in rows if value < -BELOW * error})
+        if below:
+            times = ", ".join(f"{t:g}" for t in below)
             lines.append(
-                f"{entry.coupling}: below 0 by more than {BELOW:g} standard errors at t = "
-                f"{', '.join(f'{t:g}' for t in times)}; {cause}."
+                f"{name}: below 0 by more than {BELOW:g} standard errors at t = {times}, {cause}."
             )
     return lines
-
-
-def _levels_below_zero(comparison: Comparison, entry: Irreducible) -> list[float]:
-    levels = comparison.excess.levels if comparison.excess else ()
-
-    def below(point: ExcessPoint) -> set[float]:
-        rows = zip(levels, point.excess, point.error, strict=True)
-        return {t for t, value, error in rows if value < -BELOW * error}
-
-    return sorted(set().union(*map(below, final_points(comparison, entry.coupling))))

@@ -1,6 +1,5 @@
 """Tables of a comparison as pandas frames: tidy ones for CSV, and those of the page and a paper."""
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -132,15 +131,13 @@ def control_table(comparison: Comparison) -> "DataFrame":
     for entry in comparison.treated:
         for steps in comparison.sampling_steps if comparison.control(entry.name) else ():
             kept = share_of_control(comparison, entry.name, steps)
-            finals = kept and (kept.baseline_final, kept.control_final, kept.coupling_final)
+            finals = kept.finals if kept else (None, None, None)
             names = (comparison.baseline.label, "shuffled", "paired")
             rows.append(
                 {"Coupling": entry.label, "Sampling steps": steps}
-                | dict(zip(names, map(number, finals or (None,) * 3), strict=True))
-                | {
-                    "Share of the gain kept": share_text(kept.share) if kept else "not measured",
-                    "Seeds": len(kept.seeds) if kept else 0,
-                }
+                | dict(zip(names, map(number, finals), strict=True))
+                | {"Share of the gain kept": share_text(kept.share) if kept else "not measured"}
+                | {"Seeds": len(kept.seeds) if kept else 0}
             )
     return new_frame(rows)
 
@@ -154,19 +151,19 @@ def share_text(share: float | None) -> str:
 
 def cost_table(comparison: Comparison) -> "DataFrame":
     """Time of a training step, of pairing, and of the step's waiting for it; means over trials."""
+    columns = {
+        "ms per step": ("seconds_per_step", 1000),
+        "pairing, ms": ("pairing_ms", 1),
+        "step waits for it, %": ("pairing_share", 100),
+    }
     rows = []
     for entry in comparison.couplings:
         trials = comparison.trials_of(entry.name)
         row: dict[str, Any] = {"Coupling": entry.label}
-        for title, name, factor in (
-            ("ms per step", "seconds_per_step", 1000),
-            ("pairing, ms", "pairing_ms", 1),
-            ("step waits for it", "pairing_share", 100),
-        ):
+        for title, (name, factor) in columns.items():
             values = [getattr(trial, name) for trial in trials]
             values = [factor * value for value in values if value is not None]
-            text = number(fmean(values)) if values else "-"
-            row[title] = f"{text}%" if name == "pairing_share" and values else text
+            row[title] = number(fmean(values) if values else None)
         rows.append(row | {"Trials": len(trials)})
     return new_frame(rows)
 
@@ -174,24 +171,16 @@ def cost_table(comparison: Comparison) -> "DataFrame":
 def metric_table(comparison: Comparison) -> "DataFrame":
     """Every metric at the last evaluated step: means over the seeds that got there."""
     frame, rows = metrics_frame(comparison), []
+    names = ("nfe", *METRICS[:2], "kid_error", *METRICS[2:])
     for entry in comparison.couplings:
         for steps in comparison.sampling_steps:
             horizon, seeds = common_seeds(comparison, (entry.name,), steps)
             same = (frame.coupling == entry.name) & (frame.sampling_steps == steps)
             chosen = frame[same & (frame.step == horizon) & frame.seed.isin(seeds)]
-            means = chosen[["nfe", "kid_error", *METRICS]].astype(float).mean()
-            text = {name: number(means[name]) for name in METRICS}
-            if not math.isnan(means.kid_error):
-                text["kid"] += f" ± {number(means.kid_error)}"
-            titles = {"frechet": "Frechet", "kid": "KID (± error)"}
+            means = chosen[list(names)].astype(float).mean()
             rows.append(
-                {
-                    "Coupling": entry.label,
-                    "Sampling steps": steps,
-                    "NFE": "-" if math.isnan(means.nfe) else f"{means.nfe:g}",
-                    "Step": f"{horizon:,}" if horizon else "-",
-                }
-                | {titles.get(name, name): text[name] for name in METRICS}
+                {"Coupling": entry.label, "Sampling steps": steps, "Step": f"{horizon:,}"}
+                | {name.replace("_", " "): number(means[name]) for name in names}
                 | {"Seeds": len(seeds)}
             )
     return new_frame(rows)
@@ -301,21 +290,20 @@ def latex_escaped(value: Any) -> str:
 
 
 def _latex_caption(comparison: Comparison) -> str:
-    seeds = len(comparison.seeds)
     text = (
         f"{comparison.recipe}: training steps to equal {comparison.metric} against "
         f"{comparison.baseline.label} (speed-up, above 1 is faster) and final {comparison.metric} "
-        f"(lower is better); in brackets 95% intervals over {seeds} "
-        f"seed{'s' if seeds != 1 else ''}, not corrected for the number of comparisons. "
-        f"{comparison.total_steps:,} steps of batch {comparison.batch_size:,} on "
-        f"{comparison.dataset.name} ({comparison.dataset.count:,} samples); "
-        f"{comparison.samples:,} generated samples, features {comparison.features}."
+        f"(lower is better); in brackets 95% intervals over {comparison.seeds_text}, not corrected "
+        f"for the number of comparisons. {comparison.total_steps:,} steps of batch "
+        f"{comparison.batch_size:,} on {comparison.dataset.name} "
+        f"({comparison.dataset.count:,} samples); {comparison.samples:,} generated samples, "
+        f"features {comparison.features}."
     )
     if comparison.floor is not None:
         text += f" Floor: {comparison.floor.note}; *: it hides the difference from the baseline."
     if comparison.sampling:
         text += f" Sampling: {comparison.sampling}."
-    return latex_escaped(text + (f" ({comparison.note})" if comparison.note else ""))
+    return latex_escaped(f"{text} {comparison.note}")
 
 
 def speedup_markdown(comparison: Comparison) -> str:
@@ -324,32 +312,28 @@ def speedup_markdown(comparison: Comparison) -> str:
     In brackets the final metric; the headline column is bold. A line below says what it is and
     which command made it.
     """
-    titles = [
-        f"**{s}**" if s == comparison.headline_steps else str(s) for s in comparison.sampling_steps
-    ]
-    lines = [f"| coupling | {' | '.join(f'{t} {comparison.sampler_name} steps' for t in titles)} |"]
-    lines.append("|---" * (len(titles) + 1) + "|")
+    sampler, headline = comparison.sampler_name, comparison.headline_steps
+    titles = [f"**{s}**" if s == headline else str(s) for s in comparison.sampling_steps]
+    rows = [["coupling", *(f"{title} {sampler} steps" for title in titles)]]
+    rows.append(["---"] * len(rows[0]))
     for entry in comparison.couplings:
-        cells = [entry.label]
+        row = [entry.label]
         for steps in comparison.sampling_steps:
             result = speedup(comparison, entry.name, steps)
             text = "1" if entry.baseline else interval_text(result.steps, result.bound)
             mark = "*" if result.resolved is False and not entry.baseline else ""
             final = result.coupling_final
-            cells.append(f"{text} [{number(final.value)}{mark}]" if final else "-")
-        lines.append(f"| {' | '.join(map(_markdown, cells))} |")
-    seeds = len(comparison.seeds)
-    note = (
-        f"Speed-up in training steps against {_markdown(comparison.baseline.label)} at equal "
-        f"{comparison.metric} (95% interval, {seeds} seed{'s' if seeds != 1 else ''}; above 1 is "
-        f"faster), in brackets the final {comparison.metric}, {comparison.samples:,} samples, "
-        f"features {_markdown(comparison.features)}; * = not resolved from the baseline."
+            row.append(f"{text} [{number(final.value)}{mark}]" if final else "-")
+        rows.append([_markdown(text) for text in row])
+    note = _markdown(
+        f"Speed-up in training steps against {comparison.baseline.label} at equal "
+        f"{comparison.metric} (95% interval, {comparison.seeds_text}; above 1 is faster), in "
+        f"brackets the final {comparison.metric}, {comparison.samples:,} samples, features "
+        f"{comparison.features}; * = not resolved from the baseline. {comparison.note}"
     )
-    if comparison.note:
-        note += f" ({_markdown(comparison.note)})"
     fence = "``" if "`" in comparison.command else "`"
     made = f"Made with {fence}{' '.join(comparison.command.split())}{fence}."
-    return "\n".join([*lines, "", f"{note} {made}", ""])
+    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", f"{note} {made}", ""])
 
 
 def _markdown(text: str) -> str:
