@@ -1,10 +1,12 @@
 """docs/reproduce.md and the README name commands that exist: recipes, options, couplings, files."""
 
+import importlib
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+import tyro
 
 from helpers import ROOT
 from immiscible_diffusion.cli import compare, describe, evaluate, report, sample, train
@@ -32,6 +34,10 @@ def commands(text):
 def checked(command):
     """Parse a command as the command line would; returns the recipe, if it is of one."""
     program, word, *rest = shlex.split(command)
+    if program == "python" and word == "-m":
+        module = importlib.import_module(f"{rest[0]}.__main__")
+        tyro.cli(module.Options, args=rest[1:])
+        return None
     if program == "python":
         return check_script(ROOT / word, rest)
     assert word in COMMANDS
