@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from immiscible_diffusion.reporting.compare.estimate import t_interval
 from torch import nn
 
 from immiscible_diffusion.data import DataConfig, load_images
@@ -25,13 +26,12 @@ from immiscible_diffusion.diffusion.pipeline import Generator
 from immiscible_diffusion.metrics.features import extractor_from_name
 from immiscible_diffusion.metrics.few_shot import FewShotMetrics, few_shot_metrics
 from immiscible_diffusion.recipes import recipe_from_name
-from immiscible_diffusion.reporting.compare.estimate import t_interval
-from immiscible_diffusion.utils.progress import Progress
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.trainer import Trainer
 from immiscible_diffusion.utils.atomic_files import read_json, write_json, write_text
 from immiscible_diffusion.utils.images import image_grid
+from immiscible_diffusion.utils.progress import Progress
 
 BASELINE, SHOWN, SAMPLE_SEED = "independent", 8, 0
 FIGURES = [field.name for field in dataclasses.fields(FewShotMetrics)]

@@ -59,8 +59,10 @@ def draw_maps(maps: Mapping[str, Tensor], file: Path) -> None:
     """Write every map ``[images, points, 2]`` with the means as a panel of one PNG image."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.0 * len(maps), 4.2), dpi=110, layout="constrained")
-    panels = figure.subplots(1, len(maps), squeeze=False)[0]
+    columns = min(3, len(maps))
+    rows = -(-len(maps) // columns)
+    figure = Figure(figsize=(4.0 * columns, 4.2 * rows), dpi=110, layout="constrained")
+    panels = [figure.add_subplot(rows, columns, number + 1) for number in range(len(maps))]
     for axes, (name, clouds) in zip(panels, maps.items(), strict=True):
         for cloud, color, marker in zip(clouds, COLORS, MARKERS, strict=False):
             axes.scatter(*cloud.T.tolist(), s=9, alpha=0.35, lw=0, color=color, marker=marker)

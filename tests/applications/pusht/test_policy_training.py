@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from immiscible_diffusion.applications.pusht.compare import all_rollouts, policy_entries
 from safetensors.torch import load_file
 
 from fixtures.demonstrations import replay_arrays

@@ -80,9 +80,8 @@ def test_a_matched_start_is_tested_as_well(tiny, tmp_path):
 
 
 def test_a_conditional_run_is_compared_within_its_labels(tiny, tmp_path):
-    sections = sections_of(
-        trained(dataclasses.replace(tiny, conditional=True), tmp_path), noises=40
-    )
+    recipe = dataclasses.replace(tiny, conditional=True)
+    sections = sections_of(trained(recipe, tmp_path), noises=40)
     assert rows(sections[1])["t = 1.00 (pure noise): spread"].expected is None
 
 
