@@ -11,8 +11,7 @@ from torch import Tensor
 from immiscible_diffusion.data.aspect_buckets import Buckets
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.data.coco import coco_rows
-from immiscible_diffusion.data.hf_images import columns, images_of, open_rows
-from immiscible_diffusion.data.images import all_labels
+from immiscible_diffusion.data.hf_images import columns, images_from_rows, open_rows
 from immiscible_diffusion.data.load import DataConfig, load_images
 from immiscible_diffusion.data.prompts import (
     ClassNamePrompts,
@@ -69,14 +68,14 @@ class Captions:
 
     def of_classes(self, images: DataSet, folder: str | None) -> ClassNamePrompts:
         """Prompts of the class names of ``images``; ValueError if there are none."""
-        if images.num_classes is None or images.class_names is None:
+        if images.labels is None or images.class_names is None:
             raise NoCaptionsError(
                 f"the data set {images.name} has neither captions nor labels with class names; "
                 f"give a Captioned"
             )
         path = Path(folder) if folder else None
         names = load_class_names(images.class_names, self.names, path)
-        return ClassNamePrompts(all_labels(images), names, self.template, self.synonyms)
+        return ClassNamePrompts(images.labels, names, self.template, self.synonyms)
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +192,7 @@ def load_captioned(
     else:
         imagenet = config.name == "imagenet-1k"
         rows = open_rows(config, IMAGENET_HINT if imagenet else "or set data.path to a local copy")
-    images = images_of(rows, config) if buckets is None else buckets.images(rows, config)
+    images = images_from_rows(rows, config) if buckets is None else buckets.images(rows, config)
     return Captioned(images, _prompts(rows, images, captions, config), tokenize)
 
 
