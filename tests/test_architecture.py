@@ -21,8 +21,8 @@ ALLOWED = {
     "data": ["utils"],
     "metrics": ["data", "utils"],
     "training": ["couplings", "data", "diffusion", "models", "utils"],
-    "evaluation": ["couplings", "data", "diffusion", "metrics", "training", "utils"],
-    "analysis": ["couplings", "data", "diffusion", "utils"],
+    "evaluation": ["data", "diffusion", "metrics", "reporting", "training", "utils"],
+    "analysis": ["couplings", "data", "diffusion", "reporting", "utils"],
     "reporting": ["utils"],
     "experiments": [
         "analysis", "couplings", "data", "diffusion", "evaluation", "metrics", "models",
