@@ -43,6 +43,7 @@ class Options(DataOptions):
         run: a trained run folder to test, repeated for each; without --data only runs are tested.
         out: folder of the report.
         device: of the runs: auto, cpu, cuda or mps.
+        allow_code: import the coupling that a run's recipe names, if it is not one of ours.
         seed: of everything drawn.
         tiny: few points, to see that it runs.
     """
@@ -53,6 +54,7 @@ class Options(DataOptions):
     run: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
     out: Path = Path("runs/papers")
     device: str = "auto"
+    allow_code: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     seed: int = 0
     tiny: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
 
@@ -95,7 +97,13 @@ def measure(options: Options) -> tuple[dict[str, Any], list[Section]]:
             job = replace(job, batch_sizes=(16,), count=64, images=4, points=50, fit_count=8000)
         generators.append(job.sections(options.parts))
     for run in options.run:
-        tests = run_paper_tests(run, device=options.device, folder=options.out, seed=options.seed)
+        tests = run_paper_tests(
+            run,
+            device=options.device,
+            folder=options.out,
+            seed=options.seed,
+            allow_code=options.allow_code,
+        )
         generators.append(tests)
     sections, start = [], time.monotonic()
     for section in (each for generator in generators for each in generator):

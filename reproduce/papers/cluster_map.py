@@ -65,10 +65,13 @@ def draw_maps(maps: Mapping[str, Tensor], file: Path) -> None:
     panels = [figure.add_subplot(rows, columns, number + 1) for number in range(len(maps))]
     for axes, (name, clouds) in zip(panels, maps.items(), strict=True):
         for cloud, color, marker in zip(clouds, COLORS, MARKERS, strict=False):
-            axes.scatter(*cloud.T.tolist(), s=9, alpha=0.35, lw=0, color=color, marker=marker)
+            x, y = cloud.T.tolist()
+            axes.scatter(x, y, 9, color, marker=marker, alpha=0.35, linewidths=0)
             # Of the points themselves: the centers that the plane was chosen by lie too far out.
-            look = {"color": color, "marker": marker, "edgecolors": "white", "zorder": 3}
-            axes.scatter(*cloud.mean(dim=0).tolist(), s=90, lw=1.2, **look)
+            x, y = cloud.mean(dim=0).tolist()
+            axes.scatter(
+                x, y, 90, color, marker=marker, edgecolors="white", linewidths=1.2, zorder=3
+            )
         bound = 1.05 * float(clouds.abs().max())
         axes.set(xlim=(-bound, bound), ylim=(-bound, bound), aspect="equal", title=name)
         axes.set_xlabel("1st direction of the centroids (standard deviations)")

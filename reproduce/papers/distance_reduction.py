@@ -46,7 +46,7 @@ def distance_reduction(
         generator = keyed_generator(seed, number, "free", device=device)
         before = torch.randn(x.shape, dtype=x.dtype, device=device, generator=generator)
         generator = keyed_generator(seed, number, "noise", device=device)
-        if coupling.takes_noise:
+        if getattr(coupling, "takes_noise", False):  # not of every user's coupling
             after = coupling.pair(x, before, cond=batch.cond, generator=generator)
         else:
             after = coupling(x, cond=batch.cond, generator=generator)

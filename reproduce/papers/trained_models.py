@@ -5,20 +5,21 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+import immiscible_diffusion.recipes  # noqa: F401 (tasks and networks that a run may name)
 from immiscible_diffusion.analysis.noise_density import density_of, has_closed_form
 from immiscible_diffusion.analysis.posterior import OptimalDenoiser
-from immiscible_diffusion.diffusion.pipeline import Generator
-from immiscible_diffusion.diffusion.samplers import SamplerConfig, start_noise
-from immiscible_diffusion.evaluation.load_run import LoadedRun
+from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
+from immiscible_diffusion.diffusion.samplers import guided, start_noise
+from immiscible_diffusion.evaluation.load_run import load_run
 from immiscible_diffusion.experiments.compare.excess_loss import images_at, row_count
-from immiscible_diffusion.training.builders import make_coupling
+from immiscible_diffusion.training.builders import Run, build_coupling
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.atomic_files import atomic_path
 from immiscible_diffusion.utils.batch import Batch, Cond
@@ -41,6 +42,7 @@ def run_paper_tests(
     folder: Path | None = None,
     noises: int = NOISES,
     seed: int = 0,
+    allow_code: bool = False,
 ) -> Iterator[Section]:
     """Perturb the start noise of a trained run, and compare its predictions step by step.
 
@@ -50,6 +52,7 @@ def run_paper_tests(
         folder: images go to ``folder/images``, and the sections name them from ``folder``.
         noises: for the predictions; a quarter of them for the perturbations.
         seed: of all noise.
+        allow_code: import the coupling that the run's recipe names, if it is not one of ours.
 
     Yields:
         Two sections, sampling from N(0, I); and two more where the run's sampler starts from the
@@ -58,86 +61,80 @@ def run_paper_tests(
     Raises:
         ValueError: no run there, it has no weights yet, or it is not of pixels.
     """
-    run = run if isinstance(run, RunDir) else RunDir.existing(run)
-    if not run.recipe().in_pixels:
-        raise ValueError(f"the papers' tests are of pixels, and {run.root} was trained on latents")
-    trained = LoadedRun.load(run, device)
+    run_dir = run if isinstance(run, RunDir) else RunDir.existing(run)
+    if not run_dir.recipe().task.diffuses_data_set:
+        raise ValueError(f"the papers' tests are of images, and {run_dir.root} diffuses others")
+    trained = load_run(run_dir, device, allow_code=allow_code)
     usual = trained.recipe.sampler
     starts: list[Literal["normal", "matched"]] = ["normal"]
     if usual.init_noise == "matched":
         starts.append("matched")
     for start in starts:
-        model = TrainedModel(trained, dataclasses.replace(usual, init_noise=start), seed)
+        sampler = dataclasses.replace(usual, init_noise=start)
+        model = TrainedModel(trained.with_sampler(sampler), seed)
         name = f"{trained.recipe.name}, {trained.recipe.coupling}"
         name += ", matched start" if start == "matched" else ""
-        stem = re.sub(r"[^\w.=-]+", "-", f"{run.root}_{start}").strip("-")
+        stem = re.sub(r"[^\w.=-]+", "-", f"{run_dir.root}_{start}").strip("-")
         yield perturbation_section(model, name, max(2, noises // 4), folder, stem)
         yield trajectory_section(model, name, noises, folder, stem)
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """What the tests need of a trained run and its sampler: the one place that asks the package."""
+    """What the tests need of a trained run: the one place that asks the package."""
 
-    trained: LoadedRun
-    sampler: SamplerConfig
+    run: Run
     seed: int
 
     @cached_property
-    def generator(self) -> Generator:
-        """The run's, for guidance, the scaled clip, and the distribution of a matched start."""
-        return self.trained.generator(self.sampler)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one image."""
-        return self.trained.dataset.shape
+    def pipeline(self) -> SamplingPipeline:
+        """The run's, with guidance and the scaled clip."""
+        return self.run.pipeline()
 
     def cond(self, count: int) -> Cond | None:
         """Labels ``[count]`` for a conditional model: of the first classes, a few of each."""
-        classes = self.trained.dataset.num_classes
-        if not self.trained.recipe.conditional or not classes:
+        classes = self.run.task.dataset.num_classes
+        if not self.run.recipe.conditional or not classes:
             return None
-        rows = torch.arange(count, device=self.trained.device)
+        rows = torch.arange(count, device=self.run.device)
         return {"label": rows % min(classes, max(1, count // NOISES_PER_CLASS))}
 
     def init_noise(self, noise: Tensor) -> Tensor:
         """The start of sampling, given N(0, I) ``noise`` ``[B, *shape]``."""
-        distribution, noise = self.generator.law, noise.to(self.trained.device)
-        if self.sampler.init_noise == "normal" or distribution is None:
+        distribution, noise = self.pipeline.init_noise, noise.to(self.run.device)
+        if distribution is None:
             return noise
         return distribution.color(noise, (self.cond(len(noise)) or {}).get("label"))
 
     def sample(self, noise: Tensor) -> Tensor:
-        """Images ``[B, *shape]`` in the range of the data set, with guidance and the scaled clip.
+        """Images ``[B, *shape]`` in the range of the data set, as ``immiscible sample`` makes them.
 
         A sampler that adds noise on its way adds the same at every call.
         """
-        rows, device = range(len(noise)), self.trained.device
-        sampler = self.generator.of_scaled_data(self.sampler)
-        sampled = sampler.sample(
-            self.trained.recipe.noise_path,
-            self.generator.guided(self.trained.model, sampler),
+        pipeline, rows = self.pipeline, range(len(noise))
+        sampled = pipeline.sampler.sample(
+            pipeline.path,
+            guided(self.run.model, pipeline.sampler.guidance, pipeline.unconditional),
             self.init_noise(noise),
             cond=self.cond(len(noise)),
-            step_noise=lambda step: start_noise(self.seed, rows, self.shape, device, step),
+            step_noise=partial(start_noise, self.seed, rows, pipeline.shape, pipeline.device),
         )
-        return self.trained.recipe.scaling.undo(sampled.data)
+        return pipeline.decode(sampled.data)
 
     def data(self) -> Batch:
         """Up to ten thousand data as the network sees them, mirrored where training mirrors."""
-        recipe, dataset = self.trained.recipe, self.trained.dataset
+        recipe, dataset = self.run.recipe, self.run.task.dataset
         generator = keyed_generator(self.seed, "data")
         rows = torch.randperm(row_count(recipe, dataset), generator=generator)[:MOST_DATA]
         return images_at(recipe, dataset, rows)
 
     def optimal_denoiser(self, data: Batch) -> OptimalDenoiser | None:
         """The best there can be for ``data``; None where there is no closed form."""
-        trained = self.trained
-        coupling = make_coupling(trained.recipe, trained.dataset, trained.run, torch.device("cpu"))
-        if trained.recipe.conditional or not has_closed_form(coupling):
+        run, cpu = self.run, torch.device("cpu")
+        coupling = build_coupling(run.recipe, run.task, run.run_dir, cpu, allow_code=run.allow_code)
+        if run.recipe.conditional or not has_closed_form(coupling):
             return None
-        return OptimalDenoiser(data, density_of(coupling), trained.recipe.noise_path)
+        return OptimalDenoiser(data, density_of(coupling), run.recipe.noise_path)
 
 
 def perturbation_section(
@@ -148,11 +145,11 @@ def perturbation_section(
     for word in ("", ", renormalized"):
         originals, results = perturbation_test(
             model.sample,
-            model.shape,
+            model.pipeline.shape,
             noises=noises,
             renormalize=bool(word),
             seed=model.seed,
-            device=model.trained.device,
+            device=model.run.device,
         )
         for each in results:
             label = f"W = {100 * each.weight:.0f} %{word}"
@@ -163,7 +160,8 @@ def perturbation_section(
             shown = [originals[:8, None], *(each.images[:8, :3] for each in results)]
             images = write_grid(torch.cat(shown, dim=1), caption, folder, f"perturbation_{stem}")
     note = (
-        f"Images of {noises} noises N and of N + W P, ten P each, sampled by {model.sampler}. "
+        f"Images of {noises} noises N and of N + W P, ten P each, sampled by "
+        f"{model.run.recipe.sampler}. "
         f"Change: mean squared change of the image in units of that between images of different "
         f"noises. Own: share of images that are nearest to their own original. Expected: for "
         f"images linear in the noise, and by chance. The paper tested a model trained without "
@@ -179,10 +177,10 @@ def trajectory_section(
     model: TrainedModel, name: str, noises: int, folder: Path | None, stem: str
 ) -> Section:
     """The predicted image at every step of 20, of the model and of the best there can be."""
-    recipe, cond, data = model.trained.recipe, model.cond(noises), model.data()
+    recipe, cond, data = model.run.recipe, model.cond(noises), model.data()
     generator = keyed_generator(model.seed, "layers")
-    noise = model.init_noise(torch.randn(noises, *model.shape, generator=generator))
-    predict, best = data_prediction(recipe.noise_path, model.trained.model, cond), {}
+    noise = model.init_noise(torch.randn(noises, *model.pipeline.shape, generator=generator))
+    predict, best = data_prediction(recipe.noise_path, model.run.model, cond), {}
     result = denoising_trajectory(
         predict,
         recipe.noise_path,
@@ -217,7 +215,7 @@ def trajectory_section(
         f"denoiser there can be for these data and this coupling, at the same points. The paper "
         f"showed images of DDIM on CIFAR-10, no numbers."
     )
-    if model.sampler.guidance != 1:
+    if model.run.recipe.sampler.guidance != 1:
         note += " The predictions are those of the model itself, without guidance."
     return Section(f"Predictions by step, {name}", f"Fig. 3 of {P1}", rows, note, images)
 

@@ -59,8 +59,13 @@ def checked(command):
 
 
 def check_module(name, *rest):
-    """Parse the options of ``python -m name``, which are a dataclass as of our commands."""
+    """Parse the options of ``python -m name``, a dataclass as of our commands or argparse's."""
+    path = ROOT.joinpath(*name.split("."))
+    script = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+    if "argparse" in script.read_text(encoding="utf-8"):
+        return check_script(script, rest)
     parse(importlib.import_module(f"{name}.__main__").Options, rest, name)
+    return None
 
 
 def check_script(script, rest):

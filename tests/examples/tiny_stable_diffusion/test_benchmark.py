@@ -1,5 +1,4 @@
 import argparse
-import importlib
 import time
 from pathlib import Path
 
@@ -9,9 +8,10 @@ import torch
 from examples.tiny_stable_diffusion.build import load_splits
 from examples.tiny_stable_diffusion.evaluate import label_classifier
 from fixtures.tiny_stable_diffusion import tiny_config
-from helpers import ROOT
 from immiscible_diffusion.utils.atomic_files import read_json
 from immiscible_diffusion.utils.images import image_grid
+from reproduce.small_stable_diffusion import __main__ as script
+from reproduce.small_stable_diffusion import evaluate
 
 SPENT = {
     "make": {"began": 0.0, "wall": 1500.0, "cpu": 50.0},
@@ -22,19 +22,13 @@ SPENT = {
 
 
 @pytest.fixture
-def script(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return importlib.import_module("small_sd")
-
-
-@pytest.fixture
 def arguments(tmp_path):
     return argparse.Namespace(
         data=Path("data"), name="cifar10", out=tmp_path, scale=0.01, only=None
     )
 
 
-def test_every_stage_is_a_command(script, arguments):
+def test_every_stage_is_a_command(arguments):
     from immiscible_diffusion.cli.main import COMMANDS
 
     found = script.stages(arguments)
@@ -45,19 +39,19 @@ def test_every_stage_is_a_command(script, arguments):
     assert one[steps] == other[steps]  # equal steps
 
 
-def test_labels_are_judged_by_the_number_of_the_picture(script, images, tmp_path):
+def test_labels_are_judged_by_the_number_of_the_picture(images, tmp_path):
     real = load_splits(tiny_config(images)).data.images
     labels = torch.arange(9) % 3
     rows = torch.tensor([(real.labels == label).nonzero()[i, 0] for i, label in enumerate(labels)])
     for number, picture in enumerate(real.batch(rows).data):
         image_grid(picture[None]).save(tmp_path / f"x_{number}.png")
-    found = script.labels_right(label_classifier(real), tmp_path)
+    found = evaluate.label_accuracy(label_classifier(real), tmp_path)
     assert found["accuracy"] > 0.8
     assert found["pictures"] == 9
     assert len(found["by_class"]) == 3
 
 
-def test_the_report_says_which_bars_are_reached(script, pipeline):
+def test_the_report_says_which_bars_are_reached(pipeline):
     figures = {
         **read_json(pipeline[0] / "figures.json"),
         "classifier": {"reconstructions": 0.4},
@@ -70,7 +64,7 @@ def test_the_report_says_which_bars_are_reached(script, pipeline):
     assert "| minutes in all | 40 | <= 30 | NO |" in text
 
 
-def test_stages_wait_for_what_they_need_and_run_two_at_a_time(script, arguments):
+def test_stages_wait_for_what_they_need_and_run_two_at_a_time(arguments):
     every = script.stages(arguments)
     done, started, together = set(), [], []
 

@@ -53,8 +53,8 @@ def test_between_two_points_the_middle_decides():
     for coupling in (Independent(), KNN(4)):
         paths = exact_paths(OptimalDenoiser.of(two, coupling, FlowMatchingPath()), noise)
         torch.testing.assert_close(paths[-1], two[side].double(), atol=1e-6, rtol=0)
-        lengths[str(coupling)] = straightness(paths)
-    assert 1 < lengths["KNN(k=4)"] < lengths["Independent()"]
+        lengths[type(coupling)] = straightness(paths)
+    assert 1 < lengths[KNN] < lengths[Independent]
 
 
 def test_one_point_is_reached_straight_and_in_one_step():

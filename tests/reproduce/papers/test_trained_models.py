@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from immiscible_diffusion.diffusion.samplers import start_noise
-from immiscible_diffusion.evaluation.load_run import LoadedRun
+from immiscible_diffusion.evaluation.load_run import load_run
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.trainer import Trainer
 from reproduce.papers.trained_models import TrainedModel, run_paper_tests
@@ -86,15 +86,14 @@ def test_a_conditional_run_is_compared_within_its_labels(tiny, tmp_path):
 
 
 def loaded(run, **options):
-    found = LoadedRun.load(run, "cpu")
-    return TrainedModel(found, dataclasses.replace(found.recipe.sampler, **options), seed=0)
+    found = load_run(run, "cpu")
+    return TrainedModel(found.with_sampler(dataclasses.replace(found.recipe.sampler, **options)), 0)
 
 
 def sampled_both_ways(one):
     """The images of the tests, and those that ``immiscible sample`` makes of the same noise."""
-    shape, rows = one.trained.dataset.shape, range(80)
-    usual, _ = next(one.generator(one.trained.model, 80, seed=0, sampler=one.sampler))
-    return one.sample(start_noise(0, rows, shape, "cpu")), usual
+    usual, _ = next(one.pipeline(one.run.model, 80, seed=0))
+    return one.sample(start_noise(0, range(80), one.pipeline.shape, "cpu")), usual
 
 
 def test_images_are_guided_as_those_of_sample_are(tiny, tmp_path):
@@ -117,9 +116,10 @@ def test_the_bound_on_predicted_data_is_scaled_as_the_data_are(tmp_path):
 
 
 def test_mirror_images_are_among_the_data_where_training_mirrors(tiny, tmp_path):
-    recipe = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, flip=True))
+    data = dataclasses.replace(tiny.task.data, flip=True)
+    recipe = dataclasses.replace(tiny, task=tiny.task.replace(data=data))
     one = loaded(trained(recipe, tmp_path))
-    data, count = one.data().data, len(one.trained.dataset)
+    data, count = one.data().data, len(one.run.task.dataset)
     assert len(data) == 2 * count
     mean = data.mean(dim=0)
     torch.testing.assert_close(mean, mean.flip(-1), atol=1e-5, rtol=0)

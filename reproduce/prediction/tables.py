@@ -1,4 +1,4 @@
-"""Tables, correlations and the figure of predict_speedup.py."""
+"""Tables, correlations and the figure of the prediction."""
 
 import csv
 import json
@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from predict_speedup import BUDGETS, COUPLINGS, SETS
 
-from immiscible_diffusion.couplings.registry import spelled
+from immiscible_diffusion.couplings.registry import parse_without_data
 from immiscible_diffusion.reporting.compare.speedup import steps_to
+from reproduce.prediction.__main__ import COUPLINGS, SAMPLING_STEPS, SETS
 
 PREDICTORS = {
     "loss": "irreducible loss, mean over t (main)",
@@ -23,7 +23,8 @@ PREDICTORS = {
 }
 REPEATS = 4000
 Outcome = tuple[str, int]
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+OUTCOMES: list[Outcome] = [(start, n) for start in ("normal", "matched") for n in SAMPLING_STEPS]
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 
 
 @dataclass(frozen=True)
@@ -56,24 +57,24 @@ def points_of(found: dict[str, Any]) -> list[Point]:
     """All couplings of a data set but the baseline."""
     curves: dict[tuple[int, int, str, int], dict[int, float]] = {}
     for row in found["quality"]:
-        key = (row["coupling"], row["seed"], row["start"], row["budget"])
+        key = (row["coupling"], row["seed"], row["start"], row["sampling_steps"])
         curves.setdefault(key, {})[row["step"]] = row["frechet"]
     base, points = found["known"][0], []
     for number, name in enumerate(COUPLINGS[1:], start=1):
         speedup: dict[Outcome, list[float]] = {}
         final: dict[Outcome, list[float]] = {}
         bounded: dict[Outcome, tuple[int, int]] = {}
-        for coupling, seed, start, budget in curves:
+        for coupling, seed, start, sampling_steps in curves:
             if coupling != number:
                 continue
-            pair = [best(curves[c, seed, start, budget]) for c in (0, number)]
+            pair = [best(curves[c, seed, start, sampling_steps]) for c in (0, number)]
             target = max(min(curve.values()) for curve in pair)
             (without, low), (steps, high) = (steps_to(curve, target) for curve in pair)
-            before = bounded.get((start, budget), (0, 0))
-            bounded[start, budget] = before[0] + low, before[1] + high
-            speedup.setdefault((start, budget), []).append(math.log(without / steps))
+            before = bounded.get((start, sampling_steps), (0, 0))
+            bounded[start, sampling_steps] = before[0] + low, before[1] + high
+            speedup.setdefault((start, sampling_steps), []).append(math.log(without / steps))
             ratio = min(pair[1].values()) / min(pair[0].values())
-            final.setdefault((start, budget), []).append(-math.log(ratio))
+            final.setdefault((start, sampling_steps), []).append(-math.log(ratio))
         known = reduction(base, exact(name, found["known"][number]))
         points.append(Point(found["set"], name, known, speedup, final, bounded))
     return points
@@ -84,7 +85,7 @@ def exact(name: str, known: dict[str, float]) -> dict[str, float]:
 
     What the estimate took from the information for it is given back.
     """
-    if not getattr(spelled(name), "preserves_marginal", False) or not math.isfinite(
+    if not getattr(parse_without_data(name), "preserves_marginal", False) or not math.isfinite(
         known.get("kl", 0.0)
     ):
         return known
@@ -135,7 +136,7 @@ def interval(points: list[Point], x: np.ndarray, y: np.ndarray) -> tuple[float, 
     return float(low), float(high)
 
 
-def described(points: list[Point], predictor: str, outcome: Outcome, kind: str) -> str:
+def correlation_row(points: list[Point], predictor: str, outcome: Outcome, kind: str) -> str:
     """A row: correlations of a predictor with an outcome."""
     kept = [p for p in points if not p.control and math.isfinite(p.known[predictor])]
     x = np.array([p.known[predictor] for p in kept])
@@ -151,10 +152,10 @@ def described(points: list[Point], predictor: str, outcome: Outcome, kind: str) 
         for name in SETS
         if (mine := np.array([p.set == name for p in kept])).any()
     ]
-    start, budget = outcome
+    start, sampling_steps = outcome
     sizes = f"{min(out):.2f} to {max(out):.2f}" if out else "-"
     return (
-        f"| {PREDICTORS[predictor]} | {kind}, {budget} steps, {start} | {len(kept)} | "
+        f"| {PREDICTORS[predictor]} | {kind}, {sampling_steps} steps, {start} | {len(kept)} | "
         f"{correlation(x, y):.2f} ({low:.2f} to {high:.2f}) | "
         f"{correlation(ranks(x), ranks(y)):.2f} | {sizes} | "
         f"{', '.join(f'{value:.2f}' for value in within)} |"
@@ -169,24 +170,26 @@ def write_tables(folder: Path, figure: Path | None) -> int:
         if (folder / f"{name}.json").exists()
         for point in points_of(json.loads((folder / f"{name}.json").read_text()))
     ]
-    outcomes = [(start, budget) for start in ("normal", "matched") for budget in BUDGETS]
     head = "| predictor | outcome | points | Pearson (95 %) | Spearman | without a set | within |"
     lines = [head, "|---|---|--:|---|--:|---|---|"]
-    lines += [described(points, "loss", ("normal", budget), "speedup") for budget in BUDGETS]
+    lines += [
+        correlation_row(points, "loss", ("normal", sampling_steps), "speedup")
+        for sampling_steps in SAMPLING_STEPS
+    ]
     for kind in ("speedup", "final"):
         for predictor in PREDICTORS:
-            for outcome in outcomes:
-                lines.append(described(points, predictor, outcome, kind))
+            for outcome in OUTCOMES:
+                lines.append(correlation_row(points, predictor, outcome, kind))
     sys.stdout.write("\n".join(lines) + "\n\n" + table(points) + "\n")
     with (folder / "points.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         kinds = ("speedup", "final", "bounded")
-        names = [f"{kind} {b} {s}" for kind in kinds for s, b in outcomes]
+        names = [f"{kind} {b} {s}" for kind in kinds for s, b in OUTCOMES]
         writer.writerow(["set", "coupling", *PREDICTORS, *names])
         for p in points:
-            values = [np.exp(np.mean(part[o])) for part in (p.speedup, p.final) for o in outcomes]
+            values = [np.exp(np.mean(part[o])) for part in (p.speedup, p.final) for o in OUTCOMES]
             rounded = [f"{v:.4g}" for v in (*(p.known[n] for n in PREDICTORS), *values)]
-            counts = [sum(p.bounded[o]) for o in outcomes]
+            counts = [sum(p.bounded[o]) for o in OUTCOMES]
             writer.writerow([p.set, p.coupling, *rounded, *counts])
     if figure is not None:
         draw(points, figure)
@@ -201,25 +204,22 @@ def table(points: list[Point]) -> str:
     lines.append("|---|---|--:|--:|--:|--:|--:|")
     for p in points:
         cells = [
-            f"{p.mark((start, budget))}{math.exp(np.mean(p.speedup[start, budget])):.2f}"
-            for start in ("normal", "matched")
-            for budget in BUDGETS
+            f"{p.mark(outcome)}{math.exp(np.mean(p.speedup[outcome])):.2f}" for outcome in OUTCOMES
         ]
         lines.append(f"| {p.set} | {p.coupling} | {p.known['loss']:.0%} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def draw(points: list[Point], figure: Path) -> None:
-    """Predicted against measured, a panel for each budget and start."""
+    """Predicted against measured, a panel for each number of sampling steps and start."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     grid, axes = pyplot.subplots(2, 2, figsize=(9, 7), sharex=True, layout="constrained")
-    outcomes = [(start, budget) for start in ("normal", "matched") for budget in BUDGETS]
-    for panel, outcome in zip(axes.flat, outcomes, strict=True):
-        for name, color in zip(SETS, COLOURS, strict=True):
+    for panel, outcome in zip(axes.flat, OUTCOMES, strict=True):
+        for name, color in zip(SETS, COLORS, strict=True):
             for control in (False, True):
                 mine = [p for p in points if p.set == name and p.control is control]
                 x = [100 * p.known["loss"] for p in mine]

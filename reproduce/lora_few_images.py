@@ -1,9 +1,9 @@
-"""Whether pairing helps adapters that are trained on a few pictures: couplings over seeds.
+"""Whether pairing helps adapters that are trained on a few images: couplings over seeds.
 
-    python benchmarks/lora_few.py runs/small/independent runs/small/twenty --out runs/lora-few \
-        --prompt "a sks airplane" --steps 300 --size 32 --lr 1e-3 --prediction v
+    python -m reproduce.lora_few_images runs/small/independent runs/small/twenty \
+        --out runs/lora-few --prompt "a sks airplane" --steps 300 --size 32 --lr 1e-3 --prediction v
 
-PIPELINE is a folder (or a name on the hub) that diffusers loads, PICTURES a folder of pictures with
+PIPELINE is a folder (or a name on the hub) that diffusers loads, IMAGES a folder of images with
 captions. Batch 1, the recipe ``sd-lora``, equal steps; samples start from the same N(0, I) for all
 couplings, as every interface starts. Writes figures.json, report.md and strips.png; what is done is
 not done again.
@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from immiscible_diffusion.reporting.compare.estimate import t_interval
 from torch import nn
 
 from immiscible_diffusion.data import DataConfig, load_images
-from immiscible_diffusion.data.captions import Buckets
-from immiscible_diffusion.diffusion.pipeline import Generator
+from immiscible_diffusion.data.aspect_buckets import Buckets
 from immiscible_diffusion.metrics.features import extractor_from_name
 from immiscible_diffusion.metrics.few_shot import FewShotMetrics, few_shot_metrics
 from immiscible_diffusion.recipes import recipe_from_name
@@ -32,26 +30,31 @@ from immiscible_diffusion.training.trainer import Trainer
 from immiscible_diffusion.utils.atomic_files import read_json, write_json, write_text
 from immiscible_diffusion.utils.images import image_grid
 from immiscible_diffusion.utils.progress import Progress
+from immiscible_diffusion.utils.statistics import mean_interval
 
 BASELINE, SHOWN, SAMPLE_SEED = "independent", 8, 0
 FIGURES = [field.name for field in dataclasses.fields(FewShotMetrics)]
 
 
 def recipe_of(options: argparse.Namespace, coupling: str, seed: int) -> Recipe:
-    """``sd-lora`` on these pictures."""
+    """``sd-lora`` on these images."""
     recipe = recipe_from_name("sd-lora")
+    task: Any = recipe.task
+    model: Any = recipe.model
     return dataclasses.replace(
         recipe,
-        data=DataConfig("folder", path=str(options.pictures), size=options.size, channels=3),
-        codec=dataclasses.replace(recipe.codec, pretrained=options.pipeline),  # type: ignore[type-var]
-        buckets=Buckets(size=options.size, step=min(64, options.size)),
+        task=task.replace(
+            data=DataConfig("folder", path=str(options.images), size=options.size, channels=3),
+            codec=dataclasses.replace(task.codec, pretrained=options.pipeline),
+            buckets=Buckets(size=options.size, step=min(64, options.size)),
+        ),
         path=dataclasses.replace(recipe.path, prediction=options.prediction),  # type: ignore[call-arg]
-        model=dataclasses.replace(recipe.model, gradient_checkpointing=False),  # type: ignore[call-arg]
-        optim=dataclasses.replace(recipe.optim, lr=options.lr, warmup=options.steps // 10),
+        model=dataclasses.replace(model, gradient_checkpointing=False),
+        optim=dataclasses.replace(recipe.optim, lr=options.lr, warmup_steps=options.steps // 10),
         coupling=coupling,
         seed=seed,
         steps=options.steps,
-        precision=options.precision,
+        mixed_precision=options.mixed_precision,
         sampler=dataclasses.replace(recipe.sampler, steps=20, guidance=options.guidance),
         preview_every=0,
         validate_every=options.steps,
@@ -59,8 +62,8 @@ def recipe_of(options: argparse.Namespace, coupling: str, seed: int) -> Recipe:
     )
 
 
-def tuned(options: argparse.Namespace, recipe: Recipe, judge: Any, real: torch.Tensor) -> Any:
-    """Figures at every step asked for, of one training; also the first samples as a strip."""
+def tune(options: argparse.Namespace, recipe: Recipe, extractor: Any, real: torch.Tensor) -> Any:
+    """Metrics at every step asked for, of one training; also the first samples as a row."""
     name = recipe.coupling.replace(":", "-").replace("=", "")
     folder = options.out / f"{name}-seed{recipe.seed}"
     done = folder / "few.json"
@@ -71,16 +74,14 @@ def tuned(options: argparse.Namespace, recipe: Recipe, judge: Any, real: torch.T
     found = {}
 
     def evaluate(step: int, model: nn.Module) -> None:
-        generator = Generator(
-            recipe, trainer.dataset, trainer.device, codec=trainer.codec, prompts=(options.prompt,)
-        )
-        batches = generator(model, options.samples, seed=SAMPLE_SEED)
-        made = torch.cat([pictures for pictures, _ in batches]).cpu()
-        found[str(step)] = dataclasses.asdict(few_shot_metrics(judge, made, real))
-        image_grid(made[:SHOWN], SHOWN).save(strip_of(folder, step))
+        pipeline = trainer.run.pipeline(prompts=(options.prompt,))
+        batches = pipeline(model, options.samples, seed=SAMPLE_SEED)
+        samples = torch.cat([images for images, _ in batches]).cpu()
+        found[str(step)] = dataclasses.asdict(few_shot_metrics(extractor, samples, real))
+        image_grid(samples[:SHOWN], SHOWN).save(strip_of(folder, step))
 
     if recipe.seed == options.seeds[0]:
-        evaluate(0, trainer.average.current())
+        evaluate(0, trainer.ema.model)
     trainer.train(evaluate=evaluate, evaluate_at=at, quiet=True)
     write_json(done, found)
     return found
@@ -101,10 +102,9 @@ def table(figures: dict[str, list[Any]], step: str) -> list[str]:
             values = [run[step][name] for run in runs]
             if coupling != BASELINE:
                 values = [v - b[step][name] for v, b in zip(values, base, strict=True)]
-            mean, low, high = t_interval(values)
-            sign = "" if coupling == BASELINE else "+"
-            between = "" if low is None else f" ({low:{sign}.3f} to {high:{sign}.3f})"
-            cells.append(f"{mean:{sign}.3f}{between}")
+            mean, sign = mean_interval(values), "" if coupling == BASELINE else "+"
+            ends = f" ({mean.low:{sign}.3f} to {mean.high:{sign}.3f})" if mean.is_known else ""
+            cells.append(f"{mean.value:{sign}.3f}{ends}")
         label = coupling if coupling == BASELINE else f"{coupling}, less {BASELINE}"
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return lines
@@ -131,10 +131,10 @@ def strips(options: argparse.Namespace, steps: list[str]) -> None:
     sheet.save(options.out / "strips.png", optimize=True)
 
 
-def parsed() -> argparse.Namespace:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pipeline")
-    parser.add_argument("pictures", type=Path)
+    parser.add_argument("images", type=Path)
     parser.add_argument("--prompt", required=True, help="what samples show")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--couplings", nargs="+", default=[BASELINE, "knn:k=2", "knn:k=8"])
@@ -143,7 +143,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--prediction", default="epsilon", choices=("epsilon", "v"))
-    parser.add_argument("--precision", default="no", choices=("no", "fp16", "bf16"))
+    parser.add_argument("--mixed_precision", default="no", choices=("no", "fp16", "bf16"))
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--features", default="efficientnet", help="what the figures compare")
@@ -155,17 +155,17 @@ def parsed() -> argparse.Namespace:
 
 
 def main() -> int:
-    options = parsed()
+    options = parse()
     options.out.mkdir(parents=True, exist_ok=True)
-    config = DataConfig("folder", path=str(options.pictures), size=options.size, channels=3)
+    config = DataConfig("folder", path=str(options.images), size=options.size, channels=3)
     dataset = load_images(config)
     real = dataset.batch(torch.arange(len(dataset))).data
-    judge = extractor_from_name(options.features, dataset, seed=0, device="cpu")
+    extractor = extractor_from_name(options.features, dataset, seed=0, device="cpu")
     figures: dict[str, list[Any]] = {coupling: [] for coupling in options.couplings}
     with Progress(len(options.seeds) * len(figures), 0, "LoRA", unit="training") as show:
         for seed in options.seeds:
             for number, (coupling, runs) in enumerate(figures.items()):
-                runs.append(tuned(options, recipe_of(options, coupling, seed), judge, real))
+                runs.append(tune(options, recipe_of(options, coupling, seed), extractor, real))
                 show.update(options.seeds.index(seed) * len(figures) + number + 1)
     write_json(options.out / "figures.json", figures)
     steps = list(figures[BASELINE][-1])

@@ -1,6 +1,6 @@
 """Does the closed-form reduction of the irreducible loss predict the measured speed-up?
 
-    OMP_NUM_THREADS=1 python benchmarks/predict_speedup.py --fashion FOLDER --cifar FOLDER \
+    OMP_NUM_THREADS=1 python -m reproduce.prediction --fashion FOLDER --cifar FOLDER \
         --out OUT --set digits          # one process a data set; then without --set: the tables
 
 Stated before anything was run:
@@ -10,7 +10,7 @@ Stated before anything was run:
 - Main outcomes: log(steps without / steps with pairing) to the same Frechet distance at 5 and at 20
   Euler steps from N(0, I), mean over 3 seeds.
 - Data sets: digits, digits 0 to 4, Fashion-MNIST 8 x 8, CIFAR-10 in gray 8 x 8, 64 Gaussians in 16
-  dimensions. Couplings: KNN k = 2, 4, 16, 64, the last two centerd, calibrated k = 16 and 64,
+  dimensions. Couplings: KNN k = 2, 4, 16, 64, the last two centered, calibrated k = 16 and 64,
   assignment, Gaussian transport eps = 4, and two shuffled controls, whose predicted reduction is 0.
 - It holds if the correlation over all points that are no controls has a bootstrap interval (data
   sets drawn with replacement, then couplings) above 0 for both main outcomes, and its sign is the
@@ -52,7 +52,7 @@ SETS = ("digits", "digits-0-4", "fashion", "cifar-gray", "gaussians")
 LEVELS = tuple((2 * i + 1) / 20 for i in range(10))
 SEEDS, BATCH, STEPS, WIDTH = (0, 1, 2), 128, 1200, 96
 EVALUATED = (60, 120, 200, 320, 500, 800, 1200)
-BUDGETS, SAMPLES, DATA = (5, 20), 1000, 2000
+SAMPLING_STEPS, SAMPLES, DATA = (5, 20), 1000, 2000
 
 
 def load(name: str, fashion: str | None, cifar: str | None) -> Tensor:
@@ -140,37 +140,41 @@ def draw(data: Tensor, couplings: list[Coupling], step: int) -> tuple[Tensor, Te
 
 
 @torch.no_grad()
-def sampled(model: Stack, start: Tensor, budget: int) -> Tensor:
+def sample(model: Stack, start: Tensor, sampling_steps: int) -> Tensor:
     """Euler from ``start`` ``[M, S, D]``."""
     x = start
-    for number in range(budget):
-        t = torch.full(x.shape[:2], 1 - number / budget)
-        x = x - model(x, t) / budget
+    for number in range(sampling_steps):
+        t = torch.full(x.shape[:2], 1 - number / sampling_steps)
+        x = x - model(x, t) / sampling_steps
     return x
 
 
-def starts(laws: list[NoiseDistribution], dim: int) -> dict[str, Tensor]:
-    """Noise to start from, ``[M, S, D]``: N(0, I), and the law of each coupling's own noise."""
+def starts(distributions: list[NoiseDistribution], dim: int) -> dict[str, Tensor]:
+    """Noise to start from, ``[M, S, D]``: N(0, I), and as each coupling's own noise."""
     normal = [torch.randn(SAMPLES, dim, generator=keyed_generator("start", s)) for s in SEEDS]
-    matched = [law.color(noise.view(-1, *law.shape)).flatten(1) for law in laws for noise in normal]
-    return {"normal": torch.stack(normal * len(laws)), "matched": torch.stack(matched)}
+    matched = [
+        each.color(noise.view(-1, *each.shape)).flatten(1)
+        for each in distributions
+        for noise in normal
+    ]
+    return {"normal": torch.stack(normal * len(distributions)), "matched": torch.stack(matched)}
 
 
-def measured(
-    data: Tensor, couplings: list[Coupling], laws: list[NoiseDistribution], steps: int
+def frechet_distances(
+    data: Tensor, couplings: list[Coupling], distributions: list[NoiseDistribution], steps: int
 ) -> list:
-    """Frechet distances by step, start, budget, coupling and seed."""
+    """Frechet distances by step, start, sampling_steps, coupling and seed."""
     flat = data.flatten(1)
     real, found = FeatureStatistics.of(flat), []
-    begin = starts(laws, flat.shape[1])
+    begin = starts(distributions, flat.shape[1])
     for step, model in train(data, couplings, steps):
         for start, noise in begin.items():
-            for budget in BUDGETS:
-                made = sampled(model, noise, budget)
-                values = [frechet_distance(FeatureStatistics.of(x), real) for x in made]
+            for sampling_steps in SAMPLING_STEPS:
+                samples = sample(model, noise, sampling_steps)
+                values = [frechet_distance(FeatureStatistics.of(x), real) for x in samples]
                 found += [
-                    {"step": step, "start": start, "budget": budget, "coupling": i // len(SEEDS),
-                     "seed": SEEDS[i % len(SEEDS)], "frechet": value}
+                    {"step": step, "start": start, "sampling_steps": sampling_steps,
+                     "coupling": i // len(SEEDS), "seed": SEEDS[i % len(SEEDS)], "frechet": value}
                     for i, value in enumerate(values)
                 ]  # fmt: skip
         sys.stderr.write(f"step {step}\n")
@@ -179,7 +183,7 @@ def measured(
 
 def predictors(data: Tensor, name: str, coupling: Coupling, probes: int) -> dict[str, float]:
     """What is known before training."""
-    if name.startswith("shuffled:"):  # no pairing: nothing is told, and nothing unmixed
+    if name.startswith("shuffled:"):  # no pairing: the noise says nothing of its sample
         return {"loss": math.nan, "noisy": math.nan, "effective": math.nan, "information": 0.0}
     mixed = miscibility(data, coupling, levels=(*LEVELS, 0.98), probes=probes, batch_size=BATCH)
     losses = [level.irreducible.value for level in mixed.levels[:-1]]
@@ -199,20 +203,20 @@ def one_set(name: str, options: argparse.Namespace) -> dict:
     data = data[: options.data] if options.data else data
     moments = Moments.fit(data, directions=min(32, data[0].numel(), len(data) // 4))
 
-    def law(coupling: Coupling) -> NoiseDistribution:
+    def distribution(coupling: Coupling) -> NoiseDistribution:
         order = [torch.randperm(len(data), generator=keyed_generator("law", e)) for e in range(20)]
         batches = [data[rows] for epoch in order for rows in epoch.split(BATCH)]
         return NoiseDistribution.measure(
             coupling, batches, moments, generator=keyed_generator("law")
         )
 
-    couplings = [parse_coupling(c, moments, law) for c in COUPLINGS]
+    couplings = [parse_coupling(c, moments, distribution) for c in COUPLINGS]
     known = []
     for spelling, coupling in zip(COUPLINGS, couplings, strict=True):
         known.append(predictors(data, spelling, coupling, options.probes))
         sys.stderr.write(f"{name} {spelling}: {known[-1]}\n")
-    laws = [law(coupling) for coupling in couplings]
-    quality = measured(data, couplings, laws, options.steps)
+    distributions = [distribution(coupling) for coupling in couplings]
+    quality = frechet_distances(data, couplings, distributions, options.steps)
     return {"set": name, "data": len(data), "known": known, "quality": quality}
 
 
@@ -234,7 +238,7 @@ def main(arguments: list[str] | None = None) -> int:
         found = one_set(options.set, options)
         (options.out / f"{options.set}.json").write_text(json.dumps(found))
         return 0
-    from predict_tables import write_tables
+    from reproduce.prediction.tables import write_tables
 
     return write_tables(options.out, options.figure)
 

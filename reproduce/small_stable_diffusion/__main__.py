@@ -1,6 +1,6 @@
-"""Stable Diffusion end to end on a CPU: made, trained, tuned, painted with and judged.
+"""Stable Diffusion end to end on a CPU: made, trained, tuned, painted with and evaluated.
 
-    OMP_NUM_THREADS=1 python benchmarks/small_sd.py --data ../shared/data/cifar10 --out runs/small
+    OMP_NUM_THREADS=1 python -m reproduce.small_stable_diffusion --data CIFAR10 --out runs/small
 
 Every stage is a command of the library in a process of its own, two at a time; its wall and CPU
 seconds (children included) are noted. Stages that are done are skipped, so the same line goes on
@@ -22,14 +22,16 @@ from typing import Any
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # for examples
-
-from small_sd_judged import SAMPLER_STEPS, labeled_grid, labels_right, painting
-
 from examples.tiny_stable_diffusion.evaluate import label_classifier
 from immiscible_diffusion.data import DataConfig, load_images
 from immiscible_diffusion.utils.atomic_files import read_json, write_json, write_text
 from immiscible_diffusion.utils.images import image_grid
+from reproduce.small_stable_diffusion.evaluate import (
+    SAMPLER_STEPS,
+    label_accuracy,
+    labeled_grid,
+    painting_psnr,
+)
 
 SCRATCH, TUNED, LORA, PAINTED = 700, 150, 150, 400
 RUNS = ("independent", "knn", "finetune", "lora", "inpaint")
@@ -40,7 +42,7 @@ FRECHET = ("--metrics", "frechet", "--real", "5000")  # all 50,000 take 20 minut
 
 
 def recipe_options(arguments: argparse.Namespace, steps: int, lr: float) -> list[str]:
-    """What every recipe is told: which data, which pipeline, and the sizes that suit it."""
+    """Options of every recipe: the data, which pipeline, and the sizes that suit it."""
     return [
         *("--data.name", arguments.name, "--data.path", str(arguments.data), "--data.size", "32"),
         *("--codec.pretrained", str(arguments.out / "pipeline"), "--path.prediction", "v"),
@@ -235,13 +237,13 @@ def main() -> int:
     config = DataConfig(arguments.name, path=str(arguments.data), channels=3)
     classifier = label_classifier(load_images(config))
     figures["labels"] = {
-        run: labels_right(classifier, folder)
+        run: label_accuracy(classifier, folder)
         for run in RUNS
         if (folder := arguments.out / f"pictures-{run}").is_dir()
     }
     if (arguments.out / "inpaint" / "model_index.json").is_file():
-        figures["painting"] = painting(arguments, held)
-    labeled_grid(arguments, held.class_names, RUNS)
+        figures["painting"] = painting_psnr(arguments, held)
+    labeled_grid(arguments, held.class_names or (), RUNS)
     spent["judge and paint"] = {
         "began": began,
         "wall": time.time() - began,

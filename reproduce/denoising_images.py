@@ -1,18 +1,19 @@
 """The strips of a comparison's first seed below each other, as in docs/images/denoising.png.
 
-    python benchmarks/denoising_picture.py runs/compare/digits-ddim picture.png \
+    python -m reproduce.denoising_images runs/compare/digits-ddim image.png \
         --coupling independent --coupling assignment --coupling knn:k=4
 
-A row for each coupling: of two images what the network saw, and the image it took it for, from
+A row for each coupling: of two images what the network saw, and the image it predicted, from
 noise (left) to image (right). The strips are those of the comparison's report.
 """
 
 import argparse
 from pathlib import Path
 
-from immiscible_diffusion.training.load_data_of import load_data
 from PIL import Image, ImageDraw
 
+import immiscible_diffusion.recipes  # noqa: F401 (tasks and networks that a run may name)
+from immiscible_diffusion.data import load_images
 from immiscible_diffusion.experiments.compare.plan import Plan, Trial
 from immiscible_diffusion.experiments.compare.trajectories import IMAGES, draw_trajectory
 from immiscible_diffusion.training.recipe import Recipe
@@ -26,7 +27,7 @@ def strips(folder: Path, couplings: list[str]) -> list[tuple[str, Image.Image]]:
     values = read_json(folder / "plan.json")
     recipe, seeds = Recipe.from_dict(values["recipe"]), tuple(values["seeds"])
     plan = Plan(folder, recipe, tuple(values["couplings"]), seeds)
-    dataset, found = load_data(recipe.data), []
+    dataset, found = load_images(recipe.task.data), []
     for name in couplings:
         if name not in plan.couplings:
             raise SystemExit(f"{folder} has {', '.join(plan.couplings)}, not {name}")
@@ -42,7 +43,7 @@ def strips(folder: Path, couplings: list[str]) -> list[tuple[str, Image.Image]]:
 
 
 def below_each_other(rows: list[tuple[str, Image.Image]]) -> Image.Image:
-    """One picture with a name beside each."""
+    """One image with a name beside each."""
     width = LABEL + max(image.width for _, image in rows)
     sheet = Image.new(
         rows[0][1].mode, (width, sum(image.height + GAP for _, image in rows)), "white"
@@ -56,7 +57,7 @@ def below_each_other(rows: list[tuple[str, Image.Image]]) -> Image.Image:
 
 
 def main() -> None:
-    """Write the picture."""
+    """Write the image."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)

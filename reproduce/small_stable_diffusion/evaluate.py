@@ -1,7 +1,8 @@
-"""What ``small_sd.py`` made, judged: asked-for labels, paintings, and a sheet to look at."""
+"""Accuracy on the labels asked for, PSNR of paintings, and a sheet to look at."""
 
 import argparse
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from immiscible_diffusion.utils.images import image_grid
 SAMPLER_STEPS = 20
 
 
-def labels_right(classifier: LabelClassifier, folder: Path) -> dict[str, Any]:
+def label_accuracy(classifier: LabelClassifier, folder: Path) -> dict[str, Any]:
     """The classifier's accuracy on the pictures of ``folder``, and by class."""
     pictures = SampleFolder(folder)
     numbers = torch.tensor([place.number for place in pictures.places])
@@ -34,7 +35,7 @@ def labels_right(classifier: LabelClassifier, folder: Path) -> dict[str, Any]:
 
 
 def labeled_grid(
-    arguments: argparse.Namespace, names: tuple[str, ...], runs: tuple[str, ...]
+    arguments: argparse.Namespace, names: tuple[str, ...], runs: Sequence[str]
 ) -> None:
     """The first pictures of every class and run, with names: labels.png."""
     import matplotlib.pyplot as plt
@@ -54,7 +55,7 @@ def labeled_grid(
     plt.close(figure)
 
 
-def painting(arguments: argparse.Namespace, held: Any, count: int = 64) -> dict[str, float]:
+def painting_psnr(arguments: argparse.Namespace, held: Any, count: int = 64) -> dict[str, float]:
     """In-painting by diffusers' own pipeline from the run folder."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

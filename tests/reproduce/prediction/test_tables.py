@@ -1,22 +1,13 @@
 """The tables of the prediction, from records that take a moment."""
 
 import csv
-import importlib
 import json
 import math
 
-import pytest
-
-from helpers import ROOT
+from reproduce.prediction import tables
 
 
-@pytest.fixture
-def script(monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    return importlib.import_module("predict_tables")
-
-
-def record(script, first):
+def record(first):
     """Every coupling as the baseline, but the first has distance ``first`` at once."""
     known = {"loss": 1.0, "noisy": 1.0, "effective": 50.0, "information": 0.5, "kl": 0.2}
     none = {"loss": math.nan, "noisy": math.nan, "effective": math.nan, "information": 0.0}
@@ -25,30 +16,30 @@ def record(script, first):
             "coupling": number,
             "seed": seed,
             "start": start,
-            "budget": budget,
+            "sampling_steps": sampling_steps,
             "step": step,
             "frechet": first if number == 1 and step == 60 else 4.0 / step,
         }
-        for number in range(len(script.COUPLINGS))
+        for number in range(len(tables.COUPLINGS))
         for seed in (0, 1)
         for start in ("normal", "matched")
-        for budget in script.BUDGETS
+        for sampling_steps in tables.SAMPLING_STEPS
         for step in (60, 120, 200)
     ]
-    every = [none if n.startswith("shuffled:") else known for n in script.COUPLINGS]
+    every = [none if n.startswith("shuffled:") else known for n in tables.COUPLINGS]
     return {"set": "digits", "known": every, "quality": rows}
 
 
-def test_bounds_are_marked_and_what_keeps_the_law_has_no_kl(script, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(script, "REPEATS", 5)
-    (tmp_path / "digits.json").write_text(json.dumps(record(script, 0.001)))
-    assert script.write_tables(tmp_path, None) == 0
-    said = capsys.readouterr().out
-    assert f"| digits | {script.COUPLINGS[1]} | 0% | >= 3.33 |" in said
-    assert "| digits | assignment | 0% | 1.00 |" in said
+def test_bounds_are_marked_and_what_preserves_the_marginal_has_no_kl(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tables, "REPEATS", 5)
+    (tmp_path / "digits.json").write_text(json.dumps(record(0.001)))
+    assert tables.write_tables(tmp_path, None) == 0
+    output = capsys.readouterr().out
+    assert f"| digits | {tables.COUPLINGS[1]} | 0% | >= 3.33 |" in output
+    assert "| digits | assignment | 0% | 1.00 |" in output
     with (tmp_path / "points.csv").open() as file:
         rows = {row["coupling"]: row for row in csv.DictReader(file)}
-    assert rows[script.COUPLINGS[1]]["bounded 5 normal"] == "2"
+    assert rows[tables.COUPLINGS[1]]["bounded 5 normal"] == "2"
     assert rows["assignment"]["bounded 5 normal"] == "0"
     assert (rows["assignment"]["kl"], rows["knn:k=4"]["kl"]) == ("0", "0.2")
     assert (rows["assignment"]["information"], rows["knn:k=4"]["information"]) == ("0.7", "0.5")

@@ -1,0 +1,1 @@
+"""Does the closed-form reduction of the irreducible loss predict the speed-up?"""

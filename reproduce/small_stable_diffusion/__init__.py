@@ -1,0 +1,1 @@
+"""Stable Diffusion end to end on a CPU."""
