@@ -1,57 +1,60 @@
-"""A training loop of one's own, with pairing: the line to look at is ``noise = coupling(data)``.
+"""A whole training loop with this library's parts: digits, flow matching, KNN noise selection.
 
-python examples/own_trainer.py                  # 1,000 steps on the digits of scikit-learn
-python examples/own_trainer.py --k 1            # without pairing, the same loop
+    python examples/own_trainer.py --steps 1500 --coupling knn:k=4
 """
 
 import argparse
 
 import torch
-from sklearn.datasets import load_digits
-from torch import nn
+from accelerate import Accelerator
 
-from immiscible_diffusion import KNN, Moments
-from immiscible_diffusion.integrations import pull
-
-
-def network() -> nn.Module:
-    return nn.Sequential(
-        nn.Linear(65, 256), nn.SiLU(), nn.Linear(256, 256), nn.SiLU(), nn.Linear(256, 64)
-    )
+from immiscible_diffusion import PairedLoader, parse_coupling
+from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
+from immiscible_diffusion.recipes import recipe_from_name
+from immiscible_diffusion.training.dataloader import TrainDataLoader
+from immiscible_diffusion.training.ema import EMA
+from immiscible_diffusion.training.optim import make_optimizer
+from immiscible_diffusion.utils.images import image_grid
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--k", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--coupling", default="knn:k=4")
+    parser.add_argument("--out", default="digits.png")
     options = parser.parse_args()
-    torch.manual_seed(0)
 
-    images = torch.tensor(load_digits().data, dtype=torch.float32) / 8 - 1  # [1797, 64], -1 to 1
-    coupling = KNN(k=options.k, center=Moments.fit(images))
-    model = network()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    recipe, accelerator, steps = recipe_from_name("digits-flow"), Accelerator(), options.steps
+    path, loss_fn = recipe.path, recipe.loss
+    task = recipe.task.build(recipe, accelerator.device)
+    model = task.build_model().to(accelerator.device)
+    ema = EMA(recipe.ema, model)
+    optimizer, lr_schedule = make_optimizer(recipe.optim, model, steps)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    coupling = parse_coupling(options.coupling)
+    loader = TrainDataLoader(task.dataset, recipe.batch_size, recipe.seed, accelerator.device)
 
-    for step in range(options.steps):
-        data = images[torch.randint(len(images), (128,))]
-        noise = coupling(data)  # was: noise = torch.randn_like(data)
-        t = torch.rand(len(data), 1)
-        x_t = (1 - t) * data + t * noise  # one noise for the mixture ...
-        target = noise - data  # ... and for the target
-        loss = (model(torch.cat([x_t, t], dim=1)) - target).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
+    step = 0
+    for batch in PairedLoader(loader, coupling, task.encode, streams=loader.streams, start=step):
+        t = path.sample_time(len(batch.data), generator=batch.rng.time)
+        cond = task.drop_conditions(batch.cond, batch.rng)
+        losses = loss_fn(
+            model, path, batch.data, batch.noise, t, cond, batch.mask, progress=step / steps
+        )
+        accelerator.backward(losses.mean())
         optimizer.step()
-        if (step + 1) % max(1, options.steps // 5) == 0:
-            lean = pull(data - images.mean(dim=0), noise).mean()
-            print(f"step {step + 1}: loss {loss:.3f}, pull {lean:.2f} (0 without pairing)")
+        optimizer.zero_grad()
+        lr_schedule.step()
+        ema.update(model)
+        step += 1
+        if step % 100 == 0:
+            print(f"step {step}: loss {losses.mean():.4f}")
+        if step == steps:
+            break
 
-    x = torch.randn(16, 64)  # sampling is as it always was
-    with torch.no_grad():
-        for i in range(20, 0, -1):
-            x -= model(torch.cat([x, torch.full((16, 1), i / 20)], dim=1)) / 20
-    size, wanted = (rows.square().mean().sqrt().item() for rows in (x, images))
-    print(f"root mean square of 16 samples {size:.2f}, of the data {wanted:.2f}")
+    pipeline = SamplingPipeline(path, recipe.sampler, task.shape, accelerator.device)
+    images = torch.cat([images for images, _ in pipeline(ema.model, 64, seed=0)])
+    image_grid(images).save(options.out)
 
 
 if __name__ == "__main__":

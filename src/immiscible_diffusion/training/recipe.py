@@ -11,7 +11,7 @@ from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.models import ModelConfig
 from immiscible_diffusion.training.ema import EMAConfig
 from immiscible_diffusion.training.optim import OptimizerConfig
-from immiscible_diffusion.training.task import TaskConfig
+from immiscible_diffusion.training.task import TaskConfig, import_applications
 from immiscible_diffusion.utils.serialization import flatten, from_dict, to_dict
 
 
@@ -141,6 +141,7 @@ class Recipe:
                 "recipe: written by a release before 0.2, whose recipes had no task; train the "
                 "recipe again, or use immiscible-diffusion 0.1 for this run"
             )
+        import_applications()
         recipe: Recipe = from_dict(cls, values, "recipe")
         return recipe
 

@@ -1,6 +1,8 @@
 """What differs between applications; the trainer asks its task and never what kind it is."""
 
 import dataclasses
+import importlib
+import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -103,6 +105,13 @@ class TaskConfig(ABC):
 
     def check(self, recipe: "Recipe") -> None:
         """Raise ValueError for parts of ``recipe`` that do not go with this application."""
+
+
+def import_applications() -> None:
+    """Import what lies in ``applications/``, so that files can name their tasks and networks."""
+    package = importlib.import_module("immiscible_diffusion.applications")
+    for application in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{application.name}.task")
 
 
 class Task(ABC):

@@ -161,7 +161,7 @@ class Trainer:
                 optimizer.zero_grad()
                 self.metrics.add(losses, t, batch.pairing_seconds)
         self.lr_schedule.step()
-        ema.update(self.run.model)
+        ema.update(model)
         self.step += 1
         self.metrics.steps += 1
 

@@ -67,7 +67,7 @@ def test_pairing_in_loader_workers(page, latents, workers):
 @pytest.mark.parametrize("k", ["1", "8"])
 def test_the_example_runs(k, monkeypatch, capsys):
     pytest.importorskip("sklearn", reason="the example trains on the digits of scikit-learn")
-    monkeypatch.setattr(sys, "argv", ["own_trainer.py", "--k", k, "--steps", "5"])
+    monkeypatch.setattr(sys, "argv", ["own_trainer.py", "--coupling", f"knn:k={k}", "--steps", "5", "--out", str(tmp_path / "digits.png")])
     runpy.run_path(str(ROOT / "examples" / "own_trainer.py"), run_name="__main__")
     steps = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
     assert len(steps) == 5
