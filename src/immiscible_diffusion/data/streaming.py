@@ -132,26 +132,25 @@ class Stream:
         chunks = range(rank, world * gradient_accumulation_steps, world)
 
         def load() -> Generator[Batch, None, None]:
-            samples, step = self._shuffled(seed, start, rank, world), start
+            shuffled, step = self._shuffled(seed, start, rank, world), start
             with ThreadPoolExecutor(NUM_DECODERS, "decode") as pool:
+                decoded = self._decoded(shuffled, size, pool)
                 while True:
                     for chunk in chunks:
                         generator = RandomStreams(seed, step, chunk).augment
-                        yield self._batch(*self._decoded(samples, size, pool), generator)
+                        yield self._batch(list(islice(decoded, size)), generator)
                     step += 1
 
-        return (
-            prefetch_iterator(load(), ahead + 1, name="stream", finish=False) if ahead else load()
-        )
+        if not ahead:
+            return load()
+        return prefetch_iterator(load(), ahead + 1, name="stream", finish=False)
 
-    def first(self, count: int) -> tuple[list[Tensor], list[Sample]]:
-        """Up to ``count`` samples in the order of the shards: bytes ``[C, H, W]``, and the rest."""
+    def first(self, count: int) -> list[tuple[Tensor, Sample]]:
+        """Up to ``count`` samples in the order of the shards, with their bytes ``[C, H, W]``."""
         numbers = range(len(self.shards.names))
-        samples = (sample for number in numbers for sample in self.shards.read(number))
-        return self._readable(
-            (sample, self._decode(sample) if isinstance(sample, Sample) else sample)
-            for sample in islice(samples, count)
-        )
+        samples = (sample for number in numbers for sample in self._read(number))
+        with ThreadPoolExecutor(NUM_DECODERS, "decode") as pool:
+            return list(self._decoded(islice(samples, count), NUM_DECODERS, pool))
 
     def texts_of(self, sample: Sample) -> Sequence[str]:
         """Captions of a sample, else prompts of its class; may be empty."""
@@ -177,41 +176,31 @@ class Stream:
             order = torch.randperm(len(self.shards.names), generator=generator).tolist()
             count = 0
             for shard in order[rank::world]:
-                for sample in self.shards.read(shard):
-                    if isinstance(sample, ShardError):
-                        self._skip(sample)
-                    else:
-                        count += 1
-                        yield sample
+                for sample in self._read(shard):
+                    count += 1
+                    yield sample
             if not count:
                 raise ValueError(f"{self.name}: no sample of this process's shards can be read")
             epoch += 1
 
+    def _read(self, shard: int) -> Iterator[Sample]:
+        """The samples of a shard that can be read."""
+        for sample in self.shards.read(shard):
+            if isinstance(sample, ShardError):
+                self._skip(sample)
+            else:
+                yield sample
+
     def _decoded(
         self, samples: Iterator[Sample], size: int, pool: ThreadPoolExecutor
-    ) -> tuple[list[Tensor], list[Sample]]:
-        """``size`` images, those that are broken replaced by the next."""
-        images: list[Tensor] = []
-        kept: list[Sample] = []
-        while len(images) < size:
-            chunk = list(islice(samples, size - len(images)))
-            more = self._readable(zip(chunk, pool.map(self._decode, chunk), strict=True))
-            images += more[0]
-            kept += more[1]
-        return images, kept
-
-    def _readable(
-        self, decoded: Iterator[tuple[Sample | ShardError, Tensor | ShardError]]
-    ) -> tuple[list[Tensor], list[Sample]]:
-        images: list[Tensor] = []
-        samples: list[Sample] = []
-        for sample, image in decoded:
-            if isinstance(sample, ShardError) or isinstance(image, ShardError):
-                self._skip(image)  # type: ignore[arg-type]
-            else:
-                images.append(image)
-                samples.append(sample)
-        return images, samples
+    ) -> Iterator[tuple[Tensor, Sample]]:
+        """Images with their samples, ``size`` decoded at a time, without those that are broken."""
+        while chunk := list(islice(samples, size)):
+            for sample, image in zip(chunk, pool.map(self._decode, chunk), strict=True):
+                if isinstance(image, ShardError):
+                    self._skip(image)
+                else:
+                    yield image, sample
 
     def _decode(self, sample: Sample) -> Tensor | ShardError:
         if self.tokenize is not None and not self.texts_of(sample):
@@ -230,9 +219,8 @@ class Stream:
         rest = ", and the rest of the shard" if error.rest_lost else ""
         warnings.warn(f"skipped ({len(self.skipped)} so far{rest}): {error}", stacklevel=2)
 
-    def _batch(
-        self, images: list[Tensor], samples: list[Sample], generator: torch.Generator
-    ) -> Batch:
+    def _batch(self, decoded: list[tuple[Tensor, Sample]], generator: torch.Generator) -> Batch:
+        images, samples = zip(*decoded, strict=True)
         labels = [sample.label for sample in samples]
         known = torch.tensor(labels) if all(label is not None for label in labels) else None
         flips = draw_flips(len(samples), self.flip, generator)
@@ -283,9 +271,10 @@ def load_stream(
         ValueError: what ``open_stream`` raises, or no image can be read.
     """
     stream = open_stream(config, captions, tokenize)
-    images, samples = stream.first(config.max_samples or NUM_IN_MEMORY)
-    if not images:
+    first = stream.first(config.max_samples or NUM_IN_MEMORY)
+    if not first:
         raise ValueError(f"{stream.name}: no image can be read")
+    images, samples = zip(*first, strict=True)
     labels = [sample.label for sample in samples]
     labeled = stream.classes is not None and all(label is not None for label in labels)
     dataset = ImageSet(

@@ -17,7 +17,7 @@ from immiscible_diffusion.diffusion.losses import RegressionLoss
 from immiscible_diffusion.diffusion.paths import FlowMatchingPath
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.evaluation.load_run import load_run
-from immiscible_diffusion.models import MLP
+from immiscible_diffusion.models import UNet
 from immiscible_diffusion.recipes import recipe_from_name
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
@@ -144,8 +144,8 @@ def test_the_error_of_actions_is_of_those_that_are_carried_out(small, tmp_path):
 
 
 def test_policies_and_images_are_not_confused(small, tmp_path):
-    with pytest.raises(ValueError, match="UNet1D or PolicyMLP; got MLP"):
-        dataclasses.replace(small, model=MLP())
+    with pytest.raises(ValueError, match="UNet1D or MLP; got UNet"):
+        dataclasses.replace(small, model=UNet())
     with pytest.raises(ValueError, match="no image previews"):
         dataclasses.replace(small, preview_every=10)
     nowhere = with_task(small, {"path": None})

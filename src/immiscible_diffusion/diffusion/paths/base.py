@@ -5,7 +5,7 @@ In every path t = 0 is data and t = 1 is noise.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -34,39 +34,55 @@ class PathSample:
     target: Tensor
 
 
-class Path(Protocol):
-    """What losses, samplers and the trainer need of a path."""
+class Path:
+    """How data and noise are mixed, and what the network learns: what losses and samplers need."""
 
-    @property
-    def prediction(self) -> Prediction:
-        """What the network predicts."""
+    if TYPE_CHECKING:  # a class constant, or a field of a dataclass
+
+        @property
+        def prediction(self) -> Prediction:
+            """What the network predicts."""
 
     def alpha(self, t: Tensor) -> Tensor:
         """Coefficient of the data in ``x_t``."""
+        raise NotImplementedError
 
     def sigma(self, t: Tensor) -> Tensor:
         """Coefficient of the noise in ``x_t``."""
-
-    def sample(self, data: Tensor, noise: Tensor, t: Tensor) -> PathSample:
-        """Mix ``data`` and ``noise`` ``[B, *shape]`` at ``t`` ``[B]``."""
-
-    def sample_time(self, count: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """Times ``[count]`` to train at, on the device of the generator (CPU without one)."""
-
-    def weight(self, t: Tensor) -> Tensor:
-        """Weight ``[B]`` of the squared error at ``t``."""
-
-    def network_time(self, t: Tensor) -> Tensor:
-        """The time that the network gets for ``t``."""
-
-    def from_network_time(self, network_time: Tensor) -> Tensor:
-        """The ``t`` of a ``network_time``: the inverse of ``network_time``."""
+        raise NotImplementedError
 
     def mixture(self, t: Tensor, like: Tensor) -> Mixture:
         """Coefficients at ``t`` ``[B]``, to broadcast over ``like`` ``[B, *shape]``."""
+        raise NotImplementedError
+
+    def sample(self, data: Tensor, noise: Tensor, t: Tensor) -> PathSample:
+        """Mix ``data`` and ``noise`` ``[B, *shape]`` at ``t`` ``[B]`` in [0, 1]."""
+        raise NotImplementedError
+
+    def sample_time(self, count: int, *, generator: torch.Generator | None = None) -> Tensor:
+        """Times ``[count]`` to train at, on the device of the generator (CPU without one)."""
+        raise NotImplementedError
+
+    def weight(self, t: Tensor) -> Tensor:
+        """Weight ``[B]`` of the squared error at ``t``: 1 unless a path says otherwise."""
+        return torch.ones_like(t)
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """The time that the network gets for ``t``."""
+        raise NotImplementedError
+
+    def from_network_time(self, network_time: Tensor) -> Tensor:
+        """The ``t`` of a ``network_time``: the inverse of ``network_time``."""
+        raise NotImplementedError
 
     def velocity(self, model: Model, cond: Cond | None = None) -> Velocity:
         """The model's dx/dt along the path, which ODE samplers integrate from t = 1 to 0."""
+
+        def field(x: Tensor, t: Tensor) -> Tensor:
+            output = model(x, self.network_time(t), cond)
+            return self.mixture(t, x).convert(output, x, self.prediction, "velocity")
+
+        return field
 
 
 def per_row(values: Tensor, like: Tensor) -> Tensor:

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from immiscible_diffusion.diffusion.paths.base import (
     Cond,
-    Model,
+    Path,
     PathSample,
-    Velocity,
     check_sample,
     per_row,
 )
@@ -21,7 +20,7 @@ TIMES = ("lognormal", "discrete")
 
 
 @dataclass(frozen=True)
-class EDMPath:
+class EDMPath(Path):
     """``x_t = data + sigma(t) noise``; the network, preconditioned, predicts the data.
 
     EDM (2206.00364). ``sigma`` rises with t from ``sigma_min`` to ``sigma_max`` (eq. 5). Wrap the
@@ -114,15 +113,6 @@ class EDMPath:
         rise = self.rho * (high - low) * (low + t * (high - low)) ** (self.rho - 1)
         sigma, slope = per_row(self.sigma(t), like), per_row(rise, like)
         return Mixture(torch.ones_like(sigma), sigma, torch.zeros_like(slope), slope)
-
-    def velocity(self, model: Model, cond: Cond | None = None) -> Velocity:
-        """dx/dt of the probability-flow ODE; ``model`` is preconditioned."""
-
-        def field(x: Tensor, t: Tensor) -> Tensor:
-            denoised = model(x, self.network_time(t), cond)
-            return self.mixture(t, x).convert(denoised, x, "data", "velocity")
-
-        return field
 
     @property
     def _roots(self) -> tuple[float, float]:

@@ -7,10 +7,8 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.diffusion.paths.base import (
-    Cond,
-    Model,
+    Path,
     PathSample,
-    Velocity,
     check_sample,
     per_row,
 )
@@ -20,7 +18,7 @@ TIMES = ("uniform", "logit_normal")
 
 
 @dataclass(frozen=True)
-class FlowMatchingPath:
+class FlowMatchingPath(Path):
     """Straight paths: ``x_t = (1 - t) data + t noise``, target ``noise - data``.
 
     Flow matching, arXiv 2210.02747 / rectified flow, 2209.03003; most papers on it count time the
@@ -74,10 +72,6 @@ class FlowMatchingPath:
             t = torch.sigmoid(self.mean + self.std * normal)
         return self.shift * t / (1 + (self.shift - 1) * t)
 
-    def weight(self, t: Tensor) -> Tensor:
-        """One at every ``t``."""
-        return torch.ones_like(t)
-
     def network_time(self, t: Tensor) -> Tensor:
         """``time_scale * t``."""
         return self.time_scale * t
@@ -90,7 +84,3 @@ class FlowMatchingPath:
         """Coefficients at ``t`` ``[B]``, to broadcast over ``like`` ``[B, *shape]``."""
         time = per_row(t, like)
         return Mixture(1 - time, time, -torch.ones_like(time), torch.ones_like(time))
-
-    def velocity(self, model: Model, cond: Cond | None = None) -> Velocity:
-        """The model's output itself: it predicts dx/dt = noise - data."""
-        return lambda x, t: model(x, self.network_time(t), cond)

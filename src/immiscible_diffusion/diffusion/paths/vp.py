@@ -11,6 +11,7 @@ from torch import Tensor
 from immiscible_diffusion.diffusion.paths.base import (
     Cond,
     Model,
+    Path,
     PathSample,
     Velocity,
     check_sample,
@@ -24,7 +25,7 @@ LARGEST_BETA = 0.999  # of the cosine schedule, 2102.09672
 
 
 @dataclass(frozen=True)
-class VPPath:
+class VPPath(Path):
     """``x_t = alpha data + sigma noise`` with ``alpha^2 + sigma^2 = 1``, trained at integer steps.
 
     DDPM (2006.11239). Step s = 0 ... steps - 1, the network's time, lies at ``t = (s + 1) /
