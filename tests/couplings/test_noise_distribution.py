@@ -303,7 +303,7 @@ def test_what_is_refused():
         law.whiten(torch.zeros(2, 13))
     for labels, message in [
         (torch.tensor([0, -1]), "0 or more, got -1"),
-        (torch.tensor([0, 3]), "knows labels 0 to 2, got 3"),
+        (torch.tensor([0, 3]), "labels 0 to 2 were measured, got 3"),
         (torch.zeros(2), r"whole numbers \[2\], got torch.float32"),
         (torch.zeros(3).long(), r"whole numbers \[2\], got torch.int64 \(3,\)"),
     ]:
