@@ -314,7 +314,7 @@ def test_what_is_refused():
         calibrated(data, cond={"label": torch.zeros(20).long()}, mask=torch.arange(12) < 6)
     with pytest.raises(ValueError, match=r'needs cond."label".; conditions given: text'):
         calibrated(data, cond={"text": data})
-    with pytest.raises(ValueError, match="needs a coupling and its NoiseDistribution"):
+    with pytest.raises(ValueError, match="needs the NoiseDistribution of its coupling"):
         Calibrated(KNN(64), moments)
 
 
