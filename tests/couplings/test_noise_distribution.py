@@ -124,7 +124,7 @@ def test_the_shift_of_classes_and_its_two_remedies(digits):
 
 
 def test_a_center_by_label_leaves_one_part_in_twenty_of_the_shift_at_most(digits):
-    # E[noise | sample] = c(|x|) x / |x|: its mean over a class is 0 only where the class lies evenly
+    # E[noise | sample] = c(|x|) x / |x|: its mean over a class is 0 only where the class is even
     # about its mean. Integrated over digits the rms shift is 1.16 raw, 0.67 with one center, 0.013
     # with a center by label: more noises would show it, so what is claimed is the factor.
     data, labels = digits
