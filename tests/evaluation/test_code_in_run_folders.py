@@ -22,6 +22,6 @@ def test_a_run_folder_that_names_code_loads_only_with_leave(tiny, tmp_path, monk
     for name in ("os:system", "os:system(command='true')"):
         (tmp_path / "recipe.json").write_text(json.dumps(record | {"coupling": name}))
         for allow_code in (False, True):
-            with pytest.raises(ValueError, match="give --allow-code|is no coupling"):
+            with pytest.raises(ValueError, match=r"give --allow-code|is no coupling"):
                 load_run(tmp_path, "cpu", allow_code=allow_code).coupling  # noqa: B018
     assert not calls
