@@ -124,7 +124,7 @@ def test_the_shift_of_classes_and_its_two_remedies(digits):
 
 
 def test_a_center_by_label_leaves_one_part_in_twenty_of_the_shift_at_most(digits):
-    # E[noise | sample] = c(|x|) x / |x|: its mean over a class is 0 only where the class lies evenly
+    # E[noise | sample] = c(|x|) x / |x|: its mean over a class is 0 only where the class is even
     # about its mean. Integrated over digits the rms shift is 1.16 raw, 0.67 with one center, 0.013
     # with a center by label: more noises would show it, so what is claimed is the factor.
     data, labels = digits
@@ -303,7 +303,7 @@ def test_what_is_refused():
         law.whiten(torch.zeros(2, 13))
     for labels, message in [
         (torch.tensor([0, -1]), "0 or more, got -1"),
-        (torch.tensor([0, 3]), "knows labels 0 to 2, got 3"),
+        (torch.tensor([0, 3]), "labels 0 to 2 were measured, got 3"),
         (torch.zeros(2), r"whole numbers \[2\], got torch.float32"),
         (torch.zeros(3).long(), r"whole numbers \[2\], got torch.int64 \(3,\)"),
     ]:
@@ -314,7 +314,7 @@ def test_what_is_refused():
         calibrated(data, cond={"label": torch.zeros(20).long()}, mask=torch.arange(12) < 6)
     with pytest.raises(ValueError, match=r'needs cond."label".; conditions given: text'):
         calibrated(data, cond={"text": data})
-    with pytest.raises(ValueError, match="needs a coupling and its NoiseDistribution"):
+    with pytest.raises(ValueError, match="needs the NoiseDistribution of its coupling"):
         Calibrated(KNN(64), moments)
 
 

@@ -59,6 +59,7 @@ class PairedBatch:
 
 
 PairedBatches = Generator[PairedBatch, None, None]
+Events = Generator[tuple[PairedBatch, torch.cuda.Event | None], None, None]
 
 
 @runtime_checkable
@@ -169,9 +170,10 @@ class PairedLoader:
             return
         for index, batch, rng in self._batches(start, epoch):
             coupling, cond, mask = self.coupling.at_step(rng.step), batch.cond, batch.mask
-            with _Stopwatch(batch.data.device, index) as watch:
-                noise = coupling(batch.data, cond=cond, mask=mask, generator=rng.noise)
-            yield PairedBatch(batch.data, noise, cond, mask, rng, watch.seconds)
+            began = _clock(batch.data.device, index)
+            noise = coupling(batch.data, cond=cond, mask=mask, generator=rng.noise)
+            seconds = _elapsed(began, batch.data.device)
+            yield PairedBatch(batch.data, noise, cond, mask, rng, seconds)
 
     def _pair_pools(self, start: int, epoch: int) -> PairedBatches:
         """Yield batches that are paired several at a time, or with those of other ranks.
@@ -184,10 +186,11 @@ class PairedLoader:
         for window in self._windows(index, epoch):
             batches = [batch for batch, _ in window]
             rng = window[0][1]
-            with _Stopwatch(batches[0].data.device, index // size) as watch:
-                coupling = self.coupling.at_step(rng.step)
-                noises = pair_pool(coupling, batches, generator=rng.noise)
-            seconds = None if watch.seconds is None else watch.seconds / len(window)
+            device = batches[0].data.device
+            began = _clock(device, index // size)
+            noises = pair_pool(self.coupling.at_step(rng.step), batches, generator=rng.noise)
+            seconds = _elapsed(began, device)
+            seconds = None if seconds is None else seconds / len(window)
             for (batch, rng), noise in zip(window, noises, strict=True):
                 if index >= start:
                     yield PairedBatch(batch.data, noise, batch.cond, batch.mask, rng, seconds)
@@ -197,9 +200,7 @@ class PairedLoader:
                 lambda number: self._streams_of(index + number * size, epoch).noise
             )
 
-    def _windows(
-        self, start: int, epoch: int
-    ) -> Generator[list[tuple[Batch, RandomStreams]], None, None]:
+    def _windows(self, start: int, epoch: int) -> Iterator[list[tuple[Batch, RandomStreams]]]:
         """Lists of ``pool_size`` batches, the last perhaps shorter.
 
         An error comes after the batches before it, and other ranks, who would wait, hear of it.
@@ -221,9 +222,7 @@ class PairedLoader:
         if window:
             yield window
 
-    def _batches(
-        self, start: int, epoch: int
-    ) -> Generator[tuple[int, Batch, RandomStreams], None, None]:
+    def _batches(self, start: int, epoch: int) -> Iterator[tuple[int, Batch, RandomStreams]]:
         """Number, batch (encoded and on its device) and random streams, from ``start`` on."""
         if isinstance(self.loader, ResumableLoader):
             items = iter(self.loader.starting_at(start))
@@ -267,59 +266,40 @@ def as_batch(item: Any) -> Batch:
     )
 
 
-class _Stopwatch:
-    """Seconds that the work within took, ``None`` if ``number`` is not one to be timed.
+def _clock(device: torch.device, number: int) -> float | None:
+    """The time once ``device`` has done its work; only some are timed where that means waiting."""
+    if device.type != "cpu" and number % TIMED_EVERY:
+        return None
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    return time.perf_counter()
 
-    To take the time on an accelerator is to wait for it, so there only some are timed.
-    """
 
-    def __init__(self, device: torch.device, number: int) -> None:
-        self.device = device
-        self.timed = device.type == "cpu" or number % TIMED_EVERY == 0
-        self.seconds: float | None = None
-
-    def __enter__(self) -> "_Stopwatch":
-        self.began = self._now() if self.timed else 0.0
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.seconds = self._now() - self.began if self.timed else None
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()
-        elif self.device.type == "mps":
-            torch.mps.synchronize()
-        return time.perf_counter()
+def _elapsed(began: float | None, device: torch.device) -> float | None:
+    ended = None if began is None else _clock(device, 0)
+    return None if began is None or ended is None else ended - began
 
 
 # -- the thread and its device ---------------------------------------------------------------------
 
 
-def _without_gradients(
-    pairs: PairedBatches, stream: torch.cuda.Stream | None
-) -> Generator[tuple[PairedBatch, torch.cuda.Event | None], None, None]:
+def _without_gradients(pairs: PairedBatches, stream: torch.cuda.Stream | None) -> Events:
     """Every batch, made on ``stream``, with the event after which a CUDA device has made it."""
     with contextlib.closing(pairs):
         while True:
-            with torch.no_grad(), _context_of(stream):
+            with torch.no_grad(), torch.cuda.stream(stream) if stream else contextlib.nullcontext():
                 batch = next(pairs, None)
                 if batch is None:
                     return
-                on_cuda = batch.data.is_cuda
                 device = batch.data.device
+                on_cuda = device.type == "cuda"
                 event = torch.cuda.current_stream(device).record_event() if on_cuda else None
             yield batch, event
 
 
-def _context_of(stream: torch.cuda.Stream | None) -> contextlib.AbstractContextManager[Any]:
-    """Within, CUDA work goes to ``stream`` and its device."""
-    return contextlib.nullcontext() if stream is None else torch.cuda.stream(stream)
-
-
-def _on_the_callers_stream(
-    source: Generator[tuple[PairedBatch, torch.cuda.Event | None], None, None],
-) -> PairedBatches:
+def _on_the_callers_stream(source: Events) -> PairedBatches:
     """The batches, ready for the stream of the caller."""
     with contextlib.closing(source):
         for batch, event in source:

@@ -87,7 +87,7 @@ def parse_coupling(
     if match := _IMPORT.fullmatch(name):
         if not allow_import:
             raise ValueError(
-                f"coupling '{name}' is code to import, which a run folder or a file may not name by "
+                f"coupling '{name}' is code to import, which a run folder or file may not name by "
                 f"itself; if you trust it, give --allow-code (or --coupling '{name}') on the "
                 f"command line, allow_import=True in Python"
             )

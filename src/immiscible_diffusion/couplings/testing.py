@@ -12,6 +12,7 @@ import copy
 import inspect
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ class CouplingError(AssertionError):
 
 
 def check_coupling(
-    coupling: Coupling,
+    coupling: Coupling | Callable[..., Tensor],
     *,
     shape: tuple[int, ...] = (3, 4, 4),
     conditions: Conditions | None = None,
@@ -40,32 +41,16 @@ def check_coupling(
     length of the noise; no state; use inside autocast; a mask refused or respected.
 
     Args:
-        coupling: the coupling, made and ready to be called.
-        shape: of one sample, if the coupling takes this one only (it is fitted, say); data of one
-            to four dimensions are tried as well if ``shape`` is left as it is.
+        coupling: the coupling, ready to be called.
+        shape: shape of one sample, if the coupling takes this one only (it is fitted, say); data of
+            one to four dimensions are tried as well if ``shape`` is left as it is.
         conditions: ``count -> cond``, the conditions of ``count`` data, if the coupling needs some
             (default: ``{"label": [count] int64}``).
 
     Raises:
         CouplingError: what was expected, what came, what to do.
     """
-    conditions = conditions or _labels
-    _check_signature(coupling)
-    ranks = [(4,), (3, 4), (3, 4, 4), (2, 3, 4, 4)] if shape == (3, 4, 4) else []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a batch of one may warn
-        for size in [shape, *ranks]:
-            for count in (1, 5):
-                _check_form(coupling, _data(count, size), conditions(count))
-        for dtype in DTYPES:
-            _check_form(coupling, _data(5, shape).to(dtype), conditions(5))
-        data, cond = _data(5, shape), conditions(5)
-        for check in CHECKS:
-            check(coupling, data, cond)
-
-
-def _check_signature(coupling: Coupling) -> None:
-    """``coupling(data, *, cond=None, generator=None)``."""
+    conditions = conditions or (lambda count: {"label": torch.arange(count)})
     try:
         inspect.signature(coupling).bind(None, cond=None, generator=None)
     except TypeError as error:
@@ -73,19 +58,33 @@ def _check_signature(coupling: Coupling) -> None:
             f"expected a call coupling(data, *, cond=None, generator=None), got {coupling!r}: "
             f"{error}; take these arguments, also those you do not use"
         ) from error
-
-
-def _labels(count: int) -> dict[str, Tensor]:
-    return {"label": torch.arange(count)}
+    ranks = [(4,), (3, 4), (3, 4, 4), (2, 3, 4, 4)] if shape == (3, 4, 4) else []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a batch of one may warn
+        for size in [shape, *ranks]:
+            for count in (1, 5):
+                _Check(coupling, _data(count, size), conditions(count)).form()
+        for dtype in DTYPES:
+            _Check(coupling, _data(5, shape).to(dtype), conditions(5)).form()
+        check = _Check(coupling, _data(5, shape), conditions(5))
+        for promise in (
+            check.randomness,
+            check.mask,
+            check.inputs,
+            check.views,
+            check.length,
+            check.state,
+            check.autocast,
+        ):
+            promise()
 
 
 def _data(count: int, shape: tuple[int, ...]) -> Tensor:
-    generator = torch.Generator().manual_seed(count)
-    return 0.5 * torch.randn(count, *shape, generator=generator)
+    return 0.5 * torch.randn(count, *shape, generator=_generator(count))
 
 
-def _draw(coupling: Coupling, data: Tensor, cond: dict[str, Tensor], seed: int = 0) -> Tensor:
-    return coupling(data, cond=cond, generator=torch.Generator().manual_seed(seed))
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def _require(kept: bool, expected: str, got: object, advice: str) -> None:
@@ -93,162 +92,139 @@ def _require(kept: bool, expected: str, got: object, advice: str) -> None:
         raise CouplingError(f"expected {expected}, got {got}; {advice}")
 
 
-def _check_form(coupling: Coupling, data: Tensor, cond: dict[str, Tensor]) -> None:
-    """Shape, dtype, device, gradient, memory of its own."""
-    data = data.clone().requires_grad_()
-    for given in (cond, None) if set(cond) == {"label"} else (cond,):
-        noise = coupling(data, cond=given, generator=torch.Generator().manual_seed(0))
+@dataclass(frozen=True, eq=False)
+class _Check:
+    """The promises of a coupling on one batch."""
+
+    coupling: Callable[..., Tensor]
+    data: Tensor
+    cond: dict[str, Tensor]
+
+    def draw(self, data: Tensor, seed: int = 0) -> Tensor:
+        return self.coupling(data, cond=self.cond, generator=_generator(seed))
+
+    def form(self) -> None:
+        """Shape, dtype, device, gradient, memory of its own."""
+        data = self.data.clone().requires_grad_()
         where = f"for data {tuple(data.shape)} {data.dtype}"
-        _require(isinstance(noise, Tensor), f"a tensor {where}", type(noise), "return noise alone")
-        want = (tuple(data.shape), data.dtype, data.device)
-        got = (tuple(noise.shape), noise.dtype, noise.device)
-        _require(got == want, f"noise {want}", got, "make the noise like the data, row by row")
+        for cond in (self.cond, None) if set(self.cond) == {"label"} else (self.cond,):
+            noise = self.coupling(data, cond=cond, generator=_generator())
+            tensor = isinstance(noise, Tensor)
+            _require(tensor, f"a tensor {where}", type(noise), "return noise alone")
+            expected = (tuple(data.shape), data.dtype, data.device)
+            got = (tuple(noise.shape), noise.dtype, noise.device)
+            advice = "make the noise like the data, row by row"
+            _require(got == expected, f"noise {expected}", got, advice)
+            advice = "decorate __call__ with @torch.no_grad()"
+            free = not noise.requires_grad
+            _require(free, f"no gradient {where}", "noise that requires grad", advice)
+            finite = bool(torch.isfinite(noise).all())
+            advice = "compute in float32 (half overflows)"
+            _require(finite, f"finite noise {where}", "nan or inf", advice)
+            own = noise.untyped_storage().data_ptr() != data.untyped_storage().data_ptr()
+            advice = "return a new tensor"
+            _require(own, f"memory of its own {where}", "memory of the data", advice)
+
+    def randomness(self) -> None:
+        """The generator is the only source of randomness, and it is used."""
+        state, advice = torch.get_rng_state(), "draw everything with generator=generator"
+        first, again, other = (self.draw(self.data, seed) for seed in (0, 0, 1))
+        untouched = torch.equal(state, torch.get_rng_state())
+        expected = "torch's global generator untouched when one is given"
+        _require(untouched, expected, "a change of its state", advice)
+        same = torch.equal(first, again)
+        _require(same, "the same noise from the same seed", "two noises", advice)
+        differs = not torch.equal(first, other)
+        _require(differs, "other noise from another seed", "the same", advice)
+        generator = _generator()
+        one, two = (self.coupling(self.data, cond=self.cond, generator=generator) for _ in range(2))
+        new = not torch.equal(one, two)
+        _require(new, "new noise at every call", "the same twice", advice)
+        one, two = (self.coupling(self.data, cond=self.cond) for _ in range(2))
+        torch.set_rng_state(state)  # a test leaves no trace
+        new = not torch.equal(one, two)
+        _require(new, "new noise at every call without generator", "the same twice", advice)
+
+    def mask(self) -> None:
+        """A mask is refused or respected: data that are not valid are not read."""
+        mask = torch.ones(self.data.shape, dtype=torch.bool)
+        mask[:, ..., -1] = self.data.shape[-1] == 1
+        coupling = as_coupling(self.coupling)
+        try:
+            one, other = (
+                coupling(
+                    self.data.masked_fill(~mask, fill),
+                    cond=self.cond,
+                    mask=mask,
+                    generator=_generator(),
+                )
+                for fill in (0.0, float("nan"))
+            )
+        except ValueError:
+            return  # refused
         _require(
-            not noise.requires_grad,
-            f"no gradient {where}",
-            "noise that requires grad",
-            "decorate __call__ with @torch.no_grad()",
-        )
-        finite = bool(torch.isfinite(noise).all())
-        _require(
-            finite, f"finite noise {where}", "nan or inf", "compute in float32 (half overflows)"
-        )
-        shared = noise.untyped_storage().data_ptr() == data.untyped_storage().data_ptr()
-        _require(
-            not shared, f"memory of its own {where}", "memory of the data", "return a new tensor"
-        )
-
-
-def _check_random(coupling: Coupling, data: Tensor, cond: dict[str, Tensor]) -> None:
-    """The generator is the only source of randomness, and it is used."""
-    before = torch.get_rng_state()
-    first, again, other = (_draw(coupling, data, cond, seed) for seed in (0, 0, 1))
-    advice = "draw everything with generator=generator"
-    _require(
-        torch.equal(before, torch.get_rng_state()),
-        "torch's global generator untouched when one is given",
-        "a change of its state",
-        advice,
-    )
-    _require(torch.equal(first, again), "the same noise from the same seed", "two noises", advice)
-    _require(not torch.equal(first, other), "other noise from another seed", "the same", advice)
-    generator = torch.Generator().manual_seed(0)
-    one, two = (coupling(data, cond=cond, generator=generator) for _ in range(2))
-    _require(not torch.equal(one, two), "new noise at every call", "the same twice", advice)
-    state = torch.get_rng_state()
-    free = [coupling(data, cond=cond) for _ in range(2)]
-    torch.set_rng_state(state)  # a test leaves no trace
-    _require(
-        not torch.equal(*free),
-        "new noise at every call without generator",
-        "the same twice",
-        advice,
-    )
-
-
-def _check_mask(coupling: Coupling, data: Tensor, cond: dict[str, Tensor]) -> None:
-    """A mask is refused or respected: data that are not valid are not read."""
-    mask = torch.ones(data.shape, dtype=torch.bool)
-    mask[:, ..., -1] = data.shape[-1] == 1
-    try:
-        masked, noises = as_coupling(coupling), []
-        for filler in (0.0, float("nan")):
-            generator = torch.Generator().manual_seed(0)
-            filled = data.masked_fill(~mask, filler)
-            noises.append(masked(filled, cond=cond, mask=mask, generator=generator))
-    except ValueError:
-        return  # refused
-    _require(
-        torch.equal(*noises) and bool(noises[0].isfinite().all()),
-        "finite noise that does not depend on data where the mask is False",
-        "noise that does",
-        "select over valid positions, or raise ValueError for a mask",
-    )
-
-
-def _check_inputs(coupling: Coupling, data: Tensor, cond: dict[str, Tensor]) -> None:
-    """Data and conditions stay as they are, in order, bit for bit."""
-    data_before, cond_before = data.clone(), {name: row.clone() for name, row in cond.items()}
-    given = dict(cond)
-    _draw(coupling, data, given)
-    advice = "never move or write the inputs: choose the noise, and return it"
-    _require(torch.equal(data, data_before), "data untouched", "data changed in place", advice)
-    same = given.keys() == cond_before.keys() and all(
-        given[name] is cond[name] and torch.equal(cond[name], row)
-        for name, row in cond_before.items()
-    )
-    _require(same, "cond untouched, in the order of the data", "cond changed in place", advice)
-
-
-def _check_views(coupling: Coupling, data: Tensor, cond: dict[str, Tensor]) -> None:
-    """Memory layout is not part of the value."""
-    want = _draw(coupling, data, cond)
-    sparse = torch.stack([data, data], dim=-1)[..., 0]
-    turned = data.flip(-1).transpose(0, -1).contiguous().transpose(0, -1).flip(-1)
-    for view in (sparse, turned):
-        got = _draw(coupling, view, cond)
-        _require(
-            torch.allclose(got, want, atol=1e-4),
-            "the same noise for a view of the same values",
-            f"a difference of {float((got - want).abs().max()):g}",
-            "use flatten or reshape, not view or strides",
+            torch.equal(one, other) and bool(one.isfinite().all()),
+            "finite noise that does not depend on data where the mask is False",
+            "noise that does",
+            "select over valid positions, or raise ValueError for a mask",
         )
 
+    def inputs(self) -> None:
+        """Data and conditions stay as they are, in order, bit for bit."""
+        data, cond = self.data.clone(), {name: row.clone() for name, row in self.cond.items()}
+        rows = dict(self.cond)
+        advice = "never move or write the inputs: choose the noise, and return it"
+        self.coupling(self.data, cond=rows, generator=_generator())
+        untouched = torch.equal(self.data, data)
+        _require(untouched, "data untouched", "data changed in place", advice)
+        untouched = rows.keys() == cond.keys() and all(
+            rows[name] is self.cond[name] and torch.equal(row, cond[name])
+            for name, row in rows.items()
+        )
+        expected = "cond untouched, in the order of the data"
+        _require(untouched, expected, "cond changed in place", advice)
 
-def _check_length(coupling: Coupling, data: Tensor, cond: dict[str, Tensor]) -> None:
-    """Noise, not something else: about one in the mean square, whatever the coupling selects."""
-    noises = [_draw(coupling, data, cond, seed) for seed in range(20)]
-    square = float(torch.stack(noises).square().mean())
-    _require(
-        0.2 <= square <= 5,
-        "noise of about unit variance (mean square within 0.2 and 5)",
-        f"mean square {square:g}",
-        "return the noise itself, not scaled nor mixed with the data",
-    )
+    def views(self) -> None:
+        """Memory layout is not part of the value."""
+        noise, data = self.draw(self.data), self.data
+        sparse = torch.stack([data, data], dim=-1)[..., 0]
+        turned = data.flip(-1).transpose(0, -1).contiguous().transpose(0, -1).flip(-1)
+        for view in (sparse, turned):
+            difference = float((self.draw(view) - noise).abs().max())
+            _require(
+                torch.allclose(self.draw(view), noise, atol=1e-4),
+                "the same noise for a view of the same values",
+                f"a difference of {difference:g}",
+                "use flatten or reshape, not view or strides",
+            )
 
+    def length(self) -> None:
+        """Noise, not something else: about one in the mean square, whatever is selected."""
+        square = float(torch.stack([self.draw(self.data, s) for s in range(20)]).square().mean())
+        expected = "noise of about unit variance (mean square within 0.2 and 5)"
+        advice = "return the noise itself, not scaled nor mixed with the data"
+        _require(0.2 <= square <= 5, expected, f"mean square {square:g}", advice)
 
-def _check_frozen(coupling: Coupling, data: Tensor, cond: dict[str, Tensor]) -> None:
-    """No state: what a call depends on is in its arguments."""
-    before = _state(coupling)
-    first = _draw(coupling, data, cond)
-    _draw(coupling, data.flip(0), cond, seed=1)
-    advice = "make it a frozen dataclass; fit what it must know before the first step"
-    _require(
-        _same(before, _state(coupling)), "no change of attributes in a call", "a change", advice
-    )
-    _require(
-        torch.equal(first, _draw(coupling, data, cond)),
-        "noise that does not depend on earlier calls",
-        "another noise after a call in between",
-        advice,
-    )
+    def state(self) -> None:
+        """No state: what a call depends on is in its arguments."""
+        before = copy.deepcopy(getattr(self.coupling, "__dict__", {}))
+        first = self.draw(self.data)
+        self.draw(self.data.flip(0), seed=1)
+        advice = "make it a frozen dataclass; fit what it must know before the first step"
+        same = _same(before, getattr(self.coupling, "__dict__", {}))
+        _require(same, "no change of attributes in a call", "a change", advice)
+        same = torch.equal(first, self.draw(self.data))
+        expected = "noise that does not depend on earlier calls"
+        _require(same, expected, "another noise after a call in between", advice)
 
-
-def _check_autocast(coupling: Coupling, data: Tensor, cond: dict[str, Tensor]) -> None:
-    """Trainers call couplings inside mixed precision."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        noise = _draw(coupling, data, cond)
-    _require(
-        noise.dtype == data.dtype and bool(torch.isfinite(noise).all()),
-        f"finite noise of {data.dtype} inside autocast",
-        noise.dtype,
-        "compute outside autocast, or with out=, and return the dtype of the data",
-    )
-
-
-CHECKS = (
-    _check_random,
-    _check_mask,
-    _check_inputs,
-    _check_views,
-    _check_length,
-    _check_frozen,
-    _check_autocast,
-)
-
-
-def _state(coupling: Any) -> dict[str, Any]:
-    return copy.deepcopy(getattr(coupling, "__dict__", {}))
+    def autocast(self) -> None:
+        """Trainers call couplings inside mixed precision."""
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            noise = self.draw(self.data)
+        fits = noise.dtype == self.data.dtype and bool(torch.isfinite(noise).all())
+        expected = f"finite noise of {self.data.dtype} inside autocast"
+        advice = "compute outside autocast, or with out=, and return the dtype of the data"
+        _require(fits, expected, noise.dtype, advice)
 
 
 def _same(a: Any, b: Any) -> bool:
