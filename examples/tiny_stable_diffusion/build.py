@@ -26,7 +26,7 @@ from immiscible_diffusion.utils.atomic_files import (
 )
 from immiscible_diffusion.utils.images import image_grid
 from immiscible_diffusion.utils.random import key, keyed_generator
-from immiscible_diffusion.utils.serialization import flat
+from immiscible_diffusion.utils.serialization import flatten
 
 CONFIG, FIGURES, PIPELINE = "small_sd.json", "figures.json", "model_index.json"
 WITH_TEST_SPLIT = ("cifar10", "fashion_mnist")
@@ -223,7 +223,7 @@ def check_folder(folder: Path, config: TinySD) -> None:
         if any(folder.iterdir()):
             raise ValueError(f"{folder} is not empty and holds no tiny pipeline; give another")
         return
-    old, new = flat(read_json(folder / CONFIG)), flat(config.to_dict())
+    old, new = flatten(read_json(folder / CONFIG)), flatten(config.to_dict())
     changes = [
         f"{name}: {old.get(name)} -> {new.get(name)}"
         for name in sorted(old.keys() | new.keys())
