@@ -69,7 +69,7 @@ def test_a_text_to_image_network_gets_the_captions_of_the_stream(
     recipe = stream_recipe("coco-sd", tmp_path / "shards", {"codec": codec})
     trainer = make_trainer(recipe, tmp_path / "run")
     words = [str(n) for n in range(2 * PER_SHARD)]
-    states = trainer.task.codec.tell(words)["text"]
+    states = trainer.task.codec.encode_prompts(words)["text"]
     with trainer.paired_loader() as loader:
         batch = next(iter(loader))
     for row in batch.cond["text"]:

@@ -28,7 +28,7 @@ from immiscible_diffusion.couplings import Coupling, MaskedCoupling
 from immiscible_diffusion.data import DataSet, load_images
 from immiscible_diffusion.data.captions import Captioned, Captions, load_captioned
 from immiscible_diffusion.data.prompts import ClassNamePrompts
-from immiscible_diffusion.data.streamed_captions import load_streamed
+from immiscible_diffusion.data.streaming import load_stream
 from immiscible_diffusion.diffusion.paths import Cond
 from immiscible_diffusion.evaluation.config import ImageEvalConfig
 from immiscible_diffusion.evaluation.evaluator import Evaluator
@@ -70,9 +70,11 @@ class TextToImageTask(Task):
         """Load the images of ``split``, or the cached latents, with their tokens."""
         data, captions = self.config.data, self.config.captions or Captions()
         if split == "validation":
-            data = dataclasses.replace(data, split="test", max_samples=VALIDATION_SAMPLES, stream=False)
+            data = dataclasses.replace(
+                data, split="test", max_samples=VALIDATION_SAMPLES, stream=False
+            )
         if data.stream:
-            return load_streamed(data, captions, self.codec.tokenize)
+            return load_stream(data, captions, self.codec.tokenize)
         if self.config.latents is None:
             return load_captioned(data, captions, self.codec.tokenize, self.config.buckets)
         # Images that samples are scored against are the recipe's: latents of another size would
@@ -108,7 +110,7 @@ class TextToImageTask(Task):
         if self.config.buckets is None and not self.dataset.is_encoded:
             return self.dataset
         data = self.config.data
-        return load_streamed(data) if data.stream else load_images(data)
+        return load_stream(data) if data.stream else load_images(data)
 
     @property
     def shape(self) -> tuple[int, ...]:
