@@ -92,7 +92,7 @@ class TinySD:
     data: Positional[str]  # cifar10, fashion_mnist, hub:ID, or a folder or .parquet file of images
     path: str | None = None  # where a named data set is
     size: int | None = None  # resize the shorter side to this and crop the center square
-    limit: int | None = None  # use the first so many images only
+    max_samples: int | None = None  # use only the first so many images
     caption_column: str | None = None  # column of the captions, if it has no usual name
     template: str = "{label}"  # prompt of a class
     vae: VAEConfig = field(default_factory=VAEConfig)
@@ -108,7 +108,7 @@ class TinySD:
         """Which images: ``data`` is a path if it exists, else a name."""
         local = self.path is None and Path(self.data).exists()
         name, path = ("folder", self.data) if local else (self.data, self.path)
-        return DataConfig(name, path=path, size=self.size, channels=3, max_samples=self.limit)
+        return DataConfig(name, path=path, size=self.size, channels=3, max_samples=self.max_samples)
 
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
         """Shape (C, H, W) of the latents of images (C, H, W).

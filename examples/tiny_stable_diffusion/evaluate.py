@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from immiscible_diffusion.data.base import DataSet
-from immiscible_diffusion.evaluation.images import EVAL_SEED
+from immiscible_diffusion.evaluation.evaluator import EVAL_SEED
 from immiscible_diffusion.metrics.features.classifier import trained_classifier
 from immiscible_diffusion.metrics.reference_cache import cache_folder
 

@@ -42,7 +42,7 @@ class Options:
         split: train or test, where the set has both.
         size: resize the shorter side to this and crop the center square.
         channels: 1 = gray, 3 = color.
-        limit: use the first so many images only.
+        max_samples: use only the first so many images.
         caption_column: column of the captions, if it has no usual name.
         synonyms: which synonyms of class names prompts are made of.
         dtype: of what is stored.
@@ -60,7 +60,7 @@ class Options:
     split: str = "train"
     size: int | None = None
     channels: int = 3
-    limit: int | None = None
+    max_samples: int | None = None
     caption_column: str | None = None
     synonyms: Synonyms = "first"
     dtype: Literal["float16", "bfloat16"] = "float16"
@@ -115,7 +115,7 @@ def load_data(options: Options) -> tuple[DataSet, DataConfig]:
         split=options.split,
         size=options.size,
         channels=options.channels,
-        max_samples=options.limit,
+        max_samples=options.max_samples,
     )
     try:
         captions = Captions(options.caption_column, synonyms=options.synonyms)

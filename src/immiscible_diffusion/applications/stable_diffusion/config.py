@@ -158,7 +158,8 @@ class TextToImage(TaskConfig):
         if model.inpainting != (self.inpainting is not None) or not recipe.conditional:
             raise ValueError(
                 f"a text-to-image network is conditional, and model.inpainting goes with "
-                f"inpainting; got conditional={recipe.conditional}, model.inpainting={model.inpainting} and "
+                f"task.inpainting; got conditional={recipe.conditional}, "
+                f"model.inpainting={model.inpainting} and "
                 f"inpainting={self.inpainting}"
             )
         masked = self.inpainting is not None and self.inpainting.pair_masked_region
