@@ -31,7 +31,7 @@ from immiscible_diffusion.experiments.compare.excess_loss import (
 )
 from immiscible_diffusion.experiments.compare.plan import Plan, Trial
 from immiscible_diffusion.recipes import recipe_from_name
-from immiscible_diffusion.training.builders import make_coupling
+from immiscible_diffusion.training.builders import build_coupling
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.trainer import Trainer
 from immiscible_diffusion.utils.batch import Batch
