@@ -53,7 +53,7 @@ def test_a_comparison_end_to_end_with_a_coupling_of_ones_own(tmp_path, monkeypat
     with Image.open(trajectories[0]) as image:  # 3 images, two rows each; 2 steps and the image
         assert image.size == (3 * 9 - 1, 6 * 9 - 1)
     page = (folder / "report.html").read_text()
-    assert "Denoising: mine:Halved(k=3)" in page
+    assert "mine:Halved(k=3), noise to image" in page
     assert "mine:Halved(k=3)" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "report:" in capsys.readouterr().out

@@ -11,7 +11,7 @@ from immiscible_diffusion import KNN, Independent, LinearAssignment
 from immiscible_diffusion.analysis.posterior import OptimalDenoiser
 from immiscible_diffusion.cli.main import main
 from immiscible_diffusion.couplings import Shuffled
-from immiscible_diffusion.data import DataSet, load_images
+from immiscible_diffusion.data import DataSet
 from immiscible_diffusion.diffusion.losses import ConsistencyLoss
 from immiscible_diffusion.diffusion.paths import EDMPath, FlowMatchingPath, VPPath
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
@@ -31,7 +31,7 @@ from immiscible_diffusion.experiments.compare.excess_loss import (
 )
 from immiscible_diffusion.experiments.compare.plan import Plan, Trial
 from immiscible_diffusion.recipes import recipe_from_name
-from immiscible_diffusion.training.builders import make_coupling
+from immiscible_diffusion.training.builders import build_coupling
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.trainer import Trainer
 from immiscible_diffusion.utils.batch import Batch
@@ -132,7 +132,8 @@ def test_an_assignment_sees_batches_as_in_training(toy):
 
 def test_mirror_images_count_where_training_mirrors(toy):
     recipe, dataset = toy
-    flipping = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, flip=True))
+    data = dataclasses.replace(recipe.task.data, flip=True)
+    flipping = dataclasses.replace(recipe, task=dataclasses.replace(recipe.task, data=data))
     assert (row_count(recipe, dataset), row_count(flipping, dataset)) == (40, 80)
     every = images_at(flipping, dataset, torch.arange(80))
     assert torch.equal(every.data[40:], every.data[:40].flip(-1))
@@ -200,8 +201,8 @@ def test_no_trained_network_is_below_the_irreducible_loss(tiny, tmp_path):
     )
     trainer = Trainer(recipe, RunDir.open(tmp_path, recipe), device="cpu")
     trainer.train(quiet=True)
-    model = trainer.average.current().eval()
-    excess, error = above(recipe, trainer.dataset, trainer.coupling, model)
+    model = trainer.ema.model.eval()
+    excess, error = above(recipe, trainer.task.dataset, trainer.run.coupling, model)
     assert bool((excess > -4 * error).all())
     assert float(excess[:10].mean()) > 0.05
 
@@ -242,14 +243,15 @@ def test_every_seed_has_the_optimal_loss_of_its_own_coupling(tmp_path):
     command += ["--seeds", "0", "1", "--coupling", "knn:k=16", "--coupling", name]
     assert main([*command, "--workers", "1"]) == 0
     plan = Plan(tmp_path, recipe_from_name("digits-flow").tiny(), ("knn:k=16", name), (0, 1))
-    dataset = load_images(plan.recipe.data)
-    excess, optimal = measure_excess(plan, dataset)
+    task = plan.recipe.task.build(plan.recipe, CPU)
+    excess, optimal = measure_excess(plan, task)
     assert torch.equal(*(optimal[Trial("knn:k=16", seed)].reached for seed in (0, 1)))
     best = [optimal[Trial(name, seed)].reached for seed in (0, 1)]
     assert not torch.equal(*best)
     for seed, own in enumerate(best):
         run = RunDir(plan.trial_dir(Trial(name, seed)))
-        coupling = make_coupling(run.recipe(), dataset, run, CPU)
-        torch.testing.assert_close(own, optimal_losses(run.recipe(), dataset, coupling).reached)
+        coupling = build_coupling(run.recipe(), task, run, CPU)
+        expected = optimal_losses(run.recipe(), task.dataset, coupling).reached
+        torch.testing.assert_close(own, expected)
     [mean] = [entry.reached for entry in excess.couplings if entry.coupling == name]
     assert mean == pytest.approx(torch.stack(best).mean(dim=(0, 2)).tolist())

@@ -42,7 +42,7 @@ def test_matched_is_evaluated_along_with_plain(tmp_path):
     assert found[PLAIN]["metrics"] != found[MATCHED]["metrics"]
     assert not list(tmp_path.glob("trials/matched*/seed0/checkpoint.pt"))  # it trained nothing
     assert list(tmp_path.glob("trials/calibrated*/seed0/calibration.safetensors"))
-    [law] = tmp_path.glob("trials/knn*/seed0/law.safetensors")
+    [law] = tmp_path.glob("trials/knn*/seed0/noise_distribution.safetensors")
     assert isinstance(NoiseDistribution.load(law), NoiseDistribution)
 
 
@@ -88,13 +88,13 @@ def test_who_is_carried_by_whom(tmp_path):
     assert not is_carried(alone, matched)
 
 
-def test_sample_and_evaluate_from_the_matched_law(tmp_path, capsys):
+def test_sample_and_evaluate_with_matched_initial_noise(tmp_path, capsys):
     run = tmp_path / "run"
     train = ["train", "digits-flow", "--tiny", "--device", "cpu", "--out", str(run)]
     assert main([*train, "--coupling", PLAIN]) == 0
-    assert not (run / "law.safetensors").exists()
+    assert not (run / "noise_distribution.safetensors").exists()
     assert main(["sample", str(run), "--count", "4", "--init-noise", "matched"]) == 0
-    assert (run / "law.safetensors").exists()
+    assert (run / "noise_distribution.safetensors").exists()
     [folder] = (path for path in (run / "images").iterdir() if path.is_dir())
     assert "matched" in folder.name
     assert main(["evaluate", str(run), "--samples", "128", "--init-noise", "matched"]) == 0
@@ -103,12 +103,12 @@ def test_sample_and_evaluate_from_the_matched_law(tmp_path, capsys):
     assert (matched["sampler"], plain["sampler"]) == ("euler 2 matched", "euler 2")
     assert matched["frechet"] != plain["frechet"]
     assert main(["sample", str(run), "--init-noise", "elsewhere"]) == 2
-    assert "start must be one of normal, matched" in capsys.readouterr().err
+    assert "init_noise must be one of normal, matched" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("start", ["normal", "matched"])
-def test_training_with_a_matched_start_differs_in_its_pictures_alone(tmp_path, start):
+def test_training_with_a_matched_start_differs_in_its_previews_alone(tmp_path, start):
     run = tmp_path / start
     options = ["--device", "cpu", "--out", str(run), "--coupling", PLAIN]
     assert main(["train", "digits-flow", "--tiny", *options, "--sampler.init_noise", start]) == 0
-    assert (run / "law.safetensors").exists() == (start == "matched")
+    assert (run / "noise_distribution.safetensors").exists() == (start == "matched")
