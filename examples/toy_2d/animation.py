@@ -87,7 +87,7 @@ class Panel:
         self.dots.set_facecolors(self.colors[back])
         self.trails.set_segments(list(trail.transpose(0, 1).numpy()) if back else [])
         self.trails.set_colors(self.colors[1])
-        metrics, points = self.result.metrics, self.result.mixing.images
+        metrics, points = self.result.metrics, self.result.mixing.samples
         text = f"a noise may belong to {metrics.effective_points.value:.3g} of {points} points"
         text = f"{metrics.own_group:.0%} return to their own group" if back else text
         self.note.set_text(text if back or t == 1 else " ")

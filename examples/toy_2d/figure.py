@@ -126,7 +126,7 @@ def _draw_mixing(axes: Any, results: Sequence[ToyResult], result: ToyResult) -> 
         number = [1.0, *(level.effective.value for level in other.mixing.levels)]
         own = other is result
         axes.plot(t, number, color=INK if own else FAINT, lw=1.8 if own else 1.0, zorder=2 + own)
-    last, top = result.metrics.effective_points.value, result.mixing.images
+    last, top = result.metrics.effective_points.value, result.mixing.samples
     axes.plot([1], [last], "o", color=INK, markersize=3.5, zorder=4, clip_on=False)
     axes.annotate(_short(last), (1, last), (-6, 5), textcoords="offset points", ha="right")
     axes.set(xlim=(0, 1), ylim=(0.9, 2.4 * top), yscale="log", xlabel="t  (0 data, 1 noise)")

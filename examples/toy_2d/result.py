@@ -11,10 +11,10 @@ from torch import Tensor
 
 from examples.toy_2d.assignment_theory import AssignmentDensity
 from examples.toy_2d.data import ToyData
-from immiscible_diffusion.analysis.couplings import Lineup
+from immiscible_diffusion.analysis.couplings import CouplingBuilder
+from immiscible_diffusion.analysis.density_estimation import density_for
 from immiscible_diffusion.analysis.estimates import Mean
-from immiscible_diffusion.analysis.miscibility import Miscibility, miscibility
-from immiscible_diffusion.analysis.nce_density import density_for
+from immiscible_diffusion.analysis.miscibility import miscibility
 from immiscible_diffusion.analysis.noise_density import PairDensity, log_density
 from immiscible_diffusion.analysis.posterior import OptimalDenoiser
 from immiscible_diffusion.analysis.sample_pairs import choose_rows, draw_noise
@@ -26,8 +26,10 @@ from immiscible_diffusion.couplings import (
     LinearAssignment,
 )
 from immiscible_diffusion.diffusion.paths import FlowMatchingPath
+from immiscible_diffusion.reporting.analysis.records import Miscibility
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.random import key, keyed_generator
+from immiscible_diffusion.utils.serialization import to_dict
 
 LEVELS = tuple(round(0.05 * step, 2) for step in range(1, 21))
 EULER_STEPS = (1, 2, 4, 8)
@@ -107,7 +109,7 @@ class ToyResult:
         """The figures, and miscibility by level."""
         metrics = dataclasses.asdict(self.metrics)
         metrics |= {k: v._asdict() for k, v in metrics.items() if isinstance(v, Mean)}
-        return {"name": self.name, **metrics, "miscibility": self.mixing.to_json()}
+        return {"name": self.name, **metrics, "miscibility": to_dict(self.mixing, kinds=False)}
 
 
 @torch.no_grad()
@@ -119,7 +121,7 @@ def compute(data: ToyData, name: str, extent: Extent) -> ToyResult:
     images, seed, size = Batch(data.points), extent.seed, extent.batch_size
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it is tried on very few data
-        coupling = Lineup(images, size, seed, by_label=False).make(name)
+        coupling = CouplingBuilder(images, size, seed, by_label=False).build(name)
     density = plane_density(coupling, data, extent)
     denoiser = OptimalDenoiser(images, density, FlowMatchingPath())
     rows = choose_rows(len(data), max(size, extent.pairs), key(seed, "pairs"))

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from immiscible_diffusion.analysis.couplings import Lineup
+from immiscible_diffusion.analysis.couplings import CouplingBuilder
 from immiscible_diffusion.analysis.sample_pairs import BATCH_SIZE
 from immiscible_diffusion.cli.data_options import DataOptions
 from immiscible_diffusion.utils.atomic_files import write_json, write_text
@@ -90,8 +90,8 @@ def measure(options: Options) -> tuple[dict[str, Any], list[Section]]:
         if whole.batch.mask is not None:
             raise ValueError("the papers' measurements take no mask; leave out --mask")
         about["data"] = {"name": whole.name, "note": whole.note, "shape": list(data.shape)}
-        lineup = Lineup(whole.batch, BATCH_SIZE, options.seed, by_label=bool(cond))
-        couplings = {name: lineup.make(name) for name in options.coupling or COUPLINGS}
+        builder = CouplingBuilder(whole.batch, BATCH_SIZE, options.seed, by_label=bool(cond))
+        couplings = {name: builder.build(name) for name in options.coupling or COUPLINGS}
         job = PaperMeasurements(data, couplings, cond, options.seed, options.out)
         if options.tiny:
             job = replace(job, batch_sizes=(16,), count=64, images=4, points=50, fit_count=8000)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from immiscible_diffusion.analysis.conditions import conditions, is_label, scott, summary, together
+from immiscible_diffusion.analysis.conditions import conditions, is_label, scott, together
 
 NORMAL = torch.randn(4000, 3, generator=torch.Generator().manual_seed(0))
 
@@ -34,7 +34,7 @@ def test_units_of_a_condition_do_not_matter():
     assert torch.allclose(one(rows), other(rows), rtol=1e-2, atol=1e-2)
 
 
-def test_labels_and_continuous_conditions_are_given_together():
+def test_labels_and_continuous_conditions_go_together():
     label = torch.arange(4000) % 5
     found = conditions({"label": label, "obs": NORMAL, "unused": NORMAL}, ["label", "obs"])
     assert len(found) == 3
@@ -56,7 +56,7 @@ def test_several_labels_are_one():
     ("cond", "expected"),
     [
         ({}, "no condition 'obs'"),
-        ({"obs": torch.ones(10, 2)}, "says nothing"),
+        ({"obs": torch.ones(10, 2)}, "leave it out"),
         ({"obs": torch.full((10, 2), torch.nan)}, "not finite"),
         ({"obs": torch.ones(10, 5000)}, "pool it"),
     ],
@@ -64,19 +64,3 @@ def test_several_labels_are_one():
 def test_conditions_that_cannot_be_used_are_refused(cond, expected):
     with pytest.raises(ValueError, match=expected):
         conditions(cond, ["obs"])
-
-
-def test_the_summary_says_what_is_mixed_and_what_pairing_can_remove():
-    def entry(name, candidates, removable):
-        measured = {"given": "the label", "images": 1000, "candidates": {"value": candidates}}
-        return {"name": name, "given": [measured], "removable": removable}
-
-    said = summary([entry("independent", 100.0, None), entry("knn:k=4", 100.0, 0.636)])
-    assert "at most log 100 = 4.61 nats, against log 1,000 = 6.91" in said
-    assert "knn:k=4 0.64" in said
-    assert said.endswith("; KNN removes at most (log k - 1 + 1/k nats): knn:k=4 0.64.")
-    more = summary([entry("knn:k=4", 100.0, 0.636), entry("assignment", 100.0, None)])
-    assert more.endswith("knn:k=4 0.64; no such bound for assignment.")
-    assert summary([entry("knn:k=4", None, 0.636)]) == ""
-    assert "next to nothing is left" in summary([entry("knn:k=4", 1.0, 0.636)])
-    assert summary([{"given": []}]) == ""

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from immiscible_diffusion import KNN, Independent, LinearAssignment, Moments
-from immiscible_diffusion.analysis import noisy_points as probing
+from immiscible_diffusion.analysis import noisy_points
 from immiscible_diffusion.analysis.miscibility import miscibility
 from immiscible_diffusion.analysis.noise_density import density_of
 from immiscible_diffusion.analysis.posterior import GaussianKernel, OptimalDenoiser
 from immiscible_diffusion.diffusion.paths import FlowMatchingPath
+from immiscible_diffusion.reporting.analysis.records import Miscibility
+from immiscible_diffusion.utils.serialization import from_dict, to_dict
 
 
 @pytest.fixture(scope="module")
@@ -32,20 +34,20 @@ def mixture():
 
 @pytest.mark.parametrize(("k", "number", "error"), [(1, 1790.0, 0.2), (4, 1449, 16), (64, 762, 25)])
 def test_reference_numbers_on_digits(digits, k, number, error):
-    """An independent prototype's, uncenterd, 300 probes."""
+    """An independent prototype's, uncentered, 300 probes."""
     level = miscibility(digits[0], KNN(k), levels=[0.98], probes=300).levels[0]
     both = (error**2 + level.effective.error**2) ** 0.5
     assert abs(level.effective.value - number) < 3 * both
 
 
 @pytest.mark.parametrize("k", [1, 4, 64])
-def test_surprise_is_entropy_and_the_denoiser_reaches_the_loss(digits, k):
+def test_nll_is_entropy_and_the_denoiser_has_the_irreducible_loss(digits, k):
     found = miscibility(digits[0], KNN(k), levels=[0.5, 0.8, 0.98], probes=1797)
     for level in found.levels:
-        error = (level.surprise.error**2 + level.entropy.error**2) ** 0.5
-        assert abs(level.surprise.value - level.entropy.value) < 3 * error
-        error = (level.reached.error**2 + level.irreducible.error**2) ** 0.5
-        assert abs(level.reached.value - level.irreducible.value) < 3 * error
+        error = (level.nll.error**2 + level.entropy.error**2) ** 0.5
+        assert abs(level.nll.value - level.entropy.value) < 3 * error
+        error = (level.model_loss.error**2 + level.irreducible.error**2) ** 0.5
+        assert abs(level.model_loss.value - level.irreducible.value) < 3 * error
 
 
 @pytest.mark.parametrize("coupling", [Independent(), KNN(4)])
@@ -72,7 +74,7 @@ def test_order_of_data_does_not_matter(mixture):
     plain = miscibility(data, KNN(8), probes=probes)
     moved = miscibility(data[order], KNN(8), probes=where)
     for one, other in zip(plain.levels, moved.levels, strict=True):
-        for name in probing.VALUES:
+        for name in noisy_points.VALUES:
             assert getattr(one, name).value == pytest.approx(getattr(other, name).value, rel=1e-9)
 
 
@@ -81,9 +83,9 @@ def test_given_the_label_is_the_subset_of_the_label(mixture):
     members = (label == 1).nonzero()[:, 0]
     whole = miscibility(data, KNN(8), probes=members[:7], labels=label)
     alone = miscibility(data[members], KNN(8), probes=torch.arange(7))
-    assert whole.candidates.value == 20
+    assert whole.effective_count.value == 20
     for one, other in zip(whole.levels, alone.levels, strict=True):
-        for name in probing.VALUES:
+        for name in noisy_points.VALUES:
             assert getattr(one, name).value == pytest.approx(getattr(other, name).value, rel=1e-9)
 
 
@@ -93,7 +95,7 @@ def test_labels_reach_the_coupling_and_all_probes_count(mixture):
     coupling = KNN(8, center="label", moments=moments)
     found = miscibility(data, coupling, probes=200, labels=label, levels=[1.0])
     assert found.probes == 200
-    assert found.given == "the label"
+    assert found.condition == "the label"
     assert 1 < found.levels[0].effective.value < 20
 
 
@@ -104,8 +106,8 @@ def test_a_kernel_between_all_and_one(mixture):
     wide = miscibility(data, KNN(4), weights=GaussianKernel(data, 1e3), **options)
     assert wide.levels[0].effective.value == pytest.approx(everything, rel=1e-4)
     narrow = miscibility(data, KNN(4), weights=GaussianKernel(data, 1e-4), **options)
-    assert narrow.candidates.value == pytest.approx(1, abs=1e-3)
-    assert "0.0001" in narrow.given
+    assert narrow.effective_count.value == pytest.approx(1, abs=1e-3)
+    assert "0.0001" in narrow.condition
     apart = GaussianKernel(label[:, None].float(), 0.01)
     labeled = miscibility(data, KNN(4), labels=label, **options).levels[0]
     kernel = miscibility(data, KNN(4), weights=apart, **options).levels[0]
@@ -116,7 +118,7 @@ def test_blocks_do_not_matter(mixture, monkeypatch):
     data, label = mixture
     calls = []
     whole = miscibility(data, KNN(4), labels=label, probes=50)
-    monkeypatch.setattr(probing, "BLOCK_PAIRS", 100)
+    monkeypatch.setattr(noisy_points, "BLOCK_PAIRS", 100)
     blocks = miscibility(
         data, KNN(4), labels=label, probes=50, progress=lambda *at: calls.append(at)
     )
@@ -125,13 +127,11 @@ def test_blocks_do_not_matter(mixture, monkeypatch):
     assert calls[-1] == (50 * 8, 50 * 8)
 
 
-def test_pictures_and_json(mixture):
-    data, _ = mixture
-    found = miscibility(data, KNN(4), levels=[0.5, 1.0], probes=10, show=3)
-    assert found.shown.x_t.shape == found.shown.denoised.shape == (2, 3, 2)
-    denoiser = OptimalDenoiser.of(data, KNN(4), FlowMatchingPath())
-    torch.testing.assert_close(found.shown.denoised[0].double(), denoiser(found.shown.x_t[0], 0.5))
-    assert json.loads(json.dumps(found.to_json()))["levels"][1]["t"] == 1.0
+def test_records_survive_json(mixture):
+    found = miscibility(mixture[0], KNN(4), levels=[0.5, 1.0], probes=10)
+    values = json.loads(json.dumps(to_dict(found, kinds=False)))
+    assert from_dict(Miscibility, values, "record") == found
+    assert found.at(1.0, "entropy") == found.levels[1].entropy
 
 
 def test_masked_loss_is_of_valid_positions():

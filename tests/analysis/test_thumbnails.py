@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from immiscible_diffusion.analysis.thumbnails import HEIGHT, WIDTH, Look, plane
+from immiscible_diffusion.analysis.thumbnails import HEIGHT, WIDTH, ThumbnailStyle, plane
 
 Image = pytest.importorskip("PIL.Image", reason="writes pictures")
 
 
 def saved(data, tmp_path):
     path = tmp_path / "sample.png"
-    Look.of(data).save(data[0], path)
+    ThumbnailStyle.of(data).save(data[0], path)
     return np.asarray(Image.open(path))
 
 
@@ -21,7 +21,7 @@ def test_images_are_shown_as_they_are(tmp_path, channels):
     shown = saved(data, tmp_path)
     expected = levels[0].permute(1, 2, 0).numpy()
     assert (shown.reshape(4, 6, channels) == expected).all()
-    assert Look.of(data).note == ""
+    assert ThumbnailStyle.of(data).note == ""
 
 
 def test_data_from_0_to_1_are_shown_on_that_range(tmp_path):
@@ -39,27 +39,27 @@ def test_data_from_0_to_1_are_shown_on_that_range(tmp_path):
         ((4, 5, 8, 6), (1, 8, 6), "the frame in the middle and the first channel, gray"),
     ],
 )
-def test_of_latents_and_video_a_plane_is_shown(tmp_path, shape, expected, note):
+def test_a_plane_of_latents_and_video_is_drawn(tmp_path, shape, expected, note):
     data = torch.randn(10, *shape)
     assert plane(data[0]).shape == expected
-    assert note in Look.of(data).note
-    assert "values from" in Look.of(data).note
+    assert note in ThumbnailStyle.of(data).note
+    assert "values from" in ThumbnailStyle.of(data).note
     assert saved(data, tmp_path).shape[:2] == expected[1:]
 
 
 def test_windows_are_curves(tmp_path):
     for shape in ((16, 2), (1, 2), (7,), (16, 20)):
         assert saved(torch.randn(10, *shape), tmp_path).shape == (HEIGHT, WIDTH, 3)
-    assert "the first 8" in Look.of(torch.randn(10, 16, 20)).note
+    assert "the first 8" in ThumbnailStyle.of(torch.randn(10, 16, 20)).note
 
 
 @pytest.mark.parametrize("shape", [(1,), (2,), (2, 2, 2, 2, 2)])
-def test_what_cannot_be_shown_says_so(shape):
-    look = Look.of(torch.randn(10, *shape))
-    assert look.kind == "none"
-    assert "not shown as pictures" in look.note
+def test_the_note_of_shapes_that_are_not_drawn(shape):
+    style = ThumbnailStyle.of(torch.randn(10, *shape))
+    assert style.kind == "none"
+    assert "are not drawn" in style.note
 
 
 def test_constant_data_have_a_range():
-    look = Look.of(torch.full((3, 1, 2, 2), 7.0))
-    assert look.low < 7 < look.high
+    style = ThumbnailStyle.of(torch.full((3, 1, 2, 2), 7.0))
+    assert style.low < 7 < style.high

@@ -9,20 +9,21 @@ import torch
 from PIL import Image
 
 from immiscible_diffusion import LinearAssignment
-from immiscible_diffusion.analysis.config import Settings
-from immiscible_diffusion.analysis.coupling_analysis import Work
+from immiscible_diffusion.analysis.config import AnalysisConfig
+from immiscible_diffusion.analysis.coupling_analysis import Setup
 from immiscible_diffusion.analysis.noise_statistics import measure_noise
-from immiscible_diffusion.analysis.run import lined_up
+from immiscible_diffusion.analysis.run import build_couplings
 from immiscible_diffusion.analysis.time_estimate import batches_by_label
 from immiscible_diffusion.cli.analyze import Options, PathOptions
 from immiscible_diffusion.cli.main import main
 from immiscible_diffusion.data.in_memory import InMemoryData
 from immiscible_diffusion.diffusion.paths import EDMPath, FlowMatchingPath, VPPath
+from immiscible_diffusion.reporting.analysis.records import read_analysis
 from immiscible_diffusion.utils.batch import Batch
 
 pytest.importorskip("sklearn", reason="digits come with scikit-learn")
 FEW = ["--max-images", "60", "--probes", "10", "--pairs", "20", "--levels", "0.5", "0.9"]
-DIGITS = ["analyze", "--data", "digits", *FEW, "--show", "1", "--out", "out"]
+DIGITS = ["analyze", "--data", "digits", *FEW, "--thumbnails", "1", "--out", "out"]
 MINE = """
 from immiscible_diffusion import KNN, Independent
 
@@ -73,24 +74,22 @@ def lasting(values):
 
 
 def test_digits_end_to_end(capsys, tmp_path):
-    code, said, _ = outcome(capsys, *DIGITS, "--cond", "label", "--coupling", "knn:k=4")
+    code, out, _ = outcome(capsys, *DIGITS, "--cond", "label", "--coupling", "knn:k=4")
     assert code == 0
-    assert said.startswith("Given the label, a sample is mixed")
-    assert said.endswith("page: out/analysis.html\n")
-    values = written(tmp_path / "out")
-    assert values["format"] == 1
-    assert values["command"].startswith("immiscible analyze --data digits")
-    assert values["hardware"]
-    assert values["versions"]["torch"]
-    assert [one["name"] for one in values["couplings"]] == ["independent", "knn:k=4"]
-    data = values["data"]
-    assert (data["images"], data["shape"], data["cond"]) == (60, [1, 8, 8], ["label"])
-    assert "a random 60 of 1,797" in data["note"]
-    for one in values["couplings"]:
-        assert [level["t"] for level in one["miscibility"]["levels"]] == [0.5, 0.9]
-        assert one["given"][0]["given"] == "the label"
-        assert (tmp_path / "out" / one["pictures"][0]["truth"]).is_file()
-    assert isinstance(values["advice"]["sentences"], list)
+    assert out.startswith("Given the label, a sample is mixed")
+    assert out.endswith("page: out/analysis.html\n")
+    record = read_analysis(tmp_path / "out" / "analysis.json")
+    assert record.command.startswith("immiscible analyze --data digits")
+    assert record.hardware
+    assert record.versions["torch"]
+    assert [one.name for one in record.couplings] == ["independent", "knn:k=4"]
+    data = record.data
+    assert (data.samples, data.shape, data.conditioned_on) == (60, (1, 8, 8), ("label",))
+    assert "a random 60 of 1,797" in data.note
+    for one in record.couplings:
+        assert [level.t for level in one.miscibility.levels] == [0.5, 0.9]
+        assert one.conditional[0].condition == "the label"
+        assert (tmp_path / "out" / one.thumbnails[0].truth).is_file()
     assert "<h1>" in (tmp_path / "out" / "analysis.html").read_text()
 
 
@@ -116,10 +115,10 @@ def test_ctrl_c_says_what_is_kept(capsys, monkeypatch):
     def stopped(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("immiscible_diffusion.cli.analyze.measured", stopped)
-    code, _, said = outcome(capsys, *DIGITS)
+    monkeypatch.setattr("immiscible_diffusion.cli.analyze.run", stopped)
+    code, _, text = outcome(capsys, *DIGITS)
     assert code == 130
-    assert "the same command goes on" in said
+    assert "the same command resumes it" in text
 
 
 def test_arrays_with_conditions_and_a_mask(no_page, capsys, tmp_path):
@@ -133,22 +132,22 @@ def test_arrays_with_conditions_and_a_mask(no_page, capsys, tmp_path):
         task=np.array(["push", "lift"] * 20),
         valid=valid,
     )
-    code, said, _ = outcome(
+    code, text, _ = outcome(
         capsys,
         *["analyze", "--data", "windows.npz", "--array", "action", "--cond", "obs"],
-        *["--cond", "task", "--mask", "valid", "--coupling", "knn:k=4", *FEW, "--show", "1"],
+        *["--cond", "task", "--mask", "valid", "--coupling", "knn:k=4", *FEW, "--thumbnails", "1"],
     )
     assert code == 0
-    assert "'task' and 'obs' (Gaussian kernel" in said
+    assert "'task' and 'obs' (Gaussian kernel" in text
     folder = tmp_path / "runs" / "analyze" / "windows"
-    values = written(folder)
-    assert values["data"]["masked"]
-    assert values["data"]["classes"] == ["lift", "push"]
-    assert values["data"]["cond"] == ["obs", "task"]
-    assert "a curve for each column" in values["data"]["note"]
-    entry = values["couplings"][1]
-    assert len(entry["given"]) == 3
-    assert (folder / entry["pictures"][0]["files"][0]["denoised"]).is_file()
+    record = read_analysis(folder / "analysis.json")
+    assert record.data.masked
+    assert record.data.classes == ("lift", "push")
+    assert record.data.conditioned_on == ("obs", "task")
+    assert "a curve for each column" in record.data.note
+    entry = record.couplings[1]
+    assert len(entry.conditional) == 3
+    assert (folder / entry.thumbnails[0].levels[0].denoised).is_file()
 
 
 def test_users_couplings_are_exact_or_estimated(no_page, capsys, tmp_path):
@@ -156,23 +155,23 @@ def test_users_couplings_are_exact_or_estimated(no_page, capsys, tmp_path):
     names = ["my_couplings:Mine(k=4)", "my_couplings:Stated"]
     code, _, _ = outcome(capsys, *DIGITS, "--coupling", names[0], "--coupling", names[1])
     assert code == 0
-    _, mine, stated = written(tmp_path / "out")["couplings"]
-    assert (mine["name"], stated["name"]) == tuple(names)
-    assert "estimated from" in mine["miscibility"]["estimate"]
-    assert stated["miscibility"]["estimate"] == ""
+    _, mine, stated = read_analysis(tmp_path / "out" / "analysis.json").couplings
+    assert (mine.name, stated.name) == tuple(names)
+    assert "estimated from" in mine.miscibility.estimate
+    assert stated.miscibility.estimate == ""
 
 
 def test_a_dry_run_writes_nothing(capsys, tmp_path):
-    code, said, _ = outcome(capsys, *DIGITS, "--coupling", "knn:k=4", "--dry-run")
+    code, text, _ = outcome(capsys, *DIGITS, "--coupling", "knn:k=4", "--dry-run")
     assert code == 0
     for expected in (
         "60 of shape 1x8x8",
-        "path: flow\n",
+        "path: FlowMatchingPath(",
         "knn:k=4: about",
         "time: about",
         "memory: about",
     ):
-        assert expected in said
+        assert expected in text
     assert not list(tmp_path.iterdir())
 
 
@@ -193,17 +192,11 @@ def test_a_dry_run_writes_nothing(capsys, tmp_path):
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(capsys, tmp_path, arguments, expected):
-    code, _, said = outcome(capsys, *arguments)
+    code, _, text = outcome(capsys, *arguments)
     assert code == 2
-    assert expected in said
-    assert said.strip().count("\n") == 0
+    assert expected in text
+    assert text.strip().count("\n") == 0
     assert not list(tmp_path.iterdir())
-
-
-def test_paths_are_told_as_they_are_asked():
-    assert str(PathOptions()) == "flow"
-    assert str(PathOptions("diffusion")) == "diffusion, schedule linear, prediction epsilon"
-    assert str(PathOptions("sigma")) == "sigma, sigma_max 80"
 
 
 def test_a_folder_named_folder_is_a_folder(capsys, tmp_path):
@@ -213,9 +206,9 @@ def test_a_folder_named_folder_is_a_folder(capsys, tmp_path):
         Image.fromarray(picture).save(tmp_path / "folder" / f"{number}.png")
     options = ["--coupling", "knn:k=2", "--dry-run", "--channels", "1", *FEW]
     for named in (["folder"], ["folder", "--path", "folder"]):
-        code, said, _ = outcome(capsys, "analyze", "--data", *named, *options)
+        code, text, _ = outcome(capsys, "analyze", "--data", *named, *options)
         assert code == 0
-        assert "data: folder, 3 of shape 1x8x8" in said
+        assert "data: folder, 3 of shape 1x8x8" in text
 
 
 def test_paths_by_option():
@@ -237,9 +230,9 @@ def test_by_default_data_with_a_mask_have_no_coupling_that_takes_none():
 
 def test_help_begins_with_the_data(capsys):
     assert main(["analyze", "--help"]) == 0
-    said = capsys.readouterr().out
-    assert said.index("--data STR") < said.index("--coupling STR") < said.index("--path.kind")
-    assert "--path {None}|STR" in said
+    text = capsys.readouterr().out
+    assert text.index("--data STR") < text.index("--coupling STR") < text.index("--path.kind")
+    assert "--path {None}|STR" in text
 
 
 def test_the_dry_run_counts_the_calls_for_every_label():
@@ -251,11 +244,16 @@ def test_the_dry_run_counts_the_calls_for_every_label():
             return super().__call__(data, **options)
 
     data, label = torch.randn(90, 3), torch.tensor([0] * 30 + [1] * 60)
-    settings = Settings(pairs=50, batch_size=30)
-    work = Work.of(InMemoryData("w", "", Batch(data, {"label": label})), (), settings, None)
-    [subject] = lined_up(work, [Counted()])
+    config = AnalysisConfig(pairs=50, batch_size=30)
+    setup = Setup.of(InMemoryData("w", "", Batch(data, {"label": label})), (), config, None)
+    [subject] = build_couplings(setup, [Counted()])
     density = subject.density
-    options = {"moments": work.lineup.reported, "density": density, "pairs": 50, "batch_size": 30}
+    options = {
+        "moments": setup.builder.leading_moments,
+        "density": density,
+        "pairs": 50,
+        "batch_size": 30,
+    }
     calls.clear()
     measure_noise(data, subject.coupling, **options)
     whole = len(calls)

@@ -11,8 +11,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from fixtures.analysis_record import made_analysis
+from fixtures.analysis_record import analysis_record
 from immiscible_diffusion.reporting.analysis import write_analysis_page
+from immiscible_diffusion.reporting.analysis.records import write_analysis
 from immiscible_diffusion.reporting.compare import (
     Comparison,
     CouplingEntry,
@@ -22,7 +23,6 @@ from immiscible_diffusion.reporting.compare import (
     SampleMetrics,
     Trial,
 )
-from immiscible_diffusion.utils.atomic_files import write_json
 
 STEPS = (250, 500, 1000, 2000, 4000, 6000)
 SAMPLING_STEPS = (2, 5, 20, 100)
@@ -250,8 +250,8 @@ def plots():
 
 @pytest.fixture
 def analysis():
-    """A made-up analysis.json."""
-    return made_analysis()
+    """A made-up analysis."""
+    return analysis_record()
 
 
 def analysis_in(folder):
@@ -259,7 +259,7 @@ def analysis_in(folder):
     (folder / "pictures").mkdir()
     for number, name in enumerate(("d", "x0", "x1", "x2")):
         (folder / "pictures" / f"{name}.png").write_bytes(png(number))
-    write_json(folder / "analysis.json", made_analysis())
+    write_analysis(analysis_record(), folder)
     return folder
 
 

@@ -77,7 +77,7 @@ def drawn_colors(picture):
 
 
 def test_the_page_of_an_analysis(analysis_page, tmp_path):
-    check(analysis_page, tmp_path, images=3 * (1 + 2 * 4) + 3)
+    check(analysis_page, tmp_path, images=3 * (1 + 2 * 4) + 24)
 
 
 def test_the_report_of_a_comparison(comparison, folder, tmp_path):

@@ -1,174 +1,208 @@
-"""Finished parts of an analysis on disk, so that a killed one goes on where it was."""
+"""Finished parts of an analysis on disk, so that an interrupted one resumes where it was."""
 
+import enum
+import functools
 import hashlib
+import inspect
 import json
-import math
+import os
 import re
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import Tensor
+import numpy as np
+import torch
+from torch import Tensor, nn
 
-from immiscible_diffusion.analysis.hashing import bytes_of
+from immiscible_diffusion.couplings import Coupling
+from immiscible_diffusion.reporting.analysis.records import SCHEMA
 from immiscible_diffusion.utils.atomic_files import read_json, write_json
-from immiscible_diffusion.utils.batch import Batch
+from immiscible_diffusion.utils.serialization import from_dict, to_dict
 
-MEASURES = 1  # to be raised whenever what is measured changes: parts kept before are made anew
-Progress = Callable[[int, int], None]
+MEASURES = 2  # to be raised when what is measured changes, within a version of the package
+PLAIN = (
+    *(str, bytes, int, float, complex, type(None), np.generic, enum.Enum),
+    *(os.PathLike, torch.dtype, torch.device),
+)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Parts:
-    """The folder of an analysis: plan.json, parts/ and pictures/.
+class Cache:
+    """The folder of an analysis: plan.json and parts/.
+
+    A part is reused only where its key is the same: version of the package, schema, data, settings,
+    and the content of the coupling.
 
     Attributes:
         folder: None keeps nothing.
-        data: what is analyzed: name and digest.
-        settings: how, as plain values; another ``data`` or ``settings`` is another analysis.
+        data: name and digest of what is analyzed.
+        settings: how, as JSON values.
     """
 
     folder: Path | None
-    data: dict[str, Any]
+    data: dict[str, str]
     settings: dict[str, Any]
 
-    def begin(self, couplings: Sequence[str]) -> tuple[str, ...]:
-        """Write the plan; returns the couplings of an earlier one, and the new ones after them.
+    def planned(self) -> list[str]:
+        """Names of the couplings of plan.json.
 
         Raises:
-            ValueError: the folder holds an analysis of other data or settings, or can't be written.
+            ValueError: the folder holds an analysis of other data or settings.
         """
-        every = tuple(dict.fromkeys((*self.planned(), *couplings)))
-        if self.folder is None:
-            return every
-        plan = {"format": 1, "data": self.data, "settings": self.settings, "couplings": every}
-        try:
-            write_json(self.folder / "plan.json", plan)
-        except OSError as error:
-            raise ValueError(f"cannot write to {self.folder}: {error}") from error
-        return every
-
-    def planned(self) -> tuple[str, ...]:
-        """The couplings of the plan that is there; ValueError if it is of another analysis."""
         if self.folder is None or not (self.folder / "plan.json").exists():
-            return ()
-        before = read_json(self.folder / "plan.json")
-        plain = json.loads(json.dumps(self.settings))
+            return []
+        plan = read_json(self.folder / "plan.json")
+        old, new = plan["settings"], json.loads(json.dumps(self.settings))
         changed = [
-            f"{name}: {before['settings'].get(name)} -> {plain.get(name)}"
-            for name in plain | before["settings"]
-            if before["settings"].get(name) != plain.get(name)
+            f"{name}: {old.get(name)} -> {new.get(name)}"
+            for name in new | old
+            if old.get(name) != new.get(name)
         ]
-        if before["data"]["digest"] != self.data["digest"]:
-            changed.insert(0, f"other data than the {before['data']['name']} there")
+        if plan["data"]["digest"] != self.data["digest"]:
+            changed.insert(0, f"other data than the {plan['data']['name']} there")
         if changed:
             raise ValueError(
                 f"{self.folder} holds another analysis ({'; '.join(changed)}); choose another "
                 f"folder (--out)"
             )
-        return tuple(before["couplings"])
+        names: list[str] = plan["couplings"]
+        return names
+
+    def write_plan(self, couplings: Sequence[str]) -> None:
+        """Write plan.json; ValueError if the folder cannot be written."""
+        if self.folder is None:
+            return
+        plan = {"data": self.data, "settings": self.settings, "couplings": list(couplings)}
+        try:
+            write_json(self.folder / "plan.json", plan)
+        except OSError as error:
+            raise ValueError(f"cannot write to {self.folder}: {error}") from error
 
     def part(
-        self, coupling: str, name: str, code: str, make: Callable[[], Any]
-    ) -> tuple[Any, float]:
-        """The part ``name`` of ``coupling`` and the seconds that it took: kept, or made now.
+        self,
+        coupling: str,
+        name: str,
+        content: str,
+        kind: Any,
+        make: Callable[[], T],
+        usable: Callable[[T], bool] = lambda value: True,
+    ) -> tuple[T, float]:
+        """The part ``name`` of ``coupling`` and the seconds it took: kept, or made now.
 
         Args:
             coupling: its name.
             name: of the part.
-            code: hash of the code and content that make it, where they may change.
-            make: makes plain values; what is not finite becomes None.
+            content: hash of the coupling (``content_of_coupling``).
+            kind: class of the part, for ``from_dict``.
+            make: makes it.
+            usable: whether a part that was kept still is.
         """
-        made_by = [MEASURES, version("immiscible-diffusion")]
-        key = digest(made_by, self.data["digest"], self.settings, coupling, name, code)
+        release = [MEASURES, SCHEMA, version("immiscible-diffusion")]
+        key = digest(release, self.data["digest"], self.settings, coupling, name, content)
         path = self.folder and self.folder / "parts" / f"{slug(coupling)}-{name}.json"
         if path and path.exists():
             kept = read_json(path)
-            if kept["key"] == key and not self._lost(kept["value"]):
-                return kept["value"], kept["seconds"]
+            if kept["key"] == key:
+                value: T = from_dict(kind, kept["value"], str(path))
+                if usable(value):
+                    return value, kept["seconds"]
             warnings.warn(
-                f"{path} is of another version, or of other code, content, weights or pictures: "
-                f"measured anew",
+                f"{path} is of another version, or of another coupling, or its images are gone: "
+                f"measured again",
                 stacklevel=2,
             )
         start = time.monotonic()
-        value = plain(make())
+        value = make()
         seconds = round(time.monotonic() - start, 3)
         if path:
-            record = {"key": key, "coupling": coupling, "part": name, "seconds": seconds}
-            write_json(path, record | {"value": value})
+            write_json(path, {"key": key, "seconds": seconds, "value": to_dict(value, kinds=False)})
         return value, seconds
 
-    def _lost(self, value: Any) -> list[str]:
-        """Pictures that ``value`` names and that are no more."""
-        assert self.folder is not None
-        return [name for name in _pictures(value) if not (self.folder / name).is_file()]
+
+def content_of_coupling(coupling: Coupling, *, by_name: bool) -> str:
+    """Hash of what ``coupling`` is besides its name; empty of our own built by name.
+
+    It covers what an object holds (moments among it), and the source of a user's class or function.
+    """
+    inner: Any = coupling
+    while _is_own(inner) and (hasattr(inner, "coupling") or hasattr(inner, "function")):
+        inner = getattr(inner, "coupling", None) or inner.function
+    if _is_own(inner):
+        return "" if by_name else content_of(coupling)
+    try:
+        kind = inner if inspect.isroutine(inner) else type(inner)
+        source = inspect.getsource(inspect.getmodule(kind) or kind)
+    except (OSError, TypeError):  # defined in a console
+        source = ""
+    return digest(source, content_of(inner if by_name else coupling))
 
 
-def _pictures(value: Any) -> list[str]:
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list):
-        return [name for each in value for name in _pictures(each)]
-    return [value] if isinstance(value, str) and re.fullmatch(r"pictures/\S+\.png", value) else []
+def _is_own(coupling: Any) -> bool:
+    return type(coupling).__module__.startswith("immiscible_diffusion.")
 
 
-def slug(name: str) -> str:
-    """``name`` as part of a file name, told apart from similar ones."""
-    short = re.sub(r"[^A-Za-z0-9.=,+-]+", "-", name).strip("-.")[:60]
-    return f"{short}-{digest(name)[:6]}"
+def content_of(value: Any) -> str:
+    """Hash of the tensors, arrays and plain values that ``value`` holds, however deep.
+
+    Functions and classes count by their names; cached properties do not count.
+    """
+    return digest(_plain(value, frozenset()))
+
+
+def _plain(value: Any, outer: frozenset[int]) -> Any:
+    """``value`` as JSON values, with hashes for tensors; ``outer`` are the objects around it."""
+    kind = type(value)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if isinstance(value, PLAIN):
+        return name, repr(value)
+    if isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        return name, str(value.dtype), value.shape, hashlib.sha256(value.tobytes()).hexdigest()
+    if isinstance(value, Tensor):
+        content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+        return name, str(value.dtype), tuple(value.shape), hashlib.sha256(content).hexdigest()
+    if hasattr(value, "__qualname__") or id(value) in outer:  # a function or a class; a circle
+        return name, getattr(value, "__qualname__", "")
+    outer |= {id(value)}
+    return name, [(str(key), _plain(item, outer)) for key, item in _items(value)]
+
+
+def _items(value: Any) -> Iterable[tuple[Any, Any]]:
+    """What ``value`` holds, by name."""
+    if isinstance(value, Mapping):
+        return value.items()
+    if isinstance(value, list | tuple | np.ndarray):
+        return enumerate(value)
+    if isinstance(value, set | frozenset):
+        return enumerate(sorted(value, key=repr))
+    if isinstance(value, torch.Generator):
+        return [("state", value.get_state())]
+    kind = type(value)
+    slots = (name for base in kind.__mro__ for name in getattr(base, "__slots__", ()))
+    held = [
+        (name, getattr(value, name))
+        for name in (*getattr(value, "__dict__", {}), *slots)
+        if hasattr(value, name)
+        and not isinstance(getattr(kind, name, None), functools.cached_property)
+    ]
+    if isinstance(value, nn.Module):
+        public = ((name, item) for name, item in held if not name.startswith("_"))
+        return [*value.state_dict().items(), *public]
+    return held
 
 
 def digest(*parts: Any) -> str:
-    """Hash of plain values."""
+    """Hash of JSON values."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def digest_of(batch: Batch) -> str:
-    """Hash of data, conditions and mask."""
-    content = hashlib.sha256()
-    tensors: dict[str, Tensor | None] = {"data": batch.data, "mask": batch.mask}
-    for name, value in (tensors | {f"cond/{k}": v for k, v in (batch.cond or {}).items()}).items():
-        if value is not None:
-            content.update(f"{name}/{value.dtype}/{tuple(value.shape)}".encode())
-            content.update(bytes_of(value))
-    return content.hexdigest()[:16]
-
-
-def plain(value: Any) -> Any:
-    """``value`` for JSON: no tuples, and None for what is not finite."""
-    if isinstance(value, dict):
-        return {str(name): plain(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-class Tally:
-    """Progress over parts of unequal length.
-
-    Args:
-        whole: lengths of all parts together.
-        report: called with the work done and the whole.
-    """
-
-    def __init__(self, whole: int, report: Progress | None) -> None:
-        self.whole, self.done, self._report = whole, 0, report
-
-    def inside(self, length: int) -> Progress:
-        """For a part of ``length``: what is done of it and its own whole."""
-        return lambda done, whole: self._say(self.done + length * done // max(1, whole))
-
-    def finish(self, length: int) -> None:
-        """A part is done."""
-        self.done += length
-        self._say(self.done)
-
-    def _say(self, done: int) -> None:
-        if self._report is not None:
-            self._report(done, self.whole)
+def slug(name: str) -> str:
+    """``name`` as part of a file name, with a hash that keeps similar names apart."""
+    short = re.sub(r"[^A-Za-z0-9.=,+-]+", "-", name).strip("-.")[:60]
+    return f"{short}-{digest(name)[:6]}"

@@ -1,23 +1,17 @@
 """A measured mean with its standard error."""
 
 import math
-from typing import NamedTuple
 
 from torch import Tensor
 
+from immiscible_diffusion.reporting.analysis.records import UNKNOWN, Mean
 
-class Mean(NamedTuple):
-    """A mean and its standard error (NaN of fewer than two values)."""
-
-    value: float
-    error: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.4g} +- {self.error:.2g}"
+__all__ = ["Mean", "mean_of"]
 
 
 def mean_of(values: Tensor) -> Mean:
-    """Mean of ``values`` ``[n]`` and its standard error."""
+    """Mean of ``values`` ``[n]`` and its standard error; unknown (NaN) where it is not finite."""
     values = values.double().flatten()
+    mean = float(values.mean())
     error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
-    return Mean(float(values.mean()), error)
+    return Mean(mean, error) if math.isfinite(mean) else UNKNOWN

@@ -1,9 +1,9 @@
 """The density of the noise given the sample, for every point and image at once.
 
 With ``n = point - shift`` every closed form here is made of squared distances between points and
-images, so one matrix product per part serves all pairs. All values leave out the normal law's
-constant: without pairing they are ``-|n|^2 / 2``, and ``value + |n|^2 / 2`` is the log ratio to
-N(0, I). Arithmetic is float64.
+samples, so one matrix product per part serves all pairs. All values leave out the normal constant:
+without pairing they are ``-|n|^2 / 2``, and ``value + |n|^2 / 2`` is the log ratio to N(0, I).
+Arithmetic is float64.
 """
 
 import math
@@ -32,7 +32,7 @@ class PairDensity(Protocol):
 
     @property
     def estimate(self) -> str:
-        """How the density was estimated, for people to read; empty for a closed form."""
+        """How the density was estimated, in words; empty for a closed form."""
 
     def pairs(self, points: Tensor, shifts: Tensor, images: Batch) -> Tensor:
         """``[P, N]``: log density of the noise ``points[p] - shifts[i]`` given ``images[i]``.
@@ -42,7 +42,7 @@ class PairDensity(Protocol):
 
 
 @dataclass(frozen=True)
-class Normal:
+class IndependentDensity:
     """N(0, I) whatever the sample: no pairing."""
 
     estimate = ""
@@ -53,12 +53,12 @@ class Normal:
 
 
 @dataclass(frozen=True)
-class Nearest:
+class KNNDensity:
     """KNN noise selection: ``log k - |n|^2 / 2 + (k - 1) log(1 - F(|n - x|^2))``.
 
-    F is the law of the squared distance from the sample to Gaussian noise, the non-central
-    chi-square: the winner's density is k times that of any noise times the chance that the k - 1
-    others are farther. Where a mask is given the distance is over valid positions.
+    F is the distribution function of the squared distance from the sample to Gaussian noise, the
+    non-central chi-square: the nearest noise has k times the density of any noise, times the
+    probability that the k - 1 others are farther. With a mask the distance is over valid positions.
     """
 
     coupling: KNN
@@ -80,52 +80,78 @@ class Nearest:
 
 
 @dataclass(frozen=True)
-class Gauss:
-    """Gaussian along directions of the data, N(0, I) across, as of Gaussian transport.
+class GaussianDensity:
+    """Gaussian noise given the sample ``x``, with ``o = x - mean``.
 
-    Along direction r the mean is ``gain_r <x - mean, v_r>`` and the variance ``1 - rho_r^2``.
+    Along axis r it is ``N(drift_r + gain_r o_r, width_r^2)``, across all axes
+    ``N(gain_across o, scale^2 I)``. Gaussian transport is of this kind.
 
     Attributes:
-        mean: ``[*shape]`` of the data.
-        directions: ``[r, D]`` orthonormal.
+        mean: ``[D]`` of the data.
+        axes: ``[r, D]`` orthonormal.
         gain: ``[r]``.
-        rho: ``[r]``, in [-1, 1].
+        width: ``[r]`` standard deviations.
+        drift: ``[r]``, or 0.
+        gain_across: gain across the axes.
+        scale: standard deviation across the axes.
     """
 
     mean: Tensor
-    directions: Tensor
+    axes: Tensor
     gain: Tensor
-    rho: Tensor
+    width: Tensor
+    drift: Tensor | float = 0.0
+    gain_across: float = 0.0
+    scale: float = 1.0
     estimate = ""
 
     @classmethod
-    def of(cls, coupling: GaussianOT) -> "Gauss":
-        """That of the coupling."""
-        directions = coupling.moments.directions
-        assert directions is not None  # the coupling refuses such moments
-        directions = directions[: coupling.rank]
-        return cls(coupling.moments.mean, directions, coupling.gain, coupling.correlation)
+    def of(cls, coupling: GaussianOT) -> "GaussianDensity":
+        """That of Gaussian transport: width ``sqrt(1 - rho^2)``."""
+        moments = coupling.moments
+        assert moments.directions is not None  # the coupling refuses such moments
+        width = (1 - coupling.correlation.double().square()).clamp_min(LEAST_VARIANCE).sqrt()
+        axes = moments.directions[: coupling.rank]
+        return cls(moments.mean.flatten(), axes, coupling.gain, width)
 
     def pairs(self, points: Tensor, shifts: Tensor, images: Batch) -> Tensor:
-        """``-|n|^2 / 2`` with the part along the directions changed."""
-        normal = squares(points, shifts).mul_(-0.5)
-        return normal.add_(self.ratio(points, shifts, images))
+        """``-|n|^2 / 2`` plus the log ratio."""
+        return squares(points, shifts).mul_(-0.5).add_(self.log_ratio(points, shifts, images))
 
-    def ratio(self, points: Tensor, shifts: Tensor, images: Batch) -> Tensor:
-        """``[P, N]``: log ratio to N(0, I)."""
-        axes, gain, rho = (x.to(points) for x in (self.directions, self.gain, self.rho))
-        sample = images.data.flatten(1).to(points) - self.mean.to(points).flatten()
-        along, shift = points @ axes.T, shifts @ axes.T
-        width = (1 - rho.square()).clamp_min(LEAST_VARIANCE).sqrt()
-        changed = squares(along / width, (shift + sample @ axes.T * gain) / width)
-        return (squares(along, shift) - changed).mul_(0.5).sub_(width.log().sum())
+    def log_ratio(self, points: Tensor, shifts: Tensor, images: Batch) -> Tensor:
+        """``[P, N]``: log density of the noises ``points[p] - shifts[i]`` less that of N(0, I)."""
+        axes, offset, center = self._centers(points, images)
+        width, along, shift = self.width.to(points), points @ axes.T, shifts @ axes.T
+        normal = squares(along, shift)
+        ratio = normal - squares(along / width, (shift + center) / width)
+        if self.gain_across or self.scale != 1:
+            moved = shifts + self.gain_across * offset
+            left = squares(points, moved) - squares(along, moved @ axes.T)
+            ratio += squares(points, shifts) - normal - left / self.scale**2
+        across = points.shape[1] - len(axes)
+        return ratio / 2 - float(width.log().sum()) - across * math.log(self.scale)
+
+    def sample(self, images: Batch, fresh: Tensor) -> Tensor:
+        """Noise ``[B, D]`` for ``images`` from N(0, I) noise ``fresh`` ``[B, D]``."""
+        axes, offset, center = self._centers(fresh, images)
+        across = self.gain_across * offset + self.scale * fresh
+        inside = center + self.width.to(fresh) * (fresh @ axes.T)
+        return across + (inside - across @ axes.T) @ axes
+
+    def _centers(self, like: Tensor, images: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """The axes, ``o`` ``[N, D]`` and the mean of the noise along the axes ``[N, r]``."""
+        axes, gain, drift = (
+            torch.as_tensor(x).to(like) for x in (self.axes, self.gain, self.drift)
+        )
+        offset = images.data.flatten(1).to(like) - self.mean.to(like)
+        return axes, offset, drift + gain * (offset @ axes.T)
 
 
 @dataclass(frozen=True)
-class Mapped:
+class AffineDensity:
     """Calibrated noise ``n' = C^(-1/2) (n - m)``: the density of ``n`` times ``|C^(1/2)|``.
 
-    Data that a mask cuts are not paired.
+    Samples that a mask cuts are not paired.
     """
 
     coupling: Calibrated
@@ -133,51 +159,46 @@ class Mapped:
 
     @property
     def estimate(self) -> str:
-        """As of the coupling inside."""
+        """That of the coupling inside."""
         return self.inner.estimate
 
     def pairs(self, points: Tensor, shifts: Tensor, images: Batch) -> Tensor:
-        """With points and shifts mapped; label by label where the law has labels."""
-        valid = valid_positions(images.mask, images.data)
-        if valid is None:
-            return self._whole(points, shifts, images)
-        whole = valid.flatten(1).all(dim=1).nonzero()[:, 0]
+        """With points and shifts mapped; label by label where the distribution has labels."""
         out = squares(points, shifts).mul_(-0.5)
-        if len(whole):
-            paired = take(images, whole)
-            alone = Batch(paired.data, paired.cond)
-            out[:, whole] = self._whole(points, shifts[whole], alone)
-        return out
-
-    def _whole(self, points: Tensor, shifts: Tensor, images: Batch) -> Tensor:
+        valid = valid_positions(images.mask, images.data)
+        paired = torch.ones(len(shifts), dtype=torch.bool, device=shifts.device)
+        if valid is not None:
+            paired = valid.flatten(1).all(dim=1)
         labels = self.coupling.labels_of(images.cond)
-        if labels is None:
-            return self._mapped(points, shifts, images, None)
-        out = points.new_empty(len(points), len(shifts))
-        for label in labels.unique():
-            mine = (labels == label).nonzero()[:, 0]
-            out[:, mine] = self._mapped(points, shifts[mine], take(images, mine), label)
+        for label in [None] if labels is None else labels.unique():
+            rows = paired if labels is None else paired & (labels == label)
+            if bool(rows.any()):
+                part = take(images, rows.nonzero()[:, 0])
+                alone = Batch(part.data, part.cond)
+                out[:, rows] = self._mapped(points, shifts[rows], alone, label)
         return out
 
     def _mapped(
         self, points: Tensor, shifts: Tensor, images: Batch, label: Tensor | None
     ) -> Tensor:
-        law = self.coupling.distribution
+        distribution = self.coupling.distribution
 
         def color(rows: Tensor) -> Tensor:
             labels = None if label is None else label.expand(len(rows))
-            return law.color(rows.view(-1, *law.shape), labels).flatten(1)
+            return distribution.color(rows.view(-1, *distribution.shape), labels).flatten(1)
 
-        basis = law.basis.to(points)
+        basis = distribution.basis.to(points)
         zero = color(torch.zeros_like(basis[:1]))
         root = (color(basis) - zero) @ basis.T
-        volume = torch.linalg.slogdet(root)[1] + (basis.shape[1] - len(basis)) * math.log(law.scale)
+        volume = torch.linalg.slogdet(root)[1] + (basis.shape[1] - len(basis)) * math.log(
+            distribution.scale
+        )
         return self.inner.pairs(color(points), color(shifts) - zero, images).add_(volume)
 
 
 @dataclass(frozen=True)
-class Stated:
-    """A user's coupling that knows its density: ``coupling.log_density(noise, data, cond=)``.
+class EmpiricalDensity:
+    """The density that a user's coupling states: ``coupling.log_density(noise, data, cond=)``.
 
     It takes ``noise`` and ``data`` ``[B, *shape]`` and returns ``[B]``, the natural logarithm of
     the density of each noise given its sample. Called once per point, with all images.
@@ -187,7 +208,7 @@ class Stated:
     estimate = ""
 
     def pairs(self, points: Tensor, shifts: Tensor, images: Batch) -> Tensor:
-        """What the coupling says, with the normal law's constant left out."""
+        """The coupling's values, without the normal constant."""
         constant = points.shape[1] / 2 * math.log(2 * math.pi)
         rows = []
         for point in points:
@@ -206,24 +227,25 @@ def density_of(coupling: Coupling) -> PairDensity:
     """The closed form of ``log p(noise | sample)``.
 
     Raises:
-        ValueError: ``coupling`` has none known to us.
+        ValueError: ``coupling`` has no known closed form.
     """
     if isinstance(coupling, Independent):
-        return Normal()
+        return IndependentDensity()
     if isinstance(coupling, KNN):
-        return Nearest(coupling)
+        return KNNDensity(coupling)
     if isinstance(coupling, GaussianOT):
-        return Gauss.of(coupling)
+        return GaussianDensity.of(coupling)
     if isinstance(coupling, Calibrated):
-        return Mapped(coupling, density_of(coupling.coupling))
+        return AffineDensity(coupling, density_of(coupling.coupling))
     own = coupling.function if isinstance(coupling, FunctionCoupling) else coupling
     if hasattr(own, "log_density"):
-        return Stated(own)
+        return EmpiricalDensity(own)
     if isinstance(coupling, Shuffled) and coupling.preserves_marginal:
-        return Normal()
+        return IndependentDensity()
     raise ValueError(
         f"{coupling} has no density in closed form; estimate it from pairs with "
-        f"analysis.fitted.fit_density, or give it a method log_density(noise, data, cond=) -> [B]"
+        f"analysis.density_estimation.fit_density, or give it a method "
+        f"log_density(noise, data, cond=) -> [B]"
     )
 
 

@@ -1,68 +1,23 @@
-"""What a coupling does to the noise: its law over the data set, and what it tells of the sample."""
+"""The noise of a coupling: its distribution over the data, and its information on the sample."""
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.analysis.estimates import Mean, mean_of
-from immiscible_diffusion.analysis.nce_density import density_for
+from immiscible_diffusion.analysis.density_estimation import density_for
+from immiscible_diffusion.analysis.estimates import mean_of
 from immiscible_diffusion.analysis.noise_density import PairDensity, log_density, take
 from immiscible_diffusion.analysis.noisy_points import BLOCK_PAIRS, images_of
 from immiscible_diffusion.analysis.sample_pairs import BATCH_SIZE, choose_rows, draw_noise
-from immiscible_diffusion.couplings import Coupling
+from immiscible_diffusion.couplings import Coupling, as_coupling
 from immiscible_diffusion.couplings.moments import Moments
+from immiscible_diffusion.reporting.analysis.records import GaussianFit, Mean, NoiseStatistics
 from immiscible_diffusion.utils.batch import Batch, Cond
 
 LARGEST_FIT = 8192  # dimensions up to which a whole covariance is made
-
-
-@dataclass(frozen=True, eq=False)
-class NoiseMeasures:
-    """The noise of a coupling over a data set, or over the data of one label.
-
-    Attributes:
-        coupling: how it prints.
-        estimate: how its density was estimated; empty for a closed form.
-        images: data that the mixture is over.
-        pairs: pairs drawn.
-        shift_square: squared length of the mean noise, free of sampling bias (so it may come out
-            below 0); 0 for N(0, I).
-        square: ``|n|^2 / D``; 1 for N(0, I).
-        alignment: of the noise with the sample less the mean of the data, in standard deviations.
-        direction_shift: ``[r]``, mean of the noise along the data's leading directions.
-        spectrum: ``[r]``, variance of the noise along them; 1 for N(0, I).
-        spectrum_error: ``[r]``, its standard error.
-        kl: KL of the noise over the data set from N(0, I), nats: what sampling gets wrong; exactly
-            0 of a coupling that says it ``preserves_marginal``, whatever an estimate of its density says.
-        information: mutual information of noise and sample, nats: what pairing tells the network.
-        per_label: the same for the data of every label.
-    """
-
-    coupling: str
-    estimate: str
-    images: int
-    pairs: int
-    shift_square: Mean
-    square: Mean
-    alignment: Mean
-    direction_shift: Tensor
-    spectrum: Tensor
-    spectrum_error: Tensor
-    kl: Mean
-    information: Mean
-    per_label: dict[int, "NoiseMeasures"]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain numbers and names."""
-        plain: dict[str, Any] = {}
-        for name, value in vars(self).items():
-            value = value._asdict() if isinstance(value, Mean) else value
-            plain[name] = value.tolist() if isinstance(value, Tensor) else value
-        plain["per_label"] = {str(k): v.to_json() for k, v in self.per_label.items()}
-        return plain
+FIT_COUNT = 50_000  # noises
 
 
 @torch.no_grad()
@@ -79,105 +34,92 @@ def measure_noise(
     density: PairDensity | None = None,
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
-) -> NoiseMeasures:
-    """Measure the noise that ``coupling`` gives ``data`` ``[N, *shape]``.
+) -> NoiseStatistics:
+    """Measure the noise that ``coupling`` draws for ``data`` ``[N, *shape]``.
 
     With ``p(n)`` the mean over all data of ``p(n | x_i)``, ``KL = E log p(n) / phi(n)`` and the
     information is ``E log p(n | x) / p(n)``, by Monte Carlo over pairs; for KNN the two add up to
-    ``log k - 1 + 1/k``.
+    ``log k - 1 + 1/k``. With a coupling that preserves the marginal the KL is exactly 0, and where
+    an estimate of the density failed neither is known (``NoiseStatistics.failed``).
 
     Args:
         data: with their mirror images if training mirrors.
         coupling: is called on batches of ``batch_size``.
-        moments: with the leading directions to report along; fitted here where not given.
-        cond: conditions for the coupling; the labels where not given.
-        labels: ``[N]``: also the measures of every label by itself.
-        label_key: the condition that the labels are, by which a coupling says what it keeps.
+        moments: with the leading directions to report along; fitted here by default.
+        cond: conditions for the coupling; the labels by default.
+        labels: ``[N]``: also the statistics of every label by itself.
+        label_key: the condition that the labels are: a coupling may preserve N(0, I) given it.
         mask: boolean, broadcasts to data.
         pairs: how many, overall and of every label.
-        density: as ``miscibility`` takes it.
+        density: as in ``miscibility``.
         batch_size: that the coupling is called on.
         seed: of pairs and noise.
     """
     images = images_of(data, cond, mask, labels)
     density = density or density_for(coupling, images, batch_size=batch_size, seed=seed)
     if moments is None:
-        whole = take(images, slice(None)).data
-        moments = Moments.fit(whole, directions=min(16, data[0].numel()))
-    work = _Pairs(coupling, density, moments, images, pairs, batch_size, seed)
-    groups = {} if labels is None else {int(name): labels.cpu() == name for name in labels.unique()}
-    keeps = coupling.preserves_marginal
-    within = keeps and coupling.preserves_conditional(label_key)
-    found = {name: work.measure(mine.nonzero()[:, 0], {}, within) for name, mine in groups.items()}
-    return work.measure(torch.arange(len(data)), found, keeps)
+        every = take(images, slice(None)).data
+        moments = Moments.fit(every, directions=min(16, data[0].numel()))
+    assert moments.directions is not None
+    axes = moments.directions
 
-
-@dataclass(frozen=True)
-class _Pairs:
-    coupling: Coupling
-    density: PairDensity
-    moments: Moments
-    images: Batch
-    pairs: int
-    batch_size: int
-    seed: int
-
-    def draw(self, members: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of the data out of ``members``, and their noise."""
-        rows = members[choose_rows(len(members), self.pairs, self.seed)]
+    def measure(members: Tensor, preserved: bool) -> NoiseStatistics:
+        """Over the samples ``members``, whose noise is N(0, I) if it is ``preserved``."""
+        rows = members[choose_rows(len(members), pairs, seed)]
         # Only where the rest of the batch may matter: it takes more batches.
-        share = len(members) / len(self.images) if self.density.estimate else 1.0
-        size = self.batch_size
-        noise = draw_noise(
-            self.coupling, self.images, rows, seed=self.seed, batch_size=size, share=share
-        )
-        return rows, noise
-
-    def measure(
-        self, members: Tensor, found: dict[int, NoiseMeasures], keeps: bool
-    ) -> NoiseMeasures:
-        """Over the data ``members``, whose noise is N(0, I) if the coupling ``keeps`` it so."""
-        rows, noise = self.draw(members)
-        images, truth = take(self.images, members), take(self.images, rows)
+        share = len(members) / len(images) if density.estimate else 1.0
+        noise = draw_noise(coupling, images, rows, seed=seed, batch_size=batch_size, share=share)
+        own, truth = take(images, members), take(images, rows).data.double().flatten(1)
+        paired, marginal = _log_ratios(density, noise, own, torch.searchsorted(members, rows))
         flat = noise.flatten(1).double()
-        given, marginal = self._log_ratios(noise, images, torch.searchsorted(members, rows))
-        axes = self.moments.directions
-        assert axes is not None
         along = flat @ axes.to(flat).T
-        spectrum = along.var(dim=0)
-        center = images.data.double().flatten(1).mean(dim=0)
-        offset = truth.data.double().flatten(1) - center
+        variance = along.var(dim=0)
+        fourth = (along - along.mean(dim=0)).pow(4).mean(dim=0) - variance.square()
+        offset = truth - own.data.double().flatten(1).mean(dim=0)
         length = torch.linalg.vector_norm(offset, dim=1).clamp_min(1e-30)
-        fourth = (along - along.mean(dim=0)).pow(4).mean(dim=0) - spectrum.square()
-        return NoiseMeasures(
-            coupling=str(self.coupling),
-            estimate=self.density.estimate,
-            images=len(members),
+        record = NoiseStatistics(
+            estimate=density.estimate,
+            samples=len(members),
             pairs=len(rows),
-            shift_square=mean_square(flat),
             square=mean_of(flat.square().mean(dim=1)),
+            shift_square=mean_square(flat),
             alignment=mean_of((flat * offset).sum(dim=1) / length),
-            direction_shift=along.mean(dim=0).float().cpu(),
-            spectrum=spectrum.float().cpu(),
-            spectrum_error=(fourth.clamp_min(0) / len(flat)).sqrt().float().cpu(),
-            kl=Mean(0.0, 0.0) if keeps else mean_of(marginal),
-            information=mean_of(given if keeps else given - marginal),
-            per_label=found,
+            kl=Mean(0.0, 0.0) if preserved else mean_of(marginal),
+            information=mean_of(paired if preserved else paired - marginal),
+            direction_mean=tuple(along.mean(dim=0).tolist()),
+            direction_variance=tuple(variance.tolist()),
+            direction_error=tuple((fourth.clamp_min(0) / len(flat)).sqrt().tolist()),
+            per_label={},
         )
+        return record.without_figures() if record.failed else record
 
-    def _log_ratios(self, noise: Tensor, images: Batch, own: Tensor) -> tuple[Tensor, Tensor]:
-        """``log p(n | x) / phi(n)`` and ``log p(n) / phi(n)``, each ``[P]``."""
-        given, marginal = [], []
-        for at in torch.arange(len(noise)).split(max(1, BLOCK_PAIRS // len(images))):
-            matrix = log_density(self.density, noise[at], images)
-            matrix += noise[at].double().flatten(1).square().sum(dim=1, keepdim=True) / 2
-            given.append(matrix.gather(1, own[at].to(matrix.device)[:, None])[:, 0])
-            marginal.append(matrix.logsumexp(dim=1) - math.log(len(images)))
-        return torch.cat(given), torch.cat(marginal)
+    coupling = as_coupling(coupling)
+    preserved = coupling.preserves_marginal
+    by_label = preserved and coupling.preserves_conditional(label_key)
+    record = measure(torch.arange(len(data)), preserved)
+    if labels is None:
+        return record
+    groups = {str(int(name)): labels.cpu() == name for name in labels.unique()}
+    per_label = {name: measure(own.nonzero()[:, 0], by_label) for name, own in groups.items()}
+    record = replace(record, per_label=per_label)
+    return record.without_figures() if record.failed else record
+
+
+def _log_ratios(
+    density: PairDensity, noise: Tensor, images: Batch, own: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``log p(n | x) / phi(n)`` and ``log p(n) / phi(n)``, each ``[P]``."""
+    paired, marginal = [], []
+    for at in torch.arange(len(noise)).split(max(1, BLOCK_PAIRS // len(images))):
+        matrix = log_density(density, noise[at], images)
+        matrix += noise[at].double().flatten(1).square().sum(dim=1, keepdim=True) / 2
+        paired.append(matrix.gather(1, own[at].to(matrix.device)[:, None])[:, 0])
+        marginal.append(matrix.logsumexp(dim=1) - math.log(len(images)))
+    return torch.cat(paired), torch.cat(marginal)
 
 
 def mean_square(rows: Tensor) -> Mean:
-    """Squared length of the mean of the law of ``rows`` ``[n, D]``, without sampling bias."""
+    """Squared length of the expectation of ``rows`` ``[n, D]``, without sampling bias."""
     n, dim = rows.shape
     total, mean = rows.sum(dim=0), rows.mean(dim=0)
     each = rows.square().sum()
@@ -187,29 +129,12 @@ def mean_square(rows: Tensor) -> Mean:
     return Mean(float(value), math.sqrt(4 * float(spread.var()) / n + 2 * scatter / n**2))
 
 
-@dataclass(frozen=True)
-class GaussianFit:
-    """KL of the Gaussian fitted to noises from N(0, I), as the papers measured it.
-
-    Attributes:
-        raw: as it comes out.
-        bias: what ``count`` true N(0, I) noises would give on average.
-        corrected: ``raw - bias``.
-        count: noises.
-    """
-
-    raw: float
-    bias: float
-    corrected: float
-    count: int
-
-
 @torch.no_grad()
 def gaussian_fit(
     data: Tensor,
     coupling: Coupling,
     *,
-    count: int = 50_000,
+    count: int = FIT_COUNT,
     cond: Cond | None = None,
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
@@ -243,7 +168,7 @@ def gaussian_fit(
 
 
 def gaussian_fit_bias(count: int, dim: int) -> float:
-    """What the fit gives on average for ``count`` noises of N(0, I); 48.23 at 50,000 and 3,072.
+    """The fit's average for ``count`` noises of N(0, I): 48.23 nats at 50,000 and 3,072 dimensions.
 
     The log determinant of a Wishart matrix is a sum of logarithms of chi-squares.
     """

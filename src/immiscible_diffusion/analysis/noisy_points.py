@@ -1,4 +1,4 @@
-"""Noisy points and the images they may come from, in blocks that fit into memory."""
+"""Noisy points and the samples they may come from, in blocks that fit into memory."""
 
 import math
 from collections.abc import Iterator
@@ -14,20 +14,20 @@ from immiscible_diffusion.diffusion.paths import Path
 from immiscible_diffusion.utils.batch import Batch, Cond
 
 BLOCK_PAIRS = 1 << 21  # pairs of a probe and an image: 16 MiB in float64
-VALUES = ("effective", "entropy", "surprise", "true_probability", "irreducible", "reached")
+VALUES = ("effective", "entropy", "nll", "true_probability", "irreducible", "model_loss")
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some probes, and the images that each of them may come from.
+    """Some noisy points, and the samples that each of them may come from.
 
     Attributes:
-        at: ``[p]``, which of the probes these are.
-        rows: ``[p]``, their rows in the data.
-        truth: the ``p`` data that they are made of.
+        at: ``[p]``, which of the points these are.
+        rows: ``[p]``, rows of their true samples in the data.
+        truth: those ``p`` samples.
         noise: ``[p, *shape]``.
         images: the candidates.
-        own: ``[p]``, rows of the data among the candidates.
+        own: ``[p]``, rows of the true samples among the candidates.
         log_weights: ``[p, candidates]`` given the condition, or None: equally likely.
     """
 
@@ -40,8 +40,8 @@ class Block:
     log_weights: Tensor | None
 
     @property
-    def candidates(self) -> Tensor:
-        """``[p]``: effective number of images before the point is seen."""
+    def effective_count(self) -> Tensor:
+        """``[p]``: effective number of candidates before the point is seen."""
         if self.log_weights is None:
             return torch.full((len(self.at),), float(len(self.images)), dtype=torch.float64)
         return entropy(self.log_weights.log_softmax(dim=1)).exp().cpu()
@@ -50,8 +50,12 @@ class Block:
 def blocks(
     images: Batch, rows: Tensor, noise: Tensor, labels: Tensor | None, weights: LogWeights | None
 ) -> Iterator[Block]:
-    """Probes ``rows`` ``[P]`` with their ``noise``, block by block; label by label where given."""
-    for members in _groups(len(images), labels, rows):
+    """Points of ``rows`` ``[P]`` with ``noise``, block by block; label by label with ``labels``."""
+    groups = [torch.arange(len(images))]
+    if labels is not None:
+        labels = labels.cpu()
+        groups = [(labels == label).nonzero()[:, 0] for label in labels[rows].unique()]
+    for members in groups:
         mine = torch.isin(rows, members).nonzero()[:, 0]
         among = images if len(members) == len(images) else take(images, members)
         for at in mine.split(max(1, BLOCK_PAIRS // len(members))):
@@ -60,33 +64,8 @@ def blocks(
             yield Block(at, rows[at], take(images, rows[at]), noise[at], among, own, log_weights)
 
 
-def _groups(count: int, labels: Tensor | None, rows: Tensor) -> Iterator[Tensor]:
-    """Rows of the data, in order: all, or those of each label that ``rows`` have."""
-    if labels is None:
-        yield torch.arange(count)
-        return
-    labels = labels.cpu()
-    for label in labels[rows].unique():
-        yield (labels == label).nonzero()[:, 0]
-
-
-@dataclass(frozen=True)
-class Values:
-    """What one block of probes shows at one time.
-
-    Attributes:
-        by_name: ``VALUES``, each ``[p]``.
-        x_t: ``[p, *shape]``.
-        denoised: ``[p, *shape]``.
-    """
-
-    by_name: dict[str, Tensor]
-    x_t: Tensor
-    denoised: Tensor
-
-
-def probe(block: Block, density: PairDensity, path: Path, t: float) -> Values:
-    """Where the points of ``block`` at ``t`` may come from, and what a network loses there."""
+def probe(block: Block, density: PairDensity, path: Path, t: float) -> dict[str, Tensor]:
+    """``VALUES`` of the points of ``block`` at time ``t``, each ``[p]``."""
     mix = mixing(path, t)
     data = block.truth.data.double()
     times = torch.full((len(data),), t, dtype=torch.float64, device=data.device)
@@ -94,19 +73,19 @@ def probe(block: Block, density: PairDensity, path: Path, t: float) -> Values:
     valid = valid_positions(block.truth.mask, data)
     post = posterior(density, block.images, x_t, mix.alpha, mix.sigma, block.log_weights, valid)
     own = post.log_probability.gather(1, block.own.to(data.device)[:, None])[:, 0]
-    missed = (post.mean - data).square().flatten(1)
-    inside = torch.ones_like(missed) if valid is None else valid.flatten(1)
-    missed = (missed * inside).sum(dim=1) / inside.sum(dim=1)
+    square = (post.mean - data).square().flatten(1)
+    inside = torch.ones_like(square) if valid is None else valid.flatten(1)
+    square = (square * inside).sum(dim=1) / inside.sum(dim=1)
     spread = post.entropy
-    by_name = {
+    values = {
         "effective": spread.exp(),
         "entropy": spread,
-        "surprise": -own,
+        "nll": -own,
         "true_probability": own.exp(),
         "irreducible": mix.slope**2 * post.variance,
-        "reached": mix.slope**2 * missed,
+        "model_loss": mix.slope**2 * square,
     }
-    return Values({name: value.cpu() for name, value in by_name.items()}, x_t, post.mean)
+    return {name: value.cpu() for name, value in values.items()}
 
 
 def images_of(data: Tensor, cond: Cond | None, mask: Tensor | None, labels: Tensor | None) -> Batch:
@@ -124,7 +103,7 @@ def images_of(data: Tensor, cond: Cond | None, mask: Tensor | None, labels: Tens
     images = Batch(data, cond, mask)
     valid_positions(mask, data)
     if mask is None and not bool(data.isfinite().all()):
-        raise ValueError("data are not finite; mend them before analysing them")
+        raise ValueError("data are not finite; mend them before they are analyzed")
     for name, value in (images.cond or {}).items():
         if len(value) != count:
             raise ValueError(f'cond["{name}"] must have {count} rows like data, got {len(value)}')

@@ -1,7 +1,7 @@
 """The survival function of the non-central chi-square, in logarithms, at any dimension.
 
-``1 - F`` of the squared distance from a sample to Gaussian noise is what the density of KNN's winner
-is made of, and it enters as ``(k - 1) log(1 - F)``: errors are multiplied by k.
+The density of KNN noise contains ``(k - 1) log(1 - F)`` of the squared distance from the sample to
+Gaussian noise, so errors are multiplied by k.
 """
 
 import math
@@ -23,7 +23,7 @@ def log_survival(square: Tensor, dim: Tensor | float, noncentrality: Tensor | fl
     By the Lugannani-Rice saddlepoint with its second-order term (Daniels 1987); in fewer than 16
     dimensions at a non-centrality below 100 by the Poisson mixture of central laws. Times (k - 1)
     the error is below 1e-3, or 1e-3 of the value, for k up to 65,536
-    (``tests/analysis/test_survival.py``). Never NaN for numbers >= 0.
+    (``tests/analysis/test_noncentral_chi2.py``). Never NaN for numbers >= 0.
 
     Args:
         square: squared distances, >= 0; below 0, by rounding, counts as 0.

@@ -1,4 +1,4 @@
-"""What a noisy point says of its sample: the posterior over the images, and the best denoiser."""
+"""The posterior over all samples given a noisy point, and the optimal denoiser."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Mixing:
 
 
 def mixing(path: Path, t: float) -> Mixing:
-    """How ``path`` mixes at ``t``; the target is asked of ``path.sample`` itself.
+    """How ``path`` mixes at ``t``; the target is read off ``path.sample`` itself.
 
     Raises:
         ValueError: no noise at ``t``, or a target that is not linear in sample and noise.
@@ -49,8 +49,8 @@ def mixing(path: Path, t: float) -> Mixing:
     size = 1e-6 * (abs(slope) + abs(own) + 1)
     if abs(both - 2 * slope - 3 * own) > size or abs(none) > size:
         raise ValueError(
-            f"the target of {path} is not linear in sample and noise, so the variance of the target "
-            f"does not follow from that of the sample"
+            f"the target of {path} is not linear in sample and noise, so its variance does not "
+            f"follow from that of the sample"
         )
     return Mixing(alpha, sigma, slope, own)
 
@@ -61,7 +61,7 @@ class Posterior:
 
     Attributes:
         log_probability: ``[P, N]``, rows sum to 1 in probability.
-        mean: ``[P, *shape]``, what the best possible network takes for the sample.
+        mean: ``[P, *shape]``, the optimal denoiser's prediction.
         variance: ``[P]``, of the sample, mean over its (valid) dimensions.
     """
 
@@ -94,7 +94,7 @@ def posterior(
         alpha: share of the data, >= 0.
         sigma: share of the noise, > 0.
         log_weights: given the condition.
-        valid: ``[P, *shape]`` boolean: dimensions of which the variance is wanted; None = all.
+        valid: ``[P, *shape]`` boolean: dimensions that the variance is of; None = all.
     """
     logits = log_density(density, x_t.double() / sigma, images, alpha / sigma)
     if log_weights is not None:
@@ -150,7 +150,7 @@ class GaussianKernel:
 
 @dataclass(frozen=True)
 class OptimalDenoiser:
-    """The best network there can be for ``data``, ``coupling`` and ``path``: no training.
+    """The best possible network for ``data``, ``coupling`` and ``path``: no training.
 
     Attributes:
         images: the data, conditions and mask.
@@ -173,6 +173,6 @@ class OptimalDenoiser:
         return posterior(self.density, self.images, x_t, mix.alpha, mix.sigma).mean
 
     def target(self, x_t: Tensor, t: float) -> Tensor:
-        """``E[target | x_t]``: what a network on this path would say."""
+        """``E[target | x_t]``: what the best network predicts on this path."""
         mix = mixing(self.path, t)
         return mix.slope * self(x_t, t) + mix.own * x_t.double()

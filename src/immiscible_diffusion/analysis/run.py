@@ -1,24 +1,30 @@
-"""A whole analysis: every coupling on one data set, part by part, as analysis.json has it."""
+"""A whole analysis: every coupling on one data set."""
 
 import warnings
 from collections.abc import Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from immiscible_diffusion.analysis.advice import advice
-from immiscible_diffusion.analysis.cache import Progress, Tally, plain
-from immiscible_diffusion.analysis.conditions import summary
-from immiscible_diffusion.analysis.config import Settings, path_json
-from immiscible_diffusion.analysis.coupling_analysis import Subject, Work
-from immiscible_diffusion.analysis.hashing import content_of
+from immiscible_diffusion.analysis.cache import content_of
+from immiscible_diffusion.analysis.config import AnalysisConfig
+from immiscible_diffusion.analysis.coupling_analysis import CouplingAnalysis, Setup, Tally
+from immiscible_diffusion.analysis.miscibility import Progress
 from immiscible_diffusion.couplings import Coupling
-from immiscible_diffusion.data.in_memory import InMemoryData, join_notes
-from immiscible_diffusion.utils.atomic_files import read_json, write_json
+from immiscible_diffusion.data.in_memory import InMemoryData
+from immiscible_diffusion.reporting.analysis.records import (
+    SCHEMA,
+    AnalysisRecord,
+    CouplingRecord,
+    read_analysis,
+    write_analysis,
+)
 from immiscible_diffusion.utils.batch import Batch, Cond
+from immiscible_diffusion.utils.serialization import to_dict
+
+PACKAGE = "immiscible-diffusion"
 
 
 def analyze(
@@ -27,12 +33,12 @@ def analyze(
     *,
     cond: Cond | None = None,
     mask: Tensor | None = None,
-    given: Sequence[str] | None = None,
-    settings: Settings | None = None,
+    conditioned_on: Sequence[str] | None = None,
+    config: AnalysisConfig | None = None,
     name: str = "data",
     folder: Path | str | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> AnalysisRecord:
     """Measure how mixed ``data`` are under each of ``couplings``, and what these change.
 
     Args:
@@ -41,92 +47,77 @@ def analyze(
         couplings: names, as ``parse_coupling`` takes them, or couplings.
         cond: conditions ``[N, ...]`` for the couplings; whole numbers ``[N]`` are labels.
         mask: boolean, broadcasts to data, True where they are valid.
-        given: of ``cond``, what the model will be given; all of them where not said.
-        settings: what is measured, and how well.
+        conditioned_on: names of the conditions that the model is given; all of ``cond`` by default.
+        config: what is measured, and how well.
         name: of the data.
-        folder: finished parts, pictures and analysis.json are kept here; the same call goes on
-            where a killed one was, and may add couplings (what is there stays).
-        progress: called with the work done and the whole, in noisy points.
+        folder: finished parts, thumbnails and analysis.json are kept here; the same call resumes
+            one that was interrupted, and may add couplings (those of the folder stay).
+        progress: called with the work done and all of it, in noisy points.
 
     Returns:
-        What analysis.json has; ``report.analysis.write_analysis_page(folder)`` makes its page.
+        What analysis.json holds; ``reporting.analysis.write_analysis_page(folder)`` makes its page.
 
     Raises:
         ValueError: data, conditions, mask or couplings that cannot be analyzed, before anything
             long starts; or a folder that holds another analysis.
     """
-    whole = (
-        data if isinstance(data, InMemoryData) else InMemoryData(name, "", Batch(data, cond, mask))
+    source = data
+    if not isinstance(source, InMemoryData):
+        source = InMemoryData(name, "", Batch(source, cond, mask))
+    target = None if folder is None else Path(folder)
+    setup = Setup.of(source, conditioned_on, config or AnalysisConfig(), target)
+    subjects = build_couplings(setup, couplings)
+    earlier = _earlier(setup, [one.name for one in subjects])
+    setup.cache.write_plan([one.name for one in subjects if one.by_name])
+    tally = Tally(sum(one.length for one in subjects), progress)
+    record = AnalysisRecord(
+        schema=SCHEMA,
+        command="",
+        date=date.today().isoformat(),
+        hardware="",
+        versions={package: version(package) for package in (PACKAGE, "torch")},
+        data=setup.record(),
+        settings=to_dict(setup.config),
+        couplings=(*(one.measure(tally) for one in subjects), *earlier),
     )
-    work = Work.of(whole, given, settings or Settings(), None if folder is None else Path(folder))
-    subjects = lined_up(work, couplings)
-    work.parts.begin([subject.name for subject in subjects if subject.by_name])
-    tally = Tally(sum(subject.length for subject in subjects), progress)
-    values = plain({**_header(whole, work), "couplings": [s.measured(tally) for s in subjects]})
-    values = finished(values | {"couplings": values["couplings"] + _earlier(work, values)})
-    if work.parts.folder is not None:
-        write_json(work.parts.folder / "analysis.json", values)
-    return values
+    if target is not None:
+        write_analysis(record, target)
+    return record
 
 
-def lined_up(work: Work, couplings: Sequence[str | Coupling]) -> list[Subject]:
-    """All couplings made and tried; those of the folder's plan before the new ones."""
-    wanted: dict[str, str | Coupling] = {name: name for name in work.parts.planned()}
+def build_couplings(setup: Setup, couplings: Sequence[str | Coupling]) -> list[CouplingAnalysis]:
+    """All couplings built and tried; those of the folder's plan before the new ones."""
+    every: dict[str, str | Coupling] = {name: name for name in setup.cache.planned()}
     for coupling in couplings:
         name = coupling.strip() if isinstance(coupling, str) else str(coupling)
-        other = wanted.get(name, name)
+        other = every.get(name, name)
         if not isinstance(other, str) and content_of(other) != content_of(coupling):
             raise ValueError(
                 f"two different couplings print as {name}; give theirs a __str__ that tells them "
                 f"apart"
             )
-        wanted[name] = coupling
-    if not wanted:
-        raise ValueError("which couplings? none were given")
+        every[name] = coupling
+    if not every:
+        raise ValueError("which couplings? got none; give names such as knn:k=4, or couplings")
     return [
-        Subject(work, name, work.lineup.make(each), isinstance(each, str))
-        for name, each in wanted.items()
+        CouplingAnalysis(setup, name, setup.builder.build(coupling), isinstance(coupling, str))
+        for name, coupling in every.items()
     ]
 
 
-def _earlier(work: Work, values: dict[str, Any]) -> list[dict[str, Any]]:
-    """Couplings of the folder's analysis that were given as objects and now are not: kept."""
-    folder, own = work.parts.folder, "immiscible-diffusion"
-    if folder is None or not (folder / "analysis.json").exists() or not work.parts.planned():
+def _earlier(setup: Setup, names: Sequence[str]) -> list[CouplingRecord]:
+    """Couplings of the folder's analysis.json that were given as objects, and now are not."""
+    path = setup.cache.folder and setup.cache.folder / "analysis.json"
+    if not path or not path.exists():
         return []
-    names = {entry["name"] for entry in values["couplings"]}
-    before = read_json(folder / "analysis.json")
-    kept = [entry for entry in before["couplings"] if entry["name"] not in names]
-    if kept and before["versions"].get(own) != values["versions"][own]:
-        gone = ", ".join(entry["name"] for entry in kept)
-        warnings.warn(f"left out, as measured by another version: {gone}", stacklevel=3)
+    try:
+        record = read_analysis(path)
+    except ValueError as error:
+        warnings.warn(f"left out: {error}", stacklevel=3)
+        return []
+    kept = [one for one in record.couplings if one.name not in names]
+    if kept and record.versions.get(PACKAGE) != version(PACKAGE):
+        left = ", ".join(one.name for one in kept)
+        warnings.warn(f"left out, as measured by another version: {left}", stacklevel=3)
         return []
     return kept
-
-
-def _header(whole: InMemoryData, work: Work) -> dict[str, Any]:
-    settings = work.settings
-    drawn = settings.show and work.parts.folder is not None
-    about = {
-        "name": whole.name,
-        "note": join_notes(whole.note, work.look.note if drawn else ""),
-        "images": len(work.images),
-        "shape": list(work.data.shape[1:]),
-        "rms": work.rms,
-        "mirrored": whole.mirrored,
-        "classes": whole.class_names and list(whole.class_names),
-        "masked": work.images.mask is not None,
-        "cond": list(work.names),
-    }
-    versions = {name: version(name) for name in ("immiscible-diffusion", "torch")}
-    found = {"format": 1, "command": "", "date": date.today().isoformat(), "hardware": ""}
-    found |= {"versions": versions, "seconds": 0.0, "data": about}
-    found |= {"path": path_json(settings.path), "levels": list(settings.levels)}
-    return found | {"probes": settings.probes, "seed": settings.seed}
-
-
-def finished(values: dict[str, Any]) -> dict[str, Any]:
-    """With what follows from the measurements of all couplings."""
-    seconds = sum(entry["seconds"] for entry in values["couplings"])
-    values = values | {"seconds": round(seconds, 1), "given_summary": summary(values["couplings"])}
-    return values | {"advice": advice(values)}

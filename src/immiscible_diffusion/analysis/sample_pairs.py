@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.analysis.noise_density import take
-from immiscible_diffusion.couplings import Coupling
+from immiscible_diffusion.couplings import Coupling, as_coupling
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.random import keyed_generator
 
@@ -21,13 +21,13 @@ def draw_noise(
     batch_size: int = BATCH_SIZE,
     share: float = 1.0,
 ) -> Tensor:
-    """Noise for data ``rows`` ``[P]`` of ``images``: ``[P, *shape]``.
+    """Noise for the samples ``rows`` ``[P]`` of ``images``: ``[P, *shape]``.
 
-    The coupling is called on batches of ``batch_size``; what an assignment gives depends on the
-    whole batch. ``share`` of a batch are of ``rows``, the others any of ``images``: give the share
-    of data like ``rows`` where these are not a random choice.
+    The coupling is called on batches of ``batch_size``; an assignment depends on the whole batch.
+    The fraction ``share`` of a batch is of ``rows``, the rest any of ``images``: give the fraction
+    of samples like ``rows`` where these are not a random choice.
     """
-    noises = []
+    coupling, noises = as_coupling(coupling), []
     for number, chunk in enumerate(rows.split(max(1, round(share * batch_size)))):
         device = images.data.device
         filler = torch.randint(
@@ -40,8 +40,8 @@ def draw_noise(
     return torch.cat(noises)
 
 
-def choose_rows(count: int, wanted: int, seed: int) -> Tensor:
-    """``wanted`` rows of ``count``: different ones, as long as there are enough. ``[wanted]``."""
+def choose_rows(count: int, number: int, seed: int) -> Tensor:
+    """``number`` random rows of ``count``: distinct ones as long as there are enough."""
     generator = keyed_generator(seed, "rows")
-    rounds = -(-wanted // count)
-    return torch.cat([torch.randperm(count, generator=generator) for _ in range(rounds)])[:wanted]
+    rounds = -(-number // count)
+    return torch.cat([torch.randperm(count, generator=generator) for _ in range(rounds)])[:number]

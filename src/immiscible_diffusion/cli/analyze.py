@@ -3,18 +3,20 @@
 import shlex
 import signal
 import sys
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import torch
 import tyro
 
-from immiscible_diffusion.analysis.config import Settings
-from immiscible_diffusion.analysis.coupling_analysis import Work
+from immiscible_diffusion.analysis.config import AnalysisConfig
+from immiscible_diffusion.analysis.coupling_analysis import Setup
 from immiscible_diffusion.analysis.miscibility import LEVELS
-from immiscible_diffusion.analysis.run import analyze, lined_up
-from immiscible_diffusion.analysis.time_estimate import PAGE, peak_memory, rehearse, timed
+from immiscible_diffusion.analysis.noise_density import has_closed_form
+from immiscible_diffusion.analysis.run import analyze, build_couplings
+from immiscible_diffusion.analysis.time_estimate import PAGE, estimate_seconds, peak_memory, timed
 from immiscible_diffusion.cli.data_options import DataOptions
 from immiscible_diffusion.cli.options import parse, run_path
 from immiscible_diffusion.data.array_files import is_array_file
@@ -22,12 +24,16 @@ from immiscible_diffusion.data.in_memory import InMemoryData
 from immiscible_diffusion.diffusion.paths import EDMPath, FlowMatchingPath, VPPath
 from immiscible_diffusion.diffusion.paths import Path as AnyPath
 from immiscible_diffusion.reporting.analysis import write_analysis_page
+from immiscible_diffusion.reporting.analysis.records import (
+    BASELINE,
+    AnalysisRecord,
+    write_analysis,
+)
+from immiscible_diffusion.reporting.analysis.summary import summary_lines
 from immiscible_diffusion.training.run_dir import environment
-from immiscible_diffusion.utils.atomic_files import write_json
 from immiscible_diffusion.utils.progress import Progress, duration
 from immiscible_diffusion.utils.signals import Interrupted
 
-BASELINE = "independent"
 DEFAULT_COUPLINGS = ("knn:k=16", "knn:k=16,center=mean", "assignment")
 UNMASKED = ("assignment",)  # its estimate takes no mask
 
@@ -54,23 +60,15 @@ class PathOptions:
             return VPPath(schedule=self.schedule, prediction=self.prediction)
         return FlowMatchingPath() if self.kind == "flow" else EDMPath(sigma_max=self.sigma_max)
 
-    def __str__(self) -> str:
-        more = {
-            "flow": "",
-            "diffusion": f", schedule {self.schedule}, prediction {self.prediction}",
-            "sigma": f", sigma_max {self.sigma_max:g}",
-        }
-        return self.kind + more[self.kind]
-
 
 @dataclass(frozen=True)
 class Options(DataOptions):
     """See how mixed data are at every noise level, and what couplings change. No training.
 
     Writes analysis.json and analysis.html, one page to look at. Exact where the coupling's density
-    has a closed form (independent, knn, gaussian_ot, calibrated: any of these); estimated from pairs
-    elsewhere (assignment), and marked so. The same command goes on where a killed one was;
-    couplings may be added later. Examples:
+    has a closed form (independent, knn, gaussian_ot, calibrated: any of these); estimated from
+    pairs elsewhere (assignment), and marked so. The same command resumes one that was
+    interrupted; couplings may be added later. Examples:
 
     immiscible analyze --data digits --cond label --coupling knn:k=4 --coupling knn:k=64
 
@@ -82,20 +80,20 @@ class Options(DataOptions):
         coupling: a coupling, repeated for each: knn:k=16, knn:k=16,center=mean (or label, channel),
             assignment, gaussian_ot:eps=4, calibrated:ANY, shuffled:ANY, or your own as
             "my_module:MyCoupling(k=3)", exact if it has log_density(noise, data, cond=) -> [B].
-            independent is always in. By default three (with a mask two: no assignment).
+            independent is always included. By default three (with a mask two: no assignment).
         out: folder; by default runs/analyze/DATA.
         path: how data and noise are mixed.
         levels: times above 0 and at most 1; 0 = data, 1 = noise.
         probes: noisy points at every level; errors fall as its root.
-        pairs: of sample and noise that the law of the noise is measured on.
+        pairs: of sample and noise that the noise is measured on.
         bandwidth: of the kernel on continuous conditions, in their standard deviations; by default
             Scott's rule. Half and double of it are measured as well.
         batch_size: that couplings are called on; matters to assignment.
-        show: data of which pictures are made.
+        thumbnails: samples whose noisy points and predictions are drawn.
         gaussian_fit: also the papers' Gaussian fit of the noise (50,000 D^2 operations).
         seed: of everything drawn, and of the choice of --max-images.
         threads: of the processor; by default as torch chooses.
-        dry_run: say what would be done, how long it takes and how much memory, and stop.
+        dry_run: print what would be done, how long it takes and how much memory, and stop.
     """
 
     coupling: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -106,7 +104,7 @@ class Options(DataOptions):
     pairs: int = 2000
     bandwidth: float | None = None
     batch_size: int = 256
-    show: int = 4
+    thumbnails: int = 4
     gaussian_fit: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     seed: int = 0
     threads: int | None = None
@@ -115,30 +113,22 @@ class Options(DataOptions):
     @property
     def couplings(self) -> tuple[str, ...]:
         """Those asked for, the baseline first."""
-        usual = [name for name in DEFAULT_COUPLINGS if not (self.mask and name in UNMASKED)]
-        named = [name.strip() for name in self.coupling or usual]
-        if twice := [name for name in named if named.count(name) > 1]:
+        default = [name for name in DEFAULT_COUPLINGS if not (self.mask and name in UNMASKED)]
+        names = [name.strip() for name in self.coupling or default]
+        if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"a coupling is named twice: {twice[0]}")
-        return (BASELINE, *(name for name in named if name != BASELINE))
+        return (BASELINE, *(name for name in names if name != BASELINE))
 
     @property
-    def settings(self) -> Settings:
+    def analysis(self) -> AnalysisConfig:
         """What is measured."""
-        return Settings(
-            path=self.path.build(),
-            levels=self.levels,
-            probes=self.probes,
-            pairs=self.pairs,
-            bandwidth=self.bandwidth,
-            show=self.show,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            gaussian_fit=self.gaussian_fit,
-        )
+        names = ("levels", "probes", "pairs", "bandwidth", "batch_size", "thumbnails", "seed")
+        options = {name: getattr(self, name) for name in names}
+        return AnalysisConfig(path=self.path.build(), gaussian_fit=self.gaussian_fit, **options)
 
 
 def main(arguments: list[str]) -> int:
-    """Analyze, or say what that would take."""
+    """Analyze, or print what that would take."""
     options = parse(Options, arguments, "analyze")
     if options.threads is not None:
         if options.threads < 1:
@@ -149,72 +139,75 @@ def main(arguments: list[str]) -> int:
             f"--path is where a named data set lies; how data and noise are mixed is "
             f"--path.kind {options.place}"
         )
-    settings, couplings = options.settings, options.couplings
-    whole = options.load(options.seed)
-    called = Path(whole.name).stem if is_array_file(whole.name) else whole.name.replace("/", "-")
-    out = run_path(options.out, "analyze", called)
+    # Read before the data are, so that a bad one costs no time.
+    config, couplings = options.analysis, options.couplings
+    data = options.load(options.seed)
+    name = Path(data.name).stem if is_array_file(data.name) else data.name.replace("/", "-")
+    out = run_path(options.out, "analyze", name)
     if options.dry_run:
-        return rehearsed(whole, options, out)
-    try:
-        values = measured(whole, couplings, options.cond, settings, out)
-    except KeyboardInterrupt:
-        message = f"stopped; what is finished is kept in {out}: the same command goes on"
-        raise Interrupted(signal.SIGINT, message) from None
-    about = environment() | {"command": shlex.join(["immiscible", "analyze", *arguments])}
-    kept = {name: about[name] for name in ("command", "hardware", "versions")}
-    write_json(out / "analysis.json", values | kept)
-    page = write_analysis_page(out)
-    advice = values["advice"]
-    said = [values["given_summary"], *advice["facts"], *advice["sentences"], "", f"page: {page}"]
-    sys.stdout.write("\n".join(said[not said[0] :]) + "\n")
-    return 0
-
-
-def measured(
-    whole: InMemoryData,
-    couplings: tuple[str, ...],
-    given: tuple[str, ...],
-    settings: Settings,
-    out: Path,
-) -> dict[str, Any]:
-    """The analysis, with a progress bar."""
-    bar: Progress | None = None
-
-    def told(done: int, points: int) -> None:
-        nonlocal bar
-        if bar is None:
-            bar = Progress(points, 0, f"analysing {whole.name}", unit="point").__enter__()
-        bar.update(done)
-
-    try:
-        return analyze(whole, couplings, given=given, settings=settings, folder=out, progress=told)
-    finally:
-        if bar is not None:
-            bar.__exit__(None, None, None)
-
-
-def rehearsed(whole: InMemoryData, options: Options, out: Path) -> int:
-    """Say what would be done, from a small piece of it."""
-    settings = options.settings
-    work = Work.of(whole, options.cond, settings, out)
-    shape = "x".join(map(str, work.data.shape[1:]))
-    lines = [
-        f"data: {whole.name}, {len(whole):,} of shape {shape}{whole.note and f' ({whole.note})'}",
-        f"path: {options.path}",
-        f"levels: {', '.join(f'{t:g}' for t in settings.levels)}, {settings.probes} points each",
-    ]
-    lines += [f"given: {one.text}" for one in work.given]
-    making, subjects = timed(lambda: lined_up(work, options.couplings))
-    total = making + PAGE
-    for subject in subjects:
-        expected = rehearse(subject)
-        total += expected.seconds
-        kind = "estimated from pairs" if expected.estimate else "closed form"
-        lines.append(f"{subject.name}: about {duration(expected.seconds)} ({kind})")
-    lines.append(
-        f"time: about {duration(total)} in all with the page; more where other jobs come in between"
-    )
-    lines.append(f"memory: about {peak_memory() / 2**30:.1f} GiB")
-    lines.append(f"folder: {out}")
+        lines = dry_run(data, options, out)
+    else:
+        try:
+            record = run(data, couplings, options.cond, config, out)
+        except KeyboardInterrupt:
+            message = f"stopped; what is finished is kept in {out}: the same command resumes it"
+            raise Interrupted(signal.SIGINT, message) from None
+        about = {name: environment()[name] for name in ("hardware", "versions")}
+        command = shlex.join(["immiscible", "analyze", *arguments])
+        write_analysis(replace(record, command=command, **about), out)
+        lines = [*summary_lines(record), "", f"page: {write_analysis_page(out)}"]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
+
+
+def run(
+    data: InMemoryData,
+    couplings: tuple[str, ...],
+    conditioned_on: tuple[str, ...],
+    config: AnalysisConfig,
+    out: Path,
+) -> AnalysisRecord:
+    """The analysis, with a progress bar."""
+    with ExitStack() as stack:
+        bars: list[Progress] = []
+
+        def progress(done: int, total: int) -> None:
+            if not bars:
+                bar = Progress(total, 0, f"analyzing {data.name}", unit="point")
+                bars.append(stack.enter_context(bar))
+            bars[0].update(done)
+
+        return analyze(
+            data,
+            couplings,
+            conditioned_on=conditioned_on,
+            config=config,
+            folder=out,
+            progress=progress,
+        )
+
+
+def dry_run(data: InMemoryData, options: Options, out: Path) -> list[str]:
+    """What would be done, its time and memory from a small piece of it."""
+    config = options.analysis
+    setup = Setup.of(data, options.cond, config, out)
+    shape = "x".join(map(str, setup.data.shape[1:]))
+    lines = [
+        f"data: {data.name}, {len(data):,} of shape {shape}{data.note and f' ({data.note})'}",
+        f"path: {config.path}",
+        f"levels: {', '.join(f'{t:g}' for t in config.levels)}, {config.probes} points each",
+        *(f"condition: {condition.text}" for condition in setup.conditions),
+    ]
+    total, subjects = timed(lambda: build_couplings(setup, options.couplings))
+    total += PAGE
+    for subject in subjects:
+        seconds = estimate_seconds(subject)
+        total += seconds
+        kind = "closed form" if has_closed_form(subject.coupling) else "estimated from pairs"
+        lines.append(f"{subject.name}: about {duration(seconds)} ({kind})")
+    return [
+        *lines,
+        f"time: about {duration(total)} in all with the page; more where other jobs come between",
+        f"memory: about {peak_memory() / 2**30:.1f} GiB",
+        f"folder: {out}",
+    ]

@@ -111,16 +111,16 @@ def test_the_diagram_is_what_assignments_without_each_sample_cost():
 
 
 def test_the_density_of_assignment_is_that_of_its_pairs():
-    """Where a density is exact the mean surprise is the mean entropy."""
+    """Where a density is exact the mean negative log-likelihood is the mean entropy."""
     density = AssignmentDensity.measure(FIVE, batch_size=10, batches=1500)
     assert "measured on 1,500 batches of 10" in density.estimate
     options = {"density": density, "batch_size": 10, "probes": 4000, "levels": (0.5, 0.8, 1.0)}
     for level in miscibility(FIVE, LinearAssignment(), **options).levels:
-        error = (level.surprise.error**2 + level.entropy.error**2) ** 0.5
-        assert abs(level.surprise.value - level.entropy.value) < 3 * error + 0.01
-        error = (level.reached.error**2 + level.irreducible.error**2) ** 0.5
+        error = (level.nll.error**2 + level.entropy.error**2) ** 0.5
+        assert abs(level.nll.value - level.entropy.value) < 3 * error + 0.01
+        error = (level.model_loss.error**2 + level.irreducible.error**2) ** 0.5
         allowed = 3 * error + 0.02 * level.irreducible.value
-        assert abs(level.reached.value - level.irreducible.value) < allowed
+        assert abs(level.model_loss.value - level.irreducible.value) < allowed
 
 
 def test_bad_input():

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from immiscible_diffusion.analysis.cache import content_of
+from immiscible_diffusion.analysis.density_estimation import density_for
 from immiscible_diffusion.analysis.estimates import mean_of
-from immiscible_diffusion.analysis.hashing import content_of
-from immiscible_diffusion.analysis.nce_density import density_for
 from immiscible_diffusion.analysis.noisy_points import blocks, check_levels, probe
 from immiscible_diffusion.analysis.sample_pairs import choose_rows
 from immiscible_diffusion.couplings import Coupling
@@ -169,9 +169,9 @@ def optimal_losses(
     irreducible, reached = torch.zeros(2, len(LEVELS), count).double()
     for block in blocks(images, probes.rows[:count], probes.noise[:count], labels, None):
         for level, t in enumerate(LEVELS):
-            values = probe(block, density, recipe.noise_path, t).by_name
+            values = probe(block, density, recipe.noise_path, t)
             irreducible[level, block.at] = values["irreducible"]
-            reached[level, block.at] = values["reached"]
+            reached[level, block.at] = values["model_loss"]
             done += len(block.at)
             progress(done)
     if not bool(torch.stack([irreducible, reached]).isfinite().all()):

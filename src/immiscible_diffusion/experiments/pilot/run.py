@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.analysis.cache import digest_of
+from immiscible_diffusion.analysis.cache import content_of
 from immiscible_diffusion.couplings import check_coupling_name
 from immiscible_diffusion.experiments.pilot.cells import KEPT, Bench
 from immiscible_diffusion.experiments.pilot.division import (
@@ -156,7 +156,7 @@ class Probe:
             **{name: list(v) if isinstance(v, tuple) else v for name, v in values.items()},
             "conditions": list(self.prepared.seen),
             "device": self.bench.device.type,
-            "data": f"{self.prepared.name}, {tuple(data.shape)}, {digest_of(self.prepared.batch)}",
+            "data": f"{self.prepared.name}, {tuple(data.shape)}, {content_of(self.prepared.batch)}",
         }
 
     def division(self, *, keep: bool = True) -> tuple[Division | None, int]:

@@ -4,11 +4,14 @@ import pytest
 import torch
 
 from immiscible_diffusion import KNN, Independent, Moments
+from immiscible_diffusion.analysis.density_estimation import (
+    SplineLogit,
+    density_for,
+    fit_density,
+)
 from immiscible_diffusion.analysis.miscibility import miscibility
-from immiscible_diffusion.analysis.nce_density import density_for, fit_density
 from immiscible_diffusion.analysis.noise_density import density_of, log_density
 from immiscible_diffusion.analysis.sample_pairs import draw_noise
-from immiscible_diffusion.analysis.spline_logistic import Additive
 from immiscible_diffusion.couplings.gaussian_ot import GaussianOT
 from immiscible_diffusion.utils.batch import Batch
 
@@ -53,15 +56,25 @@ def test_reproduces_closed_forms(images, which):
     assert "20,224 pairs" in found.estimate or "19,968 pairs" in found.estimate
 
 
-def test_curves_find_a_log_ratio():
+def test_the_logit_is_the_log_ratio():
     """Two Gaussians: the log ratio is a parabola."""
     generator = torch.Generator().manual_seed(0)
     ones = 1 + 0.7 * torch.randn(40_000, 1, generator=generator)
     zeros = torch.randn(40_000, 1, generator=generator)
-    curves = Additive.fit(ones, zeros)
+    logit = SplineLogit.fit(ones, zeros)
     x = torch.linspace(-0.8, 2.2, 50).double()
     true = -((x - 1) ** 2) / 0.98 + x**2 / 2 - torch.log(torch.tensor(0.7))
-    assert (curves([x]) - true).abs().max() < 0.15
+    assert (logit([x]) - true).abs().max() < 0.15
+
+
+def test_features_that_never_vary_are_fine():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(500, 2, generator=generator)
+    rows[:, 1] = 3.0
+    logit = SplineLogit.fit(rows + torch.tensor([1.0, 0.0]), rows)
+    values = logit([torch.tensor([-1.0, 0.5, 2.0]).double(), torch.full((1,), 3.0).double()])
+    assert values.isfinite().all()
+    assert values[0] < values[1] < values[2]
 
 
 def test_closed_form_is_preferred_and_a_mask_refused(images):

@@ -1,4 +1,4 @@
-"""What objects are made of, as a hash."""
+"""The hash of the content of a coupling."""
 
 import functools
 from dataclasses import dataclass
@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from immiscible_diffusion.analysis.hashing import content_of
+from immiscible_diffusion import KNN, Moments
+from immiscible_diffusion.analysis.cache import content_of
 
 
 @dataclass
-class Holds:
+class Holder:
     inside: object
     name: str = "one"
 
@@ -30,7 +31,7 @@ class Plain:
         self.inside = inside
 
     @functools.cached_property
-    def made(self):
+    def total(self):
         return torch.zeros(3)
 
 
@@ -57,7 +58,7 @@ PAIRS = {
     "numpy number": lambda v: np.float32(v),
     "list": lambda v: ["a", {"b": (table(v),)}],
     "set": lambda v: {v, 7.0},
-    "dataclass": lambda v: Holds(Holds(table(v))),
+    "dataclass": lambda v: Holder(Holder(table(v))),
     "slots": lambda v: Slotted(table(v)),
     "attributes": lambda v: Plain(table(v)),
     "module": lambda v: net(v),
@@ -73,20 +74,26 @@ def test_equal_content_has_equal_hashes_and_other_content_others(make):
 
 
 def test_types_names_and_shapes_count():
-    values = [1, 1.0, True, "1", b"1", [1], (1,), Holds(1), Holds(1, "two"), Plain(1), Slotted(1)]
+    values = [1, 1.0, True, "1", b"1", [1], (1,), Holder(1), Holder(1, "two"), Plain(1), Slotted(1)]
     values += [torch.zeros(4), torch.zeros(2, 2), torch.zeros(4).double(), np.zeros(4), None]
     values += [KeyError, ValueError, len]
     assert len({content_of(value) for value in values}) == len(values)
 
 
-def test_what_was_worked_out_and_kept_does_not_count():
+def test_cached_properties_do_not_count():
     one = Plain(1.0)
     before = content_of(one)
-    assert one.made is one.made
+    assert one.total.shape == (3,)
+    assert "total" in vars(one)
     assert content_of(one) == before
 
 
-def test_circles_end():
+def test_moments_of_a_center_count():
+    near, far = (KNN(4, center=Moments.fit(torch.randn(9, 3) + by)) for by in (0, 5))
+    assert content_of(near) != content_of(far)
+
+
+def test_hash_of_cyclic_objects_terminates():
     circle = Plain(None)
     circle.inside = [circle, table(1.0)]
     assert content_of(circle) == content_of(circle)

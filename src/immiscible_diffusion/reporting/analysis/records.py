@@ -1,0 +1,372 @@
+"""The records of an analysis, as analysis.json holds them. No torch.
+
+A mean that is not finite, or that comes of an estimate that failed, is NaN here and null in JSON.
+"""
+
+import math
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from immiscible_diffusion.reporting.html import number
+from immiscible_diffusion.utils.atomic_files import read_json, write_json
+from immiscible_diffusion.utils.serialization import from_dict, to_dict
+
+SCHEMA = 2
+BASELINE = "independent"
+MAX_CONSISTENCY_ERROR = 0.5  # nats
+MIN_INFORMATION = 0.05  # nats that it may be below 0
+SURE = 3.0  # standard errors
+
+
+class Mean(NamedTuple):
+    """A mean and its standard error (NaN of fewer than two values)."""
+
+    value: float
+    error: float
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is a value."""
+        return not math.isnan(self.value)
+
+    @property
+    def bar(self) -> float:
+        """The standard error, 0 where there is none or it is rounding."""
+        return 0.0 if not self.error > 1e-9 * abs(self.value) else self.error
+
+    def __str__(self) -> str:
+        """Value and standard error to two digits of the error: '736.0 ± 5.3'; '-' if unknown."""
+        if not self.is_known or not self.bar:
+            return number(self.value)
+        places = max(0, 1 - math.floor(math.log10(self.bar)))
+        if places > 6:
+            return f"{self.value:.1e} ± {self.bar:.0e}"
+        return f"{self.value:,.{places}f} ± {self.bar:,.{places}f}"
+
+
+UNKNOWN = Mean(math.nan, math.nan)
+
+
+@dataclass(frozen=True)
+class Level:
+    """One noise level: means over the noisy points with their standard errors.
+
+    Attributes:
+        t: time on the path, 0 = data, 1 = noise.
+        effective: effective number of samples, exp of the posterior's entropy; its mean.
+        entropy: of the posterior over the samples, nats.
+        nll: negative log-likelihood of the true sample under the posterior, nats. Its mean is the
+            entropy's where the density is exact.
+        true_probability: posterior probability of the true sample.
+        irreducible: variance of the target given ``x_t``, mean over (valid) dimensions: the loss,
+            not weighted, that no network can go below on these data.
+        model_loss: loss of the optimal denoiser on these very points.
+        weight: the path's weight at ``t``; weighted losses compare with ``weight * irreducible``.
+    """
+
+    t: float
+    effective: Mean
+    entropy: Mean
+    nll: Mean
+    true_probability: Mean
+    irreducible: Mean
+    model_loss: Mean
+    weight: float
+
+    @property
+    def consistency_error(self) -> Mean:
+        """Negative log-likelihood less entropy, as if independent: 0 for an exact density."""
+        error = math.hypot(self.nll.error, self.entropy.error)
+        return Mean(self.nll.value - self.entropy.value, error)
+
+    def without_figures(self) -> "Level":
+        """Only what shows how wrong the density is."""
+        return replace(
+            self,
+            effective=UNKNOWN,
+            true_probability=UNKNOWN,
+            irreducible=UNKNOWN,
+            model_loss=UNKNOWN,
+        )
+
+
+@dataclass(frozen=True)
+class Miscibility:
+    """How mixed data are under a coupling, by noise level.
+
+    Attributes:
+        estimate: how the density was estimated, in words; empty for a closed form.
+        condition: the condition that everything is given, in words; may be empty.
+        samples: how many there are.
+        probes: noisy points per level.
+        effective_count: effective number of samples given the condition, before ``x_t`` is seen.
+        levels: in the order asked for.
+    """
+
+    estimate: str
+    condition: str
+    samples: int
+    probes: int
+    effective_count: Mean
+    levels: tuple[Level, ...]
+
+    @property
+    def failed(self) -> bool:
+        """Whether the density is an estimate with a consistency error above half a nat."""
+        errors = (level.consistency_error.value for level in self.levels)
+        return bool(self.estimate) and any(abs(e) > MAX_CONSISTENCY_ERROR for e in errors)
+
+    def without_figures(self) -> "Miscibility":
+        """As of an estimate that failed."""
+        return replace(self, levels=tuple(level.without_figures() for level in self.levels))
+
+    def at(self, t: float, name: str) -> Mean:
+        """The value ``name`` of the level ``t``; unknown where there is no such level."""
+        found: Mean = next((getattr(lv, name) for lv in self.levels if lv.t == t), UNKNOWN)
+        return found
+
+
+@dataclass(frozen=True)
+class NoiseStatistics:
+    """The noise of a coupling over a data set, or over the samples of one label.
+
+    Attributes:
+        estimate: how the density was estimated, in words; empty for a closed form.
+        samples: that the mixture is over.
+        pairs: pairs drawn.
+        square: ``|n|^2 / D``; 1 for N(0, I).
+        shift_square: squared length of the mean noise, free of sampling bias (so it may come out
+            below 0); 0 for N(0, I).
+        alignment: of the noise with the sample less the mean of the data, in standard deviations.
+        kl: KL of the noise over the data set from N(0, I), nats: what sampling gets wrong; exactly
+            0 with a coupling that preserves the marginal.
+        information: mutual information of noise and sample, nats: what the noise tells the network.
+        direction_mean: ``[r]``, mean of the noise along the data's leading directions.
+        direction_variance: ``[r]``, variance of the noise along them; 1 for N(0, I).
+        direction_error: ``[r]``, standard error of the variance.
+        per_label: the same for the samples of every label.
+    """
+
+    estimate: str
+    samples: int
+    pairs: int
+    square: Mean
+    shift_square: Mean
+    alignment: Mean
+    kl: Mean
+    information: Mean
+    direction_mean: tuple[float, ...]
+    direction_variance: tuple[float, ...]
+    direction_error: tuple[float, ...]
+    per_label: dict[str, "NoiseStatistics"]
+
+    @property
+    def failed(self) -> bool:
+        """Whether the density is an estimate by which the information is below 0."""
+        value, error = self.information
+        impossible = value < -max(SURE * error, MIN_INFORMATION)
+        return bool(self.estimate) and (math.isnan(value) or impossible)
+
+    def without_figures(self) -> "NoiseStatistics":
+        """As of an estimate that failed; a KL that is exactly 0 does not come of the estimate."""
+        kl = self.kl if self.kl == (0, 0) else UNKNOWN
+        labels = {name: one.without_figures() for name, one in self.per_label.items()}
+        return replace(self, kl=kl, information=UNKNOWN, per_label=labels)
+
+
+@dataclass(frozen=True)
+class GaussianFit:
+    """KL from N(0, I) of the Gaussian fitted to noises, as the papers measured it.
+
+    Attributes:
+        raw: as it comes out.
+        bias: what ``count`` true N(0, I) noises would give on average.
+        corrected: ``raw - bias``.
+        count: noises.
+    """
+
+    raw: float
+    bias: float
+    corrected: float
+    count: int
+
+
+@dataclass(frozen=True)
+class ThumbnailLevel:
+    """PNG files of ``x_t`` and of the optimal denoiser's prediction from it."""
+
+    t: float
+    x_t: str
+    denoised: str
+
+
+@dataclass(frozen=True)
+class Thumbnails:
+    """PNG files, named from the folder, of sample ``row`` and of its noisy points by level."""
+
+    row: int
+    truth: str
+    levels: tuple[ThumbnailLevel, ...]
+
+
+@dataclass(frozen=True)
+class CouplingRecord:
+    """What was measured of one coupling.
+
+    Attributes:
+        name: as it was asked for, or as it prints.
+        seconds: that it took.
+        k: candidates of KNN noise selection, or None.
+        miscibility: without a condition.
+        conditional: given the condition: once, or at three bandwidths.
+        noise: the noise over the data set.
+        gaussian_fit: where asked for.
+        thumbnails: noisy points to look at.
+    """
+
+    name: str
+    seconds: float
+    k: int | None
+    miscibility: Miscibility
+    conditional: tuple[Miscibility, ...]
+    noise: NoiseStatistics
+    gaussian_fit: GaussianFit | None
+    thumbnails: tuple[Thumbnails, ...]
+
+    @property
+    def spent(self) -> float | None:
+        """``log k - 1 + 1/k`` nats: information plus KL of KNN noise; None of other couplings."""
+        return None if self.k is None else math.log(self.k) - 1 + 1 / self.k
+
+    @property
+    def failed(self) -> bool:
+        """Whether its density was estimated and is plainly wrong, so that no figure is known."""
+        mixed = (self.miscibility, *self.conditional)
+        return self.noise.failed or any(one.failed for one in mixed)
+
+    def without_figures(self) -> "CouplingRecord":
+        """As of an estimate that failed."""
+        conditional = tuple(one.without_figures() for one in self.conditional)
+        return replace(
+            self,
+            miscibility=self.miscibility.without_figures(),
+            conditional=conditional,
+            noise=self.noise.without_figures(),
+            thumbnails=(),
+        )
+
+    @property
+    def label(self) -> str:
+        """Its name, marked where its density is estimated."""
+        if self.failed:
+            return f"{self.name} (estimate failed)"
+        return self.name + (" (estimated)" if self.miscibility.estimate else "")
+
+    def given(self, condition: str) -> Miscibility | None:
+        """Given ``condition``; without one for an empty text."""
+        every = (self.miscibility, *self.conditional)
+        return next((one for one in every if one.condition == condition), None)
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """What was analyzed.
+
+    Attributes:
+        name: of the data.
+        note: what every figure made on them must say.
+        digest: hash of the data, conditions and mask.
+        samples: how many, mirror images among them.
+        shape: of a sample.
+        rms: root mean square of (valid) data.
+        mirrored: whether mirror images are among them.
+        classes: names of the labels, or None.
+        masked: whether there is a mask.
+        conditioned_on: names of the conditions that the model is given.
+    """
+
+    name: str
+    note: str
+    digest: str
+    samples: int
+    shape: tuple[int, ...]
+    rms: float
+    mirrored: bool
+    classes: tuple[str, ...] | None
+    masked: bool
+    conditioned_on: tuple[str, ...]
+
+    @property
+    def noun(self) -> str:
+        """What a sample is called, in plural."""
+        return "images" if len(self.shape) == 3 else "samples"
+
+
+@dataclass(frozen=True)
+class AnalysisRecord:
+    """analysis.json.
+
+    Attributes:
+        schema: of these records.
+        command: that made it, or empty.
+        date: ISO.
+        hardware: in words, or empty.
+        versions: of packages.
+        data: what was analyzed.
+        settings: how: the path, levels, points, pairs, seed and so on.
+        couplings: one record each.
+    """
+
+    schema: int
+    command: str
+    date: str
+    hardware: str
+    versions: dict[str, str]
+    data: DataRecord
+    settings: dict[str, Any]
+    couplings: tuple[CouplingRecord, ...]
+
+    @property
+    def baseline(self) -> CouplingRecord | None:
+        """Without pairing."""
+        return next((one for one in self.couplings if one.name == BASELINE), None)
+
+    @property
+    def conditions(self) -> list[str]:
+        """Conditions that everything is given, in words, in order of their first appearance."""
+        found = [m.condition for one in self.couplings for m in one.conditional]
+        return list(dict.fromkeys(found))
+
+    @property
+    def times(self) -> list[float]:
+        """Levels, lowest first."""
+        return sorted({level.t for one in self.couplings for level in one.miscibility.levels})
+
+    @property
+    def main_time(self) -> float:
+        """The level that sentences speak of: the last before pure noise."""
+        return max([t for t in self.times if t < 1] or self.times)
+
+
+def read_analysis(path: str | os.PathLike[str]) -> AnalysisRecord:
+    """Read analysis.json.
+
+    Raises:
+        ValueError: no JSON, another schema, or a field that is missing or of another type.
+    """
+    values = read_json(Path(path))
+    schema = values.get("schema") if isinstance(values, dict) else None
+    if schema != SCHEMA:
+        raise ValueError(
+            f"{path} has schema {schema}, of another release; this one reads schema {SCHEMA}: run "
+            f"immiscible analyze again, in a new folder"
+        )
+    record: AnalysisRecord = from_dict(AnalysisRecord, values, str(path))
+    return record
+
+
+def write_analysis(record: AnalysisRecord, folder: Path) -> None:
+    """Write ``folder/analysis.json``."""
+    write_json(folder / "analysis.json", to_dict(record, kinds=False))
