@@ -25,7 +25,7 @@ from immiscible_diffusion.analysis.spline_logistic import Additive
 from immiscible_diffusion.couplings import Coupling
 from immiscible_diffusion.couplings.moments import Moments
 from immiscible_diffusion.utils.batch import Batch
-from immiscible_diffusion.utils.random import key, keyed_generator
+from immiscible_diffusion.utils.random import hash_seed, keyed_generator
 
 FEATURES = (
     "squared length of the noise",
@@ -140,7 +140,7 @@ def fit_density(
         moments = Moments.fit(images.data, directions=min(64, images.data[0].numel()))
     batches = max(2, round(pairs / batch_size / 2))
     first, second = (
-        _pairs(coupling, images, batches, batch_size, key(seed, name)) for name in ("a", "b")
+        _pairs(coupling, images, batches, batch_size, hash_seed(seed, name)) for name in ("a", "b")
     )
     pilot = Pilot.fit(first, moments)
     length = torch.linalg.vector_norm(images.data.flatten(1).cpu().double() - pilot.mean, dim=1)
@@ -168,7 +168,7 @@ def _pairs(
     for number in range(batches):
         generator = keyed_generator(seed, number, "rows")
         rows = torch.randint(len(images), (batch_size,), generator=generator)
-        own = key(seed, number)
+        own = hash_seed(seed, number)
         noise = draw_noise(coupling, images, rows, seed=own, batch_size=batch_size)
         yield take(images, rows), noise.flatten(1).double()
 
