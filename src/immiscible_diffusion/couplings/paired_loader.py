@@ -23,6 +23,7 @@ from immiscible_diffusion.couplings.distributed import (
 )
 from immiscible_diffusion.utils.background import prefetch_iterator
 from immiscible_diffusion.utils.batch import Batch, Cond
+from immiscible_diffusion.utils.device import synchronize
 from immiscible_diffusion.utils.random import RandomStreams, hash_seed
 
 TIMED_EVERY = 10  # on an accelerator, where taking the time waits for it
@@ -286,10 +287,7 @@ class _Stopwatch:
         self.seconds = self._now() - self.began if self.timed else None
 
     def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()
-        elif self.device.type == "mps":
-            torch.mps.synchronize()
+        synchronize(self.device)
         return time.perf_counter()
 
 
