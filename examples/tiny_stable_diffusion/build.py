@@ -25,7 +25,7 @@ from immiscible_diffusion.utils.atomic_files import (
     write_json,
 )
 from immiscible_diffusion.utils.images import image_grid
-from immiscible_diffusion.utils.random import key, keyed_generator
+from immiscible_diffusion.utils.random import hash_seed, keyed_generator
 from immiscible_diffusion.utils.serialization import flatten
 
 CONFIG, FIGURES, PIPELINE = "small_sd.json", "figures.json", "model_index.json"
@@ -345,7 +345,7 @@ def build_unet(folder: Path, config: TinySD, splits: Splits) -> None:
     down = ["CrossAttnDownBlock2D" if yes else "DownBlock2D" for yes in how.attention]
     up = ["CrossAttnUpBlock2D" if yes else "UpBlock2D" for yes in reversed(how.attention)]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key(config.seed, "small unet"))
+        torch.manual_seed(hash_seed(config.seed, "small unet"))
         unet = UNet2DConditionModel(
             sample_size=side,
             in_channels=channels,

@@ -17,7 +17,7 @@ from immiscible_diffusion.data.sampler import KeyedSampler
 from immiscible_diffusion.metrics.features.classifier import Classifier
 from immiscible_diffusion.utils.atomic_files import write_text
 from immiscible_diffusion.utils.optional_deps import MissingDependencyError
-from immiscible_diffusion.utils.random import RandomStreams, key
+from immiscible_diffusion.utils.random import RandomStreams, hash_seed
 
 if TYPE_CHECKING:
     from examples.tiny_stable_diffusion.build import TextConfig
@@ -86,7 +86,7 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
 def make_text_encoder(config: "TextConfig", tokenizer: Any, seed: int) -> CLIPTextModel:
     """A ``CLIPTextModel`` with random weights."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key(seed, "small text"))
+        torch.manual_seed(hash_seed(seed, "small text"))
         return CLIPTextModel(
             CLIPTextConfig(
                 vocab_size=len(tokenizer),
@@ -141,14 +141,14 @@ def text_training(
     Equal prompts in a batch are one prompt with several images, since class names recur.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key(seed, "small image encoder"))
+        torch.manual_seed(hash_seed(seed, "small image encoder"))
         image_encoder = Classifier(tuple(data.shape), config.width)
     scale = nn.Parameter(torch.tensor(SCALE).log())
     both = nn.ModuleList([encoder, image_encoder])
     both.register_parameter("log_scale", scale)
     optimizer = torch.optim.AdamW(both.parameters(), weight_decay=1e-2)
     batch_size = min(config.batch_size, len(rows))
-    order = KeyedSampler(len(rows), batch_size, key(seed, "small text order"))
+    order = KeyedSampler(len(rows), batch_size, hash_seed(seed, "small text order"))
 
     def loss(step: int) -> Tensor:
         batch = rows[order.indices(step)]

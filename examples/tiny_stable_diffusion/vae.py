@@ -11,7 +11,7 @@ from examples.tiny_stable_diffusion.training import Training
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.data.images import draw_flips
 from immiscible_diffusion.data.sampler import KeyedSampler
-from immiscible_diffusion.utils.random import RandomStreams, key
+from immiscible_diffusion.utils.random import RandomStreams, hash_seed
 
 if TYPE_CHECKING:
     from examples.tiny_stable_diffusion.build import VAEConfig
@@ -23,7 +23,7 @@ def make_vae(config: "VAEConfig", shape: tuple[int, ...], seed: int) -> Autoenco
     """An ``AutoencoderKL`` with random weights for images of ``shape`` (C, H, W)."""
     levels = len(config.channels)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(key(seed, "small vae"))
+        torch.manual_seed(hash_seed(seed, "small vae"))
         return AutoencoderKL(
             in_channels=shape[0],
             out_channels=shape[0],
@@ -58,7 +58,7 @@ def vae_training(
     """The training of ``vae`` on ``rows`` of ``images``; ``options`` are those of ``Training``."""
     optimizer = torch.optim.AdamW(vae.parameters(), betas=(0.9, 0.99), weight_decay=0.0)
     batch_size = min(config.batch_size, len(rows))
-    order = KeyedSampler(len(rows), batch_size, key(seed, "small vae order"))
+    order = KeyedSampler(len(rows), batch_size, hash_seed(seed, "small vae order"))
 
     def loss(step: int) -> Tensor:
         streams = RandomStreams(seed, step)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from immiscible_diffusion.analysis.sample_pairs import choose_rows
 from immiscible_diffusion.utils.batch import Batch
-from immiscible_diffusion.utils.random import key, keyed_generator
+from immiscible_diffusion.utils.random import hash_seed, keyed_generator
 
 EXTENT, CELLS = 4.8, 96  # noise beyond 4.8 is taken for noise at the edge
 PRIOR = 0.001  # of a batch: so that no chance is exactly 0
@@ -50,7 +50,7 @@ class AssignmentDensity:
         count = torch.full((len(grid), len(points)), PRIOR)
         for number in range(batches):
             generator = keyed_generator(seed, number, "diagram")
-            rows = choose_rows(len(points), batch_size, key(seed, number))
+            rows = choose_rows(len(points), batch_size, hash_seed(seed, number))
             others, data = torch.randn(batch_size - 1, 2, generator=generator), points[rows]
             cost = diagram(data.double(), others.double()).float()
             winner = torch.addmm(cost, grid, data.float().T, alpha=-1).argmin(dim=1)

@@ -28,7 +28,7 @@ from immiscible_diffusion.couplings import (
 from immiscible_diffusion.diffusion.paths import FlowMatchingPath
 from immiscible_diffusion.reporting.analysis.records import Miscibility
 from immiscible_diffusion.utils.batch import Batch
-from immiscible_diffusion.utils.random import key, keyed_generator
+from immiscible_diffusion.utils.random import hash_seed, keyed_generator
 from immiscible_diffusion.utils.serialization import to_dict
 
 LEVELS = tuple(round(0.05 * step, 2) for step in range(1, 21))
@@ -124,8 +124,8 @@ def compute(data: ToyData, name: str, extent: Extent) -> ToyResult:
         coupling = CouplingBuilder(images, size, seed, by_label=False).build(name)
     density = plane_density(coupling, data, extent)
     denoiser = OptimalDenoiser(images, density, FlowMatchingPath())
-    rows = choose_rows(len(data), max(size, extent.pairs), key(seed, "pairs"))
-    noise = draw_noise(coupling, images, rows, seed=key(seed, "pairs"), batch_size=size)
+    rows = choose_rows(len(data), max(size, extent.pairs), hash_seed(seed, "pairs"))
+    noise = draw_noise(coupling, images, rows, seed=hash_seed(seed, "pairs"), batch_size=size)
     rows, noise = rows[: extent.pairs], noise[: extent.pairs]
     start = torch.randn(extent.paths, 2, generator=keyed_generator(seed, "start"))
     paths, back = exact_paths(denoiser, start), exact_paths(denoiser, noise)

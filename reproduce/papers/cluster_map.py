@@ -11,7 +11,7 @@ from immiscible_diffusion.analysis.estimates import Mean, mean_of
 from immiscible_diffusion.couplings import Coupling
 from immiscible_diffusion.utils.atomic_files import atomic_path
 from immiscible_diffusion.utils.batch import Cond
-from immiscible_diffusion.utils.random import key
+from immiscible_diffusion.utils.random import hash_seed
 from reproduce.papers.clusters import draw_clusters
 
 # Okabe and Ito's palette, told apart with every common color blindness.
@@ -46,10 +46,10 @@ def cluster_map(
         )
     draw = partial(draw_clusters, data, coupling, images=images, cond=cond, seed=seed)
     mean = torch.zeros(())
-    for noises in draw(points=fit_points, noise_seed=key(seed, "fit")):
+    for noises in draw(points=fit_points, noise_seed=hash_seed(seed, "fit")):
         mean = mean + noises.double().sum(dim=0) / fit_points
     plane = torch.linalg.svd(mean - mean.mean(dim=0), full_matrices=False)[2][:2].T
-    fresh = draw(points=points, noise_seed=key(seed, "shown"))
+    fresh = draw(points=points, noise_seed=hash_seed(seed, "shown"))
     shown = torch.cat([noises.double() @ plane for noises in fresh]).transpose(0, 1)
     nearest = torch.cdist(shown, (mean @ plane).expand(images, -1, -1)).argmin(dim=2).cpu()
     return shown.cpu(), mean_of((nearest == torch.arange(images)[:, None]).double())

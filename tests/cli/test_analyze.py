@@ -93,6 +93,7 @@ def test_digits_end_to_end(capsys, tmp_path):
     assert "<h1>" in (tmp_path / "out" / "analysis.html").read_text()
 
 
+@pytest.mark.subprocess
 def test_a_killed_command_resumes_to_the_same_result(no_page, capsys, tmp_path):
     arguments = [*DIGITS[:-1], "killed", "--coupling", "knn:k=4"]
     process = subprocess.Popen([sys.executable, "-m", "immiscible_diffusion", *arguments])

@@ -168,6 +168,7 @@ def noisy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.subprocess
 def test_two_processes_make_what_one_makes(noisy: Path, tmp_path: Path) -> None:
     pytest.importorskip("accelerate", reason="processes are counted by accelerate")
     options = ["--count", "22", "--format", "both", "--shard-size", "5"]

@@ -68,6 +68,7 @@ def call(case, rank):
         coupling(data, cond=cond, generator=generator)
 
 
+@pytest.mark.subprocess
 def test_a_fault_of_one_rank_never_leaves_another_waiting(tmp_path):
     said = launch(WORKER, 2, Path(__file__).parent, folder=tmp_path)
     for case in CASES:
@@ -79,6 +80,7 @@ def test_a_fault_of_one_rank_never_leaves_another_waiting(tmp_path):
     assert "RANK 0 width: ValueError conditions of all ranks must have one shape" in said
 
 
+@pytest.mark.subprocess
 def test_ranks_of_other_shapes_are_paired_apart_and_an_empty_one_needs_no_condition(tmp_path):
     launch(SHAPES, 4, tmp_path, folder=tmp_path)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(4)]

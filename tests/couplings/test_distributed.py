@@ -97,6 +97,7 @@ def chunk(name, rank):
     return data, noise, cond, mask, seeded(number, 2), options
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("processes", [2, 4])
 def test_ranks_equal_one_process(processes, tmp_path):
     launch(WORKER, processes, tmp_path, processes, Path(__file__).parent, folder=tmp_path)
@@ -119,12 +120,14 @@ def test_ranks_equal_one_process(processes, tmp_path):
         assert torch.equal(got, want), name
 
 
+@pytest.mark.subprocess
 def test_a_fault_of_one_rank_is_raised_on_all(tmp_path):
     said = launch(FAULTY, 2, folder=tmp_path)
     assert "RANK 1: data row 2 is not finite" in said
     assert "RANK 0: rank 1 could not pair its batch" in said
 
 
+@pytest.mark.subprocess
 def test_pairing_in_a_thread_and_collectives_of_training_never_wait_for_each_other(tmp_path):
     said = launch(TOGETHER, 2, folder=tmp_path)
     assert said.count("done") == 2

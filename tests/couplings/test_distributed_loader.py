@@ -1,5 +1,6 @@
 """A paired loader across ranks: loaders of different lengths, faults, and seeds."""
 
+import pytest
 import torch
 
 from fixtures.two_processes import launch
@@ -65,6 +66,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.subprocess
 def test_loaders_of_any_lengths_end_together_and_equal_one_process(tmp_path):
     launch(UNEVEN.replace("LENGTHS", repr(LENGTHS)), 2, tmp_path, folder=tmp_path)
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
@@ -84,6 +86,7 @@ def test_loaders_of_any_lengths_end_together_and_equal_one_process(tmp_path):
             assert torch.equal(torch.cat([plain[rank][batch] for rank in ranks]), want)
 
 
+@pytest.mark.subprocess
 def test_faults_reach_all_ranks_and_nothing_hangs(tmp_path):
     said = launch(FAULTS, 2, folder=tmp_path)
     assert "loader RANK 1: the disk is gone" in said

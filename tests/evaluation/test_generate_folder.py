@@ -111,6 +111,7 @@ def test_interrupted_at_any_batch_by_any_number_of_processes(
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("format", ["png", "tar"])
 def test_a_killed_process_repeats_at_most_a_shard(tmp_path: Path, format: str) -> None:
     out = tmp_path / "out"

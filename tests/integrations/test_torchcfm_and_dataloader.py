@@ -99,6 +99,7 @@ def test_pull_of_other_shapes_is_refused():
         pull(torch.ones(2, 3), torch.ones(2, 4))
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize(("workers", "context"), [(0, None), (2, "fork")])
 def test_a_dict_keeps_all_it_had_and_gets_paired_noise(workers, context):
     data_set = Images(count=32)

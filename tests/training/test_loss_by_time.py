@@ -80,6 +80,7 @@ def test_the_trainer_logs_each_loss_at_its_own_time(tiny, tmp_path):
     assert record["loss_by_time"] == pytest.approx(brute_force(times, times), rel=1e-5)
 
 
+@pytest.mark.subprocess
 def test_two_ranks_log_what_one_process_logs(tmp_path):
     base = ["-m", "immiscible_diffusion", "train", "digits-flow", "--tiny", "--device", "cpu"]
     base += ["--preview-every", "0", "--batch-size", "64", "--log-every", "4", "--out"]

@@ -83,6 +83,7 @@ def wait_for_step(run: RunDir, step: int) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.subprocess
 def test_killed_at_a_random_step_and_resumed_equals_uninterrupted(tmp_path):
     options = ("--steps", "600", "--log-every", "1", "--checkpoint-every", "7")
     subprocess.run(command(tmp_path / "whole", *options), check=True, capture_output=True)
@@ -99,6 +100,7 @@ def test_killed_at_a_random_step_and_resumed_equals_uninterrupted(tmp_path):
     assert steps == list(range(1, 601)), "every step is logged once"
 
 
+@pytest.mark.subprocess
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_signals_write_a_checkpoint_and_say_how_to_resume(tmp_path, number):
@@ -146,6 +148,7 @@ def test_a_signal_that_comes_while_ranks_ask_around_is_kept(tiny, tmp_path):
     assert trainer.stop_requested(guard)
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("gradient_accumulation_steps", [1, 2])
 def test_two_ranks_equal_one_process_that_accumulates(tmp_path, gradient_accumulation_steps):
     options = (

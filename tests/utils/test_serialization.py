@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from immiscible_diffusion.utils.serialization import flat, from_dict, to_dict
+from immiscible_diffusion.utils.serialization import flatten, from_dict, to_dict
 
 
 class Mean(NamedTuple):
@@ -84,4 +84,4 @@ def test_the_first_wrong_field_is_named(changes, words):
 
 
 def test_flat_joins_names_by_dots():
-    assert flat({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a.b": 1, "a.c.d": 2, "e": 3}
+    assert flatten({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a.b": 1, "a.c.d": 2, "e": 3}

@@ -29,7 +29,7 @@ from immiscible_diffusion.couplings.moments import Moments
 from immiscible_diffusion.couplings.noise_distribution import basis_of
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.optional_deps import require_extra
-from immiscible_diffusion.utils.random import key, keyed_generator
+from immiscible_diffusion.utils.random import hash_seed, keyed_generator
 
 if TYPE_CHECKING:
     from scipy.interpolate import BSpline
@@ -224,7 +224,7 @@ def fit_density(
         moments = Moments.fit(images.data, directions=min(64, images.data[0].numel()))
     batches = max(2, round(pairs / batch_size / 2))
     first, second = (
-        _draw_pairs(coupling, images, batches, batch_size, key(seed, name)) for name in ("a", "b")
+        _draw_pairs(coupling, images, batches, batch_size, hash_seed(seed, name)) for name in ("a", "b")
     )
     gaussian = fit_gaussian(first, moments)
     offset = images.data.flatten(1).cpu().double() - gaussian.mean
@@ -247,7 +247,7 @@ def _draw_pairs(
     for number in range(batches):
         generator = keyed_generator(seed, number, "rows")
         rows = torch.randint(len(images), (batch_size,), generator=generator)
-        own = key(seed, number)
+        own = hash_seed(seed, number)
         noise = draw_noise(coupling, images, rows, seed=own, batch_size=batch_size)
         yield take(images, rows), noise.flatten(1).double()
 

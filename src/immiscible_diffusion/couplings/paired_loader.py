@@ -23,7 +23,7 @@ from immiscible_diffusion.couplings.distributed import (
 )
 from immiscible_diffusion.utils.background import prefetch_iterator
 from immiscible_diffusion.utils.batch import Batch, Cond
-from immiscible_diffusion.utils.random import RandomStreams, key
+from immiscible_diffusion.utils.random import RandomStreams, hash_seed
 
 TIMED_EVERY = 10  # on an accelerator, where taking the time waits for it
 Encode = Callable[[Any, torch.Generator], Any]
@@ -245,7 +245,7 @@ class PairedLoader:
         if self.streams is not None:
             streams = self.streams(index)
         else:
-            seed = key(self._seed, "epoch", epoch) if epoch else self._seed
+            seed = hash_seed(self._seed, "epoch", epoch) if epoch else self._seed
             streams = RandomStreams(seed, index, self._rank)
         return streams if self.device is None else replace(streams, device=self.device)
 

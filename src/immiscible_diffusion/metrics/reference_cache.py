@@ -10,7 +10,7 @@ from immiscible_diffusion.metrics.fid import FeatureStatistics
 from immiscible_diffusion.metrics.noise_floor import Floor
 from immiscible_diffusion.utils.atomic_files import atomic_path
 from immiscible_diffusion.utils.optional_deps import require_extra
-from immiscible_diffusion.utils.random import key
+from immiscible_diffusion.utils.random import hash_seed
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,9 @@ class StatisticsFile:
     def of(cls, about: dict[str, str], cache: Path | None = None) -> "StatisticsFile":
         """The file in the cache folder for statistics of ``about``."""
         about = {"version": str(VERSION), **about}
-        name = f"reference-v{VERSION}-{key(*sorted(map(str, about.items()))):016x}.safetensors"
+        name = (
+            f"reference-v{VERSION}-{hash_seed(*sorted(map(str, about.items()))):016x}.safetensors"
+        )
         return cls(cache_folder(cache) / name, about)
 
     def read(self) -> tuple[FeatureStatistics, Floor | None] | None:

@@ -63,6 +63,7 @@ def whole(small_sd, tmp_path_factory):
     return folder
 
 
+@pytest.mark.subprocess
 def test_two_processes_equal_one(small_sd, tmp_path):
     more = ("--coupling", "knn:k=4,center=mean")
     assert (
@@ -91,6 +92,7 @@ def assert_equal(one, two):
         torch.testing.assert_close(left[name], right[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.subprocess
 def test_two_processes_killed_and_resumed_equal_uninterrupted(small_sd, tmp_path, whole):
     killed = tmp_path / "killed"
     processes = start(2, *options(killed, small_sd, *LONG))

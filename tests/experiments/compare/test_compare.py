@@ -32,6 +32,7 @@ def results(folder) -> dict:
     return json.loads((folder / "results.json").read_text())
 
 
+@pytest.mark.subprocess
 def test_a_comparison_end_to_end_with_a_coupling_of_ones_own(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)  # found in the working folder, by the workers too
@@ -63,6 +64,7 @@ def test_a_comparison_end_to_end_with_a_coupling_of_ones_own(tmp_path, monkeypat
     assert (folder / "results.csv").read_text() == before
 
 
+@pytest.mark.subprocess
 def test_workers_do_not_change_the_figures(tmp_path):
     options = ("--coupling", "knn:k=4")
     assert compare(tmp_path / "one", *options, "--workers", "1") == 0
@@ -119,6 +121,7 @@ def test_a_launcher_of_ranks_is_refused(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.subprocess
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
 def test_workers_end_when_their_parent_is_killed(tmp_path):
     (tmp_path / "orphan.py").write_text(
@@ -143,6 +146,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.subprocess
 def test_a_failing_trial_is_reported_and_the_others_finish(tmp_path, monkeypatch, capsys):
     (tmp_path / "broken.py").write_text(
         "class Broken:\n    def __call__(self, data, *, cond=None, generator=None):\n"
@@ -191,6 +195,7 @@ def test_trials_share_a_seed_s_recipe_and_folders_differ(tmp_path):
     assert slug("my.mod:C(k=3)") != slug("my.mod:C(k=4)")
 
 
+@pytest.mark.subprocess
 def test_demo_is_a_comparison(tmp_path):
     options = ["demo", "--tiny", "--device", "cpu", "--seeds", "0", "--out", str(tmp_path)]
     code = subprocess.run(

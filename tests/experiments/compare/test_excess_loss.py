@@ -207,6 +207,7 @@ def test_no_trained_network_is_below_the_irreducible_loss(tiny, tmp_path):
     assert float(excess[:10].mean()) > 0.05
 
 
+@pytest.mark.subprocess
 def test_a_comparison_shows_it_keeps_it_and_can_do_without(tmp_path, monkeypatch):
     command = ["compare", "digits-flow", "--tiny", "--device", "cpu", "--out", str(tmp_path)]
     command += ["--seeds", "0", "--coupling", "knn:k=4", "--coupling", "matched:knn:k=4"]
@@ -236,6 +237,7 @@ def test_a_comparison_shows_it_keeps_it_and_can_do_without(tmp_path, monkeypatch
     assert "Excess loss by t" not in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.subprocess
 def test_every_seed_has_the_optimal_loss_of_its_own_coupling(tmp_path):
     """A calibrated coupling is measured anew for every seed; plain KNN is the same at all."""
     name = "calibrated:knn:k=16"

@@ -46,6 +46,7 @@ def test_matched_is_evaluated_along_with_plain(tmp_path):
     assert isinstance(NoiseDistribution.load(law), NoiseDistribution)
 
 
+@pytest.mark.subprocess
 def test_matched_alone_gives_the_same_figures(tmp_path):
     assert compare(tmp_path / "one", [PLAIN, MATCHED], "--workers", "1") == 0
     assert compare(tmp_path / "two", [MATCHED], "--workers", "1") == 0
@@ -53,6 +54,7 @@ def test_matched_alone_gives_the_same_figures(tmp_path):
     assert one["metrics"] == two["metrics"]
 
 
+@pytest.mark.subprocess
 def test_matched_that_comes_later_trains_by_itself(tmp_path):
     assert compare(tmp_path, [PLAIN], "--workers", "1") == 0
     plain = trials_of(tmp_path)[PLAIN]

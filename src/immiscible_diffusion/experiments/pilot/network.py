@@ -11,7 +11,7 @@ from immiscible_diffusion.diffusion.paths.base import per_row
 from immiscible_diffusion.models import MLP, UNet
 from immiscible_diffusion.models.mlp import time_features
 from immiscible_diffusion.training.optim import OptimizerConfig
-from immiscible_diffusion.utils.random import key
+from immiscible_diffusion.utils.random import hash_seed
 
 VALID = "valid positions"
 TIME_SCALE = FlowMatchingPath().time_scale
@@ -63,7 +63,7 @@ class Network:
     def build(self, shape: tuple[int, ...], told: Cond | None, seed: int) -> nn.Module:
         """The network with initial weights that depend on the seed alone; ``told`` of all data."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(key(seed, "weights"))
+            torch.manual_seed(hash_seed(seed, "weights"))
             return Told(self.config, shape, told)
 
     def __str__(self) -> str:

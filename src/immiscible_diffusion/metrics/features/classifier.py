@@ -17,7 +17,7 @@ from immiscible_diffusion.metrics.features.preprocess import in_full_precision, 
 from immiscible_diffusion.metrics.reference_cache import cache_folder
 from immiscible_diffusion.utils.atomic_files import atomic_path, read_json, write_json
 from immiscible_diffusion.utils.optional_deps import require_extra
-from immiscible_diffusion.utils.random import key, keyed_generator
+from immiscible_diffusion.utils.random import hash_seed, keyed_generator
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ def trained_classifier(
     """The classifier of ``dataset``, in evaluation mode, and its accuracy on held-out images."""
     file = None
     if dataset.digest is not None:
-        name = f"classifier-v{VERSION}-{key(dataset.digest, VERSION, seed):016x}.safetensors"
+        name = f"classifier-v{VERSION}-{hash_seed(dataset.digest, VERSION, seed):016x}.safetensors"
         file = cache_folder(cache) / name
     if file is not None and (cached := _load(file, dataset, device)):
         return cached
@@ -212,7 +212,7 @@ def _isolated_state(seed: int, device: torch.device | str) -> Iterator[None]:
     ):
         torch.set_num_threads(1)
         try:
-            torch.manual_seed(key(seed, "classifier"))
+            torch.manual_seed(hash_seed(seed, "classifier"))
             yield
         finally:
             torch.set_num_threads(threads)
