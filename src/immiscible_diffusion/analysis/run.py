@@ -89,11 +89,12 @@ def build_couplings(setup: Setup, couplings: Sequence[str | Coupling]) -> list[C
     """All couplings built and tried; those of the folder's plan before the new ones."""
     every: dict[str, str | Coupling] = {name: name for name in setup.cache.planned()}
     for coupling in couplings:
-        name = coupling.strip() if isinstance(coupling, str) else str(coupling)
+        # Couplings that print as names may differ in their moments, which their repr tells.
+        name = repr(coupling) if isinstance(coupling, Coupling) else str(coupling).strip()
         other = every.get(name, name)
         if not isinstance(other, str) and content_of(other) != content_of(coupling):
             raise ValueError(
-                f"two different couplings print as {name}; give theirs a __str__ that tells them "
+                f"two different couplings print as {name}; give theirs a __repr__ that tells them "
                 f"apart"
             )
         every[name] = coupling
