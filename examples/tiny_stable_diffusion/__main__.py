@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,8 @@ from examples.tiny_stable_diffusion.build import TinySD, build
 from immiscible_diffusion.utils.signals import Interrupted
 
 
-def run(config: Annotated[TinySD, tyro.conf.arg(name="")], out: Path) -> None:
+@dataclass(frozen=True)
+class Options:
     """Build a tiny Stable Diffusion pipeline from local images, in minutes on a CPU.
 
     It trains a VAE and a text encoder, adds a U-Net with random weights, and saves a folder that
@@ -22,8 +24,9 @@ def run(config: Annotated[TinySD, tyro.conf.arg(name="")], out: Path) -> None:
         config: what to build.
         out: folder for the pipeline.
     """
-    figures = build(out, config, quiet=False)
-    sys.stdout.write("\n".join(summary(figures, out)) + "\n")
+
+    config: Annotated[TinySD, tyro.conf.arg(name="")]
+    out: Path
 
 
 def summary(figures: dict[str, Any], out: Path) -> Iterator[str]:
@@ -60,7 +63,9 @@ def summary(figures: dict[str, Any], out: Path) -> Iterator[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 well, 2 bad input, 128 + n on signal n."""
     try:
-        tyro.cli(run, args=arguments, prog="python -m examples.tiny_stable_diffusion")
+        options = tyro.cli(Options, args=arguments, prog="python -m examples.tiny_stable_diffusion")
+        figures = build(options.out, options.config, quiet=False)
+        sys.stdout.write("\n".join(summary(figures, options.out)) + "\n")
     except Interrupted as stop:
         sys.stderr.write(f"{stop}\n")
         return 128 + stop.signal_number

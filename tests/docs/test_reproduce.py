@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from helpers import ROOT
-from immiscible_diffusion.cli import compare, describe, evaluate, report, sample, train
+from immiscible_diffusion.cli import compare, describe, encode, evaluate, report, sample, train
 from immiscible_diffusion.cli.main import COMMANDS
 from immiscible_diffusion.cli.options import RecipeOptions, named_recipe, parse, split_known
 from immiscible_diffusion.couplings import check_coupling_name
@@ -16,11 +16,13 @@ from immiscible_diffusion.experiments.compare.plan import Plan
 from immiscible_diffusion.recipes import RECIPES, recipe_from_name
 
 PAGE = ROOT / "docs" / "reproduce.md"
+SD_PAGES = [f"stable-diffusion/{path.name}" for path in (ROOT / "docs/stable-diffusion").glob("*")]
 COMMAND = re.compile(r"`((?:immiscible|python) [^`]+)`")
 OF_A_RUN = {
     "sample": sample,
     "evaluate": evaluate,
     "describe": describe,
+    "encode": encode,
     "report": report,
 }
 CPU_TWINS = [name for name in RECIPES if name.startswith(("digits", "fashion"))]
@@ -77,6 +79,20 @@ def check_script(script, rest):
 @pytest.mark.parametrize("command", commands(PAGE.read_text(encoding="utf-8")))
 def test_every_command_of_the_page_can_be_given(command):
     checked(command)
+
+
+@pytest.mark.parametrize("page", ["stable-diffusion.md", *SD_PAGES])
+def test_every_command_of_stable_diffusion_can_be_given(page):
+    text = (PAGE.parent / page).read_text(encoding="utf-8")
+    blocks = "".join(re.findall(r"^```bash\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+    blocks = re.sub(r"accelerate launch .*-m immiscible_diffusion", "immiscible", blocks)
+    found = re.findall(r"^((?:immiscible|python -m) .*)$", blocks, re.MULTILINE)
+    for command in found:
+        checked(shlex.join(shlex.split(command, comments=True)))
+    assert found
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    folder = (PAGE.parent / page).parent
+    assert [link for link in links if not (folder / link.partition("#")[0]).exists()] == []
 
 
 @pytest.mark.parametrize(

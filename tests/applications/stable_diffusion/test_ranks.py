@@ -6,9 +6,9 @@ import time
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from fixtures.two_processes import finish, start
+from helpers import assert_same_weights, weights
 from immiscible_diffusion.cli.train import main as train
 from immiscible_diffusion.training.run_dir import RunDir
 
@@ -32,7 +32,7 @@ class Together(LinearAssignment):
             torch.randn(half, *data.shape[1:], generator=RandomStreams(42, step, chunk).noise)
             for chunk in range(2)
         ]
-        return self.pair_here(data, torch.cat(noise))
+        return self.pair_here(data, torch.cat(noise), None, None, None)
 """
 
 
@@ -42,10 +42,6 @@ def options(folder, pipeline, *more):
         *("--codec.pretrained", str(pipeline), "--data.size", "8", "--batch-size", "8"),
         *("--optim.lr", "1e-3", "--preview-every", "0", "--log-every", "1", *more),
     ]
-
-
-def weights(folder):
-    return load_file(folder / "weights" / "model.safetensors")
 
 
 def losses(folder, kind="train"):
@@ -103,9 +99,7 @@ def test_two_processes_killed_and_resumed_equal_uninterrupted(small_sd, tmp_path
         process.communicate()
     assert [process.returncode for process in processes] == [-signal.SIGKILL] * 2
     finish(start(2, *options(killed, small_sd, *LONG)))
-    left, right = weights(whole), weights(killed)
-    assert left.keys() == right.keys()
-    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert_same_weights(whole, killed)
     steps = [record["step"] for record in RunDir(killed).records("train")]
     assert steps == list(range(1, 25)), "every step is logged once"
     assert losses(whole) == losses(killed)

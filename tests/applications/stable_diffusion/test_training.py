@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fixtures.stable_diffusion import sd_recipe, train
-from helpers import assert_same_weights
+from fixtures.stable_diffusion import sd_recipe
+from helpers import assert_same_weights, train, weights
 from immiscible_diffusion.applications.stable_diffusion.latent_cache import encode
 from immiscible_diffusion.applications.stable_diffusion.load_pipeline import silence_hf_logging
 from immiscible_diffusion.applications.stable_diffusion.unet import LoRA
@@ -27,10 +27,6 @@ from immiscible_diffusion.training.trainer import Trainer
 from immiscible_diffusion.utils.atomic_files import read_json
 
 RECIPES = ["imagenet-sd-scratch", "imagenet-sd-finetune", "sd-inpaint", "sd-outpaint", "coco-sd"]
-
-
-def weights(folder):
-    return load_file(folder / "weights" / "model.safetensors")
 
 
 def trainer_of(recipe, folder):
@@ -81,7 +77,7 @@ def test_data_text_and_start_are_the_same_for_every_coupling(small_sd, tmp_path)
 def test_k_of_one_gives_the_weights_of_independent_noise(small_sd, tmp_path, name):
     for folder, coupling in (("plain", "independent"), ("one", "knn:k=1")):
         train(sd_recipe(name, small_sd, coupling=coupling, steps=2), tmp_path / folder)
-    assert_same_weights(weights(tmp_path / "plain"), weights(tmp_path / "one"))
+    assert_same_weights(tmp_path / "plain", tmp_path / "one")
 
 
 def test_moments_are_of_latents(small_sd, tmp_path):
@@ -193,7 +189,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(small_sd, tmp_path, name):
     train(recipe, tmp_path / "whole")
     train(recipe, tmp_path / "parts", until=3)
     train(recipe, tmp_path / "parts")
-    assert_same_weights(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_only_adapters_are_in_checkpoint_average_and_weights(small_sd, tmp_path):
@@ -370,7 +366,7 @@ def test_adapters_from_a_folder_of_pictures_of_many_shapes(small_sdxl, tmp_path)
     assert (tmp_path / "run" / "samples" / "step_000006.png").exists()
     train(recipe, tmp_path / "parts", until=3)
     train(recipe, tmp_path / "parts")
-    assert_same_weights(weights(tmp_path / "run"), weights(tmp_path / "parts"))
+    assert_same_weights(tmp_path / "run", tmp_path / "parts")
 
 
 # -- samples --------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from fixtures.stable_diffusion import sd_recipe, train
+from fixtures.stable_diffusion import sd_recipe
+from helpers import train
 from immiscible_diffusion.applications.stable_diffusion.export.lora import (
     DIFFUSERS,
     KOHYA,
