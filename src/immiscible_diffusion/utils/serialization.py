@@ -73,7 +73,7 @@ def kinds_of(annotation: Any) -> dict[str, Any]:
     for option in options:
         if _is_record(option) and not inspect.isabstract(option):
             kinds[option.__name__] = option
-        if isinstance(option, type) and option not in _PLAIN and option is not tuple:
+        if _is_class(option) and option not in _PLAIN and option is not tuple:
             subclasses: list[type] = option.__subclasses__()
             for subclass in subclasses:
                 kinds |= kinds_of(subclass)
@@ -122,8 +122,13 @@ def _check(holds: bool, where: str, expected: str, value: Any) -> None:
 
 
 def _is_record(kind: Any) -> bool:
-    named_tuple = isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields")
+    named_tuple = _is_class(kind) and issubclass(kind, tuple) and hasattr(kind, "_fields")
     return dataclasses.is_dataclass(kind) or named_tuple
+
+
+def _is_class(kind: Any) -> bool:
+    """Whether ``kind`` is a class; Python 3.10 takes ``tuple[int]`` for one."""
+    return isinstance(kind, type) and typing.get_origin(kind) is None
 
 
 def _is_union(kind: Any) -> bool:
