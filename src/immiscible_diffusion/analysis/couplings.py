@@ -48,8 +48,10 @@ class CouplingBuilder:
     seed: int
     by_label: bool
 
-    def build(self, coupling: str | Coupling) -> Coupling:
+    def build(self, coupling: str | Coupling, *, allow_import: bool = True) -> Coupling:
         """The coupling of that name, or the coupling itself, tried on a batch.
+
+        ``allow_import`` is for a name that the user gave, see ``parse_coupling``.
 
         Raises:
             ValueError: what is wrong with the name, or why it cannot be analyzed on these data.
@@ -57,7 +59,7 @@ class CouplingBuilder:
         name = str(coupling)
         if isinstance(coupling, str):
             coupling = parse_coupling(
-                coupling, lambda: self.moments, self.measure, allow_import=True
+                coupling, lambda: self.moments, self.measure, allow_import=allow_import
             )
         coupling = as_coupling(coupling)
         closed_form = has_closed_form(coupling)
