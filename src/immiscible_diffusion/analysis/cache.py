@@ -38,16 +38,11 @@ class Cache:
 
     A part is reused only where its key is the same: version of the package, schema, data, settings,
     and the content of the coupling.
-
-    Attributes:
-        folder: None keeps nothing.
-        data: name and digest of what is analyzed.
-        settings: how, as JSON values.
     """
 
-    folder: Path | None
-    data: dict[str, str]
-    settings: dict[str, Any]
+    folder: Path | None  # None keeps nothing
+    data: dict[str, str]  # name and digest of what is analyzed
+    settings: dict[str, Any]  # how, as JSON values
 
     def planned(self) -> list[str]:
         """Names of the couplings of plan.json.

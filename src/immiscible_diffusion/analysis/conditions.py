@@ -17,17 +17,11 @@ SCOTT_ROWS = 2000  # samples that the dimension of a condition is estimated from
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """A condition that the model is given.
+    """A condition that the model is given."""
 
-    Attributes:
-        text: in words.
-        labels: ``[N]``: only samples of the same label count.
-        weights: samples of a similar condition count more, or None.
-    """
-
-    text: str
-    labels: Tensor | None = None
-    weights: GaussianKernel | None = None
+    text: str  # in words
+    labels: Tensor | None = None  # ``[N]``: only samples of the same label count
+    weights: GaussianKernel | None = None  # samples of a similar condition count more, or None
 
 
 def conditions(

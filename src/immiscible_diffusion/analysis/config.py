@@ -10,30 +10,19 @@ from immiscible_diffusion.diffusion.paths import FlowMatchingPath, Path
 
 @dataclass(frozen=True)
 class AnalysisConfig:
-    """What is measured, and how well: errors fall as the root of ``probes`` and ``pairs``.
+    """What is measured, and how well: errors fall as the root of ``probes`` and ``pairs``."""
 
-    Args:
-        path: how data and noise are mixed.
-        levels: times above 0 and at most 1.
-        probes: noisy points at every level.
-        pairs: of sample and noise, that the noise is measured on.
-        bandwidth: of the kernel on continuous conditions, in their standard deviations; Scott's
-            rule by default. Half and double of it are measured too.
-        thumbnails: samples whose noisy points are written as PNG files.
-        batch_size: couplings are called on batches of this many samples.
-        seed: of everything drawn.
-        gaussian_fit: also the papers' Gaussian fit of the noise: 50,000 D^2 operations.
-    """
-
-    path: Path = field(default_factory=FlowMatchingPath)
-    levels: tuple[float, ...] = LEVELS
-    probes: int = 300
-    pairs: int = 2000
+    path: Path = field(default_factory=FlowMatchingPath)  # how data and noise are mixed
+    levels: tuple[float, ...] = LEVELS  # times above 0 and at most 1
+    probes: int = 300  # noisy points at every level
+    pairs: int = 2000  # of sample and noise, that the noise is measured on
+    # of the kernel on continuous conditions, in their standard deviations; Scott's rule by default.
+    # Half and double of it are measured too
     bandwidth: float | None = None
-    thumbnails: int = 4
-    batch_size: int = BATCH_SIZE
-    seed: int = 0
-    gaussian_fit: bool = False
+    thumbnails: int = 4  # samples whose noisy points are written as PNG files
+    batch_size: int = BATCH_SIZE  # couplings are called on batches of this many samples
+    seed: int = 0  # of everything drawn
+    gaussian_fit: bool = False  # also the papers' Gaussian fit of the noise: 50,000 D^2 operations
 
     def __post_init__(self) -> None:
         for name, least in (("probes", 2), ("pairs", 2), ("thumbnails", 0), ("batch_size", 1)):

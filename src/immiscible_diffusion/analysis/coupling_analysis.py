@@ -40,23 +40,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Setup:
-    """Data, and what is to be measured on them with every coupling.
+    """Data, and what is to be measured on them with every coupling."""
 
-    Attributes:
-        source: where the data come from: name, note, classes.
-        images: all data, their conditions and mask.
-        conditioned_on: names of the conditions that the model is given.
-        conditions: these, as the analysis uses them.
-        config: what is measured, and how well.
-        cache: where it is kept.
-    """
-
-    source: InMemoryData
-    images: Batch
-    conditioned_on: tuple[str, ...]
-    conditions: tuple[Condition, ...]
-    config: AnalysisConfig
-    cache: Cache
+    source: InMemoryData  # where the data come from: name, note, classes
+    images: Batch  # all data, their conditions and mask
+    conditioned_on: tuple[str, ...]  # names of the conditions that the model is given
+    conditions: tuple[Condition, ...]  # these, as the analysis uses them
+    config: AnalysisConfig  # what is measured, and how well
+    cache: Cache  # where it is kept
 
     @classmethod
     def of(

@@ -34,19 +34,12 @@ REPORTED_DIRECTIONS = 16
 
 @dataclass(frozen=True, eq=False)
 class CouplingBuilder:
-    """Builds couplings for ``images``, with moments and noise distributions fitted to them.
+    """Builds couplings for ``images``, with moments and noise distributions fitted to them."""
 
-    Attributes:
-        images: all data, their conditions and mask.
-        batch_size: that couplings are called on.
-        seed: of what is drawn to measure a noise distribution.
-        by_label: noise distributions are measured label by label: the model is given the label.
-    """
-
-    images: Batch
-    batch_size: int
-    seed: int
-    by_label: bool
+    images: Batch  # all data, their conditions and mask
+    batch_size: int  # that couplings are called on
+    seed: int  # of what is drawn to measure a noise distribution
+    by_label: bool  # noise distributions are measured label by label: the model is given the label
 
     def build(self, coupling: str | Coupling, *, allow_import: bool = True) -> Coupling:
         """The coupling of that name, or the coupling itself, tried on a batch.

@@ -83,14 +83,10 @@ class SplineLogit:
     """The logit of an additive logistic regression: a constant plus a cubic spline per feature.
 
     Beyond the values that it was fitted to a spline is constant.
-
-    Attributes:
-        constant: the intercept.
-        splines: one ``scipy.interpolate.BSpline`` per feature.
     """
 
-    constant: float
-    splines: tuple["BSpline", ...]
+    constant: float  # the intercept
+    splines: tuple["BSpline", ...]  # one ``scipy.interpolate.BSpline`` per feature
 
     @classmethod
     def fit(cls, ones: Tensor, zeros: Tensor) -> "SplineLogit":
@@ -124,21 +120,14 @@ class SplineLogit:
 
 @dataclass(frozen=True)
 class EstimatedDensity:
-    """The density of a Gaussian given the sample times smooth functions of ``FEATURES``.
+    """The density of a Gaussian given the sample times smooth functions of ``FEATURES``."""
 
-    Attributes:
-        gaussian: of the noise given the sample.
-        logit: log ratio to it; None before it is fitted.
-        lengths: mean and standard deviation of the length of the data less the mean.
-        pairs_used: pairs that it was fitted to, half for the Gaussian, half for the logit.
-        batch_size: that the coupling was called with.
-    """
-
-    gaussian: GaussianDensity
-    logit: SplineLogit | None
+    gaussian: GaussianDensity  # of the noise given the sample
+    logit: SplineLogit | None  # log ratio to it; None before it is fitted
+    # mean and standard deviation of the length of the data less the mean
     lengths: tuple[float, float]
-    pairs_used: int
-    batch_size: int
+    pairs_used: int  # pairs that it was fitted to, half for the Gaussian, half for the logit
+    batch_size: int  # that the coupling was called with
 
     @property
     def estimate(self) -> str:
@@ -224,7 +213,8 @@ def fit_density(
         moments = Moments.fit(images.data, directions=min(64, images.data[0].numel()))
     batches = max(2, round(pairs / batch_size / 2))
     first, second = (
-        _draw_pairs(coupling, images, batches, batch_size, hash_seed(seed, name)) for name in ("a", "b")
+        _draw_pairs(coupling, images, batches, batch_size, hash_seed(seed, name))
+        for name in ("a", "b")
     )
     gaussian = fit_gaussian(first, moments)
     offset = images.data.flatten(1).cpu().double() - gaussian.mean

@@ -85,24 +85,15 @@ class GaussianDensity:
 
     Along axis r it is ``N(drift_r + gain_r o_r, width_r^2)``, across all axes
     ``N(gain_across o, scale^2 I)``. Gaussian transport is of this kind.
-
-    Attributes:
-        mean: ``[D]`` of the data.
-        axes: ``[r, D]`` orthonormal.
-        gain: ``[r]``.
-        width: ``[r]`` standard deviations.
-        drift: ``[r]``, or 0.
-        gain_across: gain across the axes.
-        scale: standard deviation across the axes.
     """
 
-    mean: Tensor
-    axes: Tensor
-    gain: Tensor
-    width: Tensor
-    drift: Tensor | float = 0.0
-    gain_across: float = 0.0
-    scale: float = 1.0
+    mean: Tensor  # ``[D]`` of the data
+    axes: Tensor  # ``[r, D]`` orthonormal
+    gain: Tensor  # ``[r]``
+    width: Tensor  # ``[r]`` standard deviations
+    drift: Tensor | float = 0.0  # ``[r]``, or 0
+    gain_across: float = 0.0  # gain across the axes
+    scale: float = 1.0  # standard deviation across the axes
     estimate = ""
 
     @classmethod

@@ -19,25 +19,15 @@ VALUES = ("effective", "entropy", "nll", "true_probability", "irreducible", "mod
 
 @dataclass(frozen=True)
 class Block:
-    """Some noisy points, and the samples that each of them may come from.
+    """Some noisy points, and the samples that each of them may come from."""
 
-    Attributes:
-        at: ``[p]``, which of the points these are.
-        rows: ``[p]``, rows of their true samples in the data.
-        truth: those ``p`` samples.
-        noise: ``[p, *shape]``.
-        images: the candidates.
-        own: ``[p]``, rows of the true samples among the candidates.
-        log_weights: ``[p, candidates]`` given the condition, or None: equally likely.
-    """
-
-    at: Tensor
-    rows: Tensor
-    truth: Batch
-    noise: Tensor
-    images: Batch
-    own: Tensor
-    log_weights: Tensor | None
+    at: Tensor  # ``[p]``, which of the points these are
+    rows: Tensor  # ``[p]``, rows of their true samples in the data
+    truth: Batch  # those ``p`` samples
+    noise: Tensor  # ``[p, *shape]``
+    images: Batch  # the candidates
+    own: Tensor  # ``[p]``, rows of the true samples among the candidates
+    log_weights: Tensor | None  # ``[p, candidates]`` given the condition, or None: equally likely
 
     @property
     def effective_count(self) -> Tensor:

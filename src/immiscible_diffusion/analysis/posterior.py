@@ -57,17 +57,11 @@ def mixing(path: Path, t: float) -> Mixing:
 
 @dataclass(frozen=True)
 class Posterior:
-    """Over ``N`` images, given ``P`` noisy points; float64.
+    """Over ``N`` images, given ``P`` noisy points; float64."""
 
-    Attributes:
-        log_probability: ``[P, N]``, rows sum to 1 in probability.
-        mean: ``[P, *shape]``, the optimal denoiser's prediction.
-        variance: ``[P]``, of the sample, mean over its (valid) dimensions.
-    """
-
-    log_probability: Tensor
-    mean: Tensor
-    variance: Tensor
+    log_probability: Tensor  # ``[P, N]``, rows sum to 1 in probability
+    mean: Tensor  # ``[P, *shape]``, the optimal denoiser's prediction
+    variance: Tensor  # ``[P]``, of the sample, mean over its (valid) dimensions
 
     @property
     def entropy(self) -> Tensor:
@@ -125,15 +119,10 @@ def entropy(log_probability: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class GaussianKernel:
-    """Images count by how near their condition is: ``exp(-|c - c_i|^2 / (2 bandwidth^2))``.
+    """Images count by how near their condition is: ``exp(-|c - c_i|^2 / (2 bandwidth^2))``."""
 
-    Attributes:
-        features: ``[N, ...]``, the condition of every sample.
-        bandwidth: in units of the features; vary it, as results depend on it.
-    """
-
-    features: Tensor
-    bandwidth: float
+    features: Tensor  # ``[N, ...]``, the condition of every sample
+    bandwidth: float  # in units of the features; vary it, as results depend on it
 
     def __post_init__(self) -> None:
         if not self.bandwidth > 0:
@@ -150,17 +139,11 @@ class GaussianKernel:
 
 @dataclass(frozen=True)
 class OptimalDenoiser:
-    """The best possible network for ``data``, ``coupling`` and ``path``: no training.
+    """The best possible network for ``data``, ``coupling`` and ``path``: no training."""
 
-    Attributes:
-        images: the data, conditions and mask.
-        density: of the coupling (``density_of``).
-        path: how data and noise are mixed.
-    """
-
-    images: Batch
-    density: PairDensity
-    path: Path
+    images: Batch  # the data, conditions and mask
+    density: PairDensity  # of the coupling (``density_of``)
+    path: Path  # how data and noise are mixed
 
     @classmethod
     def of(cls, data: Tensor, coupling: Coupling, path: Path) -> "OptimalDenoiser":

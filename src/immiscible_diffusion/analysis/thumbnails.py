@@ -26,19 +26,12 @@ COLORS = (*PALETTE, "#222222", "#999999")
 
 @dataclass(frozen=True)
 class ThumbnailStyle:
-    """How a sample is drawn.
+    """How a sample is drawn."""
 
-    Attributes:
-        low: value that is black, or at the bottom of a plot.
-        high: value that is white, or at the top.
-        note: what is drawn, where it is not the sample as an image; or why nothing is.
-        kind: image, curves or none.
-    """
-
-    low: float
-    high: float
-    note: str
-    kind: str
+    low: float  # value that is black, or at the bottom of a plot
+    high: float  # value that is white, or at the top
+    note: str  # what is drawn, where it is not the sample as an image; or why nothing is
+    kind: str  # image, curves or none
 
     @classmethod
     def of(cls, data: Tensor) -> "ThumbnailStyle":

@@ -24,11 +24,7 @@ from immiscible_diffusion.data.in_memory import InMemoryData
 from immiscible_diffusion.diffusion.paths import EDMPath, FlowMatchingPath, VPPath
 from immiscible_diffusion.diffusion.paths import Path as AnyPath
 from immiscible_diffusion.reporting.analysis import write_analysis_page
-from immiscible_diffusion.reporting.analysis.records import (
-    BASELINE,
-    AnalysisRecord,
-    write_analysis,
-)
+from immiscible_diffusion.reporting.analysis.records import BASELINE, AnalysisRecord, write_analysis
 from immiscible_diffusion.reporting.analysis.summary import summary_lines
 from immiscible_diffusion.training.run_dir import environment
 from immiscible_diffusion.utils.progress import Progress, duration

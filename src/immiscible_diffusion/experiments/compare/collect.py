@@ -8,11 +8,7 @@ from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.experiments.compare.excess_loss import excess_points, measure_excess
 from immiscible_diffusion.experiments.compare.plan import BASELINE, Plan, Trial
 from immiscible_diffusion.experiments.compare.trajectories import draw_trajectory
-from immiscible_diffusion.experiments.compare.trial import (
-    TrialRunner,
-    headline_steps,
-    is_finished,
-)
+from immiscible_diffusion.experiments.compare.trial import TrialRunner, headline_steps, is_finished
 from immiscible_diffusion.reporting.compare import (
     Comparison,
     CouplingEntry,

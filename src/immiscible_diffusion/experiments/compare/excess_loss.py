@@ -54,17 +54,11 @@ FEWEST = 64  # probes
 
 @dataclass(frozen=True, eq=False)
 class Probes:
-    """Images of the data set with noise that the coupling drew for them, on the CPU.
+    """Images of the data set with noise that the coupling drew for them, on the CPU."""
 
-    Attributes:
-        rows: ``[P]``; from ``len(dataset)`` on they are mirror images.
-        images: ``P`` samples, scaled as in training, and their conditions.
-        noise: ``[P, *shape]``.
-    """
-
-    rows: Tensor
-    images: Batch
-    noise: Tensor
+    rows: Tensor  # ``[P]``; from ``len(dataset)`` on they are mirror images
+    images: Batch  # ``P`` samples, scaled as in training, and their conditions
+    noise: Tensor  # ``[P, *shape]``
 
     @classmethod
     def draw(cls, recipe: Recipe, dataset: DataSet, coupling: Coupling) -> "Probes":
@@ -137,17 +131,11 @@ def _losses_file(run: RunDir, step: int) -> Path:
 
 @dataclass(frozen=True, eq=False)
 class OptimalLosses:
-    """The optimal denoiser's losses, ``[levels, P]`` each, not weighted.
+    """The optimal denoiser's losses, ``[levels, P]`` each, not weighted."""
 
-    Attributes:
-        irreducible: variance of the target given the noisy image, over all images.
-        reached: its loss on that image; the same on average where the density is exact.
-        estimate: how the density was estimated; empty for a closed form.
-    """
-
-    irreducible: Tensor
-    reached: Tensor
-    estimate: str
+    irreducible: Tensor  # variance of the target given the noisy image, over all images
+    reached: Tensor  # its loss on that image; the same on average where the density is exact
+    estimate: str  # how the density was estimated; empty for a closed form
 
 
 def optimal_losses(

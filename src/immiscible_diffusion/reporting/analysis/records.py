@@ -51,28 +51,20 @@ UNKNOWN = Mean(math.nan, math.nan)
 
 @dataclass(frozen=True)
 class Level:
-    """One noise level: means over the noisy points with their standard errors.
+    """One noise level: means over the noisy points with their standard errors."""
 
-    Attributes:
-        t: time on the path, 0 = data, 1 = noise.
-        effective: effective number of samples, exp of the posterior's entropy; its mean.
-        entropy: of the posterior over the samples, nats.
-        nll: negative log-likelihood of the true sample under the posterior, nats. Its mean is the
-            entropy's where the density is exact.
-        true_probability: posterior probability of the true sample.
-        irreducible: variance of the target given ``x_t``, mean over (valid) dimensions: the loss,
-            not weighted, that no network can go below on these data.
-        model_loss: loss of the optimal denoiser on these very points.
-        weight: the path's weight at ``t``; weighted losses compare with ``weight * irreducible``.
-    """
-
-    t: float
-    effective: Mean
-    entropy: Mean
+    t: float  # time on the path, 0 = data, 1 = noise
+    effective: Mean  # effective number of samples, exp of the posterior's entropy; its mean
+    entropy: Mean  # of the posterior over the samples, nats
+    # negative log-likelihood of the true sample under the posterior, nats. Its mean is the
+    # entropy's where the density is exact
     nll: Mean
-    true_probability: Mean
+    true_probability: Mean  # posterior probability of the true sample
+    # variance of the target given ``x_t``, mean over (valid) dimensions: the loss, not weighted,
+    # that no network can go below on these data
     irreducible: Mean
-    model_loss: Mean
+    model_loss: Mean  # loss of the optimal denoiser on these very points
+    # the path's weight at ``t``; weighted losses compare with ``weight * irreducible``
     weight: float
 
     @property
@@ -94,23 +86,14 @@ class Level:
 
 @dataclass(frozen=True)
 class Miscibility:
-    """How mixed data are under a coupling, by noise level.
+    """How mixed data are under a coupling, by noise level."""
 
-    Attributes:
-        estimate: how the density was estimated, in words; empty for a closed form.
-        condition: the condition that everything is given, in words; may be empty.
-        samples: how many there are.
-        probes: noisy points per level.
-        effective_count: effective number of samples given the condition, before ``x_t`` is seen.
-        levels: in the order asked for.
-    """
-
-    estimate: str
-    condition: str
-    samples: int
-    probes: int
-    effective_count: Mean
-    levels: tuple[Level, ...]
+    estimate: str  # how the density was estimated, in words; empty for a closed form
+    condition: str  # the condition that everything is given, in words; may be empty
+    samples: int  # how many there are
+    probes: int  # noisy points per level
+    effective_count: Mean  # effective number of samples given the condition, before ``x_t`` is seen
+    levels: tuple[Level, ...]  # in the order asked for
 
     @property
     def failed(self) -> bool:
@@ -130,37 +113,28 @@ class Miscibility:
 
 @dataclass(frozen=True)
 class NoiseStatistics:
-    """The noise of a coupling over a data set, or over the samples of one label.
+    """The noise of a coupling over a data set, or over the samples of one label."""
 
-    Attributes:
-        estimate: how the density was estimated, in words; empty for a closed form.
-        samples: that the mixture is over.
-        pairs: pairs drawn.
-        square: ``|n|^2 / D``; 1 for N(0, I).
-        shift_square: squared length of the mean noise, free of sampling bias (so it may come out
-            below 0); 0 for N(0, I).
-        alignment: of the noise with the sample less the mean of the data, in standard deviations.
-        kl: KL of the noise over the data set from N(0, I), nats: what sampling gets wrong; exactly
-            0 with a coupling that preserves the marginal.
-        information: mutual information of noise and sample, nats: what the noise tells the network.
-        direction_mean: ``[r]``, mean of the noise along the data's leading directions.
-        direction_variance: ``[r]``, variance of the noise along them; 1 for N(0, I).
-        direction_error: ``[r]``, standard error of the variance.
-        per_label: the same for the samples of every label.
-    """
-
-    estimate: str
-    samples: int
-    pairs: int
-    square: Mean
+    estimate: str  # how the density was estimated, in words; empty for a closed form
+    samples: int  # that the mixture is over
+    pairs: int  # pairs drawn
+    square: Mean  # ``|n|^2 / D``; 1 for N(0, I)
+    # squared length of the mean noise, free of sampling bias (so it may come out below 0); 0 for
+    # N(0, I)
     shift_square: Mean
+    # of the noise with the sample less the mean of the data, in standard deviations
     alignment: Mean
+    # KL of the noise over the data set from N(0, I), nats: what sampling gets wrong; exactly 0 with
+    # a coupling that preserves the marginal
     kl: Mean
+    # mutual information of noise and sample, nats: what the noise tells the network
     information: Mean
+    # ``[r]``, mean of the noise along the data's leading directions
     direction_mean: tuple[float, ...]
+    # ``[r]``, variance of the noise along them; 1 for N(0, I)
     direction_variance: tuple[float, ...]
-    direction_error: tuple[float, ...]
-    per_label: dict[str, "NoiseStatistics"]
+    direction_error: tuple[float, ...]  # ``[r]``, standard error of the variance
+    per_label: dict[str, "NoiseStatistics"]  # the same for the samples of every label
 
     @property
     def failed(self) -> bool:
@@ -178,19 +152,12 @@ class NoiseStatistics:
 
 @dataclass(frozen=True)
 class GaussianFit:
-    """KL from N(0, I) of the Gaussian fitted to noises, as the papers measured it.
+    """KL from N(0, I) of the Gaussian fitted to noises, as the papers measured it."""
 
-    Attributes:
-        raw: as it comes out.
-        bias: what ``count`` true N(0, I) noises would give on average.
-        corrected: ``raw - bias``.
-        count: noises.
-    """
-
-    raw: float
-    bias: float
-    corrected: float
-    count: int
+    raw: float  # as it comes out
+    bias: float  # what ``count`` true N(0, I) noises would give on average
+    corrected: float  # ``raw - bias``
+    count: int  # noises
 
 
 @dataclass(frozen=True)
@@ -213,27 +180,16 @@ class Thumbnails:
 
 @dataclass(frozen=True)
 class CouplingRecord:
-    """What was measured of one coupling.
+    """What was measured of one coupling."""
 
-    Attributes:
-        name: as it was asked for, or as it prints.
-        seconds: that it took.
-        k: candidates of KNN noise selection, or None.
-        miscibility: without a condition.
-        conditional: given the condition: once, or at three bandwidths.
-        noise: the noise over the data set.
-        gaussian_fit: where asked for.
-        thumbnails: noisy points to look at.
-    """
-
-    name: str
-    seconds: float
-    k: int | None
-    miscibility: Miscibility
-    conditional: tuple[Miscibility, ...]
-    noise: NoiseStatistics
-    gaussian_fit: GaussianFit | None
-    thumbnails: tuple[Thumbnails, ...]
+    name: str  # as it was asked for, or as it prints
+    seconds: float  # that it took
+    k: int | None  # candidates of KNN noise selection, or None
+    miscibility: Miscibility  # without a condition
+    conditional: tuple[Miscibility, ...]  # given the condition: once, or at three bandwidths
+    noise: NoiseStatistics  # the noise over the data set
+    gaussian_fit: GaussianFit | None  # where asked for
+    thumbnails: tuple[Thumbnails, ...]  # noisy points to look at
 
     @property
     def spent(self) -> float | None:
@@ -272,31 +228,18 @@ class CouplingRecord:
 
 @dataclass(frozen=True)
 class DataRecord:
-    """What was analyzed.
+    """What was analyzed."""
 
-    Attributes:
-        name: of the data.
-        note: what every figure made on them must say.
-        digest: hash of the data, conditions and mask.
-        samples: how many, mirror images among them.
-        shape: of a sample.
-        rms: root mean square of (valid) data.
-        mirrored: whether mirror images are among them.
-        classes: names of the labels, or None.
-        masked: whether there is a mask.
-        conditioned_on: names of the conditions that the model is given.
-    """
-
-    name: str
-    note: str
-    digest: str
-    samples: int
-    shape: tuple[int, ...]
-    rms: float
-    mirrored: bool
-    classes: tuple[str, ...] | None
-    masked: bool
-    conditioned_on: tuple[str, ...]
+    name: str  # of the data
+    note: str  # what every figure made on them must say
+    digest: str  # hash of the data, conditions and mask
+    samples: int  # how many, mirror images among them
+    shape: tuple[int, ...]  # of a sample
+    rms: float  # root mean square of (valid) data
+    mirrored: bool  # whether mirror images are among them
+    classes: tuple[str, ...] | None  # names of the labels, or None
+    masked: bool  # whether there is a mask
+    conditioned_on: tuple[str, ...]  # names of the conditions that the model is given
 
     @property
     def noun(self) -> str:
@@ -306,27 +249,16 @@ class DataRecord:
 
 @dataclass(frozen=True)
 class AnalysisRecord:
-    """analysis.json.
+    """analysis.json."""
 
-    Attributes:
-        schema: of these records.
-        command: that made it, or empty.
-        date: ISO.
-        hardware: in words, or empty.
-        versions: of packages.
-        data: what was analyzed.
-        settings: how: the path, levels, points, pairs, seed and so on.
-        couplings: one record each.
-    """
-
-    schema: int
-    command: str
-    date: str
-    hardware: str
-    versions: dict[str, str]
-    data: DataRecord
-    settings: dict[str, Any]
-    couplings: tuple[CouplingRecord, ...]
+    schema: int  # of these records
+    command: str  # that made it, or empty
+    date: str  # ISO
+    hardware: str  # in words, or empty
+    versions: dict[str, str]  # of packages
+    data: DataRecord  # what was analyzed
+    settings: dict[str, Any]  # how: the path, levels, points, pairs, seed and so on
+    couplings: tuple[CouplingRecord, ...]  # one record each
 
     @property
     def baseline(self) -> CouplingRecord | None:

@@ -46,34 +46,23 @@ class SeedSpeedup:
 
 @dataclass(frozen=True)
 class Speedup:
-    """A coupling against the baseline with one number of sampling steps.
+    """A coupling against the baseline with one number of sampling steps."""
 
-    Attributes:
-        coupling: its name.
-        sampling_steps: of the sampler.
-        horizon: the last training step that the seeds have in common.
-        seeds: the seeds that reach it; others are left out.
-        steps: speed-up in training steps, a geometric mean; None if no seed gives one.
-        wall: speed-up in training time, the cost of pairing included.
-        bound: '' where steps and wall are estimates, '>' or '<' where a seed gives only a bound,
-            '~' where seeds bound it from both sides.
-        quality_ratio: final metric of the coupling / the baseline, below 1: the coupling is better.
-        baseline_final: mean of the best metric up to the horizon.
-        coupling_final: the same of the coupling.
-        resolved: False where the floor hides the difference of the finals.
-    """
-
-    coupling: str
-    sampling_steps: int
-    horizon: int | None = None
-    seeds: tuple[SeedSpeedup, ...] = ()
+    coupling: str  # its name
+    sampling_steps: int  # of the sampler
+    horizon: int | None = None  # the last training step that the seeds have in common
+    seeds: tuple[SeedSpeedup, ...] = ()  # the seeds that reach it; others are left out
+    # speed-up in training steps, a geometric mean; None if no seed gives one
     steps: Interval | None = None
-    wall: Interval | None = None
+    wall: Interval | None = None  # speed-up in training time, the cost of pairing included
+    # '' where steps and wall are estimates, '>' or '<' where a seed gives only a bound, '~' where
+    # seeds bound it from both sides
     bound: str = ""
+    # final metric of the coupling / the baseline, below 1: the coupling is better
     quality_ratio: Interval | None = None
-    baseline_final: Interval | None = None
-    coupling_final: Interval | None = None
-    resolved: bool | None = None
+    baseline_final: Interval | None = None  # mean of the best metric up to the horizon
+    coupling_final: Interval | None = None  # the same of the coupling
+    resolved: bool | None = None  # False where the floor hides the difference of the finals
 
     @property
     def verdict(self) -> Verdict:
