@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from immiscible_diffusion.applications.stable_diffusion.load_pipeline import missing
 from immiscible_diffusion.metrics.features.preprocess import weights_digest
 from immiscible_diffusion.utils.optional_deps import require_extra
 from immiscible_diffusion.utils.random import keyed_generator
@@ -16,7 +17,7 @@ WEIGHTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2")
 
 
 def load_pipeline(source: str, device: torch.device, dtype: torch.dtype, *, text: bool) -> Any:
-    """A pipeline by its folder or hub name, quiet and without a safety checker.
+    """Load a pipeline by its folder or hub name, quiet and without a safety checker.
 
     It is a text-to-image pipeline with ``text``; else an unconditional diffusion model, such as
     google/ddpm-cifar10-32, which is sampled by DDIM.
@@ -32,11 +33,7 @@ def load_pipeline(source: str, device: torch.device, dtype: torch.dtype, *, text
             warnings.simplefilter("ignore", FutureWarning)
             pipeline = DiffusionPipeline.from_pretrained(source, torch_dtype=dtype)
     except (OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(
-            f"there is no pipeline at {source} ({reason}); download it where there is a network "
-            f"(`hf download {source} --local-dir FOLDER`), and give that folder"
-        ) from error
+        raise missing(source, error) from error
     if hasattr(pipeline, "tokenizer") != text:
         raise ValueError(
             f"{source} is a {type(pipeline).__name__}; a text-to-image pipeline needs --classes "
@@ -53,7 +50,7 @@ def load_pipeline(source: str, device: torch.device, dtype: torch.dtype, *, text
 def sample_pipeline(
     pipeline: Any, prompts: Sequence[str], seed: int, indices: Sequence[int], **settings: Any
 ) -> Tensor:
-    """The images ``indices`` of a pipeline, ``[b, C, H, W]`` in [-1, 1].
+    """Sample the images ``indices`` of a pipeline, ``[b, C, H, W]`` in [-1, 1].
 
     Image i starts from noise keyed by (seed, i), and is of prompt i mod their number if there are
     any. ``settings`` are passed on, such as ``num_inference_steps`` and ``guidance_scale``.
@@ -68,7 +65,7 @@ def sample_pipeline(
 
 
 def pipeline_digests(pipeline: Any) -> dict[str, str]:
-    """Hashes of all that decides the images of a pipeline: its networks and its scheduler."""
+    """Hash all that decides the images of a pipeline: its networks and its scheduler."""
     parts = {name: getattr(pipeline, name, None) for name in WEIGHTS}
     digests = {name: weights_digest(part) for name, part in parts.items() if part is not None}
     scheduler = "\n".join(f"{k}={v}" for k, v in sorted(pipeline.scheduler.config.items()))

@@ -15,6 +15,7 @@ from immiscible_diffusion.utils.optional_deps import require_extra
 
 DIFFUSERS = "pytorch_lora_weights.safetensors"
 KOHYA = "kohya_lora.safetensors"
+KOHYA_PARTS = {"lora_A": "lora_down", "lora_B": "lora_up"}
 # SDXL: diffusers' names of the blocks with attention, and Stability's names, which kohya uses:
 # block number 3 a + b + offset for the a-th block and its b-th attention.
 SDXL_BLOCKS = (
@@ -25,21 +26,13 @@ SDXL_MIDDLE = ("mid_block_attentions_0_", "middle_block_1_")
 
 
 def save_lora(unet: Any, folder: Path, recipe: Recipe, step: int, *, sdxl: bool) -> None:
-    """Write both layouts; their metadata name the coupling.
-
-    Args:
-        unet: with adapters.
-        folder: of the run.
-        recipe: of the run.
-        step: of training.
-        sdxl: whether kohya's names are those of SDXL.
-    """
+    """Write the adapters of ``unet`` in both layouts; their metadata name the coupling."""
     with require_extra("sd", "LoRA"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from peft import get_peft_model_state_dict
         from safetensors.torch import save_file
-    lora = unet_of(recipe).lora
-    assert lora is not None
+    model = unet_of(recipe)
+    assert model.lora is not None
     state = {
         name: value.detach().cpu().float().contiguous()
         for name, value in get_peft_model_state_dict(unet).items()
@@ -52,39 +45,36 @@ def save_lora(unet: Any, folder: Path, recipe: Recipe, step: int, *, sdxl: bool)
     }
     config = unet.peft_config["default"].to_dict()
     config = {f"unet.{k}": sorted(v) if isinstance(v, set) else v for k, v in config.items()}
+    of_diffusers = {"lora_adapter_metadata": json.dumps(config, default=str)}
     of_kohya = {
         "ss_network_module": "networks.lora",
-        "ss_network_dim": str(lora.rank),
-        "ss_network_alpha": f"{lora.scale:g}",
+        "ss_network_dim": str(model.lora.rank),
+        "ss_network_alpha": f"{model.lora.scale:g}",
         "ss_steps": str(step),
         "ss_learning_rate": f"{recipe.optim.lr:g}",
-        "ss_sd_model_name": str(unet_of(recipe).pretrained),
+        "ss_sd_model_name": str(model.pretrained),
         "ss_training_comment": f"noise paired by immiscible-diffusion: {recipe.coupling}",
     }
-    for file, tensors, metadata in (
-        (
-            DIFFUSERS,
-            {f"unet.{name}": value for name, value in state.items()},
-            {"lora_adapter_metadata": json.dumps(config, default=str)},
-        ),
-        (KOHYA, to_kohya(state, lora.scale, sdxl=sdxl), of_kohya),
-    ):
-        with atomic_path(folder / file) as temporary:
-            save_file(tensors, str(temporary), {**common, **metadata})
+    with atomic_path(folder / DIFFUSERS) as temporary:
+        prefixed = {f"unet.{name}": value for name, value in state.items()}
+        save_file(prefixed, str(temporary), common | of_diffusers)
+    with atomic_path(folder / KOHYA) as temporary:
+        tensors = to_kohya(state, model.lora.scale, sdxl=sdxl)
+        save_file(tensors, str(temporary), common | of_kohya)
 
 
 def to_kohya(state: dict[str, Tensor], alpha: float, *, sdxl: bool = False) -> dict[str, Tensor]:
-    """Kohya's tensors of peft's ``<module>.lora_A.weight`` and ``<module>.lora_B.weight``.
+    """Rename peft's ``<module>.lora_A.weight`` and ``<module>.lora_B.weight`` as kohya does.
 
     Returns:
         ``lora_unet_<module>.lora_down.weight``, ``.lora_up.weight`` and ``.alpha``.
     """
     tensors: dict[str, Tensor] = {}
     for name, value in state.items():
-        module, part = re.fullmatch(r"(.+)\.lora_([AB])\.weight", name).groups()  # type: ignore[union-attr]
+        module, part, _ = name.rsplit(".", 2)
         module = module.replace(".", "_")
         key = f"lora_unet_{_stability_name(module) if sdxl else module}"
-        tensors[f"{key}.lora_{'down' if part == 'A' else 'up'}.weight"] = value
+        tensors[f"{key}.{KOHYA_PARTS[part]}.weight"] = value
         tensors[f"{key}.alpha"] = value.new_tensor(alpha)
     return tensors
 

@@ -16,22 +16,20 @@ UPLOADED = (
 
 
 def model_card(recipe: Recipe, step: int) -> str:
-    """A model card in the form of the hub: front matter, settings, and how to load the model.
-
-    Args:
-        recipe: of the run.
-        step: of training.
-    """
+    """Write a model card of the hub: front matter, settings, and how to load the model."""
     task, unet = task_of(recipe), unet_of(recipe)
     base = None if unet.init == "scratch" else unet.pretrained  # where the weights started
-    lora = unet.lora is not None
-    tags = ["immiscible-diffusion", "text-to-image", "stable-diffusion"] + ["lora"] * lora
+    source, independent = task.push_to_hub or "THIS FOLDER", recipe.coupling == "independent"
+    tags = ["immiscible-diffusion", "text-to-image", "stable-diffusion"]
+    code = [f'pipeline = DiffusionPipeline.from_pretrained("{source}")']
+    if unet.lora is not None:
+        tags.append("lora")
+        code = [code[0].replace(source, str(base)), f'pipeline.load_lora_weights("{source}")']
     front = ["library_name: diffusers", "tags:", *(f"- {tag}" for tag in tags)]
     if base and not Path(base).exists():
         front.append(f"base_model: {base}")
-    paired = recipe.coupling != "independent"
     noise = f"noise paired with data by `{recipe.coupling}`"
-    if not paired:
+    if independent:
         noise = "the noise was drawn independently of the data (no pairing)"
     settings = {
         "coupling": f"`{recipe.coupling}`",
@@ -45,16 +43,12 @@ def model_card(recipe: Recipe, step: int) -> str:
         "precision": recipe.mixed_precision,
         "seed": recipe.seed,
     }
-    source = task.push_to_hub or "THIS FOLDER"
-    code = [f'pipeline = DiffusionPipeline.from_pretrained("{base if lora else source}")']
-    if lora:
-        code.append(f'pipeline.load_lora_weights("{source}")')
     lines = [
         *("---", *front, "---", "", f"# {recipe.name}", ""),
         f"Trained with [immiscible diffusion](https://arxiv.org/abs/2406.12303): {noise}.",
         *("", "| | |", "|---|---|"),
         *(f"| {name} | {value} |" for name, value in settings.items()),
-        *("", "Sampling starts from N(0, I), as usual." if paired else "", ""),
+        *("", "" if independent else "Sampling starts from N(0, I), as usual.", ""),
         *("```python", "from diffusers import DiffusionPipeline", *code, "```", ""),
         f"Train it with `immiscible train {recipe.name} --coupling {recipe.coupling}`; "
         f"`recipe.json` has every setting.",
@@ -70,8 +64,7 @@ def check_before(recipe: Recipe) -> None:
             from huggingface_hub import get_token
         if not get_token():
             raise ValueError(
-                f"push_to_hub {name} needs a token of the hub and there is none; run "
-                f"`hf auth login`, or set HF_TOKEN"
+                f"push_to_hub {name} needs a token of the hub: run `hf auth login` or set HF_TOKEN"
             )
     check_schedule(recipe)
 
@@ -81,14 +74,12 @@ def push(folder: Path, name: str) -> None:
     with require_extra("train", "push_to_hub"):
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    patterns, message = list(UPLOADED), "by immiscible-diffusion"
     try:
         api = HfApi()
         api.create_repo(name, exist_ok=True)
         api.upload_folder(
-            repo_id=name,
-            folder_path=str(folder),
-            allow_patterns=list(UPLOADED),
-            commit_message="by immiscible-diffusion",
+            repo_id=name, folder_path=str(folder), allow_patterns=patterns, commit_message=message
         )
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
         reason = str(error).strip().partition("\n")[0]

@@ -8,12 +8,7 @@ import torch
 
 from immiscible_diffusion.applications.stable_diffusion.codec import LatentCodec
 from immiscible_diffusion.applications.stable_diffusion.config import task_of, unet_of
-from immiscible_diffusion.applications.stable_diffusion.load_pipeline import (
-    check_given,
-    load_part,
-    read_index,
-    text_parts,
-)
+from immiscible_diffusion.applications.stable_diffusion.load_pipeline import PretrainedPipeline
 from immiscible_diffusion.diffusion.paths import VPPath
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.utils.atomic_files import atomic_folder, read_json, write_json
@@ -29,17 +24,11 @@ INPAINT_PIPELINES = {
 def save_unets(
     folder: Path, unet: Any, averaged: Any, average: dict[str, Any], *, last: bool
 ) -> None:
-    """Write ``unet/`` and ``unet_ema/`` as diffusers' training script does.
+    """Write ``unet/`` and ``unet_ema/`` of a run as diffusers' training script does.
 
-    Before the last step there is no ``model_index.json``: a folder whose ``unet/`` is not the
-    averaged one does not load as a pipeline.
-
-    Args:
-        folder: of the run.
-        unet: with the current weights.
-        averaged: with the averaged weights.
-        average: state of the average; its numbers go where diffusers' ``EMAModel`` has them.
-        last: write the averaged weights to ``unet/``.
+    The numbers of ``average``, the state of the average, go where diffusers' ``EMAModel`` has them.
+    After the ``last`` step ``unet/`` has the averaged weights. Before it there is no
+    ``model_index.json``: a folder whose ``unet/`` is not averaged does not load as a pipeline.
     """
     if not last:
         (folder / "model_index.json").unlink(missing_ok=True)
@@ -54,56 +43,46 @@ def save_unets(
 
 def save_pipeline(folder: Path, recipe: Recipe, codec: LatentCodec, unet: Any) -> None:
     """Write all parts but ``unet/``, and last the index that makes them a pipeline."""
-    pretrained = _pretrained(recipe)
-    index = read_index(pretrained)
+    pipeline = PretrainedPipeline.open(task_of(recipe).codec.pretrained)
     # Loaded again, as the codec's may be in half precision.
-    vae = load_part(pretrained, index, "vae", torch_dtype=torch.float32)
+    vae = pipeline.load("vae", torch_dtype=torch.float32)
     vae.register_to_config(scaling_factor=vae.config.scaling_factor * recipe.scaling.factor)
-    parts: dict[str, Any] = {"vae": vae, "scheduler": _scheduler(recipe)}
-    for text, suffix in zip(text_parts(pretrained, index), ("", "_2"), strict=False):
-        encoder = text.encoder.float()
-        parts |= {f"tokenizer{suffix}": text.tokenizer, f"text_encoder{suffix}": encoder}
+    parts: dict[str, Any] = {"vae": vae, "scheduler": _scheduler(recipe, pipeline)}
+    for (tokenizer, encoder), suffix in zip(pipeline.load_texts(), ("", "_2"), strict=False):
+        parts |= {f"tokenizer{suffix}": tokenizer, f"text_encoder{suffix}": encoder.float()}
     for name, part in parts.items():
         with atomic_folder(folder / name) as temporary:
             part.save_pretrained(temporary)
+    index = {
+        k: v for k, v in pipeline.index.items() if k not in ("_name_or_path", "safety_checker")
+    }
     for name, part in {**parts, "unet": unet}.items():
         index[name] = [type(part).__module__.partition(".")[0], type(part).__name__]
     if codec.inpainting is not None:
         index["_class_name"] = INPAINT_PIPELINES.get(index["_class_name"], index["_class_name"])
-    index.pop("_name_or_path", None)
-    index.pop("safety_checker", None)
     if "requires_safety_checker" in index or len(codec.texts) == 1:
         index |= {"safety_checker": [None, None], "requires_safety_checker": False}
         index |= {"feature_extractor": [None, None]}
     write_json(folder / "model_index.json", index)
 
 
-def _pretrained(recipe: Recipe) -> str:
-    """The pipeline of the recipe's codec."""
-    return check_given(task_of(recipe).codec.pretrained, "codec.pretrained")
-
-
-def _scheduler(recipe: Recipe) -> Any:
-    """The scheduler of the recipe's pipeline with the schedule the network was trained on."""
-    pretrained = _pretrained(recipe)
-    scheduler = load_part(pretrained, read_index(pretrained), "scheduler")
+def _scheduler(recipe: Recipe, pipeline: PretrainedPipeline) -> Any:
+    """The scheduler of the pipeline with the schedule that the network was trained on."""
     with require_extra("train", "the scheduler"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
     if not isinstance(recipe.path, VPPath):
         return DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    config = scheduler_config(recipe.path)
     if recipe.path.zero_snr:  # which few schedulers support
-        return DDIMScheduler(
-            **scheduler_config(recipe.path),
-            rescale_betas_zero_snr=True,
-            timestep_spacing="trailing",
-            clip_sample=False,
-        )
-    return type(scheduler).from_config(scheduler.config, **scheduler_config(recipe.path))
+        config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        return DDIMScheduler(**config, clip_sample=False)
+    scheduler = pipeline.load("scheduler")
+    return type(scheduler).from_config(scheduler.config, **config)
 
 
 def scheduler_config(path: VPPath) -> dict[str, Any]:
-    """The path as the configuration of diffusers' schedulers."""
+    """Return the path as the configuration of diffusers' schedulers."""
     return {
         "prediction_type": PREDICTION_TYPES[path.prediction],
         "beta_schedule": "squaredcos_cap_v2" if path.schedule == "cosine" else path.schedule,
@@ -117,13 +96,13 @@ def check_schedule(recipe: Recipe) -> None:
     """Raise ValueError if pretrained weights were trained on another path than the recipe's."""
     if unet_of(recipe).init != "pretrained":
         return
-    pretrained, trained_on = _schedule_of_weights(recipe)
+    weights, trained_on = _schedule_of_weights(recipe)
     if not isinstance(recipe.path, VPPath):
         kind = f"{trained_on.get('prediction_type')} {trained_on.get('_class_name')}".lower()
         if "flow" not in kind:
             raise ValueError(
-                f"the weights of {pretrained} were trained on a diffusion path; a "
-                f"FlowMatchingPath needs model.init scratch"
+                f"the weights of {weights} were trained on a diffusion path; a FlowMatchingPath "
+                f"needs model.init scratch"
             )
         return
     own = scheduler_config(recipe.path) | {"rescale_betas_zero_snr": recipe.path.zero_snr}
@@ -134,9 +113,8 @@ def check_schedule(recipe: Recipe) -> None:
     ]
     if differences:
         raise ValueError(
-            f"the scheduler of {pretrained} has {', '.join(differences)}; pretrained weights must "
-            f"be trained on with the same: set path.prediction (epsilon, v or data) and the "
-            f"path's betas"
+            f"the scheduler of {weights} has {', '.join(differences)}; pretrained weights must be "
+            f"trained on with the same: set path.prediction (epsilon, v or data) and its betas"
         )
 
 
@@ -145,16 +123,13 @@ def _schedule_of_weights(recipe: Recipe) -> tuple[str, dict[str, Any]]:
 
     Of a run without a scheduler, its own path; else that of the codec's pipeline.
     """
-    pipeline = _pretrained(recipe)
-    weights = str(unet_of(recipe).pretrained or pipeline)
-    scheduler = Path(weights) / "scheduler" / "scheduler_config.json"
-    run = Path(weights) / "recipe.json"
-    if scheduler.is_file():
-        return weights, read_json(scheduler)
-    if run.is_file():
-        path = read_json(run).get("path", {})
+    codec = task_of(recipe).codec.pretrained
+    weights = Path(str(unet_of(recipe).pretrained))
+    if (weights / "scheduler" / "scheduler_config.json").is_file():
+        return str(weights), read_json(weights / "scheduler" / "scheduler_config.json")
+    if (weights / "recipe.json").is_file():
+        path = read_json(weights / "recipe.json").get("path", {})
         if path.pop("kind", None) == "VPPath":
-            return weights, scheduler_config(VPPath(**path))
-        return weights, {"prediction_type": "flow"}
-    config: dict[str, Any] = load_part(pipeline, read_index(pipeline), "scheduler").config
-    return pipeline, config
+            return str(weights), scheduler_config(VPPath(**path))
+        return str(weights), {"prediction_type": "flow"}
+    return str(codec), dict(PretrainedPipeline.open(codec).load("scheduler").config)

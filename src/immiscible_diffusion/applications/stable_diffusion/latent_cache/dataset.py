@@ -16,29 +16,18 @@ from immiscible_diffusion.applications.stable_diffusion.latent_cache.manifest im
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.data.captions import Captioned, Captions
 from immiscible_diffusion.data.images import draw_flips
-from immiscible_diffusion.data.prompts import (
-    ClassNamePrompts,
-    ListCaptions,
-    Tokenize,
-    load_class_names,
-)
+from immiscible_diffusion.data.prompts import ListCaptions, Tokenize
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.optional_deps import require_extra
 
 
 @dataclass(frozen=True, eq=False)
 class LatentSet(DataSet):
-    """Latents ``(mean + std * noise - shift) * scaling``, as the VAE would sample them.
+    """Latents ``(mean + std * noise - shift) * scaling``, as the VAE would sample them."""
 
-    Attributes:
-        folder: where they are.
-        manifest: what they are.
-        flip: take mirror images at random when training.
-    """
-
-    folder: Path
-    manifest: Manifest
-    flip: bool = False
+    folder: Path  # where they are
+    manifest: Manifest  # what they are
+    flip: bool = False  # take mirror images at random when training
 
     is_encoded = True  # a codec passes these data on as they are
 
@@ -52,14 +41,10 @@ class LatentSet(DataSet):
         data: str | None = None,
         transform: str | None = None,
     ) -> "LatentSet":
-        """The latents of ``folder``.
+        """Open what ``encode`` wrote to ``folder``.
 
-        Args:
-            folder: as ``encode`` wrote it.
-            flip: take mirror images at random when training.
-            vae: hash that the VAE must have, ``vae_digest``; unchecked by default.
-            data: hash that the data set must have, ``data_digest``.
-            transform: what must have been done to the images.
+        ``vae`` (``vae_digest``), ``data`` (``data_digest``) and ``transform`` are what the manifest
+        must say; None is not checked.
 
         Raises:
             ValueError: there are none, shards are missing, mirror images are asked for and not
@@ -67,8 +52,7 @@ class LatentSet(DataSet):
         """
         manifest = Manifest.read(folder)
         expected = {"vae": vae, "data": data, "transform": transform}
-        expected = {name: value for name, value in expected.items() if value is not None}
-        manifest.check(folder, expected, "encode again into another folder")
+        manifest.check(folder, {k: value for k, value in expected.items() if value is not None})
         if missing := missing_shards(manifest, folder):
             raise ValueError(
                 f"{folder}: {len(missing)} of {manifest.shards} shards are missing or broken, such "
@@ -76,9 +60,7 @@ class LatentSet(DataSet):
                 f"again, which makes these only"
             )
         if flip and not manifest.flips:
-            raise ValueError(
-                f"{folder} holds no mirror images; encode with flips, or set flip false"
-            )
+            raise ValueError(f"{folder} holds no mirror images; encode with flips, or set no flip")
         return cls(folder, manifest, flip)
 
     @property
@@ -156,16 +138,15 @@ class LatentSet(DataSet):
         """Mean and log-variance ``[B, C, h, w]`` float32; of mirror images where ``flips``."""
         sides = [0] * len(indices) if flips is None else flips.long().tolist()
         places = [divmod(index, self.manifest.shard_size) for index in indices.tolist()]
-        mean, logvar = (
-            torch.stack(
-                [
-                    self._shards[shard].get_slice(name)[row, side]
-                    for (shard, row), side in zip(places, sides, strict=True)
-                ]
-            ).float()
-            for name in ("mean", "logvar")
-        )
-        return mean, logvar
+
+        def read(name: str) -> Tensor:
+            cells = [
+                self._shards[shard].get_slice(name)[row, side]
+                for (shard, row), side in zip(places, sides, strict=True)
+            ]
+            return torch.stack(cells).float()
+
+        return read("mean"), read("logvar")
 
 
 def load_latents(
@@ -177,19 +158,15 @@ def load_latents(
     vae: str | None = None,
     transform: str | None = None,
 ) -> Captioned:
-    """The latents of ``folder`` with their prompts: captions, or the names of their classes.
+    """Open the latents of ``folder`` with their prompts: captions, or names of their classes.
 
     Raises:
         ValueError: what ``LatentSet.open`` raises; neither captions nor class names.
     """
-    if not Manifest.read(folder).transform:  # written in Python, without saying
+    if not Manifest.read(folder).transform:  # written in Python, without one
         transform = None
     latents = LatentSet.open(folder, flip=flip, vae=vae, transform=transform)
     captions = captions or Captions()
     if latents.captions is not None:
         return Captioned(latents, latents.captions, tokenize)
-    if latents.labels is None or not latents.class_names:
-        raise ValueError(f"{folder} holds latents without captions and without classes")
-    names = load_class_names(latents.class_names, captions.names, None)
-    prompts = ClassNamePrompts(latents.labels, names, captions.template, captions.synonyms)
-    return Captioned(latents, prompts, tokenize)
+    return Captioned(latents, captions.of_classes(latents, None), tokenize)

@@ -30,22 +30,14 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class EncodingConfig:
-    """How to encode.
+    """How to encode."""
 
-    Args:
-        dtype: of what is stored: float16 or bfloat16.
-        flips: encode mirror images too, as a VAE's latent of a mirror image is not the mirror
-            image of the latent.
-        shard_size: images per shard; what an interruption loses at most, on each process.
-        batch_size: images in the VAE at a time.
-        transform: how the images were resized and converted, in words.
-    """
-
-    dtype: Literal["float16", "bfloat16"] = "float16"
+    dtype: Literal["float16", "bfloat16"] = "float16"  # of what is stored
+    # encode mirror images too: a VAE's latent of one is not the mirror image of the latent
     flips: bool = True
-    shard_size: int = 1024
-    batch_size: int = 16
-    transform: str = ""
+    shard_size: int = 1024  # images per shard; an interruption loses at most one of each process
+    batch_size: int = 16  # images in the VAE at a time
+    transform: str = ""  # how the images were resized and converted, in words
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -79,7 +71,7 @@ def encode(
         folder: for the shards and ``latents.json``.
         config: options.
         vae_hash: ``vae_digest`` of the weights before they were cast; by default of ``vae``.
-        rank: this process.
+        rank: of this process among ``world``.
         world: number of processes.
         on_progress: called with the number of images that this process has done.
 
@@ -117,7 +109,7 @@ def encode(
         name=dataset.name,
         note=dataset.note,
         classes=dataset.class_names,
-        captions=None if captions is None else captions_digest(captions, len(images)),
+        captions=None if captions is None else _digest(captions, len(images)),
     )
     folder.mkdir(parents=True, exist_ok=True)
     manifest.write(folder)
@@ -132,8 +124,7 @@ def encode(
     return manifest
 
 
-def captions_digest(captions: Prompts, count: int) -> str:
-    """Hash of all captions of ``count`` images."""
+def _digest(captions: Prompts, count: int) -> str:
     content = hashlib.sha256()
     for row in range(count):
         content.update(json.dumps(list(captions.choices(row))).encode())
@@ -141,7 +132,7 @@ def captions_digest(captions: Prompts, count: int) -> str:
 
 
 def describe_transform(config: DataConfig, channels: int | None) -> str:
-    """How ``config`` resizes and converts images, in words."""
+    """Say how ``config`` resizes and converts images, in words."""
     size = f"shorter side {config.size}, center square" if config.size else "as they are"
     return f"{size}, {'gray' if channels == 1 else 'color'}"
 
@@ -171,8 +162,8 @@ def _write_shard(
     parts: dict[str, list[Tensor]] = {"mean": [], "logvar": []}
     for batch in prefetch_iterator(batches, 2, name="images", finish=False):
         sides = [batch.data, batch.data.flip(-1)] if config.flips else [batch.data]
-        posteriors = zip(*(posterior(vae, side) for side in sides), strict=True)
-        for name, values in zip(("mean", "logvar"), posteriors, strict=True):
+        means, logvars = zip(*(posterior(vae, side) for side in sides), strict=True)
+        for name, values in (("mean", means), ("logvar", logvars)):
             part = torch.stack(values, dim=1).to("cpu", DTYPES[config.dtype])
             if not bool(part.isfinite().all()):
                 precision = str(next(vae.parameters()).dtype).removeprefix("torch.")

@@ -17,44 +17,28 @@ from immiscible_diffusion.utils.random import keyed_generator
 
 FILE = "latents.json"
 FORMAT = 2
+ELSEWHERE = "encode again into another folder"
 HASHED_ROWS = 64  # of a data set that is decoded lazily
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What the latents of a folder are. Equal manifests, equal latents.
+    """What the latents of a folder are. Equal manifests, equal latents."""
 
-    Attributes:
-        count: number of images.
-        shape: (C, h, w) of a latent.
-        dtype: float16 or bfloat16, of mean and log-variance.
-        flips: whether mirror images are encoded too.
-        shard_size: images per shard.
-        vae: hash of the VAE's weights.
-        transform: how the images were resized and converted, in words.
-        data: hash of the data set.
-        scaling: latents are multiplied by it,
-        shift: after this was subtracted.
-        name: of the data set, for reports.
-        note: a caveat of the data set, for reports.
-        classes: names of the classes, or None.
-        captions: hash of the captions in the shards; None if they hold none.
-    """
-
-    count: int
-    shape: tuple[int, ...]
-    dtype: str
-    flips: bool
-    shard_size: int
-    vae: str
-    transform: str
-    data: str
-    scaling: float
-    shift: float
-    name: str
-    note: str = ""
-    classes: tuple[str, ...] | None = None
-    captions: str | None = None
+    count: int  # number of images
+    shape: tuple[int, ...]  # (C, h, w) of a latent
+    dtype: str  # float16 or bfloat16, of mean and log-variance
+    flips: bool  # whether mirror images are encoded too
+    shard_size: int  # images per shard
+    vae: str  # hash of the VAE's weights
+    transform: str  # how the images were resized and converted, in words
+    data: str  # hash of the data set
+    scaling: float  # latents are multiplied by it,
+    shift: float  # after this was subtracted
+    name: str  # of the data set, for reports
+    note: str = ""  # a caveat of the data set, for reports
+    classes: tuple[str, ...] | None = None  # names of the classes
+    captions: str | None = None  # hash of the captions in the shards; None if they hold none
     format: int = FORMAT
 
     @property
@@ -78,41 +62,43 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
-        """The manifest of a folder; ValueError if there is none, or one of another format."""
+        """Read the manifest of a folder; ValueError if there is none, or of another format."""
         file = folder / FILE
         if not file.is_file():
             raise ValueError(
                 f"{folder} holds no latents ({FILE} is absent); make some: immiscible encode"
             )
-        values = read_json(file)
-        if not isinstance(values, dict) or values.get("format") != FORMAT:
-            raise ValueError(f"{file} is not of format {FORMAT}; encode again into another folder")
-        for name in ("shape", "classes"):
-            values[name] = values.get(name) and tuple(values[name])
         try:
-            return cls(**values)
-        except TypeError as error:
-            raise ValueError(f"{file} is not what `immiscible encode` writes: {error}") from error
+            values = read_json(file)
+            lists = {name: values[name] and tuple(values[name]) for name in ("shape", "classes")}
+            manifest = cls(**{**values, **lists})
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"{file} is not of format {FORMAT} ({error}); {ELSEWHERE}") from error
+        if manifest.format != FORMAT:
+            raise ValueError(f"{file} is not of format {FORMAT}; {ELSEWHERE}")
+        return manifest
 
     def write(self, folder: Path) -> None:
         """Write the manifest; ValueError says what differs if the folder has another one.
 
         Every process may do it, as all write the same.
         """
+        values = dataclasses.asdict(self)
         if (folder / FILE).is_file():
-            Manifest.read(folder).check(folder, dataclasses.asdict(self), "choose another folder")
+            Manifest.read(folder).check(folder, values)
         else:
-            write_json(folder / FILE, dataclasses.asdict(self))
+            write_json(folder / FILE, values)
 
-    def check(self, folder: Path, expected: dict[str, Any], advice: str) -> None:
+    def check(self, folder: Path, expected: dict[str, Any]) -> None:
         """Raise ValueError, saying what differs, unless the fields are those ``expected``."""
+        there = vars(self)
         differences = [
-            f"{name} is {getattr(self, name)!r} there and {value!r} here"
+            f"{name} is {there[name]!r} there and {value!r} here"
             for name, value in expected.items()
-            if getattr(self, name) != value
+            if there[name] != value
         ]
         if differences:
-            raise ValueError(f"{folder} holds other latents: {'; '.join(differences)}; {advice}")
+            raise ValueError(f"{folder} holds other latents: {'; '.join(differences)}; {ELSEWHERE}")
 
 
 def is_complete(manifest: Manifest, folder: Path, shard: int) -> bool:
@@ -127,7 +113,7 @@ def is_complete(manifest: Manifest, folder: Path, shard: int) -> bool:
 
 
 def missing_shards(manifest: Manifest, folder: Path) -> list[int]:
-    """The shards that are still to be written."""
+    """Return the shards that are still to be written."""
     return [shard for shard in range(manifest.shards) if not is_complete(manifest, folder, shard)]
 
 
@@ -149,24 +135,19 @@ def data_digest(dataset: DataSet) -> str:
     """
     source: Any = dataset.images if isinstance(dataset, Captioned) else dataset
     if not hasattr(source, "rows"):
-        digest = getattr(source, "digest", None)
-        if digest is None:
+        if source.digest is None:
             raise ValueError(f"the data set {dataset.name} has no digest, so nothing can be cached")
-        return str(digest)[:32]
+        return str(source.digest)[:32]
     content = hashlib.sha256(json.dumps([len(source), list(source.shape)]).encode())
     if source.num_classes is not None:
         content.update(source.labels.numpy().tobytes())
     order = torch.randperm(len(source), generator=keyed_generator(len(source), "digest"))
     for row in order[:HASHED_ROWS].sort().values.tolist():
-        for value in source.rows[row].values():
-            content.update(_bytes_of(value))
+        for cell in source.rows[row].values():
+            if not isinstance(cell, dict):  # no image
+                content.update(json.dumps(cell, default=str).encode())
+            elif cell.get("bytes") is not None:
+                content.update(cell["bytes"])
+            elif cell.get("path"):
+                content.update(Path(cell["path"]).read_bytes())
     return content.hexdigest()[:32]
-
-
-def _bytes_of(cell: Any) -> bytes:
-    """An encoded image, or what JSON makes of another cell."""
-    if not isinstance(cell, dict):
-        return json.dumps(cell, default=str).encode()
-    if cell.get("bytes") is not None:
-        return bytes(cell["bytes"])
-    return Path(cell["path"]).read_bytes() if cell.get("path") else b""
