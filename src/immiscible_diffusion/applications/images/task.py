@@ -17,15 +17,10 @@ from immiscible_diffusion.training.validation import VALIDATION_SAMPLES, held_ou
 
 @dataclass(frozen=True)
 class Images(TaskConfig):
-    """Images in pixel space, with or without labels.
+    """Images in pixel space, with or without labels."""
 
-    Args:
-        data: the data set.
-        eval: how and when images are scored.
-    """
-
-    data: DataConfig = field(default_factory=DataConfig)
-    eval: ImageEvalConfig = field(default_factory=ImageEvalConfig)
+    data: DataConfig = field(default_factory=DataConfig)  # the data set
+    eval: ImageEvalConfig = field(default_factory=ImageEvalConfig)  # how and when images are scored
 
     diffuses_data_set: ClassVar[bool] = True
 

@@ -21,29 +21,21 @@ class PolicyFunction(Protocol):
     """Predicts a chunk of actions from observations."""
 
     def __call__(self, observations: Tensor, *, episodes: Tensor, chunk: int) -> Tensor:
-        """Actions ``[B, horizon, 2]``, the first that of the first observation, in pixels.
+        """Predict actions ``[B, horizon, 2]``, the first that of the first observation, in pixels.
 
-        Args:
-            observations: ``[B, n_obs_steps, O]`` float32, the latest last.
-            episodes: ``[B]`` int64: which episodes these are, to key noise by.
-            chunk: number of the chunk in its episode, from 0.
+        ``observations`` are ``[B, n_obs_steps, O]`` float32, the latest last; noise may be keyed by
+        ``episodes`` ``[B]`` int64 and ``chunk``, the number of the chunk in its episode from 0.
         """
 
 
 @dataclass(frozen=True)
 class Rollouts:
-    """What a policy did in E episodes.
+    """What a policy did in E episodes."""
 
-    Attributes:
-        states: ``[E, steps + 1, 5]`` float64, from the first; after an episode's end its last.
-        actions: ``[E, steps, 2]``; NaN after the end.
-        coverage: ``[E, steps]``: fraction of the goal covered; NaN after the end.
-        latency: seconds that each chunk took, for all episodes together, and for how many.
-    """
-
-    states: Array
-    actions: Array
-    coverage: Array
+    states: Array  # ``[E, steps + 1, 5]``, from the first; after an episode's end its last
+    actions: Array  # ``[E, steps, 2]``; NaN after the end
+    coverage: Array  # ``[E, steps]``: fraction of the goal covered; NaN after the end
+    # seconds that each chunk took, for all episodes together, and for how many
     latency: tuple[tuple[float, int], ...] = ()
 
     @property
@@ -96,15 +88,9 @@ def rollout(
 ) -> Rollouts:
     """Run ``policy`` in every environment from ``starts`` ``[E, 5]``.
 
-    Args:
-        env: E environments.
-        policy: predicts actions.
-        starts: initial states.
-        obs_type: of the observations (``observe``).
-        n_obs_steps: observations that the policy sees; before the first they repeat it.
-        n_action_steps: predicted actions that are carried out, from the last observation on.
-        max_steps: an episode ends after so many, or with success.
-        clock: seconds, for the latency.
+    It sees ``n_obs_steps`` observations of ``obs_type`` (``observe``); before the first they repeat
+    it. ``n_action_steps`` of its actions are carried out, from the last observation on. An episode
+    ends after ``max_steps``, or with success. ``clock`` gives seconds, for the latency.
 
     Raises:
         ValueError: another number of starts than environments, or a chunk that is too short or not

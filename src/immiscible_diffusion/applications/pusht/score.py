@@ -16,22 +16,13 @@ BOOTSTRAP_DRAWS = 4000
 
 @dataclass(frozen=True)
 class PolicyScore:
-    """What one policy per seed reached on the same episodes.
+    """What one policy per seed reached on the same episodes."""
 
-    Attributes:
-        score: mean over episodes of ``min(1, largest coverage / 0.95)``, the score of Diffusion
-            Policy.
-        success: fraction of episodes with more than 0.95 covered.
-        episodes: number of different episodes.
-        seeds: number of training seeds.
-        latency_ms: median time to sample a chunk of actions, for all episodes together.
-    """
-
-    score: Interval
-    success: Interval
-    episodes: int
-    seeds: int
-    latency_ms: float
+    score: Interval  # mean of ``min(1, largest coverage / 0.95)``, the score of Diffusion Policy
+    success: Interval  # fraction of episodes with more than 0.95 covered
+    episodes: int  # number of different episodes
+    seeds: int  # number of training seeds
+    latency_ms: float  # median time to sample a chunk of actions, for all episodes together
 
 
 def score_rollouts(runs: Sequence[Rollouts]) -> PolicyScore:
@@ -66,12 +57,13 @@ def bootstrap_interval(values: NDArray[np.float64], *, seed: int = 0) -> Interva
     """
     seeds, episodes = values.shape
     rng = np.random.default_rng(seed)
-    weights = rng.multinomial(episodes, np.full(episodes, 1 / episodes), BOOTSTRAP_DRAWS) / episodes
-    if seeds == 1:
-        means = weights @ values[0]
-    else:
-        seed_weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), BOOTSTRAP_DRAWS) / seeds
-        means = np.einsum("ds,se,de->d", seed_weights, values, weights)
+
+    def weights(count: int) -> NDArray[np.float64]:
+        return rng.multinomial(count, np.full(count, 1 / count), BOOTSTRAP_DRAWS) / count
+
+    of_episodes = weights(episodes)
+    of_seeds = weights(seeds) if seeds > 1 else np.ones((BOOTSTRAP_DRAWS, 1))
+    means = np.einsum("ds,se,de->d", of_seeds, values, of_episodes)
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     student = mean_interval(values.mean(axis=1).tolist())
     if seeds > 1:
@@ -85,12 +77,11 @@ def wilson_interval(hits: NDArray[np.bool_]) -> Interval:
     Seeds meet the same episodes and are not counted as more. Sound at 0 and 1, where a bootstrap
     has no width.
     """
-    count, share, z = hits.shape[1], float(hits.mean()), NORMAL_QUANTILE
-    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
-    return Interval(
-        share, max(0.0, middle - half), min(1.0, middle + half), count, float(hits.std())
-    )
+    n, share, z = hits.shape[1], float(hits.mean()), NORMAL_QUANTILE
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    low, high = max(0.0, middle - half), min(1.0, middle + half)
+    return Interval(share, low, high, n, float(hits.std()))
 
 
 def last_and_best(scores: Sequence[float], last: int = 10) -> tuple[float, float]:
