@@ -64,5 +64,7 @@ class PolicyEvalConfig(EvalConfig):
 
     def tiny(self) -> "PolicyEvalConfig":
         """Shrink to a smoke run."""
-        small = {"episodes": min(2, self.episodes), "windows": 16, "num": 2, "start": 0.5}
-        return dataclasses.replace(self, sampling_steps=(1, 2), **small)
+        episodes = min(2, self.episodes)
+        return dataclasses.replace(
+            self, episodes=episodes, windows=16, sampling_steps=(1, 2), num=2, start=0.5
+        )

@@ -7,9 +7,8 @@ latents of every image and of its mirror image.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -328,11 +327,18 @@ def _encode_rows(
 class LatentSet(DataSet):
     """Latents ``(mean + std * noise - shift) * scaling``, as the VAE would sample them."""
 
-    folder: Path  # where they are
     manifest: Manifest  # what they are
-    flip: bool = False  # take mirror images at random when training
-
-    is_encoded = True  # a codec passes these data on as they are
+    shards: Sequence[Any]  # the files, mapped into memory
+    flip: bool  # take mirror images at random when training
+    name: str
+    shape: tuple[int, ...]  # (C, h, w) of a latent
+    captions: ListCaptions | None = None  # of the images, if they had any
+    note: str = ""
+    class_names: tuple[str, ...] | None = None
+    labels: Tensor | None = None
+    num_classes: int | None = None
+    digest: str | None = None
+    is_encoded: bool = True  # a codec passes these data on as they are
 
     @classmethod
     def open(cls, folder: Path, *, flip: bool = False, **expected: str | None) -> "LatentSet":
@@ -355,62 +361,21 @@ class LatentSet(DataSet):
             )
         if flip and not manifest.flips:
             raise ValueError(f"{folder} holds no mirror images; encode with flips, or set no flip")
-        return cls(folder, manifest, flip)
-
-    @property
-    def name(self) -> str:
-        """Name for reports."""
-        return self.manifest.name
-
-    @property
-    def note(self) -> str:
-        """A caveat of the images, for reports."""
-        return self.manifest.note
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(C, h, w) of a latent."""
-        return self.manifest.shape
-
-    @property
-    def class_names(self) -> tuple[str, ...] | None:
-        """One per class, or None."""
-        return self.manifest.classes
-
-    @property
-    def digest(self) -> str:
-        """Hash of what they are."""
-        return self.manifest.fingerprint
-
-    @cached_property
-    def _shards(self) -> list[Any]:
-        """The files, mapped into memory."""
         from safetensors import safe_open
 
-        paths = [self.manifest.path(self.folder, shard) for shard in range(self.manifest.shards)]
-        return [safe_open(str(path), framework="pt") for path in paths]
-
-    @cached_property
-    def labels(self) -> Tensor | None:
-        """``[N]`` int64, or None."""
-        if "label" not in self._shards[0].keys():  # noqa: SIM118
-            return None
-        return torch.cat([shard.get_tensor("label") for shard in self._shards])
-
-    @cached_property
-    def num_classes(self) -> int | None:
-        """Number of classes, None without labels."""
-        if self.labels is None:
-            return None
-        return len(self.class_names) if self.class_names else int(self.labels.max()) + 1
-
-    @cached_property
-    def captions(self) -> ListCaptions | None:
-        """The captions of the images, or None if they had none."""
-        if not self.manifest.captions:
-            return None
-        parts = [json.loads(shard.metadata()["captions"]) for shard in self._shards]
-        return ListCaptions([texts for part in parts for texts in part])
+        paths = [manifest.path(folder, shard) for shard in range(manifest.shards)]
+        shards = [safe_open(str(path), framework="pt") for path in paths]
+        labels = captions = num_classes = None
+        if "label" in shards[0].keys():  # noqa: SIM118
+            labels = torch.cat([shard.get_tensor("label") for shard in shards])
+            num_classes = len(manifest.classes or ()) or int(labels.max()) + 1
+        if manifest.captions:
+            parts = [json.loads(shard.metadata()["captions"]) for shard in shards]
+            captions = ListCaptions([texts for part in parts for texts in part])
+        return cls(
+            *(manifest, shards, flip, manifest.name, manifest.shape, captions, manifest.note),
+            *(manifest.classes, labels, num_classes, manifest.fingerprint),
+        )
 
     def __len__(self) -> int:
         return self.manifest.count
@@ -435,7 +400,7 @@ class LatentSet(DataSet):
 
         def read(name: str) -> Tensor:
             cells = [
-                self._shards[shard].get_slice(name)[row, side]
+                self.shards[shard].get_slice(name)[row, side]
                 for (shard, row), side in zip(places, sides, strict=True)
             ]
             return torch.stack(cells).float()

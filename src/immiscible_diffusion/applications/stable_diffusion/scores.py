@@ -85,15 +85,7 @@ class FewShotEvaluator:
         return f"{self.extractor.name}, {len(self.real)} images"
 
     def __call__(
-        self,
-        pipeline: SamplingPipeline,
-        model: nn.Module,
-        *,
-        seed: int,
-        step: int,
-        final: bool = True,
-        headline: bool = True,
-        run_dir: RunDir | None = None,
+        self, pipeline: SamplingPipeline, model: nn.Module, *, seed: int, **_: Any
     ) -> EvalResult:
         """Generate and score images."""
         batches = list(pipeline(model, self.samples, seed=seed))

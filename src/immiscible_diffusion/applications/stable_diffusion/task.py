@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from immiscible_diffusion.applications.images.task import ImageTask
 from immiscible_diffusion.applications.stable_diffusion.config import task_of, unet_of
 from immiscible_diffusion.applications.stable_diffusion.export import check_before, publish, push
 from immiscible_diffusion.applications.stable_diffusion.latent_cache import (
@@ -26,19 +27,17 @@ from immiscible_diffusion.data.streaming import load_stream
 from immiscible_diffusion.diffusion.paths import Cond
 from immiscible_diffusion.evaluation.config import ImageEvalConfig
 from immiscible_diffusion.evaluation.evaluator import Evaluator
-from immiscible_diffusion.evaluation.images import ImageEvaluator
 from immiscible_diffusion.models.condition_dropout import drop_labels, drop_text
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
-from immiscible_diffusion.training.task import EvalConfig, Task
-from immiscible_diffusion.training.validation import VALIDATION_SAMPLES, held_out_or_training
+from immiscible_diffusion.training.task import EvalConfig
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.random import RandomStreams, keyed_generator
 
 IMAGES_PER_PROMPT = 4
 
 
-class TextToImageTask(Task):
+class TextToImageTask(ImageTask):
     """Latents with the text that describes them."""
 
     def __init__(
@@ -61,12 +60,8 @@ class TextToImageTask(Task):
 
     def load_data(self, split: str) -> DataSet:
         """Load the images of ``split``, or the cached latents, with their tokens."""
-        data, captions = self.config.data, self.config.captions or Captions()
+        data, captions = self.data_config(split), self.config.captions or Captions()
         tokenize = self.codec.tokenize
-        if split == "validation":
-            data = dataclasses.replace(
-                data, split="test", max_samples=VALIDATION_SAMPLES, stream=False
-            )
         if data.stream:
             return load_stream(data, captions, tokenize)
         if self.config.latents is None:
@@ -85,10 +80,6 @@ class TextToImageTask(Task):
             return dataset if dataset.tokenize else dataset.tokenized(self.codec.tokenize)
         captions = self.config.captions or Captions()
         return Captioned(dataset, captions.of_classes(dataset, None), self.codec.tokenize)
-
-    def validation_data(self) -> tuple[DataSet, str]:
-        """Return the test split where the set has one, else the training data."""
-        return held_out_or_training(self, self.config.data)
 
     def reference_images(self) -> DataSet:
         """Return the real images as squares of one size, also where latents are trained on."""
@@ -182,12 +173,11 @@ class TextToImageTask(Task):
     def evaluator(self, config: EvalConfig | None = None, max_real: int | None = None) -> Evaluator:
         """Return what scores images: adapters, tuned on few images, by few-shot metrics."""
         config = config or self.config.eval
+        if unet_of(self.recipe).lora is None:
+            return super().evaluator(config, max_real)
         assert isinstance(config, ImageEvalConfig)
-        images = self.reference_images()
-        if unet_of(self.recipe).lora is not None:
-            few = images if self.dataset.is_encoded else self.dataset
-            return FewShotEvaluator.of(few, config, self.device)
-        return ImageEvaluator.of(images, config, self.device, max_real)
+        few = self.reference_images() if self.dataset.is_encoded else self.dataset
+        return FewShotEvaluator.of(few, config, self.device)
 
     def preview(self, pipeline: Any, model: nn.Module) -> Tensor:
         """Return images of the preview prompts."""
