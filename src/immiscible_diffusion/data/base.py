@@ -1,7 +1,6 @@
 """What every data set offers to training, evaluation and analysis."""
 
 from collections.abc import Generator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -103,12 +102,3 @@ class DataSet:
             gradient_accumulation_steps=gradient_accumulation_steps,
             ahead=ahead,
         )
-
-    def save_normalization(self, path: Path) -> None:
-        """Write the ranges that data were normalized with, which a policy needs to act.
-
-        Most data have a fixed range: nothing is written.
-        """
-
-    def check_normalization(self, path: Path) -> None:
-        """Raise ValueError if ``path`` holds the ranges of other data."""

@@ -17,6 +17,7 @@ from immiscible_diffusion.utils.atomic_files import read_json
 from immiscible_diffusion.utils.optional_deps import require_extra
 
 OBS_TYPES = ("keypoint", "state", "relative")
+STORES = "a Zarr store as Diffusion Policy's, an .npz of its arrays, or the folder of a LeRobot set"
 STATE, ENVIRONMENT = "observation.state", "observation.environment_state"
 # gym-pusht's, by their sizes: the agent alone, and with the corners of the block.
 LEROBOT_OBS_TYPES = {(2,): "agent", (16, 2): "corners"}
@@ -35,9 +36,7 @@ def load_demonstrations(
     block, and the agent; ``[20]``), ``relative`` (these, and the points relative to the agent;
     ``[38]``) or ``state`` (agent, block, angle; ``[5]``). LeRobot's are taken as they are.
 
-    Raises:
-        ValueError: no such store, one that is cut short, or values that are not finite: it names
-            the episode.
+    ValueError if there is no such store, or names the episode that is cut short or not finite.
     """
     path = Path(source)
     if obs_type not in OBS_TYPES:
@@ -50,10 +49,7 @@ def load_demonstrations(
     elif path.is_dir() and any(path.glob("data/chunk-*/*.parquet")):
         episodes = _read_lerobot(path)
     else:
-        raise ValueError(
-            f"{path} holds no demonstrations; expected a Zarr store, an .npz of its arrays, or a "
-            f"LeRobot data set with data/chunk-*/*.parquet"
-        )
+        raise ValueError(f"{path} holds no demonstrations; expected {STORES}")
     size = episodes.action.shape[1]
     if actions not in (None, size):
         raise ValueError(f"{path}: actions have {size} dimensions, {actions} were expected")
@@ -61,16 +57,9 @@ def load_demonstrations(
 
 
 def load_windows(config: DemonstrationConfig) -> Windows:
-    """Load the windows to train on, with those to validate on, which are normalized alike.
-
-    Raises:
-        ValueError: no path, or a store that cannot be read; it names the episode.
-    """
+    """Load the windows to train on, with those to validate on, which are normalized alike."""
     if config.path is None:
-        raise ValueError(
-            "the demonstrations need data.path: the folder pusht_cchi_v7_replay.zarr of Diffusion "
-            "Policy, an .npz of its arrays, or the folder of a LeRobot data set"
-        )
+        raise ValueError(f"the demonstrations need data.path: {STORES}")
     episodes = load_demonstrations(config.path, obs_type=config.obs_type)
     train, validation = episodes.split(
         config.val_ratio, seed=config.split_seed, max_train_episodes=config.max_train_episodes

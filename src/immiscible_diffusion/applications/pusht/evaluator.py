@@ -14,7 +14,6 @@ from immiscible_diffusion.applications.pusht.config import PolicyEvalConfig
 from immiscible_diffusion.applications.pusht.environment import VectorEnv, simulator_version
 from immiscible_diffusion.applications.pusht.policy import DiffusionPolicy, sample_actions
 from immiscible_diffusion.applications.pusht.rollout import (
-    PolicyScore,
     Rollouts,
     last_and_best,
     rollout,
@@ -33,8 +32,6 @@ from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.random import keyed_generator
 from immiscible_diffusion.utils.statistics import Interval
-
-VIDEO_EPISODES = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +99,7 @@ class PolicyEvaluator:
         due = headline and (final or self.config.rollout_every == "all")
         if due and self.config.episodes:
             rollouts = self.rollouts(pipeline, model)
-            scores |= _values(score_rollouts([rollouts]))
+            scores |= score_rollouts([rollouts]).values
             if run_dir is not None:
                 rollouts.save(_rollouts_file(run_dir, step))
         return EvalResult(scores)
@@ -111,9 +108,7 @@ class PolicyEvaluator:
         """Raise ValueError: there is no scale for these scores."""
         raise ValueError("calibrate is for images scored by a Frechet distance; leave it out")
 
-    def evaluate_run(
-        self, run: Run, *, seed: int, batch_size: int, metrics: Any = ()
-    ) -> dict[str, Any]:
+    def evaluate_run(self, run: Run, *, seed: int, batch_size: int, metrics: Any) -> dict[str, Any]:
         """Score a run's policy with 95% intervals over episodes; keep rollouts and a video."""
         pipeline, root = run.pipeline(batch_size), run.run_dir.root
         scores: dict[str, Any] = {
@@ -126,11 +121,11 @@ class PolicyEvaluator:
             return scores
         rollouts = self.rollouts(pipeline, run.model)
         rollouts.save(root / "rollouts" / f"evaluated_{run.step:06d}.npz")
-        _save_video(root / f"video_{run.step:06d}.gif", {run.recipe.coupling: rollouts})
+        save_video(root / f"video_{run.step:06d}.gif", {run.recipe.coupling: rollouts})
         result = score_rollouts([rollouts])
         return {
             **scores,
-            **_values(result),
+            **result.values,
             "episodes": result.episodes,
             "score_interval": [result.score.low, result.score.high],
             "success_interval": [result.success.low, result.success.high],
@@ -149,7 +144,7 @@ class PolicyEvaluator:
         rollouts = {coupling: by_seed for coupling, by_seed in rollouts.items() if by_seed}
         if rollouts:
             first = {name: next(iter(by_seed.values())) for name, by_seed in rollouts.items()}
-            _save_video(video, first)
+            save_video(video, first)
         return {
             "features": "actions",
             "accuracy": None,
@@ -165,18 +160,8 @@ class PolicyEvaluator:
         }
 
 
-def _values(result: PolicyScore) -> dict[str, float]:
-    score, success = result.score.value, result.success.value
-    return {"score": score, "success": success, "latency_ms": result.latency_ms}
-
-
 def _rollouts_file(run_dir: RunDir, step: int) -> Path:
     return run_dir.root / "rollouts" / f"step_{step:06d}.npz"
-
-
-def _save_video(path: Path, policies: Mapping[str, Rollouts]) -> None:
-    episodes = min(VIDEO_EPISODES, *(len(rollouts.coverage) for rollouts in policies.values()))
-    save_video(path, policies, episodes=range(episodes))
 
 
 def _entry(

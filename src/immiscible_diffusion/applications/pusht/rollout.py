@@ -97,9 +97,7 @@ def rollout(
     it. ``n_action_steps`` of its actions are carried out, from the last observation on. An episode
     ends after ``max_steps``, or with success. ``clock`` gives seconds, for the latency.
 
-    Raises:
-        ValueError: another number of starts than environments, or a chunk that is too short or not
-            finite.
+    ValueError if a chunk is too short or not finite.
     """
     if min(n_obs_steps, n_action_steps, max_steps) < 1:
         raise ValueError(
@@ -158,6 +156,12 @@ class PolicyScore:
     episodes: int  # number of different episodes
     seeds: int  # number of training seeds
     latency_ms: float  # median time to sample a chunk of actions, for all episodes together
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Score, success and latency without their intervals."""
+        score, success = self.score.value, self.success.value
+        return {"score": score, "success": success, "latency_ms": self.latency_ms}
 
 
 def score_rollouts(runs: Sequence[Rollouts]) -> PolicyScore:

@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -28,9 +27,8 @@ OBSERVATION = "observation"
 class Episodes:
     """Recorded episodes, one after the other, in the units they were recorded in.
 
-    Raises:
-        ValueError: rows that do not fit together, empty episodes, or values that are not finite:
-            it names the episode.
+    ValueError names the episode of rows that do not fit together or are not finite, or that has
+    none.
     """
 
     observation: Tensor  # ``[N, O]`` float32
@@ -133,9 +131,7 @@ class Windows(DataSet):
     A batch has ``data`` ``[B, horizon, A]`` in [-1, 1], ``cond["observation"]``
     ``[B, n_obs_steps * O]``, and ``mask`` ``[B, horizon, 1]`` or None.
 
-    Raises:
-        ValueError: an episode shorter than the horizon, or a normalizer of other dimensions; it
-            names the episode.
+    ValueError names an episode shorter than the horizon.
     """
 
     episodes: Episodes
@@ -213,18 +209,6 @@ class Windows(DataSet):
         for rows in (*recorded, *self.normalizer.tensors().values()):
             content.update(rows.cpu().contiguous().numpy().tobytes())
         return content.hexdigest()[:16]
-
-    def save_normalization(self, path: Path) -> None:
-        """Write the normalizer, with a hash of the demonstrations."""
-        self.normalizer.save(path, self.digest)
-
-    def check_normalization(self, path: Path) -> None:
-        """Raise ValueError if ``path`` was written for other demonstrations."""
-        if PolicyNormalizer.load(path)[1] != self.digest:
-            raise ValueError(
-                f"the demonstrations differ from those that the policy of {path} was trained on; "
-                f"set data.path and its options back, or train again"
-            )
 
     @cached_property
     def _starts(self) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 
 from immiscible_diffusion.applications.stable_diffusion.codec import LatentCodec
 from immiscible_diffusion.applications.stable_diffusion.inpainting import Inpainting
+from immiscible_diffusion.applications.stable_diffusion.latent_cache import vae_digest
 from immiscible_diffusion.applications.stable_diffusion.load_pipeline import (
     PretrainedPipeline,
     frozen,
@@ -48,8 +49,6 @@ class StableDiffusionCodec:
         With ``passthrough`` for data that are latents already, with the hash of the VAE they must
         be of (before it is cast). ValueError says what to do if the pipeline is absent.
         """
-        from immiscible_diffusion.applications.stable_diffusion.latent_cache import vae_digest
-
         with silence_hf_logging():
             pipeline = PretrainedPipeline.open(self.pretrained)
             vae = frozen(pipeline.load("vae", torch_dtype=torch.float32))
@@ -132,8 +131,8 @@ class TextToImage(TaskConfig):
         masked = inpainting is not None and inpainting.pair_masked_region
         if masked and recipe.sampler.init_noise == "matched":
             raise ValueError(
-                "noise that is paired in the masked region has another distribution for every "
-                "mask; use sampler.init_noise normal, or drop inpainting.pair_masked_region"
+                "noise paired in the masked region has another distribution for every mask; use "
+                "sampler.init_noise normal, or drop inpainting.pair_masked_region"
             )
 
 

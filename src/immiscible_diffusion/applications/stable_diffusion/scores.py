@@ -34,11 +34,8 @@ def clip_metrics(
 ) -> dict[str, Any]:
     """CLIPScore and CMMD of a folder of images, each with what it depends on.
 
-    ``folder`` holds images that ``immiscible sample --to`` wrote (for ``score`` with their
-    prompts), ``dataset`` real ones.
-
-    Raises:
-        ValueError: CLIP's weights or the prompts are absent; says where they are looked for.
+    ``folder`` holds images that ``immiscible sample --to`` wrote, ``dataset`` real ones. ValueError
+    if CLIP's weights are absent, or prompts for ``score``; it says where they are looked for.
     """
     images, scores = SampleFolder(folder), dict[str, Any]()
     if "score" in metrics:
@@ -97,9 +94,7 @@ class FewShotEvaluator:
         """Raise ValueError: there is no scale for these scores."""
         raise ValueError("calibrate is for images scored by a Frechet distance; leave it out")
 
-    def evaluate_run(
-        self, run: Run, *, seed: int, batch_size: int, metrics: Any = ()
-    ) -> dict[str, Any]:
+    def evaluate_run(self, run: Run, *, seed: int, batch_size: int, metrics: Any) -> dict[str, Any]:
         """Score a run's model, with all that has to stand beside the scores."""
         result = self(run.pipeline(batch_size), run.model, seed=seed, step=run.step)
         return {

@@ -69,11 +69,7 @@ class StableDiffusionUNet(ModelConfig):
     def build(
         self, shape: Shape, num_classes: int | None = None, conditions: Shapes | None = None
     ) -> nn.Module:
-        """Build the network for latents ``[B, C, h, w]``; it takes no labels.
-
-        Raises:
-            ValueError: the U-Net is absent, or is of other latents.
-        """
+        """Build the network for latents ``[B, C, h, w]``; ValueError if the U-Net is of others."""
         unet = self._load()
         if self.lora is None:  # the size at which pipelines of diffusers sample by default
             height, width = shape[1:]
@@ -82,10 +78,7 @@ class StableDiffusionUNet(ModelConfig):
 
     def _load(self) -> Any:
         if not self.pretrained:
-            raise ValueError(
-                "model.pretrained names the U-Net and is not set; give a pipeline there, or as "
-                "codec.pretrained"
-            )
+            raise ValueError("model.pretrained is not set; give a pipeline, or as codec.pretrained")
         alone = (Path(self.pretrained) / "config.json").is_file()
         where: dict[str, Any] = {} if alone else {"subfolder": self.subfolder}
         with silence_hf_logging():
@@ -113,16 +106,13 @@ class TextUNet(nn.Module):
         inputs = 2 * channels + 1 if config.inpainting else channels
         if config.inpainting and unet.config.in_channels < inputs:
             if config.lora is not None:
-                raise ValueError(
-                    "adapters leave the new input channels at 0, so the network would not see the "
-                    "mask; start from an in-painting U-Net"
-                )
+                raise ValueError("adapters would not see the mask; start from an in-painting U-Net")
             widen(unet, inputs)
         if (unet.config.in_channels, unet.config.out_channels) != (inputs, channels):
             raise ValueError(
                 f"the U-Net takes {unet.config.in_channels} channels and gives "
                 f"{unet.config.out_channels}; latents of {channels} channels need {inputs} and "
-                f"{channels}; for in-painting: model.inpainting"
+                f"{channels} (in-painting: set model.inpainting)"
             )
         if config.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
