@@ -61,8 +61,9 @@ class Evaluator(Protocol):
         """Score real data against real data, and pure noise: the best and the worst values.
 
         Raises:
-            ValueError: there is no such scale.
+            ValueError: there is no such scale, as by default.
         """
+        raise ValueError("calibrate is for images scored by a Frechet distance; leave it out")
 
     def evaluate_run(self, run: Run, *, seed: int, batch_size: int, metrics: Any) -> dict[str, Any]:
         """Return all that ``immiscible evaluate RUN`` says of a run's model; JSON values."""

@@ -30,12 +30,9 @@ def load_demonstrations(
 ) -> Episodes:
     """Read the episodes recorded in ``source``, whose actions have so many dimensions (None: any).
 
-    ``source`` is the folder of a Zarr store as Diffusion Policy's ``pusht_cchi_v7_replay.zarr``, an
-    ``.npz`` of its arrays, or the folder of a LeRobot data set, which has
-    ``data/chunk-*/*.parquet``. Observations of the first two are ``keypoint`` (nine points on the
-    block, and the agent; ``[20]``), ``relative`` (these, and the points relative to the agent;
-    ``[38]``) or ``state`` (agent, block, angle; ``[5]``). LeRobot's are taken as they are.
-
+    ``source`` is the folder of a Zarr store as Diffusion Policy's ``pusht_cchi_v7_replay.zarr`` or
+    an ``.npz`` of its arrays, of which ``obs_type`` is observed (``states.observe``); or the folder
+    of a LeRobot data set, which has ``data/chunk-*/*.parquet`` and observations of its own.
     ValueError if there is no such store, or names the episode that is cut short or not finite.
     """
     path = Path(source)

@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from importlib.metadata import version
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -84,14 +83,7 @@ class PushT:
         """Draw ``state`` ``[5]``, which is set, as an image ``[size, size, 3]``."""
         self.set_state(state)
         self.env.visualization_width = self.env.visualization_height = size
-        image: NDArray[np.uint8] = self.env.render()
-        return image
-
-
-def simulator_version() -> str:
-    """Name and version of the simulator; MissingDependencyError without one."""
-    PushT()
-    return f"gym-pusht {version('gym-pusht')}"
+        return np.asarray(self.env.render())
 
 
 # -- many environments ----------------------------------------------------------------------------

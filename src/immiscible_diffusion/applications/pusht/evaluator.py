@@ -1,8 +1,9 @@
 """Scores of policies: the error of their actions, and what they do in the simulator."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from immiscible_diffusion.applications.pusht.config import PolicyEvalConfig
-from immiscible_diffusion.applications.pusht.environment import VectorEnv, simulator_version
+from immiscible_diffusion.applications.pusht.environment import PushT, VectorEnv
 from immiscible_diffusion.applications.pusht.policy import DiffusionPolicy, sample_actions
 from immiscible_diffusion.applications.pusht.rollout import (
     Rollouts,
@@ -25,7 +26,7 @@ from immiscible_diffusion.applications.pusht.video import save_video
 from immiscible_diffusion.applications.pusht.windows import Windows
 from immiscible_diffusion.diffusion.losses.base import mean_over
 from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
-from immiscible_diffusion.evaluation.evaluator import EVAL_SEED, EvalResult
+from immiscible_diffusion.evaluation.evaluator import EVAL_SEED, EvalResult, Evaluator
 from immiscible_diffusion.reporting.compare import PolicyEntry
 from immiscible_diffusion.training.builders import Run
 from immiscible_diffusion.training.run_dir import RunDir
@@ -35,7 +36,7 @@ from immiscible_diffusion.utils.statistics import Interval
 
 
 @dataclass(frozen=True, eq=False)
-class PolicyEvaluator:
+class PolicyEvaluator(Evaluator):
     """Score policies on validation windows and in the simulator.
 
     Windows, initial states and noise are the same for every coupling and training seed.
@@ -47,7 +48,10 @@ class PolicyEvaluator:
 
     def check(self) -> str:
         """Say what scores policies; raise if the simulator is needed and missing."""
-        return simulator_version() if self.config.episodes else "validation windows"
+        if not self.config.episodes:
+            return "validation windows"
+        PushT()
+        return f"gym-pusht {version('gym-pusht')}"
 
     @cached_property
     def probes(self) -> Batch:
@@ -104,10 +108,6 @@ class PolicyEvaluator:
                 rollouts.save(_rollouts_file(run_dir, step))
         return EvalResult(scores)
 
-    def calibrate(self, metrics: Sequence[str] = ()) -> dict[str, Any]:
-        """Raise ValueError: there is no scale for these scores."""
-        raise ValueError("calibrate is for images scored by a Frechet distance; leave it out")
-
     def evaluate_run(self, run: Run, *, seed: int, batch_size: int, metrics: Any) -> dict[str, Any]:
         """Score a run's policy with 95% intervals over episodes; keep rollouts and a video."""
         pipeline, root = run.pipeline(batch_size), run.run_dir.root
@@ -123,13 +123,9 @@ class PolicyEvaluator:
         rollouts.save(root / "rollouts" / f"evaluated_{run.step:06d}.npz")
         save_video(root / f"video_{run.step:06d}.gif", {run.recipe.coupling: rollouts})
         result = score_rollouts([rollouts])
-        return {
-            **scores,
-            **result.values,
-            "episodes": result.episodes,
-            "score_interval": [result.score.low, result.score.high],
-            "success_interval": [result.success.low, result.success.high],
-        }
+        intervals = {"score": result.score, "success": result.success}
+        ends = {f"{name}_interval": [part.low, part.high] for name, part in intervals.items()}
+        return {**scores, **result.values, "episodes": result.episodes, **ends}
 
     def summary(
         self, runs: Mapping[str, Mapping[int, RunDir]], folder: Path, step: int

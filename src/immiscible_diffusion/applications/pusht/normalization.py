@@ -56,13 +56,6 @@ class LinearNormalizer:
         half = torch.where(half < MIN_SPAN / 2, torch.ones(()), half)
         return ((self.low + self.high) / 2).to(like), half.to(like)
 
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, LinearNormalizer)
-            and torch.equal(self.low, other.low)
-            and torch.equal(self.high, other.high)
-        )
-
 
 @dataclass(frozen=True)
 class PolicyNormalizer:

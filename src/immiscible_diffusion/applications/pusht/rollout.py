@@ -53,8 +53,7 @@ class Rollouts:
     @property
     def success(self) -> NDArray[np.bool_]:
         """``[E]``: whether more than 0.95 was covered."""
-        success: NDArray[np.bool_] = np.nanmax(self.coverage, axis=1) > SUCCESS_COVERAGE
-        return success
+        return np.asarray(np.nanmax(self.coverage, axis=1) > SUCCESS_COVERAGE)
 
     @property
     def steps(self) -> NDArray[np.int64]:
@@ -100,10 +99,8 @@ def rollout(
     ValueError if a chunk is too short or not finite.
     """
     if min(n_obs_steps, n_action_steps, max_steps) < 1:
-        raise ValueError(
-            f"expected n_obs_steps, n_action_steps and max_steps >= 1, got {n_obs_steps}, "
-            f"{n_action_steps} and {max_steps}"
-        )
+        sizes = n_obs_steps, n_action_steps, max_steps
+        raise ValueError(f"expected n_obs_steps, n_action_steps and max_steps >= 1, got {sizes}")
     first = n_obs_steps - 1
     initial = np.asarray(starts, dtype=np.float64)
     states = np.repeat(initial[:, None], max_steps + 1, axis=1)

@@ -42,19 +42,16 @@ class Episodes:
     def __post_init__(self) -> None:
         ends = self.ends
         if ends.ndim != 1 or ends.is_floating_point() or len(ends) == 0:
-            raise ValueError(
-                f"{self.name}: ends must be integers [E], got {ends.dtype} {tuple(ends.shape)}"
-            )
+            shape = tuple(ends.shape)
+            raise ValueError(f"{self.name}: ends must be integers [E], got {ends.dtype} {shape}")
         if len(empty := (self.lengths < 1).nonzero()):
-            raise ValueError(
-                f"{self.name}: episode {self.number(empty[0])} has no steps (ends must rise, got "
-                f"{int(ends[empty[0]])})"
-            )
+            number, end = self.number(empty[0]), int(ends[empty[0]])
+            raise ValueError(f"{self.name}: episode {number} has no steps: it ends at row {end}")
         for what, rows in ((OBSERVATION, self.observation), ("action", self.action)):
             if rows.ndim != 2 or not rows.is_floating_point() or 0 in rows.shape:
+                shape = tuple(rows.shape)
                 raise ValueError(
-                    f"{self.name}: {what} must be floating [N, dim], got {rows.dtype} "
-                    f"{tuple(rows.shape)}"
+                    f"{self.name}: {what} must be floating [N, dim], got {rows.dtype} {shape}"
                 )
             if len(rows) != int(ends[-1]):
                 episode = min(int((ends <= len(rows)).sum()), len(ends) - 1)
@@ -149,10 +146,8 @@ class Windows(DataSet):
             )
         for what in (OBSERVATION, "action"):
             size = getattr(self.episodes, what).shape[1]
-            if size != (expected := len(getattr(self.normalizer, what).low)):
-                raise ValueError(
-                    f"{self.name}: {what}s have {size} dimensions, {expected} were expected"
-                )
+            if size != (due := len(getattr(self.normalizer, what).low)):
+                raise ValueError(f"{self.name}: {what}s have {size} dimensions, not {due}")
 
     @classmethod
     def fit(cls, episodes: Episodes, config: DemonstrationConfig | None = None) -> "Windows":

@@ -44,7 +44,7 @@ class StableDiffusionCodec:
         passthrough: bool = False,
         inpainting: Inpainting | None = None,
     ) -> LatentCodec:
-        """Load the parts; in half precision if ``precision`` is fp16 or bf16.
+        """Load the parts, in half precision if ``precision`` is fp16 or bf16.
 
         With ``passthrough`` for data that are latents already, with the hash of the VAE they must
         be of (before it is cast). ValueError says what to do if the pipeline is absent.
@@ -59,12 +59,10 @@ class StableDiffusionCodec:
             # SDXL's first VAE overflows in float16, as its configuration says.
             if dtype == torch.float16 and len(texts) > 1:
                 dtype = torch.float32 if getattr(vae.config, "force_upcast", False) else dtype
+            options = inpainting, passthrough, vae_hash
             zero_uncond = bool(pipeline.index.get("force_zeros_for_empty_prompt", False))
-            return LatentCodec(
-                *(vae.to(device, dtype), texts, self.batch_size, inpainting, passthrough),
-                vae_hash=vae_hash,
-                zero_uncond=zero_uncond,
-            )
+            vae = vae.to(device, dtype)
+            return LatentCodec(vae, texts, self.batch_size, *options, zero_uncond=zero_uncond)
 
 
 @dataclass(frozen=True)

@@ -239,14 +239,12 @@ def encode(
             f"the VAE takes {channels} channels and the images have {images.shape[0]}; set "
             f"data.channels {channels}"
         )
+    stored: dict[str, Any] = {k: v for k, v in vars(config).items() if k != "batch_size"}
     manifest = Manifest(
+        **stored,
         count=len(images),
         shape=tuple(posterior(vae, images.batch(torch.arange(1)).data)[0].shape[1:]),
-        dtype=config.dtype,
-        flips=config.flips,
-        shard_size=config.shard_size,
         vae=vae_hash or vae_digest(vae),
-        transform=config.transform,
         data=data_digest(images),
         scaling=float(vae.config.scaling_factor),
         shift=float(getattr(vae.config, "shift_factor", None) or 0.0),
@@ -371,7 +369,7 @@ class LatentSet(DataSet):
         return self.manifest.count
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
-        """Return latents at ``indices`` ``[B]``, sampled and mirrored by ``generator``, or means."""
+        """Return latents ``[B, C, h, w]``: means, or sampled and mirrored by ``generator``."""
         flips = draw_flips(len(indices), self.flip, generator)
         mean, logvar = self.posterior(indices, flips)
         if generator is not None:

@@ -14,7 +14,7 @@ from immiscible_diffusion.data.folder_of_samples import SampleFolder
 from immiscible_diffusion.data.in_memory import random_rows
 from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
 from immiscible_diffusion.evaluation.config import ImageEvalConfig
-from immiscible_diffusion.evaluation.evaluator import EVAL_SEED, EvalResult
+from immiscible_diffusion.evaluation.evaluator import EVAL_SEED, EvalResult, Evaluator
 from immiscible_diffusion.metrics import FeatureExtractor
 from immiscible_diffusion.metrics.clip import Clip, cmmd, cmmd_features
 from immiscible_diffusion.metrics.features import extractor_from_name
@@ -59,7 +59,7 @@ def clip_metrics(
 
 
 @dataclass(frozen=True, eq=False)
-class FewShotEvaluator:
+class FewShotEvaluator(Evaluator):
     """Scores samples of the training captions beside the training images themselves."""
 
     extractor: FeatureExtractor  # images to features
@@ -89,10 +89,6 @@ class FewShotEvaluator:
         images = torch.cat([data for data, _ in batches]).cpu()
         scores = dataclasses.asdict(few_shot_metrics(self.extractor, images, self.real))
         return EvalResult({"samples": len(images), **scores}, images[:GRID_IMAGES])
-
-    def calibrate(self, metrics: Sequence[str] = ()) -> dict[str, Any]:
-        """Raise ValueError: there is no scale for these scores."""
-        raise ValueError("calibrate is for images scored by a Frechet distance; leave it out")
 
     def evaluate_run(self, run: Run, *, seed: int, batch_size: int, metrics: Any) -> dict[str, Any]:
         """Score a run's model, with all that has to stand beside the scores."""

@@ -104,11 +104,10 @@ class TextToImageTask(ImageTask):
     def _build_model(self) -> nn.Module:
         codec, model = self.codec, unet_of(self.recipe).build(self.shape)
         assert isinstance(model, TextUNet)
-        if model.text_width != codec.text_width:
+        if (width := model.unet.config.cross_attention_dim) != codec.text_width:
             raise ValueError(
-                f"the U-Net attends to text states of width {model.text_width}, and those of "
-                f"{self.config.codec} have {codec.text_width}; give a U-Net and a codec of one "
-                f"pipeline"
+                f"the U-Net attends to text states of width {width}, and those of the codec have "
+                f"{codec.text_width}; give a U-Net and a codec of one pipeline"
             )
         model.cast_frozen(frozen_dtype(self.recipe.mixed_precision))
         return model

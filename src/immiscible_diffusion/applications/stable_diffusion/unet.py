@@ -120,11 +120,6 @@ class TextUNet(nn.Module):
             add_adapters(unet, config.lora)
         self.unet = unet.train()
 
-    @property
-    def text_width(self) -> int:
-        """Width of the text states that it attends to."""
-        return int(self.unet.config.cross_attention_dim)
-
     def cast_frozen(self, dtype: torch.dtype) -> None:
         """Cast frozen weights to half precision; trained weights keep theirs."""
         for weight in self.parameters():
