@@ -141,18 +141,13 @@ class PolicyEvaluator(Evaluator):
         if rollouts:
             first = {name: next(iter(by_seed.values())) for name, by_seed in rollouts.items()}
             save_video(video, first)
+        sizes = {"samples": len(self.probes), "real_samples": len(self.validation)}
+        entries = [_entry(c, by_seed, baseline, runs[c]) for c, by_seed in rollouts.items()]
         return {
-            "features": "actions",
-            "accuracy": None,
-            "samples": len(self.probes),
-            "real_samples": len(self.validation),
-            "floor": None,
+            **{"features": "actions", **sizes, "accuracy": None, "floor": None},
             "metric": "action error",
-            "policies": tuple(
-                _entry(coupling, by_seed, baseline, runs[coupling])
-                for coupling, by_seed in rollouts.items()
-            ),
-            "film": video.name if rollouts else None,
+            "policies": tuple(entries),
+            "film": video.name if entries else None,
         }
 
 

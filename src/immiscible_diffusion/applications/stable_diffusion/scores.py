@@ -40,21 +40,15 @@ def clip_metrics(
     images, scores = SampleFolder(folder), dict[str, Any]()
     if "score" in metrics:
         score = Clip.load(device=device).score(images.with_prompts(BATCH))
-        scores |= {
-            "clip_score": score.mean,
-            "clip_score_error": score.standard_error,
-            "clip_score_model": f"{score.model}, 100 max(cos, 0)",
-        }
+        scores |= {"clip_score": score.mean, "clip_score_error": score.standard_error}
+        scores |= {"clip_score_model": f"{score.model}, 100 max(cos, 0)"}
     if "cmmd" in metrics:
         extractor = cmmd_features(device)
         rows = random_rows(len(dataset), CMMD_REAL, seed=0)
         real = extract(extractor, data_batches(dataset, rows, BATCH))
         samples = extract(extractor, images.in_batches(BATCH))
-        scores |= {
-            "cmmd": cmmd(real, samples),
-            "cmmd_real": len(real),
-            "cmmd_model": f"{extractor.name}, {extractor.preprocessing}",
-        }
+        scores |= {"cmmd": cmmd(real, samples), "cmmd_real": len(real)}
+        scores |= {"cmmd_model": f"{extractor.name}, {extractor.preprocessing}"}
     return scores
 
 
@@ -106,10 +100,5 @@ class FewShotEvaluator(Evaluator):
         self, runs: Mapping[str, Mapping[int, RunDir]], folder: Path, step: int
     ) -> dict[str, Any]:
         """Return what the scores of a comparison were made with."""
-        return {
-            "features": self.extractor.name,
-            "accuracy": None,
-            "samples": self.samples,
-            "real_samples": len(self.real),
-            "floor": None,
-        }
+        sizes = {"samples": self.samples, "real_samples": len(self.real)}
+        return {"features": self.extractor.name, **sizes, "accuracy": None, "floor": None}
