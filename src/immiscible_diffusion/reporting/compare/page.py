@@ -79,7 +79,7 @@ def render_page(comparison: Comparison, folder: str | os.PathLike[str]) -> str:
         policies=_table(tables.policy_table(comparison), comparison),
         film=film,
         controls=_table(tables.control_table(comparison), comparison),
-        grids=_grids(comparison, source),
+        grids=sample_grids(comparison, source),
         trajectories=_trajectories(comparison, source),
         cost_plot=plots.pairing_cost(comparison),
         costs=_table(tables.cost_table(comparison), comparison),
@@ -109,7 +109,7 @@ def _table(frame: "DataFrame", comparison: Comparison) -> "Markup | None":
     return table(frame, formats) if len(frame) else None
 
 
-def _grids(comparison: Comparison, folder: Path) -> dict[str, Any] | None:
+def sample_grids(comparison: Comparison, folder: Path) -> dict[str, Any] | None:
     """Samples of the first seed that has grids, at a few of the training steps."""
     paths = {(t.seed, t.coupling): t.grids for t in comparison.trials if t.grids}
     steps = sorted({int(step) for grids in paths.values() for step in grids})
