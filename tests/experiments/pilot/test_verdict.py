@@ -9,8 +9,8 @@ from immiscible_diffusion.experiments.pilot.verdict import (
     effects_of,
     finals_of,
     is_narrow,
-    judge,
     seeds_for,
+    verdict_of,
 )
 from immiscible_diffusion.reporting.compare import CouplingEntry, SampleMetrics, Trial
 from tests.helpers import generator
@@ -39,7 +39,7 @@ def fabricated(seeds=5, noise=0.02, sampling_steps=(5, 20), base=1.0, key=0, **f
 
 
 def verdict(finals, floor=FLOOR, untrained=100.0):
-    return judge(finals, NAME, floor=floor, untrained=untrained)
+    return verdict_of(finals, NAME, floor=floor, untrained=untrained)
 
 
 def percent(sentence):

@@ -26,27 +26,19 @@ LABEL, VECTOR = "label", "condition vector"
 class Samples(DataSet):
     """Data ``[N, *shape]``; as a data set those in ``rows``, to train on.
 
-    Attributes:
-        name: for reports.
-        every: all data (0 where not valid) and the mask. Of the conditions a network is given
-            ``label`` if ``num_classes`` is set, and ``VECTOR`` if it is there: all others one after
-            the other, standardized, with the mask. The rest is for couplings.
-        note: what every figure on them must say.
-        condition_names: of the conditions that the network is given.
-        num_classes: of the label.
-        mirrored: the second half of the rows are mirror images of the first.
-        rows: ``[n]``, to train on.
-        held_out: ``[m]``, rows to evaluate with.
+    Of the conditions of ``every`` a network is given ``label`` if ``num_classes`` is set, and
+    ``VECTOR`` if it is there: all others one after the other, standardized, with the mask. The rest
+    is for couplings.
     """
 
     name: str
-    every: Batch
-    note: str = ""
-    condition_names: tuple[str, ...] = ()
+    every: Batch  # all data (0 where not valid), conditions and the mask
+    note: str = ""  # what every figure on them must say
+    condition_names: tuple[str, ...] = ()  # of those that the network is given
     num_classes: int | None = None
-    mirrored: bool = False
-    rows: Tensor = field(default_factory=lambda: torch.arange(0))
-    held_out: Tensor = field(default_factory=lambda: torch.arange(0))
+    mirrored: bool = False  # the second half of the rows are mirror images of the first
+    rows: Tensor = field(default_factory=lambda: torch.arange(0))  # [n], to train on
+    held_out: Tensor = field(default_factory=lambda: torch.arange(0))  # [m], to evaluate with
 
     @classmethod
     def of(

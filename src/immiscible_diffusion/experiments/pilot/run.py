@@ -36,7 +36,7 @@ from immiscible_diffusion.experiments.pilot.time_budget import (
     stop_after,
     warm_up,
 )
-from immiscible_diffusion.experiments.pilot.verdict import SHUFFLED, Verdict, finals_of, judge
+from immiscible_diffusion.experiments.pilot.verdict import SHUFFLED, Verdict, finals_of, verdict_of
 from immiscible_diffusion.reporting.compare import Comparison
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.atomic_files import read_json, write_json
@@ -92,17 +92,11 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a pilot found.
-
-    Attributes:
-        verdict: the sentences.
-        division: how the minutes were spent; None where they were too few.
-        comparison: the record of the trials; None where nothing was evaluated.
-    """
+    """How a pilot ended."""
 
     verdict: Verdict
-    division: Division | None = None
-    comparison: Comparison | None = None
+    division: Division | None = None  # None where data or minutes were too few
+    comparison: Comparison | None = None  # None where nothing was evaluated
 
 
 @dataclass(eq=False)
@@ -286,7 +280,7 @@ class Pilot:
         if any(RunDir(plan.trial_dir(trial)).records("quality") for trial in plan.trials):
             comparison = collect(plan, command, irreducible=False, runner=runner)
             write_json(self.folder / "results.json", comparison.to_dict())
-        verdict = judge(
+        verdict = verdict_of(
             finals_of(comparison) if comparison else {},
             self.settings.coupling,
             floor=(evaluator.floor.low, evaluator.floor.high) if evaluator.floor else None,

@@ -43,29 +43,17 @@ UNET = UNet(
 
 @dataclass(frozen=True)
 class ArrayConfig:
-    """Which arrays; they are in memory.
-
-    Args:
-        name: for reports.
-        shape: of a sample.
-        digest: hash of data, conditions and mask.
-        conditions: that the network is given.
-    """
+    """Which arrays; they are in memory."""
 
     name: str
-    shape: tuple[int, ...]
-    digest: str
-    conditions: tuple[str, ...] = ()
+    shape: tuple[int, ...]  # of a sample
+    digest: str  # hash of data, conditions and mask
+    conditions: tuple[str, ...] = ()  # that the network is given
 
 
 @dataclass(frozen=True)
 class Arrays(TaskConfig):
-    """Arrays of any shape, with or without conditions and a mask.
-
-    Args:
-        data: the arrays.
-        eval: when samples are scored.
-    """
+    """Arrays of any shape, with or without conditions and a mask."""
 
     data: ArrayConfig
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -129,11 +117,7 @@ class ArrayTask(Task):
 
 @dataclass(frozen=True)
 class ArrayEvaluator:
-    """Scores samples by their Frechet distance to those held out, with the same conditions.
-
-    Attributes:
-        samples: all of them, some held out.
-    """
+    """Scores samples by their Frechet distance to those held out, with the same conditions."""
 
     samples: Samples
 

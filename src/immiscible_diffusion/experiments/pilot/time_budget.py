@@ -31,17 +31,11 @@ FAULTS = (RuntimeError, TypeError, AttributeError, LookupError, ArithmeticError)
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds, measured in the warm-up.
+    """Seconds, measured in the warm-up."""
 
-    Attributes:
-        steps: of one training step of every coupling, summed.
-        evaluation: of evaluating all couplings and starts once.
-        preparation: of what every seed needs first.
-    """
-
-    steps: float
-    evaluation: float
-    preparation: float
+    steps: float  # one training step of every coupling, summed
+    evaluation: float  # evaluating all couplings and starts once
+    preparation: float  # what every seed needs first
 
     def seconds(self, seeds: int, steps: int, points: int) -> float:
         """Seconds of a whole pilot."""
@@ -55,19 +49,12 @@ class Timing:
 
 @dataclass(frozen=True)
 class Division:
-    """How the minutes are spent; every coupling gets the same steps at every seed.
-
-    Attributes:
-        seeds: trainings of every coupling.
-        steps: of each.
-        eval_steps: the steps at which samples are evaluated; the last is ``steps``.
-        seconds: expected.
-    """
+    """How the minutes are spent; every coupling gets the same steps at every seed."""
 
     seeds: int
-    steps: int
-    eval_steps: tuple[int, ...]
-    seconds: float
+    steps: int  # of each training
+    eval_steps: tuple[int, ...]  # at which samples are evaluated; the last is ``steps``
+    seconds: float  # expected
 
     @classmethod
     def of(cls, seeds: int, steps: int, timing: Timing) -> "Division":

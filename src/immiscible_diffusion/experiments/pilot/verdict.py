@@ -34,27 +34,16 @@ Finals = Mapping[tuple[str, int], Mapping[int, float]]
 
 @dataclass(frozen=True)
 class Effect:
-    """A coupling, sampled from one start in ``sampling_steps`` steps, against no pairing.
+    """A coupling, sampled from one start in ``sampling_steps`` steps, against no pairing."""
 
-    Attributes:
-        coupling: with ``matched:`` where sampling starts from the noise it was trained on.
-        sampling_steps: of the sampler.
-        total: distance / distance without pairing; below 1 the coupling is better.
-        pairing: distance / distance of its shuffled control.
-        noise: distance of the control / distance without pairing.
-        baseline: mean distance without pairing.
-        final: mean distance with the coupling.
-        above_floor: the floor does not hide the difference.
-    """
-
-    coupling: str
+    coupling: str  # with ``matched:`` where sampling starts from the noise it was trained on
     sampling_steps: int
-    total: Interval
-    pairing: Interval
-    noise: Interval
-    baseline: float
-    final: float
-    above_floor: bool
+    total: Interval  # distance / distance without pairing; below 1 the coupling is better
+    pairing: Interval  # distance / distance of its shuffled control
+    noise: Interval  # distance of the control / distance without pairing
+    baseline: float  # mean distance without pairing
+    final: float  # mean distance with the coupling
+    above_floor: bool  # the floor does not hide the difference
 
     @property
     def verdict(self) -> str:
@@ -87,26 +76,16 @@ class Effect:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a pilot ends.
+    """How a pilot ends."""
 
-    Attributes:
-        kind: 'helps', 'costs', 'none' or 'too little'.
-        sentences: the effect, how much of it is pairing, and how much the changed noise
-            distribution; of 'too little' one alone.
-        effects: all that was looked at.
-        level: of each interval.
-        seeds_needed: that would tell, where too few did.
-        seeds: that all couplings finished.
-        untrained: distance of what takes no training, where it is known.
-    """
-
-    kind: str
+    kind: str  # 'helps', 'costs', 'none' or 'too little'
+    # the effect, how much of it is pairing, how much the changed noise; of 'too little' one alone
     sentences: tuple[str, ...]
-    effects: tuple[Effect, ...] = ()
-    level: float = CONFIDENCE
-    seeds_needed: int | None = None
-    seeds: tuple[int, ...] = ()
-    untrained: float | None = None
+    effects: tuple[Effect, ...] = ()  # all that was looked at
+    level: float = CONFIDENCE  # of each interval
+    seeds_needed: int | None = None  # that would tell, where too few did
+    seeds: tuple[int, ...] = ()  # that all couplings finished
+    untrained: float | None = None  # distance of what takes no training
 
 
 def is_narrow(interval: Interval) -> bool:
@@ -156,7 +135,7 @@ def effects_of(
     return tuple(effects), level
 
 
-def judge(
+def verdict_of(
     finals: Finals, coupling: str, *, floor: tuple[float, float] | None, untrained: float
 ) -> Verdict:
     """The verdict on distances at the end of training.

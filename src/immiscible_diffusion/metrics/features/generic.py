@@ -21,20 +21,13 @@ class GenericFeatures:
     rectified features of these (so that a Frechet distance sees more than mean and covariance), and
     the leading principal directions of the conditions: the distance is then that of the joint
     distribution of data and conditions.
-
-    Attributes:
-        mean: ``[D]``.
-        directions: ``[r, D]``, V.
-        weight: ``[F, L]``, W.
-        offset: ``[L]``, b.
-        condition_directions: ``[c, C]``.
     """
 
-    mean: Tensor
-    directions: Tensor
-    weight: Tensor
-    offset: Tensor
-    condition_directions: Tensor
+    mean: Tensor  # [D]
+    directions: Tensor  # [r, D], V
+    weight: Tensor  # [F, L], W
+    offset: Tensor  # [L], b
+    condition_directions: Tensor  # [c, C]
 
     @classmethod
     def fit(
