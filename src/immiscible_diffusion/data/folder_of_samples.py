@@ -33,12 +33,10 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SampleFolder(DataSet):
-    """A data set of the images in a folder: in tar shards where there are any, else in files.
+    """A data set of the images in a ``folder``: in tar shards where there are any, else in files.
 
-    Args:
-        folder: where they are.
-        size: resize the shorter side to this and cut out the center square; None = as they are.
-        channels: 1 or 3.
+    With a ``size``, the shorter side is resized to it and the center square cut out. Of 1 or 3
+    ``channels``.
     """
 
     folder: Path
@@ -47,7 +45,7 @@ class SampleFolder(DataSet):
 
     @property
     def name(self) -> str:
-        """Name for reports."""
+        """The folder."""
         return str(self.folder)
 
     @cached_property
@@ -95,8 +93,7 @@ class SampleFolder(DataSet):
         file = self.folder / PROMPTS
         if not file.is_file():
             raise ValueError(
-                f"{file} is absent, so the prompts of the images are not known; write it: a prompt "
-                f"a line, image i of line i mod their number"
+                f"{file} is absent; write it: a prompt a line, image i of line i mod their number"
             )
         return file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -53,27 +53,27 @@ class ImageSet(DataSet):
     flip: bool = False
 
     def __post_init__(self) -> None:
+        def require(condition: bool, message: str) -> None:
+            if not condition:
+                raise ValueError(f"{self.name}: {message}")
+
         images, labels = self.images, self.labels
-        if images.dtype != torch.uint8 or images.ndim != 4 or not images.numel():
-            raise ValueError(
-                f"{self.name}: images must be uint8 [N, C, H, W] with N >= 1, got "
-                f"{images.dtype} {tuple(images.shape)}"
-            )
-        if int(images.max()) > self.levels:
-            raise ValueError(f"{self.name}: a byte is above levels = {self.levels}")
+        kind = f"got {images.dtype} {tuple(images.shape)}"
+        require(
+            images.dtype == torch.uint8 and images.ndim == 4 and images.numel() > 0,
+            f"images must be uint8 [N, C, H, W] with N >= 1, {kind}",
+        )
+        require(int(images.max()) <= self.levels, f"a byte is above levels = {self.levels}")
         if labels is None:
             return
-        if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
-            raise ValueError(
-                f"{self.name}: labels must be int64 [{len(images)}], got {labels.dtype} "
-                f"{tuple(labels.shape)}"
-            )
-        top = len(self.class_names) - 1 if self.class_names is not None else int(labels.max())
-        if int(labels.min()) < 0 or int(labels.max()) > top:
-            raise ValueError(
-                f"{self.name}: labels run from {int(labels.min())} to {int(labels.max())}; "
-                f"expected 0 to {top}"
-            )
+        kind = f"got {labels.dtype} {tuple(labels.shape)}"
+        require(
+            labels.shape == images.shape[:1] and labels.dtype == torch.int64,
+            f"labels must be int64 [{len(images)}], {kind}",
+        )
+        low, high, classes = int(labels.min()), int(labels.max()), self.num_classes or 0
+        span = f"labels run from {low} to {high}; expected 0 to {classes - 1}"
+        require(low >= 0 and high < classes, span)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -104,11 +104,6 @@ class ImageSet(DataSet):
         labels = None if self.labels is None else self.labels[indices]
         flips = draw_flips(len(indices), self.flip, generator)
         return to_batch(self.images[indices], labels, self.levels, flips)
-
-    def subset(self, indices: Tensor) -> "ImageSet":
-        """The images at ``indices`` as a set of its own."""
-        labels = None if self.labels is None else self.labels[indices]
-        return replace(self, images=self.images[indices], labels=labels)
 
 
 @dataclass(frozen=True, eq=False)
