@@ -98,18 +98,18 @@ def frechet_distance(
     when the features are Inception's. It is biased upwards by about 1 / count, so compare only
     figures made with equal counts and equal features.
 
-    Args:
-        a: statistics of one set.
-        b: statistics of the other; the order does not matter.
-        allow_few: accept fewer than F + 1 features, whose covariance has not full rank.
+    With ``allow_few``, fewer than F + 1 features are accepted, whose covariance has not full rank.
 
     Raises:
         ValueError: on too few features, different dimensions, or a covariance that is indefinite.
     """
     _check_dims(a, b)
-    if not allow_few:
-        _check_count(a)
-        _check_count(b)
+    least, count = a.dim + 1, min(a.count, b.count)
+    if count < least and not allow_few:
+        raise ValueError(
+            f"a covariance of {a.dim}-dimensional features needs at least {least} of them, got "
+            f"{count}; use more samples, or allow_few=True for a rough figure"
+        )
     covariance_a, covariance_b = a.covariance, b.covariance
     # The trace of (A^{1/2} B A^{1/2})^{1/2} is the sum of the singular values of A^{1/2} B^{1/2}:
     # this keeps the digits that the root of a rounded eigenvalue near zero would lose.
@@ -122,15 +122,6 @@ def frechet_distance(
 def _check_dims(a: FeatureStatistics, b: FeatureStatistics) -> None:
     if a.dim != b.dim:
         raise ValueError(f"the two feature sets have {a.dim} and {b.dim} dimensions; use one kind")
-
-
-def _check_count(statistics: FeatureStatistics) -> None:
-    if statistics.count < statistics.dim + 1:
-        raise ValueError(
-            f"a covariance of {statistics.dim}-dimensional features needs at least "
-            f"{statistics.dim + 1} of them, got {statistics.count}; "
-            "use more samples, or allow_few=True for a rough figure"
-        )
 
 
 def _square_root(covariance: Tensor) -> Tensor:
