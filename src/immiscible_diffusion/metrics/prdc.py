@@ -69,9 +69,12 @@ class Manifold:
     def hits(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Number of balls around each feature [M] of [M, F], and of features in each ball [N]."""
         features = _check_some(features, self.points.shape[1])
-        held = ((d <= self.radii) for _, d in _distances(features, self.points))
-        balls, inside = zip(*((h.sum(dim=1), h.sum(dim=0)) for h in held), strict=True)
-        return torch.cat(balls), torch.stack(inside).sum(dim=0)
+        balls, inside = [], torch.zeros(len(self.points), dtype=torch.int64)
+        for _, distances in _distances(features, self.points):
+            held = distances <= self.radii
+            balls.append(held.sum(dim=1))
+            inside += held.sum(dim=0)
+        return torch.cat(balls), inside
 
 
 def precision(samples: Tensor, real: Tensor | Manifold, *, k: int = 3) -> float:

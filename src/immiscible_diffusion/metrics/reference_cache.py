@@ -46,11 +46,10 @@ def load_statistics(path: Path, about: dict[str, str]) -> tuple[FeatureStatistic
     try:
         with safe_open(str(path), framework="pt") as file:
             record = file.metadata() or {}
-            wrong = [
-                f"{k}: {record.get(k)!r}, not {v!r}" for k, v in about.items() if record.get(k) != v
-            ]
-            if wrong:
-                raise ValueError(f"they are of other features ({'; '.join(wrong)})")
+            for key, value in about.items():
+                if record.get(key) != value:
+                    other = f"{key}: {record.get(key)!r}, not {value!r}"
+                    raise ValueError(f"they are of other features ({other})")
             mean, scatter = file.get_tensor("mean"), file.get_tensor("scatter")
         if scatter.shape != (len(mean), len(mean)) or not scatter.isfinite().all():
             raise ValueError(f"expected a finite scatter [{len(mean)}, {len(mean)}]")
@@ -63,11 +62,9 @@ def load_statistics(path: Path, about: dict[str, str]) -> tuple[FeatureStatistic
 
 @dataclass(frozen=True)
 class StatisticsFile:
-    """Where the statistics of one reference are cached.
+    """Where the statistics of one reference are cached, named by a hash of ``about``.
 
-    Attributes:
-        path: of the file, named by a hash of ``about``.
-        about: data set, extractor with preprocessing and weights, and which data were used.
+    Which is the data set, the extractor with preprocessing and weights, and which data were used.
     """
 
     path: Path
@@ -77,10 +74,8 @@ class StatisticsFile:
     def of(cls, about: dict[str, str], cache: Path | None = None) -> "StatisticsFile":
         """The file in the cache folder for statistics of ``about``."""
         about = {"version": str(VERSION), **about}
-        name = (
-            f"reference-v{VERSION}-{hash_seed(*sorted(map(str, about.items()))):016x}.safetensors"
-        )
-        return cls(cache_folder(cache) / name, about)
+        key = hash_seed(*sorted(map(str, about.items())))
+        return cls(cache_folder(cache) / f"reference-v{VERSION}-{key:016x}.safetensors", about)
 
     def read(self) -> tuple[FeatureStatistics, Floor | None] | None:
         """Statistics and floor; None if there are none, or (with a warning) if they are refused."""
