@@ -62,21 +62,15 @@ class BucketSampler:
 
     In an epoch the images of each bucket are shuffled and split into batches, then the batches of
     all buckets are shuffled. ``batches`` takes it in place of ``KeyedSampler``.
-
-    Args:
-        bucket: ``[N]`` int64, of each image.
-        batch_size: samples per step, over all ranks.
-        seed: of the run.
-        last: the last batch of a bucket, if it is not full. ``short``: it stays short, so every
-            image comes exactly once an epoch; for one process without accumulation. ``fill``: it is
-            filled with other images of its bucket (with its own again, if the bucket is smaller
-            than a batch), so every image comes at least once an epoch and every batch divides over
-            ranks.
     """
 
-    bucket: Tensor
-    batch_size: int
-    seed: int
+    bucket: Tensor  # ``[N]`` int64, of each image
+    batch_size: int  # samples per step, over all ranks
+    seed: int  # of the run
+    # the last batch of a bucket, if it is not full. ``short``: it stays short, so every image comes
+    # exactly once an epoch; for one process without accumulation. ``fill``: it is filled with other
+    # images of its bucket (with its own again, if the bucket is smaller than a batch), so every
+    # image comes at least once an epoch and every batch divides over ranks
     last: Literal["short", "fill"] = "fill"
 
     def __post_init__(self) -> None:
@@ -121,21 +115,14 @@ class BucketSampler:
 
 @dataclass(frozen=True, eq=False)
 class BucketedImages(DataSet):
-    """Images in aspect-ratio buckets, decoded when a batch asks for them.
+    """Images in aspect-ratio buckets, decoded when a batch asks for them."""
 
-    Attributes:
-        squares: the same images, all cropped to one square.
-        sizes: of the original images.
-        buckets: sizes of the buckets.
-        bucket: ``[N]`` int64, of each image.
-        time_ids: add SDXL's ``cond["time_ids"]`` ``[B, 6]``: original size, corner of the crop,
-            size of the bucket; each height first.
-    """
-
-    squares: LazyImageSet
-    sizes: Sequence[Size]
-    buckets: Sequence[Size]
-    bucket: Tensor
+    squares: LazyImageSet  # the same images, all cropped to one square
+    sizes: Sequence[Size]  # of the original images
+    buckets: Sequence[Size]  # sizes of the buckets
+    bucket: Tensor  # ``[N]`` int64, of each image
+    # add SDXL's ``cond["time_ids"]`` ``[B, 6]``: original size, corner of the crop, size of the
+    # bucket; each height first
     time_ids: bool = False
 
     name = forward("squares.name")

@@ -85,16 +85,11 @@ def add_tokens(batch: Batch, tokenize: Tokenize, texts: Sequence[str]) -> Batch:
 
 @dataclass(frozen=True, eq=False)
 class Captioned(DataSet):
-    """Images (or their latents), each with a prompt.
+    """Images (or their latents), each with a prompt."""
 
-    Attributes:
-        images: with or without labels.
-        prompts: of each image.
-        tokenize: texts to ``[B, L]`` int64; without it, batches carry no tokens.
-    """
-
-    images: DataSet
-    prompts: Prompts
+    images: DataSet  # with or without labels
+    prompts: Prompts  # of each image
+    # texts to ``[B, L]`` int64; without it, batches carry no tokens
     tokenize: Tokenize | None = None
 
     name = forward("images.name")

@@ -69,17 +69,11 @@ def to_bytes(image: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class ResizeCrop:
-    """How an image is fitted to a size: resized so that it covers it, then cropped.
+    """How an image is fitted to a size: resized so that it covers it, then cropped."""
 
-    Attributes:
-        resized: height and width after resizing.
-        top: rows cropped above.
-        left: columns cropped on the left.
-    """
-
-    resized: Size
-    top: int
-    left: int
+    resized: Size  # height and width after resizing
+    top: int  # rows cropped above
+    left: int  # columns cropped on the left
 
     @classmethod
     def of(cls, size: Size, target: Size) -> "ResizeCrop":

@@ -32,25 +32,15 @@ def draw_flips(count: int, flip: bool, generator: torch.Generator | None) -> Ten
 
 @dataclass(frozen=True, eq=False)
 class ImageSet(DataSet):
-    """Images in memory.
+    """Images in memory."""
 
-    Attributes:
-        images: ``[N, C, H, W]`` uint8.
-        name: for reports.
-        labels: ``[N]`` int64 from 0, or None.
-        levels: the byte that maps to +1; 0 maps to -1.
-        note: what every figure made of it must say.
-        class_names: one per class, or None.
-        flip: mirror left and right at random when training.
-    """
-
-    images: Tensor
-    name: str
-    labels: Tensor | None = None
-    levels: int = 255
-    note: str = ""
-    class_names: tuple[str, ...] | None = None
-    flip: bool = False
+    images: Tensor  # ``[N, C, H, W]`` uint8
+    name: str  # for reports
+    labels: Tensor | None = None  # ``[N]`` int64 from 0, or None
+    levels: int = 255  # the byte that maps to +1; 0 maps to -1
+    note: str = ""  # what every figure made of it must say
+    class_names: tuple[str, ...] | None = None  # one per class, or None
+    flip: bool = False  # mirror left and right at random when training
 
     def __post_init__(self) -> None:
         def require(condition: bool, message: str) -> None:
@@ -108,29 +98,18 @@ class ImageSet(DataSet):
 
 @dataclass(frozen=True, eq=False)
 class LazyImageSet(DataSet):
-    """Images too many to hold: decoded when a batch asks for them.
+    """Images too many to hold: decoded when a batch asks for them."""
 
-    Attributes:
-        rows: an addressable ``datasets.Dataset``.
-        column: of the images.
-        decode: a cell of that column to ``[C, H, W]`` uint8.
-        shape: (C, H, W).
-        name: for reports.
-        label: column of the labels, or None.
-        note: what every figure made of it must say.
-        class_names: one per class, or None.
-        flip: mirror left and right at random when training.
-    """
-
-    rows: Any
-    column: str
+    rows: Any  # an addressable ``datasets.Dataset``
+    column: str  # of the images
+    # a cell of that column to ``[C, H, W]`` uint8
     decode: Callable[[dict[str, Any]], Tensor] = field(repr=False)
-    shape: tuple[int, ...]
-    name: str
-    label: str | None = None
-    note: str = ""
-    class_names: tuple[str, ...] | None = None
-    flip: bool = False
+    shape: tuple[int, ...]  # (C, H, W)
+    name: str  # for reports
+    label: str | None = None  # column of the labels, or None
+    note: str = ""  # what every figure made of it must say
+    class_names: tuple[str, ...] | None = None  # one per class, or None
+    flip: bool = False  # mirror left and right at random when training
 
     @property
     def num_classes(self) -> int | None:

@@ -20,21 +20,13 @@ MAX_GIB = 8.0  # of data as float32; what works on them needs several times as m
 
 @dataclass(frozen=True, eq=False)
 class InMemoryData:
-    """All samples of a data set.
+    """All samples of a data set."""
 
-    Attributes:
-        name: for reports.
-        note: what every figure made of it must say.
-        batch: all data ``[N, *shape]`` float32, their conditions and their mask.
-        class_names: names of the labels, or None.
-        mirrored: the second half of the rows are mirror images of the first.
-    """
-
-    name: str
-    note: str
-    batch: Batch
-    class_names: tuple[str, ...] | None = None
-    mirrored: bool = False
+    name: str  # for reports
+    note: str  # what every figure made of it must say
+    batch: Batch  # all data ``[N, *shape]`` float32, their conditions and their mask
+    class_names: tuple[str, ...] | None = None  # names of the labels, or None
+    mirrored: bool = False  # the second half of the rows are mirror images of the first
 
     def __len__(self) -> int:
         return len(self.batch)

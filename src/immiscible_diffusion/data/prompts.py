@@ -61,19 +61,12 @@ class ListCaptions:
 
 @dataclass(frozen=True, eq=False)
 class ClassNamePrompts:
-    """Class names in a template, ``{label}`` in place of the name.
+    """Class names in a template, ``{label}`` in place of the name."""
 
-    Attributes:
-        labels: ``[N]`` int64.
-        names: of the classes, synonyms separated by commas.
-        template: of a prompt.
-        synonyms: use the first, one at random, or all as they are written.
-    """
-
-    labels: Tensor
-    names: Sequence[str]
-    template: str = "{label}"
-    synonyms: Synonyms = "first"
+    labels: Tensor  # ``[N]`` int64
+    names: Sequence[str]  # of the classes, synonyms separated by commas
+    template: str = "{label}"  # of a prompt
+    synonyms: Synonyms = "first"  # use the first, one at random, or all as they are written
 
     def __post_init__(self) -> None:
         check_template(self.template)

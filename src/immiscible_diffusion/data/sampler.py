@@ -34,17 +34,11 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class KeyedSampler:
-    """An endless stream of epochs, each a permutation of the data, cut into global batches.
+    """An endless stream of epochs, each a permutation of the data, cut into global batches."""
 
-    Args:
-        count: number of samples.
-        batch_size: samples per step, over all ranks; may exceed ``count``.
-        seed: the run's.
-    """
-
-    count: int
-    batch_size: int
-    seed: int
+    count: int  # number of samples
+    batch_size: int  # samples per step, over all ranks; may exceed ``count``
+    seed: int  # the run's
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.batch_size < 1:

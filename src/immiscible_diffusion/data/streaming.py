@@ -76,20 +76,13 @@ class Stream:
 
     A resumed run continues with other data than it would have seen: exact resume needs a data set
     that can be addressed. Two runs with one seed see the same data from their start.
-
-    Attributes:
-        config: name, size, channels, flip, shuffle buffer, and what to do with errors.
-        shards: each yields its samples when called, or errors in their place.
-        tokenize: texts to ``[B, L]`` int64, or None.
-        classes: prompts of the classes, or None.
-        skipped: what this process skipped so far.
     """
 
-    config: DataConfig
-    shards: Sequence[Shard]
-    tokenize: Tokenize | None = None
-    classes: ClassNamePrompts | None = None
-    skipped: list[str] = field(default_factory=list)
+    config: DataConfig  # name, size, channels, flip, shuffle buffer, and what to do with errors
+    shards: Sequence[Shard]  # each yields its samples when called, or errors in their place
+    tokenize: Tokenize | None = None  # texts to ``[B, L]`` int64, or None
+    classes: ClassNamePrompts | None = None  # prompts of the classes, or None
+    skipped: list[str] = field(default_factory=list)  # what this process skipped so far
 
     @property
     def name(self) -> str:

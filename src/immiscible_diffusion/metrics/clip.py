@@ -68,19 +68,12 @@ def cmmd_features(device: torch.device | str = "cpu", source: str | None = None)
 
 @dataclass(frozen=True)
 class ClipScore:
-    """How well images fit their texts.
+    """How well images fit their texts."""
 
-    Attributes:
-        mean: of 100 max(cos, 0), in [0, 100]; 2.5 max(cos, 0) in the paper.
-        standard_error: of the mean, over the images; None for one image.
-        count: number of images.
-        model: which CLIP.
-    """
-
-    mean: float
-    standard_error: float | None
-    count: int
-    model: str
+    mean: float  # of 100 max(cos, 0), in [0, 100]; 2.5 max(cos, 0) in the paper
+    standard_error: float | None  # of the mean, over the images; None for one image
+    count: int  # number of images
+    model: str  # which CLIP
 
 
 @dataclass(frozen=True, eq=False)

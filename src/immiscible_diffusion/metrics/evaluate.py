@@ -32,23 +32,14 @@ _MAX_HELD = 2**30  # bytes of real features that are kept; larger sets are extra
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """The real side of every comparison. What takes time is computed once, when first needed.
+    """The real side of every comparison. What takes time is computed once, when first needed."""
 
-    Attributes:
-        statistics: of the real features.
-        features: name of the extractor.
-        seed: of the random splits and subsets.
-        extract_real: returns the real features [N, F], float32 on the CPU.
-        file: where statistics and floor are cached, or None.
-        cached_floor: the floor that was read from there.
-    """
-
-    statistics: FeatureStatistics
-    features: str
-    seed: int
-    extract_real: Callable[[], Tensor]
-    file: StatisticsFile | None = None
-    cached_floor: Floor | None = None
+    statistics: FeatureStatistics  # of the real features
+    features: str  # name of the extractor
+    seed: int  # of the random splits and subsets
+    extract_real: Callable[[], Tensor]  # returns the real features [N, F], float32 on the CPU
+    file: StatisticsFile | None = None  # where statistics and floor are cached, or None
+    cached_floor: Floor | None = None  # the floor that was read from there
     _manifolds: dict[tuple[int, int], Manifold] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -152,30 +143,19 @@ def stream_statistics(dim: int, features: Iterable[Tensor]) -> FeatureStatistics
 
 @dataclass(frozen=True)
 class SampleMetrics:
-    """Metrics of one set of samples; None where not asked for.
+    """Metrics of one set of samples; None where not asked for."""
 
-    Attributes:
-        samples: their number.
-        features: the extractor's name.
-        frechet: Frechet distance, 0 or more; lower is better.
-        kid: kernel distance, about 0 for equal distributions; lower is better.
-        kid_error: its standard error over subsets; None also where the sets were used complete.
-        precision: fraction of samples near real data, in [0, 1].
-        recall: fraction of real data near samples, in [0, 1].
-        density: fidelity, about 1 for equal distributions.
-        coverage: fraction of real data with a sample nearby, in [0, 1].
-        memorization: distance to the training data, 1 = as real data among themselves, 0 = copies.
-    """
-
-    samples: int
-    features: str
-    frechet: float | None = None
-    kid: float | None = None
+    samples: int  # their number
+    features: str  # the extractor's name
+    frechet: float | None = None  # Frechet distance, 0 or more; lower is better
+    kid: float | None = None  # kernel distance, about 0 for equal distributions; lower is better
+    # its standard error over subsets; None also where the sets were used complete
     kid_error: float | None = None
-    precision: float | None = None
-    recall: float | None = None
-    density: float | None = None
-    coverage: float | None = None
+    precision: float | None = None  # fraction of samples near real data, in [0, 1]
+    recall: float | None = None  # fraction of real data near samples, in [0, 1]
+    density: float | None = None  # fidelity, about 1 for equal distributions
+    coverage: float | None = None  # fraction of real data with a sample nearby, in [0, 1]
+    # distance to the training data, 1 = as real data among themselves, 0 = copies
     memorization: float | None = None
 
     def as_dict(self) -> dict[str, float | int | str | None]:

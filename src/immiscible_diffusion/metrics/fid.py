@@ -35,16 +35,11 @@ class FeatureStatistics:
 
     The scatter is kept around the running mean (Chan, Golub and LeVeque 1983): a raw sum of outer
     products loses its digits when the mean is large.
-
-    Attributes:
-        count: number of features seen.
-        mean: [F].
-        scatter: [F, F], sum of the outer products of ``feature - mean``.
     """
 
-    count: int
-    mean: Tensor
-    scatter: Tensor
+    count: int  # number of features seen
+    mean: Tensor  # [F]
+    scatter: Tensor  # [F, F], sum of the outer products of ``feature - mean``
 
     @classmethod
     def empty(cls, dim: int) -> "FeatureStatistics":

@@ -13,15 +13,11 @@ _BLOCK = 2**20  # kernel values held at a time
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """Squared maximum mean discrepancy; about 0, also below it, for equal distributions.
+    """Squared maximum mean discrepancy; about 0, also below it, for equal distributions."""
 
-    Attributes:
-        mean: the mean over subsets.
-        standard_error: of that mean over subsets. None where no subsets were drawn. Subsets
-            come from the same features, so it does not cover the choice of the features.
-    """
-
-    mean: float
+    mean: float  # the mean over subsets
+    # of that mean over subsets. None where no subsets were drawn. Subsets come from the same
+    # features, so it does not cover the choice of the features
     standard_error: float | None
 
 

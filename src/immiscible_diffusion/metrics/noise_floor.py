@@ -18,19 +18,13 @@ class Floor:
     The distance of M features to N of the same distribution is about proportional to ``1 / M +
     1 / N``, so ``at`` scales the floor to M samples against N real data. Differences smaller than
     its spread mean little.
-
-    Attributes:
-        mean: over the random splits.
-        low: the smallest.
-        high: the largest.
-        size: features in each half.
-        counts: the numbers of samples and of real data that it was scaled to; None = ``size`` each.
     """
 
-    mean: float
-    low: float
-    high: float
-    size: int
+    mean: float  # over the random splits
+    low: float  # the smallest
+    high: float  # the largest
+    size: int  # features in each half
+    # the numbers of samples and of real data that it was scaled to; None = ``size`` each
     counts: tuple[int, int] | None = field(default=None, metadata={"optional": True})
 
     def at(self, samples: int, real: int) -> "Floor":

@@ -42,16 +42,11 @@ class Manifold:
 
     Equal points are neighbors at distance 0, so k + 1 copies of a point have a ball of radius 0,
     which still holds a further copy (balls are closed).
-
-    Attributes:
-        points: [N, F] float64.
-        radii: [N] float64.
-        k: the neighbor that sets the radius.
     """
 
-    points: Tensor
-    radii: Tensor
-    k: int
+    points: Tensor  # [N, F] float64
+    radii: Tensor  # [N] float64
+    k: int  # the neighbor that sets the radius
 
     @classmethod
     def of(cls, features: Tensor, k: int) -> "Manifold":

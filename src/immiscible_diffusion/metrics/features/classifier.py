@@ -72,16 +72,11 @@ class ClassifierFeatures(FeatureExtractor):
     Over its training data every feature has mean 0 and variance about 1, so distances have the
     same scale for every set and seed. Figures are comparable only for one set and one seed: the
     features are not Inception's.
-
-    Attributes:
-        network: the classifier, in evaluation mode.
-        shape: shape of one sample.
-        accuracy: fraction of held-out images that it labels correctly.
     """
 
-    network: Classifier
-    shape: tuple[int, ...]
-    accuracy: float = float("nan")
+    network: Classifier  # the classifier, in evaluation mode
+    shape: tuple[int, ...]  # shape of one sample
+    accuracy: float = float("nan")  # fraction of held-out images that it labels correctly
 
     dim = FEATURES
     name = f"classifier ({FEATURES}-d)"

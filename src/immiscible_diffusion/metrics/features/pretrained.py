@@ -35,20 +35,14 @@ _VIT_NAMES = {384: "ViT-S", 768: "ViT-B", 1024: "ViT-L", 1536: "ViT-g"}
 
 @dataclass(frozen=True, eq=False)
 class NetworkFeatures(FeatureExtractor):
-    """Features of a pretrained network.
+    """Features of a pretrained network."""
 
-    Attributes:
-        network: a frozen torch module, in evaluation mode.
-        forward: the network and its input to features [B, dim].
-        prepare: images [B, 3, H, W] uint8 to what the network reads.
-    """
-
-    network: Any
-    forward: Callable[[Any, Tensor], Tensor]
+    network: Any  # a frozen torch module, in evaluation mode
+    forward: Callable[[Any, Tensor], Tensor]  # the network and its input to features [B, dim]
     name: str
     dim: int
     distance: str
-    prepare: Callable[[Tensor], Tensor]
+    prepare: Callable[[Tensor], Tensor]  # images [B, 3, H, W] uint8 to what the network reads
     preprocessing: str
 
     @cached_property
