@@ -184,19 +184,13 @@ class BucketedImages(DataSet):
 
 @dataclass(frozen=True)
 class Buckets:
-    """Aspect-ratio buckets: shapes of about one area, so that little of an image is cropped.
+    """Aspect-ratio buckets: shapes of about one area, so that little of an image is cropped."""
 
-    Args:
-        size: side of the square; no bucket has more pixels.
-        step: sides are multiples of it; at least the downsampling factor of VAE and U-Net together.
-        smallest: the shortest side; by default half of ``size``.
-        time_ids: give SDXL the original size and the crop, ``cond["time_ids"]``.
-    """
-
-    size: int = 1024
+    size: int = 1024  # side of the square; no bucket has more pixels
+    # sides are multiples of it; at least the downsampling factor of VAE and U-Net together
     step: int = 64
-    smallest: int | None = None
-    time_ids: bool = False
+    smallest: int | None = None  # the shortest side; by default half of ``size``
+    time_ids: bool = False  # give SDXL the original size and the crop, ``cond["time_ids"]``
 
     def images(self, rows: Any, config: "DataConfig") -> BucketedImages:
         """The images of ``rows``, opened for ``config``, each in the nearest bucket."""

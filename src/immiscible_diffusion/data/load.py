@@ -33,37 +33,27 @@ COCO_DOWNLOAD = (
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which data set, and how it is prepared.
+    """Which data set, and how it is prepared."""
 
-    Args:
-        name: digits, fashion_mnist, cifar10, imagenet-1k, coco, folder, or hub:ID
-            for a data set of the hub.
-        path: local folder (or parquet file); required for ``folder``, instead of the hub otherwise.
-        split: train or test, where the set has both.
-        size: resize the shorter side to this and crop the center square; None = no resizing.
-        channels: 1 = gray, 3 = color; None = as in the files.
-        flip: mirror left and right at random when training.
-        labels: read the labels, where there are any.
-        max_samples: use only the first N samples; when streaming, N are kept for validation and
-            previews.
-        in_memory_gib: decode once and hold in memory up to this size; above, decode when needed.
-        stream: read shards (tar, parquet, the hub) from start to end, for sets larger than the
-            disk; data order is not restored on resume.
-        shuffle_buffer: when streaming, the number of samples that the next is drawn from.
-        on_error: when streaming, ``raise``, or ``skip`` what cannot be read, with a warning.
-    """
-
+    # digits, fashion_mnist, cifar10, imagenet-1k, coco, folder, or hub:ID for a data set of the hub
     name: str = "digits"
+    # local folder (or parquet file); required for ``folder``, instead of the hub otherwise
     path: str | None = None
-    split: str = "train"
+    split: str = "train"  # train or test, where the set has both
+    # resize the shorter side to this and crop the center square; None = no resizing
     size: int | None = None
-    channels: int | None = None
-    flip: bool = False
-    labels: bool = True
+    channels: int | None = None  # 1 = gray, 3 = color; None = as in the files
+    flip: bool = False  # mirror left and right at random when training
+    labels: bool = True  # read the labels, where there are any
+    # use only the first N samples; when streaming, N are kept for validation and previews
     max_samples: int | None = None
+    # decode once and hold in memory up to this size; above, decode when needed
     in_memory_gib: float = 4.0
+    # read shards (tar, parquet, the hub) from start to end, for sets larger than the disk; data
+    # order is not restored on resume
     stream: bool = False
-    shuffle_buffer: int = 1000
+    shuffle_buffer: int = 1000  # when streaming, the number of samples that the next is drawn from
+    # when streaming, ``raise``, or ``skip`` what cannot be read, with a warning
     on_error: Literal["raise", "skip"] = "raise"
 
     def __post_init__(self) -> None:
