@@ -8,14 +8,13 @@ from immiscible_diffusion.metrics import (
     FeatureExtractor,
     FeatureStatistics,
     Floor,
-    PixelFeatures,
     Reference,
-    load_statistics,
     make_reference,
     measure,
-    save_statistics,
 )
 from immiscible_diffusion.metrics import evaluate as quality
+from immiscible_diffusion.metrics.features.base import PixelFeatures
+from immiscible_diffusion.metrics.reference_cache import load_statistics, save_statistics
 
 pytest.importorskip("safetensors")
 PIXELS = PixelFeatures((1, 8, 8))

@@ -33,15 +33,11 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SampleFolder(DataSet):
-    """A data set of the images in a ``folder``: in tar shards where there are any, else in files.
-
-    With a ``size``, the shorter side is resized to it and the center square cut out. Of 1 or 3
-    ``channels``.
-    """
+    """A data set of the images in a folder: in tar shards where there are any, else in files."""
 
     folder: Path
-    size: int | None = None
-    channels: int = 3
+    size: int | None = None  # of the center square, after resizing; None = as they are
+    channels: int = 3  # or 1
 
     @property
     def name(self) -> str:

@@ -37,9 +37,14 @@ def load_hf_images(config: "DataConfig", hint: str = HINT) -> ImageSet | LazyIma
 def images_from_rows(rows: Any, config: "DataConfig") -> ImageSet | LazyImageSet:
     """The images of ``rows``, which ``open_rows`` returned."""
     image_column, label_column = columns(rows, config)
-    labels = _labels(rows, label_column) if label_column else None
-    names = None
-    if label_column and labels:  # of the classes of the whole split; numbers for plain integers
+    labels = names = None
+    if label_column:  # of the whole split, read as a column: by row takes longer than the images
+        labels = rows[label_column][:]
+        if any(label is None or label < 0 for label in labels):
+            raise ValueError(
+                f"column '{label_column}' has rows without a label (empty or negative); set "
+                f"data.labels false"
+            )
         names = getattr(rows.features[label_column], "names", None)
         names = tuple(names or map(str, range(max(labels) + 1)))
     if config.max_samples is not None:
@@ -50,15 +55,11 @@ def images_from_rows(rows: Any, config: "DataConfig") -> ImageSet | LazyImageSet
     with opened_image(rows[0][image_column]) as image:
         # CIFAR-10 is lossless as published: figures made of a JPEG copy must say so.
         recoded = config.name == "cifar10" and image.format == "JPEG"
-    common: dict[str, Any] = {
-        "name": config.name.removeprefix("hub:"),
-        "note": "JPEG re-encoded" if recoded else "",
-        "class_names": names,
-        "flip": config.flip,
-    }
+    name, note = config.name.removeprefix("hub:"), "JPEG re-encoded" if recoded else ""
+    common: dict[str, Any] = {"note": note, "class_names": names, "flip": config.flip}
     if len(rows) * first.numel() > config.in_memory_gib * 2**30:
         shape = tuple(first.shape)
-        return LazyImageSet(rows, image_column, decode, shape, label=label_column, **common)
+        return LazyImageSet(rows, image_column, decode, shape, name, label=label_column, **common)
     with require_extra("train", "the progress bar"):
         from tqdm import tqdm
     images = torch.empty((len(rows), *first.shape), dtype=torch.uint8)
@@ -68,14 +69,13 @@ def images_from_rows(rows: Any, config: "DataConfig") -> ImageSet | LazyImageSet
     for row, cell in enumerate(bar):
         images[row] = decode(cell)
     target = None if labels is None else torch.tensor(labels[: len(rows)])
-    return ImageSet(images, labels=target, **common)
+    return ImageSet(images, name, target, **common)
 
 
 def open_rows(config: "DataConfig", hint: str, stream: bool = False) -> Any:
-    """The split as a ``datasets.Dataset`` whose images stay encoded; not empty.
+    """The split as a ``datasets.Dataset`` (``stream``: an iterable one) of encoded images.
 
-    With ``stream`` an ``IterableDataset``. A ``hint`` says what to do where the hub is out of
-    reach.
+    The ``hint`` says what to do where the hub is out of reach.
     """
     with require_extra("train", f"the data set {config.name}"):
         import datasets
@@ -116,9 +116,8 @@ def load_arguments(config: "DataConfig") -> dict[str, Any]:
     if parquet:
         files = [glob.escape(str(file)) for file in parquet if _in_split(file, path, config.split)]
         if not files:
-            raise ValueError(
-                f"{path}: no parquet file there has '{config.split}' in its name or folder"
-            )
+            where = "in its name or folder"
+            raise ValueError(f"{path}: no parquet file there has '{config.split}' {where}")
         return {"path": "parquet", "data_files": {config.split: files}}
     split = path / config.split
     if not split.is_dir() and config.split != "train":
@@ -166,16 +165,6 @@ def _in_split(file: Path, root: Path, split: str) -> bool:
 
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in EXTENSIONS
-
-
-def _labels(rows: Any, column: str) -> list[int]:
-    """The labels of all rows, read as a column: row by row takes longer than the images."""
-    labels: list[int] = rows[column][:]
-    if any(label is None or label < 0 for label in labels):
-        raise ValueError(
-            f"column '{column}' has rows without a label (empty or negative); set data.labels false"
-        )
-    return labels
 
 
 def _mode(rows: Any, column: str, config: "DataConfig") -> str:

@@ -74,8 +74,7 @@ Shard = Callable[[], Iterator[Sample | ShardError]]
 class Stream:
     """Images with prompts that are read in a shuffled order, and cannot be addressed by index.
 
-    A resumed run continues with other data than it would have seen: exact resume needs a data set
-    that can be addressed. Two runs with one seed see the same data from their start.
+    Two runs with one seed see the same data from their start; a resumed run continues with others.
     """
 
     config: DataConfig  # name, size, channels, flip, shuffle buffer, and what to do with errors
@@ -100,10 +99,9 @@ class Stream:
         gradient_accumulation_steps: int = 1,
         ahead: int = 2,
     ) -> Generator[Batch, None, None]:
-        """The micro-batches of one rank from step ``start`` on, without an end.
+        """The micro-batches of one rank from step ``start`` on; options as of ``sampler.batches``.
 
-        A rank reads its part of the shards in a shuffle of the epoch, which also depends on
-        ``start``. Arguments as for ``sampler.batches``.
+        A rank reads its part of the shards in a shuffle of the epoch and of ``start``.
 
         Raises:
             ValueError: fewer shards than ranks, or the batch does not divide; at ``next``, what
@@ -168,7 +166,7 @@ class Stream:
     def _decoded(
         self, samples: Iterator[Sample], size: int, pool: ThreadPoolExecutor
     ) -> Iterator[tuple[Tensor, Sample]]:
-        """Images with their samples, ``size`` decoded at a time, without those that are broken."""
+        """Intact images with their samples, ``size`` decoded at a time."""
         while chunk := list(islice(samples, size)):
             yield from self._intact(pool.map(self._decode, chunk))
 
@@ -216,8 +214,7 @@ def _labels(samples: Sequence[Sample]) -> Tensor | None:
 class StreamedImages(Captioned):
     """The first images of a stream, in memory, and the ``stream``, from which training reads.
 
-    Whatever is addressed by index uses the first images: validation, previews, moments, the
-    distribution of the noise, and evaluation.
+    All but training uses the first ones: previews, moments, the noise distribution, evaluation.
     """
 
     stream: Stream = field(kw_only=True)
@@ -309,11 +306,7 @@ def _table(config: DataConfig, captions: Captions) -> tuple[list[Shard], Sequenc
 
 
 def tar_names(path: str) -> list[str]:
-    """The shards that ``path`` names: a file, a folder, a pattern with * or {00000..00099}.
-
-    Raises:
-        ValueError: there are none.
-    """
+    """The shards that ``path`` names: a file, a folder, a pattern with * or {00000..00099}."""
     if match := _RANGE.search(path):
         first, last, width = int(match[1]), int(match[2]), len(match[1])
         numbers = (f"{number:0{width}d}" for number in range(first, last + 1))

@@ -9,19 +9,16 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.data.base import DataSet
+from immiscible_diffusion.metrics import prdc
 from immiscible_diffusion.metrics.features.base import FeatureExtractor, data_batches, extract
-from immiscible_diffusion.metrics.fid import FeatureStatistics, frechet_distance
-from immiscible_diffusion.metrics.kid import kernel_distance
-from immiscible_diffusion.metrics.noise_floor import SPLITS, Floor, floor_of
-from immiscible_diffusion.metrics.prdc import (
-    Manifold,
-    coverage,
-    density,
-    memorization,
-    precision,
-    recall,
-    spacing,
+from immiscible_diffusion.metrics.fid import (
+    SPLITS,
+    FeatureStatistics,
+    Floor,
+    floor_of,
+    frechet_distance,
 )
+from immiscible_diffusion.metrics.kid import kernel_distance
 from immiscible_diffusion.metrics.reference_cache import StatisticsFile
 from immiscible_diffusion.utils.random import keyed_generator
 
@@ -40,7 +37,7 @@ class Reference:
     extract_real: Callable[[], Tensor]  # returns the real features [N, F], float32 on the CPU
     file: StatisticsFile | None = None  # where statistics and floor are cached, or None
     cached_floor: Floor | None = None  # the floor that was read from there
-    _manifolds: dict[tuple[int, int], Manifold] = field(default_factory=dict, repr=False)
+    _manifolds: dict[tuple[int, int], prdc.Manifold] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, real: Tensor, features: str, seed: int = 0) -> "Reference":
@@ -66,16 +63,16 @@ class Reference:
     @cached_property
     def spacing(self) -> float:
         """Median distance of a real feature to its nearest other one."""
-        return spacing(self.real)
+        return prdc.spacing(self.real)
 
     def subset(self, count: int) -> Tensor:
         """``count`` of the real features, chosen by the seed."""
         return _subsample(self.real, count, self.seed, "real")
 
-    def manifold(self, count: int, k: int) -> Manifold:
+    def manifold(self, count: int, k: int) -> prdc.Manifold:
         """The manifold of ``subset(count)``, with balls to the k-th neighbor."""
         if (count, k) not in self._manifolds:
-            self._manifolds[count, k] = Manifold.of(self.subset(count), k)
+            self._manifolds[count, k] = prdc.Manifold.of(self.subset(count), k)
         return self._manifolds[count, k]
 
 
@@ -200,11 +197,11 @@ def measure(
     count = min(len(features), reference.statistics.count, MAX_NEIGHBORS)
     subset = _subsample(features, count, reference.seed, "samples")
     neighbors: dict[str, Callable[[], float]] = {
-        "precision": lambda: precision(subset, reference.manifold(count, 3)),
-        "recall": lambda: recall(subset, reference.subset(count)),
-        "density": lambda: density(subset, reference.manifold(count, 5)),
-        "coverage": lambda: coverage(subset, reference.manifold(count, 5)),
-        "memorization": lambda: memorization(
+        "precision": lambda: prdc.precision(subset, reference.manifold(count, 3)),
+        "recall": lambda: prdc.recall(subset, reference.subset(count)),
+        "density": lambda: prdc.density(subset, reference.manifold(count, 5)),
+        "coverage": lambda: prdc.coverage(subset, reference.manifold(count, 5)),
+        "memorization": lambda: prdc.memorization(
             features, reference.real, real_spacing=reference.spacing
         ),
     }

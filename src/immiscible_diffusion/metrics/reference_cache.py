@@ -6,8 +6,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from immiscible_diffusion.metrics.fid import FeatureStatistics
-from immiscible_diffusion.metrics.noise_floor import Floor
+from immiscible_diffusion.metrics.fid import FeatureStatistics, Floor
 from immiscible_diffusion.utils.atomic_files import atomic_path
 from immiscible_diffusion.utils.optional_deps import require_extra
 from immiscible_diffusion.utils.random import hash_seed

@@ -4,14 +4,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from immiscible_diffusion.metrics import (
-    ClassifierFeatures,
-    PixelFeatures,
-    extract,
-    extractor_from_name,
-)
-from immiscible_diffusion.metrics.features.base import data_batches
-from immiscible_diffusion.metrics.features.classifier import Classifier
+from immiscible_diffusion.metrics import extract, extractor_from_name
+from immiscible_diffusion.metrics.features.base import PixelFeatures, data_batches
+from immiscible_diffusion.metrics.features.classifier import Classifier, ClassifierFeatures
 
 
 def weights(extractor):

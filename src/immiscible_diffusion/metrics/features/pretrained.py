@@ -51,20 +51,13 @@ class NetworkFeatures(FeatureExtractor):
         return f"{self.name} / {self.preprocessing} / weights {weights_digest(self.network)}"
 
     def __call__(self, data: Tensor) -> Tensor:
-        """Features [B, dim] float32 of data [B, 1 or 3, H, W] in [-1, 1], on the network's device.
-
-        Raises:
-            ValueError: on other shapes.
-        """
+        """Features [B, dim] float32 of data [B, 1 or 3, H, W] in [-1, 1], where the network is."""
         if not len(data):
             return torch.empty(0, self.dim)
         device = next(self.network.parameters()).device
         with torch.no_grad(), in_full_precision(device):
-            parts = [
-                self.forward(self.network, self.prepare(part)).float()
-                for part in to_bytes(data).to(device).split(CHUNK)
-            ]
-        return torch.cat(parts)
+            parts = map(self.prepare, to_bytes(data).to(device).split(CHUNK))
+            return torch.cat([self.forward(self.network, part).float() for part in parts])
 
 
 def efficientnet_features(device: torch.device | str = "cpu") -> NetworkFeatures:
