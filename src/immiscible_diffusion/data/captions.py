@@ -13,9 +13,8 @@ from immiscible_diffusion.data.hf_images import HINT, columns, images_from_rows,
 from immiscible_diffusion.data.load import DataConfig, coco_rows, load_images
 from immiscible_diffusion.data.prompts import (
     ClassNamePrompts,
-    ColumnCaptions,
     Prompts,
-    SidecarCaptions,
+    StoredCaptions,
     Synonyms,
     Tokenize,
     check_template,
@@ -157,7 +156,9 @@ def _prompts(rows: Any, images: DataSet, captions: Captions, config: DataConfig)
     if column is not None:
         return _column_captions(rows, column, len(images))
     if files := _text_files(rows, columns(rows, config)[0], captions.extension, len(images)):
-        return SidecarCaptions(files)
+        return StoredCaptions(
+            lambda row: [" ".join(files[row].read_text(encoding="utf-8").split())]
+        )
     if images.num_classes is None:
         raise NoCaptionsError(
             f"{config.path or config.name} has no prompts for its images: no column of captions "
@@ -194,7 +195,7 @@ def _is_text(kind: Any) -> bool:
     return getattr(kind, "dtype", None) in ("string", "large_string")
 
 
-def _column_captions(rows: Any, column: str, count: int) -> ColumnCaptions:
+def _column_captions(rows: Any, column: str, count: int) -> StoredCaptions:
     texts = rows.select_columns(column).select(range(count))
     cells = texts.with_format("arrow")[:][column]
     empty = cells.null_count
@@ -205,7 +206,12 @@ def _column_captions(rows: Any, column: str, count: int) -> ColumnCaptions:
             f"column '{column}' has {empty} of {count} rows without a caption; leave them out, or "
             f"write an empty text"
         )
-    return ColumnCaptions(texts, column)
+
+    def choices(row: int) -> Sequence[str]:
+        value = texts[row][column]
+        return [value] if isinstance(value, str) else value
+
+    return StoredCaptions(choices)
 
 
 def _text_files(rows: Any, column: str, extension: str, count: int) -> list[Path]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -25,27 +25,10 @@ class Prompts(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class ColumnCaptions:
-    """Captions in a ``column`` of a table: a text or a list of texts in each of the ``rows``."""
+class StoredCaptions:
+    """Captions that are read when asked for: ``choices`` is a function of the row."""
 
-    rows: Any
-    column: str
-
-    def choices(self, row: int) -> Sequence[str]:
-        """The captions of a row."""
-        value = self.rows[row][self.column]
-        return [value] if isinstance(value, str) else value
-
-
-@dataclass(frozen=True, eq=False)
-class SidecarCaptions:
-    """Captions in text files beside the images, ``files[row]``."""
-
-    files: Sequence[Path]
-
-    def choices(self, row: int) -> Sequence[str]:
-        """The text of the file, on one line."""
-        return [" ".join(self.files[row].read_text(encoding="utf-8").split())]
+    choices: Callable[[int], Sequence[str]]
 
 
 @dataclass(frozen=True, eq=False)
