@@ -128,7 +128,6 @@ class BucketedImages(DataSet):
     name = forward("squares.name")
     note = forward("squares.note")
     labels = forward("squares.labels")
-    num_classes = forward("squares.num_classes")
     class_names = forward("squares.class_names")
 
     @property

@@ -42,7 +42,9 @@ class DataSet:
     @property
     def num_classes(self) -> int | None:
         """Number of classes if batches carry ``cond["label"]`` (int64), else None."""
-        return None
+        if self.labels is None:
+            return None
+        return len(self.class_names) if self.class_names else int(self.labels.max()) + 1
 
     @property
     def class_names(self) -> tuple[str, ...] | None:

@@ -48,19 +48,15 @@ class ImageSet(DataSet):
                 raise ValueError(f"{self.name}: {message}")
 
         images, labels = self.images, self.labels
-        kind = f"got {images.dtype} {tuple(images.shape)}"
-        require(
-            images.dtype == torch.uint8 and images.ndim == 4 and images.numel() > 0,
-            f"images must be uint8 [N, C, H, W] with N >= 1, {kind}",
-        )
+        fine = images.dtype == torch.uint8 and images.ndim == 4 and images.numel() > 0
+        kind = f"{images.dtype} {tuple(images.shape)}"
+        require(fine, f"images must be uint8 [N, C, H, W] with N >= 1, got {kind}")
         require(int(images.max()) <= self.levels, f"a byte is above levels = {self.levels}")
         if labels is None:
             return
-        kind = f"got {labels.dtype} {tuple(labels.shape)}"
-        require(
-            labels.shape == images.shape[:1] and labels.dtype == torch.int64,
-            f"labels must be int64 [{len(images)}], {kind}",
-        )
+        fine = labels.dtype == torch.int64 and labels.shape == images.shape[:1]
+        kind = f"{labels.dtype} {tuple(labels.shape)}"
+        require(fine, f"labels must be int64 [{len(images)}], got {kind}")
         low, high, classes = int(labels.min()), int(labels.max()), self.num_classes or 0
         span = f"labels run from {low} to {high}; expected 0 to {classes - 1}"
         require(low >= 0 and high < classes, span)
@@ -69,13 +65,6 @@ class ImageSet(DataSet):
     def shape(self) -> tuple[int, ...]:
         """(C, H, W)."""
         return tuple(self.images.shape[1:])
-
-    @cached_property
-    def num_classes(self) -> int | None:
-        """Number of classes, None without labels."""
-        if self.labels is None:
-            return None
-        return len(self.class_names) if self.class_names else int(self.labels.max()) + 1
 
     @cached_property
     def digest(self) -> str:
@@ -110,11 +99,6 @@ class LazyImageSet(DataSet):
     note: str = ""  # what every figure made of it must say
     class_names: tuple[str, ...] | None = None  # one per class, or None
     flip: bool = False  # mirror left and right at random when training
-
-    @property
-    def num_classes(self) -> int | None:
-        """Number of classes, None without labels."""
-        return None if self.label is None or self.class_names is None else len(self.class_names)
 
     @cached_property
     def labels(self) -> Tensor | None:
