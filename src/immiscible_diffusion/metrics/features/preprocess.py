@@ -28,19 +28,12 @@ def to_bytes(data: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Bicubic resizing of bytes to a square, as Pillow does it, then ``(byte - mean) / std``.
+    """Bicubic resizing of bytes to a square, as Pillow does it, then ``(byte - mean) / std``."""
 
-    Args:
-        size: side of the square, pixels.
-        mean: of each color, in bytes.
-        std: of each color, in bytes.
-        rounded: round to bytes after resizing, as Pillow does on 8-bit images.
-    """
-
-    size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    rounded: bool = False
+    size: int  # side of the square, pixels
+    mean: tuple[float, float, float]  # of each color, in bytes
+    std: tuple[float, float, float]  # of each color, in bytes
+    rounded: bool = False  # round to bytes after resizing, as Pillow does on 8-bit images
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] uint8 as [B, 3, size, size] float32."""

@@ -122,13 +122,6 @@ class LatentSet(DataSet):
         return torch.cat([shard.get_tensor("label") for shard in self._shards])
 
     @cached_property
-    def num_classes(self) -> int | None:
-        """Number of classes, None without labels."""
-        if self.labels is None:
-            return None
-        return len(self.class_names) if self.class_names else int(self.labels.max()) + 1
-
-    @cached_property
     def captions(self) -> ListCaptions | None:
         """The captions of the images, or None if they had none."""
         if not self.manifest.captions:
