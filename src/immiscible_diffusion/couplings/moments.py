@@ -56,6 +56,7 @@ class TensorFields:
         with require_extra("train", f"saving {type(self).__name__}"):
             from safetensors.torch import save_file
         tensors = {name: value.cpu().contiguous() for name, value in self.tensors.items()}
+        # A tuple is written without its brackets.
         metadata = {name: repr(getattr(self, name)).strip("(,)") for name in self.parsers}
         with atomic_path(path) as temporary:
             save_file(tensors, str(temporary), metadata)
