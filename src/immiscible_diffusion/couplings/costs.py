@@ -73,7 +73,7 @@ def _inner(rows: Tensor, columns: Tensor, inside: Tensor | None, squared: bool) 
 
 
 def checked_condition(cond: dict[str, Tensor] | None, key: str, count: int) -> Tensor:
-    """``cond[key]`` ``[count, ...]``; ValueError if it is missing, of other length or not finite."""
+    """``cond[key]`` ``[count, ...]``; ValueError if missing, of other length or not finite."""
     condition = take_condition(cond, key, f'cond_key="{key}"')
     if not isinstance(condition, Tensor) or condition.shape[:1] != (count,):
         raise ValueError(f'cond["{key}"] must be a tensor [{count}, ...], got {kind_of(condition)}')

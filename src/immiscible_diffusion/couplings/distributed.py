@@ -173,7 +173,7 @@ def _pair_rows(
         paired = coupling.pair_here(
             torch.cat(datas).to(device),
             torch.cat(drawn, dim=1).flatten(0, 1).to(device),  # from [oversample, B, *shape]
-            {coupling.cond_key: torch.cat(*conditions).to(device)} if conditions else None,
+            {coupling.cond_key: torch.cat(conditions[0]).to(device)} if conditions else None,
             mask.to(device),
             generator,
         )

@@ -272,7 +272,7 @@ class _NoiseSums:
             "count": self.count,
         }
 
-    def by_label(self, labeled: bool) -> dict[str, Tensor]:
+    def by_label(self, labeled: bool) -> dict[str, Any]:
         """Moments of every label, if ``labeled``.
 
         To the covariance r more noises of the pooled one within labels are mixed. Means are drawn
