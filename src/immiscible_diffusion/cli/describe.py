@@ -131,7 +131,9 @@ def rows(count: int | None) -> list[tuple[str, Callable[[CouplingSummary], str]]
             value = None if record is None else getattr(record, name)
             if value is None or value != value:  # unknown, or NaN
                 return "-"
-            return ("<= " if name == "budget" and summary.bounded else "") + spell(value)
+            return ("<= " if name == "information_budget" and summary.bounded else "") + spell(
+                value
+            )
 
         return cell
 
@@ -149,11 +151,13 @@ def rows(count: int | None) -> list[tuple[str, Callable[[CouplingSummary], str]]
         ("noise variance", "expected", "second_moment", variance),
         ("  about its mean given the sample", "expected", "variance", variance),
         ("distance reduction", "expected", "distance_reduction", share),
-        ("information budget, nats", "", "budget", "{:.2f}".format),
+        ("information budget, nats", "", "information_budget", "{:.2f}".format),
     ]
     if count is not None:
         nats = math.log(count)
-        table.append(("  share of log N", "", "budget", lambda budget: share(budget / nats)))
+        table.append(
+            ("  share of log N", "", "information_budget", lambda budget: share(budget / nats))
+        )
     table += [
         ("time of a call, ms", "cost", "milliseconds", "{:.3g}".format),
         ("  samples in the call", "cost", "rows", str),

@@ -75,8 +75,8 @@ class CouplingSummary:
         name: the coupling's.
         preserves_marginal: whether the noise over any data set is exactly N(0, I).
         expected: see ``Expected``; NaN where a figure depends on the data.
-        budget: nats of information about its sample that a noise carries at most.
-        bounded: whether ``budget`` is itself only an upper bound.
+        information_budget: nats of information about its sample that a noise carries at most.
+        bounded: whether ``information_budget`` is itself only an upper bound.
         cost: time and memory of a call.
         notes: sentences.
     """
@@ -84,7 +84,7 @@ class CouplingSummary:
     name: str
     preserves_marginal: bool
     expected: Expected | None = None
-    budget: float | None = None
+    information_budget: float | None = None
     bounded: bool = False
     cost: CallCost | None = None
     notes: tuple[str, ...] = ()
@@ -113,11 +113,13 @@ def describe_coupling(name: str, spec: DataSpec, *, allow_import: bool = False) 
 def _describe(name: str, coupling: Coupling, spec: DataSpec) -> CouplingSummary:
     summary = CouplingSummary(name, coupling.preserves_marginal)
     if isinstance(coupling, Independent):
-        return _with_cost(summary.updated(expected=UNPAIRED, budget=0.0), coupling, spec)
+        return _with_cost(
+            summary.updated(expected=UNPAIRED, information_budget=0.0), coupling, spec
+        )
     if isinstance(coupling, KNN):
         summary = summary.updated(
             expected=knn_expectation(coupling.k, spec.dim, spec.rms),
-            budget=information_budget(coupling.k),
+            information_budget=information_budget(coupling.k),
         )
         if coupling.center is not None:
             summary = summary.updated("rms and pull are those of the data less their center")
@@ -131,7 +133,7 @@ def _describe(name: str, coupling: Coupling, spec: DataSpec) -> CouplingSummary:
             return summary.updated(
                 "carries as much information on its sample as the coupling inside, with mean 0 and "
                 "covariance I over the data; the rest depends on the data: use immiscible compare",
-                budget=inner.budget,
+                information_budget=inner.information_budget,
                 bounded=inner.bounded,
             )
         if inner.expected is not None or summary.preserves_marginal:
@@ -140,7 +142,7 @@ def _describe(name: str, coupling: Coupling, spec: DataSpec) -> CouplingSummary:
                 f"no pairing is left, only the noise distribution, which is "
                 f"{'' if summary.preserves_marginal else 'not '}N(0, I)",
                 expected=Expected(0.0, moment, moment, math.nan),
-                budget=0.0,
+                information_budget=0.0,
                 cost=inner.cost,
             )
     return summary.updated(
@@ -154,7 +156,7 @@ def _describe_assignment(
     rows = (spec.batch or USUAL_BATCH) * coupling.pool
     if coupling.oversample == 1:
         note = f"the budget is log({rows}!) / {rows} or less"
-        summary = summary.updated(note, budget=assignment_budget(rows), bounded=True)
+        summary = summary.updated(note, information_budget=assignment_budget(rows), bounded=True)
     try:
         if coupling.cond_key is not None:
             raise ValueError(f"cond_key={coupling.cond_key!r} pairs by conditions of the data")

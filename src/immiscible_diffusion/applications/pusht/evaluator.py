@@ -180,7 +180,7 @@ class PolicyEvaluator:
             "floor": None,
             "metric": "action error",
             "policies": tuple(entries),
-            "film": video.name if entries else None,
+            "video": video.name if entries else None,
         }
 
 

@@ -121,12 +121,12 @@ class _Page:
         return [Series(c.label, self.styles[c.name], list(read(c))) for c in self.couplings]
 
     def by_level(self, condition: str, name: str) -> list[Series]:
-        return self.series(lambda c: [_at(c.given(condition), t, name) for t in self.record.times])
+        return self.series(lambda c: [_at(c.under(condition), t, name) for t in self.record.times])
 
     def head_plots(self) -> list["Markup"]:
         record, t, drawn = self.record, self.record.main_time, []
         for condition in [*record.conditions[:1], ""]:
-            series = self.series(lambda c, g=condition: [_at(c.given(g), t, "effective")])  # type: ignore[misc]
+            series = self.series(lambda c, g=condition: [_at(c.under(g), t, "effective")])  # type: ignore[misc]
             total = self.effective_count(condition)
             if total > 0:
                 title = f"{'Given the condition' if condition else 'Over all samples'}, t = {t:g}"
@@ -136,7 +136,7 @@ class _Page:
 
     def effective_count(self, condition: str) -> float:
         """Before the noisy point is seen."""
-        every = (c.given(condition) for c in self.couplings)
+        every = (c.under(condition) for c in self.couplings)
         return max((one.effective_count.value for one in every if one), default=math.nan)
 
     def overview(self) -> "DataFrame | None":
@@ -147,7 +147,7 @@ class _Page:
         t = self.record.main_time
         header = ["Coupling", *(f"given {c}" if c else "no condition" for c in conditions)]
         rows = [
-            [c.label, *(counted(_at(c.given(given), t, "effective")) for given in conditions)]
+            [c.label, *(counted(_at(c.under(given), t, "effective")) for given in conditions)]
             for c in self.couplings
         ]
         counts = [count(self.effective_count(given)) for given in conditions]
@@ -183,11 +183,11 @@ class _Page:
                 "irreducible loss per dimension",
             ),
         ]
-        base = record.baseline.given(condition) if record.baseline else None
+        base = record.baseline.under(condition) if record.baseline else None
         if base is not None and len(self.couplings) > 1:
             relative = self.series(
                 lambda c: [
-                    ratio(_at(c.given(condition), t, "irreducible"), base.at(t, "irreducible"))
+                    ratio(_at(c.under(condition), t, "irreducible"), base.at(t, "irreducible"))
                     if c.name != BASELINE
                     else Mean(1.0, 0.0)
                     for t in times

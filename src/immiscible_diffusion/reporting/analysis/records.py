@@ -220,7 +220,7 @@ class CouplingRecord:
             return f"{self.name} (estimate failed)"
         return self.name + (" (estimated)" if self.miscibility.estimate else "")
 
-    def given(self, condition: str) -> Miscibility | None:
+    def under(self, condition: str) -> Miscibility | None:
         """Given ``condition``; without one for an empty text."""
         every = (self.miscibility, *self.conditional)
         return next((one for one in every if one.condition == condition), None)

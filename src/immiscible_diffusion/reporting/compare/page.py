@@ -56,7 +56,7 @@ def render_page(comparison: Comparison, folder: str | os.PathLike[str]) -> str:
     """The HTML of the report; images are read from ``folder``."""
     source, headline = Path(folder), comparison.headline_steps
     others = (steps for steps in comparison.sampling_steps if steps != headline)
-    film = comparison.film and image_file(source / comparison.film, "Policies, a row each")
+    video = comparison.video and image_file(source / comparison.video, "Policies, a row each")
     kinds = ("validation", "training")
     has_excess = any(trial.excess for trial in comparison.trials)
     return render(
@@ -77,7 +77,7 @@ def render_page(comparison: Comparison, folder: str | os.PathLike[str]) -> str:
             for steps in (headline, *others)
         },
         policies=_table(tables.policy_table(comparison), comparison),
-        film=film,
+        video=video,
         controls=_table(tables.control_table(comparison), comparison),
         grids=sample_grids(comparison, source),
         trajectories=_trajectories(comparison, source),

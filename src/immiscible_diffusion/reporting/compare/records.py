@@ -245,7 +245,7 @@ class Comparison:
     metric: str = FRECHET
     sampling: str = ""
     policies: tuple[PolicyEntry, ...] = ()
-    film: str | None = None
+    video: str | None = None
 
     def __post_init__(self) -> None:
         if self.headline_steps not in self.sampling_steps:
