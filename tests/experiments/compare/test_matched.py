@@ -7,7 +7,7 @@ import pytest
 from immiscible_diffusion.cli.main import main
 from immiscible_diffusion.couplings import NoiseDistribution
 from immiscible_diffusion.experiments.compare.plan import Plan, Trial
-from immiscible_diffusion.experiments.compare.trial import matched_trial, is_carried
+from immiscible_diffusion.experiments.compare.trial import is_carried, matched_trial
 from immiscible_diffusion.recipes import recipe_from_name
 from immiscible_diffusion.training.run_dir import RunDir
 
