@@ -2,15 +2,16 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from immiscible_diffusion.models.trainable import trainable_parameters
 from immiscible_diffusion.utils.optional_deps import require_extra
 
-LR_SCHEDULES = ("constant", "linear", "cosine")
+LRSchedule = Literal["constant", "linear", "cosine"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class OptimizerConfig:
 
     lr: float = 2e-4
     warmup_steps: int = 5000
-    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    lr_schedule: LRSchedule = "constant"
     max_grad_norm: float = 1.0
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
@@ -47,10 +48,9 @@ class OptimizerConfig:
                 f"expected optim.weight_decay >= 0 and 0 <= betas < 1; got {self.weight_decay} and "
                 f"{self.betas}"
             )
-        if self.lr_schedule not in LR_SCHEDULES:
+        if self.lr_schedule not in get_args(LRSchedule):
             raise ValueError(
-                f"optim.lr_schedule must be one of {', '.join(LR_SCHEDULES)}, got "
-                f"{self.lr_schedule!r}"
+                f"optim.lr_schedule must be constant, linear or cosine, got {self.lr_schedule!r}"
             )
 
     def tiny(self) -> "OptimizerConfig":
@@ -66,17 +66,9 @@ def make_optimizer(config: OptimizerConfig, model: nn.Module, steps: int = 0) ->
         with require_extra("bitsandbytes", "8-bit Adam (optim.use_8bit_adam)"):
             from bitsandbytes.optim import AdamW8bit
         kind, options = AdamW8bit, {}
-    optimizer = kind(
-        trainable_parameters(model),
-        lr=config.lr,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-        **options,
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: lr_factor(config, step, steps)
-    )
-    return optimizer, schedule
+    options |= {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay}
+    optimizer = kind(trainable_parameters(model), **options)
+    return optimizer, LambdaLR(optimizer, lambda step: lr_factor(config, step, steps))
 
 
 def lr_factor(config: OptimizerConfig, step: int, steps: int) -> float:

@@ -17,9 +17,6 @@ def hash_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
 
-key = hash_seed  # until all rooms use the new name
-
-
 def keyed_generator(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """Make a new generator on ``device``, seeded by the hash of ``parts``."""
     return torch.Generator(device=device).manual_seed(hash_seed(*parts))
@@ -29,7 +26,7 @@ def keyed_generator(*parts: int | str, device: torch.device | str = "cpu") -> to
 class RandomStreams:
     """The independent random streams of one step on one rank.
 
-    Each attribute is a *new* generator at the start of its stream: take it once per step.
+    Each property is a *new* generator at the start of its stream: take it once per step.
 
     Args:
         seed: the run's seed.
