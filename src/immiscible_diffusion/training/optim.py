@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -10,8 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from immiscible_diffusion.models.trainable import trainable_parameters
 from immiscible_diffusion.utils.optional_deps import require_extra
-
-LRSchedule = Literal["constant", "linear", "cosine"]
+from immiscible_diffusion.utils.serialization import check_choices
 
 
 @dataclass(frozen=True)
@@ -31,13 +30,14 @@ class OptimizerConfig:
 
     lr: float = 2e-4
     warmup_steps: int = 5000
-    lr_schedule: LRSchedule = "constant"
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     max_grad_norm: float = 1.0
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     use_8bit_adam: bool = False
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if not self.lr > 0 or self.warmup_steps < 0 or self.max_grad_norm < 0:
             raise ValueError(
                 f"expected optim.lr > 0, warmup_steps >= 0 and max_grad_norm >= 0; got {self.lr}, "
@@ -47,10 +47,6 @@ class OptimizerConfig:
             raise ValueError(
                 f"expected optim.weight_decay >= 0 and 0 <= betas < 1; got {self.weight_decay} and "
                 f"{self.betas}"
-            )
-        if self.lr_schedule not in get_args(LRSchedule):
-            raise ValueError(
-                f"optim.lr_schedule must be constant, linear or cosine, got {self.lr_schedule!r}"
             )
 
     def tiny(self) -> "OptimizerConfig":
