@@ -45,7 +45,7 @@ class Evaluator(Protocol):
         headline: bool = True,
         run_dir: RunDir | None = None,
     ) -> EvalResult:
-        """Score what ``pipeline`` samples with ``model``.
+        """Score what ``pipeline`` samples with the averaged ``model``.
 
         Args:
             pipeline: how to sample.
@@ -60,11 +60,12 @@ class Evaluator(Protocol):
     def calibrate(self, metrics: Sequence[str]) -> dict[str, Any]:
         """Score real data against real data, and pure noise: the best and the worst values.
 
-        Raises:
-            ValueError: there is no such scale.
+        ValueError if there is no such scale.
         """
 
-    def evaluate_run(self, run: Run, *, seed: int, batch_size: int, metrics: Any) -> dict[str, Any]:
+    def evaluate_run(
+        self, run: Run, *, seed: int, batch_size: int, metrics: Sequence[str]
+    ) -> dict[str, Any]:
         """Return all that ``immiscible evaluate RUN`` says of a run's model; JSON values."""
 
     def summary(
@@ -72,8 +73,6 @@ class Evaluator(Protocol):
     ) -> dict[str, Any]:
         """Return what a comparison's report says of the evaluation besides the curves of scores.
 
-        Args:
-            runs: run folders by coupling and seed.
-            folder: of the comparison; pictures may be written to it.
-            step: the last training step.
+        ``runs`` are run folders by coupling and seed, ``folder`` is that of the comparison, where
+        images may be written, ``step`` the last training step.
         """
