@@ -8,12 +8,7 @@ from typing import Annotated
 import tyro
 
 from immiscible_diffusion.cli.options import parse
-from immiscible_diffusion.reporting.compare import (
-    Comparison,
-    csv_tables,
-    latex_table,
-    write_report,
-)
+from immiscible_diffusion.reporting.compare import Comparison, csv_tables, latex_table, write_report
 from immiscible_diffusion.utils.atomic_files import read_json, write_text
 
 

@@ -6,11 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from immiscible_diffusion.reporting.compare.records import (
-    Comparison,
-    SampleMetrics,
-    Trial,
-)
+from immiscible_diffusion.reporting.compare.records import Comparison, SampleMetrics, Trial
 
 
 def test_json_round_trip_gives_the_same_record(comparison, partial):

@@ -47,7 +47,7 @@ class SampleMetrics:
         for name in (*METRICS, "kid_error", "action_error", "score", "success"):
             value = getattr(self, name)
             least = 0 if name in ("frechet", "action_error") else -math.inf
-            if value is not None and not least <= value < math.inf:
+            if value is not None and not (math.isfinite(value) and value >= least):
                 raise ValueError(
                     f"{name} is {value} {where}; expected a finite number (a distance or error "
                     f">= 0), or None where not measured"
@@ -112,9 +112,7 @@ class Trial:
                 raise ValueError(f"{where}: grid key is {step!r}; expected a training step")
         for path in map(PurePosixPath, (*grids.values(), self.trajectory or "")):
             if path.is_absolute() or ".." in path.parts:
-                raise ValueError(
-                    f"{where}: image path is '{path}'; expected one inside the folder of results.json"
-                )
+                raise ValueError(f"{where}: image path is '{path}'; expected one inside the folder")
 
 
 @dataclass(frozen=True)
