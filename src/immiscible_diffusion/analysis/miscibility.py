@@ -28,8 +28,7 @@ from immiscible_diffusion.reporting.analysis.records import Level, Miscibility
 from immiscible_diffusion.utils.batch import Cond
 
 LEVELS = (0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 1.0)
-Progress = Callable[[int, int], None]
-"""Called with the work done and all of it."""
+Progress = Callable[[int, int], None]  # called with the work done and all of it
 
 
 @torch.no_grad()
@@ -66,9 +65,8 @@ def miscibility(
         seed: of points and noise; the samples are the same for every coupling.
         progress: called with the points done and all.
 
-    Returns:
-        The record; where the density is an estimate that failed it holds no figure but those that
-        show it (``Miscibility.failed``).
+    Where the density is an estimate that failed the record holds no figure but those that show it
+    (``Miscibility.failed``).
     """
     path = path or FlowMatchingPath()
     check_levels(tuple(levels), path)
@@ -87,21 +85,19 @@ def miscibility(
             done += len(block.at)
             if progress is not None:
                 progress(done, len(levels) * count)
+    given = ["the label"] * (labels is not None) + [str(weights)] * (weights is not None)
+    weight = path.weight(torch.tensor(levels)).tolist()
+    means = [
+        {name: mean_of(every[i]) for name, every in values.items()} for i in range(len(levels))
+    ]
     record = Miscibility(
         estimate=density.estimate,
-        condition=" and ".join(
-            [*(["the label"] if labels is not None else []), *([str(weights)] if weights else [])]
-        ),
+        condition=" and ".join(given),
         samples=len(data),
         probes=count,
         effective_count=mean_of(effective_count),
         levels=tuple(
-            Level(
-                t,
-                weight=float(path.weight(torch.tensor([t]))[0]),
-                **{name: mean_of(each[number]) for name, each in values.items()},
-            )
-            for number, t in enumerate(levels)
+            Level(t, weight=w, **m) for t, w, m in zip(levels, weight, means, strict=True)
         ),
     )
     return record.without_figures() if record.failed else record

@@ -182,6 +182,11 @@ class Thumbnails:
     truth: str
     levels: tuple[ThumbnailLevel, ...]
 
+    @property
+    def files(self) -> list[str]:
+        """All of them."""
+        return [self.truth, *(file for lv in self.levels for file in (lv.x_t, lv.denoised))]
+
 
 @dataclass(frozen=True)
 class CouplingRecord:
