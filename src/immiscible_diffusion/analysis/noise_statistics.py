@@ -8,8 +8,8 @@ from torch import Tensor
 
 from immiscible_diffusion.analysis.density_estimation import density_for
 from immiscible_diffusion.analysis.estimates import mean_of
+from immiscible_diffusion.analysis.miscibility import BLOCK_PAIRS, images_of
 from immiscible_diffusion.analysis.noise_density import PairDensity, log_density, take
-from immiscible_diffusion.analysis.noisy_points import BLOCK_PAIRS, images_of
 from immiscible_diffusion.analysis.sample_pairs import BATCH_SIZE, choose_rows, draw_noise
 from immiscible_diffusion.couplings import Coupling, as_coupling
 from immiscible_diffusion.couplings.moments import Moments

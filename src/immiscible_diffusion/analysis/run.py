@@ -18,10 +18,9 @@ from immiscible_diffusion.analysis.conditions import Condition, conditions, is_l
 from immiscible_diffusion.analysis.config import AnalysisConfig
 from immiscible_diffusion.analysis.couplings import CouplingBuilder, candidates_of
 from immiscible_diffusion.analysis.density_estimation import density_for
-from immiscible_diffusion.analysis.miscibility import Progress, miscibility
+from immiscible_diffusion.analysis.miscibility import Progress, images_of, miscibility
 from immiscible_diffusion.analysis.noise_density import PairDensity, take
 from immiscible_diffusion.analysis.noise_statistics import LARGEST_FIT, gaussian_fit, measure_noise
-from immiscible_diffusion.analysis.noisy_points import images_of
 from immiscible_diffusion.analysis.thumbnails import ThumbnailStyle, write_thumbnails
 from immiscible_diffusion.couplings import Coupling
 from immiscible_diffusion.data.in_memory import InMemoryData, join_notes
