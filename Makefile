@@ -15,7 +15,7 @@ demo: setup
 
 # Two workers, one torch thread each: with both cores busy, two threads a process are far slower.
 test: setup
-	$(PYTEST)
+	$(PYTEST) $(TESTFLAGS)
 
 # About a minute: the mathematics.
 test-fast: setup

@@ -1,9 +1,8 @@
 """An application of one's own: audio latents ``[channels, time]``, in one file.
 
 A task says what differs from images: the data, how samples are scored. Trainer, checkpoints,
-pairing, ``load_run`` and ``compare`` take it as they take images.
-
-    python examples/audio_latents.py --coupling knn:k=4 --steps 500
+pairing, ``load_run`` and ``compare`` take it as they take images:
+``python examples/audio_latents.py --coupling knn:k=4 --steps 500``.
 """
 
 import argparse
@@ -41,7 +40,9 @@ class Tones(DataSet):
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
         """Return the tones at ``indices`` with their pitch; augmented by phase when training."""
         pitch = indices % self.num_classes
-        phase = 0.4 * indices if generator is None else torch.rand(len(indices), generator=generator)
+        phase = 0.4 * indices
+        if generator is not None:
+            phase = torch.rand(len(indices), generator=generator)
         time = torch.arange(32) / 32
         angle = 2 * math.pi * ((pitch + 2)[:, None] * time + phase[:, None])
         tones = torch.stack([angle.sin(), angle.cos()], dim=1) * torch.exp(-time)

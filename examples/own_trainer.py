@@ -1,6 +1,6 @@
 """A whole training loop with this library's parts: digits, flow matching, KNN noise selection.
 
-    python examples/own_trainer.py --steps 1500 --coupling knn:k=4
+``python examples/own_trainer.py --steps 1500 --coupling knn:k=4``
 """
 
 import argparse
@@ -46,7 +46,7 @@ def main() -> None:
         optimizer.zero_grad()
         lr_schedule.step()
         ema.update(model)
-        step += 1
+        step += 1  # noqa: SIM113 - the loop reads as in the trainer
         if step % 100 == 0:
             print(f"step {step}: loss {losses.mean():.4f}")
         if step == steps:

@@ -273,8 +273,8 @@ def build_vae(folder: Path, config: TinySD, splits: Splits, quiet: bool) -> None
     latents = evaluate.latent_statistics(model, images, some)
     variance = sum(std**2 for std in latents["std"]) / len(latents["std"])
     model.register_to_config(scaling_factor=variance**-0.5)
-    shown = splits.test_rows[:SHOWN]
-    grid = image_grid(torch.cat(next(evaluate.reconstructions(model, test[0], shown))), len(shown))
+    first = splits.test_rows[:SHOWN]
+    grid = image_grid(torch.cat(next(evaluate.reconstructions(model, test[0], first))), len(first))
     with atomic_path(folder / "reconstructions.png") as temporary:
         grid.save(temporary, format="PNG")
     figures = {

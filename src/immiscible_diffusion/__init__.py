@@ -21,7 +21,7 @@ from immiscible_diffusion.diffusion.paths import EDMPath, FlowMatchingPath, Path
 from immiscible_diffusion.integrations import as_torchcfm
 from immiscible_diffusion.utils.random import RandomStreams
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "KNN",

@@ -24,7 +24,7 @@ def changed(after=BLOCKS["after"]):
 
 
 def run(script, pipeline, **options):
-    """What the script's ``train`` gives on made-up pictures, and the noises it mixed in."""
+    """What the script's ``train`` gives on random images, and the noises it mixed in."""
     seen = []
     with silence_hf_logging():
         names = {}
@@ -38,10 +38,10 @@ def run(script, pipeline, **options):
 
         names["DDPMScheduler"] = Recorder
         generator = torch.Generator().manual_seed(1)
-        pictures = torch.rand(32, 3, 16, 16, generator=generator) * 2 - 1
-        captions = [f"picture {row}" for row in range(32)]
+        images = torch.rand(32, 3, 16, 16, generator=generator) * 2 - 1
+        captions = [f"image {row}" for row in range(32)]
         options = {"steps": 3, "batch_size": 16, **options}
-        unet, losses = names["train"](pipeline, pictures, captions, **options)
+        unet, losses = names["train"](pipeline, images, captions, **options)
     return unet, losses, seen
 
 

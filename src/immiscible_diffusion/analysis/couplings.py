@@ -41,8 +41,10 @@ class CouplingBuilder:
     seed: int  # of what is drawn to measure a noise distribution
     by_label: bool  # noise distributions are measured label by label: the model is given the label
 
-    def build(self, coupling: str | Coupling) -> Coupling:
+    def build(self, coupling: str | Coupling, *, allow_import: bool = True) -> Coupling:
         """The coupling of that name, or the coupling itself, tried on a batch.
+
+        ``allow_import`` is for a name that the user gave, see ``parse_coupling``.
 
         Raises:
             ValueError: what is wrong with the name, or why it cannot be analyzed on these data.
@@ -50,7 +52,7 @@ class CouplingBuilder:
         name = str(coupling)
         if isinstance(coupling, str):
             given = (lambda: self.moments, self.measure)
-            coupling = parse_coupling(coupling, *given, allow_import=True)
+            coupling = parse_coupling(coupling, *given, allow_import=allow_import)
         coupling = as_coupling(coupling)
         closed_form = has_closed_form(coupling)
         if self.images.mask is not None and not closed_form:

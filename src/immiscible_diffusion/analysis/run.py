@@ -314,16 +314,22 @@ def build_couplings(setup: Setup, couplings: Sequence[str | Coupling]) -> list[C
     """All couplings built and tried; those of the folder's plan before the new ones."""
     every: dict[str, str | Coupling] = {name: name for name in setup.cache.planned()}
     for coupling in couplings:
-        # Couplings that print as names may differ in their moments, which their repr tells.
-        name = repr(coupling) if isinstance(coupling, Coupling) else str(coupling).strip()
+        name = coupling.strip() if isinstance(coupling, str) else repr(coupling)
         other = every.get(name, name)
         if not isinstance(other, str) and content_of(other) != content_of(coupling):
             raise ValueError(f"two different couplings print as {name}; give them a __repr__")
         every[name] = coupling
     if not every:
         raise ValueError("which couplings? got none; give names such as knn:k=4, or couplings")
+    # Code is imported for names that were asked for; not for those of a plan in the folder alone.
+    asked = {coupling.strip() for coupling in couplings if isinstance(coupling, str)}
     return [
-        CouplingAnalysis(setup, name, setup.builder.build(coupling), isinstance(coupling, str))
+        CouplingAnalysis(
+            setup,
+            name,
+            setup.builder.build(coupling, allow_import=name in asked),
+            isinstance(coupling, str),
+        )
         for name, coupling in every.items()
     ]
 

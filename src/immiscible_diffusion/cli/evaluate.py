@@ -9,10 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from immiscible_diffusion.applications.stable_diffusion.scores import (
-    ClipMetric,
-    clip_metrics,
-)
+from immiscible_diffusion.applications.stable_diffusion.scores import ClipMetric, clip_metrics
 from immiscible_diffusion.cli.options import Device, parse
 from immiscible_diffusion.cli.sampler_options import SamplerChanges
 from immiscible_diffusion.data import DataConfig, load_images

@@ -25,6 +25,7 @@ OPTIONS = {
     "optimiser.ema": "ema.decay",
     "optimiser.ema_ramp": "ema.warmup",
     "optimiser.ema_power": "ema.power",
+    "budget": "sampling_steps",
     "evaluation.budgets": "eval.sampling_steps",
     "evaluation.at": "eval.steps",
     "evaluation.points": "eval.num",

@@ -6,11 +6,7 @@ from typing import Any, Literal
 
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
 
-ONLY = {
-    "spacing": ("ddim", "ddpm", "dpm"),
-    "eta": ("ddim",),
-    "clip": ("ddim", "ddpm"),
-}
+ONLY = {"spacing": ("ddim", "ddpm", "dpm"), "eta": ("ddim",), "clip": ("ddim", "ddpm")}
 """Options that other methods ignore."""
 
 

@@ -5,13 +5,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from immiscible_diffusion.diffusion.paths import Cond
-from immiscible_diffusion.models.base import (
-    ModelConfig,
-    Shape,
-    Shapes,
-    label_of,
-    refuse_conditions,
-)
+from immiscible_diffusion.models.base import ModelConfig, Shape, Shapes, label_of, refuse_conditions
 from immiscible_diffusion.utils.optional_deps import require_extra
 
 

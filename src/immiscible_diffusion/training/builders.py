@@ -93,12 +93,7 @@ class Run:
 
 
 def build_coupling(
-    recipe: Recipe,
-    task: Task,
-    run_dir: RunDir,
-    device: torch.device,
-    *,
-    allow_code: bool = True,
+    recipe: Recipe, task: Task, run_dir: RunDir, device: torch.device, *, allow_code: bool = True
 ) -> Coupling:
     """Return the recipe's coupling, with moments and calibration measured or read from the run."""
     coupling = parse_coupling(

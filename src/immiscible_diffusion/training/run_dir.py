@@ -176,8 +176,7 @@ class RunDir:
         with atomic_path(self.root / "weights" / "model.safetensors") as temporary:
             save_file(tensors, str(temporary), {"step": str(step)})
         write_json(
-            self.root / "weights" / "model.json",
-            {"step": step, "recipe": self.recipe().to_dict()},
+            self.root / "weights" / "model.json", {"step": step, "recipe": self.recipe().to_dict()}
         )
 
     def load_weights(self, model: nn.Module) -> int:

@@ -5,10 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from fixtures.demonstrations import replay_arrays
-from helpers import assert_same_weights
+from helpers import assert_same_weights, train
 from immiscible_diffusion.applications.pusht.evaluator import PolicyEvaluator
 from immiscible_diffusion.applications.pusht.rollout import Rollouts
 from immiscible_diffusion.cli.main import main
@@ -48,31 +47,27 @@ def small(store):
     return with_task(recipe, {"path": store}, {"episodes": 0})
 
 
-def trained(recipe, folder, until=None):
-    trainer = Trainer(recipe, RunDir.open(folder, recipe), device="cpu")
-    trainer.train(until=until, quiet=True)
-    return trainer, load_file(folder / "weights" / "model.safetensors")
-
-
 @pytest.mark.parametrize("coupling", ["knn:k=2", "assignment:start_step=3", "calibrated:knn:k=2"])
 def test_it_trains_resumes_and_survives_json(small, tmp_path, coupling):
     recipe = dataclasses.replace(small, coupling=coupling)
     assert Recipe.from_dict(recipe.to_dict()) == recipe
-    _, weights = trained(recipe, tmp_path / "uninterrupted")
-    trained(recipe, tmp_path / "resumed", until=recipe.steps // 2)
-    assert_same_weights(trained(recipe, tmp_path / "resumed")[1], weights)
+    train(recipe, tmp_path / "uninterrupted")
+    train(recipe, tmp_path / "resumed", until=recipe.steps // 2)
+    train(recipe, tmp_path / "resumed")
+    assert_same_weights(tmp_path / "resumed", tmp_path / "uninterrupted")
 
 
 def test_k_of_one_gives_the_weights_of_independent_noise_and_so_does_a_long_warm_up(
     small, tmp_path
 ):
     names = ("independent", "knn:k=1", "knn:k=4,start_step=100", "knn:k=4,start_step=4")
-    weights = [
-        trained(dataclasses.replace(small, coupling=name), tmp_path / str(number))[1]
-        for number, name in enumerate(names)
-    ]
-    for other, same in zip(weights[1:], (True, True, False), strict=True):
-        assert all(torch.equal(weights[0][part], other[part]) for part in other) == same
+    for number, name in enumerate(names):
+        train(dataclasses.replace(small, coupling=name), tmp_path / str(number))
+    independent = tmp_path / "0"
+    assert_same_weights(independent, tmp_path / "1")
+    assert_same_weights(independent, tmp_path / "2")
+    with pytest.raises(AssertionError):
+        assert_same_weights(independent, tmp_path / "3")
 
 
 def test_a_start_step_is_an_option_of_every_coupling():
@@ -122,7 +117,7 @@ def test_a_masked_loss_is_the_mean_over_valid_positions():
 
 
 def test_the_error_of_actions_is_of_those_that_are_carried_out(small, tmp_path):
-    trainer, _ = trained(small, tmp_path)
+    trainer = train(small, tmp_path)
     evaluator = trainer.task.evaluator()
     recorded = evaluator.probes.data
     pipeline = dataclasses.replace(trainer.pipeline, sampler=SamplerConfig("ddim", 4))
@@ -154,7 +149,7 @@ def test_policies_and_images_are_not_confused(small, tmp_path):
 
 
 def test_other_demonstrations_are_refused(small, tmp_path):
-    trained(small, tmp_path, until=small.steps // 2)
+    train(small, tmp_path, until=small.steps // 2)
     assert load_run(tmp_path, "cpu").step == small.steps // 2
     path = small.task.data.path
     with np.load(path) as file:
@@ -164,7 +159,7 @@ def test_other_demonstrations_are_refused(small, tmp_path):
         with pytest.raises(ValueError, match="the demonstrations differ"):
             load_run(tmp_path, "cpu")
         with pytest.raises(ValueError, match="the demonstrations differ"):
-            trained(small, tmp_path)
+            train(small, tmp_path)
     finally:
         np.savez(path, **arrays)
 
@@ -180,7 +175,7 @@ def test_demonstrations_are_read_once(small, tmp_path, monkeypatch):
 
 
 def test_evaluate_prints_the_error_and_sample_says_what_to_do(small, tmp_path, capsys):
-    trained(small, tmp_path)
+    train(small, tmp_path)
     assert main(["evaluate", str(tmp_path), "--device", "cpu"]) == 0
     assert "action_error" in capsys.readouterr().out
     assert main(["sample", str(tmp_path)]) == 2

@@ -60,14 +60,14 @@ class Inpainting:
         box = rows[:, :, None] & columns[:, None, :]
         if self.mask_region == "inside":
             return box[:, None].float()
-        kept = box
+        visible = box
         # An eighth of draws[:, 4] for each side, the upper half of the draws for rectangles.
         side = (draws[:, 4] * 8).long()
         edges = (y < height, (y < height).flip(1), x < width, (x < width).flip(1))
         for number, edge in enumerate(edges):
             part = edge[:, :, None] if number < 2 else edge[:, None, :]
-            kept = torch.where((side == number).view(-1, 1, 1), part.expand_as(box), kept)
-        return (~kept)[:, None].float()
+            visible = torch.where((side == number).view(-1, 1, 1), part.expand_as(box), visible)
+        return (~visible)[:, None].float()
 
     def _lengths(self, size: int, draw: Tensor) -> Tensor:
         """Lengths between the shortest and the longest side, ``[B]`` int64."""

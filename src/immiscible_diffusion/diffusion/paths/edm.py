@@ -7,13 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from immiscible_diffusion.diffusion.paths.base import (
-    Cond,
-    Path,
-    PathSample,
-    check_sample,
-    per_row,
-)
+from immiscible_diffusion.diffusion.paths.base import Cond, Path, PathSample, check_sample, per_row
 from immiscible_diffusion.diffusion.paths.parametrization import Mixture, Prediction
 
 TIMES = ("lognormal", "discrete")

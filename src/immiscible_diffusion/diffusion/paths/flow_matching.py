@@ -6,12 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.diffusion.paths.base import (
-    Path,
-    PathSample,
-    check_sample,
-    per_row,
-)
+from immiscible_diffusion.diffusion.paths.base import Path, PathSample, check_sample, per_row
 from immiscible_diffusion.diffusion.paths.parametrization import Mixture, Prediction
 
 TIMES = ("uniform", "logit_normal")

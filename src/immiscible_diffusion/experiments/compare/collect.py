@@ -40,12 +40,17 @@ def report(plan: Plan, command: str, *, irreducible: bool = True) -> tuple[Path,
     return page, [summary(comparison), *(finding.text for finding in findings(comparison))]
 
 
-def collect(plan: Plan, command: str, *, irreducible: bool = True) -> Comparison:
-    """The record of a comparison; unfinished trials come with what they have."""
+def collect(
+    plan: Plan, command: str, *, irreducible: bool = True, runner: TrialRunner | None = None
+) -> Comparison:
+    """The record of a comparison; unfinished trials come with what they have.
+
+    ``runner`` has the data and the evaluator, if they are loaded already.
+    """
     begun = [trial for trial in plan.trials if plan.trial_dir(trial).exists()]
     if not any(RunDir(plan.trial_dir(trial)).records("quality") for trial in begun):
         raise ValueError(f"nothing has been evaluated yet in {plan.folder}; run some trials first")
-    runner, recipe = TrialRunner(plan), plan.recipe
+    runner, recipe = runner or TrialRunner(plan), plan.recipe
     task, dataset = runner.task, runner.task.dataset
     measured = irreducible and recipe.task.diffuses_data_set
     excess, optimal = measure_excess(plan, task) if measured else (None, {})

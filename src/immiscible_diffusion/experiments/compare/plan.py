@@ -94,7 +94,8 @@ class Plan:
 
     def control_of(self, coupling: str) -> str | None:
         """The coupling of this plan whose shuffled control ``coupling`` is."""
-        original = coupling.removeprefix("shuffled:")
+        start = MATCHED if coupling.startswith(MATCHED) else ""
+        original = start + coupling.removeprefix(start).removeprefix("shuffled:")
         return original if original != coupling and original in self.couplings else None
 
     def check(self) -> None:

@@ -61,7 +61,7 @@ def render_page(comparison: Comparison, folder: str | os.PathLike[str]) -> str:
         table=partial(_table, comparison),
         plots=plots,
         film=film and image_file(source / film, "Policies, a row each"),
-        grids=_grids(comparison, source),
+        grids=sample_grids(comparison, source),
         trajectories=_trajectories(comparison, source),
     )
 
@@ -83,7 +83,7 @@ def _table(comparison: Comparison, frame: "DataFrame") -> "Markup":
     return table(frame, Coupling=label, Verdict=verdict) if len(frame) else Markup()
 
 
-def _grids(comparison: Comparison, folder: Path) -> dict[str, Any] | None:
+def sample_grids(comparison: Comparison, folder: Path) -> dict[str, Any] | None:
     """Samples of the first seed that has grids, at a few of the training steps."""
     paths = {(t.seed, t.coupling): t.grids for t in comparison.trials if t.grids}
     steps = sorted({int(step) for grids in paths.values() for step in grids})
