@@ -88,8 +88,7 @@ class DataOptions:
             self._refuse("is for a named data set, and {!r} is none", "path")
             if not Path(name).exists():
                 raise ValueError(
-                    f"there is no data set, folder or file '{name}'; known: {', '.join(NAMES)}, "
-                    f"hub:ID"
+                    f"there is no data set, folder or file '{name}'; known: {', '.join(NAMES)}, hub:ID"
                 )
             name, path = FOLDER, name
         config = DataConfig(

@@ -107,8 +107,7 @@ def main(arguments: list[str]) -> int:
     missing = missing_shards(manifest, options.out)
     state = "complete" if not missing else f"{len(missing)} shards of other processes are missing"
     sys.stderr.write(
-        f"{options.out}: latents {manifest.shape} of {manifest.count:,} images in "
-        f"{manifest.shards} shards; {state}\n"
+        f"{options.out}: latents {manifest.shape} of {manifest.count:,} images in {manifest.shards} shards; {state}\n"
     )
     return 0
 

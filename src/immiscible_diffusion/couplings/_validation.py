@@ -44,8 +44,7 @@ def check_rows_finite(size: Tensor, what: str = "data") -> None:
     if can_sync(size) and not bool(torch.isfinite(size).all()):
         bad = int((~torch.isfinite(size.flatten(1)).all(dim=1)).nonzero()[0])
         raise ValueError(
-            f"{what} row {bad} is not finite (or longer than its dtype can square); mend it "
-            f"before pairing"
+            f"{what} row {bad} is not finite (or longer than its dtype can square); mend it before pairing"
         )
 
 
@@ -110,8 +109,7 @@ def check_labels(labels: Any, count: int, classes: int | None = None) -> None:
     if low < 0 or (classes is not None and high >= classes):
         expected = "0 or more" if classes is None else f"0 to {classes - 1}, as fitted"
         raise ValueError(
-            f"labels must be {expected}, got {low} to {high} (give the true label, also where the "
-            f"model's is dropped)"
+            f"labels must be {expected}, got {low} to {high} (give the true label, also where the model's is dropped)"
         )
 
 

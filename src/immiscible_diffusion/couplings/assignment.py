@@ -99,8 +99,7 @@ class LinearAssignment(Coupling):
             raise ValueError(f"mismatch_rate must be above 0 and below 1/2, got {rate}")
         if self.cond_key is None and (self.cond_cost, rate) != ("hard", MISMATCH_RATE):
             raise ValueError(
-                "cond_cost and mismatch_rate are of conditions: say which with cond_key, such as "
-                "cond_key='label'"
+                "cond_cost and mismatch_rate are of conditions: say which with cond_key, such as cond_key='label'"
             )
         if most is not None and (not isinstance(most, int) or most < 2):
             raise ValueError(f"max_size must be at least 2, got {most!r}; give a whole number")
@@ -176,8 +175,7 @@ class LinearAssignment(Coupling):
             warnings.warn(message, stacklevel=7)
         if self.pool > 1:
             warnings.warn(
-                f"pool={self.pool} joins batches in PairedLoader or pair_pool; a call pairs its "
-                f"own batch alone",
+                f"pool={self.pool} joins batches in PairedLoader or pair_pool; a call pairs its own batch alone",
                 stacklevel=7,
             )
         index = torch.arange(len(data), device=data.device)

@@ -264,8 +264,7 @@ def _draw_reduced(dim: int, rows: int, generator: torch.Generator) -> tuple[Tens
 def _draw_complete(dim: int, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     if rows * dim > MOST_NUMBERS:
         raise ValueError(
-            f"with this cost {rows} data of {dim} numbers have to be drawn complete; at most "
-            f"{MOST_NUMBERS} numbers"
+            f"with this cost {rows} data of {dim} numbers have to be drawn complete; at most {MOST_NUMBERS} numbers"
         )
     data = torch.randn(rows, dim, dtype=torch.float64, generator=generator)
     return data, torch.randn(rows, dim, dtype=torch.float64, generator=generator)

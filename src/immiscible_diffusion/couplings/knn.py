@@ -174,8 +174,7 @@ class KNN(Coupling):
         expected = (len(data), self.k, *data.shape[1:])
         if candidates.shape != expected:
             raise ValueError(
-                f"candidates must be {expected}, k = {self.k} for each sample, got "
-                f"{tuple(candidates.shape)}"
+                f"candidates must be {expected}, k = {self.k} for each sample, got {tuple(candidates.shape)}"
             )
         valid = valid_positions(mask, data)
         offset = offset_of(data, valid, self.center_of(data, cond)(slice(None)))

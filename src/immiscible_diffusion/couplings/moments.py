@@ -226,8 +226,7 @@ def split_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
     data, labels = batch if isinstance(batch, (tuple, list)) else (batch, None)
     if not isinstance(data, Tensor) or data.ndim < 2:
         raise ValueError(
-            f"batches must be tensors [B, *shape], or pairs of one and labels [B], got "
-            f"{kind_of(data)}"
+            f"batches must be tensors [B, *shape], or pairs of one and labels [B], got {kind_of(data)}"
         )
     if labels is not None:
         check_labels(labels.cpu() if isinstance(labels, Tensor) else labels, len(data))

@@ -294,8 +294,7 @@ def _one_across_ranks(batches: PairedBatches) -> PairedBatches:
     """``batches``, unless others are being paired across ranks: ranks could not tell them apart."""
     if not _across_ranks.acquire(blocking=False):
         raise ValueError(
-            "another PairedLoader across ranks is under way; finish it, or close it (with), before "
-            "the next begins"
+            "another PairedLoader across ranks is under way; finish it, or close it (with), before the next begins"
         )
     try:
         with contextlib.closing(batches):
@@ -350,8 +349,7 @@ def _joined(batches: Sequence[Batch]) -> Batch:
         cond = {name: torch.cat([(b.cond or {})[name] for b in batches]) for name in names[0]}
     except RuntimeError as error:
         raise ValueError(
-            f"the conditions of batches paired as one cannot be joined ({error}); pad them to one "
-            f"shape, or use pool=1"
+            f"the conditions of batches paired as one cannot be joined ({error}); pad them to one shape, or use pool=1"
         ) from error
     mask = None
     if any(batch.mask is not None for batch in batches):

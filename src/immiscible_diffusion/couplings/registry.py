@@ -142,8 +142,7 @@ def _moments_for(name: str, head: str, center: Any, moments: MomentsSource) -> d
         raise ValueError(f"coupling '{name}': center={center} is unknown; use one of {known}")
     if moments is None:
         raise ValueError(
-            f"coupling '{name}' needs the moments of the data: "
-            f"parse_coupling('{name}', Moments.fit(data))"
+            f"coupling '{name}' needs the moments of the data: parse_coupling('{name}', Moments.fit(data))"
         )
     moments = moments() if callable(moments) else moments
     return {"center": moments} if center == "mean" else {"moments": moments}

@@ -163,8 +163,7 @@ class BucketedImages(DataSet):
         numbers = self.bucket[indices].unique()
         if len(numbers) != 1:
             raise ValueError(
-                f"a batch must be of one bucket, got images of {len(numbers)}; take the indices "
-                f"from BucketSampler"
+                f"a batch must be of one bucket, got images of {len(numbers)}; take the indices from BucketSampler"
             )
         bucket, mode = self.buckets[int(numbers)], "L" if self.shape[0] == 1 else "RGB"
         images, ids = [], []

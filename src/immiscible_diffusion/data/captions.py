@@ -61,8 +61,7 @@ class Captions:
         """Prompts of the class names of ``images``; NoCaptionsError if there are none."""
         if images.labels is None or images.class_names is None:
             raise NoCaptionsError(
-                f"the data set {images.name} has neither captions nor labels with class names; "
-                f"give a Captioned"
+                f"the data set {images.name} has neither captions nor labels with class names; give a Captioned"
             )
         path = Path(folder) if folder else None
         names = load_class_names(images.class_names, self.names, path)
@@ -203,8 +202,7 @@ def _column_captions(rows: Any, column: str, count: int) -> StoredCaptions:
         empty = sum(not cell or None in cell for cell in cells.to_pylist())
     if empty:
         raise ValueError(
-            f"column '{column}' has {empty} of {count} rows without a caption; leave them out, or "
-            f"write an empty text"
+            f"column '{column}' has {empty} of {count} rows without a caption; leave them out, or write an empty text"
         )
 
     def choices(row: int) -> Sequence[str]:
@@ -228,7 +226,6 @@ def _text_files(rows: Any, column: str, extension: str, count: int) -> list[Path
         return []
     if absent:
         raise ValueError(
-            f"{len(absent)} of {count} images have no caption, such as {absent[0]}; write one "
-            f"(the file may be empty)"
+            f"{len(absent)} of {count} images have no caption, such as {absent[0]}; write one (the file may be empty)"
         )
     return files

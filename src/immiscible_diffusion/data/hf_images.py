@@ -42,8 +42,7 @@ def images_from_rows(rows: Any, config: "DataConfig") -> ImageSet | LazyImageSet
         labels = rows[label_column][:]
         if any(label is None or label < 0 for label in labels):
             raise ValueError(
-                f"column '{label_column}' has rows without a label (empty or negative); set "
-                f"data.labels false"
+                f"column '{label_column}' has rows without a label (empty or negative); set data.labels false"
             )
         names = getattr(rows.features[label_column], "names", None)
         names = tuple(names or map(str, range(max(labels) + 1)))
@@ -185,7 +184,6 @@ def _decode(mode: str, size: int | None, shape: tuple[int, ...], cell: dict[str,
     image = decode_image(cell, mode, size)
     if image.shape != shape:
         raise ValueError(
-            f"images differ in size: {shape} and {tuple(image.shape)}; set data.size to resize "
-            f"them to one"
+            f"images differ in size: {shape} and {tuple(image.shape)}; set data.size to resize them to one"
         )
     return image

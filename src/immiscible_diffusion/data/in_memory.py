@@ -82,15 +82,13 @@ def load_arrays(
         key = data or ("data" if "data" in left or len(left) != 1 else left[0])
         if data is None and key not in file.names:
             raise ValueError(
-                f"{path} has several arrays ({', '.join(file.names) or 'none'}); say which are the "
-                f"data: --array KEY"
+                f"{path} has several arrays ({', '.join(file.names) or 'none'}); say which are the data: --array KEY"
             )
         source, where = file.read(key), f"'{key}' in {path}"
         shape = tuple(source.shape)
         if len(shape) < 2 or 0 in shape:
             raise ValueError(
-                f"{where} must be data [N, ...] with at least one sample of at least one "
-                f"dimension, got {shape}"
+                f"{where} must be data [N, ...] with at least one sample of at least one dimension, got {shape}"
             )
         rows = random_rows(shape[0], max_samples, seed)
         check_size(where, (len(rows), *shape[1:]))
@@ -107,8 +105,7 @@ def load_arrays(
     )
     if bool(bad.any()):
         raise ValueError(
-            f"'{key}' is not finite in row {int(rows[bad][0])}; repair the data, or mask what is "
-            f"not valid"
+            f"'{key}' is not finite in row {int(rows[bad][0])}; repair the data, or mask what is not valid"
         )
     note = join_notes(note, _subset_note(len(rows), shape[0], seed))
     return InMemoryData(Path(path).name, note, Batch(values, tensors or None, valid), class_names)
@@ -206,8 +203,7 @@ def add_mirror_images(data: InMemoryData) -> InMemoryData:
     images, mask = data.batch.data, data.batch.mask
     if images.ndim < 4:
         raise ValueError(
-            f"mirror images need data [N, channels, height, width], got {tuple(images.shape)}; "
-            f"leave out flip"
+            f"mirror images need data [N, channels, height, width], got {tuple(images.shape)}; leave out flip"
         )
     if mask is not None:
         mask = mask.broadcast_to(images.shape)

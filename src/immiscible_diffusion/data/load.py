@@ -115,8 +115,7 @@ def _fashion_mnist(config: DataConfig) -> DataSet:
         return _gray_images(config, read_idx(images), read_idx(labels), FASHION)
     if config.path:
         raise ValueError(
-            f"{config.path} lacks {prefix}-images-idx3-ubyte or {prefix}-labels-idx1-ubyte "
-            f"(plain or .gz)"
+            f"{config.path} lacks {prefix}-images-idx3-ubyte or {prefix}-labels-idx1-ubyte (plain or .gz)"
         )
     hint = "go online once, or install Debian's package dataset-fashion-mnist, or set data.path"
     return load_hf_images(config, hint)

@@ -31,7 +31,7 @@ from immiscible_diffusion.metrics import (
     measure,
     stream_statistics,
 )
-from immiscible_diffusion.reporting.compare import Floor as FloorRecord
+from immiscible_diffusion.reporting.compare.records import Floor as FloorRecord
 from immiscible_diffusion.training.builders import Run
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.random import keyed_generator

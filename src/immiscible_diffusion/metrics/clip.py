@@ -36,8 +36,7 @@ def cmmd(a: Tensor, b: Tensor, *, sigma: float = SIGMA, scale: float = SCALE) ->
     b = check_features(b, a.shape[1])
     if not len(a) or not len(b) or sigma <= 0:
         raise ValueError(
-            f"CMMD needs features in each set and sigma above 0, got {len(a)} and {len(b)} "
-            f"features and sigma {sigma}"
+            f"CMMD needs features in each set and sigma above 0, got {len(a)} and {len(b)} features and sigma {sigma}"
         )
     # Kernels are all near 1, so their differences from 1 are summed: the ones cancel.
     return scale * (_mean(a, a, sigma) + _mean(b, b, sigma) - 2 * _mean(a, b, sigma))

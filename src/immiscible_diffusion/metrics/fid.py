@@ -26,8 +26,7 @@ def check_features(features: Tensor, dim: int | None = None) -> Tensor:
     if not features.isfinite().all():
         bad = int((~features.isfinite()).any(dim=1).sum())
         raise ValueError(
-            f"{bad} of {len(features)} feature rows hold NaN or infinity; "
-            "the samples have probably diverged"
+            f"{bad} of {len(features)} feature rows hold NaN or infinity; the samples have probably diverged"
         )
     return features
 

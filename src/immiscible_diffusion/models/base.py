@@ -47,8 +47,7 @@ def check_images(
     name = type(config).__name__
     if conditions:
         raise ValueError(
-            f"{name} takes no conditions except labels, and the data have {', '.join(conditions)}; "
-            f"use MLP or UNet1D"
+            f"{name} takes no conditions except labels, and the data have {', '.join(conditions)}; use MLP or UNet1D"
         )
     if len(shape) != 3 or shape[1] != shape[2] or shape[1] % multiple:
         raise ValueError(

@@ -36,7 +36,6 @@ def load_trainable_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     names = trainable_names(model)
     if names is not None and state.keys() != set(names):
         raise RuntimeError(
-            f"the state holds {len(state)} tensors; expected the {len(names)} that are trained, "
-            f"such as {names[0]}"
+            f"the state holds {len(state)} tensors; expected the {len(names)} that are trained, such as {names[0]}"
         )
     model.load_state_dict(state, strict=names is None)

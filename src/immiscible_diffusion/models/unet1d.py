@@ -30,13 +30,11 @@ class UNet1D(ModelConfig):
     def __post_init__(self) -> None:
         if not self.channels or any(width % self.groups for width in self.channels):
             raise ValueError(
-                f"model.groups {self.groups} must divide the channels of every level, got "
-                f"{self.channels}"
+                f"model.groups {self.groups} must divide the channels of every level, got {self.channels}"
             )
         if self.kernel < 1 or self.kernel % 2 == 0 or self.embedding < 2 or self.embedding % 2:
             raise ValueError(
-                f"expected an odd kernel and an even embedding, got {self.kernel} and "
-                f"{self.embedding}"
+                f"expected an odd kernel and an even embedding, got {self.kernel} and {self.embedding}"
             )
 
     def tiny(self) -> "UNet1D":

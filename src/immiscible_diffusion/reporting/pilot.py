@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from immiscible_diffusion.reporting.compare import Comparison, plots, speedup
+from immiscible_diffusion.reporting.compare import Comparison, plots
 from immiscible_diffusion.reporting.compare.page import sample_grids
+from immiscible_diffusion.reporting.compare.speedup import speedup
 from immiscible_diffusion.reporting.compare.tables import interval_text, new_frame
 from immiscible_diffusion.reporting.html import image_file, number, render
 from immiscible_diffusion.utils.atomic_files import write_text

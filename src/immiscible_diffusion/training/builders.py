@@ -211,6 +211,5 @@ def check_trackers(names: Iterable[str]) -> None:
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise MissingDependencyError(
-                f"the tracker {name} is not installed; run: pip install "
-                f"'immiscible-diffusion[{name}]'"
+                f"the tracker {name} is not installed; run: pip install 'immiscible-diffusion[{name}]'"
             )

@@ -45,8 +45,7 @@ class OptimizerConfig:
             )
         if self.weight_decay < 0 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(
-                f"expected optim.weight_decay >= 0 and 0 <= betas < 1; got {self.weight_decay} and "
-                f"{self.betas}"
+                f"expected optim.weight_decay >= 0 and 0 <= betas < 1; got {self.weight_decay} and {self.betas}"
             )
 
     def tiny(self) -> "OptimizerConfig":

@@ -81,8 +81,7 @@ class Recipe:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not 0 <= self.cond_drop_prob < 1 or (self.cond_drop_prob and not self.conditional):
             raise ValueError(
-                f"cond_drop_prob must be from 0 to below 1, and needs conditional, got "
-                f"{self.cond_drop_prob}"
+                f"cond_drop_prob must be from 0 to below 1, and needs conditional, got {self.cond_drop_prob}"
             )
         guided = self.sampler.guidance != 1
         if guided and not (self.cond_drop_prob or self.task.knows_unconditional):

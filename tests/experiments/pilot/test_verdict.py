@@ -12,7 +12,7 @@ from immiscible_diffusion.experiments.pilot.verdict import (
     seeds_for,
     verdict_of,
 )
-from immiscible_diffusion.reporting.compare import CouplingEntry, SampleMetrics, Trial
+from immiscible_diffusion.reporting.compare.records import CouplingEntry, SampleMetrics, Trial
 from tests.helpers import generator
 
 NAME = "knn:k=16"

@@ -42,8 +42,7 @@ class DemonstrationConfig:
         h, o, a = self.horizon, self.n_obs_steps, self.n_action_steps
         if min(h, o, a) < 1 or o - 1 + a > h:
             raise ValueError(
-                f"expected horizon >= n_obs_steps - 1 + n_action_steps, all >= 1; got {h}, {o} "
-                f"and {a}"
+                f"expected horizon >= n_obs_steps - 1 + n_action_steps, all >= 1; got {h}, {o} and {a}"
             )
 
     def tiny(self) -> "DemonstrationConfig":

@@ -197,8 +197,7 @@ def _check_complete(path: Path, table: Any) -> None:
     total = read_json(info).get("total_episodes") if info.is_file() else int(episode[-1]) + 1
     if len(missing := np.setdiff1d(np.arange(total), episode)):
         raise ValueError(
-            f"{path} is cut short: episode {int(missing[0])} of {total} is missing; download it "
-            f"again"
+            f"{path} is cut short: episode {int(missing[0])} of {total} is missing; download it again"
         )
     expected = table.groupby("episode_index").cumcount().to_numpy()
     if len(wrong := np.flatnonzero(frame != expected)):

@@ -80,8 +80,7 @@ class PushT:
         actions = np.asarray(actions, dtype=np.float64)
         if actions.ndim != 2 or actions.shape[1] != 2 or not np.isfinite(actions).all():
             raise ValueError(
-                f"actions must be finite positions [n, 2], got {actions.shape}: check the policy "
-                f"and its normalizer"
+                f"actions must be finite positions [n, 2], got {actions.shape}: check the policy and its normalizer"
             )
         states, coverage = [], []
         for action in actions:

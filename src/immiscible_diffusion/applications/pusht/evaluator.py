@@ -25,7 +25,7 @@ from immiscible_diffusion.applications.pusht.windows import Windows
 from immiscible_diffusion.diffusion.losses.base import mean_over
 from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
 from immiscible_diffusion.evaluation.evaluator import EVAL_SEED, EvalResult
-from immiscible_diffusion.reporting.compare import PolicyEntry
+from immiscible_diffusion.reporting.compare.records import PolicyEntry
 from immiscible_diffusion.training.builders import Run
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.batch import Batch

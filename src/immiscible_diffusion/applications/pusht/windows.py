@@ -55,8 +55,7 @@ class Episodes:
         for what, rows in parts.items():
             if rows.ndim != 2 or not rows.is_floating_point() or 0 in rows.shape:
                 raise ValueError(
-                    f"{self.name}: {what} must be floating [N, dim], got {rows.dtype} "
-                    f"{tuple(rows.shape)}"
+                    f"{self.name}: {what} must be floating [N, dim], got {rows.dtype} {tuple(rows.shape)}"
                 )
         ends = self.ends
         if ends.ndim != 1 or ends.is_floating_point() or len(ends) == 0:

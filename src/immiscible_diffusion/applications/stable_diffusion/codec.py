@@ -47,8 +47,7 @@ class LatentCodec:
     def __post_init__(self) -> None:
         if self.passthrough and self.inpainting is not None:
             raise ValueError(
-                "in-painting hides parts of images, and these data are latents already; train "
-                "from the images"
+                "in-painting hides parts of images, and these data are latents already; train from the images"
             )
 
     @property

@@ -33,8 +33,7 @@ class Inpainting:
             )
         if not 0 < self.min_size <= self.max_size < 1:
             raise ValueError(
-                f"expected 0 < inpainting.min_size <= inpainting.max_size < 1, got "
-                f"{self.min_size} and {self.max_size}"
+                f"expected 0 < inpainting.min_size <= inpainting.max_size < 1, got {self.min_size} and {self.max_size}"
             )
 
     def sample_masks(

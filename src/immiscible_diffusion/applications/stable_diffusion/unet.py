@@ -140,8 +140,7 @@ class TextUNet(nn.Module):
         needed = ["text", *(("inpaint_mask", "masked_latents") if self.config.inpainting else ())]
         if cond is None or any(name not in cond for name in needed):
             raise ValueError(
-                f"this network needs cond with {', '.join(needed)}, got "
-                f"{', '.join(cond or ['none'])}"
+                f"this network needs cond with {', '.join(needed)}, got {', '.join(cond or ['none'])}"
             )
         if self.config.inpainting:
             x = torch.cat([x, *(cond[name].to(x.dtype) for name in needed[1:])], dim=1)
@@ -164,8 +163,7 @@ def load_unet(pretrained: str | None, subfolder: str = "unet", *, scratch: bool 
     """The U-Net of a pipeline or of a folder of its own; ValueError if it is absent."""
     if not pretrained:
         raise ValueError(
-            "model.pretrained names the U-Net and is not set; give a pipeline there, or as "
-            "codec.pretrained"
+            "model.pretrained names the U-Net and is not set; give a pipeline there, or as codec.pretrained"
         )
     own = (Path(pretrained) / "config.json").is_file()
     where: dict[str, Any] = {} if own else {"subfolder": subfolder}

@@ -9,18 +9,16 @@ from immiscible_diffusion.experiments.compare.excess_loss import excess_points, 
 from immiscible_diffusion.experiments.compare.plan import BASELINE, Plan, Trial
 from immiscible_diffusion.experiments.compare.trajectories import draw_trajectory
 from immiscible_diffusion.experiments.compare.trial import TrialRunner, headline_steps, is_finished
-from immiscible_diffusion.reporting.compare import (
-    Comparison,
+from immiscible_diffusion.reporting.compare import Comparison, write_report
+from immiscible_diffusion.reporting.compare.records import (
     CouplingEntry,
     Dataset,
     ExcessPoint,
     LossPoint,
     SampleMetrics,
-    findings,
-    summary,
-    write_report,
 )
-from immiscible_diffusion.reporting.compare import Trial as TrialRecord
+from immiscible_diffusion.reporting.compare.records import Trial as TrialRecord
+from immiscible_diffusion.reporting.compare.summary import findings, summary
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.atomic_files import read_json

@@ -105,8 +105,7 @@ class Plan:
             before = Recipe.from_dict(read_json(path)["recipe"])
             if changed := differences(before, self.recipe):
                 raise ValueError(
-                    f"{self.folder} holds a comparison of another recipe ({'; '.join(changed)}); "
-                    f"choose another --out"
+                    f"{self.folder} holds a comparison of another recipe ({'; '.join(changed)}); choose another --out"
                 )
 
     def keep(self) -> None:

@@ -269,8 +269,7 @@ class Pilot:
                     if guard.received is not None and not over.is_set():
                         raise Interrupted(
                             guard.received,
-                            f"stopped; finished trainings are in {self.folder}, the same command "
-                            f"goes on from there",
+                            f"stopped; finished trainings are in {self.folder}, the same command goes on from there",
                         )
 
     def outcome(self, plan: Plan, division: Division, command: str) -> Outcome:

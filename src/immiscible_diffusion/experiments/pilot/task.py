@@ -19,7 +19,7 @@ from immiscible_diffusion.experiments.pilot.data import LABEL, Samples
 from immiscible_diffusion.metrics import FeatureStatistics, Floor, floor_of, frechet_distance
 from immiscible_diffusion.metrics.features.generic import GenericFeatures
 from immiscible_diffusion.models import MLP, UNet
-from immiscible_diffusion.reporting.compare import Floor as FloorRecord
+from immiscible_diffusion.reporting.compare.records import Floor as FloorRecord
 from immiscible_diffusion.training.builders import Run
 from immiscible_diffusion.training.ema import EMAConfig
 from immiscible_diffusion.training.optim import OptimizerConfig
@@ -79,8 +79,7 @@ class ArrayTask(Task):
     def load_data(self, split: str) -> DataSet:
         """Raise ValueError: the arrays are in the memory of the command that trains."""
         raise ValueError(
-            f"{self.recipe.task.data.name} was given to immiscible pilot, which alone can go on "
-            f"with this run"
+            f"{self.recipe.task.data.name} was given to immiscible pilot, which alone can go on with this run"
         )
 
     def validation_data(self) -> tuple[DataSet, str]:

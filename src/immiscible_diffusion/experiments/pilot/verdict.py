@@ -16,12 +16,7 @@ from statistics import fmean
 from immiscible_diffusion.experiments.compare.plan import BASELINE, MATCHED
 from immiscible_diffusion.reporting.compare import Comparison
 from immiscible_diffusion.reporting.compare.speedup import floor_resolves
-from immiscible_diffusion.utils.statistics import (
-    CONFIDENCE,
-    Interval,
-    ratio_interval,
-    t_quantile,
-)
+from immiscible_diffusion.utils.statistics import CONFIDENCE, Interval, ratio_interval, t_quantile
 
 SHUFFLED = "shuffled:"
 RELEVANT = 1.25  # an effect below this factor is called none
@@ -168,16 +163,10 @@ def verdict_of(
         waiting = [e.deciding for e in effects if e.verdict == "open"]
         widest = max(max(i.high, 1 / i.low) for i in waiting)
         needed = max(len(seeds) + 1, *(seeds_for(i.std, level) for i in waiting))
-        text = (
-            f"too little time to tell: {len(seeds)} seeds leave room for an effect of "
-            f"{widest - 1:.0%} either way"
-        )
+        text = f"too little time to tell: {len(seeds)} seeds leave room for an effect of {widest - 1:.0%} either way"
         sentences = (text,)
     elif "floor" in kinds:
-        text = (
-            "too little data to tell: the difference is within what two sets of real data of this "
-            "size differ by"
-        )
+        text = "too little data to tell: the difference is within what two sets of real data of this size differ by"
         sentences = (text,)
     else:
         kind, sentences = "none", _none(effects)

@@ -19,8 +19,7 @@ def to_bytes(data: Tensor) -> Tensor:
     """
     if data.ndim != 4 or data.shape[1] not in (1, 3):
         raise ValueError(
-            f"pretrained features need images [B, 1 or 3, H, W], got {list(data.shape)}; "
-            "use the features 'pixels'"
+            f"pretrained features need images [B, 1 or 3, H, W], got {list(data.shape)}; use the features 'pixels'"
         )
     levels = ((data.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return levels.expand(-1, 3, -1, -1)

@@ -70,8 +70,7 @@ def check_before(recipe: Recipe) -> None:
             from huggingface_hub import get_token
         if not get_token():
             raise ValueError(
-                f"push_to_hub {name} needs a token of the hub and there is none; run "
-                f"`hf auth login`, or set HF_TOKEN"
+                f"push_to_hub {name} needs a token of the hub and there is none; run `hf auth login`, or set HF_TOKEN"
             )
     check_schedule(recipe)
 

@@ -52,8 +52,7 @@ class EncodingConfig:
             raise ValueError(f"dtype must be float16 or bfloat16, got '{self.dtype}'")
         if self.shard_size < 1 or self.batch_size < 1:
             raise ValueError(
-                f"expected shard_size and batch_size >= 1, got {self.shard_size} and "
-                f"{self.batch_size}"
+                f"expected shard_size and batch_size >= 1, got {self.shard_size} and {self.batch_size}"
             )
 
 
@@ -100,8 +99,7 @@ def encode(
     channels = int(vae.config.in_channels)
     if images.shape[0] != channels:
         raise ValueError(
-            f"the VAE takes {channels} channels and the images have {images.shape[0]}; set "
-            f"data.channels {channels}"
+            f"the VAE takes {channels} channels and the images have {images.shape[0]}; set data.channels {channels}"
         )
     manifest = Manifest(
         count=len(images),
