@@ -126,7 +126,9 @@ class _Check:
         differs = not torch.equal(first, other)
         _require(differs, "other noise from another seed", "the same", advice)
         for generator, where in ((_generator(), ""), (None, " without generator")):
-            draws = [self.coupling(self.data, cond=self.cond, generator=generator) for _ in "12"]
+            draws = [
+                self.coupling(self.data, cond=self.cond, generator=generator) for _ in range(2)
+            ]
             new = not torch.equal(*draws)
             _require(new, f"new noise at every call{where}", "the same twice", advice)
         torch.set_rng_state(state)  # a test leaves no trace
@@ -135,14 +137,15 @@ class _Check:
         """A mask is refused or respected: data that are not valid are not read."""
         mask = torch.ones(self.data.shape, dtype=torch.bool)
         mask[:, ..., -1] = self.data.shape[-1] == 1
-        coupling, options = as_coupling(self.coupling), {"cond": self.cond, "mask": mask}
-        try:
-            one, other = (
-                coupling(self.data.masked_fill(~mask, x), **options, generator=_generator())
-                for x in (0.0, float("nan"))
-            )
-        except ValueError:
-            return  # refused
+        noises = []
+        for fill in (0.0, float("nan")):
+            data, generator = self.data.masked_fill(~mask, fill), _generator()
+            try:
+                coupling = as_coupling(self.coupling)
+                noises.append(coupling(data, cond=self.cond, mask=mask, generator=generator))
+            except ValueError:
+                return  # refused
+        one, other = noises
         kept = torch.equal(one, other) and bool(one.isfinite().all())
         expected = "finite noise that does not depend on data where the mask is False"
         _require(kept, expected, "noise that does", "or raise ValueError for a mask")
