@@ -32,8 +32,8 @@ from immiscible_diffusion.applications.stable_diffusion.latent_cache import (
     EncodingConfig,
     LatentSet,
     encode,
+    posterior,
 )
-from immiscible_diffusion.applications.stable_diffusion.latent_cache.encode import posterior
 from immiscible_diffusion.data import DataConfig
 from immiscible_diffusion.data.hf_images import images_from_rows, open_rows
 

@@ -13,7 +13,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from immiscible_diffusion.applications.stable_diffusion.pipelines import (
+from immiscible_diffusion.applications.stable_diffusion.load_pipeline import (
     load_pipeline,
     pipeline_digests,
     sample_pipeline,

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from immiscible_diffusion.applications.pusht.rollout import Rollouts
-from immiscible_diffusion.applications.pusht.score import (
+from immiscible_diffusion.applications.pusht.rollout import (
+    Rollouts,
     bootstrap_interval,
     last_and_best,
     score_difference,

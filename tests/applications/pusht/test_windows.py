@@ -211,7 +211,7 @@ def test_a_normalizer_is_invertible():
 
 def test_files_that_hold_no_normalizers(tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
-    with pytest.raises(ValueError, match="does not exist"):
+    with pytest.raises(ValueError, match="absent does not hold normalizers"):
         PolicyNormalizer.load(tmp_path / "absent")
     (tmp_path / "junk").write_bytes(b"junk")
     with pytest.raises(ValueError, match="does not hold normalizers"):

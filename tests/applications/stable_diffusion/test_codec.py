@@ -145,15 +145,14 @@ def test_frozen_parts_are_in_half_under_mixed_precision(small_sd, images, precis
 
 
 def test_latents_pass_through(codec, small_sd):
-    cached = codec.as_passthrough()
+    cached = dataclasses.replace(codec, passthrough=True)
     latents = torch.randn(2, 4, 4, 4)
     batch = cached.encode(Batch(latents, codec.tokenize(["a", "b"])), seeded())
     assert torch.equal(batch.data, latents)
     assert batch.cond["text"].shape == (2, 12, 8)
     assert cached.shape((4, 4, 4)) == (4, 4, 4)
-    inpainting = StableDiffusionCodec(str(small_sd)).load(inpainting=Inpainting())
     with pytest.raises(ValueError, match="latents already; train from the images"):
-        inpainting.as_passthrough()
+        StableDiffusionCodec(str(small_sd)).load(passthrough=True, inpainting=Inpainting())
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 8), (3, 8)])

@@ -9,6 +9,7 @@ import torch
 from immiscible_diffusion.data import DataConfig, DataSet, load_images
 from immiscible_diffusion.data.streaming import load_stream
 from immiscible_diffusion.evaluation.config import ImageEvalConfig
+from immiscible_diffusion.evaluation.evaluator import Evaluator
 from immiscible_diffusion.evaluation.images import ImageEvaluator
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.task import EvalConfig, Task, TaskConfig
@@ -17,15 +18,10 @@ from immiscible_diffusion.training.validation import VALIDATION_SAMPLES, held_ou
 
 @dataclass(frozen=True)
 class Images(TaskConfig):
-    """Images in pixel space, with or without labels.
+    """Images in pixel space, with or without labels."""
 
-    Args:
-        data: the data set.
-        eval: how and when images are scored.
-    """
-
-    data: DataConfig = field(default_factory=DataConfig)
-    eval: ImageEvalConfig = field(default_factory=ImageEvalConfig)
+    data: DataConfig = field(default_factory=DataConfig)  # the data set
+    eval: ImageEvalConfig = field(default_factory=ImageEvalConfig)  # how and when images are scored
 
     diffuses_data_set: ClassVar[bool] = True
 
@@ -50,27 +46,22 @@ class ImageTask(Task):
 
     def load_data(self, split: str) -> DataSet:
         """Load the images of ``split``."""
-        config = self.config.data
-        if split == "validation":
-            config = dataclasses.replace(
-                config, split="test", max_samples=VALIDATION_SAMPLES, stream=False
-            )
+        config = self.data_config(split)
         return load_stream(config) if config.stream else load_images(config)
 
-    @property
-    def config(self) -> Images:
-        """The task of the recipe."""
-        assert isinstance(self.recipe.task, Images)
-        return self.recipe.task
+    def data_config(self, split: str) -> DataConfig:
+        """Return which images those of ``split`` are."""
+        data: DataConfig = self.recipe.task.data
+        if split == "train":
+            return data
+        return dataclasses.replace(data, split="test", max_samples=VALIDATION_SAMPLES, stream=False)
 
     def validation_data(self) -> tuple[DataSet, str]:
         """Return the test split where the set has one, else the training data."""
-        return held_out_or_training(self, self.config.data)
+        return held_out_or_training(self, self.recipe.task.data)
 
-    def evaluator(
-        self, config: EvalConfig | None = None, max_real: int | None = None
-    ) -> ImageEvaluator:
+    def evaluator(self, config: EvalConfig | None = None, max_real: int | None = None) -> Evaluator:
         """Return what scores images against the training data."""
-        config = config or self.config.eval
+        config = config or self.recipe.task.eval
         assert isinstance(config, ImageEvalConfig)
         return ImageEvaluator.of(self.reference_images(), config, self.device, max_real)

@@ -9,33 +9,22 @@ from immiscible_diffusion.training.task import EvalConfig
 
 @dataclass(frozen=True)
 class DemonstrationConfig:
-    """Recorded demonstrations, cut into windows of observations and actions.
+    """Recorded demonstrations, cut into windows of observations and actions."""
 
-    Args:
-        path: a Zarr store as Diffusion Policy's, an .npz of its arrays, or a LeRobot folder.
-        obs_type: ``keypoint``, ``relative`` (to the agent) or ``state``; LeRobot's observations
-            are taken as they are.
-        differences: condition on the last observation and its change instead of all observations.
-        horizon: actions that the policy predicts.
-        n_obs_steps: observations that it sees.
-        n_action_steps: predicted actions that are carried out.
-        val_ratio: fraction of the episodes to validate on, at least one.
-        split_seed: seed of their choice.
-        max_train_episodes: train on at most so many of the rest.
-        do_mask_loss_for_padding: mask the repeated steps that pad windows at the ends of episodes,
-            so that neither the coupling's distance nor the loss sees them; otherwise they are data
-            like all others, and a policy learns to stand still at the end, as in Diffusion Policy.
-    """
-
-    path: str | None = None
+    path: str | None = None  # a Zarr store as Diffusion Policy's, its arrays in .npz, or LeRobot's
+    # keypoint, relative (to the agent) or state; LeRobot's observations are taken as they are
     obs_type: Literal["keypoint", "relative", "state"] = "keypoint"
+    # condition on the last observation and its change instead of all observations
     differences: bool = False
-    horizon: int = 16
-    n_obs_steps: int = 2
-    n_action_steps: int = 8
-    val_ratio: float = 0.1
-    split_seed: int = 42
-    max_train_episodes: int | None = None
+    horizon: int = 16  # actions that the policy predicts
+    n_obs_steps: int = 2  # observations that it sees
+    n_action_steps: int = 8  # predicted actions that are carried out
+    val_ratio: float = 0.1  # fraction of the episodes to validate on, at least one
+    split_seed: int = 42  # seed of their choice
+    max_train_episodes: int | None = None  # train on at most so many of the rest
+    # mask the repeated steps that pad windows at the ends of episodes, so that neither the
+    # coupling's distance nor the loss sees them; otherwise they are data like all others, and a
+    # policy learns to stand still at the end, as in Diffusion Policy
     do_mask_loss_for_padding: bool = True
 
     def __post_init__(self) -> None:
@@ -52,25 +41,15 @@ class DemonstrationConfig:
 
 @dataclass(frozen=True)
 class PolicyEvalConfig(EvalConfig):
-    """When and how policies are evaluated: on validation windows and in the simulator.
+    """When and how policies are evaluated: on validation windows and in the simulator."""
 
-    Args:
-        sampling_steps: numbers of steps of the recipe's sampler.
-        num: how many training steps, spaced evenly in their logarithm.
-        start: the first of them, as a fraction of all steps.
-        steps: the training steps themselves, instead of ``num`` and ``start``.
-        episodes: of the simulator, from fixed initial states; 0 = no simulator.
-        windows: validation windows that the error of actions is measured on.
-        rollout_every: run the simulator at ``all`` evaluated training steps, or at the ``last``.
-        workers: processes of the simulator; 0 = in this one.
-    """
-
-    sampling_steps: tuple[int, ...] = (10,)
-    num: int = 5
-    episodes: int = 50
-    windows: int = 512
+    sampling_steps: tuple[int, ...] = (10,)  # numbers of steps of the recipe's sampler
+    num: int = 5  # how many training steps, spaced evenly in their logarithm
+    episodes: int = 50  # of the simulator, from fixed initial states; 0 = no simulator
+    windows: int = 512  # validation windows that the error of actions is measured on
+    # run the simulator at all evaluated training steps, or at the last
     rollout_every: Literal["all", "last"] = "all"
-    workers: int = 0
+    workers: int = 0  # processes of the simulator; 0 = in this one
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,11 +63,7 @@ class PolicyEvalConfig(EvalConfig):
 
     def tiny(self) -> "PolicyEvalConfig":
         """Shrink to a smoke run."""
+        episodes = min(2, self.episodes)
         return dataclasses.replace(
-            self,
-            episodes=min(2, self.episodes),
-            windows=16,
-            sampling_steps=(1, 2),
-            num=2,
-            start=0.5,
+            self, episodes=episodes, windows=16, sampling_steps=(1, 2), num=2, start=0.5
         )

@@ -1,7 +1,7 @@
 """Read recorded demonstrations: Zarr stores, .npz files, LeRobot data sets."""
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,16 +27,13 @@ READ_ERRORS = (RuntimeError, ValueError, OSError, EOFError)  # raised by zarr's 
 def load_demonstrations(
     source: str | Path, *, obs_type: str = "keypoint", actions: int | None = 2
 ) -> Episodes:
-    """Read the episodes recorded in ``source``.
+    """Read the episodes recorded in ``source``, whose actions have so many dimensions (None: any).
 
-    Args:
-        source: the folder of a Zarr store as Diffusion Policy's ``pusht_cchi_v7_replay.zarr``, an
-            ``.npz`` of its arrays, or the folder of a LeRobot data set, which has
-            ``data/chunk-*/*.parquet``.
-        obs_type: of the first two: ``keypoint`` (nine points on the block, and the agent;
-            ``[20]``), ``relative`` (these, and the points relative to the agent; ``[38]``) or
-            ``state`` (agent, block, angle; ``[5]``). LeRobot's are taken as they are.
-        actions: expected dimensions of an action; None takes any.
+    ``source`` is the folder of a Zarr store as Diffusion Policy's ``pusht_cchi_v7_replay.zarr``, an
+    ``.npz`` of its arrays, or the folder of a LeRobot data set, which has
+    ``data/chunk-*/*.parquet``. Observations of the first two are ``keypoint`` (nine points on the
+    block, and the agent; ``[20]``), ``relative`` (these, and the points relative to the agent;
+    ``[38]``) or ``state`` (agent, block, angle; ``[5]``). LeRobot's are taken as they are.
 
     Raises:
         ValueError: no such store, one that is cut short, or values that are not finite: it names
@@ -45,10 +42,11 @@ def load_demonstrations(
     path = Path(source)
     if obs_type not in OBS_TYPES:
         raise ValueError(f"obs_type must be one of {', '.join(OBS_TYPES)}, got {obs_type!r}")
+    names = ["episode_ends", "state", "action", *(["keypoint"] if obs_type != "state" else [])]
     if path.suffix == ".npz":
-        episodes = _from_arrays(path, _read_npz(path, obs_type), obs_type)
+        episodes = _from_arrays(path, _read_npz(path, names), obs_type)
     elif any((path / name).is_file() for name in (".zgroup", "zarr.json", ".zmetadata")):
-        episodes = _from_arrays(path, _read_zarr(path, obs_type), obs_type)
+        episodes = _from_arrays(path, _read_zarr(path, names), obs_type)
     elif path.is_dir() and any(path.glob("data/chunk-*/*.parquet")):
         episodes = _read_lerobot(path)
     else:
@@ -84,10 +82,6 @@ def load_windows(config: DemonstrationConfig) -> Windows:
 # -- Diffusion Policy's arrays --------------------------------------------------------------------
 
 
-def _names(obs_type: str) -> list[str]:
-    return ["state", "action", *([] if obs_type == "state" else ["keypoint"])]
-
-
 def _from_arrays(path: Path, arrays: Mapping[str, Any], obs_type: str) -> Episodes:
     observation = state = np.asarray(arrays["state"], dtype=np.float32)
     if obs_type != "state":
@@ -98,17 +92,12 @@ def _from_arrays(path: Path, arrays: Mapping[str, Any], obs_type: str) -> Episod
         if obs_type == "relative":
             parts.append((points - state[:, None, :2]).reshape(len(points), -1))
         observation = np.concatenate(parts, axis=1)
-    return Episodes(
-        torch.from_numpy(observation),
-        torch.from_numpy(np.asarray(arrays["action"], dtype=np.float32)),
-        torch.from_numpy(np.asarray(arrays["episode_ends"], dtype=np.int64)),
-        name=path.stem,
-        obs_type=obs_type,
-    )
+    action = torch.from_numpy(np.asarray(arrays["action"], dtype=np.float32))
+    ends = torch.from_numpy(np.asarray(arrays["episode_ends"], dtype=np.int64))
+    return Episodes(torch.from_numpy(observation), action, ends, path.stem, obs_type=obs_type)
 
 
-def _read_npz(path: Path, obs_type: str) -> dict[str, Any]:
-    names = [*_names(obs_type), "episode_ends"]
+def _read_npz(path: Path, names: Sequence[str]) -> dict[str, Any]:
     with ArrayFile.open(path) as arrays:
         if missing := [name for name in names if name not in arrays.names]:
             raise ValueError(
@@ -117,26 +106,26 @@ def _read_npz(path: Path, obs_type: str) -> dict[str, Any]:
         return {name: arrays.read(name) for name in names}
 
 
-def _read_zarr(path: Path, obs_type: str) -> dict[str, NDArray[Any]]:
+def _read_zarr(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     with require_extra("pusht", "reading a Zarr store"):
         import zarr
     group: Any = zarr.open_group(str(path), mode="r")
     arrays: dict[str, NDArray[Any]] = {}
-    for name in ("meta/episode_ends", *(f"data/{name}" for name in _names(obs_type))):
-        if name not in group:
-            raise ValueError(f"{path} has no {name}: it is not a replay store, or is cut short")
-        ends = arrays.get("episode_ends")
-        arrays[name.partition("/")[2]] = _read_zarr_array(path, name, group[name], ends)
+    for name in names:
+        key = f"meta/{name}" if name == "episode_ends" else f"data/{name}"
+        if key not in group:
+            raise ValueError(f"{path} has no {key}: it is not a replay store, or is cut short")
+        arrays[name] = _read_chunks(path, key, group[key], arrays.get("episode_ends"))
     return arrays
 
 
-def _read_zarr_array(path: Path, name: str, array: Any, ends: NDArray[Any] | None) -> NDArray[Any]:
+def _read_chunks(path: Path, name: str, array: Any, ends: NDArray[Any] | None) -> NDArray[Any]:
     """Read an array; ValueError names the episode of a chunk that is missing or damaged.
 
     Zarr itself reads a missing chunk as zeros.
     """
     chunks = [range(-(-size // step)) for size, step in zip(array.shape, array.chunks, strict=True)]
-    parts = []
+    parts = [np.asarray(array[:0])]
     for first in chunks[0]:
         row = first * array.chunks[0]
         try:
@@ -147,15 +136,12 @@ def _read_zarr_array(path: Path, name: str, array: Any, ends: NDArray[Any] | Non
                     raise FileNotFoundError("it is missing")
             parts.append(np.asarray(array[row : row + array.chunks[0]]))
         except READ_ERRORS as error:
-            episode = ""
-            if ends is not None:
-                number = int(np.searchsorted(ends, row, side="right"))
-                episode = f", which begins in episode {number}"
+            number = "" if ends is None else int(np.searchsorted(ends, row, side="right"))
             raise ValueError(
-                f"{path} is cut short: the chunk of {name} from row {row} on{episode}, cannot be "
-                f"read ({error}); download the store again"
+                f"{path} is cut short: the chunk of {name} from row {row} on, which begins in "
+                f"episode {number}, cannot be read ({error}); download the store again"
             ) from error
-    return np.concatenate(parts) if parts else np.asarray(array[:])
+    return np.concatenate(parts)
 
 
 # -- LeRobot --------------------------------------------------------------------------------------
@@ -176,13 +162,23 @@ def _read_lerobot(path: Path) -> Episodes:
         except READ_ERRORS as error:
             raise ValueError(f"{file} cannot be read as LeRobot's: {error}") from error
     table = pd.concat(tables).sort_values(["episode_index", "frame_index"])
-    _check_complete(path, table)
-    columns = [name for name in (ENVIRONMENT, STATE) if name in table]
-    parts = [_vectors(path, table, name) for name in columns]
+    episode, frame = table["episode_index"].to_numpy(), table["frame_index"].to_numpy()
+    _check_complete(path, episode, frame, table.groupby("episode_index").cumcount().to_numpy())
+
+    def vectors(name: str) -> NDArray[np.float32]:
+        sizes = table[name].str.len().to_numpy()
+        if len(wrong := np.flatnonzero(sizes != sizes[0])):
+            raise ValueError(
+                f"{path}: {name} of episode {int(episode[wrong[0]])} has "
+                f"{table[name].iloc[wrong[0]]}, where {sizes[0]} numbers were expected"
+            )
+        return np.stack(table[name]).astype(np.float32)
+
+    parts = [vectors(name) for name in (ENVIRONMENT, STATE) if name in table]
     obs_type = LEROBOT_OBS_TYPES.get(tuple(part.shape[1] for part in parts), "")
     return Episodes(
         torch.from_numpy(np.concatenate(parts, axis=1)),
-        torch.from_numpy(_vectors(path, table, "action")),
+        torch.from_numpy(vectors("action")),
         torch.tensor(table.groupby("episode_index").size().cumsum().to_numpy()),
         name=path.name,
         note=AGENT_ONLY if obs_type == "agent" else "",
@@ -190,29 +186,17 @@ def _read_lerobot(path: Path) -> Episodes:
     )
 
 
-def _check_complete(path: Path, table: Any) -> None:
+def _check_complete(
+    path: Path, episode: NDArray[Any], frame: NDArray[Any], expected: NDArray[Any]
+) -> None:
     """Raise ValueError if an episode or a frame is missing."""
     info = path / "meta" / "info.json"
-    episode, frame = table["episode_index"].to_numpy(), table["frame_index"].to_numpy()
     total = read_json(info).get("total_episodes") if info.is_file() else int(episode[-1]) + 1
+    error = None
     if len(missing := np.setdiff1d(np.arange(total), episode)):
-        raise ValueError(
-            f"{path} is cut short: episode {int(missing[0])} of {total} is missing; download it again"
-        )
-    expected = table.groupby("episode_index").cumcount().to_numpy()
-    if len(wrong := np.flatnonzero(frame != expected)):
-        raise ValueError(
-            f"{path} is cut short: episode {int(episode[wrong[0]])} has frame "
-            f"{int(frame[wrong[0]])} where {int(expected[wrong[0]])} was expected"
-        )
-
-
-def _vectors(path: Path, table: Any, name: str) -> NDArray[np.float32]:
-    """Stack a column of lists to ``[N, dim]``."""
-    sizes = table[name].str.len().to_numpy()
-    if len(wrong := np.flatnonzero(sizes != sizes[0])):
-        raise ValueError(
-            f"{path}: {name} of episode {int(table['episode_index'].iloc[wrong[0]])} has "
-            f"{table[name].iloc[wrong[0]]}, where {sizes[0]} numbers were expected"
-        )
-    return np.stack(table[name]).astype(np.float32)
+        error = f"episode {int(missing[0])} of {total} is missing"
+    elif len(wrong := np.flatnonzero(frame != expected)):
+        number, at, due = (int(values[wrong[0]]) for values in (episode, frame, expected))
+        error = f"episode {number} has frame {at} where {due} was expected"
+    if error:
+        raise ValueError(f"{path} is cut short: {error}; download it again")

@@ -19,13 +19,10 @@ JOIN_SECONDS = 5.0
 
 
 class Steps(NamedTuple):
-    """What followed from n actions: states ``[..., n, 5]``, and coverage ``[..., n]`` in [0, 1].
+    """What followed from n actions."""
 
-    Coverage is the fraction of the goal that the block covers.
-    """
-
-    state: Array
-    coverage: Array
+    state: Array  # ``[..., n, 5]``
+    coverage: Array  # ``[..., n]``, the fraction of the goal that the block covers
 
 
 class PushT:
@@ -57,26 +54,18 @@ class PushT:
         self.set_state(state)
 
     def set_state(self, state: Array) -> None:
-        """Move agent and block to ``state`` ``[5]``; the agent keeps its speed.
-
-        Raises:
-            ValueError: ``state`` is not five finite numbers.
-        """
+        """Move agent and block to ``state``, five finite numbers; the agent keeps its speed."""
         state = np.asarray(state, dtype=np.float64)
         if state.shape != (5,) or not np.isfinite(state).all():
             raise ValueError(f"a state is five finite numbers, got {state.tolist()}")
         self.env.agent.position = tuple(state[:2])
         self.env.block.angle = state[4]  # first: it turns about the center of mass
         self.env.block.position = tuple(state[2:4])
-        self.env.space.reindex_shapes_for_body(self.env.block)
-        self.env.space.reindex_shapes_for_body(self.env.agent)
+        for body in (self.env.block, self.env.agent):
+            self.env.space.reindex_shapes_for_body(body)
 
     def step(self, actions: Array) -> Steps:
-        """Carry out ``actions`` ``[n, 2]``: target positions of the agent, 0.1 s each.
-
-        Raises:
-            ValueError: actions of another shape, or not finite.
-        """
+        """Carry out ``actions`` ``[n, 2]``: finite target positions of the agent, 0.1 s each."""
         actions = np.asarray(actions, dtype=np.float64)
         if actions.ndim != 2 or actions.shape[1] != 2 or not np.isfinite(actions).all():
             raise ValueError(
@@ -137,24 +126,18 @@ class VectorEnv:
         self._workers: list[_Local | _Process] = []
 
     def __enter__(self) -> "VectorEnv":
-        if not self.workers:
-            self._workers = [_Local(range(self.count))]
-            return self
-        size = -(-self.count // self.workers)
+        size = -(-self.count // max(self.workers, 1))
         try:
             for first in range(0, self.count, size):
-                self._workers.append(_Process(range(first, min(first + size, self.count))))
+                indices = range(first, min(first + size, self.count))
+                self._workers.append(_Process(indices) if self.workers else _Local(indices))
             self._call("ready", {})
         except BaseException:
-            self.close()
+            self.__exit__()
             raise
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the processes; may be called twice."""
         while self._workers:
             self._workers.pop().close()
 
@@ -165,18 +148,13 @@ class VectorEnv:
     def step(self, actions: Array, indices: Sequence[int] | None = None) -> Steps:
         """Carry out ``actions`` ``[B, n, 2]`` in the environments ``indices`` ``[B]`` (all).
 
-        Returns:
-            states ``[B, n, 5]`` and coverage ``[B, n]``.
-
         Raises:
             ValueError: actions that are not finite or do not fit.
             RuntimeError: a worker process died.
         """
         rows = self._by_index(actions, range(self.count) if indices is None else indices)
         steps = self._call("step", rows)
-        return Steps(
-            np.stack([steps[i].state for i in rows]), np.stack([steps[i].coverage for i in rows])
-        )
+        return Steps(*(np.stack(parts) for parts in zip(*(steps[i] for i in rows), strict=True)))
 
     def _by_index(self, values: Array, indices: Sequence[int]) -> dict[int, Array]:
         if len(values) != len(indices):
@@ -191,8 +169,7 @@ class VectorEnv:
             worker.submit(method, {i: row for i, row in rows.items() if i in worker.indices})
             for worker in self._workers
         ]
-        results: dict[int, Any] = {}
-        errors = []
+        results, errors = dict[int, Any](), []
         for answer in answers:  # all of them, so that none is left for the next call
             try:
                 results |= answer()
@@ -234,19 +211,17 @@ class _Process:
         return self._receive
 
     def _receive(self) -> dict[int, Any]:
+        name = f"Push-T environments {self.indices.start} to {self.indices.stop - 1}"
         try:
             error, results = self.pipe.recv()
         except (EOFError, OSError) as reason:
             self.process.join(JOIN_SECONDS)
             raise RuntimeError(
-                f"the process with Push-T environments {self.indices.start} to "
-                f"{self.indices.stop - 1} ended with exit code {self.process.exitcode}; "
-                f"set workers=0 to see its error"
+                f"the process with {name} ended with exit code {self.process.exitcode}; set "
+                f"workers=0 to see its error"
             ) from reason
         if error is not None:
-            raise ValueError(
-                f"Push-T environments {self.indices.start} to {self.indices.stop - 1}: {error}"
-            )
+            raise ValueError(f"{name}: {error}")
         return dict(results)
 
     def close(self) -> None:

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from immiscible_diffusion.applications.pusht.config import PolicyEvalConfig
 from immiscible_diffusion.applications.pusht.environment import VectorEnv, simulator_version
 from immiscible_diffusion.applications.pusht.policy import DiffusionPolicy, sample_actions
-from immiscible_diffusion.applications.pusht.rollout import Rollouts, rollout
-from immiscible_diffusion.applications.pusht.score import (
+from immiscible_diffusion.applications.pusht.rollout import (
+    PolicyScore,
+    Rollouts,
     last_and_best,
+    rollout,
     score_difference,
     score_rollouts,
 )
@@ -40,16 +42,11 @@ class PolicyEvaluator:
     """Score policies on validation windows and in the simulator.
 
     Windows, initial states and noise are the same for every coupling and training seed.
-
-    Attributes:
-        config: how many windows and episodes.
-        train: the windows that policies are trained on; their normalizer is used.
-        validation: windows of other episodes.
     """
 
-    config: PolicyEvalConfig
-    train: Windows
-    validation: Windows
+    config: PolicyEvalConfig  # how many windows and episodes
+    train: Windows  # those that policies are trained on; their normalizer is used
+    validation: Windows  # those of other episodes
 
     def check(self) -> str:
         """Say what scores policies; raise if the simulator is needed and missing."""
@@ -81,21 +78,13 @@ class PolicyEvaluator:
         return float(mean_over(error[:, executed], mask).mean())
 
     def rollouts(self, pipeline: SamplingPipeline, model: nn.Module) -> Rollouts:
-        """Run the policy in the simulator on the fixed episodes.
-
-        Raises:
-            ValueError: its observations are not those of the simulator.
-        """
-        starts = start_states(self.config.episodes)
+        """Run the policy in the simulator on the fixed episodes."""
+        starts, config = start_states(self.config.episodes), self.train.config
+        policy = DiffusionPolicy(model, pipeline, self.train.normalizer, seed=EVAL_SEED)
+        options: Any = {"obs_type": self.train.episodes.obs_type}
+        options |= {"n_obs_steps": config.n_obs_steps, "n_action_steps": config.n_action_steps}
         with VectorEnv(len(starts), workers=self.config.workers) as env:
-            return rollout(
-                env,
-                DiffusionPolicy(model, pipeline, self.train.normalizer, seed=EVAL_SEED),
-                starts,
-                obs_type=self.train.episodes.obs_type,
-                n_obs_steps=self.train.config.n_obs_steps,
-                n_action_steps=self.train.config.n_action_steps,
-            )
+            return rollout(env, policy, starts, **options)
 
     def __call__(
         self,
@@ -113,9 +102,7 @@ class PolicyEvaluator:
         due = headline and (final or self.config.rollout_every == "all")
         if due and self.config.episodes:
             rollouts = self.rollouts(pipeline, model)
-            result = score_rollouts([rollouts])
-            scores |= {"score": result.score.value, "success": result.success.value}
-            scores |= {"latency_ms": result.latency_ms}
+            scores |= _values(score_rollouts([rollouts]))
             if run_dir is not None:
                 rollouts.save(_rollouts_file(run_dir, step))
         return EvalResult(scores)
@@ -141,10 +128,9 @@ class PolicyEvaluator:
         rollouts.save(root / "rollouts" / f"evaluated_{run.step:06d}.npz")
         _save_video(root / f"video_{run.step:06d}.gif", {run.recipe.coupling: rollouts})
         result = score_rollouts([rollouts])
-        return scores | {
-            "score": result.score.value,
-            "success": result.success.value,
-            "latency_ms": result.latency_ms,
+        return {
+            **scores,
+            **_values(result),
             "episodes": result.episodes,
             "score_interval": [result.score.low, result.score.high],
             "success_interval": [result.success.low, result.success.high],
@@ -156,21 +142,13 @@ class PolicyEvaluator:
         """Return the policies' scores in the simulator over the seeds, and draw a video."""
         rollouts: dict[str, dict[int, Rollouts]] = {}
         for coupling, by_seed in runs.items():
-            loaded = {
-                seed: Rollouts.load(_rollouts_file(run, step)) for seed, run in by_seed.items()
-            }
-            rollouts[coupling] = {seed: one for seed, one in loaded.items() if one is not None}
-        baseline = next(iter(rollouts.values()))
-        entries = [
-            _entry(coupling, by_seed, baseline, runs[coupling])
-            for coupling, by_seed in rollouts.items()
-            if by_seed
-        ]
-        video = folder / "video.gif"
-        if entries:
-            first = {
-                name: next(iter(by_seed.values())) for name, by_seed in rollouts.items() if by_seed
-            }
+            files = {seed: _rollouts_file(run, step) for seed, run in by_seed.items()}
+            loaded = {seed: Rollouts.load(file) for seed, file in files.items() if file.exists()}
+            rollouts[coupling] = loaded
+        baseline, video = next(iter(rollouts.values())), folder / "video.gif"
+        rollouts = {coupling: by_seed for coupling, by_seed in rollouts.items() if by_seed}
+        if rollouts:
+            first = {name: next(iter(by_seed.values())) for name, by_seed in rollouts.items()}
             _save_video(video, first)
         return {
             "features": "actions",
@@ -179,9 +157,17 @@ class PolicyEvaluator:
             "real_samples": len(self.validation),
             "floor": None,
             "metric": "action error",
-            "policies": tuple(entries),
-            "video": video.name if entries else None,
+            "policies": tuple(
+                _entry(coupling, by_seed, baseline, runs[coupling])
+                for coupling, by_seed in rollouts.items()
+            ),
+            "video": video.name if rollouts else None,
         }
+
+
+def _values(result: PolicyScore) -> dict[str, float]:
+    score, success = result.score.value, result.success.value
+    return {"score": score, "success": success, "latency_ms": result.latency_ms}
 
 
 def _rollouts_file(run_dir: RunDir, step: int) -> Path:
@@ -207,8 +193,8 @@ def _entry(
         gain = score_difference([rollouts[s] for s in shared], [baseline[s] for s in shared])
     checkpoints = []
     for seed in rollouts:
-        records = runs[seed].records("quality")
-        scores = {r["step"]: r["score"] for r in records if r.get("score") is not None}
+        records = [r for r in runs[seed].records("quality") if r.get("score") is not None]
+        scores = {r["step"]: r["score"] for r in records}
         checkpoints.append(last_and_best([scores[step] for step in sorted(scores)]))
     return PolicyEntry(
         coupling=coupling,

@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,14 +18,10 @@ class LinearNormalizer:
     """``(values - (high + low) / 2) / ((high - low) / 2)``: ``low`` becomes -1 and ``high`` 1.
 
     A coordinate that does not vary is mapped to 0 and back to its value.
-
-    Attributes:
-        low: ``[D]`` float32.
-        high: ``[D]`` float32, nowhere below ``low``.
     """
 
-    low: Tensor
-    high: Tensor
+    low: Tensor  # ``[D]`` float32
+    high: Tensor  # ``[D]`` float32, nowhere below ``low``
 
     def __post_init__(self) -> None:
         low, high = self.low, self.high
@@ -38,11 +33,7 @@ class LinearNormalizer:
 
     @classmethod
     def fit(cls, rows: Tensor, *, standardize: bool = False) -> "LinearNormalizer":
-        """Map the range of ``rows`` ``[N, D]`` to [-1, 1], or mean to 0 and variance to 1.
-
-        Raises:
-            ValueError: no rows, or values that are not finite.
-        """
+        """Map the range of finite ``rows`` ``[N, D]`` to [-1, 1]; or mean to 0, variance to 1."""
         if rows.ndim != 2 or 0 in rows.shape or not bool(rows.isfinite().all()):
             raise ValueError(f"expected finite rows [N, D] to fit to, got {tuple(rows.shape)}")
         if not standardize:
@@ -82,15 +73,11 @@ class PolicyNormalizer:
     mean 0 and variance 1. Speeds are small beside positions, and a small network learns them sooner
     apart: on Push-T a regression of 500 steps is off by 24.9 pixels with differences and by 28.4 to
     30.0 stacked.
-
-    Attributes:
-        observation: of observations ``[O]``.
-        action: of actions ``[A]``.
-        difference: of the difference of an observation to the one before, or None to stack.
     """
 
-    observation: LinearNormalizer
-    action: LinearNormalizer
+    observation: LinearNormalizer  # of observations ``[O]``
+    action: LinearNormalizer  # of actions ``[A]``
+    # of the difference of an observation to the one before, or None to stack
     difference: LinearNormalizer | None = None
 
     @classmethod
@@ -134,8 +121,6 @@ class PolicyNormalizer:
         """Read what ``save`` wrote, with the hash; ValueError names a file that is not that."""
         with require_extra("train", "loading normalizers"):
             from safetensors import SafetensorError, safe_open
-        if not Path(path).is_file():
-            raise ValueError(f"{path} does not exist; expected the normalizers saved with a run")
         try:
             with safe_open(str(path), framework="pt") as file:
                 names = {key.rpartition(".")[0] for key in file.keys()}  # noqa: SIM118
@@ -144,5 +129,5 @@ class PolicyNormalizer:
                     for name in names
                 }
                 return cls(**parts), (file.metadata() or {}).get("digest", "")
-        except (SafetensorError, TypeError, ValueError) as error:
+        except (OSError, SafetensorError, TypeError, ValueError) as error:
             raise ValueError(f"{path} does not hold normalizers of a policy ({error})") from error

@@ -19,28 +19,20 @@ class DiffusionPolicy:
 
     So an episode does not depend on which others are still running, nor on the coupling that the
     model was trained with.
-
-    Args:
-        model: trained on normalized windows.
-        pipeline: how to sample from it.
-        normalizer: of observations and actions.
-        seed: of the noise.
     """
 
-    model: nn.Module
-    pipeline: SamplingPipeline
-    normalizer: PolicyNormalizer
-    seed: int = 0
+    model: nn.Module  # trained on normalized windows
+    pipeline: SamplingPipeline  # how to sample from it
+    normalizer: PolicyNormalizer  # of observations and actions
+    seed: int = 0  # of the noise
 
     def __call__(self, observations: Tensor, *, episodes: Tensor, chunk: int) -> Tensor:
         """Actions ``[B, horizon, A]`` for ``observations`` ``[B, n, O]``, in recorded units."""
 
         def draw(step: int) -> Tensor:
-            keys = ((self.seed, int(episode), chunk, step, "plan") for episode in episodes)
-            shape = self.pipeline.shape
-            return torch.stack(
-                [torch.randn(shape, generator=keyed_generator(*key)) for key in keys]
-            )
+            keys = [(self.seed, int(episode), chunk, step, "plan") for episode in episodes]
+            generators = [keyed_generator(*key) for key in keys]
+            return torch.stack([torch.randn(self.pipeline.shape, generator=g) for g in generators])
 
         cond = {OBSERVATION: self.normalizer.observations(observations)}
         actions = sample_actions(self.pipeline, self.model, cond, draw)

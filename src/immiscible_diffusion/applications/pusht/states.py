@@ -50,13 +50,11 @@ def key_points(state: Tensor, local: tuple[tuple[float, float], ...] = KEY_POINT
 def observe(state: Tensor, obs_type: str) -> Tensor:
     """Compute what a policy observes of ``state`` ``[..., 5]``.
 
-    Args:
-        state: of the environment.
-        obs_type: ``keypoint``: nine points on the block and the agent's position ``[..., 20]``, as
-            published; ``relative``: these, and the points relative to the agent ``[..., 38]``;
-            ``state``: the state itself ``[..., 5]``, whose angle jumps at 2 pi;
-            ``corners``: eight corners of the block and the agent's position ``[..., 18]``, and
-            ``agent``: its position alone ``[..., 2]``, as LeRobot records them.
+    ``obs_type`` is ``keypoint``: nine points on the block and the agent's position ``[..., 20]``,
+    as published; ``relative``: these, and the points relative to the agent ``[..., 38]``;
+    ``state``: the state itself ``[..., 5]``, whose angle jumps at 2 pi; ``corners``: eight corners
+    of the block and the agent's position ``[..., 18]``, or ``agent``: its position alone
+    ``[..., 2]``, as LeRobot records them.
     """
     agent = state[..., :2]
     if obs_type == "state":

@@ -25,14 +25,10 @@ NORMALIZER = "normalizer.safetensors"
 
 @dataclass(frozen=True)
 class Policy(TaskConfig):
-    """A policy that learns recorded demonstrations.
+    """A policy that learns recorded demonstrations."""
 
-    Args:
-        data: the demonstrations.
-        eval: how and when policies are evaluated.
-    """
-
-    data: DemonstrationConfig = field(default_factory=DemonstrationConfig)
+    data: DemonstrationConfig = field(default_factory=DemonstrationConfig)  # the demonstrations
+    # how and when policies are evaluated
     eval: PolicyEvalConfig = field(default_factory=PolicyEvalConfig)
 
     makes_images: ClassVar[bool] = False

@@ -24,12 +24,8 @@ def save_video(
 ) -> None:
     """Write a GIF: a row for each policy, a column for each episode, with the score so far.
 
-    Args:
-        path: to write to.
-        policies: rollouts by name.
-        episodes: which of their episodes.
-        size: width and height of an environment's image in pixels.
-        every: steps between frames; a step is 0.1 s and is shown as long.
+    An environment's image has ``size`` by ``size`` pixels. There are ``every`` steps between
+    frames; a step is 0.1 s and is shown as long.
 
     Raises:
         ValueError: no policies or episodes, or an episode that does not exist.

@@ -28,35 +28,20 @@ OBSERVATION = "observation"
 class Episodes:
     """Recorded episodes, one after the other, in the units they were recorded in.
 
-    Attributes:
-        observation: ``[N, O]`` float32.
-        action: ``[N, A]`` float32; row i is the target that was set where row i was observed.
-        ends: ``[E]`` int64, rising: episode e has the rows from ``ends[e - 1]`` (0) to ``ends[e]``.
-        name: for reports.
-        note: what every result on them must mention; may be empty.
-        obs_type: how the simulator makes such observations (``states.observe``); may be empty.
-        numbers: ``[E]``: number of every episode in its store, for messages; None = 0, 1, ...
-
     Raises:
         ValueError: rows that do not fit together, empty episodes, or values that are not finite:
             it names the episode.
     """
 
-    observation: Tensor
-    action: Tensor
-    ends: Tensor
-    name: str = "episodes"
-    note: str = ""
-    obs_type: str = ""
-    numbers: Tensor | None = None
+    observation: Tensor  # ``[N, O]`` float32
+    action: Tensor  # ``[N, A]`` float32; row i is the target that was set where row i was observed
+    ends: Tensor  # ``[E]`` int64: episode e has the rows from ``ends[e - 1]`` (0) to ``ends[e]``
+    name: str = "episodes"  # for reports
+    note: str = ""  # what every result on them must mention
+    obs_type: str = ""  # how the simulator makes such observations (``states.observe``)
+    numbers: Tensor | None = None  # ``[E]``: that of every episode in its store; None = 0, 1, ...
 
     def __post_init__(self) -> None:
-        parts = {OBSERVATION: self.observation, "action": self.action}
-        for what, rows in parts.items():
-            if rows.ndim != 2 or not rows.is_floating_point() or 0 in rows.shape:
-                raise ValueError(
-                    f"{self.name}: {what} must be floating [N, dim], got {rows.dtype} {tuple(rows.shape)}"
-                )
         ends = self.ends
         if ends.ndim != 1 or ends.is_floating_point() or len(ends) == 0:
             raise ValueError(
@@ -67,13 +52,17 @@ class Episodes:
                 f"{self.name}: episode {self.number(empty[0])} has no steps (ends must rise, got "
                 f"{int(ends[empty[0]])})"
             )
-        for what, rows in parts.items():
+        for what, rows in ((OBSERVATION, self.observation), ("action", self.action)):
+            if rows.ndim != 2 or not rows.is_floating_point() or 0 in rows.shape:
+                raise ValueError(
+                    f"{self.name}: {what} must be floating [N, dim], got {rows.dtype} "
+                    f"{tuple(rows.shape)}"
+                )
             if len(rows) != int(ends[-1]):
                 episode = min(int((ends <= len(rows)).sum()), len(ends) - 1)
                 raise ValueError(
-                    f"{self.name}: episode {self.number(episode)} ends at row "
-                    f"{int(ends[episode])}, but there are {len(rows)} {what}s; is the store cut "
-                    f"short? download it again"
+                    f"{self.name}: episode {self.number(episode)} ends at row {int(ends[episode])},"
+                    f" but there are {len(rows)} {what}s; is the store cut short? download it again"
                 )
             if len(bad := (~rows.isfinite().all(dim=1)).nonzero()):
                 row = int(bad[0])
@@ -118,13 +107,9 @@ class Episodes:
     ) -> tuple["Episodes", "Episodes"]:
         """Split into training and validation episodes, by the seed and their number alone.
 
-        Args:
-            val_ratio: fraction of the episodes to validate on, at least one.
-            seed: of the choice.
-            max_train_episodes: use at most so many of the rest; Diffusion Policy takes 90 of 206.
-
-        Raises:
-            ValueError: nothing would be left to train on.
+        ``val_ratio`` of the episodes, at least one, are validated on, and at most
+        ``max_train_episodes`` of the rest trained on; Diffusion Policy takes 90 of 206. ValueError
+        if nothing is left.
         """
         count, limit = max(1, round(val_ratio * len(self))), max_train_episodes
         if not 0 < val_ratio < 1 or count >= len(self) or (limit is not None and limit < 1):
@@ -148,34 +133,27 @@ class Windows(DataSet):
     A batch has ``data`` ``[B, horizon, A]`` in [-1, 1], ``cond["observation"]``
     ``[B, n_obs_steps * O]``, and ``mask`` ``[B, horizon, 1]`` or None.
 
-    Args:
-        episodes: the recordings.
-        normalizer: fitted on the training episodes.
-        config: how they are cut.
-        validation: windows of the episodes to validate on.
-
     Raises:
         ValueError: an episode shorter than the horizon, or a normalizer of other dimensions; it
             names the episode.
     """
 
     episodes: Episodes
-    normalizer: PolicyNormalizer
-    config: DemonstrationConfig = field(default_factory=DemonstrationConfig)
-    validation: "Windows | None" = None
+    normalizer: PolicyNormalizer  # fitted on the training episodes
+    config: DemonstrationConfig = field(default_factory=DemonstrationConfig)  # how they are cut
+    validation: "Windows | None" = None  # those of the episodes to validate on
 
     def __post_init__(self) -> None:
-        h = self.config.horizon
-        if len(short := (self.episodes.lengths < h).nonzero()):
+        horizon, lengths = self.config.horizon, self.episodes.lengths
+        if len(short := (lengths < horizon).nonzero()):
             raise ValueError(
                 f"{self.name}: episode {self.episodes.number(short[0])} has "
-                f"{int(self.episodes.lengths[short[0]])} steps, fewer than the horizon of {h}; "
-                f"leave it out (Episodes.select), or set a shorter horizon"
+                f"{int(lengths[short[0]])} steps, fewer than the horizon of {horizon}; leave it "
+                f"out (Episodes.select), or set a shorter horizon"
             )
         for what in (OBSERVATION, "action"):
             size = getattr(self.episodes, what).shape[1]
-            expected = len(getattr(self.normalizer, what).low)
-            if size != expected:
+            if size != (expected := len(getattr(self.normalizer, what).low)):
                 raise ValueError(
                     f"{self.name}: {what}s have {size} dimensions, {expected} were expected"
                 )

@@ -1,6 +1,5 @@
 """Images to the latents of a VAE, prompts to the states of a text encoder."""
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,24 +23,16 @@ class LatentCodec:
     ``[B, P]`` and ``time_ids`` ``[B, 6]``; for in-painting ``inpaint_mask`` ``[B, 1, h, w]`` (1 is
     to be painted) and ``masked_latents`` ``[B, C, h, w]``, the latents of the visible part. Others,
     such as ``label``, are passed on.
-
-    Attributes:
-        vae: diffusers' ``AutoencoderKL``, frozen.
-        texts: tokenizers and text encoders, frozen.
-        max_batch_size: images in the VAE at a time.
-        inpainting: which part of an image is hidden.
-        vae_hash: of the VAE's weights.
-        passthrough: the data are latents already and are passed on.
-        zero_uncond: the unconditional input of guidance is zeros, as in SDXL's pipeline, instead of
-            the states of the empty prompt.
     """
 
-    vae: Any
-    texts: tuple[TextPart, ...]
-    max_batch_size: int = 16
-    inpainting: Inpainting | None = None
-    vae_hash: str | None = None
-    passthrough: bool = False
+    vae: Any  # diffusers' ``AutoencoderKL``, frozen
+    texts: tuple[TextPart, ...]  # tokenizers and text encoders, frozen
+    max_batch_size: int = 16  # images in the VAE at a time
+    inpainting: Inpainting | None = None  # which part of an image is hidden
+    passthrough: bool = False  # the data are latents already and are passed on
+    vae_hash: str | None = None  # of the VAE's weights, to check cached latents
+    # The unconditional input of guidance is zeros, as in SDXL's pipeline, instead of the states of
+    # the empty prompt.
     zero_uncond: bool = False
 
     def __post_init__(self) -> None:
@@ -52,7 +43,7 @@ class LatentCodec:
 
     @property
     def device(self) -> torch.device:
-        """Device of the VAE."""
+        """Device of the VAE and the text encoders."""
         return next(self.vae.parameters()).device
 
     @property
@@ -70,12 +61,8 @@ class LatentCodec:
         """Width of the text states."""
         return sum(int(text.encoder.config.hidden_size) for text in self.texts)
 
-    def as_passthrough(self) -> "LatentCodec":
-        """The same for data that are latents already."""
-        return dataclasses.replace(self, passthrough=True)
-
     def shape(self, images: tuple[int, ...]) -> tuple[int, ...]:
-        """``(C, h, w)`` of the latents; ValueError for images that the VAE cannot take."""
+        """Return ``(C, h, w)`` of the latents; ValueError for images that the VAE cannot take."""
         if self.passthrough:
             return images
         channels, step = int(self.vae.config.in_channels), self.downsample_factor
@@ -90,7 +77,7 @@ class LatentCodec:
 
     @torch.no_grad()
     def encode(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
-        """Latents of the images and text states of the tokens.
+        """Turn images into latents and tokens into text states.
 
         With ``generator`` latents are sampled, else their mean is taken. Random numbers are drawn
         for the latents, then the masks, then the latents of the visible part, each at once for the
@@ -102,7 +89,7 @@ class LatentCodec:
         if tokens:
             factor = self.downsample_factor if self.passthrough else 1
             height, width = (side * factor for side in batch.data.shape[-2:])
-            cond = {**self._text_states(tokens, len(batch), (height, width)), **cond}
+            cond = {**self._text_states(tokens, (height, width)), **cond}
         if self.passthrough:
             return Batch(batch.data.to(self.device), cond or None, batch.mask)
         data = self.latents(batch.data, generator)
@@ -114,29 +101,23 @@ class LatentCodec:
 
     @torch.no_grad()
     def latents(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """``[B, C, h, w]`` float32 of images ``[B, C, H, W]`` in [-1, 1]."""
+        """Encode images ``[B, C, H, W]`` in [-1, 1] to ``[B, C, h, w]`` float32."""
         posteriors = [
             self.vae.encode(part.to(self.device, self.dtype)).latent_dist
             for part in images.split(self.max_batch_size)
         ]
-        mean = torch.cat([posterior.mean for posterior in posteriors])
+        latents = torch.cat([posterior.mean for posterior in posteriors])
         if generator is not None:
-            noise = torch.randn(
-                mean.shape, device=generator.device, dtype=self.dtype, generator=generator
-            )
-            std = torch.cat([posterior.std for posterior in posteriors])
-            mean = mean + std * noise.to(self.device)
-        return (mean.float() - self._shift) * float(self.vae.config.scaling_factor)
+            options: Any = {"device": generator.device, "dtype": self.dtype}
+            noise = torch.randn(latents.shape, generator=generator, **options).to(self.device)
+            latents = latents + torch.cat([posterior.std for posterior in posteriors]) * noise
+        return (latents.float() - self._shift) * float(self.vae.config.scaling_factor)
 
     @torch.no_grad()
     def mask_images(
         self, images: Tensor, mask: Tensor, generator: torch.Generator | None = None
     ) -> Cond:
-        """Conditions of an in-painting network: the mask and the latents of the visible part.
-
-        Raises:
-            ValueError: ``mask`` is not ``[B, 1, h, w]`` of the latents' size.
-        """
+        """Return the conditions of an in-painting network; ``mask`` is ``[B, 1, h, w]``."""
         expected = (len(images), 1, *self.shape(tuple(images.shape[1:]))[1:])
         if tuple(mask.shape) != expected:
             raise ValueError(
@@ -149,13 +130,10 @@ class LatentCodec:
 
     @torch.no_grad()
     def decode(self, data: Tensor) -> Tensor:
-        """Images ``[B, C, H, W]`` float32 of latents."""
+        """Decode latents to images ``[B, C, H, W]`` float32."""
         latents = data / float(self.vae.config.scaling_factor) + self._shift
-        parts = [
-            self.vae.decode(part.to(self.device, self.dtype)).sample.float()
-            for part in latents.split(self.max_batch_size)
-        ]
-        return torch.cat(parts)
+        parts = latents.to(self.device, self.dtype).split(self.max_batch_size)
+        return torch.cat([self.vae.decode(part).sample.float() for part in parts])
 
     @property
     def _shift(self) -> float:
@@ -164,21 +142,16 @@ class LatentCodec:
     # -- text -------------------------------------------------------------------------------------
 
     def tokenize(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """``tokens`` (and ``tokens_2``) ``[B, L]`` int64, cut and padded to the full length."""
+        """Return ``tokens`` (and ``tokens_2``) ``[B, L]`` int64, cut and padded to full length."""
+        options: Any = {"padding": "max_length", "truncation": True, "return_tensors": "pt"}
         return {
-            name: part.tokenizer(
-                list(texts),
-                padding="max_length",
-                max_length=part.tokenizer.model_max_length,
-                truncation=True,
-                return_tensors="pt",
-            ).input_ids
-            for name, part in zip(TOKENS, self.texts, strict=False)
+            name: tokenizer(list(texts), max_length=tokenizer.model_max_length, **options).input_ids
+            for name, (tokenizer, _) in zip(TOKENS, self.texts, strict=False)
         }
 
-    def encode_prompts(self, texts: Sequence[str], size: tuple[int, int] | None = None) -> Cond:
-        """The conditions of ``texts``; for SDXL, of images of ``size`` (H, W)."""
-        return self._text_states(self.tokenize(texts), len(texts), size)
+    def encode_prompts(self, texts: Sequence[str], size: tuple[int, int] = (0, 0)) -> Cond:
+        """Return the conditions of ``texts``; for SDXL, of images of ``size`` (H, W)."""
+        return self._text_states(self.tokenize(texts), size)
 
     @cached_property
     def empty_prompt(self) -> Cond:
@@ -194,35 +167,24 @@ class LatentCodec:
         return {name: torch.zeros_like(row) for name, row in self.empty_prompt.items()}
 
     @torch.no_grad()
-    def _text_states(self, tokens: Cond, count: int, size: tuple[int, int] | None) -> Cond:
+    def _text_states(self, tokens: Cond, size: tuple[int, int]) -> Cond:
         """``text`` of one encoder; of two, their last but one states side by side, and ``pooled``.
 
         Equal rows go through the encoders once.
         """
-        widths = [rows.shape[1] for rows in tokens.values()]
         joined = torch.cat([rows.cpu() for rows in tokens.values()], dim=1)
         unique, place = joined.unique(dim=0, return_inverse=True)
-        two = len(self.texts) > 1
-        outputs = [
-            _run(part, rows, hidden_states=two)
-            for part, rows in zip(self.texts, unique.split(widths, dim=1), strict=True)
-        ]
-        cond = {"text": outputs[0][0]}
-        if two:
-            states = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
-            cond = {"text": states, "pooled": outputs[-1][0]}
-        cond = {name: value[place.to(value.device)] for name, value in cond.items()}
-        if two:
-            height, width = size or (0, 0)
-            ids = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32)
-            cond["time_ids"] = ids.expand(count, -1).to(self.device)
-        return cond
-
-
-def _run(part: TextPart, tokens: Tensor, *, hidden_states: bool) -> Any:
-    """The output of a text encoder; BERT needs the padding mask, CLIP does not."""
-    tokens = tokens.to(next(part.encoder.parameters()).device)
-    mask = None
-    if getattr(part.encoder.config, "use_attention_mask", False):
-        mask = (tokens != part.tokenizer.pad_token_id).long()
-    return part.encoder(tokens, attention_mask=mask, output_hidden_states=hidden_states)
+        parts = unique.to(self.device).split([rows.shape[1] for rows in tokens.values()], dim=1)
+        two, outputs = len(self.texts) > 1, []
+        for (tokenizer, encoder), ids in zip(self.texts, parts, strict=True):
+            mask = None
+            if getattr(encoder.config, "use_attention_mask", False):  # BERT needs it, CLIP does not
+                mask = (ids != tokenizer.pad_token_id).long()
+            outputs.append(encoder(ids, attention_mask=mask, output_hidden_states=two))
+        if not two:
+            return {"text": outputs[0][0][place.to(self.device)]}
+        states = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+        cond = {"text": states, "pooled": outputs[-1][0]}
+        cond = {name: value[place.to(self.device)] for name, value in cond.items()}
+        ids = torch.tensor([*size, 0, 0, *size], dtype=torch.float32, device=self.device)
+        return cond | {"time_ids": ids.expand(len(place), -1)}

@@ -9,13 +9,10 @@ import torch
 from immiscible_diffusion.applications.stable_diffusion.codec import LatentCodec
 from immiscible_diffusion.applications.stable_diffusion.inpainting import Inpainting
 from immiscible_diffusion.applications.stable_diffusion.load_pipeline import (
-    check_given,
+    PretrainedPipeline,
     frozen,
     frozen_dtype,
-    load_part,
-    read_index,
     silence_hf_logging,
-    text_parts,
 )
 from immiscible_diffusion.applications.stable_diffusion.unet import StableDiffusionUNet
 from immiscible_diffusion.data import DataConfig, DataSet
@@ -29,90 +26,64 @@ from immiscible_diffusion.training.task import Task, TaskConfig
 
 @dataclass(frozen=True)
 class StableDiffusionCodec:
-    """The frozen VAE, tokenizer and text encoder of a pipeline.
+    """The frozen VAE, tokenizer and text encoder of a pipeline."""
 
-    Args:
-        pretrained: a folder written by ``save_pretrained``, or a name on the hub.
-        batch_size: images in the VAE at a time.
-    """
-
-    pretrained: str | None = None
-    batch_size: int = 16
+    pretrained: str | None = None  # a folder written by save_pretrained, or a name on the hub
+    batch_size: int = 16  # images in the VAE at a time
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"codec.batch_size must be at least 1, got {self.batch_size}")
-
-    def tiny(self) -> "StableDiffusionCodec":
-        """Shrink to a smoke run, which needs a pipeline: the published ones are not small."""
-        return dataclasses.replace(self, pretrained=None)
 
     def load(
         self,
         device: torch.device | str = "cpu",
         precision: str = "no",
         *,
-        digest: bool = False,
+        passthrough: bool = False,
         inpainting: Inpainting | None = None,
     ) -> LatentCodec:
         """Load the parts; in half precision if ``precision`` is fp16 or bf16.
 
-        Args:
-            device: to work on.
-            precision: no, fp16 or bf16.
-            digest: hash the VAE's weights (before they are cast), to check a latent cache.
-            inpainting: hide a part of every image, which the network paints; None = off.
-
-        Raises:
-            ValueError: the pipeline is absent; says what to download or to make.
+        With ``passthrough`` for data that are latents already, with the hash of the VAE they must
+        be of (before it is cast). ValueError says what to do if the pipeline is absent.
         """
         from immiscible_diffusion.applications.stable_diffusion.latent_cache import vae_digest
 
         with silence_hf_logging():
-            pretrained = check_given(self.pretrained, "codec.pretrained")
-            index, dtype = read_index(pretrained), frozen_dtype(precision)
-            vae = frozen(load_part(pretrained, index, "vae", torch_dtype=torch.float32))
-            vae_hash = vae_digest(vae) if digest else None
-            texts = text_parts(pretrained, index)
-            # SDXL's first VAE overflows in float16, as its configuration says.
-            upcast = dtype == torch.float16 and bool(getattr(vae.config, "force_upcast", False))
+            pipeline = PretrainedPipeline.open(self.pretrained)
+            vae = frozen(pipeline.load("vae", torch_dtype=torch.float32))
+            vae_hash = vae_digest(vae) if passthrough else None
+            texts, dtype = tuple(pipeline.load_texts()), frozen_dtype(precision)
             for text in texts:
                 text.encoder.to(device, dtype)
+            # SDXL's first VAE overflows in float16, as its configuration says.
+            if dtype == torch.float16 and len(texts) > 1:
+                dtype = torch.float32 if getattr(vae.config, "force_upcast", False) else dtype
+            zero_uncond = bool(pipeline.index.get("force_zeros_for_empty_prompt", False))
             return LatentCodec(
-                vae=vae.to(device, torch.float32 if upcast and len(texts) > 1 else dtype),
-                texts=tuple(texts),
-                max_batch_size=self.batch_size,
-                inpainting=inpainting,
+                *(vae.to(device, dtype), texts, self.batch_size, inpainting, passthrough),
                 vae_hash=vae_hash,
-                zero_uncond=bool(index.get("force_zeros_for_empty_prompt", False)),
+                zero_uncond=zero_uncond,
             )
 
 
 @dataclass(frozen=True)
 class TextToImage(TaskConfig):
-    """Images from text, in the latent space of a VAE.
+    """Images from text, in the latent space of a VAE."""
 
-    Args:
-        data: the images.
-        codec: the pipeline whose VAE and text encoder are used, frozen.
-        captions: where prompts come from.
-        buckets: aspect-ratio buckets; None = all images are cropped to one square.
-        latents: a folder written by ``immiscible encode``, read instead of the images.
-        inpainting: hide a part of every image, which the network paints; None = off.
-        preview_prompts: what previews show; by default the classes, or the first captions.
-        push_to_hub: ``owner/name`` to publish to after the last step.
-        eval: how and when images are scored.
-    """
-
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig = field(default_factory=DataConfig)  # the images
+    # the pipeline whose VAE and text encoder are used, frozen
     codec: StableDiffusionCodec = field(default_factory=StableDiffusionCodec)
-    captions: Captions | None = None
-    buckets: Buckets | None = None
-    latents: str | None = None
+    captions: Captions | None = None  # where prompts come from
+    buckets: Buckets | None = None  # of aspect ratios; None = all images are cropped to one square
+    latents: str | None = None  # a folder written by immiscible encode, read instead of the images
+    # hide a part of every image, which the network paints; None = off
     inpainting: Inpainting | None = None
+    # what previews show; by default the classes, or the first captions
     preview_prompts: tuple[str, ...] = ()
-    push_to_hub: str | None = None
-    eval: ImageEvalConfig = field(default_factory=ImageEvalConfig)
+    push_to_hub: str | None = None  # owner/name to publish to after the last step
+    eval: ImageEvalConfig = field(default_factory=ImageEvalConfig)  # how and when images are scored
 
     knows_unconditional: ClassVar[bool] = True
 
@@ -134,17 +105,14 @@ class TextToImage(TaskConfig):
         It still needs a pipeline (``codec.pretrained``): the published ones are not small. Data
         that are not on this machine are replaced by digits.
         """
+        codec, data = dataclasses.replace(self.codec, pretrained=None), self.data.tiny().at_hand()
         return dataclasses.replace(
-            self,
-            data=self.data.tiny().at_hand(),
-            codec=self.codec.tiny(),
-            buckets=None,
-            eval=self.eval.tiny(),
+            self, data=data, codec=codec, buckets=None, eval=self.eval.tiny()
         )
 
     def check(self, recipe: Recipe) -> None:
         """Raise ValueError for a recipe that lacks a part of text-to-image diffusion."""
-        model = recipe.model
+        model, inpainting = recipe.model, self.inpainting
         if not isinstance(model, StableDiffusionUNet) or isinstance(recipe.path, EDMPath):
             raise ValueError(
                 f"TextToImage needs a StableDiffusionUNet and no EDMPath, got "
@@ -155,14 +123,13 @@ class TextToImage(TaskConfig):
                 f"adapters and in-painting need the VAE's own scale; leave scaling.factor 1, got "
                 f"{recipe.scaling.factor}"
             )
-        if model.inpainting != (self.inpainting is not None) or not recipe.conditional:
+        if model.inpainting != (inpainting is not None) or not recipe.conditional:
             raise ValueError(
                 f"a text-to-image network is conditional, and model.inpainting goes with "
                 f"task.inpainting; got conditional={recipe.conditional}, "
-                f"model.inpainting={model.inpainting} and "
-                f"inpainting={self.inpainting}"
+                f"model.inpainting={model.inpainting} and inpainting={inpainting}"
             )
-        masked = self.inpainting is not None and self.inpainting.pair_masked_region
+        masked = inpainting is not None and inpainting.pair_masked_region
         if masked and recipe.sampler.init_noise == "matched":
             raise ValueError(
                 "noise that is paired in the masked region has another distribution for every "

@@ -12,19 +12,14 @@ class Inpainting:
     """Which part of an image the network has to paint.
 
     Masks lie on the grid of the latents, so that no latent is half hidden.
-
-    Args:
-        mask_region: ``inside``: a rectangle (in-painting); ``outside``: all but a kept part, which
-            is a rectangle or, for every other image, one side of the image (out-painting).
-        min_size: shortest side of the rectangle as a fraction of the image's.
-        max_size: longest side of it.
-        pair_masked_region: choose noise by what is in the mask alone.
     """
 
+    # inside: a rectangle (in-painting); outside: all but a part that is kept, which is a rectangle
+    # or, for every other image, one side of the image (out-painting)
     mask_region: Literal["inside", "outside"] = "inside"
-    min_size: float = 0.25
-    max_size: float = 0.75
-    pair_masked_region: bool = False
+    min_size: float = 0.25  # shortest side of the rectangle as a fraction of the image's
+    max_size: float = 0.75  # longest side of it
+    pair_masked_region: bool = False  # choose noise by what is in the mask alone
 
     def __post_init__(self) -> None:
         if self.mask_region not in ("inside", "outside"):
@@ -33,43 +28,41 @@ class Inpainting:
             )
         if not 0 < self.min_size <= self.max_size < 1:
             raise ValueError(
-                f"expected 0 < inpainting.min_size <= inpainting.max_size < 1, got {self.min_size} and {self.max_size}"
+                f"expected 0 < inpainting.min_size <= inpainting.max_size < 1, got {self.min_size} "
+                f"and {self.max_size}"
             )
 
     def sample_masks(
         self, count: int, size: tuple[int, int], generator: torch.Generator | None = None
     ) -> Tensor:
-        """Random masks ``[count, 1, h, w]`` float32 on a grid of ``size``: 1 is to be painted.
+        """Draw masks ``[count, 1, h, w]`` float32 on a grid of ``size``: 1 is to be painted.
 
         Every image takes five random numbers, used or not, so row i does not depend on the others.
         On the device of ``generator``.
         """
-        device = generator.device if generator is not None else torch.device("cpu")
+        device = torch.device("cpu") if generator is None else generator.device
         draws = torch.rand(count, 5, device=device, generator=generator)
-        height, width = (
-            self._lengths(side, draws[:, i]) for side, i in zip(size, (0, 2), strict=True)
+        (y, top, height), (x, left, width) = (
+            self._intervals(side, draws[:, 2 * axis : 2 * axis + 2])
+            for axis, side in enumerate(size)
         )
-        y, x = (torch.arange(side, device=device) for side in size)
-        top, left = (
-            (draws[:, i] * (side - lengths + 1)).long()[:, None]
-            for side, lengths, i in zip(size, (height, width), (1, 3), strict=True)
-        )
-        height, width = height[:, None], width[:, None]
         rows, columns = (y >= top) & (y < top + height), (x >= left) & (x < left + width)
         box = rows[:, :, None] & columns[:, None, :]
         if self.mask_region == "inside":
             return box[:, None].float()
         visible = box
         # An eighth of draws[:, 4] for each side, the upper half of the draws for rectangles.
-        side = (draws[:, 4] * 8).long()
+        kept_side = (draws[:, 4] * 8).long()
         edges = (y < height, (y < height).flip(1), x < width, (x < width).flip(1))
         for number, edge in enumerate(edges):
             part = edge[:, :, None] if number < 2 else edge[:, None, :]
-            visible = torch.where((side == number).view(-1, 1, 1), part.expand_as(box), visible)
+            visible = torch.where((kept_side == number).view(-1, 1, 1), part, visible)
         return (~visible)[:, None].float()
 
-    def _lengths(self, size: int, draw: Tensor) -> Tensor:
-        """Lengths between the shortest and the longest side, ``[B]`` int64."""
+    def _intervals(self, size: int, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Coordinates ``[size]``; the first ``[B, 1]`` of a rectangle and its length ``[B, 1]``."""
         least = max(1, round(self.min_size * size))
         most = min(size - 1, max(least, round(self.max_size * size)))
-        return least + (draw * (most - least + 1)).long()
+        lengths = least + (draws[:, 0] * (most - least + 1)).long()
+        first = (draws[:, 1] * (size - lengths + 1)).long()
+        return torch.arange(size, device=draws.device), first[:, None], lengths[:, None]

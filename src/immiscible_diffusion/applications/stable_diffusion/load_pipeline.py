@@ -1,15 +1,21 @@
-"""The frozen parts of a pipeline of diffusers, from a folder or the hub."""
+"""Pipelines of diffusers, from a folder or the hub: their frozen parts, and images of them."""
 
+import hashlib
 import importlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
+from immiscible_diffusion.metrics.features.preprocess import weights_digest
 from immiscible_diffusion.utils.optional_deps import require_extra
+from immiscible_diffusion.utils.random import keyed_generator
+
+WEIGHTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2")
 
 PIPELINE_HINT = (
     "a folder written by save_pretrained, or a name on the hub; without a network, "
@@ -20,96 +26,148 @@ PIPELINE_HINT = (
 @contextmanager
 def silence_hf_logging() -> Iterator[None]:
     """Suppress progress bars and warnings of diffusers and transformers, not errors."""
-    with require_extra("sd", "Stable Diffusion"), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from diffusers.utils import logging as of_diffusers
-        from transformers.utils import logging as of_transformers
-    before = of_diffusers.get_verbosity(), of_transformers.get_verbosity()
-    bars = of_transformers.is_progress_bar_enabled()
-    try:
-        of_diffusers.set_verbosity_error()
-        of_transformers.set_verbosity_error()
-        of_transformers.disable_progress_bar()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with require_extra("sd", "Stable Diffusion"):
+            from diffusers.utils import logging as of_diffusers
+            from transformers.utils import logging as of_transformers
+        levels = [(log, log.get_verbosity()) for log in (of_diffusers, of_transformers)]
+        bars = of_transformers.is_progress_bar_enabled()
+        try:
+            for log, _ in levels:
+                log.set_verbosity_error()
+            of_transformers.disable_progress_bar()
             yield
-    finally:
-        of_diffusers.set_verbosity(before[0])
-        of_transformers.set_verbosity(before[1])
-        if bars:
-            of_transformers.enable_progress_bar()
+        finally:
+            for log, level in levels:
+                log.set_verbosity(level)
+            if bars:
+                of_transformers.enable_progress_bar()
 
 
-@dataclass(frozen=True, eq=False)
-class TextPart:
+class TextPart(NamedTuple):
     """A tokenizer and its text encoder."""
 
     tokenizer: Any
     encoder: Any
 
 
-def check_given(pretrained: str | None, option: str) -> str:
-    """Return ``pretrained``; ValueError says what belongs there if it is None."""
-    if not pretrained:
-        raise ValueError(f"{option} names the pipeline and is not set; give {PIPELINE_HINT}")
-    return pretrained
+@dataclass(frozen=True)
+class PretrainedPipeline:
+    """A pipeline whose parts are loaded one by one."""
 
+    source: str  # a folder, or a name on the hub
+    index: dict[str, Any]  # its ``model_index.json``
 
-def read_index(pretrained: str) -> dict[str, Any]:
-    """The ``model_index.json`` of the pipeline; ValueError if it cannot be read."""
-    try:
+    @classmethod
+    def open(cls, source: str | None) -> "PretrainedPipeline":
+        """Read the index; ValueError says what to download or to make if it cannot be read."""
+        if not source:
+            raise ValueError(
+                f"codec.pretrained names the pipeline and is not set; give {PIPELINE_HINT}"
+            )
         with silence_hf_logging():
             from diffusers import DiffusionPipeline
 
-            index: dict[str, Any] = DiffusionPipeline.load_config(pretrained)
-    except (OSError, ValueError) as error:
-        raise missing(pretrained, error) from error
-    return index
+            try:
+                return cls(source, DiffusionPipeline.load_config(source))
+            except (OSError, ValueError) as error:
+                raise missing(source, error) from error
+
+    def load(self, name: str, **options: Any) -> Any:
+        """Load part ``name``, of the class that the index names; ValueError if it is not there."""
+        package, kind = self.index.get(name) or (None, None)
+        if package not in ("diffusers", "transformers"):
+            raise ValueError(f"the pipeline {self.source} has no {name}: its index has {package!r}")
+        with silence_hf_logging():
+            try:
+                part = getattr(importlib.import_module(package), str(kind))
+                return part.from_pretrained(self.source, subfolder=name, **options)
+            except (AttributeError, OSError, ValueError) as error:
+                raise missing(self.source, error, name) from error
+
+    def load_texts(self) -> list[TextPart]:
+        """Load every text encoder, frozen, with its tokenizer: one, or two of SDXL."""
+        return [
+            TextPart(self.load(f"tokenizer{suffix}"), frozen(self.load(f"text_encoder{suffix}")))
+            for suffix in ("", "_2")
+            if self.index.get(f"text_encoder{suffix}", (None,))[0]
+        ]
 
 
-def missing(pretrained: str, error: Exception, part: str = "pipeline") -> ValueError:
-    """The error for a pipeline, or a part of it, that cannot be loaded."""
+def missing(source: str, error: Exception, part: str = "pipeline") -> ValueError:
+    """Return the error for a pipeline, or a part of it, that cannot be loaded."""
     reason = str(error).strip().partition("\n")[0]
     return ValueError(
-        f"no {part} at {pretrained} ({reason}); download it where there is a network (`hf download "
-        f"{pretrained} --local-dir FOLDER`) and give that folder: {PIPELINE_HINT}"
+        f"there is no {part} at {source} ({reason}); download it where there is a network (`hf "
+        f"download {source} --local-dir FOLDER`) and give that folder: {PIPELINE_HINT}"
     )
 
 
-def load_part(pretrained: str, index: dict[str, Any], name: str, **options: Any) -> Any:
-    """Part ``name`` of the pipeline, of the class that its index names.
-
-    Raises:
-        ValueError: the pipeline has no such part, or its files are not there.
-    """
-    package, kind = index.get(name) or (None, None)
-    if package not in ("diffusers", "transformers"):
-        raise ValueError(f"the pipeline {pretrained} has no {name}: its index has {package!r}")
-    with silence_hf_logging():
-        part = getattr(importlib.import_module(package), str(kind), None)
-        if part is None:
-            raise ValueError(f"{package} has no {kind}, which {pretrained} names as its {name}")
-        try:
-            return part.from_pretrained(pretrained, subfolder=name, **options)
-        except (OSError, ValueError) as error:
-            raise missing(pretrained, error, name) from error
-
-
-def text_parts(pretrained: str, index: dict[str, Any]) -> list[TextPart]:
-    """Every text encoder of the pipeline with its tokenizer: one, or two of SDXL."""
-    names = [("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")]
-    return [
-        TextPart(load_part(pretrained, index, words), frozen(load_part(pretrained, index, states)))
-        for words, states in names
-        if index.get(states, (None,))[0]
-    ]
-
-
 def frozen(part: Any) -> Any:
-    """``part`` in eval mode, without gradient."""
+    """Return ``part`` in eval mode, without gradient."""
     return part.eval().requires_grad_(False)
 
 
 def frozen_dtype(mixed_precision: str) -> torch.dtype:
-    """The precision of frozen parts under ``mixed_precision``."""
+    """Return the precision of frozen parts under ``mixed_precision``."""
     return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(mixed_precision, torch.float32)
+
+
+# -- sampling whole pipelines ---------------------------------------------------------------------
+
+
+def load_pipeline(source: str, device: torch.device, dtype: torch.dtype, *, text: bool) -> Any:
+    """Load a pipeline by its folder or hub name, quiet and without a safety checker.
+
+    It is a text-to-image pipeline with ``text``; else an unconditional diffusion model, such as
+    google/ddpm-cifar10-32, which is sampled by DDIM.
+
+    Raises:
+        ValueError: it is not there (says what to download), or of the other kind.
+    """
+    with require_extra("train", "sampling a pipeline"):
+        from diffusers import DDIMPipeline, DiffusionPipeline
+    try:
+        with warnings.catch_warnings():
+            # torch_dtype is an older name of dtype, which older releases do not know.
+            warnings.simplefilter("ignore", FutureWarning)
+            pipeline = DiffusionPipeline.from_pretrained(source, torch_dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise missing(source, error) from error
+    if hasattr(pipeline, "tokenizer") != text:
+        raise ValueError(
+            f"{source} is a {type(pipeline).__name__}; a text-to-image pipeline needs --classes "
+            f"FILE, --prompts FILE or --prompt TEXT, and others take none"
+        )
+    if not text:
+        pipeline = DDIMPipeline(pipeline.unet, pipeline.scheduler)
+    elif getattr(pipeline, "safety_checker", None) is not None:
+        pipeline.safety_checker = None  # it would black out images, which no metric should see
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
+
+
+def sample_pipeline(
+    pipeline: Any, prompts: Sequence[str], seed: int, indices: Sequence[int], **settings: Any
+) -> Tensor:
+    """Sample the images ``indices`` of a pipeline, ``[b, C, H, W]`` in [-1, 1].
+
+    Image i starts from noise keyed by (seed, i), and is of prompt i mod their number if there are
+    any. ``settings`` are passed on, such as ``num_inference_steps`` and ``guidance_scale``.
+    """
+    if prompts:
+        settings["prompt"] = [prompts[index % len(prompts)] for index in indices]
+    else:
+        settings["batch_size"] = len(indices)
+    generators = [keyed_generator(seed, index, "sample") for index in indices]
+    images = pipeline(generator=generators, output_type="np", **settings).images
+    return torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1
+
+
+def pipeline_digests(pipeline: Any) -> dict[str, str]:
+    """Hash all that decides the images of a pipeline: its networks and its scheduler."""
+    parts = {name: getattr(pipeline, name, None) for name in WEIGHTS}
+    digests = {name: weights_digest(part) for name, part in parts.items() if part is not None}
+    scheduler = "\n".join(f"{k}={v}" for k, v in sorted(pipeline.scheduler.config.items()))
+    return {**digests, "scheduler": hashlib.sha256(scheduler.encode()).hexdigest()[:16]}

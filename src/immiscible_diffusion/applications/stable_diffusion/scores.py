@@ -34,11 +34,8 @@ def clip_metrics(
 ) -> dict[str, Any]:
     """CLIPScore and CMMD of a folder of images, each with what it depends on.
 
-    Args:
-        metrics: score, for which the folder must hold its prompts, and cmmd.
-        folder: images that ``immiscible sample --to`` wrote.
-        dataset: real images.
-        device: of CLIP.
+    ``folder`` holds images that ``immiscible sample --to`` wrote (for ``score`` with their
+    prompts), ``dataset`` real ones.
 
     Raises:
         ValueError: CLIP's weights or the prompts are absent; says where they are looked for.
@@ -66,28 +63,20 @@ def clip_metrics(
 
 @dataclass(frozen=True, eq=False)
 class FewShotEvaluator:
-    """Scores samples of the training captions beside the training images themselves.
+    """Scores samples of the training captions beside the training images themselves."""
 
-    Attributes:
-        extractor: images to features.
-        dataset: the training images.
-        real: those of the most common shape, ``[N, C, H, W]``.
-        samples: images generated for every score.
-    """
-
-    extractor: FeatureExtractor
-    dataset: DataSet
-    real: Tensor
-    samples: int
+    extractor: FeatureExtractor  # images to features
+    dataset: DataSet  # the training images
+    real: Tensor  # those of the most common shape, ``[N, C, H, W]``
+    samples: int  # images generated for every score
 
     @classmethod
     def of(
         cls, dataset: DataSet, config: ImageEvalConfig, device: torch.device
     ) -> "FewShotEvaluator":
         """Prepare the features."""
-        extractor = extractor_from_name(
-            config.features, dataset, seed=EVAL_SEED, device=str(device)
-        )
+        options: Any = {"seed": EVAL_SEED, "device": str(device)}
+        extractor = extractor_from_name(config.features, dataset, **options)
         real = dataset.batch(dataset.common_rows()).data
         return cls(extractor, dataset, real, config.samples)
 
@@ -96,15 +85,7 @@ class FewShotEvaluator:
         return f"{self.extractor.name}, {len(self.real)} images"
 
     def __call__(
-        self,
-        pipeline: SamplingPipeline,
-        model: nn.Module,
-        *,
-        seed: int,
-        step: int,
-        final: bool = True,
-        headline: bool = True,
-        run_dir: RunDir | None = None,
+        self, pipeline: SamplingPipeline, model: nn.Module, *, seed: int, **_: Any
     ) -> EvalResult:
         """Generate and score images."""
         batches = list(pipeline(model, self.samples, seed=seed))

@@ -2,21 +2,16 @@
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from immiscible_diffusion.applications.stable_diffusion.config import (
-    task_of,
-    unet_of,
-)
-from immiscible_diffusion.applications.stable_diffusion.export import (
-    check_before,
-    publish,
-    push,
-)
+from immiscible_diffusion.applications.images.task import ImageTask
+from immiscible_diffusion.applications.stable_diffusion.config import task_of, unet_of
+from immiscible_diffusion.applications.stable_diffusion.export import check_before, publish, push
 from immiscible_diffusion.applications.stable_diffusion.latent_cache import (
     describe_transform,
     load_latents,
@@ -32,78 +27,59 @@ from immiscible_diffusion.data.streaming import load_stream
 from immiscible_diffusion.diffusion.paths import Cond
 from immiscible_diffusion.evaluation.config import ImageEvalConfig
 from immiscible_diffusion.evaluation.evaluator import Evaluator
-from immiscible_diffusion.evaluation.images import ImageEvaluator
 from immiscible_diffusion.models.condition_dropout import drop_labels, drop_text
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
-from immiscible_diffusion.training.task import EvalConfig, Task
-from immiscible_diffusion.training.validation import VALIDATION_SAMPLES, held_out_or_training
+from immiscible_diffusion.training.task import EvalConfig
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.random import RandomStreams, keyed_generator
 
 IMAGES_PER_PROMPT = 4
 
 
-class TextToImageTask(Task):
+class TextToImageTask(ImageTask):
     """Latents with the text that describes them."""
 
     def __init__(
         self, recipe: Recipe, device: torch.device, dataset: DataSet | None = None
     ) -> None:
         self.config = config = task_of(recipe)
-        codec = config.codec.load(
+        self.codec = config.codec.load(
             device,
             recipe.mixed_precision,
-            digest=config.latents is not None,
+            passthrough=config.latents is not None,
             inpainting=config.inpainting,
         )
-        self.codec = codec.as_passthrough() if config.latents is not None else codec
         self.max_batch_size = self.codec.max_batch_size
         if config.preview_prompts:
-            self.num_preview_images = IMAGES_PER_PROMPT * len(config.preview_prompts)
             self.preview_columns = len(config.preview_prompts)
+            self.num_preview_images = IMAGES_PER_PROMPT * self.preview_columns
         super().__init__(recipe, device, None if dataset is None else self._with_tokens(dataset))
 
     # -- data -------------------------------------------------------------------------------------
 
     def load_data(self, split: str) -> DataSet:
         """Load the images of ``split``, or the cached latents, with their tokens."""
-        data, captions = self.config.data, self.config.captions or Captions()
-        if split == "validation":
-            data = dataclasses.replace(
-                data, split="test", max_samples=VALIDATION_SAMPLES, stream=False
-            )
+        data, captions = self.data_config(split), self.config.captions or Captions()
+        tokenize = self.codec.tokenize
         if data.stream:
-            return load_stream(data, captions, self.codec.tokenize)
+            return load_stream(data, captions, tokenize)
         if self.config.latents is None:
-            return load_captioned(data, captions, self.codec.tokenize, self.config.buckets)
+            return load_captioned(data, captions, tokenize, self.config.buckets)
         # Images that samples are scored against are the recipe's: latents of another size would
         # go unnoticed.
-        transform = describe_transform(data, int(self.codec.vae.config.in_channels))
-        return load_latents(
-            Path(self.config.latents),
-            captions,
-            self.codec.tokenize,
-            flip=data.flip,
-            vae=self.codec.vae_hash,
-            transform=transform,
-        )
+        expected = {
+            "vae": self.codec.vae_hash,
+            "transform": describe_transform(data, int(self.codec.vae.config.in_channels)),
+        }
+        folder = Path(self.config.latents)
+        return load_latents(folder, captions, tokenize, flip=data.flip, **expected)
 
     def _with_tokens(self, dataset: DataSet) -> Captioned:
         if isinstance(dataset, Captioned):
             return dataset if dataset.tokenize else dataset.tokenized(self.codec.tokenize)
         captions = self.config.captions or Captions()
         return Captioned(dataset, captions.of_classes(dataset, None), self.codec.tokenize)
-
-    @property
-    def captioned(self) -> Captioned:
-        """The training data."""
-        assert isinstance(self.dataset, Captioned)
-        return self.dataset
-
-    def validation_data(self) -> tuple[DataSet, str]:
-        """Return the test split where the set has one, else the training data."""
-        return held_out_or_training(self, self.config.data)
 
     def reference_images(self) -> DataSet:
         """Return the real images as squares of one size, also where latents are trained on."""
@@ -152,35 +128,29 @@ class TextToImageTask(Task):
         the recipe), else of class i, else of the caption of image i. In-painting gets image i with
         its caption or class, and a mask seeded by i.
         """
-        height, width = (side * self.codec.downsample_factor for side in self.shape[1:])
-        cond = self.codec.encode_prompts(self._texts(indices, prompts), (height, width))
-        if self.dataset.num_classes and not prompts:
-            cond |= {"label": self._labels(indices)}
-        if self.codec.inpainting is not None:
-            images, size = self.dataset.batch(self._rows(indices)).data, self.shape[1:]
-            masks = [
-                self.codec.inpainting.sample_masks(
-                    1, (size[0], size[1]), keyed_generator(i, "hole")
-                )
-                for i in indices
-            ]
-            cond |= self.codec.mask_images(images, torch.cat(masks))
-        return cond
+        size, codec = (self.shape[1], self.shape[2]), self.codec
+        height, width = (side * codec.downsample_factor for side in size)
+        cond = codec.encode_prompts(self._texts(indices, prompts), (height, width))
+        classes = self.dataset.num_classes
+        if codec.inpainting is None:
+            if classes and not prompts:
+                cond |= {"label": torch.tensor([i % classes for i in indices], device=self.device)}
+            return cond
+        batch = self.dataset.batch(self._rows(indices))
+        if classes and not prompts:
+            cond |= {"label": (batch.cond or {})["label"].to(self.device)}
+        generators = [keyed_generator(i, "hole") for i in indices]
+        masks = torch.cat([codec.inpainting.sample_masks(1, size, g) for g in generators])
+        return cond | codec.mask_images(batch.data, masks)
 
     def _texts(self, indices: Sequence[int], prompts: Sequence[str]) -> list[str]:
         if prompts:
             return [prompts[i % len(prompts)] for i in indices]
-        classes, named = self.dataset.num_classes, self.captioned.prompts
+        assert isinstance(self.dataset, Captioned)
+        classes, named = self.dataset.num_classes, self.dataset.prompts
         if classes and isinstance(named, ClassNamePrompts) and self.codec.inpainting is None:
             return [named.of_class(i % classes)[0] for i in indices]
-        return self.captioned.texts(self._rows(indices))
-
-    def _labels(self, indices: Sequence[int]) -> Tensor:
-        if self.codec.inpainting is not None:  # the image that is painted in has its own class
-            batch = self.dataset.batch(self._rows(indices))
-            return (batch.cond or {})["label"].to(self.device)
-        classes = self.dataset.num_classes or 1
-        return torch.tensor([i % classes for i in indices], device=self.device)
+        return self.dataset.texts(self._rows(indices))
 
     def _rows(self, indices: Sequence[int]) -> Tensor:
         rows = self.dataset.common_rows()
@@ -203,19 +173,17 @@ class TextToImageTask(Task):
     def evaluator(self, config: EvalConfig | None = None, max_real: int | None = None) -> Evaluator:
         """Return what scores images: adapters, tuned on few images, by few-shot metrics."""
         config = config or self.config.eval
+        if unet_of(self.recipe).lora is None:
+            return super().evaluator(config, max_real)
         assert isinstance(config, ImageEvalConfig)
-        images = self.reference_images()
-        if unet_of(self.recipe).lora is not None:
-            few = images if self.dataset.is_encoded else self.dataset
-            return FewShotEvaluator.of(few, config, self.device)
-        return ImageEvaluator.of(images, config, self.device, max_real)
+        few = self.reference_images() if self.dataset.is_encoded else self.dataset
+        return FewShotEvaluator.of(few, config, self.device)
 
     def preview(self, pipeline: Any, model: nn.Module) -> Tensor:
         """Return images of the preview prompts."""
         prompts = self.config.preview_prompts
-        pipeline = dataclasses.replace(
-            pipeline, conditions=lambda indices: self.conditions(indices, prompts)
-        )
+        conditions = partial(self.conditions, prompts=prompts)
+        pipeline = dataclasses.replace(pipeline, conditions=conditions)
         return super().preview(pipeline, model)
 
     def check_before_training(self) -> None:

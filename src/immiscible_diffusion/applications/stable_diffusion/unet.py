@@ -2,7 +2,6 @@
 
 import contextlib
 import warnings
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,18 +20,12 @@ from immiscible_diffusion.utils.optional_deps import require_extra
 
 @dataclass(frozen=True)
 class LoRA:
-    """Low-rank adapters of frozen weights, ``W + (alpha / rank) B A`` (2106.09685).
+    """Low-rank adapters of frozen weights, ``W + (alpha / rank) B A`` (2106.09685)."""
 
-    Args:
-        rank: of the adapters.
-        alpha: by default the rank.
-        dropout: of the adapters' input.
-        targets: which layers have adapters; by default all attention layers.
-    """
-
-    rank: int = 4
-    alpha: float | None = None
-    dropout: float = 0.0
+    rank: int = 4  # of the adapters
+    alpha: float | None = None  # by default the rank
+    dropout: float = 0.0  # of the adapters' input
+    # which layers have adapters; by default all attention layers
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
 
     def __post_init__(self) -> None:
@@ -50,24 +43,18 @@ class LoRA:
 
 @dataclass(frozen=True)
 class StableDiffusionUNet(ModelConfig):
-    """diffusers' ``UNet2DConditionModel``, conditioned on text.
+    """diffusers' ``UNet2DConditionModel``, conditioned on text."""
 
-    Args:
-        pretrained: a pipeline, a checkpoint of diffusers' training script, the folder of a U-Net,
-            or a name on the hub; by default that of ``codec.pretrained``.
-        init: ``pretrained``, or ``scratch``: its configuration with random weights.
-        subfolder: which weights: ``unet``, or ``unet_ema``, the averaged ones of a checkpoint.
-        inpainting: widen its input by the mask and the masked image; new weights are 0.
-        gradient_checkpointing: compute activations twice instead of keeping them.
-        lora: train adapters only; None = train all weights.
-    """
-
+    # a pipeline, a checkpoint of diffusers' training script, the folder of a U-Net, or a name on
+    # the hub; by default that of codec.pretrained
     pretrained: str | None = None
+    # pretrained, or scratch: its configuration with random weights
     init: Literal["pretrained", "scratch"] = "pretrained"
+    # which weights: unet, or unet_ema, the averaged ones of a checkpoint
     subfolder: Literal["unet", "unet_ema"] = "unet"
-    inpainting: bool = False
-    gradient_checkpointing: bool = False
-    lora: LoRA | None = None
+    inpainting: bool = False  # widen its input by the mask and the masked image; new weights are 0
+    gradient_checkpointing: bool = False  # compute activations twice instead of keeping them
+    lora: LoRA | None = None  # train adapters only; None = train all weights
 
     def __post_init__(self) -> None:
         if self.init not in ("pretrained", "scratch"):
@@ -87,11 +74,30 @@ class StableDiffusionUNet(ModelConfig):
         Raises:
             ValueError: the U-Net is absent, or is of other latents.
         """
-        unet = load_unet(self.pretrained, self.subfolder, scratch=self.init == "scratch")
+        unet = self._load()
         if self.lora is None:  # the size at which pipelines of diffusers sample by default
             height, width = shape[1:]
             unet.register_to_config(sample_size=height if height == width else (height, width))
         return TextUNet(self, unet, shape[0])
+
+    def _load(self) -> Any:
+        if not self.pretrained:
+            raise ValueError(
+                "model.pretrained names the U-Net and is not set; give a pipeline there, or as "
+                "codec.pretrained"
+            )
+        alone = (Path(self.pretrained) / "config.json").is_file()
+        where: dict[str, Any] = {} if alone else {"subfolder": self.subfolder}
+        with silence_hf_logging():
+            from diffusers import UNet2DConditionModel as UNet
+
+            try:
+                if self.init == "scratch":
+                    return UNet.from_config(UNet.load_config(self.pretrained, **where))
+                return UNet.from_pretrained(self.pretrained, torch_dtype=torch.float32, **where)
+            except (OSError, ValueError) as error:
+                part = "U-Net" if alone else f"U-Net {self.subfolder}"
+                raise missing(self.pretrained, error, part) from error
 
 
 class TextUNet(nn.Module):
@@ -105,8 +111,8 @@ class TextUNet(nn.Module):
         super().__init__()
         self.config = config
         inputs = 2 * channels + 1 if config.inpainting else channels
-        if config.inpainting:
-            if config.lora is not None and unet.config.in_channels != inputs:
+        if config.inpainting and unet.config.in_channels < inputs:
+            if config.lora is not None:
                 raise ValueError(
                     "adapters leave the new input channels at 0, so the network would not see the "
                     "mask; start from an in-painting U-Net"
@@ -116,7 +122,7 @@ class TextUNet(nn.Module):
             raise ValueError(
                 f"the U-Net takes {unet.config.in_channels} channels and gives "
                 f"{unet.config.out_channels}; latents of {channels} channels need {inputs} and "
-                f"{channels}" + ("" if config.inpainting else "; for in-painting: model.inpainting")
+                f"{channels}; for in-painting: model.inpainting"
             )
         if config.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
@@ -137,60 +143,28 @@ class TextUNet(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
         """Predict the target at ``x`` ``[B, C, h, w]`` and step ``time`` ``[B]``."""
-        needed = ["text", *(("inpaint_mask", "masked_latents") if self.config.inpainting else ())]
-        if cond is None or any(name not in cond for name in needed):
+        cond, inpainting = cond or {}, ("inpaint_mask", "masked_latents")
+        needed = ["text", *inpainting] if self.config.inpainting else ["text"]
+        if any(name not in cond for name in needed):
             raise ValueError(
-                f"this network needs cond with {', '.join(needed)}, got {', '.join(cond or ['none'])}"
+                f"this network needs cond with {', '.join(needed)}, got {', '.join(cond) or 'none'}"
             )
         if self.config.inpainting:
-            x = torch.cat([x, *(cond[name].to(x.dtype) for name in needed[1:])], dim=1)
+            x = torch.cat([x, *(cond[name].to(x.dtype) for name in inpainting)], dim=1)
         added = None
         if "pooled" in cond:
             added = {"text_embeds": cond["pooled"].to(x.dtype), "time_ids": cond["time_ids"]}
-        with self._precision(x.device.type):
+        dtype = next(self.unet.conv_in.parameters()).dtype
+        half = dtype != torch.float32  # where frozen weights are
+        with torch.autocast(x.device.type, dtype) if half else contextlib.nullcontext():
             output = self.unet(x, time, cond["text"].to(x.dtype), added_cond_kwargs=added)
         return output.sample
-
-    def _precision(self, device: str) -> AbstractContextManager[Any]:
-        """Autocast where frozen weights are in half precision."""
-        dtype = next(self.unet.conv_in.parameters()).dtype
-        if dtype == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(device, dtype=dtype)
-
-
-def load_unet(pretrained: str | None, subfolder: str = "unet", *, scratch: bool = False) -> Any:
-    """The U-Net of a pipeline or of a folder of its own; ValueError if it is absent."""
-    if not pretrained:
-        raise ValueError(
-            "model.pretrained names the U-Net and is not set; give a pipeline there, or as codec.pretrained"
-        )
-    own = (Path(pretrained) / "config.json").is_file()
-    where: dict[str, Any] = {} if own else {"subfolder": subfolder}
-    with silence_hf_logging():
-        from diffusers import UNet2DConditionModel
-
-        try:
-            if scratch:
-                config = UNet2DConditionModel.load_config(pretrained, **where)
-                return UNet2DConditionModel.from_config(config)
-            return UNet2DConditionModel.from_pretrained(
-                pretrained, torch_dtype=torch.float32, **where
-            )
-        except (OSError, ValueError) as error:
-            raise missing(
-                pretrained, error, f"U-Net {where.get('subfolder', '')}".strip()
-            ) from error
 
 
 @torch.no_grad()
 def widen(unet: Any, channels: int) -> None:
-    """Let ``unet`` take ``channels`` input channels; the new ones have weight 0."""
+    """Let ``unet`` take ``channels`` input channels, more than before; new weights are 0."""
     old = unet.conv_in
-    if old.in_channels == channels:
-        return
-    if old.in_channels > channels:
-        raise ValueError(f"a U-Net of {old.in_channels} channels cannot be widened to {channels}")
     new = nn.Conv2d(channels, old.out_channels, old.kernel_size, padding=old.padding)
     new.weight.zero_()
     new.weight[:, : old.in_channels] = old.weight
@@ -205,13 +179,8 @@ def add_adapters(unet: Any, lora: LoRA) -> None:
     with require_extra("sd", "LoRA"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from peft import LoraConfig
+    options: Any = {"r": lora.rank, "lora_alpha": lora.scale, "lora_dropout": lora.dropout}
     unet.requires_grad_(False)
     unet.add_adapter(
-        LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.scale,  # type: ignore[arg-type]
-            lora_dropout=lora.dropout,
-            init_lora_weights="gaussian",
-            target_modules=list(lora.targets),
-        )
+        LoraConfig(init_lora_weights="gaussian", target_modules=list(lora.targets), **options)
     )

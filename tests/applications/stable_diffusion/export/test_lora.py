@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from fixtures.stable_diffusion import sd_recipe
 from helpers import train
-from immiscible_diffusion.applications.stable_diffusion.export.lora import (
+from immiscible_diffusion.applications.stable_diffusion.export import (
     DIFFUSERS,
     KOHYA,
     to_kohya,

@@ -9,8 +9,7 @@ from huggingface_hub.utils import filter_repo_objects
 from fixtures.stable_diffusion import sd_recipe
 from helpers import train
 from immiscible_diffusion.applications.stable_diffusion.config import StableDiffusionCodec
-from immiscible_diffusion.applications.stable_diffusion.export import check_before, model_card
-from immiscible_diffusion.applications.stable_diffusion.export.model_card import push
+from immiscible_diffusion.applications.stable_diffusion.export import check_before, model_card, push
 from immiscible_diffusion.applications.stable_diffusion.unet import LoRA
 from immiscible_diffusion.recipes import recipe_from_name
 

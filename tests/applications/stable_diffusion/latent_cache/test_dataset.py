@@ -18,9 +18,9 @@ from immiscible_diffusion.applications.stable_diffusion.latent_cache import (
     encode,
     load_latents,
     missing_shards,
+    posterior,
     vae_digest,
 )
-from immiscible_diffusion.applications.stable_diffusion.latent_cache.encode import posterior
 from immiscible_diffusion.data import DataConfig, ImageSet
 from immiscible_diffusion.data.captions import Captioned, Captions
 from immiscible_diffusion.data.prompts import ListCaptions
