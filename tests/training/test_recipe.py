@@ -110,7 +110,7 @@ def test_evaluation_steps_may_be_given():
     assert evaluation.training_steps(400) == (20, 100, 400)
     assert evaluation.training_steps(150) == (20, 100, 150)
     assert evaluation.training_steps(500) == (20, 100, 400, 500)
-    with pytest.raises(ValueError, match="eval.steps"):
+    with pytest.raises(ValueError, match=r"eval\.steps"):
         ImageEvalConfig(steps=(0, 5))
     assert recipe_from_name("cifar10-flow").tiny().task.eval.training_steps(8) == (4, 8)
 

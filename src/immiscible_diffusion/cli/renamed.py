@@ -51,6 +51,8 @@ OPTIONS = {
     "start": "init_noise",
     "sampler.start": "sampler.init_noise",
     "images": "max_images",
+    "limit": "max_samples",
+    "show": "thumbnails",
     "kind": "format",
     "out": "to",
     "checkpoint": "folder, of images by `immiscible sample --pipeline NAME --to FOLDER`",
