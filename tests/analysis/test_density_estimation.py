@@ -4,11 +4,7 @@ import pytest
 import torch
 
 from immiscible_diffusion import KNN, Independent, Moments
-from immiscible_diffusion.analysis.density_estimation import (
-    SplineLogit,
-    density_for,
-    fit_density,
-)
+from immiscible_diffusion.analysis.density_estimation import SplineLogit, density_for, fit_density
 from immiscible_diffusion.analysis.miscibility import miscibility
 from immiscible_diffusion.analysis.noise_density import density_of, log_density
 from immiscible_diffusion.analysis.sample_pairs import draw_noise

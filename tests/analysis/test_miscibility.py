@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from immiscible_diffusion import KNN, Independent, LinearAssignment, Moments
-from immiscible_diffusion.analysis import noisy_points
-from immiscible_diffusion.analysis.miscibility import miscibility
+from immiscible_diffusion.analysis.miscibility import VALUES, miscibility
 from immiscible_diffusion.analysis.noise_density import density_of
 from immiscible_diffusion.analysis.posterior import GaussianKernel, OptimalDenoiser
 from immiscible_diffusion.diffusion.paths import FlowMatchingPath
@@ -74,7 +73,7 @@ def test_order_of_data_does_not_matter(mixture):
     plain = miscibility(data, KNN(8), probes=probes)
     moved = miscibility(data[order], KNN(8), probes=where)
     for one, other in zip(plain.levels, moved.levels, strict=True):
-        for name in noisy_points.VALUES:
+        for name in VALUES:
             assert getattr(one, name).value == pytest.approx(getattr(other, name).value, rel=1e-9)
 
 
@@ -85,7 +84,7 @@ def test_given_the_label_is_the_subset_of_the_label(mixture):
     alone = miscibility(data[members], KNN(8), probes=torch.arange(7))
     assert whole.effective_count.value == 20
     for one, other in zip(whole.levels, alone.levels, strict=True):
-        for name in noisy_points.VALUES:
+        for name in VALUES:
             assert getattr(one, name).value == pytest.approx(getattr(other, name).value, rel=1e-9)
 
 
@@ -118,7 +117,7 @@ def test_blocks_do_not_matter(mixture, monkeypatch):
     data, label = mixture
     calls = []
     whole = miscibility(data, KNN(4), labels=label, probes=50)
-    monkeypatch.setattr(noisy_points, "BLOCK_PAIRS", 100)
+    monkeypatch.setattr("immiscible_diffusion.analysis.miscibility.BLOCK_PAIRS", 100)
     blocks = miscibility(
         data, KNN(4), labels=label, probes=50, progress=lambda *at: calls.append(at)
     )

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 
-from immiscible_diffusion.analysis import cache, coupling_analysis
+from immiscible_diffusion.analysis import cache
+from immiscible_diffusion.analysis import run as analysis_run
 from immiscible_diffusion.analysis.config import AnalysisConfig
 from immiscible_diffusion.analysis.miscibility import miscibility
 from immiscible_diffusion.analysis.noise_density import KNNDensity, density_of, log_density
@@ -100,7 +101,7 @@ def test_a_continuous_condition_comes_at_three_bandwidths():
 def test_an_interrupted_analysis_resumes_to_the_same_result(tmp_path, monkeypatch):
     whole = analyze(DATA, COUPLINGS, config=SMALL, folder=tmp_path / "whole")
     folder, calls = tmp_path / "interrupted", []
-    measure = coupling_analysis.measure_noise
+    measure = analysis_run.measure_noise
 
     def interrupted(*arguments, **options):
         calls.append(arguments)
@@ -108,7 +109,7 @@ def test_an_interrupted_analysis_resumes_to_the_same_result(tmp_path, monkeypatc
             raise KeyboardInterrupt
         return measure(*arguments, **options)
 
-    monkeypatch.setattr(coupling_analysis, "measure_noise", interrupted)
+    monkeypatch.setattr(analysis_run, "measure_noise", interrupted)
     with pytest.raises(KeyboardInterrupt):
         analyze(DATA, COUPLINGS, config=SMALL, folder=folder)
     assert not (folder / "analysis.json").exists()
@@ -117,7 +118,7 @@ def test_an_interrupted_analysis_resumes_to_the_same_result(tmp_path, monkeypatc
     assert len(calls) == 3
     assert lasting(again) == lasting(whole)
     assert to_dict(read_analysis(folder / "analysis.json")) == to_dict(again)
-    files = [name for one in again.couplings for name in coupling_analysis._files(one.thumbnails)]
+    files = [file for c in again.couplings for one in c.thumbnails for file in one.files]
     assert len(files) == 2 * (1 + 2 * 2)
     for name in files:
         assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -126,7 +127,7 @@ def test_an_interrupted_analysis_resumes_to_the_same_result(tmp_path, monkeypatc
 def test_kept_parts_need_no_estimate_of_the_density(tmp_path, monkeypatch):
     options = {"config": SMALL, "folder": tmp_path}
     first = analyze(DATA, ["assignment"], **options)
-    monkeypatch.setattr(coupling_analysis, "density_for", None)
+    monkeypatch.setattr(analysis_run, "density_for", None)
     assert lasting(analyze(DATA, ["assignment"], **options)) == lasting(first)
 
 
@@ -225,7 +226,7 @@ def test_an_estimate_that_failed_gives_no_figure(tmp_path, monkeypatch):
         estimate = "estimated badly"
 
     options = {"config": SMALL, "cond": {"label": LABEL}}
-    monkeypatch.setattr(coupling_analysis, "density_for", lambda *_, **__: WrongDensity(KNN(100)))
+    monkeypatch.setattr(analysis_run, "density_for", lambda *_, **__: WrongDensity(KNN(100)))
     record = analyze(DATA, [LinearAssignment()], folder=tmp_path, **options)
     [entry] = record.couplings
     assert entry.failed

@@ -10,9 +10,8 @@ from PIL import Image
 
 from immiscible_diffusion import LinearAssignment
 from immiscible_diffusion.analysis.config import AnalysisConfig
-from immiscible_diffusion.analysis.coupling_analysis import Setup
 from immiscible_diffusion.analysis.noise_statistics import measure_noise
-from immiscible_diffusion.analysis.run import build_couplings
+from immiscible_diffusion.analysis.run import Setup, build_couplings
 from immiscible_diffusion.analysis.time_estimate import batches_by_label
 from immiscible_diffusion.cli.analyze import Options, PathOptions
 from immiscible_diffusion.cli.main import main

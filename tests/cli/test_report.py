@@ -5,13 +5,12 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from immiscible_diffusion.cli.main import main
-from immiscible_diffusion.reporting.compare import (
-    Comparison,
+from immiscible_diffusion.reporting.compare import Comparison, write_report
+from immiscible_diffusion.reporting.compare.records import (
     CouplingEntry,
     Dataset,
     SampleMetrics,
     Trial,
-    write_report,
 )
 from immiscible_diffusion.utils.atomic_files import write_json
 

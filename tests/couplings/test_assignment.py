@@ -139,7 +139,7 @@ def test_errors_say_what_came():
     data, noise = drawn(6, 3)
     with pytest.raises(ValueError, match="inner, norm, l1, got 'l2'"):
         LinearAssignment(cost="l2")
-    with pytest.raises(ValueError, match=r"noise must be \(6, 3\) like data, got \(5, 3\)"):
+    with pytest.raises(ValueError, match=r"noise must be \(6, 3\) like data, got .*\(5, 3\)"):
         LinearAssignment().pair(data, noise[:5])
     with pytest.raises(ValueError, match=r"torch\.int64"):
         LinearAssignment()(torch.zeros(3, 3, dtype=torch.int64))

@@ -72,7 +72,9 @@ def test_surplus_picks_the_nearest_set_and_says_that_it_changes_the_law():
     many = torch.randn(400, 32, generator=seeded(3))
     shrunk = LinearAssignment(oversample=8)(many, generator=seeded(4))
     assert float(shrunk.square().mean()) < 0.97
-    with pytest.raises(ValueError, match=r"noise must be \(6, 4\) with oversample=2, got \(3, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"noise must be \(6, 4\) with oversample=2, got .*\(3, 4\)"
+    ):
         coupling.pair(data, noise[:3])
 
 

@@ -35,7 +35,7 @@ def test_a_spec_can_be_told_from_another(capsys):
     small, large = found["couplings"]
     assert found["dimension"] == 262_144
     assert found["log_data_count"] == pytest.approx(4.605, abs=1e-3)
-    assert small["budget"] == pytest.approx(0.1931, abs=1e-4)
+    assert small["information_budget"] == pytest.approx(0.1931, abs=1e-4)
     assert small["expected"]["pull"] == pytest.approx(0.461, abs=1e-3)
     assert large["expected"]["pull"] == pytest.approx(2.31, abs=1e-2)
     assert large["expected"]["distance_reduction"] < 0.005
@@ -56,7 +56,7 @@ def test_independent_and_shuffled(capsys):
         capsys, "independent", "shuffled:knn:k=4", "--shape", "3,8,8", "--rms", "0.5"
     )["couplings"]
     assert independent["preserves_marginal"]
-    assert independent["budget"] == shuffled["budget"] == 0
+    assert independent["information_budget"] == shuffled["information_budget"] == 0
     assert shuffled["expected"]["pull"] == 0
     assert shuffled["expected"]["second_moment"] < 0.97
     assert shuffled["expected"]["distance_reduction"] is None
@@ -91,7 +91,7 @@ def test_a_pool_is_a_larger_batch(capsys):
         for name, batch in [("assignment:pool=4", "8"), ("assignment", "32")]
     )
     assert pooled["expected"] == whole["expected"]
-    assert pooled["budget"] == whole["budget"]
+    assert pooled["information_budget"] == whole["information_budget"]
 
 
 @pytest.mark.parametrize(
@@ -146,4 +146,4 @@ def test_a_matched_start_changes_sampling_alone(capsys):
 
 def test_calibration_keeps_the_information(capsys):
     plain, mapped = record(capsys, "knn:k=4", "calibrated:knn:k=4", "--shape", "3,8,8")["couplings"]
-    assert mapped["budget"] == plain["budget"]
+    assert mapped["information_budget"] == plain["information_budget"]

@@ -192,8 +192,8 @@ def test_bad_centers_are_refused(make, message):
         ({"text": torch.zeros(600)}, "conditions given: text"),
         ({"label": torch.zeros(600)}, r"whole numbers \[600\], got torch.float32"),
         ({"label": torch.zeros(599, dtype=torch.int64)}, r"whole numbers \[600\]"),
-        ({"label": torch.arange(600)}, "runs from 0 to 599; the moments know labels 0 to 2"),
-        ({"label": torch.arange(600) % 3 - 1}, "runs from -1 to 1"),
+        ({"label": torch.arange(600)}, "must be 0 to 2, as fitted, got 0 to 599"),
+        ({"label": torch.arange(600) % 3 - 1}, "must be 0 to 2, as fitted, got -1 to 1"),
     ],
 )
 def test_bad_labels_are_refused(cond, message):

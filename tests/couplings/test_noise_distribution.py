@@ -302,8 +302,8 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match=r"data of shape \(12,\), got \(13,\)"):
         law.whiten(torch.zeros(2, 13))
     for labels, message in [
-        (torch.tensor([0, -1]), "0 or more, got -1"),
-        (torch.tensor([0, 3]), "labels 0 to 2 were measured, got 3"),
+        (torch.tensor([0, -1]), "must be 0 to 2, as fitted, got -1"),
+        (torch.tensor([0, 3]), "must be 0 to 2, as fitted, got 0 to 3"),
         (torch.zeros(2), r"whole numbers \[2\], got torch.float32"),
         (torch.zeros(3).long(), r"whole numbers \[2\], got torch.int64 \(3,\)"),
     ]:

@@ -75,15 +75,6 @@ def test_flips_draw_one_uniform_a_row_whatever_the_size_of_the_images():
     assert torch.equal(generator.get_state(), reference.get_state())
 
 
-def test_subset_is_the_rows_asked_for():
-    dataset, indices = numbered(), torch.tensor([7, 1])
-    part = dataset.subset(indices)
-    assert len(part) == 2
-    assert torch.equal(part.batch(torch.arange(2)).data, dataset.batch(indices).data)
-    assert part.labels is not None
-    assert part.labels.tolist() == [1, 1]
-
-
 def test_digest_is_of_the_content_and_not_of_the_name():
     base = numbered()
     images, labels = base.images, base.labels

@@ -158,7 +158,7 @@ REFUSED = [
     ({"a": np.zeros((0, 3))}, {}, r"at least one sample"),
     ({"a": np.array([["x", "y"]])}, {}, "must be numbers"),
     ({"a": ACTIONS > 0}, {}, "must be numbers, got torch.bool"),
-    ({"a": ACTIONS * 1j}, {}, "must be numbers, got torch.complex"),
+    ({"a": ACTIONS * 1j}, {}, "must be numbers, got complex"),
     ({"a": ACTIONS}, {"max_samples": 0}, "at least 1, got 0"),
 ]
 

@@ -95,7 +95,7 @@ def test_epochs_and_seeds_are_uniform_over_the_permutations():
 
 @pytest.mark.parametrize(("count", "size"), [(0, 4), (4, 0)])
 def test_an_empty_set_or_batch_is_refused(count, size):
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="count >= 1 and batch_size >= 1"):
         KeyedSampler(count, size, seed=0)
 
 

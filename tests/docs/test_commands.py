@@ -8,6 +8,7 @@ import pytest
 
 from fixtures.commands import SPAN, check, commands, unknown_options
 from helpers import ROOT
+from immiscible_diffusion.couplings import check_coupling_name
 
 PAGES = sorted(
     [
@@ -67,6 +68,13 @@ def test_options_in_the_prose_exist(page):
 def test_unknown_options_are_found():
     page = "`--optim.lr 1e-4`, `--accumulation 4`, `--data.max-samples`, `--no-matched`"
     assert unknown_options(page) == ["--accumulation"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_couplings_named_in_the_prose_exist(page):
+    names = re.findall(r"[| `]((?:[a-z_]+:)+[a-z_]+=[\w,=.]*\w)[ `]", page.read_text("utf-8"))
+    for name in names:
+        check_coupling_name(name.removeprefix("shuffled:").removeprefix("matched:"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

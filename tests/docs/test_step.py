@@ -9,8 +9,7 @@ from helpers import ROOT
 STEP = [
     "t = path.sample_time(len(batch.data), generator=batch.rng.time)",
     "cond = task.drop_conditions(batch.cond, batch.rng)",
-    "losses = loss_fn(model, path, batch.data, batch.noise, t, cond, batch.mask, "
-    "progress=step / steps)",
+    "losses = loss_fn(model, path, batch.data, batch.noise, t, cond, batch.mask, progress=step / steps)",
     "accelerator.backward(losses.mean())",
     "optimizer.step()",
     "ema.update(model)",

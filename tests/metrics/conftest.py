@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.data import DataSet
-from immiscible_diffusion.metrics import ClassifierFeatures
+from immiscible_diffusion.metrics.features.classifier import ClassifierFeatures
 from immiscible_diffusion.utils.batch import Batch
 
 

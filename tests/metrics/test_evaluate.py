@@ -6,18 +6,16 @@ import torch
 from immiscible_diffusion.metrics import (
     METRICS,
     FeatureStatistics,
-    PixelFeatures,
     Reference,
     extract,
     frechet_distance,
-    kernel_distance,
     make_reference,
     measure,
-    memorization,
-    precision,
-    recall,
 )
 from immiscible_diffusion.metrics.evaluate import _subsample
+from immiscible_diffusion.metrics.features.base import PixelFeatures
+from immiscible_diffusion.metrics.kid import kernel_distance
+from immiscible_diffusion.metrics.prdc import memorization, precision, recall
 
 PIXELS = PixelFeatures((1, 8, 8))
 

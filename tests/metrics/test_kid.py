@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from immiscible_diffusion.metrics import kernel_distance
 from immiscible_diffusion.metrics import kid as kernel
+from immiscible_diffusion.metrics.kid import kernel_distance
 
 
 def features(count, generator, dim=5):

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from immiscible_diffusion.metrics import (
+from immiscible_diffusion.metrics import prdc as neighbors
+from immiscible_diffusion.metrics.prdc import (
     Manifold,
     coverage,
     density,
@@ -9,7 +10,6 @@ from immiscible_diffusion.metrics import (
     precision,
     recall,
 )
-from immiscible_diffusion.metrics import prdc as neighbors
 
 
 def line(*values):

@@ -8,14 +8,13 @@ from immiscible_diffusion.metrics import (
     FeatureExtractor,
     FeatureStatistics,
     Floor,
-    PixelFeatures,
     Reference,
-    load_statistics,
     make_reference,
     measure,
-    save_statistics,
 )
 from immiscible_diffusion.metrics import evaluate as quality
+from immiscible_diffusion.metrics.features.base import PixelFeatures
+from immiscible_diffusion.metrics.reference_cache import StatisticsFile
 
 pytest.importorskip("safetensors")
 PIXELS = PixelFeatures((1, 8, 8))
@@ -46,34 +45,34 @@ def assert_same(one, other):
 
 @pytest.mark.parametrize("floor", [None, Floor(1.5, 1.0, 2.0, 15)])
 def test_statistics_come_back_bit_for_bit(generator, tmp_path, floor):
-    written = statistics(generator)
-    save_statistics(tmp_path / "s.safetensors", written, ABOUT, floor)
-    read, known = load_statistics(tmp_path / "s.safetensors", ABOUT)
+    written, file = statistics(generator), StatisticsFile.of(ABOUT, tmp_path)
+    file.write(written, floor)
+    read, known = file.read()
     assert_same(read, written)
     assert known == floor
-    assert [path.name for path in tmp_path.iterdir()] == ["s.safetensors"]
+    assert list(tmp_path.iterdir()) == [file.path]
 
 
 @pytest.mark.parametrize("field", sorted(ABOUT))
-def test_statistics_of_something_else_are_refused(generator, tmp_path, field):
-    save_statistics(tmp_path / "s", statistics(generator), ABOUT)
-    with pytest.raises(ValueError, match=f"{field}: '{ABOUT[field]}', not 'other'"):
-        load_statistics(tmp_path / "s", {**ABOUT, field: "other"})
+def test_statistics_of_something_else_are_refused(generator, tmp_path, caplog, field):
+    StatisticsFile(tmp_path / "s", ABOUT).write(statistics(generator))
+    assert StatisticsFile(tmp_path / "s", {**ABOUT, field: "other"}).read() is None
+    assert f"{field}: '{ABOUT[field]}', not 'other'" in caplog.text
 
 
-def test_damaged_statistics_are_refused(generator, tmp_path):
-    path = tmp_path / "s"
-    save_statistics(path, statistics(generator), ABOUT)
-    whole = path.read_bytes()
+def test_damaged_statistics_are_refused(generator, tmp_path, caplog):
+    file = StatisticsFile(tmp_path / "s", ABOUT)
+    file.write(statistics(generator))
+    whole = file.path.read_bytes()
     for damaged in (whole[:-8], b"", b"not safetensors"):
-        path.write_bytes(damaged)
-        with pytest.raises(ValueError, match="cannot be used"):
-            load_statistics(path, ABOUT)
+        file.path.write_bytes(damaged)
+        assert file.read() is None
+    assert caplog.text.count("computed again") == 3
     broken = statistics(generator)
     broken.scatter[0, 0] = torch.nan
-    save_statistics(path, broken, ABOUT)
-    with pytest.raises(ValueError, match="finite"):
-        load_statistics(path, ABOUT)
+    file.write(broken)
+    assert file.read() is None
+    assert "expected a finite scatter" in caplog.text
 
 
 def test_the_second_reference_sees_no_data_until_asked(digits, tmp_path):
@@ -117,7 +116,7 @@ def test_data_extractor_and_choice_have_files_of_their_own(digits, tmp_path):
 def test_a_file_under_a_wrong_name_is_said_and_replaced(digits, tmp_path, caplog):
     make_reference(digits, Counting(), cache=tmp_path)
     [file] = tmp_path.iterdir()
-    save_statistics(file, FeatureStatistics.of(torch.randn(200, 64)), ABOUT)
+    StatisticsFile(file, ABOUT).write(FeatureStatistics.of(torch.randn(200, 64)))
     again = Counting()
     with caplog.at_level(logging.WARNING):
         assert make_reference(digits, again, cache=tmp_path).statistics.count == 1797

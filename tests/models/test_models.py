@@ -116,7 +116,7 @@ def test_dropout_acts_in_training_alone():
     [
         (TINY, (3, 8, 6), r"multiple of 2, got \(3, 8, 6\)"),
         (TINY, (3, 9, 9), r"multiple of 2, got \(3, 9, 9\)"),
-        (UNet(), (3, 28, 28), "multiple of 8.*set data.size, or fewer model.multipliers"),
+        (UNet(), (3, 28, 28), "multiple of 8.*set data.size or fewer model.multipliers"),
         (TINY, (8, 8), r"got \(8, 8\)"),
         (UNet(channels=24), (3, 8, 8), r"groups 32 must divide .*\[24, 48, 48, 48\]"),
     ],

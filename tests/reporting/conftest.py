@@ -14,8 +14,8 @@ import pytest
 from fixtures.analysis_record import analysis_record
 from immiscible_diffusion.reporting.analysis import write_analysis_page
 from immiscible_diffusion.reporting.analysis.records import write_analysis
-from immiscible_diffusion.reporting.compare import (
-    Comparison,
+from immiscible_diffusion.reporting.compare import Comparison
+from immiscible_diffusion.reporting.compare.records import (
     CouplingEntry,
     Dataset,
     Floor,

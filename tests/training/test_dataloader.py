@@ -114,7 +114,7 @@ def test_everything_before_sampling_sees_scaled_data(tiny, tmp_path):
         Trainer(part, RunDir.open(tmp_path / str(part.scaling.factor), part), device="cpu")
         for part in (recipe, scaled(recipe, 2.0))
     )
-    assert torch.equal(double.validation.samples.data, 2 * plain.validation.samples.data)
+    assert torch.equal(double.validation[0].data, 2 * plain.validation[0].data)
     torch.testing.assert_close(double.coupling.center.mean, 2 * plain.coupling.center.mean)
     with plain.paired_loader() as once, double.paired_loader() as twice:
         assert torch.equal(next(iter(twice)).data, 2 * next(iter(once)).data)

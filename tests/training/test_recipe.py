@@ -110,7 +110,7 @@ def test_evaluation_steps_may_be_given():
     assert evaluation.training_steps(400) == (20, 100, 400)
     assert evaluation.training_steps(150) == (20, 100, 150)
     assert evaluation.training_steps(500) == (20, 100, 400, 500)
-    with pytest.raises(ValueError, match="eval.steps must be training steps"):
+    with pytest.raises(ValueError, match=r"eval\.steps"):
         ImageEvalConfig(steps=(0, 5))
     assert recipe_from_name("cifar10-flow").tiny().task.eval.training_steps(8) == (4, 8)
 
@@ -145,5 +145,5 @@ def test_recipes_of_an_old_release_say_so():
 
 def test_only_the_kinds_of_a_field_are_read():
     values = recipe_from_name("digits-flow").to_dict()
-    with pytest.raises(ValueError, match=r"recipe\.task must be one of Images, "):
+    with pytest.raises(ValueError, match=r"recipe\.task must be one of .*Images"):
         Recipe.from_dict({**values, "task": {"kind": "UNet"}})

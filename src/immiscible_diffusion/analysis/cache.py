@@ -25,10 +25,7 @@ from immiscible_diffusion.utils.atomic_files import read_json, write_json
 from immiscible_diffusion.utils.serialization import from_dict, to_dict
 
 MEASURES = 2  # to be raised when what is measured changes, within a version of the package
-PLAIN = (
-    *(str, bytes, int, float, complex, type(None), np.generic, enum.Enum),
-    *(os.PathLike, torch.dtype, torch.device),
-)
+PLAIN = (str, bytes, int, float, complex, type(None), np.generic, enum.Enum, os.PathLike)
 T = TypeVar("T")
 
 
@@ -54,18 +51,13 @@ class Cache:
             return []
         plan = read_json(self.folder / "plan.json")
         old, new = plan["settings"], json.loads(json.dumps(self.settings))
-        changed = [
-            f"{name}: {old.get(name)} -> {new.get(name)}"
-            for name in new | old
-            if old.get(name) != new.get(name)
-        ]
+        pairs = {name: (old.get(name), new.get(name)) for name in new | old}
+        changed = [f"{name}: {a} -> {b}" for name, (a, b) in pairs.items() if a != b]
         if plan["data"]["digest"] != self.data["digest"]:
             changed.insert(0, f"other data than the {plan['data']['name']} there")
         if changed:
-            raise ValueError(
-                f"{self.folder} holds another analysis ({'; '.join(changed)}); choose another "
-                f"folder (--out)"
-            )
+            reason = f"holds another analysis ({'; '.join(changed)}); choose another folder (--out)"
+            raise ValueError(f"{self.folder} {reason}")
         names: list[str] = plan["couplings"]
         return names
 
@@ -88,7 +80,7 @@ class Cache:
         make: Callable[[], T],
         usable: Callable[[T], bool] = lambda value: True,
     ) -> tuple[T, float]:
-        """The part ``name`` of ``coupling`` and the seconds it took: kept, or made now.
+        """The part ``name`` of ``coupling`` and the seconds it took: read, or made now.
 
         Args:
             coupling: its name.
@@ -96,22 +88,19 @@ class Cache:
             content: hash of the coupling (``content_of_coupling``).
             kind: class of the part, for ``from_dict``.
             make: makes it.
-            usable: whether a part that was kept still is.
+            usable: whether a part that was read still is.
         """
         release = [MEASURES, SCHEMA, version("immiscible-diffusion")]
         key = digest(release, self.data["digest"], self.settings, coupling, name, content)
         path = self.folder and self.folder / "parts" / f"{slug(coupling)}-{name}.json"
         if path and path.exists():
-            kept = read_json(path)
-            if kept["key"] == key:
-                value: T = from_dict(kind, kept["value"], str(path))
+            part = read_json(path)
+            if part["key"] == key:
+                value: T = from_dict(kind, part["value"], str(path))
                 if usable(value):
-                    return value, kept["seconds"]
-            warnings.warn(
-                f"{path} is of another version, or of another coupling, or its images are gone: "
-                f"measured again",
-                stacklevel=2,
-            )
+                    return value, part["seconds"]
+            reason = "is of another version or coupling, or its images are gone"
+            warnings.warn(f"{path} {reason}: measured again", stacklevel=2)
         start = time.monotonic()
         value = make()
         seconds = round(time.monotonic() - start, 3)
@@ -154,7 +143,7 @@ def _plain(value: Any, outer: frozenset[int]) -> Any:
     """``value`` as JSON values, with hashes for tensors; ``outer`` are the objects around it."""
     kind = type(value)
     name = f"{kind.__module__}.{kind.__qualname__}"
-    if isinstance(value, PLAIN):
+    if isinstance(value, (*PLAIN, torch.dtype, torch.device)):
         return name, repr(value)
     if isinstance(value, np.ndarray) and not value.dtype.hasobject:
         return name, str(value.dtype), value.shape, hashlib.sha256(value.tobytes()).hexdigest()
@@ -179,16 +168,16 @@ def _items(value: Any) -> Iterable[tuple[Any, Any]]:
         return [("state", value.get_state())]
     kind = type(value)
     slots = (name for base in kind.__mro__ for name in getattr(base, "__slots__", ()))
-    held = [
+    fields = [
         (name, getattr(value, name))
         for name in (*getattr(value, "__dict__", {}), *slots)
         if hasattr(value, name)
         and not isinstance(getattr(kind, name, None), functools.cached_property)
     ]
     if isinstance(value, nn.Module):
-        public = ((name, item) for name, item in held if not name.startswith("_"))
+        public = ((name, item) for name, item in fields if not name.startswith("_"))
         return [*value.state_dict().items(), *public]
-    return held
+    return fields
 
 
 def digest(*parts: Any) -> str:

@@ -68,9 +68,7 @@ def together(labels: Sequence[Tensor]) -> Tensor:
     """``[N]``: one label for every combination of ``labels``, each ``[N]``."""
     if len(labels) == 1:
         return labels[0].long()
-    rows = torch.stack([label.long() for label in labels], dim=1)
-    combined: Tensor = torch.unique(rows, dim=0, return_inverse=True)[1]
-    return combined
+    return torch.stack(list(labels), dim=1).long().unique(dim=0, return_inverse=True)[1]
 
 
 def standardized(name: str, values: Tensor) -> Tensor:

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from immiscible_diffusion.analysis.miscibility import LEVELS
-from immiscible_diffusion.analysis.noisy_points import check_levels
+from immiscible_diffusion.analysis.miscibility import LEVELS, check_levels
 from immiscible_diffusion.analysis.sample_pairs import BATCH_SIZE
 from immiscible_diffusion.diffusion.paths import FlowMatchingPath, Path
 

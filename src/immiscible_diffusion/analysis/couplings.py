@@ -51,26 +51,21 @@ class CouplingBuilder:
         """
         name = str(coupling)
         if isinstance(coupling, str):
-            coupling = parse_coupling(
-                coupling, lambda: self.moments, self.measure, allow_import=allow_import
-            )
+            given = (lambda: self.moments, self.measure)
+            coupling = parse_coupling(coupling, *given, allow_import=allow_import)
         coupling = as_coupling(coupling)
         closed_form = has_closed_form(coupling)
         if self.images.mask is not None and not closed_form:
             raise ValueError(
-                f"{name} cannot be analyzed on data with a mask: its density is estimated from "
-                f"pairs, and the estimate takes no mask; leave out the coupling or the mask"
+                f"{name} cannot be analyzed on data with a mask, which the estimate of its density "
+                f"does not take; leave out the coupling or the mask"
             )
         rows = torch.arange(min(2, len(self.images)))
         size = min(self.batch_size, len(self.images))
         noise = draw_noise(coupling, self.images, rows, seed=self.seed, batch_size=size)
         shape = self.images.data[rows].shape
         if noise.shape != shape or not bool(noise.isfinite().all()):
-            finite = "" if noise.shape != shape else ", not all of it finite"
-            raise ValueError(
-                f"{name} must give finite noise like the data {tuple(shape)}, got "
-                f"{tuple(noise.shape)}{finite}"
-            )
+            raise ValueError(f"{name} must give finite noise {tuple(shape)}, got {noise}")
         if closed_form:
             log_density(density_for(coupling, self.images), noise, take(self.images, rows))
         return coupling
@@ -90,10 +85,9 @@ class CouplingBuilder:
     @property
     def leading_moments(self) -> Moments:
         """With only the leading directions, along which the noise is reported."""
-        axes, spectrum = self.moments.directions, self.moments.spectrum
+        count, axes, spectrum = REPORTED_DIRECTIONS, self.moments.directions, self.moments.spectrum
         assert axes is not None
         assert spectrum is not None
-        count = REPORTED_DIRECTIONS
         return dataclasses.replace(self.moments, directions=axes[:count], spectrum=spectrum[:count])
 
     def measure(self, coupling: Coupling) -> NoiseDistribution:

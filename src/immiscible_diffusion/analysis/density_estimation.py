@@ -105,8 +105,8 @@ class SplineLogit:
         regression.fit(basis.transform(rows), labels)
         coefficients = regression.coef_.reshape(rows.shape[1], -1)
         splines = zip(basis.bsplines_, coefficients, strict=True)
-        found = tuple(BSpline(one.t, c, one.k) for one, c in splines)
-        return cls(float(regression.intercept_[0]), found)
+        curves = tuple(BSpline(one.t, c, one.k) for one, c in splines)
+        return cls(float(regression.intercept_[0]), curves)
 
     def __call__(self, features: list[Tensor]) -> Tensor:
         """The logit at ``features``, which broadcast; float64."""
@@ -189,26 +189,20 @@ def fit_density(
 ) -> EstimatedDensity:
     """Estimate ``log p(noise | sample)`` of any coupling from pairs that it makes.
 
-    How good it is shows in the posterior: its mean negative log-likelihood equals its mean entropy
-    where the density is exact. On KNN and transport, whose densities are known, see
-    ``tests/analysis/test_density_estimation.py``.
+    Half of the ``pairs`` serve the Gaussian, half the logit. How good it is shows in the posterior:
+    its mean negative log-likelihood equals its mean entropy where the density is exact. On KNN and
+    transport, whose densities are known, see ``tests/analysis/test_density_estimation.py``.
 
     Args:
         coupling: is called on batches of ``batch_size`` samples drawn from ``images``.
-        images: data and conditions; no mask.
+        images: data and conditions; ValueError for a mask.
         moments: of the data, with directions; fitted here where not given.
-        pairs: half for the Gaussian, half for the logit.
+        pairs: how many.
         batch_size: that the coupling is called on.
         seed: of everything drawn.
-
-    Raises:
-        ValueError: a mask.
     """
     if images.mask is not None:
-        raise ValueError(
-            "an estimate from pairs takes no mask, as its features are of whole samples; analyze "
-            "KNN, which has a closed form with a mask, or drop the mask"
-        )
+        raise ValueError("an estimate from pairs takes no mask; analyze KNN, or drop the mask")
     if moments is None:
         moments = Moments.fit(images.data, directions=min(64, images.data[0].numel()))
     batches = max(2, round(pairs / batch_size / 2))
@@ -235,9 +229,8 @@ def _draw_pairs(
 ) -> Iterator[tuple[Batch, Tensor]]:
     """Batches of data with their noise ``[B, D]`` float64."""
     for number in range(batches):
-        generator = keyed_generator(seed, number, "rows")
+        generator, own = keyed_generator(seed, number, "rows"), hash_seed(seed, number)
         rows = torch.randint(len(images), (batch_size,), generator=generator)
-        own = hash_seed(seed, number)
         noise = draw_noise(coupling, images, rows, seed=own, batch_size=batch_size)
         yield take(images, rows), noise.flatten(1).double()
 

@@ -181,9 +181,8 @@ class AffineDensity:
         basis = distribution.basis.to(points)
         zero = color(torch.zeros_like(basis[:1]))
         root = (color(basis) - zero) @ basis.T
-        volume = torch.linalg.slogdet(root)[1] + (basis.shape[1] - len(basis)) * math.log(
-            distribution.scale
-        )
+        across = (basis.shape[1] - len(basis)) * math.log(distribution.scale)
+        volume = torch.linalg.slogdet(root)[1] + across
         return self.inner.pairs(color(points), color(shifts) - zero, images).add_(volume)
 
 
@@ -205,11 +204,9 @@ class EmpiricalDensity:
         for point in points:
             noise = (point - shifts).view(images.data.shape)
             row = self.coupling.log_density(noise, images.data.to(noise), cond=images.cond)
-            if row.shape != (len(noise),):
-                raise ValueError(
-                    f"{self.coupling}.log_density must return [{len(noise)}], a value for each "
-                    f"row of noise, got {tuple(row.shape)}"
-                )
+            if row.shape != noise.shape[:1]:
+                wrong = f"must return [{len(noise)}], got {tuple(row.shape)}"
+                raise ValueError(f"{self.coupling}.log_density {wrong}")
             rows.append(row.to(points) + constant)
         return torch.stack(rows)
 
@@ -234,9 +231,8 @@ def density_of(coupling: Coupling) -> PairDensity:
     if isinstance(coupling, Shuffled) and coupling.preserves_marginal:
         return IndependentDensity()
     raise ValueError(
-        f"{coupling} has no density in closed form; estimate it from pairs with "
-        f"analysis.density_estimation.fit_density, or give it a method "
-        f"log_density(noise, data, cond=) -> [B]"
+        f"{coupling} has no density in closed form; estimate it from pairs with density_estimation."
+        f"fit_density, or give it a method log_density(noise, data, cond=) -> [B]"
     )
 
 

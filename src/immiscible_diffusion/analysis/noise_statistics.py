@@ -8,8 +8,8 @@ from torch import Tensor
 
 from immiscible_diffusion.analysis.density_estimation import density_for
 from immiscible_diffusion.analysis.estimates import mean_of
+from immiscible_diffusion.analysis.miscibility import BLOCK_PAIRS, images_of
 from immiscible_diffusion.analysis.noise_density import PairDensity, log_density, take
-from immiscible_diffusion.analysis.noisy_points import BLOCK_PAIRS, images_of
 from immiscible_diffusion.analysis.sample_pairs import BATCH_SIZE, choose_rows, draw_noise
 from immiscible_diffusion.couplings import Coupling, as_coupling
 from immiscible_diffusion.couplings.moments import Moments
@@ -44,24 +44,24 @@ def measure_noise(
 
     Args:
         data: with their mirror images if training mirrors.
-        coupling: is called on batches of ``batch_size``.
+        coupling: makes the noise of a sample.
         moments: with the leading directions to report along; fitted here by default.
         cond: conditions for the coupling; the labels by default.
         labels: ``[N]``: also the statistics of every label by itself.
         label_key: the condition that the labels are: a coupling may preserve N(0, I) given it.
         mask: boolean, broadcasts to data.
         pairs: how many, overall and of every label.
-        density: as in ``miscibility``.
-        batch_size: that the coupling is called on.
+        density: of the coupling; its closed form by default, or else an estimate from pairs.
+        batch_size: the coupling is called on batches of this many samples.
         seed: of pairs and noise.
     """
     images = images_of(data, cond, mask, labels)
     density = density or density_for(coupling, images, batch_size=batch_size, seed=seed)
     if moments is None:
-        every = take(images, slice(None)).data
-        moments = Moments.fit(every, directions=min(16, data[0].numel()))
-    assert moments.directions is not None
+        directions = min(16, data[0].numel())
+        moments = Moments.fit(take(images, slice(None)).data, directions=directions)
     axes = moments.directions
+    assert axes is not None
 
     def measure(members: Tensor, preserved: bool) -> NoiseStatistics:
         """Over the samples ``members``, whose noise is N(0, I) if it is ``preserved``."""
@@ -149,8 +149,8 @@ def gaussian_fit(
     dim = data[0].numel()
     if dim > LARGEST_FIT or count <= dim + 1:
         raise ValueError(
-            f"a Gaussian fit needs at most {LARGEST_FIT} dimensions and more noises than "
-            f"dimensions, got {dim} dimensions and {count} noises; use measure_noise"
+            f"a Gaussian fit takes at most {LARGEST_FIT} dimensions and more noises than these, "
+            f"got {dim} dimensions and {count} noises; use measure_noise"
         )
     images = Batch(data, cond)
     total, product = torch.zeros(dim).double(), torch.zeros(dim, dim).double()

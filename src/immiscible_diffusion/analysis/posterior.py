@@ -18,8 +18,8 @@ from immiscible_diffusion.couplings import Coupling
 from immiscible_diffusion.diffusion.paths import Path
 from immiscible_diffusion.utils.batch import Batch
 
+# weights(rows [P]) -> [P, N]: log weight of every image given the condition of the sample ``row``
 LogWeights = Callable[[Tensor], Tensor]
-"""``weights(rows [P]) -> [P, N]``: log weight of every image given the condition of sample row."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,14 @@ def mixing(path: Path, t: float) -> Mixing:
     alpha, sigma = float(path.alpha(times)[0]), float(path.sigma(times)[0])
     if not sigma > 0:
         raise ValueError(f"there is no noise at t = {t}; give levels above 0 (1 is noise alone)")
-    data = torch.tensor([[1.0], [0.0], [2.0], [0.0]], dtype=torch.float64)
-    x_t = torch.tensor([[0.0], [1.0], [3.0], [0.0]], dtype=torch.float64)
+    data, x_t = torch.tensor([[[1.0], [0], [2], [0]], [[0], [1], [3], [0]]], dtype=torch.float64)
     target = path.sample(data, (x_t - alpha * data) / sigma, times).target.flatten()
     slope, own, both, none = target.tolist()
     size = 1e-6 * (abs(slope) + abs(own) + 1)
     if abs(both - 2 * slope - 3 * own) > size or abs(none) > size:
         raise ValueError(
-            f"the target of {path} is not linear in sample and noise, so its variance does not "
-            f"follow from that of the sample"
+            f"the target of {path} is not linear in sample and noise: its variance is not known "
+            f"from that of the sample"
         )
     return Mixing(alpha, sigma, slope, own)
 

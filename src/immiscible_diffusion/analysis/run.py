@@ -1,23 +1,38 @@
-"""A whole analysis: every coupling on one data set."""
+"""A whole analysis: every coupling on one data set, measured part by part."""
 
+import dataclasses
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import date
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, TypeVar
 
 from torch import Tensor
 
-from immiscible_diffusion.analysis.cache import content_of
+from immiscible_diffusion.analysis.cache import Cache, content_of, content_of_coupling, slug
+from immiscible_diffusion.analysis.conditions import Condition, conditions, is_label
 from immiscible_diffusion.analysis.config import AnalysisConfig
-from immiscible_diffusion.analysis.coupling_analysis import CouplingAnalysis, Setup, Tally
-from immiscible_diffusion.analysis.miscibility import Progress
+from immiscible_diffusion.analysis.couplings import CouplingBuilder, candidates_of
+from immiscible_diffusion.analysis.density_estimation import density_for
+from immiscible_diffusion.analysis.miscibility import Progress, images_of, miscibility
+from immiscible_diffusion.analysis.noise_density import PairDensity, take
+from immiscible_diffusion.analysis.noise_statistics import LARGEST_FIT, gaussian_fit, measure_noise
+from immiscible_diffusion.analysis.thumbnails import ThumbnailStyle, write_thumbnails
 from immiscible_diffusion.couplings import Coupling
-from immiscible_diffusion.data.in_memory import InMemoryData
+from immiscible_diffusion.data.in_memory import InMemoryData, join_notes
 from immiscible_diffusion.reporting.analysis.records import (
     SCHEMA,
     AnalysisRecord,
     CouplingRecord,
+    DataRecord,
+    GaussianFit,
+    Miscibility,
+    NoiseStatistics,
+    Thumbnails,
     read_analysis,
     write_analysis,
 )
@@ -25,6 +40,216 @@ from immiscible_diffusion.utils.batch import Batch, Cond
 from immiscible_diffusion.utils.serialization import to_dict
 
 PACKAGE = "immiscible-diffusion"
+LARGEST_LABEL_COUNT = 64  # of which each has its own noise measured
+FIT_LENGTH = 20_000  # about, in noisy points
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """Data, and what is to be measured on them with every coupling."""
+
+    source: InMemoryData  # where the data come from: name, note, classes
+    images: Batch  # all data, their conditions and mask
+    conditioned_on: tuple[str, ...]  # names of the conditions that the model is given
+    conditions: tuple[Condition, ...]  # these, as the analysis uses them
+    config: AnalysisConfig  # what is measured, and how well
+    cache: Cache  # where it is kept
+
+    @classmethod
+    def of(
+        cls,
+        source: InMemoryData,
+        conditioned_on: Sequence[str] | None,
+        config: AnalysisConfig,
+        folder: Path | None,
+    ) -> "Setup":
+        """Check that everything fits; ValueError says what does not, or is in the folder."""
+        images = images_of(source.batch.data, source.batch.cond, source.batch.mask, None)
+        if len(images) < 2:
+            raise ValueError("an analysis needs at least 2 samples, got 1")
+        names = tuple((images.cond or {}) if conditioned_on is None else conditioned_on)
+        given = tuple(conditions(images.cond, names, config.bandwidth))
+        if config.bandwidth is not None and not any(one.weights for one in given):
+            raise ValueError("a bandwidth is for continuous conditions, and there is none")
+        dim = images.data[0].numel()
+        if config.gaussian_fit and images.mask is not None:
+            raise ValueError("the Gaussian fit takes no mask")
+        if config.gaussian_fit and dim > LARGEST_FIT:
+            raise ValueError(
+                f"the Gaussian fit takes up to {LARGEST_FIT:,} dimensions, got {dim:,}"
+            )
+        settings = to_dict(config) | {"conditioned_on": list(names)}
+        del settings["gaussian_fit"]  # may be added later
+        cache = Cache(folder, {"name": source.name, "digest": content_of(images)}, settings)
+        cache.planned()
+        return cls(source, images, names, given, config, cache)
+
+    @cached_property
+    def data(self) -> Tensor:
+        """``[N, *shape]``, 0 outside the mask."""
+        return take(self.images, slice(0, None)).data
+
+    @cached_property
+    def builder(self) -> CouplingBuilder:
+        """What couplings are built with."""
+        by_label = "label" in self.conditioned_on
+        return CouplingBuilder(self.images, self.config.batch_size, self.config.seed, by_label)
+
+    @cached_property
+    def style(self) -> ThumbnailStyle:
+        """How samples are drawn."""
+        return ThumbnailStyle.of(self.data)
+
+    @cached_property
+    def label_key(self) -> str | None:
+        """The condition by which the noise is measured apart: the first label, if not of many."""
+        labels = {name: v for name, v in (self.images.cond or {}).items() if is_label(v)}
+        first = next((name for name in (*self.conditioned_on, *labels) if name in labels), None)
+        few = first is not None and len(labels[first].unique()) <= LARGEST_LABEL_COUNT
+        return first if few else None
+
+    @property
+    def labels(self) -> Tensor | None:
+        """``[N]``, that condition."""
+        return None if self.label_key is None else (self.images.cond or {})[self.label_key]
+
+    def record(self) -> DataRecord:
+        """What was analyzed."""
+        mask, drawn = self.images.mask, self.config.thumbnails and self.cache.folder is not None
+        count = self.data.numel() if mask is None else int(mask.expand_as(self.data).sum())
+        return DataRecord(
+            name=self.source.name,
+            note=join_notes(self.source.note, self.style.note if drawn else ""),
+            digest=self.cache.data["digest"],
+            samples=len(self.images),
+            shape=tuple(self.data.shape[1:]),
+            rms=math.sqrt(float(self.data.double().square().sum()) / count),
+            mirrored=self.source.mirrored,
+            classes=self.source.class_names,
+            masked=mask is not None,
+            conditioned_on=self.conditioned_on,
+        )
+
+
+class Tally:
+    """Progress over parts of unequal length, which are ``total`` together."""
+
+    def __init__(self, total: int, report: Progress | None) -> None:
+        self.total, self.done, self.report = total, 0, report
+
+    def update(self, part: int, done: int = 0, total: int = 1) -> None:
+        """``done`` of ``total`` of a part of length ``part`` that is not finished."""
+        if self.report is not None:
+            self.report(self.done + part * done // max(1, total), self.total)
+
+    def finish(self, part: int) -> None:
+        """A part of this length is finished."""
+        self.done += part
+        self.update(0)
+
+
+@dataclass(frozen=True, eq=False)
+class CouplingAnalysis:
+    """One coupling of an analysis; ``by_name`` if a name was given and no object."""
+
+    setup: Setup
+    name: str
+    coupling: Coupling
+    by_name: bool = True
+
+    @cached_property
+    def density(self) -> PairDensity:
+        """Its closed form, or the estimate, made once."""
+        return density_for(self.coupling, self.setup.images, **self.drawing)
+
+    @property
+    def length(self) -> int:
+        """Of all parts, about, in noisy points."""
+        config = self.setup.config
+        mixed = config.probes * len(config.levels) * (1 + len(self.setup.conditions))
+        return mixed + 2 * config.pairs + (FIT_LENGTH if config.gaussian_fit else 0)
+
+    @property
+    def drawing(self) -> dict[str, Any]:
+        """How noise is drawn."""
+        return {"batch_size": self.setup.config.batch_size, "seed": self.setup.config.seed}
+
+    def measure(self, tally: Tally) -> CouplingRecord:
+        """Every part, read or measured now."""
+        setup, config, images = self.setup, self.setup.config, self.setup.images
+        content = content_of_coupling(self.coupling, by_name=self.by_name)
+        took = []
+
+        def part(
+            name: str,
+            length: int,
+            kind: Any,
+            make: Callable[[], T],
+            usable: Callable[[T], bool] = lambda value: True,
+        ) -> T:
+            value, seconds = setup.cache.part(self.name, name, content, kind, make, usable)
+            took.append(seconds)
+            tally.finish(length)
+            return value
+
+        def options() -> dict[str, Any]:
+            known = {"cond": images.cond, "mask": images.mask, "density": self.density}
+            return known | self.drawing
+
+        def mixed(name: str, condition: Condition) -> Miscibility:
+            length = config.probes * len(config.levels)
+            points: dict[str, Any] = {
+                "path": config.path,
+                "levels": config.levels,
+                "probes": config.probes,
+            }
+            given: dict[str, Any] = {"labels": condition.labels, "weights": condition.weights}
+
+            def make() -> Miscibility:
+                every = points | given | options() | {"progress": partial(tally.update, length)}
+                record = miscibility(images.data, self.coupling, **every)
+                return dataclasses.replace(record, condition=condition.text)
+
+            return part(name, length, Miscibility, make)
+
+        def noise() -> NoiseStatistics:
+            by_label: dict[str, Any] = {
+                "labels": setup.labels,
+                "label_key": setup.label_key or "label",
+            }
+            every = options() | by_label | {"moments": setup.builder.leading_moments}
+            return measure_noise(images.data, self.coupling, pairs=config.pairs, **every)
+
+        def fit() -> GaussianFit:
+            return gaussian_fit(images.data, self.coupling, cond=images.cond, **self.drawing)
+
+        def thumbnails(folder: Path) -> tuple[Thumbnails, ...]:
+            def make() -> tuple[Thumbnails, ...]:
+                stem = folder / "pictures" / slug(self.name)
+                drawn = (self.density, config, setup.style, stem)
+                return write_thumbnails(images, self.coupling, *drawn)
+
+            def usable(drawn: tuple[Thumbnails, ...]) -> bool:
+                return all((folder / file).is_file() for one in drawn for file in one.files)
+
+            return part("thumbnails", 0, tuple[Thumbnails, ...], make, usable)
+
+        folder, fitted = setup.cache.folder, None
+        if config.gaussian_fit:
+            fitted = part("gaussian_fit", FIT_LENGTH, GaussianFit, fit)
+        record = CouplingRecord(
+            name=self.name,
+            k=candidates_of(self.coupling),
+            miscibility=mixed("miscibility", Condition("")),
+            conditional=tuple(mixed(f"given-{i}", one) for i, one in enumerate(setup.conditions)),
+            noise=part("noise", 2 * config.pairs, NoiseStatistics, noise),
+            gaussian_fit=fitted,
+            thumbnails=() if folder is None else thumbnails(folder),
+            seconds=0.0,
+        )
+        record = dataclasses.replace(record, seconds=round(sum(took), 3))
+        return record.without_figures() if record.failed else record
 
 
 def analyze(
@@ -92,10 +317,7 @@ def build_couplings(setup: Setup, couplings: Sequence[str | Coupling]) -> list[C
         name = coupling.strip() if isinstance(coupling, str) else repr(coupling)
         other = every.get(name, name)
         if not isinstance(other, str) and content_of(other) != content_of(coupling):
-            raise ValueError(
-                f"two different couplings print as {name}; give theirs a __repr__ that tells them "
-                f"apart"
-            )
+            raise ValueError(f"two different couplings print as {name}; give them a __repr__")
         every[name] = coupling
     if not every:
         raise ValueError("which couplings? got none; give names such as knn:k=4, or couplings")

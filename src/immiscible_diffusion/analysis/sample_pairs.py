@@ -29,12 +29,10 @@ def draw_noise(
     """
     coupling, noises = as_coupling(coupling), []
     for number, chunk in enumerate(rows.split(max(1, round(share * batch_size)))):
-        device = images.data.device
-        filler = torch.randint(
-            len(images), (batch_size - len(chunk),), generator=keyed_generator(seed, number, "fill")
-        )
-        batch = take(images, torch.cat([chunk, filler.to(chunk)]))
-        generator = keyed_generator(seed, number, "noise", device=device)
+        size, generator = (batch_size - len(chunk),), keyed_generator(seed, number, "fill")
+        filler = torch.randint(len(images), size, generator=generator).to(chunk)
+        batch = take(images, torch.cat([chunk, filler]))
+        generator = keyed_generator(seed, number, "noise", device=images.data.device)
         noise = coupling(batch.data, cond=batch.cond, mask=batch.mask, generator=generator)
         noises.append(noise[: len(chunk)])
     return torch.cat(noises)

@@ -7,12 +7,11 @@ from typing import Any, TypeVar
 
 import torch
 
-from immiscible_diffusion.analysis.coupling_analysis import CouplingAnalysis
 from immiscible_diffusion.analysis.density_estimation import FIT_PAIRS, fit_density
-from immiscible_diffusion.analysis.miscibility import miscibility
+from immiscible_diffusion.analysis.miscibility import BLOCK_PAIRS, miscibility
 from immiscible_diffusion.analysis.noise_density import has_closed_form
 from immiscible_diffusion.analysis.noise_statistics import FIT_COUNT, measure_noise
-from immiscible_diffusion.analysis.noisy_points import BLOCK_PAIRS
+from immiscible_diffusion.analysis.run import CouplingAnalysis
 from immiscible_diffusion.analysis.sample_pairs import draw_noise
 
 T = TypeVar("T")

@@ -4,7 +4,7 @@ import shlex
 import signal
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
@@ -12,10 +12,9 @@ import torch
 import tyro
 
 from immiscible_diffusion.analysis.config import AnalysisConfig
-from immiscible_diffusion.analysis.coupling_analysis import Setup
 from immiscible_diffusion.analysis.miscibility import LEVELS
 from immiscible_diffusion.analysis.noise_density import has_closed_form
-from immiscible_diffusion.analysis.run import analyze, build_couplings
+from immiscible_diffusion.analysis.run import Setup, analyze, build_couplings
 from immiscible_diffusion.analysis.time_estimate import PAGE, estimate_seconds, peak_memory, timed
 from immiscible_diffusion.cli.data_options import DataOptions
 from immiscible_diffusion.cli.options import parse, run_path
@@ -116,11 +115,11 @@ class Options(DataOptions):
         return (BASELINE, *(name for name in names if name != BASELINE))
 
     @property
-    def analysis(self) -> AnalysisConfig:
+    def config(self) -> AnalysisConfig:
         """What is measured."""
-        names = ("levels", "probes", "pairs", "bandwidth", "batch_size", "thumbnails", "seed")
+        names = (one.name for one in fields(AnalysisConfig) if one.name != "path")
         options = {name: getattr(self, name) for name in names}
-        return AnalysisConfig(path=self.path.build(), gaussian_fit=self.gaussian_fit, **options)
+        return AnalysisConfig(path=self.path.build(), **options)
 
 
 def main(arguments: list[str]) -> int:
@@ -132,11 +131,9 @@ def main(arguments: list[str]) -> int:
         torch.set_num_threads(options.threads)
     if options.place in get_args(PathOptions.__annotations__["kind"]):
         raise ValueError(
-            f"--path is where a named data set lies; how data and noise are mixed is "
-            f"--path.kind {options.place}"
+            f"--path is where a named data set lies; how data and noise are mixed is --path.kind {options.place}"
         )
-    # Read before the data are, so that a bad one costs no time.
-    config, couplings = options.analysis, options.couplings
+    _ = options.config, options.couplings  # checked before the data are read: it costs no time
     data = options.load(options.seed)
     name = Path(data.name).stem if is_array_file(data.name) else data.name.replace("/", "-")
     out = run_path(options.out, "analyze", name)
@@ -144,28 +141,22 @@ def main(arguments: list[str]) -> int:
         lines = dry_run(data, options, out)
     else:
         try:
-            record = run(data, couplings, options.cond, config, out)
+            record = run(data, options, out)
         except KeyboardInterrupt:
-            message = f"stopped; what is finished is kept in {out}: the same command resumes it"
+            message = f"stopped; what is finished is in {out}: the same command resumes it"
             raise Interrupted(signal.SIGINT, message) from None
-        about = {name: environment()[name] for name in ("hardware", "versions")}
+        machine = {name: environment()[name] for name in ("hardware", "versions")}
         command = shlex.join(["immiscible", "analyze", *arguments])
-        write_analysis(replace(record, command=command, **about), out)
+        write_analysis(replace(record, command=command, **machine), out)
         lines = [*summary_lines(record), "", f"page: {write_analysis_page(out)}"]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 
 
-def run(
-    data: InMemoryData,
-    couplings: tuple[str, ...],
-    conditioned_on: tuple[str, ...],
-    config: AnalysisConfig,
-    out: Path,
-) -> AnalysisRecord:
+def run(data: InMemoryData, options: Options, out: Path) -> AnalysisRecord:
     """The analysis, with a progress bar."""
+    bars: list[Progress] = []
     with ExitStack() as stack:
-        bars: list[Progress] = []
 
         def progress(done: int, total: int) -> None:
             if not bars:
@@ -175,9 +166,9 @@ def run(
 
         return analyze(
             data,
-            couplings,
-            conditioned_on=conditioned_on,
-            config=config,
+            options.couplings,
+            conditioned_on=options.cond,
+            config=options.config,
             folder=out,
             progress=progress,
         )
@@ -185,7 +176,7 @@ def run(
 
 def dry_run(data: InMemoryData, options: Options, out: Path) -> list[str]:
     """What would be done, its time and memory from a small piece of it."""
-    config = options.analysis
+    config = options.config
     setup = Setup.of(data, options.cond, config, out)
     shape = "x".join(map(str, setup.data.shape[1:]))
     lines = [
@@ -201,9 +192,6 @@ def dry_run(data: InMemoryData, options: Options, out: Path) -> list[str]:
         total += seconds
         kind = "closed form" if has_closed_form(subject.coupling) else "estimated from pairs"
         lines.append(f"{subject.name}: about {duration(seconds)} ({kind})")
-    return [
-        *lines,
-        f"time: about {duration(total)} in all with the page; more where other jobs come between",
-        f"memory: about {peak_memory() / 2**30:.1f} GiB",
-        f"folder: {out}",
-    ]
+    more = "in all with the page; more where other jobs come between"
+    memory = f"memory: about {peak_memory() / 2**30:.1f} GiB"
+    return [*lines, f"time: about {duration(total)} {more}", memory, f"folder: {out}"]

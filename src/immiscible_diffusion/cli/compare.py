@@ -5,12 +5,18 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import torch
 import tyro
 
-from immiscible_diffusion.cli.options import Device, named_recipe, run_path, split_known, take_name
+from immiscible_diffusion.cli.options import (
+    Device,
+    Switch,
+    named_recipe,
+    run_path,
+    split_known,
+    take_name,
+)
 from immiscible_diffusion.experiments.compare.collect import report
 from immiscible_diffusion.experiments.compare.plan import BASELINE, Plan
 from immiscible_diffusion.experiments.compare.trial import TrialRunner, is_carried, is_finished
@@ -20,13 +26,8 @@ from immiscible_diffusion.experiments.compare.workers import (
     threads_each,
 )
 
-DEFAULT_COUPLINGS = (
-    BASELINE,
-    "knn:k=16",
-    "knn:k=16,center=mean",
-    "assignment",
-    "shuffled:knn:k=16,center=mean",
-)
+MEAN = "knn:k=16,center=mean"
+DEFAULT_COUPLINGS = ("knn:k=16", MEAN, "assignment", f"shuffled:{MEAN}")
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Options:
     out: Path | None = None
     workers: int | None = None
     device: Device = "auto"
-    list: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    list: Switch = False
     trial: int | None = None
     gather: bool = False
     irreducible: bool = True
@@ -69,25 +70,26 @@ def main(arguments: list[str]) -> int:
     name, rest = take_name(arguments, "compare")
     recipe, rest = named_recipe(name, rest)
     options, recipe = split_known(Options, recipe, rest, f"compare {name}")
-    plan = Plan(
-        run_path(options.out, "compare", recipe.name), recipe, couplings(options), options.seeds
+    others = (
+        coupling for coupling in options.coupling or DEFAULT_COUPLINGS if coupling != BASELINE
     )
+    folder = run_path(options.out, "compare", recipe.name)
+    plan = Plan(folder, recipe, (BASELINE, *others), options.seeds)
     plan.check()
-    command = shlex.join(["immiscible", "compare", *arguments])
     if options.list:
-        return list_trials(plan)
-    if options.gather:
-        return gather(plan, command, options.irreducible)
-    if options.trial is not None:
-        return run_one(plan, options)
-    run_all(plan, options.device, options.workers)
-    return gather(plan, command, options.irreducible)
-
-
-def couplings(options: Options) -> tuple[str, ...]:
-    """The couplings of the comparison, the baseline first."""
-    named = options.coupling or DEFAULT_COUPLINGS
-    return (BASELINE, *(coupling for coupling in named if coupling != BASELINE))
+        for number, trial in enumerate(plan.trials):
+            state = "finished" if is_finished(plan, trial) else "open"
+            sys.stdout.write(f"{number:4}  {state:9} {trial}\n")
+        return 0
+    if options.trial is not None and not options.gather:
+        run_one(plan, options.trial, options.device)
+        return 0
+    if not options.gather:
+        run_all(plan, options.device, options.workers)
+    command = shlex.join(["immiscible", "compare", *arguments])
+    page, sentences = report(plan, command, irreducible=options.irreducible)
+    sys.stdout.write("\n".join([*sentences, "", f"report: {page}"]) + "\n")
+    return 0
 
 
 def run_all(plan: Plan, device: str, workers: int | None) -> None:
@@ -106,37 +108,16 @@ def run_all(plan: Plan, device: str, workers: int | None) -> None:
     run_trials(plan, device=device, workers=workers or default_workers(device))
 
 
-def run_one(plan: Plan, options: Options) -> int:
+def run_one(plan: Plan, number: int, device: str) -> None:
     """Run one trial of a job array."""
-    assert options.trial is not None
-    if not 0 <= options.trial < len(plan.trials):
-        raise ValueError(
-            f"trial must be 0 to {len(plan.trials) - 1}, got {options.trial}; see --list"
-        )
-    trial = plan.trials[options.trial]
+    if not 0 <= number < len(plan.trials):
+        raise ValueError(f"trial must be 0 to {len(plan.trials) - 1}, got {number}; see --list")
+    trial = plan.trials[number]
     plan.keep()
     if is_carried(plan, trial):
-        number = plan.trials.index(trial.unmatched)
-        sys.stderr.write(
-            f"trial {options.trial} ({trial}) is evaluated along with trial {number}\n"
-        )
-        return 0
-    torch.set_num_threads(threads_each(options.device))
-    TrialRunner(plan, options.device, quiet=False)(trial)
-    sys.stderr.write(f"trial {options.trial} ({trial}) is finished\n")
-    return 0
-
-
-def list_trials(plan: Plan) -> int:
-    """Print the trials."""
-    for number, trial in enumerate(plan.trials):
-        state = "finished" if is_finished(plan, trial) else "open"
-        sys.stdout.write(f"{number:4}  {state:9} {trial}\n")
-    return 0
-
-
-def gather(plan: Plan, command: str, irreducible: bool) -> int:
-    """Write the report of what is there and print its sentences."""
-    page, sentences = report(plan, command, irreducible=irreducible)
-    sys.stdout.write("\n".join([*sentences, "", f"report: {page}"]) + "\n")
-    return 0
+        state = f"evaluated along with trial {plan.trials.index(trial.unmatched)}"
+    else:
+        torch.set_num_threads(threads_each(device))
+        TrialRunner(plan, device, quiet=False)(trial)
+        state = "finished"
+    sys.stderr.write(f"trial {number} ({trial}) is {state}\n")

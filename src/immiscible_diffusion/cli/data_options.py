@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from immiscible_diffusion.cli.options import Switch
 from immiscible_diffusion.data.array_files import is_array_file
 from immiscible_diffusion.data.in_memory import (
     InMemoryData,
@@ -51,10 +52,10 @@ class DataOptions:
     max_images: int | None = None
     size: int | None = None
     channels: int | None = None
-    flip: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    flip: Switch = False
 
     def load(self, seed: int = 0) -> InMemoryData:
-        """The data with the conditions asked for, or the labels where images have them.
+        """Return the data with the conditions asked for, or the labels where images have them.
 
         Raises:
             ValueError: what is wrong, in one line.
@@ -68,7 +69,7 @@ class DataOptions:
         if len(set(self.cond)) < len(self.cond):
             raise ValueError(f"a condition is given twice: {', '.join(self.cond)}")
         if is_array_file(name):
-            self._refuse("is for images, and {} is a file of arrays", "size", "channels", path=path)
+            self._refuse("is for images, and {!r} is a file of arrays", "size", "channels", "path")
             whole = load_arrays(
                 name,
                 data=self.array,
@@ -78,37 +79,29 @@ class DataOptions:
                 seed=seed,
             )
             return add_mirror_images(whole) if self.flip else whole
-        kinds = "is for a file of arrays (.npy, .npz, .safetensors), and {} is a set of images"
+        kinds = "is for a file of arrays (.npy, .npz, .safetensors), and {!r} is a set of images"
         self._refuse(kinds, "array", "mask")
         if unknown := [cond for cond in self.cond if cond != LABEL]:
             raise ValueError(f"images have the condition '{LABEL}' only, got '{unknown[0]}'")
         is_folder = not (name in NAMES or name.startswith("hub:") or (name == FOLDER and path))
         if is_folder:
-            self._refuse("is for a named data set, and {} is none", path=path)
+            self._refuse("is for a named data set, and {!r} is none", "path")
             if not Path(name).exists():
-                known = ", ".join(NAMES)
                 raise ValueError(
-                    f"there is no data set, folder or file '{name}'; known: {known}, hub:ID"
+                    f"there is no data set, folder or file '{name}'; known: {', '.join(NAMES)}, hub:ID"
                 )
-        whole = load_in_memory(
-            DataConfig(
-                name=FOLDER if is_folder else name,
-                path=name if is_folder else path,
-                split=self.split,
-                size=self.size,
-                channels=self.channels,
-                flip=self.flip,
-            ),
-            self.max_images,
-            seed=seed,
+            name, path = FOLDER, name
+        config = DataConfig(
+            name, path, self.split, size=self.size, channels=self.channels, flip=self.flip
         )
+        whole = load_in_memory(config, self.max_images, seed=seed)
         if LABEL in self.cond and not whole.batch.cond:
             raise ValueError(f"--cond {LABEL}: {whole.name} has no labels")
-        folder = Path(name).resolve().name
+        folder = Path(self.data).resolve().name
         return dataclasses.replace(whole, name=folder) if is_folder else whole
 
-    def _refuse(self, reason: str, *names: str, **options: str | None) -> None:
-        """Raise ValueError for the first option that is set."""
-        for name, value in {**options, **{name: getattr(self, name) for name in names}}.items():
-            if value is not None:
-                raise ValueError(f"--{name} {reason.format(repr(self.data))}")
+    def _refuse(self, reason: str, *options: str) -> None:
+        """Raise ValueError for the first of ``options`` that is set."""
+        for option in options:
+            if getattr(self, "place" if option == "path" else option) is not None:
+                raise ValueError(f"--{option} {reason.format(self.data)}")

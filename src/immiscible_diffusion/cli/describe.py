@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from immiscible_diffusion.cli.options import Device, parse
+from immiscible_diffusion.cli.options import Device, Switch, parse
 from immiscible_diffusion.couplings.describe import CouplingSummary, DataSpec, describe_coupling
 
 WIDTH = 100
@@ -49,35 +49,28 @@ class Options:
     data_count: int | None = None
     batch: int | None = None
     device: Device = "auto"
-    json: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    json: Switch = False
 
 
 def main(arguments: list[str]) -> int:
     """Print a table, or JSON."""
     options = parse(Options, arguments, "describe")
+    count = options.data_count
     if not options.couplings:
         raise ValueError("which coupling? for example: immiscible describe knn:k=8 --shape 3,32,32")
-    if options.data_count is not None and options.data_count < 2:
-        raise ValueError(f"data-count must be at least 2, got {options.data_count}")
-    data = DataSpec(sizes(options.shape), options.rms, options.batch, options.device)
-    summaries = [describe_coupling(name, data, allow_import=True) for name in options.couplings]
-    output = as_json if options.json else as_table
-    sys.stdout.write(output(summaries, data, options.data_count) + "\n")
-    return 0
-
-
-def sizes(text: str) -> tuple[int, ...]:
-    """``"3,32,32"`` or ``"3x32x32"`` as numbers."""
-    try:
-        shape = tuple(int(size) for size in text.replace("x", ",").split(","))
-    except ValueError:
-        shape = ()
-    if not shape or min(shape) < 1:
+    if count is not None and count < 2:
+        raise ValueError(f"data-count must be at least 2, got {count}")
+    words = options.shape.replace("x", ",").split(",")
+    shape = tuple(int(size) for size in words if size.strip().isdecimal())
+    if len(shape) < len(words) or min(shape) < 1:
         raise ValueError(
-            f"shape must be the sizes of one sample, without the batch, such as --shape 3,32,32, "
-            f"got '{text}'"
+            f"shape must be the sizes of one sample, without the batch, such as --shape 3,32,32, got '{options.shape}'"
         )
-    return shape
+    data = DataSpec(shape, options.rms, options.batch, options.device)
+    summaries = [describe_coupling(name, data, allow_import=True) for name in options.couplings]
+    text = as_json(summaries, data, count) if options.json else as_table(summaries, data, count)
+    sys.stdout.write(text + "\n")
+    return 0
 
 
 def as_json(summaries: list[CouplingSummary], data: DataSpec, count: int | None) -> str:
@@ -96,9 +89,14 @@ def as_json(summaries: list[CouplingSummary], data: DataSpec, count: int | None)
 
 
 def as_table(summaries: list[CouplingSummary], data: DataSpec, count: int | None) -> str:
-    """For people: a column for each coupling, and what the rows mean."""
+    """For people: a column for every coupling, and below it what the figures mean."""
     table = [["", *(summary.name for summary in summaries)]]
-    table += [[title, *map(spell, summaries)] for title, spell in rows(count)]
+    for title, part, name, spell in rows(count):
+        values = [_value(summary, part, name) for summary in summaries]
+        row = ["-" if value is None else spell(value) for value in values]
+        if name == "information_budget":
+            row = ["<= " * s.bounded + cell for s, cell in zip(summaries, row, strict=True)]
+        table.append([title, *row])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
@@ -120,20 +118,15 @@ def as_table(summaries: list[CouplingSummary], data: DataSpec, count: int | None
     return "\n".join([head, "", *lines, "", *prose])
 
 
-def rows(count: int | None) -> list[tuple[str, Callable[[CouplingSummary], str]]]:
-    """Rows of the table: title, and what stands there for a coupling."""
+def _value(summary: CouplingSummary, part: str, name: str) -> Any:
+    """What ``summary`` says, None where it is unknown or NaN."""
+    record = getattr(summary, part) if part else summary
+    value = None if record is None else getattr(record, name)
+    return value if value == value else None
 
-    def figure(
-        part: str, name: str, spell: Callable[[Any], str]
-    ) -> Callable[[CouplingSummary], str]:
-        def cell(summary: CouplingSummary) -> str:
-            record = getattr(summary, part) if part else summary
-            value = None if record is None else getattr(record, name)
-            if value is None or value != value:  # unknown, or NaN
-                return "-"
-            return ("<= " if name == "budget" and summary.bounded else "") + spell(value)
 
-        return cell
+def rows(count: int | None) -> list[tuple[str, str, str, Callable[[Any], str]]]:
+    """Rows of the table: title, part and field of a summary, and how its value is written."""
 
     def share(value: float) -> str:
         return "0 %" if value == 0 else f"{100 * value:.2g} %"
@@ -143,21 +136,18 @@ def rows(count: int | None) -> list[tuple[str, Callable[[CouplingSummary], str]]
         gap = math.floor(math.log10(max(abs(1 - value), 1e-9)))
         return "1" if value == 1 else f"{value:.{min(6, max(3, 1 - gap))}f}"
 
-    table = [
+    nats = math.log(count or 2)
+    table: list[tuple[str, str, str, Callable[[Any], str]]] = [
         ("noise stays N(0, I)", "", "preserves_marginal", lambda same: "yes" if same else "no"),
         ("pull along the sample", "expected", "pull", "{:.2f}".format),
         ("noise variance", "expected", "second_moment", variance),
         ("  about its mean given the sample", "expected", "variance", variance),
         ("distance reduction", "expected", "distance_reduction", share),
-        ("information budget, nats", "", "budget", "{:.2f}".format),
-    ]
-    if count is not None:
-        nats = math.log(count)
-        table.append(("  share of log N", "", "budget", lambda budget: share(budget / nats)))
-    table += [
+        ("information budget, nats", "", "information_budget", "{:.2f}".format),
+        ("  share of log N", "", "information_budget", lambda budget: share(budget / nats)),
         ("time of a call, ms", "cost", "milliseconds", "{:.3g}".format),
         ("  samples in the call", "cost", "rows", str),
         ("  in units of torch.randn", "cost", "times_randn", "{:.3g}".format),
         ("memory, in units of the data", "cost", "memory", "{:.3g}".format),
     ]
-    return [(title, figure(part, name, spell)) for title, part, name, spell in table]
+    return [row for row in table if count is not None or "log N" not in row[0]]

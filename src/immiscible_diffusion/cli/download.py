@@ -61,8 +61,7 @@ def main(arguments: list[str]) -> int:
     check_coupling_name(recipe.coupling, allow_import=True)
     items = download(recipe, options.device)
     for item in items:
-        state = "there" if item.there else "missing"
-        sys.stdout.write(f"{state:9}{item.name}: {item.note}\n")
+        sys.stdout.write(f"{'there' if item.there else 'missing':9}{item.name}: {item.note}\n")
     missing = sum(not item.there for item in items)
     if missing:
         sys.stdout.write(f"\n{missing} of {len(items)} missing; {name} cannot run offline yet\n")
@@ -70,9 +69,9 @@ def main(arguments: list[str]) -> int:
 
 
 def download(recipe: Recipe, device: str = "cpu") -> list[Item]:
-    """Everything that ``recipe`` needs, downloaded where it can be."""
+    """Return everything that ``recipe`` needs, downloaded where it can be."""
     items: list[Item] = []
-    task: Task | None = None
+    tasks: list[Task] = []  # the task, once its data are there
 
     def get(name: str, note: Callable[[], str]) -> None:
         """Add an item: ``note`` gets it and says what it is, or raises what is missing."""
@@ -92,28 +91,25 @@ def download(recipe: Recipe, device: str = "cpu") -> list[Item]:
         return ", ".join([*PACKAGES, *recipe.trackers])
 
     def data() -> str:
-        nonlocal task
         task = recipe.task.build(recipe, pick_device("cpu" if device == "auto" else device))
+        tasks.append(task)
         dataset = task.dataset
         note = f", {dataset.note}" if dataset.note else ""
-        size = " x ".join(map(str, dataset.shape))
-        return f"{dataset.name}, {len(dataset):,} of {size}{note}"
-
-    get("packages", packages)
-    get("data", data)
-    if task is None:
-        return [*items, Item("network and evaluation", False, "need the data first")]
-    ready = task
+        return f"{dataset.name}, {len(dataset):,} of {' x '.join(map(str, dataset.shape))}{note}"
 
     def validation() -> str:
-        dataset, split = ready.validation_data()
+        dataset, split = tasks[0].validation_data()
         return f"{dataset.name}, {split}"
 
     def network() -> str:
-        count = sum(parameter.numel() for parameter in ready.build_model().parameters())
+        count = sum(parameter.numel() for parameter in tasks[0].build_model().parameters())
         return f"{type(recipe.model).__name__}, {count:,} parameters"
 
+    get("packages", packages)
+    get("data", data)
+    if not tasks:
+        return [*items, Item("network and evaluation", False, "need the data first")]
     get("data for validation", validation)
     get("network", network)
-    get("evaluation", lambda: ready.evaluator().check())
+    get("evaluation", lambda: tasks[0].evaluator().check())
     return items

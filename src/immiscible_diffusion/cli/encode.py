@@ -75,7 +75,20 @@ def main(arguments: list[str]) -> int:
     """Write the shards that are missing."""
     options = parse(Options, arguments, "encode")
     rank, world, device = rank_world_device(options.device)
-    dataset, config = load_data(options)
+    local = options.path is None and Path(options.data).exists()
+    name, path = ("folder", options.data) if local else (options.data, options.path)
+    config = DataConfig(
+        name, path, options.split, options.size, options.channels, max_samples=options.max_samples
+    )
+    try:
+        captions = Captions(options.caption_column, synonyms=options.synonyms)
+        dataset: DataSet = load_captioned(config, captions)
+    except NoCaptionsError:  # nor class names: images alone
+        dataset = load_images(config)
+    transform = describe_transform(config, options.channels)
+    encoding = EncodingConfig(
+        options.dtype, options.flips, options.shard_size, options.batch_size, transform
+    )
     vae = load_vae(options.vae)
     vae_hash = vae_digest(vae)
     vae = vae.to(device, getattr(torch, options.precision)).eval().requires_grad_(False)
@@ -85,13 +98,7 @@ def main(arguments: list[str]) -> int:
             dataset,
             vae,
             options.out,
-            EncodingConfig(
-                options.dtype,
-                options.flips,
-                options.shard_size,
-                options.batch_size,
-                describe_transform(config, options.channels),
-            ),
+            encoding,
             vae_hash=vae_hash,
             rank=rank,
             world=world,
@@ -100,44 +107,25 @@ def main(arguments: list[str]) -> int:
     missing = missing_shards(manifest, options.out)
     state = "complete" if not missing else f"{len(missing)} shards of other processes are missing"
     sys.stderr.write(
-        f"{options.out}: latents {manifest.shape} of {manifest.count:,} images in "
-        f"{manifest.shards} shards; {state}\n"
+        f"{options.out}: latents {manifest.shape} of {manifest.count:,} images in {manifest.shards} shards; {state}\n"
     )
     return 0
 
 
-def load_data(options: Options) -> tuple[DataSet, DataConfig]:
-    """The images with their captions or class names; images alone if there are neither."""
-    local = options.path is None and Path(options.data).exists()
-    config = DataConfig(
-        name="folder" if local else options.data,
-        path=options.data if local else options.path,
-        split=options.split,
-        size=options.size,
-        channels=options.channels,
-        max_samples=options.max_samples,
-    )
-    try:
-        captions = Captions(options.caption_column, synonyms=options.synonyms)
-        return load_captioned(config, captions), config
-    except NoCaptionsError:
-        return load_images(config), config
-
-
 def load_vae(source: str) -> Any:
-    """The VAE of a pipeline or alone, from a folder or the hub, in float32.
+    """Load the VAE of a pipeline or alone, from a folder or the hub, in float32.
 
     Raises:
         ValueError: it is not there; says what to download.
     """
-    with require_extra("train", "the VAE"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        from diffusers import AutoencoderKL
     folder = Path(source)
     inside = {} if folder.is_dir() and not (folder / "vae").is_dir() else {"subfolder": "vae"}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch_dtype: an older name of dtype
+        with require_extra("train", "the VAE"), warnings.catch_warnings():
+            # Of diffusers' import, and torch_dtype, an older name of dtype.
+            warnings.simplefilter("ignore")
+            from diffusers import AutoencoderKL
+
             return AutoencoderKL.from_pretrained(source, torch_dtype=torch.float32, **inside)
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]

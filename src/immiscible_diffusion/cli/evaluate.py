@@ -73,8 +73,7 @@ def main(arguments: list[str]) -> int:
         )
     if options.clip_metrics and not options.folder:
         raise ValueError(
-            "clip_metrics score a folder: make one with `immiscible sample RUN --to FOLDER`, then "
-            "give --folder"
+            "clip_metrics score a folder: make one with `immiscible sample RUN --to FOLDER`, then give --folder"
         )
     run = RunDir.existing(options.run)
     folder = options.folder

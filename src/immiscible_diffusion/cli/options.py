@@ -22,6 +22,7 @@ from immiscible_diffusion.utils.serialization import kinds_of
 
 T = TypeVar("T")
 Device = Literal["auto", "cpu", "cuda", "mps"]
+Switch = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,12 @@ def parse(kind: type[T], arguments: Sequence[str], prog: str, default: T | None 
     Raises:
         ValueError: an option has another name by now.
     """
-    given: dict[str, Any] = {} if default is None else {"default": default}
-    given |= {"prog": f"immiscible {prog}", "config": (tyro.conf.AvoidSubcommands,)}
-    options, unknown = tyro.cli(kind, args=list(arguments), return_unknown_args=True, **given)
+    settings: dict[str, Any] = {} if default is None else {"default": default}
+    settings |= {"prog": f"immiscible {prog}", "config": (tyro.conf.AvoidSubcommands,)}
+    options, unknown = tyro.cli(kind, args=list(arguments), return_unknown_args=True, **settings)
     if unknown:
         check_options(unknown)
-        tyro.cli(kind, args=list(arguments), **given)  # names what is like them, and exits
+        tyro.cli(kind, args=list(arguments), **settings)  # names what is like them, and exits
     return options
 
 
@@ -91,15 +92,15 @@ def named_recipe(name: str, arguments: Sequence[str]) -> tuple[Recipe, list[str]
         kinds[part] = {name.lower(): kind for name, kind in kinds_of(hints[part]).items()}
         parser.add_argument(f"--{part}.kind", dest=part, type=str.lower, choices=[*kinds[part]])
     words, rest = parser.parse_known_args(list(arguments))
-    chosen: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
     for part, classes in kinds.items():
         kind = classes.get(getattr(words, part))
         if kind is not None and not isinstance(getattr(recipe, part), kind):
-            chosen[part] = kind()
-    if "path" in chosen or "loss" in chosen:
-        path, loss = chosen.get("path", recipe.path), chosen.get("loss", recipe.loss)
-        chosen["sampler"] = usual_sampler(path, loss)
-    recipe = dataclasses.replace(recipe, **chosen)
+            changes[part] = kind()
+    if "path" in changes or "loss" in changes:
+        path, loss = changes.get("path", recipe.path), changes.get("loss", recipe.loss)
+        changes["sampler"] = usual_sampler(path, loss)
+    recipe = dataclasses.replace(recipe, **changes)
     if words.tiny:  # under a name of its own, so that it leaves the folder of the real run alone
         recipe = dataclasses.replace(recipe.tiny(), name=f"{recipe.name}-tiny")
     return recipe, rest

@@ -12,15 +12,13 @@ FEW_DIMENSIONS = 64
 SHORTEST = 1e-15  # data shorter than this have no direction: their pull is below rounding
 
 
-def _selection_dtype(data: Tensor) -> torch.dtype:
-    """float64 also in few dimensions, where a noise may lie almost along its sample."""
-    few = data[0].numel() < FEW_DIMENSIONS and data.device.type != "mps"
-    return torch.float64 if few else working_dtype(data.dtype)
-
-
 def offset_of(data: Tensor, valid: Tensor | None, center: Tensor | None) -> Tensor:
-    """``[n, D]``: the data, less the center, in the dtype to select in; 0 where not valid."""
-    offset = data.to(_selection_dtype(data))
+    """``[n, D]``: the data, less the center, in the dtype to select in; 0 where not valid.
+
+    float64 also in few dimensions, where a noise may lie almost along its sample.
+    """
+    few = data[0].numel() < FEW_DIMENSIONS and data.device.type != "mps"
+    offset = data.to(torch.float64 if few else working_dtype(data.dtype))
     if center is not None:
         offset = offset - center.to(offset)
     return (offset if valid is None else offset.masked_fill(~valid, 0)).flatten(1)
@@ -58,13 +56,13 @@ def nearest_rivals(
     best = torch.cat([torch.full_like(length, torch.inf), length, length], dim=1)
     for start in range(0, count, piece):
         shape = (len(length), min(piece, count - start))
-        along = directed * torch.randn(
-            shape, dtype=length.dtype, device=length.device, generator=generator
-        )
+        along = directed * length.new_empty(shape).normal_(generator=generator)
         square = _chi_square(degrees.expand(shape), generator)
         distance, index = (square + along * (along - 2 * length)).min(dim=1, keepdim=True)
-        found = torch.cat([distance, along.gather(1, index), square.gather(1, index).sqrt()], dim=1)
-        best = torch.where(distance < best[:, :1], found, best)
+        nearest = torch.cat(
+            [distance, along.gather(1, index), square.gather(1, index).sqrt()], dim=1
+        )
+        best = torch.where(distance < best[:, :1], nearest, best)
     distance, along, radius = best.split(1, dim=1)
     return torch.cat([inverse.square(), distance, along * inverse, radius], dim=1)
 

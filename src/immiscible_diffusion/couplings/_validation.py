@@ -1,24 +1,30 @@
-"""What couplings ask of data and masks before they touch them. Depends on torch alone."""
+"""What couplings ask of data, masks and conditions before they touch them. Needs torch alone."""
 
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 # Rows are worked in blocks that stay in a CPU cache: 2 MiB a buffer, 170 images of CIFAR-10.
 BLOCK_ELEMENTS = 1 << 19
-# torch 2.2 lacks it; there a compiled coupling breaks its graph where it looks.
-# torch < 2.3 has it elsewhere.
+# torch < 2.3 has it elsewhere; torch 2.2 lacks it, and a compiled coupling breaks its graph there.
 _is_compiling = getattr(torch.compiler, "is_compiling", None) or torch._utils.is_compiling
 
 
-def check_data(data: Tensor) -> None:
-    """Raise ValueError unless ``data`` is a floating-point tensor ``[B, *shape]``, B and D >= 1."""
+def kind_of(value: Any) -> str:
+    """Dtype and shape of a tensor, type of anything else, for errors."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {tuple(value.shape)}"
+    return type(value).__name__
+
+
+def check_data(data: Tensor, *, may_be_empty: bool = False) -> None:
+    """Raise ValueError unless ``data`` is floating point ``[B, *shape]``, of B and D >= 1."""
     if not isinstance(data, Tensor) or not data.is_floating_point():
-        kind = data.dtype if isinstance(data, Tensor) else type(data).__name__
-        raise ValueError(f"data must be a floating-point tensor [B, ...], got {kind}")
-    if data.ndim < 2 or data.numel() == 0:
+        raise ValueError(f"data must be a floating-point tensor [B, ...], got {kind_of(data)}")
+    if data.ndim < 2 or (data.numel() == 0 and not (may_be_empty and len(data) == 0)):
         raise ValueError(
             f"data must have shape [B, ...] with at least one sample of at least one dimension, "
             f"got {tuple(data.shape)}"
@@ -30,18 +36,24 @@ def can_sync(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and not _is_compiling()
 
 
-def check_rows_finite(size: Tensor, first_row: int = 0, what: str = "data") -> None:
+def check_rows_finite(size: Tensor, what: str = "data") -> None:
     """Raise ValueError naming the first row of ``what`` with a ``size`` ``[n, ...]`` not finite.
 
     Only where ``can_sync``; elsewhere a bad row gives NaN noise.
     """
-    if not can_sync(size) or bool(torch.isfinite(size).all()):
-        return
-    bad = int((~torch.isfinite(size.flatten(1)).all(dim=1)).nonzero()[0])
-    raise ValueError(
-        f"{what} row {first_row + bad} is not finite (or longer than its dtype can square); "
-        f"mend it before pairing"
-    )
+    if can_sync(size) and not bool(torch.isfinite(size).all()):
+        bad = int((~torch.isfinite(size.flatten(1)).all(dim=1)).nonzero()[0])
+        raise ValueError(
+            f"{what} row {bad} is not finite (or longer than its dtype can square); mend it before pairing"
+        )
+
+
+def check_fitted(what: str, fitted: tuple[int, ...], shape: tuple[int, ...], advice: str) -> None:
+    """Raise ValueError unless ``what`` was fitted on data of this ``shape``."""
+    if tuple(fitted) != tuple(shape):
+        raise ValueError(
+            f"{what} fitted on data of shape {tuple(fitted)}, got {tuple(shape)}; {advice}"
+        )
 
 
 def valid_positions(mask: Tensor | None, data: Tensor) -> Tensor | None:
@@ -53,8 +65,9 @@ def valid_positions(mask: Tensor | None, data: Tensor) -> Tensor | None:
     if mask is None:
         return None
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise ValueError(f"mask must be a boolean tensor, True where data are valid, got {kind}")
+        raise ValueError(
+            f"mask must be a boolean tensor, True where data are valid, got {kind_of(mask)}"
+        )
     if 0 < mask.ndim < data.ndim and mask.shape[0] == len(data) > 1 and not _is_compiling():
         warnings.warn(
             f"mask {tuple(mask.shape)} is taken as one for all of data {tuple(data.shape)}, as "
@@ -68,11 +81,45 @@ def valid_positions(mask: Tensor | None, data: Tensor) -> Tensor | None:
             f"mask {tuple(mask.shape)} does not broadcast to data {tuple(data.shape)}; give one "
             f"of {data.ndim} dimensions, 1 wherever it says the same for all positions"
         ) from None
-    if can_sync(mask) and not bool(mask.all()):
-        empty = ~valid.flatten(1).any(dim=1)
-        if bool(empty.any()):
-            raise ValueError(f"mask leaves sample {int(empty.nonzero()[0])} no valid position")
+    if can_sync(mask) and bool((empty := ~valid.flatten(1).any(dim=1)).any()):
+        raise ValueError(f"mask leaves sample {int(empty.nonzero()[0])} no valid position")
     return valid
+
+
+def take_condition(cond: dict[str, Tensor] | None, key: str, what: str) -> Tensor:
+    """``cond[key]``; ValueError if it is not there, which names ``what`` needs it."""
+    if cond is None or key not in cond:
+        known = ", ".join(cond or {}) or "none"
+        raise ValueError(f'{what} needs cond["{key}"]; conditions given: {known}')
+    return cond[key]
+
+
+def check_labels(labels: Any, count: int, classes: int | None = None) -> None:
+    """Raise ValueError unless ``labels`` are whole numbers ``[count]`` from 0 (below ``classes``).
+
+    Their values are looked at only where ``can_sync``.
+    """
+    if not isinstance(labels, Tensor):
+        raise ValueError(f"labels must be a tensor [{count}], got {type(labels).__name__}")
+    if labels.is_floating_point() or labels.shape != (count,):
+        raise ValueError(f"labels must be whole numbers [{count}], got {kind_of(labels)}")
+    if count == 0 or not can_sync(labels):
+        return
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or (classes is not None and high >= classes):
+        expected = "0 or more" if classes is None else f"0 to {classes - 1}, as fitted"
+        raise ValueError(
+            f"labels must be {expected}, got {low} to {high} (give the true label, also where the model's is dropped)"
+        )
+
+
+def rows_of_labels(table: Tensor, labels: Tensor) -> Tensor:
+    """``table[labels]``; NaN for a label it does not have, where looking for one would stall."""
+    if can_sync(labels):
+        return table[labels]
+    rows = table[labels.clamp(0, len(table) - 1)]
+    unknown = (labels < 0) | (labels >= len(table))
+    return rows.masked_fill(unknown.view(-1, *(1 for _ in table.shape[1:])), torch.nan)
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.couplings._validation import (
-    can_sync,
     check_data,
     check_rows_finite,
+    kind_of,
     valid_positions,
 )
 from immiscible_diffusion.couplings.base import Cond, Coupling, Mask, Noise, Rng
@@ -22,16 +22,15 @@ from immiscible_diffusion.couplings.costs import (
     COSTS,
     add_condition_cost,
     assignment_cost,
+    checked_condition,
     groups_of,
     standardized,
-    take_condition,
 )
 from immiscible_diffusion.couplings.distributed import (
     finish_across_ranks,
     pair_across_ranks,
     ranks_in_use,
 )
-from immiscible_diffusion.utils.optional_deps import MissingDependencyError
 
 MISMATCH_RATE = 0.05
 
@@ -95,15 +94,13 @@ class LinearAssignment(Coupling):
                 raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
         if self.oversample > 1 and self.cost != "inner":
             raise ValueError(f"oversample > 1 needs cost='inner', got {self.cost!r}")
-        rate = self.mismatch_rate
+        rate, most = self.mismatch_rate, self.max_size
         if not 0 < rate < 0.5:
             raise ValueError(f"mismatch_rate must be above 0 and below 1/2, got {rate}")
         if self.cond_key is None and (self.cond_cost, rate) != ("hard", MISMATCH_RATE):
             raise ValueError(
-                "cond_cost and mismatch_rate are of conditions: say which with cond_key, such as "
-                "cond_key='label'"
+                "cond_cost and mismatch_rate are of conditions: say which with cond_key, such as cond_key='label'"
             )
-        most = self.max_size
         if most is not None and (not isinstance(most, int) or most < 2):
             raise ValueError(f"max_size must be at least 2, got {most!r}; give a whole number")
 
@@ -132,10 +129,7 @@ class LinearAssignment(Coupling):
 
     def check(self, data: Tensor, mask: Mask) -> Mask:
         """As everywhere, but across ranks where the others hear of a fault: in ``check_pair``."""
-        if self.across_ranks and ranks_in_use():
-            return mask
-        self.check_data(data)
-        return valid_positions(mask, data)
+        return mask if self.across_ranks and ranks_in_use() else super().check(data, mask)
 
     def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
         """Noise ``[oversample B, *shape]``, drawn or the caller's, assigned to ``data``.
@@ -150,7 +144,6 @@ class LinearAssignment(Coupling):
 
     def draw(self, data: Tensor, generator: Rng) -> Tensor:
         """The noise ``[oversample B, *shape]`` that a call starts from."""
-        self.check_data(data)
         rows = (self.oversample * len(data), *data.shape[1:])
         return torch.randn(rows, dtype=data.dtype, device=data.device, generator=generator)
 
@@ -176,13 +169,15 @@ class LinearAssignment(Coupling):
 
         A permutation, unless noise is oversampled.
         """
-        self.check_pair(data, noise, cond, mask)
-        self._warn(data)
-        valid = valid_positions(mask, data)
-        if valid is not None and bool(valid.all()):
-            valid = None  # ranks leave such a mask out, and rounding must not differ
-        condition = take_condition(cond, self.cond_key, len(data))
-        condition = None if condition is None else condition.to(data.device)
+        valid, condition = self.check_pair(data, noise, cond, mask)
+        if len(data) == 1 and self.oversample == 1:
+            message = "LinearAssignment pairs nothing in a batch of one sample; KNN(k) does"
+            warnings.warn(message, stacklevel=7)
+        if self.pool > 1:
+            warnings.warn(
+                f"pool={self.pool} joins batches in PairedLoader or pair_pool; a call pairs its own batch alone",
+                stacklevel=7,
+            )
         index = torch.arange(len(data), device=data.device)
         points = standardized(data, valid) if self.standardize else data
         for rows in self._problems(data, condition, generator):
@@ -192,55 +187,37 @@ class LinearAssignment(Coupling):
             index[rows] = columns[self._solve(points[rows], noise[columns], own, like)]
         return index
 
-    def check_pair(self, data: Tensor, noise: Tensor, cond: Cond, mask: Mask) -> None:
-        """Raise ValueError unless all of it fits together; data may be empty across ranks."""
-        self.check_data(data)
-        if not isinstance(noise, Tensor) or not noise.is_floating_point():
-            kind = noise.dtype if isinstance(noise, Tensor) else type(noise).__name__
-            raise ValueError(f"noise must be a floating-point tensor like data, got {kind}")
+    def check_pair(
+        self, data: Tensor, noise: Tensor, cond: Cond, mask: Mask
+    ) -> tuple[Mask, Tensor | None]:
+        """The mask in the shape of ``data``, unless all are valid, and ``cond[cond_key]``, if any.
+
+        Raises:
+            ValueError: something does not fit. Data may be empty across ranks.
+        """
+        check_data(data, may_be_empty=self.across_ranks)
         expected = (self.oversample * len(data), *data.shape[1:])
-        if tuple(noise.shape) != expected:
+        floating = isinstance(noise, Tensor) and noise.is_floating_point()
+        if not floating or noise.shape != expected:
             like = "like data" if self.oversample == 1 else f"with oversample={self.oversample}"
-            raise ValueError(f"noise must be {expected} {like}, got {tuple(noise.shape)}")
+            raise ValueError(f"noise must be {expected} {like}, got {kind_of(noise)}")
         valid = valid_positions(mask, data)
+        if valid is not None and bool(valid.all()):
+            valid = None  # ranks leave such a mask out, and rounding must not differ
         check_rows_finite(data if valid is None else data.masked_fill(~valid, 0))
-        if can_sync(noise) and not bool(noise.isfinite().all()):
-            bad = int((~noise.flatten(1).isfinite().all(dim=1)).nonzero()[0])
-            raise ValueError(f"noise row {bad} is not finite; draw it with torch.randn")
-        take_condition(cond, self.cond_key, len(data))
-
-    def check_data(self, data: Tensor) -> None:
-        """As everywhere, but across ranks a rank may have no rows."""
-        if not isinstance(data, Tensor) or not self.across_ranks or len(data) > 0:
-            check_data(data)
-        elif not data.is_floating_point() or data.ndim < 2:
-            raise ValueError(
-                f"a rank without rows needs floating-point data [0, *shape], got "
-                f"{tuple(data.shape)} {data.dtype}"
-            )
-
-    def _warn(self, data: Tensor) -> None:
-        if len(data) == 1 and self.oversample == 1:
-            warnings.warn(
-                "LinearAssignment pairs nothing in a batch of one sample; KNN(k) does", stacklevel=6
-            )
-        if self.pool > 1:
-            warnings.warn(
-                f"pool={self.pool} joins batches in PairedLoader or pair_pool; a call pairs its "
-                f"own batch alone",
-                stacklevel=6,
-            )
+        check_rows_finite(noise, what="noise")
+        if self.cond_key is None or (len(data) == 0 and not cond):
+            return valid, None
+        return valid, checked_condition(cond, self.cond_key, len(data)).to(data.device)
 
     def _problems(self, data: Tensor, condition: Tensor | None, generator: Rng) -> list[Tensor]:
         """Rows that are assigned together: of equal condition, and not too many."""
         groups = [torch.arange(len(data), device=data.device)]
         if condition is not None and self.cond_cost == "hard":
             groups = groups_of(condition)
-        if self.max_size is None:
-            return groups
         parts: list[Tensor] = []
         for rows in groups:
-            if len(rows) > self.max_size:
+            if self.max_size is not None and len(rows) > self.max_size:
                 order = torch.randperm(len(rows), device=rows.device, generator=generator)
                 parts += rows[order].tensor_split(-(-len(rows) // self.max_size))
             else:
@@ -251,6 +228,8 @@ class LinearAssignment(Coupling):
         self, data: Tensor, noise: Tensor, valid: Tensor | None, condition: Tensor | None
     ) -> Tensor:
         """The column of every row of one problem."""
+        from scipy.optimize import linear_sum_assignment  # keeps the package's import light
+
         if len(noise) <= 1:
             return torch.zeros(len(data), dtype=torch.int64, device=data.device)
         squared = self.oversample > 1 or condition is not None
@@ -258,11 +237,4 @@ class LinearAssignment(Coupling):
         check_rows_finite(cost)
         if condition is not None:
             cost = add_condition_cost(cost, condition.cpu(), self.mismatch_rate)
-        try:
-            from scipy.optimize import linear_sum_assignment  # keeps the package's import light
-        except ModuleNotFoundError as error:
-            raise MissingDependencyError(
-                "linear assignment needs scipy; run: pip install scipy"
-            ) from error
-        _, column = linear_sum_assignment(cost.numpy())
-        return torch.as_tensor(column, device=data.device)
+        return torch.as_tensor(linear_sum_assignment(cost.numpy())[1], device=data.device)

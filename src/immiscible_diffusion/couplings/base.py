@@ -47,7 +47,7 @@ class Coupling:
 
     @property
     def across_ranks(self) -> bool:
-        """Whether all processes of ``torch.distributed`` pair together, so that all must call."""
+        """Whether all ranks pair together: all must call, be it without rows."""
         return False
 
     @property
@@ -76,12 +76,7 @@ class Coupling:
 
     @torch.no_grad()
     def __call__(
-        self,
-        data: Tensor,
-        *,
-        cond: Cond = None,
-        mask: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, data: Tensor, *, cond: Cond = None, mask: Mask = None, generator: Rng = None
     ) -> Tensor:
         """Draw noise for ``data``.
 
@@ -106,14 +101,13 @@ class Coupling:
         noise: Tensor,
         *,
         cond: Cond = None,
-        mask: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        mask: Mask = None,
+        generator: Rng = None,
     ) -> Tensor:
         """The same from Gaussian ``noise`` ``[B, *shape]`` of the caller's, as a new tensor."""
         if not self.takes_noise:
             raise ValueError(
-                f"{self} cannot start from noise of yours; call it as coupling(data), which draws "
-                f"the noise itself"
+                f"{self} cannot start from noise of yours; call it as coupling(data), which draws the noise itself"
             )
         noise = noise if isinstance(noise, Tensor) else torch.empty(0)  # None would be drawn
         return self.choose(data, noise, cond, self.check(data, mask), generator)
@@ -126,9 +120,9 @@ class Coupling:
         """
         raise NotImplementedError(f"{type(self).__name__} must define choose")
 
-    def check(self, data: Tensor, mask: Tensor | None) -> Tensor | None:
+    def check(self, data: Tensor, mask: Mask) -> Mask:
         """The mask in the shape of ``data``; ValueError for bad data or a bad mask."""
-        check_data(data)
+        check_data(data, may_be_empty=self.across_ranks)
         if mask is not None and not self.takes_mask:
             raise ValueError(f"the data have a mask, which {self} does not take; use KNN, say")
         return valid_positions(mask, data)
@@ -149,7 +143,7 @@ class Coupling:
         return f"{self.name}:{text}" if text else self.name
 
 
-def start_noise(data: Tensor, noise: Tensor | None, generator: torch.Generator | None) -> Tensor:
+def start_noise(data: Tensor, noise: Noise, generator: Rng) -> Tensor:
     """``torch.randn`` like ``data``, or a copy of ``noise``; ValueError for another shape."""
     if noise is None:
         return torch.randn(data.shape, dtype=data.dtype, device=data.device, generator=generator)
@@ -175,7 +169,7 @@ class Independent(Coupling):
         return True
 
     def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
-        """Noise like ``data`` ``[B, *shape]``."""
+        """Noise like ``data``."""
         return start_noise(data, noise, generator)
 
 
@@ -229,6 +223,5 @@ def check_signature(function: Any, *first: None) -> None:
         signature.bind(*first, None, cond=None, generator=None, **mask)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{function!r} cannot be called as coupling(data, cond=cond, generator=generator): "
-            f"{error}"
+            f"{function!r} cannot be called as coupling(data, cond=cond, generator=generator): {error}"
         ) from error

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.couplings._validation import can_sync
+from immiscible_diffusion.couplings._validation import can_sync, take_condition
 from immiscible_diffusion.couplings.base import Cond, Coupling, Mask, Noise, Rng, start_noise
 from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
 from immiscible_diffusion.couplings.wrappers import Wrapper
@@ -61,21 +61,14 @@ class Calibrated(Wrapper):
                     "the mask cuts every sample, and Calibrated was measured on complete ones; "
                     "use the coupling inside it, or drop the mask"
                 )
-        paired = self.inner(data, noise, cond, mask, generator)
-        paired = self.distribution.whiten(paired, labels)
+        paired = self.distribution.whiten(self.inner(data, noise, cond, mask, generator), labels)
         if cut is None:
             return paired
-        cut = cut.view(-1, *(1,) * (data.ndim - 1))
+        cut = cut.view(-1, *(1 for _ in data.shape[1:]))
         return torch.where(cut, start_noise(data, noise, generator), paired)
 
     def labels_of(self, cond: Cond) -> Tensor | None:
         """``cond[label_key]`` where the distribution has labels; ValueError if it is missing."""
         if self.distribution.label_mean is None:
             return None
-        if cond is None or self.label_key not in cond:
-            known = ", ".join(cond or {}) or "none"
-            raise ValueError(
-                f'a noise distribution by label needs cond["{self.label_key}"]; conditions given: '
-                f"{known}"
-            )
-        return cond[self.label_key]
+        return take_condition(cond, self.label_key, "a noise distribution by label")

@@ -11,7 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.couplings._validation import can_sync, product, working_dtype
+from immiscible_diffusion.couplings._validation import (
+    can_sync,
+    kind_of,
+    product,
+    take_condition,
+    working_dtype,
+)
 
 COSTS = ("inner", "norm", "l1")
 CONSTANT = 1e-6  # a coordinate that varies by less is left out of what is standardized
@@ -66,18 +72,11 @@ def _inner(rows: Tensor, columns: Tensor, inside: Tensor | None, squared: bool) 
 # -- conditions ----------------------------------------------------------------------------------
 
 
-def take_condition(cond: dict[str, Tensor] | None, key: str | None, count: int) -> Tensor | None:
-    """``cond[key]`` ``[count, ...]``; None without a key; ValueError if it is not there."""
-    if key is None or (count == 0 and not cond):  # a rank without rows needs none
-        return None
-    if cond is None or key not in cond:
-        known = ", ".join(cond or {}) or "none"
-        raise ValueError(f'cond_key="{key}" needs cond["{key}"]; conditions given: {known}')
-    condition = cond[key]
-    if not isinstance(condition, Tensor) or condition.ndim == 0:
-        raise ValueError(f'cond["{key}"] must be a tensor [{count}, ...], got {condition!r}')
-    if len(condition) != count:
-        raise ValueError(f'cond["{key}"] must have {count} rows, got {len(condition)}')
+def checked_condition(cond: dict[str, Tensor] | None, key: str, count: int) -> Tensor:
+    """``cond[key]`` ``[count, ...]``; ValueError if missing, of other length or not finite."""
+    condition = take_condition(cond, key, f'cond_key="{key}"')
+    if not isinstance(condition, Tensor) or condition.shape[:1] != (count,):
+        raise ValueError(f'cond["{key}"] must be a tensor [{count}, ...], got {kind_of(condition)}')
     if can_sync(condition) and not bool(condition.isfinite().all()):
         raise ValueError(f'cond["{key}"] is not finite; mend it before pairing by it')
     return condition

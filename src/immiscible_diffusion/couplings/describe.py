@@ -75,8 +75,8 @@ class CouplingSummary:
         name: the coupling's.
         preserves_marginal: whether the noise over any data set is exactly N(0, I).
         expected: see ``Expected``; NaN where a figure depends on the data.
-        budget: nats of information about its sample that a noise carries at most.
-        bounded: whether ``budget`` is itself only an upper bound.
+        information_budget: nats of information about its sample that a noise carries at most.
+        bounded: whether ``information_budget`` is itself only an upper bound.
         cost: time and memory of a call.
         notes: sentences.
     """
@@ -84,7 +84,7 @@ class CouplingSummary:
     name: str
     preserves_marginal: bool
     expected: Expected | None = None
-    budget: float | None = None
+    information_budget: float | None = None
     bounded: bool = False
     cost: CallCost | None = None
     notes: tuple[str, ...] = ()
@@ -105,47 +105,40 @@ def describe_coupling(name: str, spec: DataSpec, *, allow_import: bool = False) 
     summary = _describe(name, coupling, spec)
     if not name.startswith(MATCHED):
         return summary
-    return summary.updated(
-        "trained as without matched:; sampling starts from the distribution of its noise"
-    )
+    note = "trained as without matched:; sampling starts from the distribution of its noise"
+    return summary.updated(note)
 
 
 def _describe(name: str, coupling: Coupling, spec: DataSpec) -> CouplingSummary:
     summary = CouplingSummary(name, coupling.preserves_marginal)
     if isinstance(coupling, Independent):
-        return _with_cost(summary.updated(expected=UNPAIRED, budget=0.0), coupling, spec)
+        return _with_cost(summary.updated(expected=UNPAIRED, information_budget=0.0), coupling, spec)
     if isinstance(coupling, KNN):
-        summary = summary.updated(
-            expected=knn_expectation(coupling.k, spec.dim, spec.rms),
-            budget=information_budget(coupling.k),
-        )
-        if coupling.center is not None:
-            summary = summary.updated("rms and pull are those of the data less their center")
+        centered = ("rms and pull are those of the data less their center",)
+        expected = knn_expectation(coupling.k, spec.dim, spec.rms)
+        notes = () if coupling.center is None else centered
+        summary = summary.updated(*notes, expected=expected, information_budget=information_budget(coupling.k))
         # Timed without its center, which costs next to nothing and does not fit the shape.
         return _with_cost(summary, KNN(coupling.k), spec, scalars=8 * coupling.k)
     if isinstance(coupling, LinearAssignment):
         return _describe_assignment(summary, coupling, spec)
-    if isinstance(coupling, (Shuffled, Calibrated)):
+    if isinstance(coupling, Calibrated):
         inner = _describe(name, coupling.coupling, spec)
-        if isinstance(coupling, Calibrated):
-            return summary.updated(
-                "carries as much information on its sample as the coupling inside, with mean 0 and "
-                "covariance I over the data; the rest depends on the data: use immiscible compare",
-                budget=inner.budget,
-                bounded=inner.bounded,
-            )
+        note = (
+            "carries as much information on its sample as the coupling inside, with mean 0 and "
+            "covariance I over the data; the rest depends on the data: use immiscible compare"
+        )
+        return summary.updated(note, information_budget=inner.information_budget, bounded=inner.bounded)
+    if isinstance(coupling, Shuffled):
+        inner = _describe(name, coupling.coupling, spec)
         if inner.expected is not None or summary.preserves_marginal:
             moment = 1.0 if inner.expected is None else inner.expected.second_moment
-            return summary.updated(
-                f"no pairing is left, only the noise distribution, which is "
-                f"{'' if summary.preserves_marginal else 'not '}N(0, I)",
-                expected=Expected(0.0, moment, moment, math.nan),
-                budget=0.0,
-                cost=inner.cost,
-            )
-    return summary.updated(
-        "depends on the data, so nothing is known before; use immiscible compare"
-    )
+            word = "" if summary.preserves_marginal else "not "
+            note = f"no pairing is left, only the noise distribution, which is {word}N(0, I)"
+            expected = Expected(0.0, moment, moment, math.nan)
+            return summary.updated(note, expected=expected, information_budget=0.0, cost=inner.cost)
+    note = "depends on the data, so nothing is known before; use immiscible compare"
+    return summary.updated(note)
 
 
 def _describe_assignment(
@@ -154,7 +147,7 @@ def _describe_assignment(
     rows = (spec.batch or USUAL_BATCH) * coupling.pool
     if coupling.oversample == 1:
         note = f"the budget is log({rows}!) / {rows} or less"
-        summary = summary.updated(note, budget=assignment_budget(rows), bounded=True)
+        summary = summary.updated(note, information_budget=assignment_budget(rows), bounded=True)
     try:
         if coupling.cond_key is not None:
             raise ValueError(f"cond_key={coupling.cond_key!r} pairs by conditions of the data")
@@ -164,21 +157,15 @@ def _describe_assignment(
         moment = 1.0 if summary.preserves_marginal else math.nan
         unknown = Expected(math.nan, moment, math.nan, math.nan)
         return summary.updated(f"not simulated: {error}; use immiscible compare", expected=unknown)
-    summary = summary.updated(
+    note = (
         f"pull (+- {expected.pull_error:.1g}) and distance are simulated on isotropic Gaussian "
-        f"data, {rows} at a time, a stand-in for yours",
-        expected=expected,
+        f"data, {rows} at a time, a stand-in for yours"
     )
-    return _with_cost(summary, coupling, spec, rows=rows)
+    return _with_cost(summary.updated(note, expected=expected), coupling, spec, rows=rows)
 
 
 def _with_cost(
-    summary: CouplingSummary,
-    coupling: Coupling,
-    spec: DataSpec,
-    *,
-    rows: int | None = None,
-    scalars: int = 0,
+    summary: CouplingSummary, coupling: Coupling, spec: DataSpec, rows: int = 0, scalars: int = 0
 ) -> CouplingSummary:
     """With time and memory, unless that would take long; ``scalars`` are drawn for each sample."""
     rows = rows or spec.batch or max(1, min(USUAL_BATCH, FEW_NUMBERS // (spec.dim + scalars)))
@@ -194,9 +181,6 @@ def _with_cost(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a batch of one sample
         return summary.updated(cost=measure_cost(coupling, data))
-
-
-# -- assignment, simulated -------------------------------------------------------------------------
 
 
 def simulate_assignment(
@@ -218,16 +202,14 @@ def simulate_assignment(
         raise ValueError(f"{rows} data assigned together take too long; at most {LARGEST_BATCH}")
     generator = torch.Generator().manual_seed(seed)
     repeats = max(2, min(512, 2 * LARGEST_BATCH // rows))
-    figures = torch.stack(
-        [_simulate_once(coupling, dim, rms, rows, generator) for _ in range(repeats)]
-    )
-    pull, moment, reduction = figures.mean(dim=0).tolist()
-    errors = (figures.std(dim=0) / math.sqrt(repeats)).tolist()
+    batches = [_simulate_batch(coupling, dim, rms, rows, generator) for _ in range(repeats)]
+    pull, moment, reduction = torch.stack(batches).mean(dim=0).tolist()
+    errors = (torch.stack(batches).std(dim=0) / math.sqrt(repeats)).tolist()
     moment = 1.0 if coupling.preserves_marginal else moment
     return Expected(pull, moment, moment - pull**2 / dim, reduction, errors[0], errors[2])
 
 
-def _simulate_once(
+def _simulate_batch(
     coupling: LinearAssignment, dim: int, rms: float, rows: int, generator: torch.Generator
 ) -> Tensor:
     """``[3]``: pull, second moment a dimension, distance reduction of one batch."""
@@ -250,12 +232,14 @@ def _draw_reduced(dim: int, rows: int, generator: torch.Generator) -> tuple[Tens
     """Gaussian data and noise turned so that the data span the first ``rows`` axes.
 
     Data: the triangular factor of a Wishart matrix (Bartlett). Noise: its part within their span,
-    and the length of the rest.
+    and the length of the rest. Both ``[rows, rows + 1]``.
     """
     data = torch.randn(rows, rows + 1, dtype=torch.float64, generator=generator).tril(-1)
     noise = torch.randn(rows, rows + 1, dtype=torch.float64, generator=generator)
-    data[:, :rows] += _chi(dim - torch.arange(rows), generator).diag()
-    noise[:, rows] = _chi(torch.full((rows,), dim - rows), generator)
+    freedoms = dim - torch.arange(rows), torch.full((rows,), dim - rows)
+    own, rest = (torch._standard_gamma(n.double() / 2, generator=generator) for n in freedoms)
+    data[:, :rows] += (2 * own).sqrt().diag()
+    noise[:, rows] = (2 * rest).sqrt()
     return data, noise
 
 
@@ -267,7 +251,3 @@ def _draw_complete(dim: int, rows: int, generator: torch.Generator) -> tuple[Ten
         )
     data = torch.randn(rows, dim, dtype=torch.float64, generator=generator)
     return data, torch.randn(rows, dim, dtype=torch.float64, generator=generator)
-
-
-def _chi(degrees: Tensor, generator: torch.Generator) -> Tensor:
-    return (2 * torch._standard_gamma(degrees.double() / 2, generator=generator)).sqrt()

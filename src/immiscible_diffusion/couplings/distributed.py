@@ -13,13 +13,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from immiscible_diffusion.couplings._validation import working_dtype
+from immiscible_diffusion.couplings._validation import check_data, working_dtype
+from immiscible_diffusion.couplings.base import Cond, Mask, Noise, Rng
 
 COMPARED = 16  # numbers of two ranks' noise, to tell whether they were seeded alike
 # What user input can raise before or in the solve: the other ranks, which would wait, hear of it.
 FAULTS = (ValueError, TypeError, RuntimeError, MemoryError, ImportError)
 # Kept no longer than the default group: a group that outlives it aborts the process at its end.
 _groups: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+Form = list[tuple[torch.Size, torch.dtype]]  # of the tensors that one rank sends
 
 
 def ranks_in_use() -> bool:
@@ -39,12 +41,7 @@ def pairing_group() -> Any:
 
 
 def pair_across_ranks(
-    coupling: Any,
-    data: Tensor,
-    noise: Tensor | None,
-    cond: dict[str, Tensor] | None,
-    mask: Tensor | None,
-    generator: torch.Generator | None,
+    coupling: Any, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng
 ) -> Tensor:
     """``coupling.pair_here`` on the rows of all ranks, in their order; this rank's noise.
 
@@ -55,13 +52,14 @@ def pair_across_ranks(
         ValueError: on all ranks, if the input of one does not fit, or rank 0 could not solve.
     """
     try:
+        check_data(data, may_be_empty=True)
         noise = coupling.draw(data, generator) if noise is None else noise
-        coupling.check_pair(data, noise, cond, mask)
-        rows = _rows(coupling, data, noise, cond, mask)
+        rows = _rows(coupling, data, noise, *coupling.check_pair(data, noise, cond, mask))
     except FAULTS:
         fail_across_ranks()
         raise
-    return _take_part(coupling, rows, _announce(_forms(rows)), generator).to(data)
+    forms = _announce([(tensor.shape, tensor.dtype) for tensor in rows])
+    return _take_part(coupling, rows, forms, generator).to(data)
 
 
 def finish_across_ranks(coupling: Any, generator: Callable[[int], torch.Generator]) -> None:
@@ -86,13 +84,6 @@ def fail_across_ranks() -> None:
     dist.all_gather_object([None] * dist.get_world_size(), None, group=pairing_group())
 
 
-Form = list[tuple[torch.Size, torch.dtype]]
-
-
-def _forms(rows: list[Tensor]) -> Form:
-    return [(tensor.shape, tensor.dtype) for tensor in rows]
-
-
 def _announce(form: Form) -> list[Form]:
     """What every rank is going to send: empty of one that has ended; ValueError if one failed."""
     forms: list[Any] = [None] * dist.get_world_size()
@@ -104,44 +95,44 @@ def _announce(form: Form) -> list[Form]:
     return forms
 
 
-def _take_part(
-    coupling: Any, rows: list[Tensor], forms: list[Form], generator: torch.Generator | None
-) -> Tensor:
+def _take_part(coupling: Any, rows: list[Tensor], forms: list[Form], generator: Rng) -> Tensor:
     """Send ``rows`` to rank 0, or as rank 0 pair those of all; this rank's noise, on the CPU."""
-    group, rank = pairing_group(), dist.get_rank()
-    own = torch.zeros(0)
+    rank = dist.get_rank()
     if rank != 0:
         for tensor in rows:
-            if tensor.numel():
-                dist.send(_as_bytes(tensor), dst=0, group=group)
+            _send(tensor, 0)
         _agree(True)
-        if rows:
-            own = torch.empty_like(rows[0])
-            if len(own):
-                dist.recv(own, src=0, group=group)
-        return own
-    everyone = {0: rows} if rows else {}
-    for other, form in enumerate(forms[1:], start=1):
-        if form:
-            everyone[other] = [torch.empty(shape, dtype=dtype) for shape, dtype in form]
-            for tensor in everyone[other]:
-                if tensor.numel():
-                    dist.recv(_as_bytes(tensor), src=other, group=group)
+        return _receive(*forms[rank][0], 0) if rows else torch.zeros(0)
+    everyone = {
+        other: rows if other == 0 else [_receive(*form, other) for form in forms[other]]
+        for other in range(len(forms))
+        if forms[other]
+    }
     try:
         noises = _pair_rows(coupling, everyone, generator)
     except FAULTS:
         _agree(False)
         raise
     _agree(True)
-    for other, noise in sorted(noises.items()):
-        if other and len(noise):
-            dist.send(noise, dst=other, group=group)
-    return noises.get(0, own)
+    for other, noise in noises.items():
+        if other != 0:
+            _send(noise, other)
+    return noises.get(0, torch.zeros(0))
 
 
-def _as_bytes(tensor: Tensor) -> Tensor:
-    """The memory of a contiguous tensor of any dtype, which gloo may not know."""
-    return tensor.flatten().view(torch.uint8)
+# As bytes, since gloo does not know every dtype.
+
+
+def _send(tensor: Tensor, rank: int) -> None:
+    if tensor.numel():
+        dist.send(tensor.flatten().view(torch.uint8), dst=rank, group=pairing_group())
+
+
+def _receive(shape: torch.Size, dtype: torch.dtype, rank: int) -> Tensor:
+    tensor = torch.empty(shape, dtype=dtype)
+    if tensor.numel():
+        dist.recv(tensor.flatten().view(torch.uint8), src=rank, group=pairing_group())
+    return tensor
 
 
 def _agree(success: bool) -> None:
@@ -153,73 +144,58 @@ def _agree(success: bool) -> None:
 
 
 def _rows(
-    coupling: Any,
-    data: Tensor,
-    noise: Tensor,
-    cond: dict[str, Tensor] | None,
-    mask: Tensor | None,
+    coupling: Any, data: Tensor, noise: Tensor, valid: Mask, condition: Tensor | None
 ) -> list[Tensor]:
     """Data, noise ``[oversample, B, *shape]``, mask, and the condition if any; on the CPU."""
     dtype = working_dtype(data.dtype)
-    valid = torch.ones(len(data), *(1 for _ in data.shape[1:]), dtype=torch.bool)
-    if mask is not None:
-        valid = mask.cpu().broadcast_to(data.shape)
     noise = noise.to("cpu", dtype).unflatten(0, (coupling.oversample, len(data)))
-    rows = [data.to("cpu", dtype), noise, valid]
-    if coupling.cond_key is not None and cond:
-        rows.append(cond[coupling.cond_key].cpu())
+    if valid is None:
+        valid = torch.ones(len(data), *(1 for _ in data.shape[1:]), dtype=torch.bool)
+    rows = [data.to("cpu", dtype), noise, valid.cpu()]
+    rows += [] if condition is None else [condition.cpu()]
     return [tensor.contiguous() for tensor in rows]
 
 
 def _pair_rows(
-    coupling: Any, everyone: dict[int, list[Tensor]], generator: torch.Generator | None
+    coupling: Any, everyone: dict[int, list[Tensor]], generator: Rng
 ) -> dict[int, Tensor]:
     """The noise of every rank, on the CPU: rows of one shape and dtype are paired together."""
     device = generator.device if generator is not None else torch.device("cpu")
+    noises = {rank: rows[0] for rank, rows in everyone.items()}  # right where there are no rows
     groups: dict[Any, list[int]] = {}
-    noises: dict[int, Tensor] = {}
     for rank, (data, *_) in everyone.items():
-        noises[rank] = data.cpu()
         if len(data):
             groups.setdefault((data.shape[1:], data.dtype), []).append(rank)
     for ranks in groups.values():
-        _check_conditions(everyone, ranks)
-        _check_seeds(everyone, ranks)
-        parts = [everyone[rank] for rank in ranks]
-        data = torch.cat([part[0] for part in parts])
-        noise = torch.cat([part[1] for part in parts], dim=1)  # [oversample, B, *shape]
-        mask = torch.cat([valid.expand_as(mine) for mine, _, valid, *_ in parts])
-        cond = None
-        if coupling.cond_key is not None:
-            cond = {coupling.cond_key: torch.cat([part[3] for part in parts]).to(device)}
-        valid = None if bool(mask.all()) else mask.to(device)
-        noise = noise.flatten(0, 1).to(device)
-        paired = coupling.pair_here(data.to(device), noise, cond, valid, generator)
-        split = paired.split([len(part[0]) for part in parts])
-        noises |= zip(ranks, (part.cpu().contiguous() for part in split), strict=True)
+        _check_ranks(everyone, ranks)
+        datas, drawn, masks, *conditions = zip(*(everyone[rank] for rank in ranks), strict=True)
+        mask = torch.cat([m.expand_as(data) for m, data in zip(masks, datas, strict=True)])
+        paired = coupling.pair_here(
+            torch.cat(datas).to(device),
+            torch.cat(drawn, dim=1).flatten(0, 1).to(device),  # from [oversample, B, *shape]
+            {coupling.cond_key: torch.cat(conditions[0]).to(device)} if conditions else None,
+            mask.to(device),
+            generator,
+        )
+        parts = paired.cpu().split([len(data) for data in datas])
+        noises |= zip(ranks, (part.contiguous() for part in parts), strict=True)
     return noises
 
 
-def _check_seeds(everyone: dict[int, list[Tensor]], ranks: list[int]) -> None:
-    """Raise ValueError if two ranks drew the same noise, from generators seeded alike."""
+def _check_ranks(everyone: dict[int, list[Tensor]], ranks: list[int]) -> None:
+    """Raise ValueError where conditions differ in form, or generators were seeded alike."""
+    forms = {rank: [(t.shape[1:], t.dtype) for t in everyone[rank][3:]] for rank in ranks}
     first: dict[tuple[float, ...], int] = {}
     for rank in ranks:
+        if forms[rank] != forms[ranks[0]]:
+            raise ValueError(
+                f"conditions of all ranks must have one shape and dtype; rank {ranks[0]} has "
+                f"{forms[ranks[0]]}, rank {rank} {forms[rank]}; pad them to one shape"
+            )
         numbers = tuple(everyone[rank][1][0].flatten()[:COMPARED].tolist())
-        if len(numbers) < COMPARED:  # so few numbers may be alike by chance
-            continue
-        if (other := first.setdefault(numbers, rank)) != rank:
+        other = first.setdefault(numbers, rank)
+        if other != rank and len(numbers) == COMPARED:  # fewer may be alike by chance
             raise ValueError(
                 f"ranks {other} and {rank} drew the same noise: seed them differently, such as "
                 f"torch.manual_seed(seed + rank), or give each a generator of its own"
-            )
-
-
-def _check_conditions(everyone: dict[int, list[Tensor]], ranks: list[int]) -> None:
-    """Raise ValueError unless the conditions of all have the same form."""
-    forms = {rank: [(t.shape[1:], t.dtype) for t in everyone[rank][3:]] for rank in ranks}
-    for rank, form in forms.items():
-        if form != forms[ranks[0]]:
-            raise ValueError(
-                f"conditions of all ranks must have one shape and dtype; rank {ranks[0]} has "
-                f"{forms[ranks[0]]}, rank {rank} {form}; pad them to one shape"
             )

@@ -5,7 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.couplings._validation import check_rows_finite, product, working_dtype
+from immiscible_diffusion.couplings._validation import (
+    check_fitted,
+    check_rows_finite,
+    product,
+    working_dtype,
+)
 from immiscible_diffusion.couplings.base import Cond, Coupling, Mask, Noise, Rng, start_noise
 from immiscible_diffusion.couplings.moments import Moments
 
@@ -37,7 +42,7 @@ class GaussianOT(Coupling):
     def __post_init__(self) -> None:
         if self.moments.directions is None or self.moments.spectrum is None:
             raise ValueError(
-                "GaussianOT needs Moments with directions and spectrum; see Moments.fit"
+                "GaussianOT needs Moments with directions and spectrum, by Moments.fit"
             )
         if isinstance(self.eps, bool) or not isinstance(self.eps, (int, float)):
             raise ValueError(f"eps must be a number above 0, got {self.eps!r}")
@@ -45,20 +50,16 @@ class GaussianOT(Coupling):
             raise ValueError(f"eps must be above 0 (large = independent noise), got {self.eps}")
         known = len(self.moments.directions)
         if self.rank is not None and not (type(self.rank) is int and 1 <= self.rank <= known):
-            raise ValueError(
-                f"rank must be 1 to {known}, the directions there are, got {self.rank!r}"
-            )
+            raise ValueError(f"rank must be 1 to {known}, the known directions, got {self.rank!r}")
 
     def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
-        """Noise ``[B, *shape]``."""
-        noise = start_noise(data, noise, generator)
-        self._check_shape(data)
+        """``n + sum_v (rho w + (sqrt(1 - rho^2) - 1) <n, v>) v`` for noise n ``[B, *shape]``."""
         dtype = working_dtype(data.dtype)
-        basis = self._directions.to(data.device, dtype)
-        rows, fresh = self._offset(data, dtype), noise.flatten(1).to(dtype)
-        check_rows_finite(rows)
+        fresh = start_noise(data, noise, generator).flatten(1).to(dtype)
+        offset, basis = self._offset_and_basis(data, dtype)
+        check_rows_finite(offset)
         check_rows_finite(fresh, what="noise")
-        along, own = product(rows, basis.T), product(fresh, basis.T)
+        along, own = product(offset, basis.T), product(fresh, basis.T)
         gain, rho = (x.to(data.device, dtype) for x in (self.gain, self.correlation))
         change = gain * along + ((1 - rho.square()).clamp_min(0).sqrt() - 1) * own
         moved = torch.addmm(fresh, change, basis, out=torch.empty_like(fresh))
@@ -67,8 +68,7 @@ class GaussianOT(Coupling):
     @property
     def gain(self) -> Tensor:
         """``[r]``: rho / s; finite where the data have no spread."""
-        s = self._spread()
-        return 4 / ((self.eps**2 + 16 * s.square()).sqrt() + self.eps)
+        return 4 / ((self.eps**2 + 16 * self._spread().square()).sqrt() + self.eps)
 
     @property
     def correlation(self) -> Tensor:
@@ -81,29 +81,21 @@ class GaussianOT(Coupling):
 
         0 for a Gaussian: rho^4 times that of the data.
         """
-        self._check_shape(data)
-        basis = self._directions.to(data.device, torch.float64)
-        along = self._offset(data, torch.float64) @ basis.T
+        offset, basis = self._offset_and_basis(data, torch.float64)
+        along = offset @ basis.T
         along = along - along.mean(dim=0)
         variance = along.square().mean(dim=0).clamp_min(1e-30)
         excess = along.pow(4).mean(dim=0) / variance.square() - 3
         return (self.correlation.to(data.device, torch.float64) ** 4 * excess).float()
 
-    @property
-    def _directions(self) -> Tensor:
-        assert self.moments.directions is not None
-        return self.moments.directions[: self.rank]
-
     def _spread(self) -> Tensor:
         assert self.moments.spectrum is not None
         return self.moments.spectrum[: self.rank].clamp_min(0).sqrt()
 
-    def _offset(self, data: Tensor, dtype: torch.dtype) -> Tensor:
-        return (data.to(dtype) - self.moments.mean.to(data.device, dtype)).flatten(1)
-
-    def _check_shape(self, data: Tensor) -> None:
-        if data.shape[1:] != self.moments.mean.shape:
-            raise ValueError(
-                f"moments were fitted on data of shape {tuple(self.moments.mean.shape)}, got "
-                f"{tuple(data.shape[1:])}; fit Moments on data of this shape"
-            )
+    def _offset_and_basis(self, data: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Data less their mean ``[B, D]``, and the directions ``[r, D]``."""
+        mean, directions = self.moments.mean, self.moments.directions
+        check_fitted("moments were", mean.shape, data.shape[1:], "fit them on data of this shape")
+        assert directions is not None
+        offset = (data.to(dtype) - mean.to(data.device, dtype)).flatten(1)
+        return offset, directions[: self.rank].to(data.device, dtype)

@@ -25,8 +25,12 @@ from immiscible_diffusion.couplings._validation import (
     BLOCK_ELEMENTS,
     can_sync,
     check_data,
+    check_fitted,
+    check_labels,
     check_rows_finite,
     row_blocks,
+    rows_of_labels,
+    take_condition,
     valid_positions,
 )
 from immiscible_diffusion.couplings.base import (
@@ -45,8 +49,8 @@ CENTERS = {"mean": "mean", "label": "label_mean", "channel": "channel_mean"}
 class HasMean(Protocol):
     """What a center is taken from; ``immiscible_diffusion.Moments`` has it all.
 
-    ``center="label"`` also needs ``label_mean`` ``[L, *shape]``, ``center="channel"`` needs
-    ``channel_mean`` ``[C]``.
+    ``center="label"`` also needs ``label_mean`` ``[L, *shape]``, ``"channel"`` ``channel_mean``
+    ``[C]``.
     """
 
     @property
@@ -131,22 +135,35 @@ class KNN(Coupling):
         if noise is not None:
             check_noise(data, noise)
             check_rows_finite(length_of(noise.flatten(1)), what="noise")
-            noise = noise.to(data, copy=True, memory_format=torch.contiguous_format)
         if self.k == 1:
-            return start_noise(data, None, generator) if noise is None else noise
+            return start_noise(data, noise, generator)
+        result = torch.empty(data.shape, dtype=data.dtype, device=data.device)
         if noise is not None:
-            return self._move(noise, data, cond, mask, generator)
-        empty = torch.empty(data.shape, dtype=data.dtype, device=data.device)
-        return self._move(empty, data, cond, mask, generator, draw=True)
+            result.copy_(noise)
+        center = self.center_of(data, cond)
+        blocks = [(rows, None if mask is None else mask[rows]) for rows in row_blocks(data)]
+        length = torch.cat([length_of(offset_of(data[r], v, center(r))) for r, v in blocks])
+        check_rows_finite(length)
+        dim = data[0].numel()
+        dims = torch.full_like(length, dim)
+        if mask is not None:
+            dims = torch.cat([mask[r].flatten(1).sum(dim=1, keepdim=True) for r, _ in blocks])
+        # Scalars in pieces that are no larger than the noise.
+        rivals = nearest_rivals(length, dims, self.k - 1, max(64, dim // 4), generator)
+        scratch = length.new_empty(blocks[0][0].stop, dim)
+        for rows, valid in blocks:
+            offset, out = offset_of(data[rows], valid, center(rows)), result[rows]
+            own = out.flatten(1).to(offset.dtype)
+            own = own.normal_(generator=generator) if noise is None else own
+            flat = None if valid is None else valid.flatten(1)
+            move_to_nearest(own, offset, rivals[rows], scratch[: len(own)], flat)
+            if own.dtype != out.dtype:
+                out.copy_(own.view(out.shape))
+        return result
 
     @torch.no_grad()
     def select(
-        self,
-        data: Tensor,
-        candidates: Tensor,
-        *,
-        cond: Cond = None,
-        mask: Tensor | None = None,
+        self, data: Tensor, candidates: Tensor, *, cond: Cond = None, mask: Mask = None
     ) -> Tensor:
         """The nearest of ``candidates`` ``[B, k, *shape]`` to every sample, over valid positions.
 
@@ -154,10 +171,10 @@ class KNN(Coupling):
         pieces; no tensor of their size is made.
         """
         check_data(data)
-        if candidates.shape != (len(data), self.k, *data.shape[1:]):
+        expected = (len(data), self.k, *data.shape[1:])
+        if candidates.shape != expected:
             raise ValueError(
-                f"candidates must be {(len(data), self.k, *data.shape[1:])}, k = {self.k} for each "
-                f"sample, got {tuple(candidates.shape)}"
+                f"candidates must be {expected}, k = {self.k} for each sample, got {tuple(candidates.shape)}"
             )
         valid = valid_positions(mask, data)
         offset = offset_of(data, valid, self.center_of(data, cond)(slice(None)))
@@ -167,39 +184,6 @@ class KNN(Coupling):
         if can_sync(distance) and not bool(distance.isfinite().all()):
             raise ValueError("candidates are not finite (or longer than their dtype can square)")
         return candidates[torch.arange(len(data), device=data.device), distance.argmin(dim=1)]
-
-    def _move(
-        self,
-        noise: Tensor,
-        data: Tensor,
-        cond: Cond,
-        valid: Tensor | None,
-        generator: torch.Generator | None,
-        draw: bool = False,
-    ) -> Tensor:
-        """``noise``, drawn first where asked, moved in place to the nearest candidates."""
-        center = self.center_of(data, cond)
-        blocks = list(row_blocks(data))
-        valids = [None if valid is None else valid[rows] for rows in blocks]
-        pairs = list(zip(blocks, valids, strict=True))
-        length = torch.cat([length_of(offset_of(data[r], v, center(r))) for r, v in pairs])
-        check_rows_finite(length)
-        dim = data[0].numel()
-        dims = torch.full_like(length, dim)
-        if valid is not None:
-            dims = torch.cat([valid[rows].flatten(1).sum(dim=1, keepdim=True) for rows in blocks])
-        # Scalars in pieces that are no larger than the noise.
-        rivals = nearest_rivals(length, dims, self.k - 1, max(64, dim // 4), generator)
-        scratch = length.new_empty(blocks[0].stop, dim)
-        for rows, v in pairs:
-            offset, out = offset_of(data[rows], v, center(rows)), noise[rows]
-            own = out.flatten(1).to(offset.dtype)
-            own = own.normal_(generator=generator) if draw else own
-            flat = None if v is None else v.flatten(1)
-            move_to_nearest(own, offset, rivals[rows], scratch[: len(own)], flat)
-            if own.dtype != out.dtype:
-                out.copy_(own.view(out.shape))
-        return noise
 
     def _means(self) -> Tensor | None:
         source = self.moments if isinstance(self.center, str) else self.center
@@ -215,48 +199,17 @@ class KNN(Coupling):
         if means is None:
             return lambda rows: None
         means = means.to(data.device)  # a copy at every call, unless they are there already
-        shape, fitted = tuple(data.shape[1:]), tuple(means.shape)
+        shape, fitted = data.shape[1:], means.shape
         if self.center == "channel":
-            _check_fitted(fitted, shape[:1], "fit Moments on data of as many channels")
-            spread = means.view(-1, *(1 for _ in shape[1:]))
-            return lambda rows: spread
-        advice = 'fit Moments on data of this shape, or use center="channel" for data of many sizes'
-        if self.center != "label":
-            _check_fitted(fitted, shape, advice)
+            check_fitted("center was", fitted, shape[:1], "fit Moments on data of these channels")
+            means = means.view(-1, *(1 for _ in shape[1:]))
             return lambda rows: means
-        _check_fitted(fitted[1:], shape, advice)
-        labels = _labels(cond, self.label_key, len(data), len(means), data.device)
-        if can_sync(labels):
-            return lambda rows: means[labels[rows]]
-        known = (labels >= 0) & (labels < len(means))  # others get NaN: to look would stall
-
-        def centers(rows: slice) -> Tensor:
-            found = means[labels[rows].clamp(0, len(means) - 1)]
-            wrong = ~known[rows].view(-1, *(1 for _ in shape))
-            return found.masked_fill(wrong, torch.nan)
-
-        return centers
-
-
-def _check_fitted(fitted: tuple[int, ...], shape: tuple[int, ...], advice: str) -> None:
-    if fitted != shape:
-        raise ValueError(f"center was fitted on data of shape {fitted}, got {shape}; {advice}")
-
-
-def _labels(cond: Cond, key: str, count: int, classes: int, device: torch.device) -> Tensor:
-    """``cond[key]``: whole numbers ``[count]`` below ``classes``."""
-    if cond is None or key not in cond:
-        known = ", ".join(cond or {}) or "none"
-        raise ValueError(f'center="label" needs cond["{key}"]; conditions given: {known}')
-    labels = cond[key]
-    if labels.shape != (count,) or labels.is_floating_point():
-        raise ValueError(
-            f'cond["{key}"] must be whole numbers [{count}], got {labels.dtype} '
-            f"{tuple(labels.shape)}"
-        )
-    if can_sync(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise ValueError(
-            f'cond["{key}"] runs from {int(labels.min())} to {int(labels.max())}; the moments know '
-            f"labels 0 to {classes - 1} (give the true label, also where the model's is dropped)"
-        )
-    return labels.long().to(device)
+        fitted = fitted[1:] if self.center == "label" else fitted
+        advice = 'fit Moments on data of this shape, or use center="channel" for data of many sizes'
+        check_fitted("center was", fitted, shape, advice)
+        if self.center != "label":
+            return lambda rows: means
+        labels = take_condition(cond, self.label_key, 'center="label"')
+        check_labels(labels, len(data), len(means))
+        labels = labels.long().to(data.device)
+        return lambda rows: rows_of_labels(means, labels[rows])

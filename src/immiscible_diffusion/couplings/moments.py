@@ -2,15 +2,15 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
+from immiscible_diffusion.couplings._validation import check_labels, kind_of
 from immiscible_diffusion.couplings.incremental_pca import IncrementalPCA
 from immiscible_diffusion.utils.atomic_files import atomic_path
 from immiscible_diffusion.utils.optional_deps import require_extra
@@ -21,14 +21,19 @@ T = TypeVar("T", bound="TensorFields")
 
 
 class TensorFields:
-    """An immutable record some of whose fields are tensors, compared by content."""
+    """An immutable record of tensors and a few numbers, compared and saved by content."""
+
+    description: ClassVar[str]
+    """What a file of such a record holds, for errors."""
+
+    parsers: ClassVar[dict[str, Callable[[str], Any]]]
+    """The fields that are no tensors, and how each is read from text."""
 
     @property
     def tensors(self) -> dict[str, Tensor]:
         """The fields that are tensors."""
-        names = [field.name for field in fields(self)]  # type: ignore[arg-type]
-        every = {name: getattr(self, name) for name in names}
-        return {name: value for name, value in every.items() if isinstance(value, Tensor)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
     @property
     def digest(self) -> str:
@@ -46,30 +51,38 @@ class TensorFields:
     def __hash__(self) -> int:
         return hash(self.digest)
 
-    def _write(self, path: str | os.PathLike[str], **metadata: str) -> None:
-        """Write the tensors and ``metadata`` to ``path`` (safetensors), complete or not at all."""
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write to ``path`` (safetensors), complete or not at all."""
         with require_extra("train", f"saving {type(self).__name__}"):
             from safetensors.torch import save_file
         tensors = {name: value.cpu().contiguous() for name, value in self.tensors.items()}
+        # A tuple is written without its brackets.
+        metadata = {name: repr(getattr(self, name)).strip("(,)") for name in self.parsers}
         with atomic_path(path) as temporary:
             save_file(tensors, str(temporary), metadata)
 
     @classmethod
-    @contextmanager
-    def _read(
-        cls, path: str | os.PathLike[str], what: str
-    ) -> Iterator[tuple[dict[str, Tensor], dict[str, str]]]:
-        """Tensors and metadata of ``path``; within, errors of both are a ValueError."""
+    def load(cls: type[T], path: str | os.PathLike[str]) -> T:
+        """Read what ``save`` wrote; ValueError names a file that is not such a file."""
         with require_extra("train", f"loading {cls.__name__}"):
             from safetensors import SafetensorError, safe_open
         if not Path(path).is_file():
-            raise ValueError(f"{path} does not exist; expected {what} saved by {cls.__name__}.save")
+            raise ValueError(f"{path} does not exist; expected {cls.description} as saved")
         try:
             with safe_open(str(path), framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                yield tensors, file.metadata() or {}
+                metadata = file.metadata() or {}
+            return cls(**tensors, **{name: of(metadata[name]) for name, of in cls.parsers.items()})
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} does not hold {what} ({error})") from error
+            raise ValueError(f"{path} does not hold {cls.description} ({error})") from error
+
+    @staticmethod
+    def hash_content(head: bytes, tensors: dict[str, Tensor]) -> str:
+        """16 hex digits of ``head`` and of names, shapes and bytes of ``tensors``."""
+        content = hashlib.sha256(head)
+        for name, value in tensors.items():
+            content.update(f"{name}/{tuple(value.shape)}".encode() + _bytes(value))
+        return content.hexdigest()[:16]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +110,9 @@ class Moments(TensorFields):
     directions: Tensor | None = None
     spectrum: Tensor | None = None
 
+    description = "moments"
+    parsers: ClassVar = {"variance": float, "count": int}
+
     @classmethod
     def fit(cls, data: Data, *, directions: int = 64) -> "Moments":
         """Fit to ``data``: a tensor ``[N, *shape]``, or an iterable of batches ``[B, *shape]``.
@@ -116,21 +132,50 @@ class Moments(TensorFields):
         """
         if directions < 0:
             raise ValueError(f"directions must be 0 (none) or more, got {directions}")
-        sums = _Sums(2 * directions + 64 if directions else 0)
+        pca = IncrementalPCA(2 * directions + 64)
+        count, shape, labeled = 0, torch.Size(), 0
+        total = square = label_total = torch.zeros(0, dtype=torch.float64)
+        label_count = torch.zeros(0, dtype=torch.int64)
         for batch, labels in _batches(data):
-            sums.add(batch, labels)
-        found = sums.moments(directions)
-        return found._with_spectrum_of(data) if isinstance(data, Tensor) else found
-
-    def _with_spectrum_of(self, data: Tensor) -> "Moments":
-        """Variances along the directions measured anew: what batches dropped made them smaller."""
-        if self.directions is None:
-            return self
-        parts = (part.flatten(1).cpu().float() for part in data.split(1024))
-        mean, axes = self.mean.flatten(), self.directions.T
-        along = torch.cat([(part - mean) @ axes for part in parts]).double()
-        spectrum, order = along.square().mean(dim=0).sort(descending=True)
-        return replace(self, directions=self.directions[order], spectrum=spectrum.float())
+            if count == 0:
+                shape = batch.shape[1:]
+                total = square = total.new_zeros(shape)
+                label_total = total.new_zeros(0, *shape)
+            if batch.shape[1:] != shape:
+                raise ValueError(
+                    f"batches differ in shape: {tuple(shape)} and {tuple(batch.shape[1:])}; "
+                    f"moments are of data of one shape (for many sizes: Moments.fit_channels)"
+                )
+            count += len(batch)
+            total, square = total + batch.sum(dim=0), square + batch.square().sum(dim=0)
+            for part in batch.flatten(1).split(AT_A_TIME) if directions else ():
+                pca.update(part)
+            if labels is not None:
+                labels = labels.long().cpu()
+                rows, labeled = int(labels.max()) + 1, labeled + len(labels)
+                label_total, label_count = grown(label_total, rows), grown(label_count, rows)
+                label_total.index_add_(0, labels, batch)
+                label_count += torch.bincount(labels, minlength=len(label_count))
+        if count == 0:
+            raise ValueError("moments need at least one sample, got none")
+        if labeled not in (0, count):
+            raise ValueError(f"{labeled} of {count} data came with labels; give all")
+        mean = total / count
+        variance = (square / count - mean.square()).clamp_min(0).mean()
+        result = cls(mean.float(), float(variance), count)
+        if labeled:
+            seen = (label_count > 0).view(-1, *(1 for _ in shape))
+            means = torch.where(seen, label_total / label_count.clamp_min(1).view(seen.shape), mean)
+            result = replace(result, label_mean=means.float(), label_count=label_count)
+        if not directions:
+            return result
+        axes, spectrum = (x.float() for x in pca.leading(directions))
+        if isinstance(data, Tensor):  # measured anew: what batches dropped made it smaller
+            parts = (part.flatten(1).cpu().float() for part in data.split(1024))
+            along = torch.cat([(part - result.mean.flatten()) @ axes.T for part in parts]).double()
+            spectrum, order = along.square().mean(dim=0).sort(descending=True)
+            axes, spectrum = axes[order], spectrum.float()
+        return replace(result, directions=axes, spectrum=spectrum)
 
     @classmethod
     def fit_channels(cls, data: Data) -> "Moments":
@@ -158,112 +203,41 @@ class Moments(TensorFields):
     @property
     def digest(self) -> str:
         """Short hash of the content: 16 hex digits."""
-        tensors = self.tensors
-        content = hashlib.sha256(_bytes(tensors.pop("mean")))
-        content.update(f"{tuple(self.mean.shape)}/{self.variance!r}/{self.count}".encode())
-        for name, value in tensors.items():
-            content.update(f"{name}/{tuple(value.shape)}".encode() + _bytes(value))
-        return content.hexdigest()[:16]
+        numbers = f"{tuple(self.mean.shape)}/{self.variance!r}/{self.count}"
+        others = {name: value for name, value in self.tensors.items() if name != "mean"}
+        return self.hash_content(_bytes(self.mean) + numbers.encode(), others)
 
     def __repr__(self) -> str:
         return f"Moments(shape={tuple(self.mean.shape)}, count={self.count}, digest={self.digest})"
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to ``path`` (safetensors), complete or not at all."""
-        self._write(path, variance=repr(self.variance), count=str(self.count))
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Moments":
-        """Read what ``save`` wrote; ValueError names a file that is not such a file."""
-        with cls._read(path, "moments") as (tensors, metadata):
-            mean = tensors.pop("mean")
-            return cls(mean, float(metadata["variance"]), int(metadata["count"]), **tensors)
 
 
 def _bytes(tensor: Tensor) -> bytes:
     return tensor.cpu().contiguous().numpy().tobytes()
 
 
+def grown(sums: Tensor, rows: int) -> Tensor:
+    """``sums`` ``[L, ...]`` with rows of zeros after its own, if it has fewer than ``rows``."""
+    missing = rows - len(sums)
+    return sums if missing <= 0 else torch.cat([sums, sums.new_zeros(missing, *sums.shape[1:])])
+
+
+def split_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
+    """Data ``[B, *shape]`` and labels ``[B]``, if any, of one batch; ValueError for bad ones."""
+    data, labels = batch if isinstance(batch, (tuple, list)) else (batch, None)
+    if not isinstance(data, Tensor) or data.ndim < 2:
+        raise ValueError(
+            f"batches must be tensors [B, *shape], or pairs of one and labels [B], got {kind_of(data)}"
+        )
+    if labels is not None:
+        check_labels(labels.cpu() if isinstance(labels, Tensor) else labels, len(data))
+    return data, labels
+
+
 def _batches(data: Data) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Batches as float64 on the CPU, and their labels."""
     for batch in [data] if isinstance(data, Tensor) else data:
-        values, labels = batch if isinstance(batch, (tuple, list)) else (batch, None)
-        if not isinstance(values, Tensor) or values.ndim < 2:
-            raise ValueError(
-                f"batches must be tensors [B, *shape], or pairs of one and labels [B], got "
-                f"{type(values).__name__}"
-            )
+        values, labels = split_labels(batch)
         if not bool(values.isfinite().all()):
             raise ValueError("data are not finite; mend them before fitting moments")
-        if labels is not None:
-            check_labels(labels, len(values))
         if len(values):
             yield values.detach().to("cpu", torch.float64), labels
-
-
-def check_labels(labels: Any, count: int) -> None:
-    """Raise ValueError unless ``labels`` are whole numbers ``[count]`` from 0."""
-    if not isinstance(labels, Tensor):
-        raise ValueError(f"labels must be a tensor [{count}], got {type(labels).__name__}")
-    if labels.is_floating_point() or labels.shape != (count,):
-        raise ValueError(
-            f"labels must be whole numbers [{count}], got {labels.dtype} {tuple(labels.shape)}"
-        )
-    if count and int(labels.min()) < 0:
-        raise ValueError(f"labels must be 0 or more, got {int(labels.min())}")
-
-
-class _Sums:
-    """Sums over the batches of a data set."""
-
-    def __init__(self, rank: int) -> None:
-        self.count, self.shape = 0, torch.Size()
-        self.total = self.square = self.of_label = torch.zeros(())
-        self.label_count = torch.zeros(0, dtype=torch.int64)
-        self.labeled = 0
-        self.pca = IncrementalPCA(rank) if rank else None
-
-    def add(self, batch: Tensor, labels: Tensor | None) -> None:
-        if self.count == 0:
-            self.shape = batch.shape[1:]
-            self.of_label = torch.zeros(0, *self.shape, dtype=torch.float64)
-        if batch.shape[1:] != self.shape:
-            raise ValueError(
-                f"batches differ in shape: {tuple(self.shape)} and {tuple(batch.shape[1:])}; "
-                f"moments are of data of one shape (for many sizes: Moments.fit_channels)"
-            )
-        self.count += len(batch)
-        self.total = self.total + batch.sum(dim=0)
-        self.square = self.square + batch.square().sum(dim=0)
-        if self.pca is not None:
-            for part in batch.flatten(1).split(AT_A_TIME):
-                self.pca.update(part)
-        if labels is not None:
-            self._add_labels(batch, labels.long().cpu())
-
-    def _add_labels(self, batch: Tensor, labels: Tensor) -> None:
-        self.labeled += len(labels)
-        if (more := int(labels.max()) + 1 - len(self.label_count)) > 0:
-            self.label_count = torch.cat([self.label_count, torch.zeros(more, dtype=torch.int64)])
-            self.of_label = torch.cat([self.of_label, self.of_label.new_zeros(more, *self.shape)])
-        self.of_label.index_add_(0, labels, batch)
-        self.label_count += torch.bincount(labels, minlength=len(self.label_count))
-
-    def moments(self, directions: int) -> Moments:
-        if self.count == 0:
-            raise ValueError("moments need at least one sample, got none")
-        mean = self.total / self.count
-        variance = (self.square / self.count - mean.square()).clamp_min(0).mean()
-        found = Moments(mean.float(), float(variance), self.count)
-        if self.pca is not None:
-            rows, spectrum = self.pca.leading(directions)
-            found = replace(found, directions=rows.float(), spectrum=spectrum.float())
-        return found if not self.labeled else replace(found, **self._labels(mean))
-
-    def _labels(self, mean: Tensor) -> dict[str, Any]:
-        if self.labeled != self.count:
-            raise ValueError(f"{self.labeled} of {self.count} data came with labels; give all")
-        seen = (self.label_count > 0).view(-1, *(1 for _ in self.shape))
-        counts = self.label_count.clamp_min(1).view(seen.shape)
-        means = torch.where(seen, self.of_label / counts, mean)
-        return {"label_mean": means.float(), "label_count": self.label_count}

@@ -5,8 +5,6 @@ either the noise is brought back (``Calibrated``) or sampling starts from its di
 (``color``).
 """
 
-import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -14,9 +12,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.couplings._validation import can_sync, product, working_dtype
+from immiscible_diffusion.couplings._validation import (
+    check_fitted,
+    check_labels,
+    product,
+    rows_of_labels,
+    working_dtype,
+)
 from immiscible_diffusion.couplings.base import Coupling, as_coupling
-from immiscible_diffusion.couplings.moments import Moments, TensorFields, check_labels
+from immiscible_diffusion.couplings.moments import Moments, TensorFields, grown, split_labels
 
 LEAST_VARIANCE = 1e-6
 
@@ -51,7 +55,18 @@ class NoiseDistribution(TensorFields):
     count: int
     label_mean: Tensor | None = None
     label_covariance: Tensor | None = None
-    _made: ClassVar[dict[Any, Any]]
+    _roots: ClassVar[dict[Any, Any]]
+
+    description = "a noise distribution"
+    parsers: ClassVar = {
+        "shape": lambda text: tuple(int(size) for size in text.split(",")),
+        "scale": float,
+        "count": int,
+    }
+
+    def __post_init__(self) -> None:
+        # Not a cached_property, whose lock torch.compile cannot trace.
+        object.__setattr__(self, "_roots", {})
 
     @classmethod
     def standard(cls, moments: Moments, count: int = 0) -> "NoiseDistribution":
@@ -89,28 +104,27 @@ class NoiseDistribution(TensorFields):
         if isinstance(batches, Tensor):
             raise ValueError("give batches as in training, such as data.split(256), not one tensor")
         coupling = as_coupling(coupling)
-        standard, labeled = coupling.preserves_marginal, False
-        if standard and (not by_label or coupling.preserves_conditional(label_key)):
+        exact, labeled = coupling.preserves_marginal, False
+        if exact and (not by_label or coupling.preserves_conditional(label_key)):
             return cls.standard(moments)
-        shape = tuple(moments.mean.shape)
-        sums = _NoiseSums(basis_of(moments).double())
-        for data, labels in _checked(batches, shape, by_label):
-            labeled = labels is not None and by_label
-            if standard and not labeled:
-                break
+        shape, sums = tuple(moments.mean.shape), _NoiseSums(basis_of(moments).double())
+        for data, labels in _batches(batches, shape, by_label):
+            labeled = by_label and labels is not None
+            if exact and not labeled:
+                return cls.standard(moments)
             cond = None if labels is None else {label_key: labels}
             noise = coupling(data, cond=cond, generator=generator).cpu()
             if not bool(noise.isfinite().all()):
                 raise ValueError(f"{coupling} made noise that is not finite; it has no moments")
-            sums.add(noise, labels.long() if labels is not None and by_label else None)
-        if standard and not labeled:
+            sums.add(noise, labels if labeled else None)
+        if exact and not labeled:
             return cls.standard(moments)
-        result = cls(shape, sums.basis.float(), **sums.moments(labeled))
-        if not standard:
+        result = cls(shape, sums.basis.float(), **sums.moments(), **sums.by_label(labeled))
+        if not exact:
             return result
         mean, covariance = result.label_mean, result.label_covariance
-        exact = cls.standard(moments, result.count)
-        return replace(exact, label_mean=mean, label_covariance=covariance)
+        standard = cls.standard(moments, result.count)
+        return replace(standard, label_mean=mean, label_covariance=covariance)
 
     def whiten(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """``C^(-1/2) (noise - m)``: such noise ``[B, *shape]`` gets mean 0 and covariance I.
@@ -124,69 +138,54 @@ class NoiseDistribution(TensorFields):
         return self._map(white, labels, white=False)
 
     def _map(self, noise: Tensor, labels: Tensor | None, white: bool) -> Tensor:
-        if tuple(noise.shape[1:]) != self.shape:
-            raise ValueError(
-                f"the noise distribution is of data of shape {self.shape}, got "
-                f"{tuple(noise.shape[1:])}"
-            )
+        advice = "measure it on noise of this shape"
+        check_fitted("the noise distribution was", self.shape, noise.shape[1:], advice)
         dtype = working_dtype(noise.dtype)
         rows, scale = noise.flatten(1).to(dtype), 1 / self.scale if white else self.scale
-        labeled = self.label_mean is not None and labels is not None
-        basis, mean, root = self._tables(noise.device, dtype, labeled, white)
-        if labeled:
-            index = _index(labels, len(rows), len(mean), rows.device)
-            mean, root = mean[index[0]].masked_fill(index[1][:, None], torch.nan), root[index[0]]
+        by_label = labels is not None and self.label_mean is not None
+        basis, mean, root = self._basis_mean_root(noise.device, dtype, by_label, white)
         inside = product(rows, basis.T)
+        if labels is not None and by_label:
+            check_labels(labels, len(rows), len(mean))
+            labels = labels.long().to(rows.device)
+            mean, root = rows_of_labels(mean, labels), rows_of_labels(root, labels)
         moved = inside - mean if white else inside
-        moved = _product_by_row(moved, root) if labeled else product(moved, root)
+        if by_label:  # with out=, so that autocast leaves the precision
+            moved = torch.bmm(root, moved[..., None], out=torch.empty_like(moved[..., None]))[
+                ..., 0
+            ]
+        else:
+            moved = product(moved, root)
         moved = moved if white else moved + mean
         mapped = (rows * scale).addmm_(moved - scale * inside, basis)
         return mapped.view(noise.shape).to(noise.dtype)
 
-    def _tables(
-        self, device: torch.device, dtype: torch.dtype, labeled: bool, white: bool
+    def _basis_mean_root(
+        self, device: torch.device, dtype: torch.dtype, by_label: bool, white: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Basis, mean and root of the covariance (or its inverse), made once for every device."""
-        key = (device, dtype, labeled, white)
-        if key not in self._made:
-            mean, covariance = self.mean, self.covariance
-            if labeled:
-                assert self.label_mean is not None
-                assert self.label_covariance is not None
+        key = (device, dtype, by_label, white)
+        if key not in self._roots:
+            mean, covariance, basis = self.mean, self.covariance, self.basis
+            if by_label and self.label_mean is not None and self.label_covariance is not None:
                 mean, covariance = self.label_mean, self.label_covariance
-            root = _root(covariance, -0.5 if white else 0.5)
-            basis = _orthonormal(self.basis) if dtype == torch.float64 else self.basis
-            self._made[key] = tuple(x.to(dtype).to(device) for x in (basis, mean, root))
-        return self._made[key]
-
-    def __post_init__(self) -> None:
-        # Not a cached_property, whose lock torch.compile cannot trace.
-        object.__setattr__(self, "_made", {})
+            if dtype == torch.float64:  # orthonormal in float32, made so in float64
+                q, r = torch.linalg.qr(basis.cpu().double().T)
+                basis = (q * r.diagonal().sign()).T
+            values, vectors = torch.linalg.eigh(covariance.cpu().double())
+            powers = values.clamp_min(LEAST_VARIANCE) ** (-0.5 if white else 0.5)
+            root = (vectors * powers[..., None, :]) @ vectors.mT
+            self._roots[key] = tuple(x.to(dtype).to(device) for x in (basis, mean, root))
+        return self._roots[key]
 
     @property
     def digest(self) -> str:
         """Short hash of the content: 16 hex digits."""
-        content = hashlib.sha256(f"{self.shape}/{self.scale!r}/{self.count}".encode())
-        for name, value in self.tensors.items():
-            content.update(f"{name}/{tuple(value.shape)}".encode())
-            content.update(value.cpu().contiguous().numpy().tobytes())
-        return content.hexdigest()[:16]
+        numbers = f"{self.shape}/{self.scale!r}/{self.count}"
+        return self.hash_content(numbers.encode(), self.tensors)
 
     def __repr__(self) -> str:
         return f"NoiseDistribution(shape={self.shape}, count={self.count}, digest={self.digest})"
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write to ``path`` (safetensors), complete or not at all."""
-        shape = ",".join(map(str, self.shape))
-        self._write(path, scale=repr(self.scale), count=str(self.count), shape=shape)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "NoiseDistribution":
-        """Read what ``save`` wrote; ValueError names a file that is not such a file."""
-        with cls._read(path, "a noise distribution") as (tensors, metadata):
-            shape = tuple(int(size) for size in metadata["shape"].split(","))
-            scale, count = float(metadata["scale"]), int(metadata["count"])
-            return cls(shape=shape, scale=scale, count=count, **tensors)
 
 
 def basis_of(moments: Moments) -> Tensor:
@@ -211,52 +210,15 @@ def basis_of(moments: Moments) -> Tensor:
     return basis.float()
 
 
-def _product_by_row(rows: Tensor, matrices: Tensor) -> Tensor:
-    """``matrices[i] @ rows[i]``, left in their precision by autocast."""
-    return torch.bmm(matrices, rows[..., None], out=torch.empty_like(rows[..., None]))[..., 0]
-
-
-def _root(covariance: Tensor, power: float) -> Tensor:
-    """A power of symmetric positive matrices ``[..., r, r]``, float64 on the CPU."""
-    values, vectors = torch.linalg.eigh(covariance.cpu().double())
-    powers = values.clamp_min(LEAST_VARIANCE) ** power
-    return (vectors * powers[..., None, :]) @ vectors.mT
-
-
-def _orthonormal(basis: Tensor) -> Tensor:
-    """The rows, orthonormal in float32, made so in float64."""
-    q, r = torch.linalg.qr(basis.cpu().double().T)
-    return (q * r.diagonal().sign()).T
-
-
-def _index(labels: Any, count: int, known: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Labels ``[count]`` on ``device``, and which of them were not measured.
-
-    Those are a ValueError on the CPU, where looking is free; elsewhere they get NaN.
-    """
-    if not isinstance(labels, Tensor) or can_sync(labels):
-        check_labels(labels, count)
-        if count and int(labels.max()) >= known:
-            raise ValueError(f"labels 0 to {known - 1} were measured, got {int(labels.max())}")
-    labels = labels.to(device).long()
-    return labels.clamp(0, known - 1), (labels < 0) | (labels >= known)
-
-
-def _checked(
+def _batches(
     batches: Iterable[Tensor | tuple[Tensor, Tensor]], shape: tuple[int, ...], by_label: bool
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Data and labels of every batch."""
-    kinds = set()
-    for batch in batches:
-        data, labels = batch if isinstance(batch, (tuple, list)) else (batch, None)
-        if tuple(data.shape[1:]) != shape:
-            raise ValueError(
-                f"the moments were fitted on data of shape {shape}, got {tuple(data.shape[1:])}"
-            )
-        if labels is not None:
-            check_labels(labels, len(data))
-        kinds.add(labels is None)
-        if by_label and len(kinds) > 1:
+    labeled = set()
+    for data, labels in map(split_labels, batches):
+        check_fitted("the moments were", shape, data.shape[1:], "fit them on these data")
+        labeled.add(labels is not None)
+        if by_label and len(labeled) > 1:
             raise ValueError("some batches came with labels and some without; give all labels")
         yield data, labels
 
@@ -278,49 +240,52 @@ class _NoiseSums:
         self.square += float(rows.double().square().sum() - inside.square().sum())
         self.count += len(rows)
         self.powers += torch.stack([(inside**power).sum(dim=0) for power in (1, 2, 3, 4)])
-        labels = torch.zeros(len(rows), dtype=torch.int64) if labels is None else labels.cpu()
-        if (more := int(labels.max()) + 1 - len(self.counts)) > 0:
-            for name in ("products", "totals", "counts"):
-                sums: Tensor = getattr(self, name)
-                setattr(self, name, torch.cat([sums, sums.new_zeros(more, *sums.shape[1:])]))
+        labels = torch.zeros(len(rows)) if labels is None else labels
+        labels = labels.cpu().long()
+        classes = int(labels.max()) + 1
+        self.products, self.totals = grown(self.products, classes), grown(self.totals, classes)
+        self.counts = grown(self.counts, classes)
         for label in labels.unique():
-            mine = inside[labels == label]
-            self.products[label] += mine.T @ mine
-            self.totals[label] += mine.sum(dim=0)
-            self.counts[label] += len(mine)
+            own = inside[labels == label]
+            self.products[label] += own.T @ own
+            self.totals[label] += own.sum(dim=0)
+            self.counts[label] += len(own)
 
-    def moments(self, by_label: bool) -> dict[str, Any]:
-        """The measured fields of ``NoiseDistribution``; ValueError if the noises are too few."""
+    def moments(self) -> dict[str, Any]:
+        """Moments over all; ValueError if the noises are too few."""
         r, dim = self.basis.shape
         if self.count < 2 * r:
             raise ValueError(
                 f"{self.count} noises are too few to measure a covariance along {r} directions; "
                 f"give at least {2 * r}, or moments with fewer directions"
             )
-        mean = self.powers[0] / self.count
+        mean, two, three, four = self.powers / self.count
         covariance = self.products.sum(dim=0) / self.count - torch.outer(mean, mean)
         outside = self.square / (self.count * (dim - r)) if dim > r else 1.0
+        variance = (two - mean**2).clamp_min(LEAST_VARIANCE)
+        central = four - 4 * mean * three + 6 * mean**2 * two - 3 * mean**4
         return {
             "mean": mean.float(),
             "covariance": covariance.float(),
             "scale": max(outside, LEAST_VARIANCE) ** 0.5,
-            "kurtosis": self._kurtosis(mean).float(),
+            "kurtosis": (central / variance**2 - 3).float(),
             "count": self.count,
-        } | (self._by_label(mean) if by_label else {})
+        }
 
-    def _kurtosis(self, mean: Tensor) -> Tensor:
-        one, two, three, four = self.powers / self.count
-        variance = (two - one**2).clamp_min(LEAST_VARIANCE)
-        central = four - 4 * mean * three + 6 * mean**2 * two - 3 * mean**4
-        return central / variance**2 - 3
+    def by_label(self, labeled: bool) -> dict[str, Any]:
+        """Moments of every label, if ``labeled``.
 
-    def _by_label(self, mean: Tensor) -> dict[str, Tensor]:
-        """Covariance of a label: r more noises of the pooled one within labels are mixed in.
-
-        Means of labels are drawn to that of all by as much as few noises scatter them (empirical
-        Bayes): with few of each label they would else be more sampling noise than shift.
+        To the covariance r more noises of the pooled one within labels are mixed. Means are drawn
+        to that of all by as much as few noises scatter them (empirical Bayes): with few of each
+        label they would else be more sampling noise than shift.
         """
-        r, counts = len(self.basis), self.counts.double()[:, None]
+        if not labeled:
+            return {}
+        mean, r, counts = (
+            self.powers[0] / self.count,
+            len(self.basis),
+            self.counts.double()[:, None],
+        )
         means = torch.where(counts > 0, self.totals / counts.clamp_min(1), mean)
         outer = means[:, :, None] * means[:, None, :]
         scatter = self.products - counts[:, :, None] * outer

@@ -1,13 +1,11 @@
 """A loader whose batches come with their noise, paired in a thread while the device trains."""
 
 import contextlib
-import dataclasses
-import functools
 import itertools
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 from weakref import WeakSet
 
@@ -15,7 +13,7 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.couplings._validation import valid_positions
-from immiscible_diffusion.couplings.base import Coupling, as_coupling
+from immiscible_diffusion.couplings.base import Coupling, Rng, as_coupling
 from immiscible_diffusion.couplings.distributed import (
     fail_across_ranks,
     pairing_group,
@@ -48,7 +46,7 @@ class PairedBatch:
     noise: Tensor
     cond: Cond | None = None
     mask: Tensor | None = None
-    rng: RandomStreams = dataclasses.field(default_factory=lambda: RandomStreams(0))
+    rng: RandomStreams = field(default_factory=lambda: RandomStreams(0))
     pairing_seconds: float | None = None
 
     def __iter__(self) -> Iterator[Any]:
@@ -68,25 +66,6 @@ class ResumableLoader(Protocol):
 
     def starting_at(self, index: int) -> Iterable[Any]:
         """The batches from number ``index`` on."""
-
-
-def _in_background(pairs: Callable[["PairedLoader"], PairedBatches]) -> Any:
-    """Have the generators of ``pairs`` run in a thread, ahead of their consumer."""
-
-    @functools.wraps(pairs)
-    def iterate(self: "PairedLoader") -> PairedBatches:
-        stream = _side_stream(self.device) if self.ahead else None
-        source = _without_gradients(pairs(self), stream)
-        if self.ahead:
-            source = prefetch_iterator(
-                source, self.ahead * self.coupling.pool_size, name="prefetch"
-            )
-        iterator = _on_the_callers_stream(source)
-        iterator = _one_across_ranks(iterator) if self.across_ranks else iterator
-        self._iterators.add(iterator)
-        return iterator
-
-    return iterate
 
 
 class PairedLoader:
@@ -160,70 +139,63 @@ class PairedLoader:
         for iterator in list(self._iterators):
             iterator.close()
 
-    @_in_background
     def __iter__(self) -> PairedBatches:
-        """Yield every batch with its noise."""
-        epoch = next(self._epochs)
-        start = self.start if epoch == 0 else 0
-        if self.coupling.pool_size > 1 or self.across_ranks:
-            yield from self._pair_pools(start, epoch)
-            return
-        for index, batch, rng in self._batches(start, epoch):
-            coupling, cond, mask = self.coupling.at_step(rng.step), batch.cond, batch.mask
-            began = _clock(batch.data.device, index)
-            noise = coupling(batch.data, cond=cond, mask=mask, generator=rng.noise)
-            seconds = _elapsed(began, batch.data.device)
-            yield PairedBatch(batch.data, noise, cond, mask, rng, seconds)
+        """Every batch with its noise, computed in a thread ahead of the consumer."""
+        stream = _side_stream(self.device) if self.ahead else None
+        source = _without_gradients(self._pair(), stream)
+        if self.ahead:
+            ahead = self.ahead * self.coupling.pool_size
+            source = prefetch_iterator(source, ahead, name="prefetch")
+        iterator = _on_the_callers_stream(source)
+        iterator = _one_across_ranks(iterator) if self.across_ranks else iterator
+        self._iterators.add(iterator)
+        return iterator
 
-    def _pair_pools(self, start: int, epoch: int) -> PairedBatches:
-        """Yield batches that are paired several at a time, or with those of other ranks.
+    def _pair(self) -> PairedBatches:
+        """Pair pool by pool; these begin at multiples of their size from batch 0.
 
-        Pools begin at multiples of their size from batch 0. Of one that ``start`` lies within, the
-        batches before it are paired too and dropped.
+        Of a pool that ``start`` lies within, the batches before it are paired too and dropped.
         """
-        size = self.coupling.pool_size
+        epoch, size = next(self._epochs), self.coupling.pool_size
+        start = self.start if epoch == 0 else 0
         index = start - start % size
-        for window in self._windows(index, epoch):
-            batches = [batch for batch, _ in window]
-            rng = window[0][1]
-            device = batches[0].data.device
-            began = _clock(device, index // size)
+        for pool in self._pools(index, epoch):
+            batches = [batch for batch, _ in pool]
+            rng, device = pool[0][1], batches[0].data.device
+            timed = device.type == "cpu" or index // size % TIMED_EVERY == 0
+            began = _time_when_done(device) if timed else 0.0
             noises = pair_pool(self.coupling.at_step(rng.step), batches, generator=rng.noise)
-            seconds = _elapsed(began, device)
-            seconds = None if seconds is None else seconds / len(window)
-            for (batch, rng), noise in zip(window, noises, strict=True):
+            seconds = (_time_when_done(device) - began) / len(pool) if timed else None
+            for (batch, rng), noise in zip(pool, noises, strict=True):
                 if index >= start:
                     yield PairedBatch(batch.data, noise, batch.cond, batch.mask, rng, seconds)
                 index += 1
         if self.across_ranks:
-            self.coupling.finish_ranks(
-                lambda number: self._streams_of(index + number * size, epoch).noise
-            )
+            self.coupling.finish_ranks(lambda n: self._streams_of(index + n * size, epoch).noise)
 
-    def _windows(self, start: int, epoch: int) -> Iterator[list[tuple[Batch, RandomStreams]]]:
+    def _pools(self, start: int, epoch: int) -> Iterator[list[tuple[Batch, RandomStreams]]]:
         """Lists of ``pool_size`` batches, the last perhaps shorter.
 
         An error comes after the batches before it, and other ranks, who would wait, hear of it.
         """
-        batches = self._batches(start, epoch)
-        window: list[tuple[Batch, RandomStreams]] = []
+        pool: list[tuple[Batch, RandomStreams]] = []
         try:
-            for _, batch, rng in batches:
-                window.append((batch, rng))
-                if len(window) == self.coupling.pool_size:
-                    yield window
-                    window = []
+            for batch in self._batches(start, epoch):
+                pool.append(batch)
+                if len(pool) == self.coupling.pool_size:
+                    yield pool
+                    pool = []
         except Exception:
-            if window:
-                yield window
+            if pool:
+                yield pool
             if self.across_ranks:
                 fail_across_ranks()
             raise
-        if window:
-            yield window
+        if pool:
+            yield pool
 
-    def _batches(self, start: int, epoch: int) -> Iterator[tuple[int, Batch, RandomStreams]]:
-        """Number, batch (encoded and on its device) and random streams, from ``start`` on."""
+    def _batches(self, start: int, epoch: int) -> Iterator[tuple[Batch, RandomStreams]]:
+        """The batches from ``start`` on, encoded and on their device, and their random streams."""
         if isinstance(self.loader, ResumableLoader):
             items = iter(self.loader.starting_at(start))
         else:
@@ -235,7 +207,7 @@ class PairedLoader:
                 rng = self._streams_of(index, epoch)
                 batch = as_batch(item if self.encode is None else self.encode(item, rng.encode))
                 batch = batch if self.device is None else batch.to(self.device)
-                yield index, batch, replace(rng, device=batch.data.device)
+                yield batch, replace(rng, device=batch.data.device)
         finally:
             if callable(close := getattr(items, "close", None)):
                 close()
@@ -252,13 +224,15 @@ class PairedLoader:
 
 def as_batch(item: Any) -> Batch:
     """Make a ``Batch`` of what a loader yields; ValueError if it is none of the known types."""
-    if isinstance(item, Batch):
-        return item
-    data, labels = item, None
-    if isinstance(item, (tuple, list)) and 1 <= len(item) <= 2:
-        data, labels = item if len(item) == 2 else (item[0], None)
-    if isinstance(data, Tensor) and (labels is None or isinstance(labels, (Tensor, dict))):
-        return Batch(data, {"label": labels} if isinstance(labels, Tensor) else labels)
+    match item:
+        case Batch():
+            return item
+        case (Tensor() as data) | [Tensor() as data]:
+            return Batch(data)
+        case [Tensor() as data, Tensor() as labels]:
+            return Batch(data, {"label": labels})
+        case [Tensor() as data, (None | dict()) as cond]:
+            return Batch(data, cond)
     types = [type(part).__name__ for part in item] if isinstance(item, (tuple, list)) else ""
     raise ValueError(
         f"expected a Batch, a tensor, or (data, labels) with labels a tensor or a dictionary, got "
@@ -266,20 +240,13 @@ def as_batch(item: Any) -> Batch:
     )
 
 
-def _clock(device: torch.device, number: int) -> float | None:
-    """The time once ``device`` has done its work; only some are timed where that means waiting."""
-    if device.type != "cpu" and number % TIMED_EVERY:
-        return None
+def _time_when_done(device: torch.device) -> float:
+    """Seconds on a clock, read once ``device`` has done its work."""
     if device.type == "cuda":
         torch.cuda.current_stream(device).synchronize()
     elif device.type == "mps":
         torch.mps.synchronize()
     return time.perf_counter()
-
-
-def _elapsed(began: float | None, device: torch.device) -> float | None:
-    ended = None if began is None else _clock(device, 0)
-    return None if began is None or ended is None else ended - began
 
 
 # -- the thread and its device ---------------------------------------------------------------------
@@ -327,8 +294,7 @@ def _one_across_ranks(batches: PairedBatches) -> PairedBatches:
     """``batches``, unless others are being paired across ranks: ranks could not tell them apart."""
     if not _across_ranks.acquire(blocking=False):
         raise ValueError(
-            "another PairedLoader across ranks is under way; finish it, or close it (with), before "
-            "the next begins"
+            "another PairedLoader across ranks is under way; finish it, or close it (with), before the next begins"
         )
     try:
         with contextlib.closing(batches):
@@ -342,7 +308,7 @@ def _one_across_ranks(batches: PairedBatches) -> PairedBatches:
 
 @torch.no_grad()
 def pair_pool(
-    coupling: Coupling, batches: Sequence[Batch], *, generator: torch.Generator | None = None
+    coupling: Coupling, batches: Sequence[Batch], *, generator: Rng = None
 ) -> list[Tensor]:
     """Noise for each of ``batches``, paired over all of them.
 
@@ -383,20 +349,12 @@ def _joined(batches: Sequence[Batch]) -> Batch:
         cond = {name: torch.cat([(b.cond or {})[name] for b in batches]) for name in names[0]}
     except RuntimeError as error:
         raise ValueError(
-            f"the conditions of batches paired as one cannot be joined ({error}); pad them to one "
-            f"shape, or use pool=1"
+            f"the conditions of batches paired as one cannot be joined ({error}); pad them to one shape, or use pool=1"
         ) from error
-    return Batch(torch.cat([batch.data for batch in batches]), cond or None, _joined_mask(batches))
-
-
-def _joined_mask(batches: Sequence[Batch]) -> Tensor | None:
-    """The masks of all, in full; valid everywhere where there is none."""
-    masks = [valid_positions(batch.mask, batch.data) for batch in batches]
-    if all(mask is None for mask in masks):
-        return None
-    return torch.cat(
-        [
-            torch.ones_like(batch.data, dtype=torch.bool) if mask is None else mask
-            for mask, batch in zip(masks, batches, strict=True)
-        ]
-    )
+    mask = None
+    if any(batch.mask is not None for batch in batches):
+        everywhere = torch.ones((), dtype=torch.bool, device=batches[0].data.device)
+        masks = [everywhere if batch.mask is None else batch.mask for batch in batches]
+        valid = map(valid_positions, masks, [batch.data for batch in batches])
+        mask = torch.cat([part for part in valid if part is not None])
+    return Batch(torch.cat([batch.data for batch in batches]), cond or None, mask)

@@ -11,12 +11,7 @@ from typing import Any
 import torch
 
 from immiscible_diffusion.couplings.assignment import LinearAssignment
-from immiscible_diffusion.couplings.base import (
-    Coupling,
-    Independent,
-    as_coupling,
-    check_signature,
-)
+from immiscible_diffusion.couplings.base import Coupling, Independent, as_coupling, check_signature
 from immiscible_diffusion.couplings.calibrated import Calibrated
 from immiscible_diffusion.couplings.gaussian_ot import GaussianOT
 from immiscible_diffusion.couplings.knn import CENTERS, KNN
@@ -30,7 +25,6 @@ DistributionSource = NoiseDistribution | Callable[[Coupling], NoiseDistribution]
 COUPLINGS: dict[str, type[Coupling]] = {
     kind.name: kind for kind in (Independent, KNN, LinearAssignment, GaussianOT)
 }
-_SHUFFLED, _CALIBRATED = f"{Shuffled.name}:", f"{Calibrated.name}:"
 _IMPORT = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*)(?:\((?P<args>.*)\))?")
 
 
@@ -65,10 +59,11 @@ def parse_coupling(
     parse = functools.partial(
         parse_coupling, moments=moments, distribution=distribution, allow_import=allow_import
     )
-    if name.startswith(_SHUFFLED):
-        return Shuffled(parse(name.removeprefix(_SHUFFLED)))
-    if name.startswith(_CALIBRATED):
-        inner = parse(name.removeprefix(_CALIBRATED))
+    head, _, text = name.partition(":")
+    if head == Shuffled.name:
+        return Shuffled(parse(text))
+    if head == Calibrated.name:
+        inner = parse(text)
         if distribution is None:
             raise ValueError(
                 f"coupling '{name}' needs the distribution of its noise: parse_coupling('{name}', "
@@ -77,7 +72,6 @@ def parse_coupling(
         if not isinstance(distribution, NoiseDistribution):
             distribution = distribution(inner)
         return Calibrated(inner, distribution)
-    head, _, text = name.partition(":")
     if head in COUPLINGS:
         options = _parse_options(name, text)
         start = options.pop("start_step", None)
@@ -142,8 +136,7 @@ def _moments_for(name: str, head: str, center: Any, moments: MomentsSource) -> d
         raise ValueError(f"coupling '{name}': center={center} is unknown; use one of {known}")
     if moments is None:
         raise ValueError(
-            f"coupling '{name}' needs the moments of the data: "
-            f"parse_coupling('{name}', Moments.fit(data))"
+            f"coupling '{name}' needs the moments of the data: parse_coupling('{name}', Moments.fit(data))"
         )
     moments = moments() if callable(moments) else moments
     return {"center": moments} if center == "mean" else {"moments": moments}
@@ -175,17 +168,16 @@ def _import_coupling(name: str, match: re.Match[str]) -> Coupling:
         kind = getattr(importlib.import_module(match["module"]), match["name"])
     except (ImportError, AttributeError) as error:
         raise ValueError(f"coupling '{name}' cannot be imported: {error}") from error
-    if not inspect.isclass(kind):
-        _check_is_coupling(name, kind)
-        return as_coupling(functools.partial(kind, **options) if options else kind)
-    if not issubclass(kind, Coupling):
-        call_of = [vars(base)["__call__"] for base in kind.__mro__ if "__call__" in vars(base)]
-        _check_is_coupling(name, call_of[0] if call_of else None, None)
-    return as_coupling(_make(name, kind, options))
-
-
-def _check_is_coupling(name: str, function: Any, *first: None) -> None:
-    try:
-        check_signature(function, *first)
-    except ValueError as error:
-        raise ValueError(f"coupling '{name}' is no coupling: {error}") from error
+    if not inspect.isclass(kind) or not issubclass(kind, Coupling):
+        bases = getattr(kind, "__mro__", ())
+        calls = [vars(base)["__call__"] for base in bases if "__call__" in vars(base)]
+        try:
+            if inspect.isclass(kind):
+                check_signature(calls[0] if calls else None, None)
+            else:
+                check_signature(kind)
+        except ValueError as error:
+            raise ValueError(f"coupling '{name}' is no coupling: {error}") from error
+    if inspect.isclass(kind):
+        return as_coupling(_make(name, kind, options))
+    return as_coupling(functools.partial(kind, **options) if options else kind)

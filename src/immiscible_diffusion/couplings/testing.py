@@ -10,6 +10,7 @@ Nothing is needed but torch; call it from any test framework::
 
 import copy
 import inspect
+import itertools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,29 +59,23 @@ def check_coupling(
             f"expected a call coupling(data, *, cond=None, generator=None), got {coupling!r}: "
             f"{error}; take these arguments, also those you do not use"
         ) from error
-    ranks = [(4,), (3, 4), (3, 4, 4), (2, 3, 4, 4)] if shape == (3, 4, 4) else []
+    shapes = [(4,), (3, 4), (3, 4, 4), (2, 3, 4, 4)] if shape == (3, 4, 4) else [shape]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a batch of one may warn
-        for size in [shape, *ranks]:
-            for count in (1, 5):
-                _Check(coupling, _data(count, size), conditions(count)).form()
+        for count, size in itertools.product((1, 5), shapes):
+            data = 0.5 * torch.randn(count, *size, generator=_generator(count))
+            _Check(coupling, data, conditions(count)).form()
+        data = 0.5 * torch.randn(5, *shape, generator=_generator(5))
         for dtype in DTYPES:
-            _Check(coupling, _data(5, shape).to(dtype), conditions(5)).form()
-        check = _Check(coupling, _data(5, shape), conditions(5))
-        for promise in (
-            check.randomness,
-            check.mask,
-            check.inputs,
-            check.views,
-            check.length,
-            check.state,
-            check.autocast,
-        ):
-            promise()
-
-
-def _data(count: int, shape: tuple[int, ...]) -> Tensor:
-    return 0.5 * torch.randn(count, *shape, generator=_generator(count))
+            _Check(coupling, data.to(dtype), conditions(5)).form()
+        check = _Check(coupling, data, conditions(5))
+        check.randomness()
+        check.mask()
+        check.inputs()
+        check.views()
+        check.length()
+        check.state()
+        check.autocast()
 
 
 def _generator(seed: int = 0) -> torch.Generator:
@@ -111,78 +106,60 @@ class _Check:
             noise = self.coupling(data, cond=cond, generator=_generator())
             tensor = isinstance(noise, Tensor)
             _require(tensor, f"a tensor {where}", type(noise), "return noise alone")
-            expected = (tuple(data.shape), data.dtype, data.device)
-            got = (tuple(noise.shape), noise.dtype, noise.device)
-            advice = "make the noise like the data, row by row"
-            _require(got == expected, f"noise {expected}", got, advice)
+            expected, got = ((tuple(x.shape), x.dtype, x.device) for x in (data, noise))
+            _require(got == expected, f"noise {expected}", got, "make the noise like the data")
             advice = "decorate __call__ with @torch.no_grad()"
-            free = not noise.requires_grad
-            _require(free, f"no gradient {where}", "noise that requires grad", advice)
-            finite = bool(torch.isfinite(noise).all())
-            advice = "compute in float32 (half overflows)"
-            _require(finite, f"finite noise {where}", "nan or inf", advice)
+            _require(not noise.requires_grad, "no gradient", "noise that requires grad", advice)
+            finite = bool(noise.isfinite().all())
+            _require(finite, f"finite noise {where}", "nan or inf", "compute in float32")
             own = noise.untyped_storage().data_ptr() != data.untyped_storage().data_ptr()
-            advice = "return a new tensor"
-            _require(own, f"memory of its own {where}", "memory of the data", advice)
+            _require(own, "memory of its own", "memory of the data", "return a new tensor")
 
     def randomness(self) -> None:
         """The generator is the only source of randomness, and it is used."""
         state, advice = torch.get_rng_state(), "draw everything with generator=generator"
         first, again, other = (self.draw(self.data, seed) for seed in (0, 0, 1))
         untouched = torch.equal(state, torch.get_rng_state())
-        expected = "torch's global generator untouched when one is given"
-        _require(untouched, expected, "a change of its state", advice)
+        _require(untouched, "torch's global generator untouched", "a change of its state", advice)
         same = torch.equal(first, again)
         _require(same, "the same noise from the same seed", "two noises", advice)
         differs = not torch.equal(first, other)
         _require(differs, "other noise from another seed", "the same", advice)
-        generator = _generator()
-        one, two = (self.coupling(self.data, cond=self.cond, generator=generator) for _ in range(2))
-        new = not torch.equal(one, two)
-        _require(new, "new noise at every call", "the same twice", advice)
-        one, two = (self.coupling(self.data, cond=self.cond) for _ in range(2))
+        for generator, where in ((_generator(), ""), (None, " without generator")):
+            draws = [
+                self.coupling(self.data, cond=self.cond, generator=generator) for _ in range(2)
+            ]
+            new = not torch.equal(*draws)
+            _require(new, f"new noise at every call{where}", "the same twice", advice)
         torch.set_rng_state(state)  # a test leaves no trace
-        new = not torch.equal(one, two)
-        _require(new, "new noise at every call without generator", "the same twice", advice)
 
     def mask(self) -> None:
         """A mask is refused or respected: data that are not valid are not read."""
         mask = torch.ones(self.data.shape, dtype=torch.bool)
         mask[:, ..., -1] = self.data.shape[-1] == 1
-        coupling = as_coupling(self.coupling)
-        try:
-            one, other = (
-                coupling(
-                    self.data.masked_fill(~mask, fill),
-                    cond=self.cond,
-                    mask=mask,
-                    generator=_generator(),
-                )
-                for fill in (0.0, float("nan"))
-            )
-        except ValueError:
-            return  # refused
-        _require(
-            torch.equal(one, other) and bool(one.isfinite().all()),
-            "finite noise that does not depend on data where the mask is False",
-            "noise that does",
-            "select over valid positions, or raise ValueError for a mask",
-        )
+        noises = []
+        for fill in (0.0, float("nan")):
+            data, generator = self.data.masked_fill(~mask, fill), _generator()
+            try:
+                coupling = as_coupling(self.coupling)
+                noises.append(coupling(data, cond=self.cond, mask=mask, generator=generator))
+            except ValueError:
+                return  # refused
+        one, other = noises
+        kept = torch.equal(one, other) and bool(one.isfinite().all())
+        expected = "finite noise that does not depend on data where the mask is False"
+        _require(kept, expected, "noise that does", "or raise ValueError for a mask")
 
     def inputs(self) -> None:
         """Data and conditions stay as they are, in order, bit for bit."""
         data, cond = self.data.clone(), {name: row.clone() for name, row in self.cond.items()}
-        rows = dict(self.cond)
         advice = "never move or write the inputs: choose the noise, and return it"
+        rows = dict(self.cond)
         self.coupling(self.data, cond=rows, generator=_generator())
-        untouched = torch.equal(self.data, data)
-        _require(untouched, "data untouched", "data changed in place", advice)
-        untouched = rows.keys() == cond.keys() and all(
-            rows[name] is self.cond[name] and torch.equal(row, cond[name])
-            for name, row in rows.items()
-        )
-        expected = "cond untouched, in the order of the data"
-        _require(untouched, expected, "cond changed in place", advice)
+        _require(torch.equal(self.data, data), "data untouched", "data changed in place", advice)
+        same = all(rows.get(name) is row for name, row in self.cond.items())
+        same = same and _same(rows, cond)
+        _require(same, "cond untouched, in order", "cond changed in place", advice)
 
     def views(self) -> None:
         """Memory layout is not part of the value."""
@@ -190,41 +167,34 @@ class _Check:
         sparse = torch.stack([data, data], dim=-1)[..., 0]
         turned = data.flip(-1).transpose(0, -1).contiguous().transpose(0, -1).flip(-1)
         for view in (sparse, turned):
-            difference = float((self.draw(view) - noise).abs().max())
-            _require(
-                torch.allclose(self.draw(view), noise, atol=1e-4),
-                "the same noise for a view of the same values",
-                f"a difference of {difference:g}",
-                "use flatten or reshape, not view or strides",
-            )
+            error = float((self.draw(view) - noise).abs().max())
+            advice = "use flatten or reshape, not view or strides"
+            _require(error < 1e-4, "the same noise for a view of the data", error, advice)
 
     def length(self) -> None:
         """Noise, not something else: about one in the mean square, whatever is selected."""
         square = float(torch.stack([self.draw(self.data, s) for s in range(20)]).square().mean())
-        expected = "noise of about unit variance (mean square within 0.2 and 5)"
-        advice = "return the noise itself, not scaled nor mixed with the data"
-        _require(0.2 <= square <= 5, expected, f"mean square {square:g}", advice)
+        expected = "noise of about unit variance, of a mean square within 0.2 and 5"
+        _require(0.2 <= square <= 5, expected, square, "return the noise itself, not scaled")
 
     def state(self) -> None:
         """No state: what a call depends on is in its arguments."""
         before = copy.deepcopy(getattr(self.coupling, "__dict__", {}))
         first = self.draw(self.data)
         self.draw(self.data.flip(0), seed=1)
-        advice = "make it a frozen dataclass; fit what it must know before the first step"
         same = _same(before, getattr(self.coupling, "__dict__", {}))
+        advice = "make it a frozen dataclass; fit what it must know before the first step"
         _require(same, "no change of attributes in a call", "a change", advice)
         same = torch.equal(first, self.draw(self.data))
-        expected = "noise that does not depend on earlier calls"
-        _require(same, expected, "another noise after a call in between", advice)
+        _require(same, "noise that no earlier call changes", "another noise", advice)
 
     def autocast(self) -> None:
         """Trainers call couplings inside mixed precision."""
         with torch.autocast("cpu", dtype=torch.bfloat16):
             noise = self.draw(self.data)
-        fits = noise.dtype == self.data.dtype and bool(torch.isfinite(noise).all())
+        fits = noise.dtype == self.data.dtype and bool(noise.isfinite().all())
         expected = f"finite noise of {self.data.dtype} inside autocast"
-        advice = "compute outside autocast, or with out=, and return the dtype of the data"
-        _require(fits, expected, noise.dtype, advice)
+        _require(fits, expected, noise.dtype, "compute outside autocast, or with out=")
 
 
 def _same(a: Any, b: Any) -> bool:

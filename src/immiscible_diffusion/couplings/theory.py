@@ -112,6 +112,10 @@ class Distances:
         return low + (high - low) * t**3, 3 * (high - low) * t**2
 
     @cached_property
+    def _cosine(self) -> Array:
+        return bessel_ratio(self.dim, self.length * self.grid[0])
+
+    @cached_property
     def cdf(self) -> Array:
         """``[CELLS + 1]``: the distribution function at the ends of the cells."""
         distance, rate = self.grid
@@ -131,10 +135,6 @@ class Distances:
         total = np.concatenate([[0.0], np.cumsum(cells)])
         return np.asarray(total / total[-1])
 
-    @cached_property
-    def _cosine(self) -> Array:
-        return bessel_ratio(self.dim, self.length * self.grid[0])
-
     def nearest(self, k: int) -> Expected:
         """Expectations over the nearest of ``k`` noises."""
         if k < 1:
@@ -145,21 +145,21 @@ class Distances:
         square = (distance - self.length) ** 2 + 2 * self.length * (distance - back)
         pull, moment = self._mean(along, k), self._mean(square, k)
         near, any_one = self._mean(distance, k), self._mean(distance, 1)
-        return Expected(
-            pull,
-            moment / self.dim,
-            (moment - pull**2) / self.dim,
-            1 - near / any_one,
-        )
+        variance = (moment - pull**2) / self.dim
+        return Expected(pull, moment / self.dim, variance, 1 - near / any_one)
 
     def log_survival(self, distance: Array) -> Array:
         """``log P(a noise is farther)``, between points of the grid by interpolation."""
+        return np.interp(distance, self.grid[0][::2], self._log_survival)
+
+    @cached_property
+    def _log_survival(self) -> Array:
         with np.errstate(divide="ignore"):
-            return np.interp(distance, self.grid[0][::2], np.log1p(-self.cdf))
+            return np.asarray(np.log1p(-self.cdf))
 
     def _mean(self, values: Array, k: int) -> float:
-        with np.errstate(divide="ignore"):
-            winner = -np.expm1(k * np.log1p(-self.cdf))
+        """The mean of ``values`` over the nearest of k, whose survival is that of one to the k."""
+        winner = -np.expm1(k * self._log_survival)
         return float(np.sum((values[1:] + values[:-1]) / 2 * np.diff(winner)))
 
 

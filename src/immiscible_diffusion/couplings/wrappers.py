@@ -1,12 +1,14 @@
 """Couplings around a coupling: the shuffled control, a late start, pairing by a masked part."""
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from operator import attrgetter
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from immiscible_diffusion.couplings._validation import take_condition
 from immiscible_diffusion.couplings.base import (
     Cond,
     Coupling,
@@ -18,57 +20,37 @@ from immiscible_diffusion.couplings.base import (
 )
 
 
+def _of_coupling(name: str) -> Any:
+    return property(attrgetter(f"coupling.{name}"))
+
+
 @dataclass(frozen=True)
 class Wrapper(Coupling):
     """A coupling around ``coupling``, with its properties unless a subclass has others."""
 
     coupling: Coupling
 
+    preserves_marginal = _of_coupling("preserves_marginal")
+    pool_size = _of_coupling("pool_size")
+    across_ranks = _of_coupling("across_ranks")
+    takes_mask = _of_coupling("takes_mask")
+    takes_noise = _of_coupling("takes_noise")
+    check = _of_coupling("check")
+    finish_ranks = _of_coupling("finish_ranks")
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "coupling", as_coupling(self.coupling))
 
-    @property
-    def preserves_marginal(self) -> bool:
-        """As ``coupling``."""
-        return self.coupling.preserves_marginal
-
-    @property
-    def pool_size(self) -> int:
-        """As ``coupling``."""
-        return self.coupling.pool_size
-
-    @property
-    def across_ranks(self) -> bool:
-        """As ``coupling``."""
-        return self.coupling.across_ranks
-
-    @property
-    def takes_mask(self) -> bool:
-        """As ``coupling``."""
-        return self.coupling.takes_mask
-
-    @property
-    def takes_noise(self) -> bool:
-        """As ``coupling``."""
-        return self.coupling.takes_noise
-
     def at_step(self, step: int) -> Coupling:
         """This around the coupling of an optimizer step."""
-        inner = self.coupling.at_step(step)
-        return self if inner is self.coupling else replace(self, coupling=inner)
+        return self._around(self.coupling.at_step(step))
 
     def unpooled(self) -> Coupling:
         """This around the coupling as it is called on a complete pool."""
-        inner = self.coupling.unpooled()
-        return self if inner is self.coupling else replace(self, coupling=inner)
+        return self._around(self.coupling.unpooled())
 
-    def finish_ranks(self, generator: Callable[[int], torch.Generator]) -> None:
-        """As ``coupling``."""
-        self.coupling.finish_ranks(generator)
-
-    def check(self, data: Tensor, mask: Tensor | None) -> Tensor | None:
-        """As ``coupling``."""
-        return self.coupling.check(data, mask)
+    def _around(self, coupling: Coupling) -> Coupling:
+        return self if coupling is self.coupling else replace(self, coupling=coupling)
 
     def inner(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
         """The noise of ``coupling``: its own, or made of ``noise``."""
@@ -149,11 +131,5 @@ class MaskedCoupling(Wrapper):
 
     def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
         """Noise for ``data``; ValueError without the condition."""
-        if cond is None or self.cond_key not in cond:
-            raise ValueError(
-                f"pairing inside the mask needs cond[{self.cond_key!r}], got {sorted(cond or {})}; "
-                f"inpainting gives it"
-            )
-        inside = cond[self.cond_key].bool()
-        inside = inside if mask is None else mask & inside
-        return self.inner(data, noise, cond, inside, generator)
+        inside = take_condition(cond, self.cond_key, "pairing inside the mask").bool()
+        return self.inner(data, noise, cond, inside if mask is None else mask & inside, generator)

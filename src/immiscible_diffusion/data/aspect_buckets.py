@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.data.base import DataSet
-from immiscible_diffusion.data.hf_images import columns, images_from_rows
+from immiscible_diffusion.data.base import DataSet, forward
+from immiscible_diffusion.data.hf_images import images_from_rows
 from immiscible_diffusion.data.image_decoding import (
     ResizeCrop,
     Size,
@@ -19,7 +19,7 @@ from immiscible_diffusion.data.image_decoding import (
     open_image,
     to_bytes,
 )
-from immiscible_diffusion.data.images import draw_flips, to_batch
+from immiscible_diffusion.data.images import LazyImageSet, draw_flips, to_batch
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.random import keyed_generator
 
@@ -31,12 +31,7 @@ def bucket_sizes(size: int, step: int = 64, smallest: int | None = None) -> tupl
     """The shapes of at most ``size x size`` pixels whose sides are multiples of ``step``.
 
     For each side the longest other side within the area; for 1024, 64 and 512 the range of SDXL's
-    list, 512 x 2048 to 2048 x 512 (2307.01952, appendix I).
-
-    Args:
-        size: side of the square.
-        step: sides are multiples of it; at least the downsampling factor of VAE and U-Net together.
-        smallest: the shortest side; by default half of ``size``, rounded to ``step``.
+    list, 512 x 2048 to 2048 x 512 (2307.01952, appendix I). Arguments as for ``Buckets``.
 
     Raises:
         ValueError: sizes that leave no bucket.
@@ -67,27 +62,21 @@ class BucketSampler:
 
     In an epoch the images of each bucket are shuffled and split into batches, then the batches of
     all buckets are shuffled. ``batches`` takes it in place of ``KeyedSampler``.
-
-    Args:
-        bucket: ``[N]`` int64, of each image.
-        batch_size: samples per step, over all ranks.
-        seed: of the run.
-        last: the last batch of a bucket, if it is not full. ``short``: it stays short, so every
-            image comes exactly once an epoch; for one process without accumulation. ``fill``: it is
-            filled with other images of its bucket (with its own again, if the bucket is smaller
-            than a batch), so every image comes at least once an epoch and every batch divides over
-            ranks.
     """
 
-    bucket: Tensor
-    batch_size: int
-    seed: int
+    bucket: Tensor  # ``[N]`` int64, of each image
+    batch_size: int  # samples per step, over all ranks
+    seed: int  # of the run
+    # the last batch of a bucket, if it is not full. ``short``: it stays short, so every image comes
+    # exactly once an epoch; for one process without accumulation. ``fill``: it is filled with other
+    # images of its bucket (with its own again, if the bucket is smaller than a batch), so every
+    # image comes at least once an epoch and every batch divides over ranks
     last: Literal["short", "fill"] = "fill"
 
     def __post_init__(self) -> None:
         if self.bucket.ndim != 1 or not len(self.bucket) or self.batch_size < 1:
             raise ValueError(
-                f"expected the buckets [N] of at least one image and a batch of at least one, got "
+                f"expected the bucket [N] of at least one image and batch_size >= 1, got "
                 f"{list(self.bucket.shape)} and {self.batch_size}"
             )
         if self.last not in ("short", "fill"):
@@ -104,10 +93,9 @@ class BucketSampler:
 
     @cached_property
     def _epoch(self) -> Callable[[int], list[Tensor]]:
-        return lru_cache(maxsize=2)(self._shuffle)
+        return lru_cache(maxsize=2)(self._batches)
 
-    def _shuffle(self, epoch: int) -> list[Tensor]:
-        """The batches of an epoch."""
+    def _batches(self, epoch: int) -> list[Tensor]:
         batches: list[Tensor] = []
         for number, rows in enumerate(self._members):
             generator = keyed_generator(self.seed, epoch, number, "bucket")
@@ -127,52 +115,30 @@ class BucketSampler:
 
 @dataclass(frozen=True, eq=False)
 class BucketedImages(DataSet):
-    """Images in aspect-ratio buckets, decoded when a batch asks for them.
+    """Images in aspect-ratio buckets, decoded when a batch asks for them."""
 
-    Attributes:
-        rows: an addressable table.
-        column: of the images.
-        mode: PIL's, RGB or L.
-        sizes: of the original images.
-        buckets: sizes of the buckets.
-        bucket: ``[N]`` int64, of each image.
-        name: for reports.
-        labels: ``[N]`` int64, or None.
-        class_names: one per class, or None.
-        flip: mirror left and right at random when training.
-        time_ids: add SDXL's ``cond["time_ids"]`` ``[B, 6]``: original size, corner of the crop,
-            size of the bucket; each height first.
-        note: a caveat for reports.
-    """
-
-    rows: Any
-    column: str
-    mode: str
-    sizes: Sequence[Size]
-    buckets: Sequence[Size]
-    bucket: Tensor
-    name: str
-    labels: Tensor | None = None
-    class_names: tuple[str, ...] | None = None
-    flip: bool = False
+    squares: LazyImageSet  # the same images, all cropped to one square
+    sizes: Sequence[Size]  # of the original images
+    buckets: Sequence[Size]  # sizes of the buckets
+    bucket: Tensor  # ``[N]`` int64, of each image
+    # add SDXL's ``cond["time_ids"]`` ``[B, 6]``: original size, corner of the crop, size of the
+    # bucket; each height first
     time_ids: bool = False
-    note: str = ""
+
+    name = forward("squares.name")
+    note = forward("squares.note")
+    labels = forward("squares.labels")
+    class_names = forward("squares.class_names")
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(C, H, W) of the fullest bucket; batches of others differ."""
-        fullest = int(self.bucket.mode().values)
-        return (1 if self.mode == "L" else 3, *self.buckets[fullest])
-
-    @property
-    def num_classes(self) -> int | None:
-        """Number of classes, None without labels."""
-        return len(self.class_names) if self.labels is not None and self.class_names else None
+        return (self.squares.shape[0], *self.buckets[int(self.bucket.mode().values)])
 
     @cached_property
     def digest(self) -> str:
         """Hash of where the rows come from, and of the buckets."""
-        text = f"{self.rows._fingerprint}/{self.buckets}/{self.bucket.tolist()}/{self.mode}"
+        text = f"{self.squares.digest}/{self.buckets}/{self.bucket.tolist()}"
         return hashlib.sha256(text.encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -197,62 +163,38 @@ class BucketedImages(DataSet):
         numbers = self.bucket[indices].unique()
         if len(numbers) != 1:
             raise ValueError(
-                f"a batch must be of one bucket, got images of {len(numbers)}; take the indices "
-                f"from BucketSampler"
+                f"a batch must be of one bucket, got images of {len(numbers)}; take the indices from BucketSampler"
             )
-        bucket = self.buckets[int(numbers)]
-        crops = [ResizeCrop.of(self.sizes[int(row)], bucket) for row in indices]
-        cells = (self.rows[int(row)][self.column] for row in indices)
-        originals = (open_image(cell, self.mode) for cell in cells)
-        images = torch.stack(
-            [to_bytes(crop(image, bucket)) for crop, image in zip(crops, originals, strict=True)]
-        )
-        flips = draw_flips(len(indices), self.flip, generator)
+        bucket, mode = self.buckets[int(numbers)], "L" if self.shape[0] == 1 else "RGB"
+        images, ids = [], []
+        for row in indices.tolist():
+            crop = ResizeCrop.of(self.sizes[row], bucket)
+            image = open_image(self.squares.rows[row][self.squares.column], mode)
+            images.append(to_bytes(crop(image, bucket)))
+            ids.append((*self.sizes[row], crop.top, crop.left, *bucket))
+        flips = draw_flips(len(indices), self.squares.flip, generator)
         labels = None if self.labels is None else self.labels[indices]
-        batch = to_batch(images, labels, 255, flips)
+        batch = to_batch(torch.stack(images), labels, 255, flips)
         if not self.time_ids:
             return batch
-        ids = [
-            (*self.sizes[int(row)], crop.top, crop.left, *bucket)
-            for row, crop in zip(indices, crops, strict=True)
-        ]
         return replace(batch, cond={**(batch.cond or {}), "time_ids": torch.tensor(ids).float()})
 
 
 @dataclass(frozen=True)
 class Buckets:
-    """Aspect-ratio buckets: shapes of about one area, so that little of an image is cropped.
+    """Aspect-ratio buckets: shapes of about one area, so that little of an image is cropped."""
 
-    Args:
-        size: side of the square; no bucket has more pixels.
-        step: sides are multiples of it; at least the downsampling factor of VAE and U-Net together.
-        smallest: the shortest side; by default half of ``size``.
-        time_ids: give SDXL the original size and the crop, ``cond["time_ids"]``.
-    """
-
-    size: int = 1024
+    size: int = 1024  # side of the square; no bucket has more pixels
+    # sides are multiples of it; at least the downsampling factor of VAE and U-Net together
     step: int = 64
-    smallest: int | None = None
-    time_ids: bool = False
+    smallest: int | None = None  # the shortest side; by default half of ``size``
+    time_ids: bool = False  # give SDXL the original size and the crop, ``cond["time_ids"]``
 
     def images(self, rows: Any, config: "DataConfig") -> BucketedImages:
         """The images of ``rows``, opened for ``config``, each in the nearest bucket."""
         buckets = bucket_sizes(self.size, self.step, self.smallest)
-        # Labels and names are those of the images as squares, none of which is decoded for it.
         squares = images_from_rows(rows, replace(config, size=min(buckets[0]), in_memory_gib=0.0))
-        column = columns(rows, config)[0]
-        sizes = [image_size(rows[row][column]) for row in range(len(squares))]
-        return BucketedImages(
-            rows,
-            column,
-            "L" if squares.shape[0] == 1 else "RGB",
-            sizes,
-            buckets,
-            torch.tensor([nearest_bucket(size, buckets) for size in sizes]),
-            squares.name,
-            labels=None if squares.num_classes is None else squares.labels,
-            class_names=squares.class_names,
-            flip=config.flip,
-            time_ids=self.time_ids,
-            note=squares.note,
-        )
+        assert isinstance(squares, LazyImageSet)  # none of which is decoded for it
+        sizes = [image_size(row[squares.column]) for row in squares.rows]
+        bucket = torch.tensor([nearest_bucket(size, buckets) for size in sizes])
+        return BucketedImages(squares, sizes, buckets, bucket, self.time_ids)

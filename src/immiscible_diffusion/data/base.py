@@ -1,13 +1,19 @@
 """What every data set offers to training, evaluation and analysis."""
 
 from collections.abc import Generator, Mapping
-from typing import TYPE_CHECKING
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from immiscible_diffusion.data.sampler import KeyedSampler, Sampler, batches
 from immiscible_diffusion.utils.batch import Batch
+
+
+def forward(path: str) -> Any:
+    """A property that reads the attribute at ``path``, such as ``images.name``."""
+    return property(attrgetter(path))
 
 
 class DataSet:
@@ -35,7 +41,9 @@ class DataSet:
     @property
     def num_classes(self) -> int | None:
         """Number of classes if batches carry ``cond["label"]`` (int64), else None."""
-        return None
+        if self.labels is None:
+            return None
+        return len(self.class_names) if self.class_names else int(self.labels.max()) + 1
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -81,24 +89,6 @@ class DataSet:
         """The order of training: which samples each step gets."""
         return KeyedSampler(len(self), batch_size, seed)
 
-    def batches(
-        self,
-        batch_size: int,
-        seed: int,
-        *,
-        start: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        gradient_accumulation_steps: int = 1,
-        ahead: int = 2,
-    ) -> Generator[Batch, None, None]:
-        """The micro-batches of one rank from step ``start`` on; see ``sampler.batches``."""
-        return batches(
-            self,
-            self.sampler(batch_size, seed),
-            start=start,
-            rank=rank,
-            world=world,
-            gradient_accumulation_steps=gradient_accumulation_steps,
-            ahead=ahead,
-        )
+    def batches(self, batch_size: int, seed: int, **options: int) -> Generator[Batch, None, None]:
+        """The micro-batches of one rank; ``options`` as for ``sampler.batches``."""
+        return batches(self, self.sampler(batch_size, seed), **options)

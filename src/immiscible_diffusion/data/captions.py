@@ -1,23 +1,20 @@
 """Images with prompts: captions of a table or of text files, or the names of their classes."""
 
-import dataclasses
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from immiscible_diffusion.data.aspect_buckets import Buckets
-from immiscible_diffusion.data.base import DataSet
-from immiscible_diffusion.data.coco import coco_rows
-from immiscible_diffusion.data.hf_images import columns, images_from_rows, open_rows
-from immiscible_diffusion.data.load import DataConfig, load_images
+from immiscible_diffusion.data.base import DataSet, forward
+from immiscible_diffusion.data.hf_images import HINT, columns, images_from_rows, open_rows
+from immiscible_diffusion.data.load import DataConfig, coco_rows, load_images
 from immiscible_diffusion.data.prompts import (
     ClassNamePrompts,
-    ColumnCaptions,
     Prompts,
-    SidecarCaptions,
+    StoredCaptions,
     Synonyms,
     Tokenize,
     check_template,
@@ -29,9 +26,9 @@ from immiscible_diffusion.utils.batch import Batch
 
 CAPTION_COLUMNS = ("text", "caption", "captions", "prompt", "sentences")
 IMAGENET_HINT = (
-    "for which its terms must be accepted at huggingface.co/datasets/ILSVRC/imagenet-1k and "
-    "`hf auth login` be run; or set data.path to a folder with its parquet files, or with "
-    "train/n01440764/*.JPEG and LOC_synset_mapping.txt"
+    "go online once, for which its terms must be accepted at "
+    "huggingface.co/datasets/ILSVRC/imagenet-1k and `hf auth login` be run; or set data.path to a "
+    "folder with its parquet files, or with train/n01440764/*.JPEG and LOC_synset_mapping.txt"
 )
 
 
@@ -41,23 +38,17 @@ class NoCaptionsError(ValueError):
 
 @dataclass(frozen=True)
 class Captions:
-    """Where the prompts come from.
+    """Where the prompts come from."""
 
-    Args:
-        column: of the captions; by default one of the usual names (text, caption, captions,
-            prompt, sentences), else text files beside the images, else the class names.
-        template: of class names, with {label} in place of the name.
-        synonyms: of a class name such as "tench, Tinca tinca": the first, one at random each time,
-            or all as written.
-        names: a file of class names, one a line, if those of the data set are ids.
-        extension: of text files beside the images.
-    """
-
+    # of the captions; by default one of the usual names (text, caption, captions, prompt,
+    # sentences), else text files beside the images, else the class names
     column: str | None = None
-    template: str = "{label}"
+    template: str = "{label}"  # of class names, with {label} in place of the name
+    # of a class name such as "tench, Tinca tinca": the first, one at random each time, or all as
+    # written
     synonyms: Synonyms = "first"
-    names: str | None = None
-    extension: str = ".txt"
+    names: str | None = None  # a file of class names, one a line, if those of the data set are ids
+    extension: str = ".txt"  # of text files beside the images
 
     def __post_init__(self) -> None:
         check_template(self.template)
@@ -67,50 +58,40 @@ class Captions:
             raise ValueError(f"synonyms must be first, random or all, got '{self.synonyms}'")
 
     def of_classes(self, images: DataSet, folder: str | None) -> ClassNamePrompts:
-        """Prompts of the class names of ``images``; ValueError if there are none."""
+        """Prompts of the class names of ``images``; NoCaptionsError if there are none."""
         if images.labels is None or images.class_names is None:
             raise NoCaptionsError(
-                f"the data set {images.name} has neither captions nor labels with class names; "
-                f"give a Captioned"
+                f"the data set {images.name} has neither captions nor labels with class names; give a Captioned"
             )
         path = Path(folder) if folder else None
         names = load_class_names(images.class_names, self.names, path)
         return ClassNamePrompts(images.labels, names, self.template, self.synonyms)
 
 
+def add_tokens(batch: Batch, tokenize: Tokenize, texts: Sequence[str]) -> Batch:
+    """``batch`` with the tokens of its ``texts``, one for each sample, among the conditions."""
+    tokens = tokenize(texts)
+    named = tokens if isinstance(tokens, dict) else {"tokens": tokens}
+    return replace(batch, cond={**(batch.cond or {}), **named})
+
+
 @dataclass(frozen=True, eq=False)
 class Captioned(DataSet):
-    """Images (or their latents), each with a prompt.
+    """Images (or their latents), each with a prompt."""
 
-    Attributes:
-        images: with or without labels.
-        prompts: of each image.
-        tokenize: texts to ``[B, L]`` int64; without it, batches carry no tokens.
-    """
-
-    images: DataSet
-    prompts: Prompts
+    images: DataSet  # with or without labels
+    prompts: Prompts  # of each image
+    # texts to ``[B, L]`` int64; without it, batches carry no tokens
     tokenize: Tokenize | None = None
 
-    @property
-    def name(self) -> str:
-        """Name for reports."""
-        return self.images.name
-
-    @property
-    def note(self) -> str:
-        """That of the images."""
-        return self.images.note
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one image."""
-        return self.images.shape
-
-    @property
-    def num_classes(self) -> int | None:
-        """Number of classes, None without labels."""
-        return self.images.num_classes
+    name = forward("images.name")
+    note = forward("images.note")
+    shape = forward("images.shape")
+    num_classes = forward("images.num_classes")
+    labels = forward("images.labels")
+    is_encoded = forward("images.is_encoded")
+    digest = forward("images.digest")
+    common_rows = forward("images.common_rows")
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -119,48 +100,27 @@ class Captioned(DataSet):
             return tuple(self.prompts.names)
         return self.images.class_names
 
-    @property
-    def labels(self) -> Tensor | None:
-        """Labels ``[N]`` of the images, or None."""
-        return self.images.labels
-
-    @property
-    def is_encoded(self) -> bool:
-        """Whether they are latents already, which a codec passes on as they are."""
-        return self.images.is_encoded
-
-    @property
-    def digest(self) -> str | None:
-        """Hash of the images."""
-        return self.images.digest
-
     def __len__(self) -> int:
         return len(self.images)
-
-    def common_rows(self) -> Tensor:
-        """Of the images."""
-        return self.images.common_rows()
 
     def sampler(self, batch_size: int, seed: int) -> Sampler:
         """The sampler of the images."""
         return self.images.sampler(batch_size, seed)
 
-    def texts(self, indices: Tensor, generator: torch.Generator | None = None) -> list[str]:
+    def texts(self, indices: torch.Tensor, generator: torch.Generator | None = None) -> list[str]:
         """The prompts at ``indices`` ``[B]``; one of several captions iff a generator is given."""
         return sample_prompts(self.prompts, indices, generator)
 
-    def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
+    def batch(self, indices: torch.Tensor, generator: torch.Generator | None = None) -> Batch:
         """The images, with ``cond["tokens"]`` ``[B, L]`` int64 of their prompts."""
         batch = self.images.batch(indices, generator)
         if self.tokenize is None:
             return batch
-        tokens = self.tokenize(self.texts(indices, generator))
-        named = tokens if isinstance(tokens, dict) else {"tokens": tokens}
-        return dataclasses.replace(batch, cond={**(batch.cond or {}), **named})
+        return add_tokens(batch, self.tokenize, self.texts(indices, generator))
 
     def tokenized(self, tokenize: Tokenize) -> "Captioned":
         """The same with a tokenizer."""
-        return dataclasses.replace(self, tokenize=tokenize)
+        return replace(self, tokenize=tokenize)
 
 
 def load_captioned(
@@ -169,13 +129,7 @@ def load_captioned(
     tokenize: Tokenize | None = None,
     buckets: Buckets | None = None,
 ) -> Captioned:
-    """The images that ``config`` names with their prompts.
-
-    Args:
-        config: as for ``load_images``.
-        captions: where prompts come from.
-        tokenize: texts to tokens.
-        buckets: aspect-ratio buckets; without, every image is cropped to a square.
+    """The images that ``config`` names with their prompts; without ``buckets``, all of one size.
 
     Raises:
         ValueError: what ``load_images`` raises; no such column; an image without a text file;
@@ -190,8 +144,7 @@ def load_captioned(
     if config.name == "coco":
         rows = coco_rows(config)
     else:
-        imagenet = config.name == "imagenet-1k"
-        rows = open_rows(config, IMAGENET_HINT if imagenet else "or set data.path to a local copy")
+        rows = open_rows(config, IMAGENET_HINT if config.name == "imagenet-1k" else HINT)
     images = images_from_rows(rows, config) if buckets is None else buckets.images(rows, config)
     return Captioned(images, _prompts(rows, images, captions, config), tokenize)
 
@@ -202,7 +155,9 @@ def _prompts(rows: Any, images: DataSet, captions: Captions, config: DataConfig)
     if column is not None:
         return _column_captions(rows, column, len(images))
     if files := _text_files(rows, columns(rows, config)[0], captions.extension, len(images)):
-        return SidecarCaptions(files)
+        return StoredCaptions(
+            lambda row: [" ".join(files[row].read_text(encoding="utf-8").split())]
+        )
     if images.num_classes is None:
         raise NoCaptionsError(
             f"{config.path or config.name} has no prompts for its images: no column of captions "
@@ -219,7 +174,11 @@ def caption_column(rows: Any, name: str | None) -> str | None:
     Raises:
         ValueError: the column ``name`` is absent, or is not of texts.
     """
-    texts = [column for column, kind in rows.features.items() if _is_text(_element(kind))]
+
+    def element(kind: Any) -> Any:  # the type of a column, or of the elements of its lists
+        return kind[0] if isinstance(kind, list) and kind else getattr(kind, "feature", kind)
+
+    texts = [column for column, kind in rows.features.items() if _is_text(element(kind))]
     if name is None:
         return next((column for column in CAPTION_COLUMNS if column in texts), None)
     if name not in texts:
@@ -231,16 +190,11 @@ def caption_column(rows: Any, name: str | None) -> str | None:
     return name
 
 
-def _element(kind: Any) -> Any:
-    """The type of a column, or of the elements of its lists."""
-    return kind[0] if isinstance(kind, list) and kind else getattr(kind, "feature", kind)
-
-
 def _is_text(kind: Any) -> bool:
     return getattr(kind, "dtype", None) in ("string", "large_string")
 
 
-def _column_captions(rows: Any, column: str, count: int) -> ColumnCaptions:
+def _column_captions(rows: Any, column: str, count: int) -> StoredCaptions:
     texts = rows.select_columns(column).select(range(count))
     cells = texts.with_format("arrow")[:][column]
     empty = cells.null_count
@@ -248,10 +202,14 @@ def _column_captions(rows: Any, column: str, count: int) -> ColumnCaptions:
         empty = sum(not cell or None in cell for cell in cells.to_pylist())
     if empty:
         raise ValueError(
-            f"column '{column}' has {empty} of {count} rows without a caption; leave them out, or "
-            f"write an empty text"
+            f"column '{column}' has {empty} of {count} rows without a caption; leave them out, or write an empty text"
         )
-    return ColumnCaptions(texts, column)
+
+    def choices(row: int) -> Sequence[str]:
+        value = texts[row][column]
+        return [value] if isinstance(value, str) else value
+
+    return StoredCaptions(choices)
 
 
 def _text_files(rows: Any, column: str, extension: str, count: int) -> list[Path]:
@@ -268,7 +226,6 @@ def _text_files(rows: Any, column: str, extension: str, count: int) -> list[Path
         return []
     if absent:
         raise ValueError(
-            f"{len(absent)} of {count} images have no caption, such as {absent[0]}; write one "
-            f"(the file may be empty)"
+            f"{len(absent)} of {count} images have no caption, such as {absent[0]}; write one (the file may be empty)"
         )
     return files

@@ -33,21 +33,15 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SampleFolder(DataSet):
-    """A data set of the images in a folder: in tar shards where there are any, else in files.
-
-    Args:
-        folder: where they are.
-        size: resize the shorter side to this and cut out the center square; None = as they are.
-        channels: 1 or 3.
-    """
+    """A data set of the images in a folder: in tar shards where there are any, else in files."""
 
     folder: Path
-    size: int | None = None
-    channels: int = 3
+    size: int | None = None  # of the center square, after resizing; None = as they are
+    channels: int = 3  # or 1
 
     @property
     def name(self) -> str:
-        """Name for reports."""
+        """The folder."""
         return str(self.folder)
 
     @cached_property
@@ -95,8 +89,7 @@ class SampleFolder(DataSet):
         file = self.folder / PROMPTS
         if not file.is_file():
             raise ValueError(
-                f"{file} is absent, so the prompts of the images are not known; write it: a prompt "
-                f"a line, image i of line i mod their number"
+                f"{file} is absent; write it: a prompt a line, image i of line i mod their number"
             )
         return file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
 

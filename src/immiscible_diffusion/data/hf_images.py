@@ -3,6 +3,7 @@
 import glob
 import re
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.data.image_decoding import as_file, decode_image
+from immiscible_diffusion.data.image_decoding import decode_image, opened_image
 from immiscible_diffusion.data.images import ImageSet, LazyImageSet
 from immiscible_diffusion.utils.optional_deps import require_extra
 
@@ -22,16 +23,13 @@ HUB = {
     "fashion_mnist": "zalandoresearch/fashion_mnist",
     "imagenet-1k": "ILSVRC/imagenet-1k",
 }
+HINT = "go online once, or set data.path to a local copy"
 DECODE_CHUNK = 256
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-JPEG = b"\xff\xd8"
-JPEG_NOTE = "JPEG re-encoded"
 GRAY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
 
 
-def load_hf_images(
-    config: "DataConfig", hint: str = "or set data.path to a local copy"
-) -> ImageSet | LazyImageSet:
+def load_hf_images(config: "DataConfig", hint: str = HINT) -> ImageSet | LazyImageSet:
     """The set of ``config``: decoded into memory if it fits, else decoded when needed."""
     return images_from_rows(open_rows(config, hint), config)
 
@@ -39,9 +37,13 @@ def load_hf_images(
 def images_from_rows(rows: Any, config: "DataConfig") -> ImageSet | LazyImageSet:
     """The images of ``rows``, which ``open_rows`` returned."""
     image_column, label_column = columns(rows, config)
-    labels = _labels(rows, label_column) if label_column else None
-    names = None
-    if label_column and labels:  # of the classes of the whole split; numbers for plain integers
+    labels = names = None
+    if label_column:  # of the whole split, read as a column: by row takes longer than the images
+        labels = rows[label_column][:]
+        if any(label is None or label < 0 for label in labels):
+            raise ValueError(
+                f"column '{label_column}' has rows without a label (empty or negative); set data.labels false"
+            )
         names = getattr(rows.features[label_column], "names", None)
         names = tuple(names or map(str, range(max(labels) + 1)))
     if config.max_samples is not None:
@@ -49,15 +51,14 @@ def images_from_rows(rows: Any, config: "DataConfig") -> ImageSet | LazyImageSet
     mode = _mode(rows, image_column, config)
     first = decode_image(rows[0][image_column], mode, config.size)
     decode = partial(_decode, mode, config.size, tuple(first.shape))
-    common: dict[str, Any] = {
-        "name": config.name.removeprefix("hub:"),
-        "note": _note(config, rows[0][image_column]),
-        "class_names": names,
-        "flip": config.flip,
-    }
+    with opened_image(rows[0][image_column]) as image:
+        # CIFAR-10 is lossless as published: figures made of a JPEG copy must say so.
+        recoded = config.name == "cifar10" and image.format == "JPEG"
+    name, note = config.name.removeprefix("hub:"), "JPEG re-encoded" if recoded else ""
+    common: dict[str, Any] = {"note": note, "class_names": names, "flip": config.flip}
     if len(rows) * first.numel() > config.in_memory_gib * 2**30:
         shape = tuple(first.shape)
-        return LazyImageSet(rows, image_column, decode, shape, label=label_column, **common)
+        return LazyImageSet(rows, image_column, decode, shape, name, label=label_column, **common)
     with require_extra("train", "the progress bar"):
         from tqdm import tqdm
     images = torch.empty((len(rows), *first.shape), dtype=torch.uint8)
@@ -67,38 +68,35 @@ def images_from_rows(rows: Any, config: "DataConfig") -> ImageSet | LazyImageSet
     for row, cell in enumerate(bar):
         images[row] = decode(cell)
     target = None if labels is None else torch.tensor(labels[: len(rows)])
-    return ImageSet(images, labels=target, **common)
+    return ImageSet(images, name, target, **common)
 
 
-def open_rows(config: "DataConfig", hint: str) -> Any:
-    """The split as a ``datasets.Dataset`` whose images stay encoded; not empty."""
+def open_rows(config: "DataConfig", hint: str, stream: bool = False) -> Any:
+    """The split as a ``datasets.Dataset`` (``stream``: an iterable one) of encoded images.
+
+    The ``hint`` says what to do where the hub is out of reach.
+    """
     with require_extra("train", f"the data set {config.name}"):
         import datasets
     arguments = load_arguments(config)
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
-        rows = datasets.load_dataset(split=config.split, **arguments)
+        rows: Any = datasets.load_dataset(split=config.split, streaming=stream, **arguments)
     except Exception as error:
         if "data_files" in arguments:
             raise ValueError(f"{config.path} cannot be read as images: {error}") from error
         raise ValueError(
             f"the data set {arguments['path']} cannot be loaded from the hub "
-            f"({type(error).__name__}: {str(error).partition(chr(10))[0]}); go online once, {hint}"
+            f"({type(error).__name__}: {str(error).partition(chr(10))[0]}); {hint}"
         ) from error
-    rows = keep_encoded(rows)
-    if len(rows) == 0:
-        raise ValueError(f"{config.path or config.name} has no images in the split {config.split}")
-    return rows
-
-
-def keep_encoded(rows: Any) -> Any:
-    """``rows`` with images as bytes or paths instead of decoded."""
-    import datasets
-
+    if rows.features is None:
+        raise ValueError(f"{config.name} does not declare its columns; download it")
     for name, feature in rows.features.items():
         if isinstance(feature, datasets.Image) or name in ("img", "image"):
             rows = rows.cast_column(name, datasets.Image(decode=False))
+    if not stream and len(rows) == 0:
+        raise ValueError(f"{config.path or config.name} has no images in the split {config.split}")
     return rows
 
 
@@ -117,9 +115,8 @@ def load_arguments(config: "DataConfig") -> dict[str, Any]:
     if parquet:
         files = [glob.escape(str(file)) for file in parquet if _in_split(file, path, config.split)]
         if not files:
-            raise ValueError(
-                f"{path}: no parquet file there has '{config.split}' in its name or folder"
-            )
+            where = "in its name or folder"
+            raise ValueError(f"{path}: no parquet file there has '{config.split}' {where}")
         return {"path": "parquet", "data_files": {config.split: files}}
     split = path / config.split
     if not split.is_dir() and config.split != "train":
@@ -142,17 +139,15 @@ def columns(rows: Any, config: "DataConfig") -> tuple[str, str | None]:
 
     images = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
     if not images:
-        raise ValueError(
-            f"{config.path or config.name} has no column of images; columns: "
-            f"{', '.join(rows.features)}"
-        )
-    labels = [
-        name
-        for name, kind in rows.features.items()
-        if isinstance(kind, datasets.ClassLabel)
-        or (name == "label" and str(getattr(kind, "dtype", None)).startswith(("int", "uint")))
-    ]
-    return images[0], labels[0] if config.labels and labels else None
+        known = ", ".join(rows.features)
+        raise ValueError(f"{config.path or config.name} has no column of images; columns: {known}")
+
+    def is_label(name: str, kind: Any) -> bool:
+        whole = str(getattr(kind, "dtype", None)).startswith(("int", "uint"))
+        return isinstance(kind, datasets.ClassLabel) or (name == "label" and whole)
+
+    labels = (name for name, kind in rows.features.items() if is_label(name, kind))
+    return images[0], next(labels, None) if config.labels else None
 
 
 def _in_split(file: Path, root: Path, split: str) -> bool:
@@ -171,48 +166,24 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in EXTENSIONS
 
 
-def _labels(rows: Any, column: str) -> list[int]:
-    """The labels of all rows, read as a column: row by row takes longer than the images."""
-    labels: list[int] = rows[column][:]
-    if any(label is None or label < 0 for label in labels):
-        raise ValueError(
-            f"column '{column}' has rows without a label (empty or negative); set data.labels false"
-        )
-    return labels
-
-
 def _mode(rows: Any, column: str, config: "DataConfig") -> str:
     """PIL's mode: by ``config.channels``, else gray if the first hundred images all are."""
     if config.channels is not None:
         return "L" if config.channels == 1 else "RGB"
-    with require_extra("train", "reading images"):
-        from PIL import Image
-
     for row in rows.select(range(min(100, len(rows)))):
-        try:
-            with Image.open(as_file(row[column])) as image:
-                if image.mode not in GRAY_MODES:
-                    return "RGB"
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            continue  # decode_image raises, and names the image
+        with (
+            suppress(ValueError),
+            opened_image(row[column]) as image,
+        ):  # decoding names a broken one
+            if image.mode not in GRAY_MODES:
+                return "RGB"
     return "L"
-
-
-def _note(config: "DataConfig", cell: dict[str, Any]) -> str:
-    """CIFAR-10 is lossless as published: figures made of a JPEG copy must say so."""
-    if config.name != "cifar10":
-        return ""
-    content = cell.get("bytes")
-    if content is None:
-        content = Path(cell["path"]).read_bytes()
-    return JPEG_NOTE if content[:2] == JPEG else ""
 
 
 def _decode(mode: str, size: int | None, shape: tuple[int, ...], cell: dict[str, Any]) -> Tensor:
     image = decode_image(cell, mode, size)
     if image.shape != shape:
         raise ValueError(
-            f"images differ in size: {shape} and {tuple(image.shape)}; set data.size to resize "
-            f"them to one"
+            f"images differ in size: {shape} and {tuple(image.shape)}; set data.size to resize them to one"
         )
     return image

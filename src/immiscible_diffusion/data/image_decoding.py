@@ -1,6 +1,8 @@
 """Decode one encoded image to bytes: upright, on white, of 8 bits, resized and cropped."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,55 +17,48 @@ Size = tuple[int, int]
 """Height and width in pixels."""
 
 
-def decode_image(cell: dict[str, Any], mode: str, size: int | None = None) -> Tensor:
-    """A cell of an image column as ``[C, H, W]`` uint8.
-
-    Args:
-        cell: ``bytes``, or ``path``.
-        mode: PIL's, RGB or L.
-        size: side of the center square that the image is resized and cropped to.
+@contextmanager
+def opened_image(cell: dict[str, Any]) -> Iterator[Any]:
+    """A cell of an image column, ``bytes`` or ``path``, as PIL opens it.
 
     Raises:
         ValueError: names an image that is broken.
     """
     with require_extra("train", "reading images"):
-        import PIL  # noqa: F401
-    image = open_image(cell, mode)
-    if size is not None:
-        crop = ResizeCrop.of((image.height, image.width), (size, size))
-        image = crop(image, (size, size))
-    return to_bytes(image)
+        from PIL import Image
+    content = cell.get("bytes")
+    try:
+        with Image.open(cell["path"] if content is None else io.BytesIO(content)) as image:
+            yield image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        name = cell.get("path") or "an image of the data set"
+        raise ValueError(f"{name} cannot be read as an image: {error}") from error
 
 
 def open_image(cell: dict[str, Any], mode: str) -> Any:
-    """A cell of an image column as an upright PIL image on white; ValueError if it is broken."""
-    from PIL import Image, ImageOps
+    """A cell of an image column as an upright PIL image on white, of PIL's ``mode`` RGB or L."""
+    with opened_image(cell) as image:
+        from PIL import ImageOps
 
-    try:
-        with Image.open(as_file(cell)) as image:
-            ImageOps.exif_transpose(image, in_place=True)
-            return _on_white(_eight_bit(image)).convert(mode)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _broken(cell, error) from error
+        ImageOps.exif_transpose(image, in_place=True)
+        return _on_white(_eight_bit(image)).convert(mode)
+
+
+def decode_image(cell: dict[str, Any], mode: str, size: int | None = None) -> Tensor:
+    """A cell of an image column as ``[C, H, W]`` uint8; resized and cropped to a center square."""
+    image = open_image(cell, mode)
+    if size is not None:
+        image = ResizeCrop.of((image.height, image.width), (size, size))(image, (size, size))
+    return to_bytes(image)
 
 
 def image_size(cell: dict[str, Any]) -> Size:
     """Size of a cell's image once it is upright, from its header alone."""
-    from PIL import Image
-
-    try:
-        with Image.open(as_file(cell)) as image:
-            width, height = image.size
-            turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
-            sideways = turned and image.format != "TIFF"  # whose sides Pillow swaps itself
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _broken(cell, error) from error
+    with opened_image(cell) as image:
+        width, height = image.size
+        turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+        sideways = turned and image.format != "TIFF"  # whose sides Pillow swaps itself
     return (width, height) if sideways else (height, width)
-
-
-def as_file(cell: dict[str, Any]) -> Any:
-    """What PIL opens: the bytes of a cell of an image column, or its path."""
-    return io.BytesIO(cell["bytes"]) if cell.get("bytes") is not None else cell["path"]
 
 
 def to_bytes(image: Any) -> Tensor:
@@ -74,17 +69,11 @@ def to_bytes(image: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class ResizeCrop:
-    """How an image is fitted to a size: resized so that it covers it, then cropped.
+    """How an image is fitted to a size: resized so that it covers it, then cropped."""
 
-    Attributes:
-        resized: height and width after resizing.
-        top: rows cropped above.
-        left: columns cropped on the left.
-    """
-
-    resized: Size
-    top: int
-    left: int
+    resized: Size  # height and width after resizing
+    top: int  # rows cropped above
+    left: int  # columns cropped on the left
 
     @classmethod
     def of(cls, size: Size, target: Size) -> "ResizeCrop":
@@ -102,11 +91,6 @@ class ResizeCrop:
         kind = Image.Resampling.BOX if smaller else Image.Resampling.BICUBIC
         box = (self.left, self.top, self.left + target[1], self.top + target[0])
         return image.resize((width, height), kind).crop(box)
-
-
-def _broken(cell: dict[str, Any], error: Exception) -> ValueError:
-    where = cell.get("path") or "an image of the data set"
-    return ValueError(f"{where} cannot be read as an image: {error}")
 
 
 def _eight_bit(image: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -32,60 +32,39 @@ def draw_flips(count: int, flip: bool, generator: torch.Generator | None) -> Ten
 
 @dataclass(frozen=True, eq=False)
 class ImageSet(DataSet):
-    """Images in memory.
+    """Images in memory."""
 
-    Attributes:
-        images: ``[N, C, H, W]`` uint8.
-        name: for reports.
-        labels: ``[N]`` int64 from 0, or None.
-        levels: the byte that maps to +1; 0 maps to -1.
-        note: what every figure made of it must say.
-        class_names: one per class, or None.
-        flip: mirror left and right at random when training.
-    """
-
-    images: Tensor
-    name: str
-    labels: Tensor | None = None
-    levels: int = 255
-    note: str = ""
-    class_names: tuple[str, ...] | None = None
-    flip: bool = False
+    images: Tensor  # ``[N, C, H, W]`` uint8
+    name: str  # for reports
+    labels: Tensor | None = None  # ``[N]`` int64 from 0, or None
+    levels: int = 255  # the byte that maps to +1; 0 maps to -1
+    note: str = ""  # what every figure made of it must say
+    class_names: tuple[str, ...] | None = None  # one per class, or None
+    flip: bool = False  # mirror left and right at random when training
 
     def __post_init__(self) -> None:
+        def require(condition: bool, message: str) -> None:
+            if not condition:
+                raise ValueError(f"{self.name}: {message}")
+
         images, labels = self.images, self.labels
-        if images.dtype != torch.uint8 or images.ndim != 4 or not images.numel():
-            raise ValueError(
-                f"{self.name}: images must be uint8 [N, C, H, W] with N >= 1, got "
-                f"{images.dtype} {tuple(images.shape)}"
-            )
-        if int(images.max()) > self.levels:
-            raise ValueError(f"{self.name}: a byte is above levels = {self.levels}")
+        fine = images.dtype == torch.uint8 and images.ndim == 4 and images.numel() > 0
+        kind = f"{images.dtype} {tuple(images.shape)}"
+        require(fine, f"images must be uint8 [N, C, H, W] with N >= 1, got {kind}")
+        require(int(images.max()) <= self.levels, f"a byte is above levels = {self.levels}")
         if labels is None:
             return
-        if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
-            raise ValueError(
-                f"{self.name}: labels must be int64 [{len(images)}], got {labels.dtype} "
-                f"{tuple(labels.shape)}"
-            )
-        top = len(self.class_names) - 1 if self.class_names is not None else int(labels.max())
-        if int(labels.min()) < 0 or int(labels.max()) > top:
-            raise ValueError(
-                f"{self.name}: labels run from {int(labels.min())} to {int(labels.max())}; "
-                f"expected 0 to {top}"
-            )
+        fine = labels.dtype == torch.int64 and labels.shape == images.shape[:1]
+        kind = f"{labels.dtype} {tuple(labels.shape)}"
+        require(fine, f"labels must be int64 [{len(images)}], got {kind}")
+        low, high, classes = int(labels.min()), int(labels.max()), self.num_classes or 0
+        span = f"labels run from {low} to {high}; expected 0 to {classes - 1}"
+        require(low >= 0 and high < classes, span)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(C, H, W)."""
         return tuple(self.images.shape[1:])
-
-    @cached_property
-    def num_classes(self) -> int | None:
-        """Number of classes, None without labels."""
-        if self.labels is None:
-            return None
-        return len(self.class_names) if self.class_names else int(self.labels.max()) + 1
 
     @cached_property
     def digest(self) -> str:
@@ -105,42 +84,21 @@ class ImageSet(DataSet):
         flips = draw_flips(len(indices), self.flip, generator)
         return to_batch(self.images[indices], labels, self.levels, flips)
 
-    def subset(self, indices: Tensor) -> "ImageSet":
-        """The images at ``indices`` as a set of its own."""
-        labels = None if self.labels is None else self.labels[indices]
-        return replace(self, images=self.images[indices], labels=labels)
-
 
 @dataclass(frozen=True, eq=False)
 class LazyImageSet(DataSet):
-    """Images too many to hold: decoded when a batch asks for them.
+    """Images too many to hold: decoded when a batch asks for them."""
 
-    Attributes:
-        rows: an addressable ``datasets.Dataset``.
-        column: of the images.
-        decode: a cell of that column to ``[C, H, W]`` uint8.
-        shape: (C, H, W).
-        name: for reports.
-        label: column of the labels, or None.
-        note: what every figure made of it must say.
-        class_names: one per class, or None.
-        flip: mirror left and right at random when training.
-    """
-
-    rows: Any
-    column: str
+    rows: Any  # an addressable ``datasets.Dataset``
+    column: str  # of the images
+    # a cell of that column to ``[C, H, W]`` uint8
     decode: Callable[[dict[str, Any]], Tensor] = field(repr=False)
-    shape: tuple[int, ...]
-    name: str
-    label: str | None = None
-    note: str = ""
-    class_names: tuple[str, ...] | None = None
-    flip: bool = False
-
-    @property
-    def num_classes(self) -> int | None:
-        """Number of classes, None without labels."""
-        return None if self.label is None or self.class_names is None else len(self.class_names)
+    shape: tuple[int, ...]  # (C, H, W)
+    name: str  # for reports
+    label: str | None = None  # column of the labels, or None
+    note: str = ""  # what every figure made of it must say
+    class_names: tuple[str, ...] | None = None  # one per class, or None
+    flip: bool = False  # mirror left and right at random when training
 
     @cached_property
     def labels(self) -> Tensor | None:

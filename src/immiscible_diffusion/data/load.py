@@ -1,18 +1,20 @@
-"""Load images by name: from this machine, from local files or from the hub."""
+"""Images by name: from this machine, from local files or from the hub."""
 
-from collections.abc import Callable
+import gzip
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch.nn.functional import interpolate
 
 from immiscible_diffusion.data.base import DataSet
-from immiscible_diffusion.data.coco import coco_rows
 from immiscible_diffusion.data.hf_images import images_from_rows, load_hf_images
 from immiscible_diffusion.data.images import ImageSet
-from immiscible_diffusion.data.mnist import read_idx
+from immiscible_diffusion.utils.atomic_files import read_json
 from immiscible_diffusion.utils.optional_deps import require_extra
 
 LOCAL = ("digits", "fashion_mnist")  # data sets that need no path
@@ -21,41 +23,37 @@ FASHION = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
+COCO_FOLDERS = {"train": ("train2017", "train2014"), "validation": ("val2017", "val2014")}
+COCO_DOWNLOAD = (
+    "download train2017.zip (or val2017.zip) and annotations_trainval2017.zip from "
+    "images.cocodataset.org (zips/ and annotations/), unpack both into one folder, and set "
+    "data.path to it; a copy on the hub is read as hub:ID"
+)
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which data set, and how it is prepared.
+    """Which data set, and how it is prepared."""
 
-    Args:
-        name: digits, fashion_mnist, cifar10, imagenet-1k, coco, folder, or hub:ID
-            for a data set of the hub.
-        path: local folder (or parquet file); required for ``folder``, instead of the hub otherwise.
-        split: train or test, where the set has both.
-        size: resize the shorter side to this and crop the center square; None = no resizing.
-        channels: 1 = gray, 3 = color; None = as in the files.
-        flip: mirror left and right at random when training.
-        labels: read the labels, where there are any.
-        max_samples: use only the first N samples; when streaming, N are kept for validation and
-            previews.
-        in_memory_gib: decode once and hold in memory up to this size; above, decode when needed.
-        stream: read shards (tar, parquet, the hub) from start to end, for sets larger than the
-            disk; data order is not restored on resume.
-        shuffle_buffer: when streaming, the number of samples that the next is drawn from.
-        on_error: when streaming, ``raise``, or ``skip`` what cannot be read, with a warning.
-    """
-
+    # digits, fashion_mnist, cifar10, imagenet-1k, coco, folder, or hub:ID for a data set of the hub
     name: str = "digits"
+    # local folder (or parquet file); required for ``folder``, instead of the hub otherwise
     path: str | None = None
-    split: str = "train"
+    split: str = "train"  # train or test, where the set has both
+    # resize the shorter side to this and crop the center square; None = no resizing
     size: int | None = None
-    channels: int | None = None
-    flip: bool = False
-    labels: bool = True
+    channels: int | None = None  # 1 = gray, 3 = color; None = as in the files
+    flip: bool = False  # mirror left and right at random when training
+    labels: bool = True  # read the labels, where there are any
+    # use only the first N samples; when streaming, N are kept for validation and previews
     max_samples: int | None = None
+    # decode once and hold in memory up to this size; above, decode when needed
     in_memory_gib: float = 4.0
+    # read shards (tar, parquet, the hub) from start to end, for sets larger than the disk; data
+    # order is not restored on resume
     stream: bool = False
-    shuffle_buffer: int = 1000
+    shuffle_buffer: int = 1000  # when streaming, the number of samples that the next is drawn from
+    # when streaming, ``raise``, or ``skip`` what cannot be read, with a warning
     on_error: Literal["raise", "skip"] = "raise"
 
     def __post_init__(self) -> None:
@@ -76,8 +74,8 @@ class DataConfig:
         """The same if it needs no download, else 32 x 32 color images of digits."""
         if self.path or self.name in LOCAL:
             return self
-        options = {"flip": self.flip, "max_samples": self.max_samples}
-        return DataConfig("digits", size=32, channels=3, **options)  # type: ignore[arg-type]
+        flip, max_samples = self.flip, self.max_samples
+        return DataConfig("digits", size=32, channels=3, flip=flip, max_samples=max_samples)
 
 
 def load_images(config: DataConfig) -> DataSet:
@@ -90,9 +88,8 @@ def load_images(config: DataConfig) -> DataSet:
     if config.name.startswith("hub:"):
         return load_hf_images(config)
     if config.name not in SOURCES:
-        raise ValueError(
-            f"unknown data set '{config.name}'; known: {', '.join(SOURCES)}, or hub:ID"
-        )
+        known = ", ".join(SOURCES)
+        raise ValueError(f"unknown data set '{config.name}'; known: {known}, or hub:ID")
     return SOURCES[config.name](config)
 
 
@@ -102,9 +99,7 @@ def _digits(config: DataConfig) -> DataSet:
     with require_extra("train", "the data set digits"):
         from sklearn.datasets import load_digits
     bunch = load_digits()
-    images = torch.from_numpy(bunch.images).to(torch.uint8)[:, None]
-    names = tuple(str(name) for name in bunch.target_names)
-    return _gray_images(config, images, torch.from_numpy(bunch.target).long(), names, levels=16)
+    return _gray_images(config, bunch.images, bunch.target, bunch.target_names, levels=16)
 
 
 def _fashion_mnist(config: DataConfig) -> DataSet:
@@ -117,41 +112,102 @@ def _fashion_mnist(config: DataConfig) -> DataSet:
         for name in (f"{prefix}-images-idx3-ubyte", f"{prefix}-labels-idx1-ubyte")
     )
     if images and labels:
-        data = torch.from_numpy(read_idx(images).copy())[:, None]
-        return _gray_images(config, data, torch.from_numpy(read_idx(labels).copy()).long(), FASHION)
+        return _gray_images(config, read_idx(images), read_idx(labels), FASHION)
     if config.path:
         raise ValueError(
-            f"{config.path} lacks {prefix}-images-idx3-ubyte or {prefix}-labels-idx1-ubyte "
-            f"(plain or .gz)"
+            f"{config.path} lacks {prefix}-images-idx3-ubyte or {prefix}-labels-idx1-ubyte (plain or .gz)"
         )
-    return load_hf_images(
-        config, "or install Debian's package dataset-fashion-mnist, or set data.path"
-    )
+    hint = "go online once, or install Debian's package dataset-fashion-mnist, or set data.path"
+    return load_hf_images(config, hint)
 
 
 def _gray_images(
-    config: DataConfig, images: Tensor, labels: Tensor, names: tuple[str, ...], levels: int = 255
+    config: DataConfig,
+    arrays: np.ndarray,
+    classes: np.ndarray,
+    names: Sequence[str],
+    levels: int = 255,
 ) -> ImageSet:
-    """Bytes ``[N, 1, H, W]`` prepared as the config asks."""
-    images, labels = images[: config.max_samples], labels[: config.max_samples]
+    """Bytes ``[N, H, W]`` prepared as the config asks."""
+    images = torch.tensor(arrays[: config.max_samples]).to(torch.uint8)[:, None]
     if config.size and config.size != images.shape[-1]:
-        resized = torch.nn.functional.interpolate(
-            images.float() * (255 / levels),
-            size=(config.size, config.size),
-            mode="bilinear",
-            antialias=True,
+        size = (config.size, config.size)
+        resized = interpolate(
+            images.float() * (255 / levels), size, mode="bilinear", antialias=True
         )
         images, levels = resized.round().clamp(0, 255).to(torch.uint8), 255
     if config.channels == 3:
         images = images.expand(-1, 3, -1, -1).contiguous()
-    return ImageSet(
-        images,
-        config.name,
-        labels if config.labels else None,
-        levels,
-        class_names=names if config.labels else None,
-        flip=config.flip,
+    if not config.labels:
+        return ImageSet(images, config.name, levels=levels, flip=config.flip)
+    labels = torch.tensor(classes[: config.max_samples]).long()
+    class_names = tuple(map(str, names))
+    return ImageSet(images, config.name, labels, levels, class_names=class_names, flip=config.flip)
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The array of bytes in ``path``, shaped as the file says.
+
+    Raises:
+        ValueError: not an idx file of unsigned bytes, or of another length than it says.
+    """
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read as idx: {error}") from error
+    if len(content) < 4 or content[:3] != b"\0\0\x08":
+        raise ValueError(f"{path} is not an idx file of unsigned bytes")
+    head = 4 + 4 * content[3]  # the last byte of the magic number is the rank
+    if len(content) < head:
+        raise ValueError(f"{path} is cut short in its header")
+    shape, values = np.frombuffer(content[4:head], ">u4"), np.frombuffer(content[head:], np.uint8)
+    if len(values) != shape.prod(dtype=object):
+        raise ValueError(
+            f"{path} holds {len(values)} bytes after its header, which says {tuple(shape.tolist())}"
+        )
+    return values.reshape(shape)
+
+
+def coco_rows(config: DataConfig) -> Any:
+    """The images of a split with all their captions (column ``captions``, lists of texts).
+
+    Raises:
+        ValueError: the files are not there (says what to download), or are not COCO's.
+    """
+    if config.path is None:
+        raise ValueError(f"the data set coco needs data.path: {COCO_DOWNLOAD}")
+    root = Path(config.path)
+    split = "validation" if config.split in ("val", "test") else config.split
+    for name in COCO_FOLDERS.get(split, ()):
+        file = root / "annotations" / f"captions_{name}.json"
+        if file.is_file() and (root / name).is_dir():
+            return _coco_rows(root / name, file, config.max_samples)
+    folders = " or ".join(COCO_FOLDERS.get(split, (f"split '{config.split}'",)))
+    raise ValueError(
+        f"{root} has no {folders} with its annotations/captions_*.json: {COCO_DOWNLOAD}"
     )
+
+
+def _coco_rows(folder: Path, file: Path, max_samples: int | None) -> Any:
+    with require_extra("train", "the data set coco"):
+        import datasets
+    content = read_json(file)
+    try:
+        names = {image["id"]: image["file_name"] for image in content["images"]}
+        captions: dict[int, list[str]] = {}
+        for annotation in content["annotations"]:
+            captions.setdefault(annotation["image_id"], []).append(annotation["caption"].strip())
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is not a file of COCO's captions ({error!r})") from error
+    ids = [image for image in sorted(names) if image in captions][:max_samples]
+    if not ids:
+        raise ValueError(f"{file} has no captions")
+    paths = [{"path": str(folder / names[image]), "bytes": None} for image in ids]
+    columns = {"image": paths, "captions": [captions[image] for image in ids]}
+    rows = datasets.Dataset.from_dict(columns)
+    return rows.cast_column("image", datasets.Image(decode=False))
 
 
 SOURCES: dict[str, Callable[[DataConfig], DataSet]] = {

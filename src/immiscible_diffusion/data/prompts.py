@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -25,35 +25,10 @@ class Prompts(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class ColumnCaptions:
-    """Captions in a column of a table: a text or a list of texts per row.
+class StoredCaptions:
+    """Captions that are read when asked for: ``choices`` is a function of the row."""
 
-    Attributes:
-        rows: an addressable table.
-        column: of the captions.
-    """
-
-    rows: Any
-    column: str
-
-    def choices(self, row: int) -> Sequence[str]:
-        """The captions of a row; ValueError if there is none."""
-        value = self.rows[row][self.column]
-        texts = [value] if isinstance(value, str) else list(value or ())
-        if not texts or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"row {row} has no caption in column '{self.column}': {value!r}")
-        return texts
-
-
-@dataclass(frozen=True, eq=False)
-class SidecarCaptions:
-    """Captions in text files beside the images, ``files[row]``."""
-
-    files: Sequence[Path]
-
-    def choices(self, row: int) -> Sequence[str]:
-        """The text of the file, on one line."""
-        return [" ".join(self.files[row].read_text(encoding="utf-8").split())]
+    choices: Callable[[int], Sequence[str]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,19 +44,12 @@ class ListCaptions:
 
 @dataclass(frozen=True, eq=False)
 class ClassNamePrompts:
-    """Class names in a template.
+    """Class names in a template, ``{label}`` in place of the name."""
 
-    Attributes:
-        labels: ``[N]`` int64.
-        names: of the classes, synonyms separated by commas.
-        template: with ``{label}`` in place of the name.
-        synonyms: use the first, one at random, or all as they are written.
-    """
-
-    labels: Tensor
-    names: Sequence[str]
-    template: str = "{label}"
-    synonyms: Synonyms = "first"
+    labels: Tensor  # ``[N]`` int64
+    names: Sequence[str]  # of the classes, synonyms separated by commas
+    template: str = "{label}"  # of a prompt
+    synonyms: Synonyms = "first"  # use the first, one at random, or all as they are written
 
     def __post_init__(self) -> None:
         check_template(self.template)
@@ -103,9 +71,7 @@ class ClassNamePrompts:
 def check_template(template: str) -> None:
     """Raise ValueError unless the template has a place for the class name."""
     if "{label}" not in template:
-        raise ValueError(
-            f"the template must contain {{label}} in place of the class name, got {template!r}"
-        )
+        raise ValueError(f"the template must contain {{label}} for the name, got {template!r}")
 
 
 def sample_prompts(prompts: Prompts, rows: Tensor, generator: torch.Generator | None) -> list[str]:
@@ -126,16 +92,22 @@ def class_prompts(
     return [prompts.of_class(label)[0] for label in range(len(names))]
 
 
+def read_names(file: Path) -> list[str]:
+    """The lines of a file of class names; ValueError if it is absent."""
+    if not file.is_file():
+        raise ValueError(f"there is no file of class names {file}")
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip()]
+
+
 def load_class_names(
     names: Sequence[str], file: str | Path | None, folder: Path | None
 ) -> Sequence[str]:
     """Class names that a text encoder knows: ``names``, or for WordNet's ids those of a file.
 
-    Args:
-        names: as the data set has them.
-        file: names, one a line in the order of the classes, or each after the name of its folder,
-            ``n01440764 tench, Tinca tinca``.
-        folder: of the data set: ImageNet's list is looked for there and above.
+    The ``file`` has names, one a line in the order of the classes, or each after the name of its
+    folder, ``n01440764 tench, Tinca tinca``. Without it, ImageNet's list is looked for in the
+    ``folder`` of the data set and above.
 
     Raises:
         ValueError: the file is absent or lacks a class, or there is none for WordNet's ids.
@@ -143,18 +115,14 @@ def load_class_names(
     if file is None and not all(WORDNET_ID.fullmatch(name) for name in names):
         return names
     if file is None and folder is not None:
-        parents = [folder, *folder.resolve().parents][:5]
-        files = [path / IMAGENET_NAMES for path in parents]
+        files = [path / IMAGENET_NAMES for path in (folder, *folder.resolve().parents[:4])]
         file = next((path for path in files if path.is_file()), None)
     if file is None:
         raise ValueError(
             f"the classes are named {names[0]} ..., which no text encoder knows; put ImageNet's "
             f"{IMAGENET_NAMES} beside the folders, or give a file of names"
         )
-    if not Path(file).is_file():
-        raise ValueError(f"there is no file of class names {file}")
-    lines = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
-    lines = [line for line in lines if line]
+    lines = read_names(Path(file))
     by_folder = dict(line.split(maxsplit=1) for line in lines if len(line.split(maxsplit=1)) == 2)
     if all(name in by_folder for name in names):
         return [by_folder[name] for name in names]

@@ -3,6 +3,7 @@
 from collections.abc import Generator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -33,34 +34,23 @@ class Sampler(Protocol):
 
 @dataclass(frozen=True)
 class KeyedSampler:
-    """An endless stream of epochs, each a permutation of the data, cut into global batches.
+    """An endless stream of epochs, each a permutation of the data, cut into global batches."""
 
-    Args:
-        count: number of samples.
-        batch_size: samples per step, over all ranks; may exceed ``count``.
-        seed: the run's.
-    """
-
-    count: int
-    batch_size: int
-    seed: int
+    count: int  # number of samples
+    batch_size: int  # samples per step, over all ranks; may exceed ``count``
+    seed: int  # the run's
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.batch_size < 1:
-            raise ValueError(
-                f"expected at least one sample and a batch of at least one, got {self.count} and "
-                f"{self.batch_size}"
-            )
+            raise ValueError(f"expected count >= 1 and batch_size >= 1, got {self}")
 
     def indices(self, step: int) -> Tensor:
         """``[batch_size]`` int64: positions ``step * batch_size`` ... of the stream."""
         positions = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs, offsets = positions // self.count, positions % self.count
+        parts = ((int(epoch), offsets[epochs == epoch]) for epoch in epochs.unique())
         return torch.cat(
-            [
-                _permutation(self.seed, int(epoch), self.count)[offsets[epochs == epoch]]
-                for epoch in epochs.unique()
-            ]
+            [_permutation(self.seed, epoch, self.count)[part] for epoch, part in parts]
         )
 
 
@@ -75,8 +65,8 @@ def check_split(batch_size: int, parts: int) -> None:
         below = batch_size // parts * parts
         choices = " or ".join(str(size) for size in (below, below + parts) if size)
         raise ValueError(
-            f"batch_size {batch_size} is global and does not divide over {parts} parts "
-            f"(devices x accumulation); nearest: {choices}"
+            f"batch_size {batch_size} is global and does not divide over {parts} parts (devices x "
+            f"accumulation); nearest: {choices}"
         )
 
 
@@ -96,36 +86,24 @@ def batches(
     chunk ``m * world + r``, augmented by the random stream of that chunk: so W ranks get what one
     process gets in W micro-batches.
 
-    Args:
-        dataset: the data.
-        sampler: their order.
-        start: the first step.
-        rank: this process.
-        world: number of processes.
-        gradient_accumulation_steps: micro-batches per step.
-        ahead: batches that wait, while one more is loaded; 0 = no thread.
+    ``ahead`` batches wait, while one more is loaded; 0 = no thread.
 
     Raises:
         ValueError: the batch does not divide into the chunks, or a number is out of range. Errors
             of the data set surface at the ``next`` that would have returned the batch.
     """
-    accumulation = gradient_accumulation_steps
-    if not 0 <= rank < world or accumulation < 1 or start < 0 or ahead < 0:
+    parts = world * gradient_accumulation_steps
+    if not 0 <= rank < world or parts < 1 or start < 0 or ahead < 0:
         raise ValueError(
-            f"expected 0 <= rank < world, accumulation >= 1, start >= 0 and ahead >= 0; got rank "
-            f"{rank}, world {world}, accumulation {accumulation}, start {start}, ahead {ahead}"
+            f"expected 0 <= rank < world, accumulation >= 1, start >= 0 and ahead >= 0; got {rank=}"
+            f", {world=}, {gradient_accumulation_steps=}, {start=}, {ahead=}"
         )
-    check_split(sampler.batch_size, world * accumulation)
+    check_split(sampler.batch_size, parts)
 
     def load() -> Generator[Batch, None, None]:
-        step = start
-        while True:
-            chunks = sampler.indices(step).chunk(world * accumulation)
-            for chunk in range(rank, world * accumulation, world):
-                augment = RandomStreams(sampler.seed, step, chunk).augment
-                yield dataset.batch(chunks[chunk], augment)
-            step += 1
+        for step in count(start):
+            chunks = sampler.indices(step).chunk(parts)
+            for chunk in range(rank, parts, world):
+                yield dataset.batch(chunks[chunk], RandomStreams(sampler.seed, step, chunk).augment)
 
-    if not ahead:
-        return load()
-    return prefetch_iterator(load(), ahead + 1, name="batches", finish=False)
+    return prefetch_iterator(load(), ahead + 1, name="batches", finish=False) if ahead else load()

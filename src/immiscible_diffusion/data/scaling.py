@@ -14,11 +14,9 @@ class DataScaling:
     by c multiplies the signal-to-noise ratio by c^2 at every time: it acts on the data and needs no
     pairing, so it goes with any coupling. Moments, couplings and the network get scaled data;
     samples are scaled back before they are evaluated.
-
-    Args:
-        factor: the constant, > 0; the paper tries standard deviations of 0.5, 1 and 2. 1 = off.
     """
 
+    # the constant, > 0; the paper tries standard deviations of 0.5, 1 and 2. 1 = off
     factor: float = 1.0
 
     def __post_init__(self) -> None:

@@ -5,26 +5,25 @@ files takes a damaged header for the end of a file and expects the same members 
 tar shards are read here, where every loss of data is an error that names the shard.
 """
 
-import dataclasses
 import glob
-import gzip
 import json
 import re
 import tarfile
 import warnings
 import zlib
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import count, groupby, islice
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.data.captions import Captioned, Captions, caption_column
-from immiscible_diffusion.data.hf_images import columns, keep_encoded, load_arguments
+from immiscible_diffusion.data.captions import Captioned, Captions, add_tokens, caption_column
+from immiscible_diffusion.data.hf_images import columns, open_rows
 from immiscible_diffusion.data.image_decoding import decode_image
 from immiscible_diffusion.data.images import ImageSet, draw_flips, to_batch
 from immiscible_diffusion.data.load import DataConfig
@@ -33,6 +32,7 @@ from immiscible_diffusion.data.prompts import (
     ListCaptions,
     Tokenize,
     load_class_names,
+    read_names,
 )
 from immiscible_diffusion.data.sampler import check_split
 from immiscible_diffusion.utils.background import prefetch_iterator
@@ -40,8 +40,10 @@ from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.optional_deps import require_extra
 from immiscible_diffusion.utils.random import RandomStreams, keyed_generator
 
+T = TypeVar("T")
 NUM_DECODERS = 4
 NUM_IN_MEMORY = 1000  # first images of a stream, for validation and previews
+TARS = (".tar", ".tar.gz", ".tgz")
 IMAGES = ("png", "jpg", "jpeg", "webp", "bmp")
 TEXTS = ("txt", "text", "caption")
 JSON_TEXTS = ("caption", "text", "prompt")
@@ -65,42 +67,26 @@ class Sample:
     label: int | None = None
 
 
-@dataclass(frozen=True)
-class Shards:
-    """A set in pieces; ``read(name)`` yields a shard's samples, or errors in their place."""
-
-    names: Sequence[str]
-    read: Callable[[int], Iterator[Sample | ShardError]]
+Shard = Callable[[], Iterator[Sample | ShardError]]
 
 
 @dataclass(frozen=True, eq=False)
 class Stream:
     """Images with prompts that are read in a shuffled order, and cannot be addressed by index.
 
-    A resumed run continues with other data than it would have seen: exact resume needs a data set
-    that can be addressed. Two runs with one seed see the same data from their start.
-
-    Attributes:
-        shards: where they come from.
-        shape: (C, H, W), to which every image is resized and cropped.
-        name: for reports.
-        tokenize: texts to ``[B, L]`` int64, or None.
-        classes: prompts of the classes, or None.
-        shuffle_buffer: number of samples that the next is drawn from.
-        on_error: ``raise``, or ``skip`` what cannot be read, with a warning.
-        flip: mirror left and right at random.
-        skipped: what this process skipped so far.
+    Two runs with one seed see the same data from their start; a resumed run continues with others.
     """
 
-    shards: Shards
-    shape: tuple[int, ...]
-    name: str
-    tokenize: Tokenize | None = None
-    classes: ClassNamePrompts | None = None
-    shuffle_buffer: int = 1000
-    on_error: Literal["raise", "skip"] = "raise"
-    flip: bool = False
-    skipped: list[str] = field(default_factory=list)
+    config: DataConfig  # name, size, channels, flip, shuffle buffer, and what to do with errors
+    shards: Sequence[Shard]  # each yields its samples when called, or errors in their place
+    tokenize: Tokenize | None = None  # texts to ``[B, L]`` int64, or None
+    classes: ClassNamePrompts | None = None  # prompts of the classes, or None
+    skipped: list[str] = field(default_factory=list)  # what this process skipped so far
+
+    @property
+    def name(self) -> str:
+        """Name for reports."""
+        return self.config.path or self.config.name
 
     def batches(
         self,
@@ -113,42 +99,38 @@ class Stream:
         gradient_accumulation_steps: int = 1,
         ahead: int = 2,
     ) -> Generator[Batch, None, None]:
-        """The micro-batches of one rank from step ``start`` on, without an end.
+        """The micro-batches of one rank from step ``start`` on; options as of ``sampler.batches``.
 
-        A rank reads its part of the shards in a shuffle of the epoch, which also depends on
-        ``start``. Arguments as for ``sampler.batches``.
+        A rank reads its part of the shards in a shuffle of the epoch and of ``start``.
 
         Raises:
             ValueError: fewer shards than ranks, or the batch does not divide; at ``next``, what
                 cannot be read, by name, unless it is skipped.
         """
-        check_split(batch_size, world * gradient_accumulation_steps)
-        if len(self.shards.names) < world:
+        parts = world * gradient_accumulation_steps
+        check_split(batch_size, parts)
+        if len(self.shards) < world:
             raise ValueError(
-                f"{self.name} has {len(self.shards.names)} shards for {world} processes, each of "
-                f"which needs one; write more and smaller shards"
+                f"{self.name} has {len(self.shards)} shards for {world} processes, each of which "
+                f"needs one; write more and smaller shards"
             )
-        size = batch_size // (world * gradient_accumulation_steps)
-        chunks = range(rank, world * gradient_accumulation_steps, world)
+        size = batch_size // parts
 
         def load() -> Generator[Batch, None, None]:
-            shuffled, step = self._shuffled(seed, start, rank, world), start
             with ThreadPoolExecutor(NUM_DECODERS, "decode") as pool:
-                decoded = self._decoded(shuffled, size, pool)
-                while True:
-                    for chunk in chunks:
+                decoded = self._decoded(self._shuffled(seed, start, rank, world), size, pool)
+                for step in count(start):
+                    for chunk in range(rank, parts, world):
                         generator = RandomStreams(seed, step, chunk).augment
                         yield self._batch(list(islice(decoded, size)), generator)
-                    step += 1
 
-        if not ahead:
-            return load()
-        return prefetch_iterator(load(), ahead + 1, name="stream", finish=False)
+        return (
+            prefetch_iterator(load(), ahead + 1, name="stream", finish=False) if ahead else load()
+        )
 
     def first(self, count: int) -> list[tuple[Tensor, Sample]]:
         """Up to ``count`` samples in the order of the shards, with their bytes ``[C, H, W]``."""
-        numbers = range(len(self.shards.names))
-        samples = (sample for number in numbers for sample in self._read(number))
+        samples = self._samples(range(len(self.shards)))
         with ThreadPoolExecutor(NUM_DECODERS, "decode") as pool:
             return list(self._decoded(islice(samples, count), NUM_DECODERS, pool))
 
@@ -160,112 +142,96 @@ class Stream:
 
     def _shuffled(self, seed: int, start: int, rank: int, world: int) -> Iterator[Sample]:
         generator = keyed_generator(seed, start, rank, "buffer")
-        buffer: list[Sample] = []
-        for sample in self._epochs(seed, start, rank, world):
-            if len(buffer) < self.shuffle_buffer:
-                buffer.append(sample)
-                continue
+        samples = self._epochs(seed, start, rank, world)
+        buffer = list(islice(samples, self.config.shuffle_buffer))
+        for sample in samples:
             index = int(torch.randint(len(buffer), (), generator=generator))
             chosen, buffer[index] = buffer[index], sample
             yield chosen
 
     def _epochs(self, seed: int, start: int, rank: int, world: int) -> Iterator[Sample]:
-        epoch = 0
-        while True:
+        for epoch in count():
             generator = keyed_generator(seed, start, epoch, "shards")
-            order = torch.randperm(len(self.shards.names), generator=generator).tolist()
-            count = 0
-            for shard in order[rank::world]:
-                for sample in self._read(shard):
-                    count += 1
-                    yield sample
-            if not count:
-                raise ValueError(f"{self.name}: no sample of this process's shards can be read")
-            epoch += 1
-
-    def _read(self, shard: int) -> Iterator[Sample]:
-        """The samples of a shard that can be read."""
-        for sample in self.shards.read(shard):
-            if isinstance(sample, ShardError):
-                self._skip(sample)
-            else:
+            order = torch.randperm(len(self.shards), generator=generator).tolist()
+            empty = True
+            for sample in self._samples(order[rank::world]):
+                empty = False
                 yield sample
+            if empty:
+                raise ValueError(f"{self.name}: no sample of this process's shards can be read")
+
+    def _samples(self, numbers: Iterable[int]) -> Iterator[Sample]:
+        return self._intact(sample for number in numbers for sample in self.shards[number]())
 
     def _decoded(
         self, samples: Iterator[Sample], size: int, pool: ThreadPoolExecutor
     ) -> Iterator[tuple[Tensor, Sample]]:
-        """Images with their samples, ``size`` decoded at a time, without those that are broken."""
+        """Intact images with their samples, ``size`` decoded at a time."""
         while chunk := list(islice(samples, size)):
-            for sample, image in zip(chunk, pool.map(self._decode, chunk), strict=True):
-                if isinstance(image, ShardError):
-                    self._skip(image)
-                else:
-                    yield image, sample
+            yield from self._intact(pool.map(self._decode, chunk))
 
-    def _decode(self, sample: Sample) -> Tensor | ShardError:
+    def _decode(self, sample: Sample) -> tuple[Tensor, Sample] | ShardError:
         if self.tokenize is not None and not self.texts_of(sample):
             return ShardError(f"{sample.cell.get('path') or self.name} has no caption and no class")
+        mode = "L" if self.config.channels == 1 else "RGB"
         try:
-            return decode_image(sample.cell, "L" if self.shape[0] == 1 else "RGB", self.shape[1])
+            return decode_image(sample.cell, mode, self.config.size), sample
         except ValueError as error:
             return ShardError(str(error))
 
-    def _skip(self, error: ShardError) -> None:
-        if self.on_error == "raise":
-            raise ValueError(
-                f'{error}; repair or remove it, or set on_error="skip" to continue without it'
-            ) from error
-        self.skipped.append(str(error))
-        rest = ", and the rest of the shard" if error.rest_lost else ""
-        warnings.warn(f"skipped ({len(self.skipped)} so far{rest}): {error}", stacklevel=2)
+    def _intact(self, items: Iterable[T | ShardError]) -> Iterator[T]:
+        """``items`` without the errors, which are raised, or skipped with a warning."""
+        for item in items:
+            if not isinstance(item, ShardError):
+                yield item
+                continue
+            if self.config.on_error == "raise":
+                raise ValueError(
+                    f'{item}; repair or remove it, or set on_error="skip" to continue without it'
+                ) from item
+            self.skipped.append(str(item))
+            rest = ", and the rest of the shard" if item.rest_lost else ""
+            warnings.warn(f"skipped ({len(self.skipped)} so far{rest}): {item}", stacklevel=2)
 
     def _batch(self, decoded: list[tuple[Tensor, Sample]], generator: torch.Generator) -> Batch:
         images, samples = zip(*decoded, strict=True)
-        labels = [sample.label for sample in samples]
-        known = torch.tensor(labels) if all(label is not None for label in labels) else None
-        flips = draw_flips(len(samples), self.flip, generator)
-        batch = to_batch(torch.stack(images), known, 255, flips)
+        flips = draw_flips(len(samples), self.config.flip, generator)
+        batch = to_batch(torch.stack(images), _labels(samples), 255, flips)
         if self.tokenize is None:
             return batch
-        choices = [self.texts_of(sample) for sample in samples]
-        tokens = self.tokenize(
-            [texts[int(torch.rand((), generator=generator) * len(texts))] for texts in choices]
-        )
-        named = tokens if isinstance(tokens, dict) else {"tokens": tokens}
-        return Batch(batch.data, {**(batch.cond or {}), **named})
+        choices = map(self.texts_of, samples)
+        texts = [all_[int(torch.rand((), generator=generator) * len(all_))] for all_ in choices]
+        return add_tokens(batch, self.tokenize, texts)
+
+
+def _labels(samples: Sequence[Sample]) -> Tensor | None:
+    """``[B]`` int64, or None if not all samples have one."""
+    labels = [sample.label for sample in samples]
+    return None if None in labels else torch.tensor(labels)
 
 
 @dataclass(frozen=True, eq=False)
 class StreamedImages(Captioned):
-    """The first images of a stream, in memory, and the stream, from which training reads.
+    """The first images of a stream, in memory, and the ``stream``, from which training reads.
 
-    Whatever is addressed by index uses the first images: validation, previews, moments, the
-    distribution of the noise, and evaluation.
+    All but training uses the first ones: previews, moments, the noise distribution, evaluation.
     """
 
-    stream: Stream | None = None
+    stream: Stream = field(kw_only=True)
 
     def batches(self, batch_size: int, seed: int, **options: int) -> Generator[Batch, None, None]:
         """The micro-batches of the stream; arguments as for ``Stream.batches``."""
-        assert self.stream is not None
         return self.stream.batches(batch_size, seed, **options)
 
     def tokenized(self, tokenize: Tokenize) -> "StreamedImages":
         """The same with a tokenizer, in the stream too."""
-        assert self.stream is not None
-        stream = dataclasses.replace(self.stream, tokenize=tokenize)
-        return dataclasses.replace(self, tokenize=tokenize, stream=stream)
+        return replace(self, tokenize=tokenize, stream=replace(self.stream, tokenize=tokenize))
 
 
 def load_stream(
     config: DataConfig, captions: Captions | None = None, tokenize: Tokenize | None = None
 ) -> StreamedImages:
     """The stream that ``config`` names, with its first ``config.max_samples`` (1,000) images.
-
-    Args:
-        config: as for ``open_stream``.
-        captions: where prompts come from.
-        tokenize: texts to tokens.
 
     Raises:
         ValueError: what ``open_stream`` raises, or no image can be read.
@@ -275,17 +241,16 @@ def load_stream(
     if not first:
         raise ValueError(f"{stream.name}: no image can be read")
     images, samples = zip(*first, strict=True)
-    labels = [sample.label for sample in samples]
-    labeled = stream.classes is not None and all(label is not None for label in labels)
+    labels = _labels(samples) if stream.classes else None
     dataset = ImageSet(
         torch.stack(images),
         stream.name,
-        torch.tensor(labels) if labeled else None,
-        class_names=tuple(stream.classes.names) if labeled and stream.classes else None,
+        labels,
+        class_names=tuple(stream.classes.names) if stream.classes and labels is not None else None,
         note=f"a stream, of which the first {len(images):,} images are in memory",
     )
     prompts = ListCaptions([list(stream.texts_of(sample)) for sample in samples])
-    return StreamedImages(dataset, prompts, tokenize, stream)
+    return StreamedImages(dataset, prompts, tokenize, stream=stream)
 
 
 def open_stream(
@@ -293,11 +258,8 @@ def open_stream(
 ) -> Stream:
     """A stream of what ``config`` names: tar shards, parquet files, or a set of the hub.
 
-    Args:
-        config: ``path`` is a .tar, a folder of them, a pattern with * or {00000..00099}, or an
-            address; else what ``load_images`` takes. ``size`` is needed.
-        captions: where prompts come from.
-        tokenize: texts to tokens.
+    Its ``path`` is a .tar, a folder of them, a pattern with * or {00000..00099}, or an address;
+    else what ``load_images`` takes. Its ``size`` is needed.
 
     Raises:
         ValueError: no size, no shards, no such column, or the hub out of reach.
@@ -305,60 +267,29 @@ def open_stream(
     captions = captions or Captions()
     if config.size is None:
         raise ValueError("a stream needs data.size, to which every image is resized")
-    path, names = Path(config.path or ""), None
-    folder_of_tars = path.is_dir() and any(is_tar(file.name) for file in path.iterdir())
-    if config.path and (is_tar(config.path) or folder_of_tars):
-        files = tar_names(config.path)
-        shards = Shards(files, lambda number: read_tar(files[number]))
+    path, names = Path(config.path) if config.path else None, None
+    folder_of_tars = path and path.is_dir() and any(f.name.endswith(TARS) for f in path.iterdir())
+    shards: list[Shard]
+    if config.path and (config.path.endswith(TARS) or folder_of_tars):
+        shards = [partial(read_tar, name) for name in tar_names(config.path)]
     else:
         shards, names = _table(config, captions)
     if captions.names:
-        lines = Path(captions.names).read_text(encoding="utf-8").splitlines()
-        names = [line.strip() for line in lines if line.strip()]
+        names = read_names(Path(captions.names))
     classes = None
     if config.labels and names:
-        names = load_class_names(names, None, Path(config.path) if config.path else None)
+        names = load_class_names(names, None, path)
         numbers = torch.arange(len(names))
         classes = ClassNamePrompts(numbers, names, captions.template, captions.synonyms)
-    return Stream(
-        shards,
-        (config.channels or 3, config.size, config.size),
-        config.path or config.name,
-        tokenize,
-        classes,
-        config.shuffle_buffer,
-        config.on_error,
-        config.flip,
-    )
+    return Stream(config, shards, tokenize, classes)
 
 
-# -- tables -------------------------------------------------------------------------------------
-
-
-def _table(config: DataConfig, captions: Captions) -> tuple[Shards, Sequence[str] | None]:
+def _table(config: DataConfig, captions: Captions) -> tuple[list[Shard], Sequence[str] | None]:
     """The shards of a streamed table, and the names of its classes."""
-    with require_extra("train", f"the data set {config.name}"):
-        import datasets
-    arguments = load_arguments(config)
-    try:
-        rows = datasets.load_dataset(split=config.split, streaming=True, **arguments)
-        features = rows.features or next(iter(rows.take(1))).keys()
-    except Exception as error:
-        raise ValueError(
-            f"{config.path or arguments['path']} cannot be streamed ({type(error).__name__}: "
-            f"{str(error).partition(chr(10))[0]}); a stream of the hub needs a network all the "
-            f"time; or download its shards and set data.path to their folder"
-        ) from error
-    if rows.features is None:
-        raise ValueError(
-            f"{config.name} does not declare its columns ({', '.join(features)}); download it"
-        )
-    rows = keep_encoded(rows)
+    hint = "a stream of the hub needs a network all the time; or download it and set data.path"
+    rows = open_rows(config, hint, stream=True)
     image, label = columns(rows, config)
     text = caption_column(rows, captions.column)
-    class_names = getattr(rows.features[label], "names", None) if label else None
-    name = config.path or config.name
-    names = [f"{name}, shard {number}" for number in range(rows.num_shards)]
 
     def read(number: int) -> Iterator[Sample | ShardError]:
         try:
@@ -367,38 +298,26 @@ def _table(config: DataConfig, captions: Captions) -> tuple[Shards, Sequence[str
                 texts = (texts,) if isinstance(texts, str) else tuple(texts or ())
                 yield Sample(row[image], texts, row[label] if label else None)
         except Exception as error:  # noqa: BLE001  every reader has its own
-            yield ShardError(f"{names[number]} cannot be read to its end: {error}", rest_lost=True)
+            name = f"{config.path or config.name}, shard {number}"
+            yield ShardError(f"{name} cannot be read to its end: {error}", rest_lost=True)
 
-    return Shards(names, read), class_names
-
-
-# -- tar files ----------------------------------------------------------------------------------
-
-
-def is_tar(name: str) -> bool:
-    """Whether a file is named as a tar shard."""
-    return name.endswith((".tar", ".tar.gz", ".tgz"))
+    shards: list[Shard] = [partial(read, number) for number in range(rows.num_shards)]
+    return shards, getattr(rows.features[label], "names", None) if label else None
 
 
 def tar_names(path: str) -> list[str]:
-    """The shards that ``path`` names: a file, a folder, a pattern with * or {00000..00099}.
-
-    Raises:
-        ValueError: there are none.
-    """
+    """The shards that ``path`` names: a file, a folder, a pattern with * or {00000..00099}."""
     if match := _RANGE.search(path):
         first, last, width = int(match[1]), int(match[2]), len(match[1])
         numbers = (f"{number:0{width}d}" for number in range(first, last + 1))
         return [name for n in numbers for name in tar_names(_RANGE.sub(n, path, count=1))]
     if "://" in path:
         return [path]
-    if Path(path).is_dir():
-        names = [str(file) for file in Path(path).rglob("*") if is_tar(file.name)]
-    else:
-        names = [name for name in glob.glob(path) if is_tar(name)]  # noqa: PTH207
+    files = map(str, Path(path).rglob("*")) if Path(path).is_dir() else glob.glob(path)  # noqa: PTH207
+    names = sorted(name for name in files if name.endswith(TARS))
     if not names:
         raise ValueError(f"there are no tar shards at {path}")
-    return sorted(names)
+    return names
 
 
 def read_tar(name: str) -> Iterator[Sample | ShardError]:
@@ -408,65 +327,42 @@ def read_tar(name: str) -> Iterator[Sample | ShardError]:
     ``.json``: an object with ``caption`` (or ``text``, ``prompt``) and ``label``. ``name`` is a
     file, or an address that fsspec opens (https://, s3://).
     """
+    with require_extra("train", "reading shards"):
+        import fsspec
+    compression = "gzip" if name.endswith("gz") else None
     try:
-        for key, members in _members(name):
-            yield _to_sample(f"{key} in {name}", members)
-    except (tarfile.TarError, OSError, EOFError, zlib.error, ShardError) as error:
+        with (
+            fsspec.open(name, "rb", compression=compression) as file,
+            tarfile.open(fileobj=file, mode="r|", tarinfo=_StrictHeader) as tar,
+        ):
+            for stem, group in groupby(filter(tarfile.TarInfo.isfile, tar), _stem):
+                members = {_extension(info): tar.extractfile(info).read() for info in group}  # type: ignore[union-attr]
+                yield _to_sample(f"{stem} in {name}", members)
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         yield ShardError(f"{name} cannot be read to its end: {error}", rest_lost=True)
 
 
-class _Tail:
-    """A file that is read once, of which the last bytes can be read again."""
+class _StrictHeader(tarfile.TarInfo):
+    """The header of a member; tarfile takes a damaged one for the end, here it is an error."""
 
-    def __init__(self, file: Any) -> None:
-        self.file, self.position, self.last = file, 0, b""
-
-    def read(self, size: int) -> bytes:
-        content: bytes = self.file.read(size)
-        self.position += len(content)
-        self.last = (self.last + content)[-4 * tarfile.RECORDSIZE :]
-        return content
-
-    def block(self, offset: int) -> bytes:
-        """The tar block at ``offset``, which was read a moment ago."""
-        start = offset - (self.position - len(self.last))
-        return self.last[start : start + tarfile.BLOCKSIZE] if start >= 0 else b""
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> "_StrictHeader":
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # zeros mark the end
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"cut short or damaged at byte {tar.offset}") from error
 
 
-def _open(name: str) -> Any:
-    file: Any
-    if "://" not in name:
-        file = Path(name).open("rb")  # noqa: SIM115
-    else:
-        with require_extra("train", "reading shards over a network"):
-            import fsspec
-        file = fsspec.open(name, "rb").open()
-    return gzip.GzipFile(fileobj=file) if name.endswith(("gz", "tgz")) else file
+def _stem(info: tarfile.TarInfo) -> str:
+    path = PurePosixPath(info.name)
+    first = path.name.partition(".")[0]
+    return str(path.with_name(first)) if first else str(path)
 
 
-def _members(name: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Consecutive members of one stem together, by extension."""
-    stem, members = "", dict[str, bytes]()
-    with _open(name) as file:
-        tail = _Tail(file)
-        with tarfile.open(fileobj=tail, mode="r|") as tar:  # type: ignore[call-overload]
-            for info in tar:
-                if not info.isfile():
-                    continue
-                path = PurePosixPath(info.name)
-                first, _, extension = path.name.partition(".")
-                this = str(path.with_name(first)) if first else str(path)
-                if this != stem and members:
-                    yield stem, members
-                    members = {}
-                stem = this
-                content = tar.extractfile(info)
-                members[extension.lower()] = content.read() if content else b""
-            # tarfile takes a damaged header for the end, which is marked by a block of zeros.
-            if tail.block(tar.offset) != bytes(tarfile.BLOCKSIZE):
-                raise ShardError(f"cut short or damaged at byte {tar.offset}")
-    if members:
-        yield stem, members
+def _extension(info: tarfile.TarInfo) -> str:
+    return PurePosixPath(info.name).name.partition(".")[2].lower()
 
 
 def _to_sample(where: str, members: dict[str, bytes]) -> Sample | ShardError:
@@ -487,7 +383,6 @@ def _to_sample(where: str, members: dict[str, bytes]) -> Sample | ShardError:
 
 
 def _texts(value: Any) -> tuple[str, ...]:
-    """A caption, or several."""
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise TypeError(f"a caption is a text or a list of texts, got {value!r}")

@@ -27,18 +27,6 @@ class InitNoise(Protocol):
         """Turn N(0, I) ``noise`` ``[B, *shape]`` into noise of the distribution."""
 
 
-def _identity(data: Tensor) -> Tensor:
-    return data
-
-
-def _no_conditions(indices: Sequence[int]) -> Cond | None:
-    return None
-
-
-def _cannot_drop(cond: Cond) -> Cond:
-    raise ValueError("guidance needs unconditional=, the conditions that it pushes away from")
-
-
 @dataclass(frozen=True)
 class SamplingPipeline:
     """Generates data with a network; sample i depends on ``(seed, i)``, not on batches or devices.
@@ -61,9 +49,9 @@ class SamplingPipeline:
     shape: tuple[int, ...]
     device: torch.device | str = "cpu"
     batch_size: int = 512
-    conditions: Callable[[Sequence[int]], Cond | None] = _no_conditions
-    unconditional: Callable[[Cond], Cond] = _cannot_drop
-    decode: Callable[[Tensor], Tensor] = _identity
+    conditions: Callable[[Sequence[int]], Cond | None] = lambda indices: None
+    unconditional: Callable[[Cond], Cond] | None = None
+    decode: Callable[[Tensor], Tensor] = lambda data: data
     init_noise: InitNoise | None = None
 
     def __post_init__(self) -> None:
@@ -74,6 +62,8 @@ class SamplingPipeline:
                 "sampler.init_noise matched needs the distribution of the noise that the network "
                 "was trained on; give init_noise=NoiseDistribution.measure(...)"
             )
+        if self.sampler.guidance != 1 and self.unconditional is None:
+            raise ValueError("guidance needs unconditional=, what it pushes away from")
 
     def __call__(
         self, model: nn.Module, count: int | range, *, seed: int
@@ -104,6 +94,8 @@ class SamplingPipeline:
         return dataclasses.replace(self, sampler=self.sampler.with_steps(steps))
 
     def _guided(self, model: nn.Module) -> Model:
+        if self.unconditional is None:
+            return model.eval()
         return guided(model.eval(), self.sampler.guidance, self.unconditional)
 
     @torch.no_grad()
@@ -112,10 +104,5 @@ class SamplingPipeline:
         noise = start_noise(seed, indices, self.shape, self.device)
         if self.sampler.init_noise == "matched" and self.init_noise is not None:
             noise = self.init_noise.color(noise, (cond or {}).get("label"))
-        return self.sampler.sample(
-            self.path,
-            model,
-            noise,
-            cond=cond,
-            step_noise=partial(start_noise, seed, indices, self.shape, self.device),
-        )
+        step_noise = partial(start_noise, seed, indices, self.shape, self.device)
+        return self.sampler.sample(self.path, model, noise, cond=cond, step_noise=step_noise)

@@ -45,7 +45,7 @@ class Evaluator(Protocol):
         headline: bool = True,
         run_dir: RunDir | None = None,
     ) -> EvalResult:
-        """Score what ``pipeline`` samples with ``model``.
+        """Score what ``pipeline`` samples with the averaged ``model``.
 
         Args:
             pipeline: how to sample.
@@ -60,21 +60,16 @@ class Evaluator(Protocol):
     def calibrate(self, metrics: Sequence[str]) -> dict[str, Any]:
         """Score real data against real data, and pure noise: the best and the worst values.
 
-        Raises:
-            ValueError: there is no such scale, as by default.
+        ValueError if there is no such scale.
         """
         raise ValueError("calibrate is for images scored by a Frechet distance; leave it out")
 
-    def evaluate_run(self, run: Run, *, seed: int, batch_size: int, metrics: Any) -> dict[str, Any]:
+    def evaluate_run(self, run: Run, *, seed: int, batch_size: int, metrics: Sequence[str]) -> dict[str, Any]:
         """Return all that ``immiscible evaluate RUN`` says of a run's model; JSON values."""
 
-    def summary(
-        self, runs: Mapping[str, Mapping[int, RunDir]], folder: Path, step: int
-    ) -> dict[str, Any]:
+    def summary(self, runs: Mapping[str, Mapping[int, RunDir]], folder: Path, step: int) -> dict[str, Any]:
         """Return what a comparison's report says of the evaluation besides the curves of scores.
 
-        Args:
-            runs: run folders by coupling and seed.
-            folder: of the comparison; pictures may be written to it.
-            step: the last training step.
+        ``runs`` are run folders by coupling and seed, ``folder`` is that of the comparison, where
+        images may be written, ``step`` the last training step.
         """

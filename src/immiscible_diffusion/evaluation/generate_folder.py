@@ -98,7 +98,6 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
         ]
         if differences:
             raise ValueError(
-                f"{folder} holds images made otherwise: {'; '.join(differences)}; choose another "
-                f"folder"
+                f"{folder} holds images made otherwise: {'; '.join(differences)}; choose another folder"
             )
     write_json(folder / SETTINGS, settings)

@@ -31,7 +31,7 @@ from immiscible_diffusion.metrics import (
     measure,
     stream_statistics,
 )
-from immiscible_diffusion.reporting.compare import Floor as FloorRecord
+from immiscible_diffusion.reporting.compare.records import Floor as FloorRecord
 from immiscible_diffusion.training.builders import Run
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.random import keyed_generator
@@ -102,7 +102,8 @@ class ImageEvaluator:
     ) -> SampleMetrics:
         """Score ``batches`` of images ``[b, C, H, W]`` in [-1, 1]; none is kept.
 
-        Their features are, in float32, unless the Frechet distance alone is asked for.
+        Their features are, in float32, unless the Frechet distance alone is asked for. ValueError
+        for images with NaN or infinity.
         """
         check_metrics(metrics)
         images = (_check_finite(batch).clamp(-1, 1) for batch in batches)
@@ -202,21 +203,17 @@ class ImageEvaluator:
         """Score two disjoint random sets of real data against each other.
 
         Each is of ``samples`` data, or half of all if that is less: the Frechet distance depends
-        on the count, so only scores from as many samples compare with it.
-
-        Returns:
-            The Frechet distance over 10 splits, None where they are too few for it; and the other
-            ``metrics`` on the first split.
+        on the count, so only scores from as many samples compare with it. Returns the Frechet
+        distance over 10 splits, None where they are too few for it; and the other ``metrics`` on
+        the first split.
         """
-        size, seed = min(samples, self.reference.statistics.count // 2), self.reference.seed
-        if size == self.reference.statistics.count // 2:
-            floor = self.reference.floor
-        else:
-            floor = floor_of(self.reference.real, size, seed)
+        half, seed = self.reference.statistics.count // 2, self.reference.seed
+        size, real = min(samples, half), self.reference.real
+        floor = self.reference.floor if size == half else floor_of(real, size, seed)
         rest = [name for name in metrics if name != "frechet"]
         if not rest:
             return floor, SampleMetrics(size, self.extractor.name)
-        one, other = halves(self.reference.real, size, seed, 0)
+        one, other = halves(real, size, seed, 0)
         reference = Reference.of(other, self.extractor.name, seed)
         return floor, measure(one, reference, metrics=rest)
 
@@ -227,19 +224,17 @@ class ImageEvaluator:
 
     def noise_distance(self, samples: int, batch_size: int = 512) -> float | None:
         """Return the Frechet distance of N(0, I) as images: what learning nothing scores."""
-        sizes = [min(batch_size, samples - start) for start in range(0, samples, batch_size)]
-        batches = (
-            torch.randn(
-                (size, *self.dataset.shape),
-                generator=keyed_generator(EVAL_SEED, number, "noise floor"),
-            )
-            for number, size in enumerate(sizes)
-        )
-        return self.measure(batches, ("frechet",), allow_few=True).frechet
+
+        def noise() -> Iterator[Tensor]:
+            for number, start in enumerate(range(0, samples, batch_size)):
+                shape = (min(batch_size, samples - start), *self.dataset.shape)
+                generator = keyed_generator(EVAL_SEED, number, "noise floor")
+                yield torch.randn(shape, generator=generator)
+
+        return self.measure(noise(), ("frechet",), allow_few=True).frechet
 
 
 def _check_finite(batch: Tensor) -> Tensor:
-    """Return ``batch``; ValueError for NaN or infinity, which bytes would hide."""
     wrong = int((~batch.flatten(1).isfinite().all(dim=1)).sum())
     if wrong:
         raise ValueError(

@@ -9,11 +9,5 @@ from immiscible_diffusion.integrations.lerobot import matched_noise, pair_action
 from immiscible_diffusion.integrations.torchcfm import PlanSampler, as_torchcfm
 
 __all__ = [
-    "Collate",
-    "PlanSampler",
-    "as_torchcfm",
-    "matched_noise",
-    "pair_actions",
-    "pair_lerobot",
-    "pull",
-]
+    "Collate", "PlanSampler", "as_torchcfm", "matched_noise", "pair_actions", "pair_lerobot", "pull"
+]  # fmt: skip

@@ -33,7 +33,7 @@ def pair_actions(
     cond: dict[str, Tensor] | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Noise for actions as the policy diffuses them: normalized, and padded to a common size.
+    """Noise for actions as the policy diffuses them, normalized and padded: float32 ``[B, T, A]``.
 
     Steps beyond the episode and dimensions that the robot does not have count in no distance; there
     noise is N(0, I) with ``KNN``.
@@ -50,15 +50,23 @@ def pair_actions(
         cond: conditions of the data, for couplings that use some.
         generator: on the device of ``actions``.
 
-    Returns:
-        float32 ``[B, T, A]``.
-
     Raises:
         ValueError: ``action_is_pad`` is missing (copies and padding would be paired like actions)
             or not boolean, or ``dims`` is out of range.
     """
     valid = _valid(actions, batch, dims, do_mask_loss_for_padding)
-    coupling, rows = as_coupling(coupling), actions.float()
+    return _pair(as_coupling(coupling), actions, noise, cond, valid, generator)
+
+
+def _pair(
+    coupling: Coupling,
+    actions: Tensor,
+    noise: Tensor | None,
+    cond: dict[str, Tensor] | None,
+    valid: Tensor,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    rows = actions.float()
     if noise is None:
         return coupling(rows, cond=cond, mask=valid, generator=generator)
     return coupling.pair(rows, noise.float(), cond=cond, mask=valid, generator=generator)
@@ -149,21 +157,26 @@ def pair_lerobot(
     """
     if isinstance(getattr(policy, "_immiscible", None), PairedPolicy):
         raise ValueError("this policy is paired already; remove() that first")
-    paired = PairedPolicy(
-        policy, as_coupling(coupling), do_mask_loss_for_padding, conditions or _state
-    )
-    if callable(getattr(getattr(policy, "diffusion", None), "compute_loss", None)):
-        paired._in_diffusion()
-    elif callable(getattr(policy, "prepare_action", None)) and callable(
-        getattr(getattr(policy, "model", None), "sample_noise", None)
+    diffusion: Any = getattr(policy, "diffusion", None)
+    mask_padding = do_mask_loss_for_padding
+    if callable(getattr(diffusion, "compute_loss", None)):
+        if mask_padding is None:
+            mask_padding = diffusion.config.do_mask_loss_for_padding
+        pair = PairedPolicy._in_diffusion
+    elif callable(getattr(policy, "prepare_action", None)) and hasattr(
+        getattr(policy, "model", None), "sample_noise"
     ):
-        paired._in_flow()
+        pair = PairedPolicy._in_flow
     else:
         raise ValueError(
             f"{type(policy).__name__} is built like neither Diffusion Policy (diffusion."
             f"compute_loss) nor SmolVLA and pi0 (prepare_action, model.sample_noise); call "
             f"pair_actions where it draws its noise"
         )
+    paired = PairedPolicy(
+        policy, as_coupling(coupling), mask_padding is not False, conditions or _state
+    )
+    pair(paired)
     object.__setattr__(policy, "_immiscible", paired)
     return paired
 
@@ -181,10 +194,11 @@ class PairedPolicy:
 
     policy: Any
     coupling: Coupling
-    do_mask_loss_for_padding: bool | None
+    mask_padding: bool
     conditions: Callable[[Batch], dict[str, Tensor] | None]
     _pull: Tensor | None = None
     _now: tuple[Tensor, Batch] | None = None
+    """Actions and batch whose noise is drawn next."""
     _changed: list[tuple[Any, str, Any]] = field(default_factory=list)
 
     @property
@@ -207,37 +221,24 @@ class PairedPolicy:
         self._changed.append((owner, name, vars(owner).get(name)))
         object.__setattr__(owner, name, value)
 
-    def _noise(
-        self, actions: Tensor, batch: Batch, dims: int | None, noise: Tensor | None
-    ) -> Tensor:
-        mask_padding = self.do_mask_loss_for_padding is not False
-        paired = pair_actions(
-            self.coupling,
-            actions,
-            batch,
-            dims=dims,
-            noise=noise,
-            do_mask_loss_for_padding=mask_padding,
-            cond=self.conditions(batch),
-        )
-        valid = _valid(actions, batch, dims, mask_padding)
+    @torch.no_grad()
+    def _noise(self, dims: int | None, noise: Tensor | None) -> Tensor:
+        assert self._now is not None
+        (actions, batch), self._now = self._now, None
+        valid = _valid(actions, batch, dims, self.mask_padding)
+        paired = _pair(self.coupling, actions, noise, self.conditions(batch), valid)
         self._pull = pull(actions.float(), paired, mask=valid).mean()
         return paired
 
     def _in_diffusion(self) -> None:
         """Noise is drawn by the loss, and goes into mixture and target: it is changed in place."""
         inner = self.policy.diffusion
-        if self.do_mask_loss_for_padding is None:
-            self.do_mask_loss_for_padding = inner.config.do_mask_loss_for_padding
         compute_loss = inner.compute_loss
 
         def paired_loss(batch: Batch) -> Tensor:
-            if not self.policy.training:
-                loss: Tensor = compute_loss(batch)
-                return loss
-            self._now = (batch["action"], batch)
+            self._now = (batch["action"], batch) if self.policy.training else None
             try:
-                loss = compute_loss(batch)
+                loss: Tensor = compute_loss(batch)
             finally:
                 missed, self._now = self._now is not None, None
             if missed:
@@ -250,6 +251,8 @@ class PairedPolicy:
     def _in_flow(self) -> None:
         """Actions are prepared, then noise is drawn of their shape."""
         prepare, sample = self.policy.prepare_action, self.policy.model.sample_noise
+        config = self.policy.config
+        feature = getattr(config, "action_feature", None) or config.output_features["action"]
 
         def prepared(batch: Batch) -> Tensor:
             actions: Tensor = prepare(batch)
@@ -260,9 +263,8 @@ class PairedPolicy:
             noise: Tensor = sample(shape, device)
             if self._now is None or not self.policy.training:
                 return noise
-            (actions, batch), self._now = self._now, None
             start = noise if self.coupling.takes_noise else None
-            return self._noise(actions, batch, _real_dims(self.policy), start).to(noise)
+            return self._noise(int(feature.shape[0]), start).to(noise)
 
         self._set(self.policy, "prepare_action", prepared)
         self._set(self.policy.model, "sample_noise", sampled)
@@ -280,18 +282,8 @@ class _PairingScheduler:
         return getattr(self._scheduler, name)
 
     def add_noise(self, data: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        now, self._paired._now = self._paired._now, None
-        if now is not None:
+        if self._paired._now is not None:
             if noise.requires_grad:
                 raise ValueError("the noise of the loss requires grad; it cannot be paired")
-            noise.copy_(self._paired._noise(now[0], now[1], None, noise))  # the target is of it too
-        mixed: Tensor = self._scheduler.add_noise(data, noise, timesteps)
-        return mixed
-
-
-def _real_dims(policy: Any) -> int:
-    """Dimensions of an action of this robot, before padding."""
-    feature = getattr(policy.config, "action_feature", None)
-    if feature is None:
-        feature = policy.config.output_features["action"]
-    return int(feature.shape[0])
+            noise.copy_(self._paired._noise(None, noise))  # the target is of it too
+        return self._scheduler.add_noise(data, noise, timesteps)

@@ -19,7 +19,7 @@ class PlanSampler:
 
     def sample_plan(self, x0: Tensor, x1: Tensor, replace: bool = True) -> tuple[Tensor, Tensor]:
         """Noise for ``x1`` ``[B, *shape]``, made from ``x0`` if the coupling can, and ``x1``."""
-        return self._noise(x0, x1, None), x1
+        return self.sample_plan_with_labels(x0, x1)[:2]
 
     def sample_plan_with_labels(
         self,
@@ -36,13 +36,11 @@ class PlanSampler:
         """
         if y0 is not None:
             raise ValueError("y0 labels x0, the noise, which is replaced; label the data with y1")
-        return self._noise(x0, x1, y1), x1, None, y1
-
-    def _noise(self, x0: Tensor, x1: Tensor, y1: Tensor | None) -> Tensor:
-        cond = None if y1 is None else {self.label_key: y1}
-        if self.coupling.takes_noise:
-            return self.coupling.pair(x1, x0, cond=cond)
-        return self.coupling(x1, cond=cond)
+        cond, coupling = None if y1 is None else {self.label_key: y1}, self.coupling
+        noise = (
+            coupling.pair(x1, x0, cond=cond) if coupling.takes_noise else coupling(x1, cond=cond)
+        )
+        return noise, x1, None, y1
 
 
 def as_torchcfm(coupling: Coupling, *, label_key: str = "label") -> PlanSampler:

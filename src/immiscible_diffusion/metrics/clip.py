@@ -1,6 +1,5 @@
 """CLIPScore (2104.08718) of images and texts, and CMMD (2401.09603) between sets of images."""
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from immiscible_diffusion.metrics.features.preprocess import Preprocessing
-from immiscible_diffusion.metrics.features.pretrained import NetworkFeatures
+from immiscible_diffusion.metrics.features.pretrained import NetworkFeatures, load_transformer
 from immiscible_diffusion.metrics.fid import check_features
 from immiscible_diffusion.utils.optional_deps import require_extra
 
@@ -21,9 +20,6 @@ _STD = (255 * 0.26862954, 255 * 0.26130258, 255 * 0.27577711)
 _BLOCK = 2**22  # kernel values held at a time
 
 
-# --- CMMD ---------------------------------------------------------------------------------------
-
-
 def cmmd(a: Tensor, b: Tensor, *, sigma: float = SIGMA, scale: float = SCALE) -> float:
     """``scale`` times the squared maximum mean discrepancy under ``exp(-|x - y|^2 / 2 sigma^2)``.
 
@@ -31,11 +27,7 @@ def cmmd(a: Tensor, b: Tensor, *, sigma: float = SIGMA, scale: float = SCALE) ->
     negative, 0 for equal sets, and above 0 by about ``scale (1 - k) (1/N + 1/M)`` for two samples
     of one distribution. CMMD is this of CLIP features of length 1, ``cmmd_features``.
 
-    Args:
-        a: features [N, F].
-        b: features [M, F].
-        sigma: width of the kernel.
-        scale: what the result is multiplied by.
+    ``a`` is [N, F], ``b`` [M, F].
 
     Raises:
         ValueError: no features, unequal dimensions, not finite, or sigma not above 0.
@@ -44,8 +36,7 @@ def cmmd(a: Tensor, b: Tensor, *, sigma: float = SIGMA, scale: float = SCALE) ->
     b = check_features(b, a.shape[1])
     if not len(a) or not len(b) or sigma <= 0:
         raise ValueError(
-            f"CMMD needs features in each set and sigma above 0, got {len(a)} and {len(b)} "
-            f"features and sigma {sigma}"
+            f"CMMD needs features in each set and sigma above 0, got {len(a)} and {len(b)} features and sigma {sigma}"
         )
     # Kernels are all near 1, so their differences from 1 are summed: the ones cancel.
     return scale * (_mean(a, a, sigma) + _mean(b, b, sigma) - 2 * _mean(a, b, sigma))
@@ -64,48 +55,29 @@ def _mean(x: Tensor, y: Tensor, sigma: float) -> float:
 def cmmd_features(device: torch.device | str = "cpu", source: str | None = None) -> NetworkFeatures:
     """CLIP's image features of length 1; by default of ViT-L/14 at 336 pixels, as in the paper.
 
-    Args:
-        device: where it runs.
-        source: folder of the weights, or their name on the hub; by default $IMMISCIBLE_CMMD_CLIP,
-            then ``openai/clip-vit-large-patch14-336``.
+    The ``source`` is a folder of the weights, or their name on the hub; by default
+    $IMMISCIBLE_CMMD_CLIP, then ``openai/clip-vit-large-patch14-336``.
 
     Raises:
         MissingDependencyError: transformers is not installed.
         ValueError: the weights are not there, or not CLIP's.
     """
-    source = source or os.environ.get("IMMISCIBLE_CMMD_CLIP") or CMMD_MODEL
-    return _image_features(_load(source, CMMD_MODEL, "IMMISCIBLE_CMMD_CLIP", device))
-
-
-# --- CLIPScore ----------------------------------------------------------------------------------
+    return _image_features(_load(source, "IMMISCIBLE_CMMD_CLIP", CMMD_MODEL).to(device))
 
 
 @dataclass(frozen=True)
 class ClipScore:
-    """How well images fit their texts.
+    """How well images fit their texts."""
 
-    Attributes:
-        mean: of 100 max(cos, 0), in [0, 100]; 2.5 max(cos, 0) in the paper.
-        standard_error: of the mean, over the images; None for one image.
-        count: number of images.
-        model: which CLIP.
-    """
-
-    mean: float
-    standard_error: float | None
-    count: int
-    model: str
+    mean: float  # of 100 max(cos, 0), in [0, 100]; 2.5 max(cos, 0) in the paper
+    standard_error: float | None  # of the mean, over the images; None for one image
+    count: int  # number of images
+    model: str  # which CLIP
 
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """CLIP, which maps images and texts to features of length 1.
-
-    Attributes:
-        model: transformers' ``CLIPModel``, in evaluation mode.
-        tokenizer: its own.
-        image_features: of square images.
-    """
+    """CLIP, transformers' ``model`` and ``tokenizer``: images and texts to features of length 1."""
 
     model: Any
     tokenizer: Any
@@ -119,15 +91,14 @@ class Clip:
             MissingDependencyError: transformers is not installed.
             ValueError: the weights are not there, or not CLIP's.
         """
-        source = source or os.environ.get("IMMISCIBLE_CLIP") or SCORE_MODEL
-        model = _load(source, SCORE_MODEL, "IMMISCIBLE_CLIP", device)
+        model = _load(source, "IMMISCIBLE_CLIP", SCORE_MODEL).to(device)
         from transformers import CLIPTokenizer
 
         try:
-            tokenizer = CLIPTokenizer.from_pretrained(source)
+            tokenizer = CLIPTokenizer.from_pretrained(model.name_or_path)
         except (OSError, TypeError, ValueError) as error:
             reason = str(error).partition("\n")[0]
-            raise ValueError(f"{source} has no tokenizer ({reason})") from error
+            raise ValueError(f"{model.name_or_path} has no tokenizer ({reason})") from error
         return cls(model, tokenizer, _image_features(model))
 
     @torch.no_grad()
@@ -170,38 +141,20 @@ def clip_scores(images: Tensor, texts: Tensor) -> Tensor:
     return 100 * cosine.clamp(min=0)
 
 
-# --- Loading ------------------------------------------------------------------------------------
-
-
 def _image_features(model: Any) -> NetworkFeatures:
+    def embed(model: Any, images: Tensor) -> Tensor:
+        pooled = model.vision_model(pixel_values=images).pooler_output
+        return nn.functional.normalize(model.visual_projection(pooled), dim=-1)
+
     vision, dim = model.config.vision_config, int(model.config.projection_dim)
-    sizes = {512: "S", 768: "B", 1024: "L", 1280: "H"}
-    name = f"ViT-{sizes.get(vision.hidden_size, '?')}/{vision.patch_size} {vision.image_size} px"
+    size = {512: "S", 768: "B", 1024: "L", 1280: "H"}.get(vision.hidden_size, "?")
+    kind = f"CLIP ViT-{size}/{vision.patch_size} {vision.image_size} px"
     prepare = Preprocessing(int(vision.image_size), _MEAN, _STD, rounded=True)
-    return NetworkFeatures(
-        model, _embed_images, f"CLIP {name} ({dim}-d)", dim, f"CMMD of CLIP {name}", prepare,
-        str(prepare),
-    )  # fmt: skip
+    name, distance = f"{kind} ({dim}-d)", f"CMMD of {kind}"
+    return NetworkFeatures(model, embed, name, dim, distance, prepare, str(prepare))
 
 
-def _embed_images(model: Any, images: Tensor) -> Tensor:
-    pooled = model.vision_model(pixel_values=images).pooler_output
-    return nn.functional.normalize(model.visual_projection(pooled), dim=-1)
-
-
-def _load(source: str, usual: str, variable: str, device: torch.device | str) -> Any:
+def _load(source: str | None, variable: str, usual: str) -> Any:
     with require_extra("clip", "CLIPScore and CMMD"):
-        from transformers import AutoConfig, CLIPModel
-    try:
-        kind = AutoConfig.from_pretrained(source).model_type
-        if kind != "clip":
-            raise ValueError(f"{source} is a model of the kind '{kind}', not clip")
-        model = CLIPModel.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
-    except OSError as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(
-            f"the weights of CLIP are not at {source} ({reason}); fetch {usual} where "
-            f"there is a network (`hf download {usual} --local-dir FOLDER`), and set {variable} "
-            f"to its folder (config.json, model.safetensors, the tokenizer's files)"
-        ) from error
-    return model.eval().requires_grad_(False).to(device)
+        from transformers import CLIPModel
+    return load_transformer(CLIPModel, "clip", source, variable, usual)

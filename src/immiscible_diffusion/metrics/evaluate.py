@@ -9,19 +9,16 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.data.base import DataSet
+from immiscible_diffusion.metrics import prdc
 from immiscible_diffusion.metrics.features.base import FeatureExtractor, data_batches, extract
-from immiscible_diffusion.metrics.fid import FeatureStatistics, frechet_distance
-from immiscible_diffusion.metrics.kid import kernel_distance
-from immiscible_diffusion.metrics.noise_floor import SPLITS, Floor, floor_of
-from immiscible_diffusion.metrics.prdc import (
-    Manifold,
-    coverage,
-    density,
-    memorization,
-    precision,
-    recall,
-    spacing,
+from immiscible_diffusion.metrics.fid import (
+    SPLITS,
+    FeatureStatistics,
+    Floor,
+    floor_of,
+    frechet_distance,
 )
+from immiscible_diffusion.metrics.kid import kernel_distance
 from immiscible_diffusion.metrics.reference_cache import StatisticsFile
 from immiscible_diffusion.utils.random import keyed_generator
 
@@ -32,24 +29,15 @@ _MAX_HELD = 2**30  # bytes of real features that are kept; larger sets are extra
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """The real side of every comparison. What takes time is computed once, when first needed.
+    """The real side of every comparison. What takes time is computed once, when first needed."""
 
-    Attributes:
-        statistics: of the real features.
-        features: name of the extractor.
-        seed: of the random splits and subsets.
-        extract_real: returns the real features [N, F], float32 on the CPU.
-        file: where statistics and floor are cached, or None.
-        cached_floor: the floor that was read from there.
-    """
-
-    statistics: FeatureStatistics
-    features: str
-    seed: int
-    extract_real: Callable[[], Tensor]
-    file: StatisticsFile | None = None
-    cached_floor: Floor | None = None
-    _manifolds: dict[tuple[int, int], Manifold] = field(default_factory=dict, repr=False)
+    statistics: FeatureStatistics  # of the real features
+    features: str  # name of the extractor
+    seed: int  # of the random splits and subsets
+    extract_real: Callable[[], Tensor]  # returns the real features [N, F], float32 on the CPU
+    file: StatisticsFile | None = None  # where statistics and floor are cached, or None
+    cached_floor: Floor | None = None  # the floor that was read from there
+    _manifolds: dict[tuple[int, int], prdc.Manifold] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, real: Tensor, features: str, seed: int = 0) -> "Reference":
@@ -72,20 +60,20 @@ class Reference:
             self.file.write(self.statistics, floor)
         return floor
 
+    @cached_property
+    def spacing(self) -> float:
+        """Median distance of a real feature to its nearest other one."""
+        return prdc.spacing(self.real)
+
     def subset(self, count: int) -> Tensor:
         """``count`` of the real features, chosen by the seed."""
         return _subsample(self.real, count, self.seed, "real")
 
-    def manifold(self, count: int, k: int) -> Manifold:
+    def manifold(self, count: int, k: int) -> prdc.Manifold:
         """The manifold of ``subset(count)``, with balls to the k-th neighbor."""
         if (count, k) not in self._manifolds:
-            self._manifolds[count, k] = Manifold.of(self.subset(count), k)
+            self._manifolds[count, k] = prdc.Manifold.of(self.subset(count), k)
         return self._manifolds[count, k]
-
-    @cached_property
-    def spacing(self) -> float:
-        """Median distance of a real feature to its nearest other one."""
-        return spacing(self.real)
 
 
 def make_reference(
@@ -101,11 +89,10 @@ def make_reference(
     Args:
         dataset: the training set: ``memorization`` looks for copies of it.
         extractor: makes the features.
-        limit: use this many samples, chosen at random by ``seed``; all by default. Copies of data
-            left out are not recognized.
+        limit: use this many samples, chosen at random by ``seed``; all by default.
         seed: of that choice, of the splits of the floor, and of KID's subsets.
-        cache: folder in which statistics are cached; None for none. Needs a data set with a
-            ``digest`` and an extractor with an ``identity``.
+        cache: folder of cached statistics; None for none. Needs a data set with a ``digest`` and
+            an extractor with an ``identity``.
 
     Raises:
         ValueError: if ``limit`` or the data set is below 2.
@@ -132,17 +119,15 @@ def make_reference(
         file = StatisticsFile.of(about, cache)
     if file is not None and (cached := file.read()) is not None:
         return Reference(cached[0], extractor.name, seed, extract_real, file, cached[1])
+    parts: Iterable[Tensor] = map(extractor, data_batches(dataset, indices))
+    read = extract_real
     if 4 * count * extractor.dim <= _MAX_HELD:
         real = extract_real()
-        statistics = stream_statistics(extractor.dim, real.split(4096))
-        reference = Reference(statistics, extractor.name, seed, lambda: real, file)
-    else:
-        batches = data_batches(dataset, indices)
-        statistics = stream_statistics(extractor.dim, map(extractor, batches))
-        reference = Reference(statistics, extractor.name, seed, extract_real, file)
+        parts, read = real.split(4096), lambda: real
+    statistics = stream_statistics(extractor.dim, parts)
     if file is not None:
         file.write(statistics)
-    return reference
+    return Reference(statistics, extractor.name, seed, read, file)
 
 
 def stream_statistics(dim: int, features: Iterable[Tensor]) -> FeatureStatistics:
@@ -155,30 +140,19 @@ def stream_statistics(dim: int, features: Iterable[Tensor]) -> FeatureStatistics
 
 @dataclass(frozen=True)
 class SampleMetrics:
-    """Metrics of one set of samples; None where not asked for.
+    """Metrics of one set of samples; None where not asked for."""
 
-    Attributes:
-        samples: how many were measured.
-        features: the extractor's name.
-        frechet: Frechet distance, 0 or more; lower is better.
-        kid: kernel distance, about 0 for equal distributions; lower is better.
-        kid_error: its standard error over subsets; None also where the sets were used complete.
-        precision: fraction of samples near real data, in [0, 1].
-        recall: fraction of real data near samples, in [0, 1].
-        density: fidelity, about 1 for equal distributions.
-        coverage: fraction of real data with a sample nearby, in [0, 1].
-        memorization: distance to the training data, 1 = as real data among themselves, 0 = copies.
-    """
-
-    samples: int
-    features: str
-    frechet: float | None = None
-    kid: float | None = None
+    samples: int  # their number
+    features: str  # the extractor's name
+    frechet: float | None = None  # Frechet distance, 0 or more; lower is better
+    kid: float | None = None  # kernel distance, about 0 for equal distributions; lower is better
+    # its standard error over subsets; None also where the sets were used complete
     kid_error: float | None = None
-    precision: float | None = None
-    recall: float | None = None
-    density: float | None = None
-    coverage: float | None = None
+    precision: float | None = None  # fraction of samples near real data, in [0, 1]
+    recall: float | None = None  # fraction of real data near samples, in [0, 1]
+    density: float | None = None  # fidelity, about 1 for equal distributions
+    coverage: float | None = None  # fraction of real data with a sample nearby, in [0, 1]
+    # distance to the training data, 1 = as real data among themselves, 0 = copies
     memorization: float | None = None
 
     def as_dict(self) -> dict[str, float | int | str | None]:
@@ -198,12 +172,8 @@ def measure(
     Precision, recall, density and coverage depend on the counts, so they take as many samples as
     real features (as 1904.06991 and 2002.09797 do), at most ``MAX_NEIGHBORS`` of each.
 
-    Args:
-        samples_features: from the extractor that made the reference; statistics are enough for the
-            Frechet distance alone.
-        reference: the real side.
-        metrics: which to compute, of :data:`METRICS`.
-        allow_few: accept a Frechet distance from fewer than F + 1 features.
+    The features are of the extractor that made the reference; statistics are enough for the Frechet
+    distance alone, which with ``allow_few`` may be of fewer than F + 1 features.
 
     Raises:
         ValueError: on an unknown metric, features of another dimension, that are not finite, or
@@ -214,31 +184,29 @@ def measure(
         if needed := [name for name in metrics if name != "frechet"]:
             raise ValueError(f"{', '.join(needed)} need features, got their statistics alone")
         frechet = frechet_distance(samples_features, reference.statistics, allow_few=allow_few)
-        return SampleMetrics(
-            samples_features.count, reference.features, frechet if metrics else None
-        )
+        count = samples_features.count
+        return SampleMetrics(count, reference.features, frechet if metrics else None)
+    features = samples_features
     values: dict[str, float | None] = {}
     if "frechet" in metrics:
-        statistics = stream_statistics(samples_features.shape[-1], samples_features.split(4096))
+        statistics = stream_statistics(features.shape[-1], features.split(4096))
         values["frechet"] = frechet_distance(statistics, reference.statistics, allow_few=allow_few)
     if "kid" in metrics:
-        kid = kernel_distance(samples_features, reference.real, seed=reference.seed)
+        kid = kernel_distance(features, reference.real, seed=reference.seed)
         values |= {"kid": kid.mean, "kid_error": kid.standard_error}
-    count = min(len(samples_features), reference.statistics.count, MAX_NEIGHBORS)
-    subset = _subsample(samples_features, count, reference.seed, "samples")
-    if "precision" in metrics:
-        values["precision"] = precision(subset, reference.manifold(count, 3))
-    if "recall" in metrics:
-        values["recall"] = recall(subset, reference.subset(count))
-    if "density" in metrics:
-        values["density"] = density(subset, reference.manifold(count, 5))
-    if "coverage" in metrics:
-        values["coverage"] = coverage(subset, reference.manifold(count, 5))
-    if "memorization" in metrics:
-        values["memorization"] = memorization(
-            samples_features, reference.real, real_spacing=reference.spacing
-        )
-    return SampleMetrics(samples=len(samples_features), features=reference.features, **values)
+    count = min(len(features), reference.statistics.count, MAX_NEIGHBORS)
+    subset = _subsample(features, count, reference.seed, "samples")
+    neighbors: dict[str, Callable[[], float]] = {
+        "precision": lambda: prdc.precision(subset, reference.manifold(count, 3)),
+        "recall": lambda: prdc.recall(subset, reference.subset(count)),
+        "density": lambda: prdc.density(subset, reference.manifold(count, 5)),
+        "coverage": lambda: prdc.coverage(subset, reference.manifold(count, 5)),
+        "memorization": lambda: prdc.memorization(
+            features, reference.real, real_spacing=reference.spacing
+        ),
+    }
+    values |= {name: compute() for name, compute in neighbors.items() if name in metrics}
+    return SampleMetrics(len(features), reference.features, **values)
 
 
 def _subsample(features: Tensor, count: int, seed: int, name: str) -> Tensor:

@@ -11,23 +11,19 @@ from immiscible_diffusion.metrics.prdc import memorization
 
 @dataclass(frozen=True)
 class FewShotMetrics:
-    """Samples beside the images that the model was tuned on.
+    """Samples beside the images that the model was tuned on."""
 
-    Attributes:
-        similarity: mean cosine of the features of a sample and of a training image, over all
-            pairs: higher is nearer to the subject (as DreamBooth's image scores, 2208.12242).
-        diversity: 1 - mean cosine over pairs of samples: near 0, all samples are one image.
-        nearest_ratio: distance of a sample to its nearest training image, in units of that of
-            the training images to each other (medians): near 0, copies.
-        mean_drift: root mean square over channels of mean(samples) - mean(training), of [-1, 1].
-        contrast_drift: mean over channels of log(deviation of samples / of training): below 0,
-            grayer than the training images.
-    """
-
+    # mean cosine of the features of a sample and of a training image, over all pairs: higher is
+    # nearer to the subject (as DreamBooth's image scores, 2208.12242)
     similarity: float
-    diversity: float
+    diversity: float  # 1 - mean cosine over pairs of samples: near 0, all samples are one image
+    # distance of a sample to its nearest training image, in units of that of the training images to
+    # each other (medians): near 0, copies
     nearest_ratio: float
+    # root mean square over channels of mean(samples) - mean(training), of [-1, 1]
     mean_drift: float
+    # mean over channels of log(deviation of samples / of training): below 0, grayer than the
+    # training images
     contrast_drift: float
 
 

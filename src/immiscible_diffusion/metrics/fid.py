@@ -1,10 +1,13 @@
-"""The Frechet distance between two feature sets, each taken as a Gaussian (FID: 1706.08500)."""
+"""The Frechet distance between feature sets, each taken as a Gaussian (1706.08500); its floor."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from immiscible_diffusion.utils.random import keyed_generator
+
+SPLITS = 10  # of the real features in halves, for the floor
 # Eigenvalues of a covariance this far below zero, relative to the largest, are rounding.
 _ROUNDING = 1e-8
 
@@ -23,8 +26,7 @@ def check_features(features: Tensor, dim: int | None = None) -> Tensor:
     if not features.isfinite().all():
         bad = int((~features.isfinite()).any(dim=1).sum())
         raise ValueError(
-            f"{bad} of {len(features)} feature rows hold NaN or infinity; "
-            "the samples have probably diverged"
+            f"{bad} of {len(features)} feature rows hold NaN or infinity; the samples have probably diverged"
         )
     return features
 
@@ -35,16 +37,11 @@ class FeatureStatistics:
 
     The scatter is kept around the running mean (Chan, Golub and LeVeque 1983): a raw sum of outer
     products loses its digits when the mean is large.
-
-    Attributes:
-        count: number of features seen.
-        mean: [F].
-        scatter: [F, F], sum of the outer products of ``feature - mean``.
     """
 
-    count: int
-    mean: Tensor
-    scatter: Tensor
+    count: int  # number of features seen
+    mean: Tensor  # [F]
+    scatter: Tensor  # [F, F], sum of the outer products of ``feature - mean``
 
     @classmethod
     def empty(cls, dim: int) -> "FeatureStatistics":
@@ -98,18 +95,18 @@ def frechet_distance(
     when the features are Inception's. It is biased upwards by about 1 / count, so compare only
     figures made with equal counts and equal features.
 
-    Args:
-        a: statistics of one set.
-        b: statistics of the other; the order does not matter.
-        allow_few: accept fewer than F + 1 features, whose covariance has not full rank.
+    With ``allow_few``, fewer than F + 1 features are accepted, whose covariance has not full rank.
 
     Raises:
         ValueError: on too few features, different dimensions, or a covariance that is indefinite.
     """
     _check_dims(a, b)
-    if not allow_few:
-        _check_count(a)
-        _check_count(b)
+    least, count = a.dim + 1, min(a.count, b.count)
+    if count < least and not allow_few:
+        raise ValueError(
+            f"a covariance of {a.dim}-dimensional features needs at least {least} of them, got "
+            f"{count}; use more samples, or allow_few=True for a rough figure"
+        )
     covariance_a, covariance_b = a.covariance, b.covariance
     # The trace of (A^{1/2} B A^{1/2})^{1/2} is the sum of the singular values of A^{1/2} B^{1/2}:
     # this keeps the digits that the root of a rounded eigenvalue near zero would lose.
@@ -124,15 +121,6 @@ def _check_dims(a: FeatureStatistics, b: FeatureStatistics) -> None:
         raise ValueError(f"the two feature sets have {a.dim} and {b.dim} dimensions; use one kind")
 
 
-def _check_count(statistics: FeatureStatistics) -> None:
-    if statistics.count < statistics.dim + 1:
-        raise ValueError(
-            f"a covariance of {statistics.dim}-dimensional features needs at least "
-            f"{statistics.dim + 1} of them, got {statistics.count}; "
-            "use more samples, or allow_few=True for a rough figure"
-        )
-
-
 def _square_root(covariance: Tensor) -> Tensor:
     """Symmetric square root of a positive semi-definite matrix [F, F]."""
     values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
@@ -142,3 +130,62 @@ def _square_root(covariance: Tensor) -> Tensor:
             f"{float(values[0]):.3g} to {float(values[-1]):.3g}"
         )
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+
+@dataclass(frozen=True)
+class Floor:
+    """Frechet distance between random disjoint halves of the real set.
+
+    The distance of M features to N of the same distribution is about proportional to ``1 / M +
+    1 / N``, so ``at`` scales the floor to M samples against N real data. Differences smaller than
+    its spread mean little.
+    """
+
+    mean: float  # over the random splits
+    low: float  # the smallest
+    high: float  # the largest
+    size: int  # features in each half
+    # the numbers of samples and of real data that it was scaled to; None = ``size`` each
+    counts: tuple[int, int] | None = field(default=None, metadata={"optional": True})
+
+    def at(self, samples: int, real: int) -> "Floor":
+        """The score of ``samples`` from the data's own distribution against ``real`` data."""
+        if self.counts is not None:
+            raise ValueError(f"the floor was scaled to {self.counts} already")
+        scale = (1 / samples + 1 / real) / (2 / self.size)
+        values = (scale * self.mean, scale * self.low, scale * self.high)
+        return Floor(*values, self.size, (samples, real))
+
+    @property
+    def note(self) -> str:
+        """The floor in words, for reports."""
+        if self.counts is not None:
+            return (
+                f"{self.counts[0]:,} samples of the data's own distribution would be about "
+                f"{self.mean:.3g} from {self.counts[1]:,} real data ({self.low:.3g} to "
+                f"{self.high:.3g} over {SPLITS} splits in halves of {self.size:,}, scaled to them)"
+            )
+        return (
+            f"two random halves of the real set ({self.size} each) are {self.mean:.3g} apart "
+            f"({self.low:.3g} to {self.high:.3g} over {SPLITS} splits)"
+        )
+
+
+def floor_of(real: Tensor, size: int, seed: int) -> Floor | None:
+    """Distance between random disjoint sets of ``size`` of the features [N, F], over 10 splits.
+
+    None if ``size`` is below F + 1. The splits share features, so low and high are the spread over
+    splits of one set, a little less than that over new sets.
+    """
+    if size < real.shape[1] + 1:
+        return None
+    pairs = (map(FeatureStatistics.of, halves(real, size, seed, split)) for split in range(SPLITS))
+    values = [frechet_distance(*pair) for pair in pairs]
+    return Floor(sum(values) / len(values), min(values), max(values), size)
+
+
+def halves(real: Tensor, size: int, seed: int, split: int) -> tuple[Tensor, Tensor]:
+    """Two random disjoint sets [size, F] of the features [N, F]."""
+    generator = keyed_generator(seed, "floor", split)
+    order = torch.randperm(len(real), generator=generator)
+    return real[order[:size]], real[order[size : 2 * size]]

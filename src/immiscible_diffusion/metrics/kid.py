@@ -13,15 +13,11 @@ _BLOCK = 2**20  # kernel values held at a time
 
 @dataclass(frozen=True)
 class KernelDistance:
-    """Squared maximum mean discrepancy; about 0, also below it, for equal distributions.
+    """Squared maximum mean discrepancy; about 0, also below it, for equal distributions."""
 
-    Attributes:
-        mean: the mean over subsets.
-        standard_error: of that mean over subsets. None where no subsets were drawn. Subsets
-            come from the same features, so it does not cover the choice of the features.
-    """
-
-    mean: float
+    mean: float  # the mean over subsets
+    # of that mean over subsets. None where no subsets were drawn. Subsets come from the same
+    # features, so it does not cover the choice of the features
     standard_error: float | None
 
 
@@ -38,7 +34,7 @@ def kernel_distance(
         b: features [M, F].
         subset: features drawn, without replacement, from each set.
         subsets: how many times.
-        seed: equal seeds draw equal subsets.
+        seed: of the subsets.
 
     Raises:
         ValueError: on unequal dimensions, fewer than 2 features, or ``subset``, ``subsets`` < 2.
@@ -53,30 +49,24 @@ def kernel_distance(
     if min(len(a), len(b)) <= subset:
         return KernelDistance(_unbiased(a, b), None)
     generator = keyed_generator(seed, "kernel distance")
+
+    def draw(features: Tensor) -> Tensor:
+        return features[torch.randperm(len(features), generator=generator)[:subset]]
+
     values = torch.tensor(
-        [
-            _unbiased(_draw(a, subset, generator), _draw(b, subset, generator))
-            for _ in range(subsets)
-        ],
-        dtype=torch.float64,
+        [_unbiased(draw(a), draw(b)) for _ in range(subsets)], dtype=torch.float64
     )
     return KernelDistance(float(values.mean()), float(values.std() / subsets**0.5))
 
 
-def _draw(features: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    return features[torch.randperm(len(features), generator=generator)[:size]]
-
-
 def _unbiased(a: Tensor, b: Tensor) -> float:
     """Unbiased MMD^2 of features [N, F] and [M, F], both float64."""
-    within = _mean_of_pairs(a) + _mean_of_pairs(b)
-    return within - 2 * _sum(a, b) / (len(a) * len(b))
 
+    def within(x: Tensor) -> float:  # the mean over pairs of different rows
+        diagonal = (x.square().sum(dim=1) / x.shape[1] + 1).pow(3).sum()
+        return (_sum(x, x) - float(diagonal)) / (len(x) * (len(x) - 1))
 
-def _mean_of_pairs(x: Tensor) -> float:
-    """Mean kernel of two different rows of ``x``."""
-    diagonal = (x.square().sum(dim=1) / x.shape[1] + 1).pow(3).sum()
-    return (_sum(x, x) - float(diagonal)) / (len(x) * (len(x) - 1))
+    return within(a) + within(b) - 2 * _sum(a, b) / (len(a) * len(b))
 
 
 def _sum(x: Tensor, y: Tensor) -> float:

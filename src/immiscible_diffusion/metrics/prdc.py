@@ -30,22 +30,23 @@ def _distances(queries: Tensor, points: Tensor) -> Iterator[tuple[slice, Tensor]
         yield rows, distances.where(distances > same, torch.zeros_like(distances))
 
 
+def _check_some(features: Tensor, dim: int) -> Tensor:
+    if len(features) == 0:
+        raise ValueError("expected at least one feature, got none")
+    return check_features(features, dim)
+
+
 @dataclass(frozen=True, eq=False)
 class Manifold:
     """The union of the balls around points that reach to each point's k-th nearest other point.
 
     Equal points are neighbors at distance 0, so k + 1 copies of a point have a ball of radius 0,
     which still holds a further copy (balls are closed).
-
-    Attributes:
-        points: [N, F] float64.
-        radii: [N] float64.
-        k: the neighbor that sets the radius.
     """
 
-    points: Tensor
-    radii: Tensor
-    k: int
+    points: Tensor  # [N, F] float64
+    radii: Tensor  # [N] float64
+    k: int  # the neighbor that sets the radius
 
     @classmethod
     def of(cls, features: Tensor, k: int) -> "Manifold":
@@ -61,19 +62,14 @@ class Manifold:
         return cls(points, radii, k)
 
     def hits(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Count which balls hold which of the features [M, F].
-
-        Returns:
-            The number of balls around each feature [M] and of features in each ball [N], int64.
-        """
-        features = check_features(features, self.points.shape[1])
-        balls = torch.empty(len(features), dtype=torch.int64)
-        inside = torch.zeros(len(self.points), dtype=torch.int64)
-        for rows, distances in _distances(features, self.points):
+        """Number of balls around each feature [M] of [M, F], and of features in each ball [N]."""
+        features = _check_some(features, self.points.shape[1])
+        balls, inside = [], torch.zeros(len(self.points), dtype=torch.int64)
+        for _, distances in _distances(features, self.points):
             held = distances <= self.radii
-            balls[rows] = held.sum(dim=1)
+            balls.append(held.sum(dim=1))
             inside += held.sum(dim=0)
-        return balls, inside
+        return torch.cat(balls), inside
 
 
 def precision(samples: Tensor, real: Tensor | Manifold, *, k: int = 3) -> float:
@@ -81,8 +77,8 @@ def precision(samples: Tensor, real: Tensor | Manifold, *, k: int = 3) -> float:
 
     ``real`` may be a :class:`Manifold`, whose own ``k`` then counts.
     """
-    balls, _ = _manifold(real, k).hits(_not_empty(samples))
-    return _positive_fraction(balls)
+    balls, _, _ = _hits(samples, real, k)
+    return float((balls > 0).double().mean())
 
 
 def recall(samples: Tensor | Manifold, real: Tensor, *, k: int = 3) -> float:
@@ -95,9 +91,8 @@ def density(samples: Tensor, real: Tensor | Manifold, *, k: int = 5) -> float:
 
     Expected to be 1 for equal distributions; above 1 where samples crowd around modes.
     """
-    manifold = _manifold(real, k)
-    balls, _ = manifold.hits(_not_empty(samples))
-    return float(balls.double().mean()) / manifold.k
+    balls, _, k = _hits(samples, real, k)
+    return float(balls.double().mean()) / k
 
 
 def coverage(samples: Tensor, real: Tensor | Manifold, *, k: int = 5) -> float:
@@ -105,8 +100,8 @@ def coverage(samples: Tensor, real: Tensor | Manifold, *, k: int = 5) -> float:
 
     Near ``1 - 2^-k`` for equal distributions and as many samples as real features.
     """
-    _, inside = _manifold(real, k).hits(_not_empty(samples))
-    return _positive_fraction(inside)
+    _, inside, _ = _hits(samples, real, k)
+    return float((inside > 0).double().mean())
 
 
 def spacing(real: Tensor) -> float:
@@ -121,7 +116,7 @@ def spacing(real: Tensor) -> float:
         nearest[rows] = distances.masked_fill(distances == 0, torch.inf).amin(dim=1)
     if not nearest.isfinite().all():
         raise ValueError(f"need at least 2 different real features, got {len(real)} that are equal")
-    return _median(nearest)
+    return float(nearest.quantile(0.5))
 
 
 def memorization(samples: Tensor, real: Tensor, *, real_spacing: float | None = None) -> float:
@@ -134,25 +129,13 @@ def memorization(samples: Tensor, real: Tensor, *, real_spacing: float | None = 
     it does not see a fraction of copies below one half.
     """
     real = check_features(real)
-    nearest = torch.empty(len(samples), dtype=torch.float64)
-    for rows, distances in _distances(check_features(_not_empty(samples), real.shape[1]), real):
-        nearest[rows] = distances.amin(dim=1)
-    return _median(nearest) / (spacing(real) if real_spacing is None else real_spacing)
+    samples = _check_some(samples, real.shape[1])
+    nearest = torch.cat([distances.amin(dim=1) for _, distances in _distances(samples, real)])
+    median = float(nearest.quantile(0.5))
+    return median / (spacing(real) if real_spacing is None else real_spacing)
 
 
-def _manifold(points: Tensor | Manifold, k: int) -> Manifold:
-    return points if isinstance(points, Manifold) else Manifold.of(points, k)
-
-
-def _not_empty(features: Tensor) -> Tensor:
-    if len(features) == 0:
-        raise ValueError("expected at least one feature, got none")
-    return features
-
-
-def _positive_fraction(counts: Tensor) -> float:
-    return float((counts > 0).double().mean())
-
-
-def _median(values: Tensor) -> float:
-    return float(values.quantile(0.5))
+def _hits(samples: Tensor, real: Tensor | Manifold, k: int) -> tuple[Tensor, Tensor, int]:
+    """Of the manifold of ``real``: balls around each sample, samples in each ball, and its k."""
+    manifold = real if isinstance(real, Manifold) else Manifold.of(real, k)
+    return *manifold.hits(samples), manifold.k

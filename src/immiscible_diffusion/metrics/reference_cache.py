@@ -6,8 +6,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from immiscible_diffusion.metrics.fid import FeatureStatistics
-from immiscible_diffusion.metrics.noise_floor import Floor
+from immiscible_diffusion.metrics.fid import FeatureStatistics, Floor
 from immiscible_diffusion.utils.atomic_files import atomic_path
 from immiscible_diffusion.utils.optional_deps import require_extra
 from immiscible_diffusion.utils.random import hash_seed
@@ -23,78 +22,56 @@ def cache_folder(cache: Path | None = None) -> Path:
     return Path(folder) if folder else Path.home() / ".cache" / "immiscible-diffusion"
 
 
-def save_statistics(
-    path: Path, statistics: FeatureStatistics, about: dict[str, str], floor: Floor | None = None
-) -> None:
-    """Write statistics, what they are ``about`` and their floor as safetensors, atomically."""
-    with require_extra("train", "the cache of reference statistics"):
-        from safetensors.torch import save_file
-    tensors = {"mean": statistics.mean.contiguous(), "scatter": statistics.scatter.contiguous()}
-    more = {"count": str(statistics.count), "floor": json.dumps(floor and asdict(floor))}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, {**about, **more})
-
-
-def load_statistics(path: Path, about: dict[str, str]) -> tuple[FeatureStatistics, Floor | None]:
-    """Read what :func:`save_statistics` wrote.
-
-    Raises:
-        ValueError: the file is damaged, or about something else than ``about``.
-    """
-    with require_extra("train", "the cache of reference statistics"):
-        from safetensors import SafetensorError, safe_open
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            record = file.metadata() or {}
-            wrong = [
-                f"{k}: {record.get(k)!r}, not {v!r}" for k, v in about.items() if record.get(k) != v
-            ]
-            if wrong:
-                raise ValueError(f"they are of other features ({'; '.join(wrong)})")
-            mean, scatter = file.get_tensor("mean"), file.get_tensor("scatter")
-        if scatter.shape != (len(mean), len(mean)) or not scatter.isfinite().all():
-            raise ValueError(f"expected a finite scatter [{len(mean)}, {len(mean)}]")
-        floor = json.loads(record["floor"])
-        statistics = FeatureStatistics(int(record["count"]), mean, scatter)
-        return statistics, Floor(**floor) if floor else None
-    except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
-        raise ValueError(f"the statistics in {path} cannot be used: {error}") from error
-
-
 @dataclass(frozen=True)
 class StatisticsFile:
-    """Where the statistics of one reference are cached.
-
-    Attributes:
-        path: of the file, named by a hash of ``about``.
-        about: data set, extractor with preprocessing and weights, and which data were used.
-    """
+    """Where the statistics of one reference are cached, as safetensors."""
 
     path: Path
-    about: dict[str, str]
+    about: dict[
+        str, str
+    ]  # data set, extractor with preprocessing and weights, which data were used
 
     @classmethod
     def of(cls, about: dict[str, str], cache: Path | None = None) -> "StatisticsFile":
-        """The file in the cache folder for statistics of ``about``."""
+        """The file in the cache folder for statistics of ``about``, named by a hash of it."""
         about = {"version": str(VERSION), **about}
-        name = (
-            f"reference-v{VERSION}-{hash_seed(*sorted(map(str, about.items()))):016x}.safetensors"
-        )
-        return cls(cache_folder(cache) / name, about)
-
-    def read(self) -> tuple[FeatureStatistics, Floor | None] | None:
-        """Statistics and floor; None if there are none, or (with a warning) if they are refused."""
-        if not self.path.exists():
-            return None
-        try:
-            return load_statistics(self.path, self.about)
-        except ValueError as error:
-            log.warning("%s; computing them again", error)
-            return None
+        key = hash_seed(*sorted(map(str, about.items())))
+        return cls(cache_folder(cache) / f"reference-v{VERSION}-{key:016x}.safetensors", about)
 
     def write(self, statistics: FeatureStatistics, floor: Floor | None = None) -> None:
-        """Store; a failure costs only the next computation."""
+        """Store, complete or not at all; a failure costs only the next computation."""
+        with require_extra("train", "the cache of reference statistics"):
+            from safetensors.torch import save_file
+        tensors = {"mean": statistics.mean.contiguous(), "scatter": statistics.scatter.contiguous()}
+        more = {"count": str(statistics.count), "floor": json.dumps(floor and asdict(floor))}
         try:
-            save_statistics(self.path, statistics, self.about, floor)
+            with atomic_path(self.path) as temporary:
+                save_file(tensors, temporary, {**self.about, **more})
         except OSError as error:
             log.warning("could not cache statistics in %s (%s)", self.path.parent, error)
+
+    def read(self) -> tuple[FeatureStatistics, Floor | None] | None:
+        """Statistics and floor; None if there are none.
+
+        So too, with a warning, if the file is damaged or about something else.
+        """
+        if not self.path.exists():
+            return None
+        with require_extra("train", "the cache of reference statistics"):
+            from safetensors import SafetensorError, safe_open
+        try:
+            with safe_open(str(self.path), framework="pt") as file:
+                record = file.metadata() or {}
+                for key, value in self.about.items():
+                    if record.get(key) != value:
+                        other = f"{key}: {record.get(key)!r}, not {value!r}"
+                        raise ValueError(f"they are of other features ({other})")
+                mean, scatter = file.get_tensor("mean"), file.get_tensor("scatter")
+            if scatter.shape != (len(mean), len(mean)) or not scatter.isfinite().all():
+                raise ValueError(f"expected a finite scatter [{len(mean)}, {len(mean)}]")
+            floor = json.loads(record["floor"])
+            statistics = FeatureStatistics(int(record["count"]), mean, scatter)
+            return statistics, Floor(**floor) if floor else None
+        except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
+            log.warning("the statistics in %s (%s) are computed again", self.path, error)
+            return None

@@ -1,6 +1,7 @@
 """What a model's configuration is, and how networks read their conditions."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
@@ -13,13 +14,14 @@ Shapes = Mapping[str, Shape]
 """Shapes of the continuous conditions of one sample, such as ``{"observation": (40,)}``."""
 
 
-class ModelConfig:
+class ModelConfig(ABC):
     """The settings of a network, a frozen dataclass: ``build`` makes the network."""
 
+    @abstractmethod
     def build(
         self, shape: Shape, num_classes: int | None = None, conditions: Shapes | None = None
     ) -> nn.Module:
-        """A fresh network ``model(x_t [B, *shape], network_time [B], cond) -> [B, *shape]``.
+        """Return a fresh network ``model(x_t [B, *shape], network_time [B], cond) -> [B, *shape]``.
 
         Args:
             shape: of one sample as it is diffused.
@@ -29,42 +31,48 @@ class ModelConfig:
         Raises:
             ValueError: data, classes or conditions that this network cannot take.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def tiny(self) -> "ModelConfig":
-        """The same network shrunk for a smoke run."""
-        raise NotImplementedError
+        """Shrink to a smoke run."""
 
 
-def refuse_conditions(config: ModelConfig, conditions: Shapes | None) -> None:
-    """Raise ValueError for conditions other than labels, which images' networks cannot take."""
+def check_images(
+    config: ModelConfig, shape: Shape, multiple: int, option: str, conditions: Shapes | None
+) -> None:
+    """Raise ValueError unless data are images ``[C, S, S]``, S a ``multiple``, with labels at most.
+
+    The ``option`` changes the multiple.
+    """
+    name = type(config).__name__
     if conditions:
         raise ValueError(
-            f"{type(config).__name__} takes no conditions except labels, and the data have "
-            f"{', '.join(conditions)}; use MLP or UNet1D"
+            f"{name} takes no conditions except labels, and the data have {', '.join(conditions)}; use MLP or UNet1D"
+        )
+    if len(shape) != 3 or shape[1] != shape[2] or shape[1] % multiple:
+        raise ValueError(
+            f"this {name} takes images [C, S, S] with S a multiple of {multiple}, got {shape}; set "
+            f"data.size or {option}"
         )
 
 
 def label_of(cond: Cond | None) -> Tensor:
-    """``cond["label"]`` ``[B]``; ValueError if it is missing."""
+    """Return ``cond["label"]`` ``[B]``; ValueError if it is missing."""
     if cond is None or "label" not in cond:
         raise ValueError("this model is class-conditional: give cond={'label': [B] int64}")
     return cond["label"]
 
 
 class VectorConditions:
-    """Continuous conditions as one vector ``[B, size]``: flattened, one after the other.
-
-    Args:
-        shapes: of the conditions of one sample.
-    """
+    """Continuous conditions of ``shapes`` as one vector ``[B, size]``: flattened, one by one."""
 
     def __init__(self, shapes: Shapes) -> None:
         self.shapes = dict(shapes)
         self.size = sum(math.prod(shape) for shape in self.shapes.values())
 
     def __call__(self, cond: Cond | None, count: int) -> Tensor:
-        """The vectors of ``count`` samples; ValueError for a condition missing or misshapen."""
+        """Return the vectors of ``count`` samples; ValueError for one missing or misshapen."""
+        values = []
         for name, shape in self.shapes.items():
             value = (cond or {}).get(name)
             if value is None or value.shape != (count, *shape):
@@ -72,5 +80,5 @@ class VectorConditions:
                     f"this model needs cond['{name}'] of shape {(count, *shape)}, got "
                     f"{'none' if value is None else tuple(value.shape)}"
                 )
-        assert cond is not None
-        return torch.cat([cond[name].flatten(1) for name in self.shapes], dim=1)
+            values.append(value.flatten(1))
+        return torch.cat(values, dim=1)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from immiscible_diffusion.diffusion.paths import Cond
-from immiscible_diffusion.models.base import ModelConfig, Shape, Shapes, label_of, refuse_conditions
+from immiscible_diffusion.models.base import ModelConfig, Shape, Shapes, check_images, label_of
 from immiscible_diffusion.utils.optional_deps import require_extra
 
 
@@ -29,23 +29,14 @@ class DiT(ModelConfig):
     dropout: float = 0.0
 
     def tiny(self) -> "DiT":
-        """The same network shrunk for a smoke run."""
+        """Shrink to a smoke run."""
         return replace(self, heads=2, head_channels=8, depth=2)
 
     def build(
         self, shape: Shape, num_classes: int | None = None, conditions: Shapes | None = None
     ) -> nn.Module:
-        """A fresh network for images ``[B, C, S, S]``, conditioned on ``label`` if there are any.
-
-        Raises:
-            ValueError: images not square, or a size that the patches do not divide.
-        """
-        refuse_conditions(self, conditions)
-        if len(shape) != 3 or shape[1] != shape[2] or shape[1] % self.patch:
-            raise ValueError(
-                f"a DiT of patch {self.patch} takes images [C, S, S] with S a multiple of it, got "
-                f"{shape}; set data.size or model.patch"
-            )
+        """Return a fresh network for images ``[B, C, S, S]`` whose size the patches divide."""
+        check_images(self, shape, self.patch, "model.patch", conditions)
         return ConditionalDiT(self, shape, num_classes)
 
 
@@ -69,19 +60,15 @@ class ConditionalDiT(nn.Module):
             patch_size=config.patch,
             num_embeds_ada_norm=num_classes or 1,
         )
-        for block in self.dit.transformer_blocks:
-            nn.init.zeros_(block.norm1.linear.weight)
-            nn.init.zeros_(block.norm1.linear.bias)
-            # The trainer drops labels, from its own keyed stream.
-            block.norm1.emb.class_embedder.dropout_prob = 0.0
-        for last in (self.dit.proj_out_1, self.dit.proj_out_2):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        norms = [block.norm1 for block in self.dit.transformer_blocks]
+        for norm in norms:  # the trainer drops labels, from its own keyed stream
+            norm.emb.class_embedder.dropout_prob = 0.0
+        for layer in (*(norm.linear for norm in norms), self.dit.proj_out_1, self.dit.proj_out_2):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
         """Predict the target at ``x`` ``[B, C, S, S]`` and ``time`` ``[B]``."""
-        label = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        if self.conditional:
-            label = label_of(cond)
-        output: Tensor = self.dit(x, timestep=time, class_labels=label).sample
-        return output
+        one_class = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        label = label_of(cond) if self.conditional else one_class
+        return self.dit(x, timestep=time, class_labels=label).sample

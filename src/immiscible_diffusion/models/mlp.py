@@ -31,13 +31,13 @@ class MLP(ModelConfig):
     skip: bool = False
 
     def tiny(self) -> "MLP":
-        """The same network shrunk for a smoke run."""
+        """Shrink to a smoke run."""
         return replace(self, width=32, depth=1, dropout=0.0)
 
     def build(
         self, shape: Shape, num_classes: int | None = None, conditions: Shapes | None = None
     ) -> nn.Module:
-        """A fresh network for data of any shape, with whatever conditions there are."""
+        """Return a fresh network for data of any shape, with whatever conditions there are."""
         return ResidualMLP(self, shape, num_classes, conditions or {})
 
 
@@ -72,11 +72,7 @@ class ResidualMLP(nn.Module):
             nn.init.ones_(self.skip.bias)
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
-        """Predict the target at ``x`` ``[B, *shape]`` and ``time`` ``[B]``.
-
-        Raises:
-            ValueError: ``cond`` lacks a condition, or it has another shape.
-        """
+        """Predict the target at ``x`` ``[B, *shape]`` and ``time`` ``[B]``."""
         features = time_features(time, TIME_FEATURES).to(self.embed.weight.dtype)
         context, inputs = self.time(features), x.flatten(1)
         if self.conditions is not None and self.condition is not None:
@@ -88,7 +84,7 @@ class ResidualMLP(nn.Module):
         hidden, modulation = self.embed(inputs), self.modulate(context)
         for block in self.blocks:
             hidden = block(hidden, modulation)
-        output: Tensor = self.out(hidden).view(x.shape)
+        output = self.out(hidden).view(x.shape)
         if self.skip is None:
             return output
         gate = self.skip(features)[:, 0] / (time / 1000 + 0.1)
@@ -121,8 +117,7 @@ def _two_layers(size: int, width: int) -> nn.Sequential:
 
 def time_features(time: Tensor, count: int) -> Tensor:
     """Sines and cosines of ``time`` ``[B]`` at ``count / 2`` periods from 2 pi to 20,000 pi."""
-    frequency = torch.exp(
-        -math.log(1e4) * torch.arange(count // 2, device=time.device) / (count // 2)
-    )
+    steps = torch.arange(count // 2, device=time.device)
+    frequency = torch.exp(-math.log(1e4) * steps / (count // 2))
     angle = time.float()[:, None] * frequency
     return torch.cat([angle.sin(), angle.cos()], dim=1)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from immiscible_diffusion.diffusion.paths import Cond
-from immiscible_diffusion.models.base import ModelConfig, Shape, Shapes, label_of, refuse_conditions
+from immiscible_diffusion.models.base import ModelConfig, Shape, Shapes, check_images, label_of
 from immiscible_diffusion.utils.optional_deps import require_extra
 
 
@@ -32,24 +32,15 @@ class UNet(ModelConfig):
     dropout: float = 0.1
 
     def tiny(self) -> "UNet":
-        """The same network shrunk for a smoke run."""
+        """Shrink to a smoke run."""
         return replace(self, channels=8, blocks=1, groups=4, head_channels=4, dropout=0.0)
 
     def build(
         self, shape: Shape, num_classes: int | None = None, conditions: Shapes | None = None
     ) -> nn.Module:
-        """A fresh network for images ``[B, C, S, S]``, conditioned on ``label`` if there are any.
-
-        Raises:
-            ValueError: images not square, a size that the levels cannot halve, other groups.
-        """
-        refuse_conditions(self, conditions)
+        """Return a fresh network for images ``[B, C, S, S]`` whose size the levels can halve."""
         halvings = 2 ** (len(self.multipliers) - 1)
-        if len(shape) != 3 or shape[1] != shape[2] or shape[1] % halvings:
-            raise ValueError(
-                f"a U-Net of {len(self.multipliers)} levels takes images [C, S, S] with S a "
-                f"multiple of {halvings}, got {shape}; set data.size, or fewer model.multipliers"
-            )
+        check_images(self, shape, halvings, "fewer model.multipliers", conditions)
         if any(self.channels * factor % self.groups for factor in self.multipliers):
             raise ValueError(
                 f"model.groups {self.groups} must divide the channels of every level: "

@@ -30,29 +30,21 @@ class UNet1D(ModelConfig):
     def __post_init__(self) -> None:
         if not self.channels or any(width % self.groups for width in self.channels):
             raise ValueError(
-                f"model.groups {self.groups} must divide the channels of every level, got "
-                f"{self.channels}"
+                f"model.groups {self.groups} must divide the channels of every level, got {self.channels}"
             )
         if self.kernel < 1 or self.kernel % 2 == 0 or self.embedding < 2 or self.embedding % 2:
             raise ValueError(
-                f"expected an odd kernel and an even embedding, got {self.kernel} and "
-                f"{self.embedding}"
+                f"expected an odd kernel and an even embedding, got {self.kernel} and {self.embedding}"
             )
 
     def tiny(self) -> "UNet1D":
-        """The same network shrunk for a smoke run."""
+        """Shrink to a smoke run."""
         return replace(self, channels=(8, 16), embedding=16)
 
     def build(
         self, shape: Shape, num_classes: int | None = None, conditions: Shapes | None = None
     ) -> nn.Module:
-        """A fresh network for action sequences ``[B, T, A]``.
-
-        T must be a multiple of 2 to the number of levels less one.
-
-        Raises:
-            ValueError: a sequence that the levels cannot halve, classes, or no conditions.
-        """
+        """Return a fresh network for action sequences ``[B, T, A]`` that the levels can halve."""
         halvings = 2 ** (len(self.channels) - 1)
         if len(shape) != 2 or shape[0] % halvings:
             raise ValueError(
@@ -74,40 +66,34 @@ class ConditionalUNet1D(nn.Module):
     def __init__(self, config: UNet1D, actions: int, conditions: Shapes) -> None:
         super().__init__()
         self.conditions = VectorConditions(conditions)
-        width, (first, *_) = config.embedding, config.channels
+        width, channels = config.embedding, config.channels
         self.time = nn.Sequential(
             nn.Linear(width, 4 * width), nn.Mish(), nn.Linear(4 * width, width)
         )
-        levels = list(zip((actions, *config.channels), config.channels, strict=False))
+        levels = list(zip((actions, *channels), channels, strict=False))
         context = width + self.conditions.size
 
         def two(before: int, after: int) -> nn.ModuleList:
-            return nn.ModuleList(
-                [Block(before, after, context, config), Block(after, after, context, config)]
-            )
+            sizes = ((before, after), (after, after))
+            return nn.ModuleList(Block(one, other, context, config) for one, other in sizes)
 
         self.down = nn.ModuleList(two(before, after) for before, after in levels)
         self.shorter = nn.ModuleList(
-            nn.Conv1d(width, width, 3, stride=2, padding=1) for width in config.channels[:-1]
+            nn.Conv1d(size, size, 3, stride=2, padding=1) for size in channels[:-1]
         )
-        self.middle = two(config.channels[-1], config.channels[-1])
+        self.middle = two(channels[-1], channels[-1])
         rising = levels[:0:-1]
         self.up = nn.ModuleList(two(2 * after, before) for before, after in rising)
         self.longer = nn.ModuleList(
             nn.ConvTranspose1d(before, before, 4, stride=2, padding=1) for before, _ in rising
         )
-        last = nn.Conv1d(first, actions, 1)
-        nn.init.zeros_(last.weight)
-        if last.bias is not None:
-            nn.init.zeros_(last.bias)
-        self.out = nn.Sequential(*_convolution(first, first, config), last)
+        last = nn.Conv1d(channels[0], actions, 1)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
+        self.out = nn.Sequential(*_convolution(channels[0], channels[0], config), last)
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
-        """Predict the target at ``x`` ``[B, T, A]`` and ``time`` ``[B]``.
-
-        Raises:
-            ValueError: ``cond`` lacks a condition, or it has another shape.
-        """
+        """Predict the target at ``x`` ``[B, T, A]`` and ``time`` ``[B]``."""
         weight = next(self.time.parameters())
         embedded = self.time(time_features(time, weight.shape[1]).to(weight.dtype))
         context = functional.mish(torch.cat([embedded, self.conditions(cond, len(x))], dim=1))
@@ -136,8 +122,7 @@ class Block(nn.Module):
     def forward(self, hidden: Tensor, context: Tensor) -> Tensor:
         """``[B, before, T]`` and the ``context`` ``[B, context]`` to ``[B, after, T]``."""
         scale, shift = self.film(context)[..., None].chunk(2, dim=1)
-        out: Tensor = self.second(scale * self.first(hidden) + shift)
-        return out + self.past(hidden)
+        return self.second(scale * self.first(hidden) + shift) + self.past(hidden)
 
 
 def _convolution(before: int, after: int, config: UNet1D) -> nn.Sequential:

@@ -1,11 +1,11 @@
-"""Pages from the jinja2 templates beside this file, with tables and pictures of their own.
+"""Pages from the jinja2 templates beside this file, with tables and images of their own.
 
-A template is a file of ``templates/`` that extends ``base.html``; text is escaped, and a page needs
-nothing from elsewhere: the browser is told to fetch nothing.
+In an ``.html`` template text is escaped, and a page needs nothing from elsewhere: the browser is
+told to fetch nothing.
 """
 
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,20 +21,21 @@ _TYPES = {".png": ("image/png", b"\x89PNG\r\n\x1a\n"), ".gif": ("image/gif", b"G
 
 
 def render(template: str, **context: Any) -> str:
-    """The page of ``templates/<template>``; a name that the context lacks is an error."""
+    """The text of ``templates/<template>``; a name that the context lacks is an error."""
     return _environment().get_template(template).render(**context)
 
 
 @lru_cache(maxsize=1)
 def _environment() -> "Environment":
     with require_extra("train", "reports"):
-        from jinja2 import Environment, PackageLoader, StrictUndefined
+        from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
     environment = Environment(
         loader=PackageLoader("immiscible_diffusion.reporting"),
-        autoescape=True,
+        autoescape=select_autoescape(["html"]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters |= {"number": number, "table": table}
     return environment
@@ -49,9 +50,7 @@ def number(value: float | None) -> str:
     return f"{value:#.3g}".removesuffix(".") if value else "0"
 
 
-def table(
-    frame: "DataFrame", formats: Mapping[str, Callable[[Any], str]] | None = None
-) -> "Markup":
+def table(frame: "DataFrame", **formats: Callable[[Any], str]) -> "Markup":
     """``frame`` without its index as an HTML table that scrolls sideways on a phone.
 
     Cells are escaped and missing ones become '-', but for the columns of ``formats``: name ->
@@ -64,7 +63,7 @@ def table(
         return "-" if pd.isna(value) else escape(value)
 
     columns = [str(name) for name in frame.columns]
-    functions = [(formats or {}).get(name, cell) for name in columns]
+    functions = [formats.get(name, cell) for name in columns]
     frame = frame.set_axis([escape(name) for name in columns], axis=1)
     with pd.option_context("display.max_colwidth", None):
         text = frame.to_html(index=False, border=0, escape=False, formatters=functions)

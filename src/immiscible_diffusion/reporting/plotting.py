@@ -154,25 +154,3 @@ def log_y(axes: Any) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=40))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-
-
-# To be deleted once the pages of analysis and pilot use new_plot and templates.
-Look = LineStyle
-looks_of = line_styles
-
-
-def look_key(look: LineStyle) -> str:
-    """A small SVG of the line drawn with ``look``, for a legend."""
-    return (
-        f'<svg viewBox="0 0 40 14" width="40"><path d="M1 7H39" stroke="{look.color}" '
-        f'stroke-width="2"/></svg>'
-    )
-
-
-@contextmanager
-def svg_panel(name: str, title: str, height: float = 3.6) -> Iterator[tuple[Any, list[str]]]:
-    """Yield axes and a list that holds the image afterwards."""
-    output: list[str] = []
-    with new_plot(title, height=height) as plot:
-        yield plot.axes, output
-    output.append(plot.image)

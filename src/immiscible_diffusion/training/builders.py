@@ -5,11 +5,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from immiscible_diffusion.couplings import Coupling, Moments, NoiseDistribution, parse_coupling
 from immiscible_diffusion.data import DataSet
@@ -69,9 +68,9 @@ class Run:
         """The distribution that the sampler starts from; None for N(0, I)."""
         if self.recipe.sampler.init_noise != "matched":
             return None
-        path = self.run_dir.noise_distribution
-        noise = fit_noise_distribution(self.coupling, self.recipe, self.task, self.run_dir, path)
-        return noise.to(self.device)
+        return _noise_distribution(
+            self.coupling, self.recipe, self.task, self.run_dir, "noise_distribution"
+        ).to(self.device)
 
     def pipeline(self, batch_size: int = 512, prompts: tuple[str, ...] = ()) -> SamplingPipeline:
         """Return what samples the network; ``prompts`` instead of the data's own conditions."""
@@ -89,6 +88,23 @@ class Run:
         )
 
 
+def build_run(
+    recipe: Recipe,
+    run_dir: RunDir,
+    device: torch.device,
+    dataset: DataSet | None = None,
+    *,
+    allow_code: bool = True,
+) -> Run:
+    """Load what ``recipe`` needs, or ``dataset`` for its data; the weights are initial ones.
+
+    Raises:
+        ValueError: data or networks are not there, or do not fit; says what to do.
+    """
+    task = recipe.task.build(recipe, device, dataset)
+    return Run(recipe, run_dir, device, task, task.build_model(), allow_code=allow_code)
+
+
 # -- what is measured of the data before step 0 -----------------------------------------------
 
 
@@ -96,44 +112,47 @@ def build_coupling(
     recipe: Recipe, task: Task, run_dir: RunDir, device: torch.device, *, allow_code: bool = True
 ) -> Coupling:
     """Return the recipe's coupling, with moments and calibration measured or read from the run."""
-    coupling = parse_coupling(
-        recipe.coupling,
-        lambda: fit_moments(recipe, task, run_dir).to(device),
-        lambda inner: fit_noise_distribution(inner, recipe, task, run_dir, run_dir.calibration).to(
-            device
-        ),
-        allow_import=allow_code,
-    )
+
+    def calibration(inner: Coupling) -> NoiseDistribution:
+        return _noise_distribution(inner, recipe, task, run_dir, "calibration").to(device)
+
+    def moments() -> Moments:
+        return _moments(recipe, task, run_dir).to(device)
+
+    coupling = parse_coupling(recipe.coupling, moments, calibration, allow_import=allow_code)
     return task.coupling(coupling)
 
 
-def fit_moments(recipe: Recipe, task: Task, run_dir: RunDir) -> Moments:
+def _moments(recipe: Recipe, task: Task, run_dir: RunDir) -> Moments:
     """Fit once and read again; moments of a run that never began may be of other data."""
-    if not (run_dir.has_begun and run_dir.moments.exists()):
-        Moments.fit(_with_labels(_some_data(recipe, task))).save(run_dir.moments)
-    return Moments.load(run_dir.moments)
+    path = run_dir.root / "moments.safetensors"
+    if not (run_dir.has_begun and path.exists()):
+        Moments.fit(_some_data(recipe, task)).save(path)
+    return Moments.load(path)
 
 
-def fit_noise_distribution(
-    coupling: Coupling, recipe: Recipe, task: Task, run_dir: RunDir, path: Path
+def _noise_distribution(
+    coupling: Coupling, recipe: Recipe, task: Task, run_dir: RunDir, name: str
 ) -> NoiseDistribution:
-    """Measure the distribution of the coupling's noise once, and read it again from ``path``."""
+    """Measure the distribution of the coupling's noise once and keep it under ``name``."""
+    path = run_dir.root / f"{name}.safetensors"
     if not (run_dir.has_begun and path.exists()):
         count = min(len(task.dataset), MOMENTS_SAMPLES)
         passes = min(DISTRIBUTION_PASSES, -(-DISTRIBUTION_SAMPLES // count))
-        batches = (batch for epoch in range(passes) for batch in _some_data(recipe, task, epoch))
         NoiseDistribution.measure(
             coupling,
-            _with_labels(batches),
-            fit_moments(recipe, task, run_dir),
+            (batch for epoch in range(passes) for batch in _some_data(recipe, task, epoch)),
+            _moments(recipe, task, run_dir),
             by_label=recipe.conditional and task.dataset.num_classes is not None,
             generator=RandomStreams(recipe.seed, rank=0).noise,
         ).save(path)
     return NoiseDistribution.load(path)
 
 
-def _some_data(recipe: Recipe, task: Task, epoch: int = 0) -> Iterator[Batch]:
-    """Yield some data, augmented, encoded and scaled as in training, on the CPU.
+def _some_data(
+    recipe: Recipe, task: Task, epoch: int = 0
+) -> Iterator[Tensor | tuple[Tensor, Tensor]]:
+    """Yield some data, augmented, encoded and scaled as in training, on the CPU, with their labels.
 
     About ten thousand, and more where a conditional recipe has many labels.
     """
@@ -148,34 +167,13 @@ def _some_data(recipe: Recipe, task: Task, epoch: int = 0) -> Iterator[Batch]:
     micro_batch = recipe.batch_size // recipe.gradient_accumulation_steps
     for indices in order.split(task.max_batch_size or micro_batch):
         batch = dataset.batch(indices, augment)
-        # Only labels: text costs time and is not needed.
-        label = {name: v for name, v in (batch.cond or {}).items() if name == "label"}
-        yield task.encode(Batch(batch.data, label or None, batch.mask), encode).to("cpu")
+        labels = (batch.cond or {}).get("label")  # text costs time and is not needed
+        cond = None if labels is None else {"label": labels}
+        batch = task.encode(Batch(batch.data, cond, batch.mask), encode).to("cpu")
+        yield (batch.data, batch.cond["label"]) if batch.cond else batch.data
 
 
-def build_run(
-    recipe: Recipe,
-    run_dir: RunDir,
-    device: torch.device,
-    dataset: DataSet | None = None,
-    *,
-    allow_code: bool = True,
-) -> Run:
-    """Load what ``recipe`` needs, with the network's initial weights.
-
-    Args:
-        recipe: the experiment.
-        run_dir: where its files are or will be.
-        device: where it runs.
-        dataset: data already loaded; otherwise the recipe's are.
-        allow_code: see ``Run``.
-
-    Raises:
-        ValueError: data or networks are not there, or do not fit; says what to do.
-    """
-    task = recipe.task.build(recipe, device, dataset)
-    model = task.build_model()
-    return Run(recipe, run_dir, device, task, model, allow_code=allow_code)
+# -- accelerate -------------------------------------------------------------------------------
 
 
 def make_accelerator(recipe: Recipe, device: str, run_dir: RunDir) -> Any:
@@ -186,10 +184,9 @@ def make_accelerator(recipe: Recipe, device: str, run_dir: RunDir) -> Any:
     check_trackers(recipe.trackers)
     if device not in ("auto", "cpu", "cuda", "mps"):
         raise ValueError(f"device must be auto, cpu, cuda or mps, got {device!r}")
-    # Without an accelerator said so: else processes on a CPU would not know of each other.
-    on_cpu = device == "cpu" or (device == "auto" and not is_accelerated())
     accelerator = Accelerator(
-        cpu=on_cpu,
+        # Without an accelerator said so: else processes on a CPU would not know of each other.
+        cpu=device == "cpu" or (device == "auto" and not is_accelerated()),
         mixed_precision=recipe.mixed_precision,
         # As a plugin, since accelerate's environment overrides the plain number.
         gradient_accumulation_plugin=GradientAccumulationPlugin(
@@ -214,13 +211,5 @@ def check_trackers(names: Iterable[str]) -> None:
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise MissingDependencyError(
-                f"the tracker {name} is not installed; "
-                f"run: pip install 'immiscible-diffusion[{name}]'"
+                f"the tracker {name} is not installed; run: pip install 'immiscible-diffusion[{name}]'"
             )
-
-
-def _with_labels(batches: Iterable[Batch]) -> Iterator[Any]:
-    """Yield data, with their labels where they have any."""
-    for batch in batches:
-        labels = (batch.cond or {}).get("label")
-        yield batch.data if labels is None else (batch.data, labels)

@@ -2,11 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from immiscible_diffusion.models.trainable import (
-    load_trainable_state,
-    trainable_names,
-    trainable_state,
-)
+from immiscible_diffusion.models.trainable import load_trainable_state, trainable_state
 
 if TYPE_CHECKING:
     from immiscible_diffusion.training.trainer import Trainer
@@ -18,7 +14,7 @@ def state_dict(trainer: "Trainer") -> dict[str, Any]:
     return {
         "step": trainer.step,
         "scaling": trainer.recipe.scaling.factor,
-        "model": trainable_state(trainer.run.model, trainable_names(trainer.run.model)),
+        "model": trainable_state(trainer.run.model),
         "optimizer": trainer.optimizer.state_dict(),
         "lr_schedule": trainer.lr_schedule.state_dict(),
         "ema": trainer.ema.state_dict(),
@@ -39,8 +35,7 @@ def load_checkpoint(trainer: "Trainer") -> None:
     try:
         if state["scaling"] != factor:
             raise ValueError(f"scaling.factor was {state['scaling']}, the recipe has {factor}")
-        model = trainer.run.model
-        load_trainable_state(model, state["model"], trainable_names(model))
+        load_trainable_state(trainer.run.model, state["model"])
         trainer.optimizer.load_state_dict(state["optimizer"])
         trainer.lr_schedule.load_state_dict(state["lr_schedule"])
         trainer.ema.load_state_dict(state["ema"], trainer.device)

@@ -32,33 +32,28 @@ def dry_run(recipe: Recipe, device: str) -> str:
         except (ValueError, ImportError) as error:
             return "\n".join([*lines, f"missing: {error}"])
         dataset, model = trainer.task.dataset, trainer.run.model
-        lines += [
-            "missing: nothing",
-            f"data: {dataset.name}, {len(dataset):,} of shape {'x'.join(map(str, dataset.shape))}",
-            f"parameters: {sum(p.numel() for p in model.parameters()):,}",
-            *_measure(trainer, recipe),
-        ]
+        with trainer.paired_loader() as loader:
+            batches = iter(loader)
+            _train(trainer, batches, WARMUP_STEPS)
+            trainer.metrics = StepMetrics(trainer.device)
+            steps = _train(trainer, batches, TIMED_STEPS)
+            times = trainer.metrics.times()
         trainer.run_dir.begin(recipe)
         trainer.save()
         size = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
-    return "\n".join([*lines, f"disk: {size / 2**20:,.0f} MiB, and the previews"])
-
-
-def _measure(trainer: Trainer, recipe: Recipe) -> list[str]:
-    with trainer.paired_loader() as loader:
-        batches = iter(loader)
-        _train(trainer, batches, WARMUP_STEPS)
-        trainer.metrics = StepMetrics(trainer.device)
-        steps = _train(trainer, batches, TIMED_STEPS)
-        times = trainer.metrics.times()
     seconds = times["seconds_per_step"]
-    return [
+    lines += [
+        "missing: nothing",
+        f"data: {dataset.name}, {len(dataset):,} of shape {'x'.join(map(str, dataset.shape))}",
+        f"parameters: {sum(p.numel() for p in model.parameters()):,}",
         f"time: {1000 * seconds:.1f} ms a step over {steps} steps, waiting for pairing "
         f"{times['pairing_share']:.1%} of it (pairing takes {times['pairing_ms']:.1f} ms, "
         f"{'in a thread' if recipe.prefetch else 'in the step'}); {recipe.steps:,} steps take "
         f"{duration(seconds * recipe.steps)} (without previews and validation)",
         f"memory: {peak_memory(trainer.device) / 2**30:.2f} GiB at its peak",
+        f"disk: {size / 2**20:,.0f} MiB, and the previews",
     ]
+    return "\n".join(lines)
 
 
 def _train(trainer: Trainer, batches: Iterator[PairedBatch], most: int) -> int:

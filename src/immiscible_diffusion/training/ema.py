@@ -6,11 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from immiscible_diffusion.models.trainable import (
-    copy_sharing_frozen,
-    trainable_names,
-    trainable_parameters,
-)
+from immiscible_diffusion.models.trainable import copy_sharing_frozen, trainable_parameters
 from immiscible_diffusion.utils.optional_deps import require_extra
 
 
@@ -34,8 +30,8 @@ class EMAConfig:
             raise ValueError(f"ema.decay must be at least 0 and below 1, got {self.decay}")
         if self.power < 0 or (self.power and self.warmup):
             raise ValueError(
-                f"ema.power must be >= 0 and is another ramp than ema.warmup; got {self.power} and "
-                f"warmup={self.warmup}"
+                f"ema.power must be >= 0, and not go with ema.warmup, another ramp; got "
+                f"{self.power} and warmup={self.warmup}"
             )
 
     def tiny(self) -> "EMAConfig":
@@ -56,9 +52,6 @@ class EMA:
         with require_extra("train", "the average of the weights"):
             from diffusers.training_utils import EMAModel
         self._copy = copy_sharing_frozen(model).eval()
-        self._weights = trainable_parameters(self._copy)
-        self._copy.requires_grad_(False)
-        self.names = trainable_names(model)
         ramped = config.warmup or config.power > 0
         self._ema = EMAModel(
             trainable_parameters(model),
@@ -76,13 +69,12 @@ class EMA:
     @property
     def model(self) -> nn.Module:
         """The model with the averaged weights, in eval mode."""
-        self._ema.copy_to(self._weights)
+        self._ema.copy_to(trainable_parameters(self._copy))
         return self._copy
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs."""
-        state: dict[str, Any] = self._ema.state_dict()
-        return state
+        return self._ema.state_dict()
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """Load what ``state_dict`` returned."""

@@ -14,16 +14,15 @@ TIME_BINS = 10
 
 @dataclass
 class StepMetrics:
-    """Loss and time since the last line of the log.
+    """Loss and time since the last line of the log, on the ``device`` that trains.
 
     Attributes:
-        device: that trains.
         losses: mean loss of every micro-batch.
         by_time: ``[2, TIME_BINS]`` on the device: sum and number of the losses by bin of t.
         steps: optimizer steps.
         waited: seconds that steps stood still for their data and noise, by the clock of the host.
         pairing: seconds of pairing a micro-batch; None for those not timed.
-        began: when, by ``clock``.
+        began: when, by ``time.perf_counter``.
     """
 
     device: torch.device
@@ -38,10 +37,7 @@ class StepMetrics:
         self.by_time = torch.zeros(2, TIME_BINS, device=self.device)
 
     def add(self, losses: Tensor, t: Tensor, pairing_seconds: float | None = None) -> None:
-        """Add the losses ``[B]`` of a micro-batch at times ``t`` ``[B]``, as trained on.
-
-        Nothing waits for the device.
-        """
+        """Add the losses ``[B]`` of a micro-batch at times ``t`` ``[B]``; waits for no device."""
         losses = losses.detach()
         self.losses.append(losses.mean())
         self.pairing.append(pairing_seconds)
@@ -55,10 +51,6 @@ class StepMetrics:
         began = time.perf_counter()
         yield
         self.waited += time.perf_counter() - began
-
-    def mean_loss(self) -> Tensor:
-        """Return the mean loss of this rank."""
-        return torch.stack(self.losses).mean()
 
     def times(self) -> dict[str, float]:
         """Return what a step took, in seconds and milliseconds.

@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from immiscible_diffusion.models.trainable import trainable_parameters
 from immiscible_diffusion.utils.optional_deps import require_extra
-
-LR_SCHEDULES = ("constant", "linear", "cosine")
+from immiscible_diffusion.utils.serialization import check_choices
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class OptimizerConfig:
     use_8bit_adam: bool = False
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if not self.lr > 0 or self.warmup_steps < 0 or self.max_grad_norm < 0:
             raise ValueError(
                 f"expected optim.lr > 0, warmup_steps >= 0 and max_grad_norm >= 0; got {self.lr}, "
@@ -44,13 +45,7 @@ class OptimizerConfig:
             )
         if self.weight_decay < 0 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(
-                f"expected optim.weight_decay >= 0 and 0 <= betas < 1; got {self.weight_decay} and "
-                f"{self.betas}"
-            )
-        if self.lr_schedule not in LR_SCHEDULES:
-            raise ValueError(
-                f"optim.lr_schedule must be one of {', '.join(LR_SCHEDULES)}, got "
-                f"{self.lr_schedule!r}"
+                f"expected optim.weight_decay >= 0 and 0 <= betas < 1; got {self.weight_decay} and {self.betas}"
             )
 
     def tiny(self) -> "OptimizerConfig":
@@ -66,17 +61,9 @@ def make_optimizer(config: OptimizerConfig, model: nn.Module, steps: int = 0) ->
         with require_extra("bitsandbytes", "8-bit Adam (optim.use_8bit_adam)"):
             from bitsandbytes.optim import AdamW8bit
         kind, options = AdamW8bit, {}
-    optimizer = kind(
-        trainable_parameters(model),
-        lr=config.lr,
-        betas=config.betas,
-        weight_decay=config.weight_decay,
-        **options,
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: lr_factor(config, step, steps)
-    )
-    return optimizer, schedule
+    options |= {"lr": config.lr, "betas": config.betas, "weight_decay": config.weight_decay}
+    optimizer = kind(trainable_parameters(model), **options)
+    return optimizer, LambdaLR(optimizer, lambda step: lr_factor(config, step, steps))
 
 
 def lr_factor(config: OptimizerConfig, step: int, steps: int) -> float:

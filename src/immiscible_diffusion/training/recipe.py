@@ -1,6 +1,7 @@
 """A recipe: one experiment. Names one of each part and says how long to train."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -74,19 +75,13 @@ class Recipe:
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
     def __post_init__(self) -> None:
-        for name in (
-            *("batch_size", "gradient_accumulation_steps", "steps"),
-            *("log_every", "validate_every", "checkpoint_every"),
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("preview_every", "prefetch"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        for name in [f.name for f in dataclasses.fields(self) if f.type is int]:
+            least = {"preview_every": 0, "prefetch": 0, "seed": -math.inf}.get(name, 1)
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not 0 <= self.cond_drop_prob < 1 or (self.cond_drop_prob and not self.conditional):
             raise ValueError(
-                f"cond_drop_prob must be from 0 to below 1, and needs conditional, got "
-                f"{self.cond_drop_prob}"
+                f"cond_drop_prob must be from 0 to below 1, and needs conditional, got {self.cond_drop_prob}"
             )
         guided = self.sampler.guidance != 1
         if guided and not (self.cond_drop_prob or self.task.knows_unconditional):
@@ -127,8 +122,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as JSON values; parts that could be of several kinds say which."""
-        values: dict[str, Any] = to_dict(self)
-        return values
+        return to_dict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Recipe":
@@ -142,8 +136,7 @@ class Recipe:
                 "recipe again, or use immiscible-diffusion 0.1 for this run"
             )
         import_applications()
-        recipe: Recipe = from_dict(cls, values, "recipe")
-        return recipe
+        return from_dict(cls, values, "recipe")
 
 
 def differences(one: Recipe, other: Recipe) -> list[str]:

@@ -1,4 +1,5 @@
 """What differs between applications; the trainer asks its task and never what kind it is."""
+# ruff: noqa: B027 - what is empty here is for applications that need it
 
 import dataclasses
 import importlib
@@ -46,12 +47,11 @@ class EvalConfig:
             raise ValueError(
                 f"expected eval.num >= 1 and 0 < eval.start <= 1; got {self.num} and {self.start}"
             )
-        if not self.sampling_steps or min(self.sampling_steps) < 1:
+        if not self.sampling_steps or min((*self.sampling_steps, *self.steps)) < 1:
             raise ValueError(
-                f"eval.sampling_steps must be numbers of steps >= 1, got {self.sampling_steps}"
+                f"eval.sampling_steps and eval.steps must be numbers >= 1, the former at least "
+                f"one; got {self.sampling_steps} and {self.steps}"
             )
-        if self.steps and min(self.steps) < 1:
-            raise ValueError(f"eval.steps must be training steps >= 1, got {self.steps}")
 
     def training_steps(self, total: int) -> tuple[int, ...]:
         """Return the training steps to evaluate at; the last is ``total``."""
@@ -63,21 +63,15 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class TaskConfig(ABC):
-    """The part of a recipe that belongs to its application: a frozen dataclass.
-
-    Attributes:
-        knows_unconditional: the network knows an unconditional input without training on dropped
-            conditions.
-        diffuses_data_set: what is diffused is the data set itself, so that its exact posterior can
-            be computed.
-        makes_images: samples are images to look at.
-        next_step: what a user may do after training.
-    """
+    """The part of a recipe that belongs to its application: a frozen dataclass."""
 
     knows_unconditional: ClassVar[bool] = False
+    """The network knows an unconditional input without training on dropped conditions."""
     diffuses_data_set: ClassVar[bool] = False
+    """What is diffused is the data set itself, so that its exact posterior can be computed."""
     makes_images: ClassVar[bool] = True
     next_step: ClassVar[str] = "immiscible sample {run} makes images"
+    """What a user may do after training."""
 
     if TYPE_CHECKING:  # fields of the applications' dataclasses
 
@@ -174,6 +168,7 @@ class Task(ABC):
         return self._decode(self.recipe.scaling.undo(data))
 
     def _encode(self, batch: Batch, generator: torch.Generator | None) -> Batch:
+        """Without scaling; the data themselves unless an application says otherwise."""
         return batch
 
     def _decode(self, data: Tensor) -> Tensor:
@@ -184,8 +179,7 @@ class Task(ABC):
     def build_model(self) -> nn.Module:
         """Build the network with its initial weights, which depend on the seed alone.
 
-        Raises:
-            ValueError: the network does not fit the data.
+        ValueError if the network does not fit the data.
         """
         recipe, path = self.recipe, self.recipe.noise_path
         with torch.random.fork_rng(devices=[]):
@@ -196,26 +190,27 @@ class Task(ABC):
         return Preconditioned(model, path.sigma_data, recipe.loss.identity_sigma(path))
 
     def _build_model(self) -> nn.Module:
-        recipe, dataset = self.recipe, self.dataset
-        classes = dataset.num_classes if recipe.conditional else None
-        if recipe.conditional and classes is None:
+        recipe, classes = self.recipe, self.dataset.num_classes
+        if not recipe.conditional:
+            return recipe.model.build(self.shape)
+        if classes is None:
             raise ValueError(
-                f"the recipe is conditional, and the data set {dataset.name} has no labels; "
+                f"the recipe is conditional, and the data set {self.dataset.name} has no labels; "
                 f"give data with labels, or --no-conditional"
             )
-        if classes is not None and recipe.cond_drop_prob:
-            classes += 1  # the last stands for no label
-        return recipe.model.build(self.shape, classes)
+        no_label = 1 if recipe.cond_drop_prob else 0  # the last class stands for none
+        return recipe.model.build(self.shape, classes + no_label)
 
     # -- conditions -------------------------------------------------------------------------------
 
     def drop_conditions(self, cond: Cond | None, rng: RandomStreams) -> Cond | None:
         """Drop conditions at random for classifier-free guidance (2207.12598)."""
-        if not self.recipe.conditional or cond is None:
+        recipe, classes = self.recipe, self.dataset.num_classes
+        if not recipe.conditional or cond is None:
             return None
-        if not self.recipe.cond_drop_prob or self.dataset.num_classes is None:
+        if not recipe.cond_drop_prob or classes is None:
             return cond
-        return drop_labels(cond, self.dataset.num_classes, self.recipe.cond_drop_prob, rng.labels)
+        return drop_labels(cond, classes, recipe.cond_drop_prob, rng.labels)
 
     def conditions(self, indices: Sequence[int], prompts: Sequence[str] = ()) -> Cond | None:
         """Return the conditions of samples: sample i depends on i alone.
@@ -244,9 +239,8 @@ class Task(ABC):
     def evaluator(self, config: EvalConfig | None = None, max_real: int | None = None) -> Any:
         """Return what scores samples, an ``evaluation.Evaluator``.
 
-        Args:
-            config: instead of the recipe's ``task.eval``.
-            max_real: compare with so many real samples, chosen at random; all by default.
+        ``config`` replaces the recipe's ``task.eval``; ``max_real`` limits the real samples that
+        are compared with, chosen at random.
         """
 
     def preview(self, pipeline: SamplingPipeline, model: nn.Module) -> Tensor:

@@ -20,7 +20,7 @@ from immiscible_diffusion.training.metrics_log import StepMetrics, loss_by_time
 from immiscible_diffusion.training.optim import make_optimizer
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
-from immiscible_diffusion.training.validation import ValidationSet
+from immiscible_diffusion.training.validation import validation_batches
 from immiscible_diffusion.utils.progress import Progress
 from immiscible_diffusion.utils.signals import Interrupted, InterruptGuard
 
@@ -30,12 +30,12 @@ Evaluate = Callable[[int, nn.Module], None]
 
 
 class Trainer:
-    """Everything a run consists of, ready to train.
+    """Everything a run consists of, ready to train on ``device`` (auto, cpu, cuda or mps).
 
     Args:
         recipe: the experiment.
         run_dir: where its files go.
-        device: auto, cpu, cuda or mps.
+        device: where it trains.
         dataset: data already loaded; otherwise the recipe's are.
     """
 
@@ -51,20 +51,15 @@ class Trainer:
         self.accelerator = make_accelerator(recipe, device, run_dir)
         self.device: torch.device = self.accelerator.device
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        check_split(recipe.batch_size, world * recipe.gradient_accumulation_steps)
+        micro_batches, batch_size = recipe.gradient_accumulation_steps, recipe.batch_size
+        check_split(batch_size, world * micro_batches)
         self.run = build_run(recipe, run_dir, self.device, dataset)
         self.task = self.run.task
         self.task.check_before_training()
         self.loader = TrainDataLoader(
-            self.task.dataset,
-            recipe.batch_size,
-            recipe.seed,
-            self.device,
-            rank,
-            world,
-            recipe.gradient_accumulation_steps,
+            self.task.dataset, batch_size, recipe.seed, self.device, rank, world, micro_batches
         )
-        self.validation = ValidationSet.of(self.task)
+        self.validation, self.validation_split = validation_batches(self.task)
         model = self.run.model.to(self.device)
         self.ema = EMA(recipe.ema, model)
         optimizer, self.lr_schedule = make_optimizer(recipe.optim, model, recipe.steps)
@@ -199,8 +194,8 @@ class Trainer:
         bar.update(self.step, loss=record["loss"], pairing=record["pairing_share"])
 
     def finite_loss(self) -> float:
-        """Return the mean loss over the ranks since the last log; ValueError if it is not finite."""
-        loss = float(self.accelerator.reduce(self.metrics.mean_loss(), "mean"))
+        """Return the mean loss over the ranks since the last log; ValueError if not finite."""
+        loss = float(self.accelerator.reduce(torch.stack(self.metrics.losses).mean(), "mean"))
         if not math.isfinite(loss):
             raise ValueError(
                 f"the loss is not a number at step {self.step}; lower optim.lr, or check the data"
@@ -213,7 +208,7 @@ class Trainer:
         loss_fn = self.recipe.loss.without_augmentation()
         with torch.no_grad():
             losses = [loss_fn(model, path, *batch) for batch in self.validation]
-        self.record("validation", loss=float(torch.cat(losses).mean()), split=self.validation.split)
+        self.record("validation", loss=float(torch.cat(losses).mean()), split=self.validation_split)
 
     def record(self, kind: str, **values: Any) -> None:
         """Write a record, on the main process."""
@@ -237,7 +232,7 @@ class Trainer:
         if self.metrics.losses:
             self.finite_loss()  # a checkpoint that is not finite could never be resumed
         if self.is_main:
-            self.run_dir.save_weights(self.ema.model, self.step, self.ema.names)
+            self.run_dir.save_weights(self.ema.model, self.step)
             self.run_dir.save_checkpoint(state_dict(self))
             self.task.export(self.run_dir, self.run.model, self.ema, self.step)
         self.saved_step = self.step

@@ -11,14 +11,11 @@ def pick_device(name: str) -> torch.device:
     Raises:
         ValueError: the device is not available.
     """
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    available = [*["cuda"] * cuda, *["mps"] * mps, "cpu"]
     if name == "auto":
-        return torch.device(next(device for device, here in available.items() if here))
-    if not available.get(name, False):
+        return torch.device(available[0])
+    if name not in available:
         raise ValueError(f"device {name} is not available here; use auto or cpu")
     return torch.device(name)
 

@@ -10,12 +10,9 @@ class MissingDependencyError(ImportError):
 
 @contextmanager
 def require_extra(extra: str, feature: str) -> Iterator[None]:
-    """Turn a missing module into an error that names what to install.
+    """Turn a missing module, imported within this context, into an error that says what to install.
 
-    Use it around the import statement::
-
-        with require_extra("train", "the U-Net"):
-            from diffusers import UNet2DModel
+    ``with require_extra("train", "the U-Net"): from diffusers import UNet2DModel``
     """
     try:
         yield

@@ -26,7 +26,7 @@ def keyed_generator(*parts: int | str, device: torch.device | str = "cpu") -> to
 class RandomStreams:
     """The independent random streams of one step on one rank.
 
-    Each attribute is a *new* generator at the start of its stream: take it once per step.
+    Each property is a *new* generator at the start of its stream: take it once per step.
 
     Args:
         seed: the run's seed.

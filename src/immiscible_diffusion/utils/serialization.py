@@ -13,12 +13,9 @@ _PLAIN = {str: "text", bool: "true or false", int: "a whole number", float: "a f
 
 
 def to_dict(value: Any, *, kinds: bool = True) -> Any:
-    """``value`` as JSON values; NaN becomes None.
+    """Write ``value``, a dataclass or named tuple however deep, as JSON values; NaN becomes None.
 
-    Args:
-        value: a dataclass, named tuple, mapping, sequence or plain value, however deep.
-        kinds: write the class of every dataclass under ``kind``; needed where an annotation allows
-            several.
+    ``kinds`` writes the class of every dataclass under ``kind``, for annotations of several.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
@@ -33,18 +30,17 @@ def to_dict(value: Any, *, kinds: bool = True) -> Any:
 
 
 def from_dict(kind: Any, value: Any, where: str) -> Any:
-    """``value`` as an instance of the annotation ``kind``; None for a float is NaN.
+    """Read ``value`` as an instance of the annotation ``kind``; None for a float is NaN.
 
     Raises:
-        ValueError: naming the first field below ``where`` that is unknown, missing or of the wrong
+        ValueError: names the first field below ``where`` that is unknown, missing or of a wrong
             type.
     """
-    options = typing.get_args(kind) if _is_union(kind) else (kind,)
-    if value is None and type(None) in options:
+    if value is None and type(None) in _options(kind):
         return None
-    options = tuple(option for option in options if option is not type(None))
     if records := kinds_of(kind):
         return _record(records, value, where)
+    options = [option for option in _options(kind) if option is not type(None)]
     if len(options) > 1:
         return value
     [kind] = options
@@ -54,49 +50,60 @@ def from_dict(kind: Any, value: Any, where: str) -> Any:
         if arguments[-1] is Ellipsis:
             arguments = arguments[:1] * len(value)
         _check(len(value) == len(arguments), where, f"{len(arguments)} values", value)
-        parts = zip(arguments, value, strict=True)
-        return tuple(from_dict(part, item, f"{where}[{i}]") for i, (part, item) in enumerate(parts))
+        parts = enumerate(zip(arguments, value, strict=True))
+        return tuple(from_dict(part, item, f"{where}[{i}]") for i, (part, item) in parts)
     if origin in (dict, Mapping):
         _check(isinstance(value, Mapping), where, "an object", value)
         return {key: from_dict(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if kind in _PLAIN:
-        return _plain(kind, value, where)
+    if kind in (str, bool):
+        _check(isinstance(value, kind), where, _PLAIN[kind], value)
+        return value
+    if kind is float and value is None:
+        return math.nan
+    if kind in (int, float):
+        number = isinstance(value, kind | int) and not isinstance(value, bool)
+        _check(number and math.isfinite(value), where, _PLAIN[kind], value)
+        return kind(value)
     return tuple(value) if isinstance(value, list) else value
 
 
 def kinds_of(annotation: Any) -> dict[str, Any]:
-    """The records that ``annotation`` allows, by name: its subclasses if it is a base class."""
+    """Return the records that ``annotation`` allows, by name, subclasses among them."""
     kinds: dict[str, Any] = {}
-    options: tuple[Any, ...] = (
-        typing.get_args(annotation) if _is_union(annotation) else (annotation,)
-    )
-    for option in options:
-        if _is_record(option) and not inspect.isabstract(option):
+    for option in _options(annotation):
+        is_class = isinstance(option, type) and typing.get_origin(option) is None  # Python 3.10
+        if not is_class or option is tuple or option in _PLAIN:
+            continue
+        named_tuple = issubclass(option, tuple) and hasattr(option, "_fields")
+        if (dataclasses.is_dataclass(option) or named_tuple) and not inspect.isabstract(option):
             kinds[option.__name__] = option
-        if _is_class(option) and option not in _PLAIN and option is not tuple:
-            subclasses: list[type] = option.__subclasses__()
-            for subclass in subclasses:
-                kinds |= kinds_of(subclass)
+        subclasses: list[type] = option.__subclasses__()
+        for subclass in subclasses:
+            kinds |= kinds_of(subclass)
     return kinds
 
 
-def _record(options: dict[str, Any], value: Any, where: str) -> Any:
-    """One of the classes ``options``: the one that ``kind`` names, or the only one."""
-    default = next(iter(options)) if len(options) == 1 else None
+def _options(annotation: Any) -> tuple[Any, ...]:
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return typing.get_args(annotation) if is_union else (annotation,)
+
+
+def _record(kinds: dict[str, Any], value: Any, where: str) -> Any:
+    """Read one of the classes ``kinds``: the one that ``kind`` names, or the only one."""
+    default = next(iter(kinds)) if len(kinds) == 1 else None
     name = value.get("kind", default) if isinstance(value, Mapping) else None
-    if name not in options:
-        raise ValueError(f"{where} must be one of {', '.join(options)}, got {value!r}")
-    hints, required = _fields(options[name])
+    if name not in kinds:
+        raise ValueError(f"{where} must be one of {', '.join(kinds)}, got {value!r}")
+    hints, required = _fields(kinds[name])
     known = value.keys() - {"kind"}
     if wrong := (known - hints.keys()) | (required - known):
         raise ValueError(f"{where}: unknown or missing fields: {', '.join(sorted(wrong))}")
-    parts = {field: from_dict(hints[field], value[field], f"{where}.{field}") for field in known}
-    return options[name](**parts)
+    return kinds[name](**{f: from_dict(hints[f], value[f], f"{where}.{f}") for f in known})
 
 
 @lru_cache(maxsize=256)
 def _fields(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:
-    """The fields of a class with their annotations, and which of them have no default."""
+    """Return the fields of a class with their annotations, and which of them have no default."""
     hints = typing.get_type_hints(kind)
     if not dataclasses.is_dataclass(kind):
         return hints, frozenset(hints.keys() - kind._field_defaults.keys())
@@ -105,34 +112,9 @@ def _fields(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:
     return {f.name: hints[f.name] for f in known}, frozenset(required)
 
 
-def _plain(kind: Any, value: Any, where: str) -> Any:
-    if kind in (str, bool):
-        _check(isinstance(value, kind), where, _PLAIN[kind], value)
-        return value
-    if kind is float and value is None:
-        return math.nan
-    number = isinstance(value, kind | int) and not isinstance(value, bool)
-    _check(number and math.isfinite(value), where, _PLAIN[kind], value)
-    return kind(value)
-
-
 def _check(holds: bool, where: str, expected: str, value: Any) -> None:
     if not holds:
         raise ValueError(f"{where} is {value!r}; expected {expected}")
-
-
-def _is_record(kind: Any) -> bool:
-    named_tuple = _is_class(kind) and issubclass(kind, tuple) and hasattr(kind, "_fields")
-    return dataclasses.is_dataclass(kind) or named_tuple
-
-
-def _is_class(kind: Any) -> bool:
-    """Whether ``kind`` is a class; Python 3.10 takes ``tuple[int]`` for one."""
-    return isinstance(kind, type) and typing.get_origin(kind) is None
-
-
-def _is_union(kind: Any) -> bool:
-    return typing.get_origin(kind) in (typing.Union, types.UnionType)
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -142,3 +124,12 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         nested = isinstance(value, dict)
         result |= flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value}
     return result
+
+
+def check_choices(record: Any) -> None:
+    """Raise ValueError for a field of a dataclass, annotated Literal, that holds another value."""
+    hints: dict[str, Any] = _fields(record.__class__)[0]
+    for name, hint in hints.items():
+        known, value = typing.get_args(hint), getattr(record, name)
+        if typing.get_origin(hint) is typing.Literal and value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")

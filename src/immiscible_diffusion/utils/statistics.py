@@ -52,11 +52,7 @@ def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
 def mean_interval(
     values: Sequence[float], *, confidence: float = CONFIDENCE, minimum: float = -math.inf
 ) -> Interval:
-    """``mean +- t std / sqrt(n)`` of independent values; ``minimum`` cuts the lower end.
-
-    Raises:
-        ValueError: no values.
-    """
+    """``mean +- t std / sqrt(n)`` of independent values; ``minimum`` cuts the lower end."""
     if not values:
         raise ValueError("got no values; expected at least one to take the mean of")
     mean, std, half = fmean(values), math.inf, math.inf
@@ -72,21 +68,16 @@ def geometric_interval(values: Sequence[float], *, confidence: float = CONFIDENC
     return Interval(_exp(logs.value), _exp(logs.low), _exp(logs.high), logs.count, logs.std)
 
 
-def paired_interval(
-    values: Mapping[Key, float], baseline: Mapping[Key, float], *, confidence: float = CONFIDENCE
-) -> Interval:
+def paired_interval(values: Mapping[Key, float], baseline: Mapping[Key, float]) -> Interval:
     """Mean of ``values - baseline`` over the keys (seeds) that both have."""
-    keys = [key for key in values if key in baseline]
-    differences = [values[key] - baseline[key] for key in keys]
-    return mean_interval(differences, confidence=confidence)
+    return mean_interval([values[key] - baseline[key] for key in values if key in baseline])
 
 
 def ratio_interval(
     values: Mapping[Key, float], baseline: Mapping[Key, float], *, confidence: float = CONFIDENCE
 ) -> Interval:
     """Geometric mean of ``values / baseline`` over the keys (seeds) that both have."""
-    keys = [key for key in values if key in baseline]
-    logs = [_log(values[key]) - _log(baseline[key]) for key in keys]
+    logs = [_log(values[key]) - _log(baseline[key]) for key in values if key in baseline]
     return geometric_interval([_exp(log) for log in logs], confidence=confidence)
 
 

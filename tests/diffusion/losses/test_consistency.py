@@ -117,7 +117,7 @@ def test_it_is_smooth_where_both_agree():
     [
         (lambda: ConsistencyLoss(q=1.0), "q > 1"),
         (lambda: ConsistencyLoss(pretrain_fraction=1.0), "below 1"),
-        (lambda: ConsistencyLoss(weighting="snr"), "edm or gap"),
+        (lambda: ConsistencyLoss(weighting="snr"), "weighting must be one of"),
         (
             lambda: ConsistencyLoss()(RecordInputs(), FlowMatchingPath(), *pair(), T, None),
             "needs an EDMPath, got FlowMatchingPath",

@@ -166,8 +166,7 @@ def test_a_coupling_that_always_fails_is_named_before_anything_is_trained(
     tmp_path, monkeypatch, capsys
 ):
     (tmp_path / "always.py").write_text(
-        "class Always:\n    def __call__(self, data, *, cond=None, generator=None):\n"
-        "        return undefined\n"
+        "class Always:\n    def __call__(self, data, *, cond=None, generator=None):\n        return undefined\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     assert compare(tmp_path / "out", "--coupling", "always:Always") == 2

@@ -7,7 +7,7 @@ import pytest
 from immiscible_diffusion.cli.main import main
 from immiscible_diffusion.couplings import NoiseDistribution
 from immiscible_diffusion.experiments.compare.plan import Plan, Trial
-from immiscible_diffusion.experiments.compare.trial import companion_of, is_carried
+from immiscible_diffusion.experiments.compare.trial import is_carried, matched_trial
 from immiscible_diffusion.recipes import recipe_from_name
 from immiscible_diffusion.training.run_dir import RunDir
 
@@ -78,13 +78,13 @@ def test_in_a_job_array_the_matched_trial_waits_for_the_plain_one(tmp_path, caps
 def test_who_is_carried_by_whom(tmp_path):
     plan = tiny_plan(tmp_path, "independent", PLAIN, MATCHED)
     plain, matched = Trial(PLAIN, 0), Trial(MATCHED, 0)
-    assert companion_of(plan, plain) == matched
+    assert matched_trial(plan, plain) == matched
     assert is_carried(plan, matched)
     assert not is_carried(plan, plain)
     assert plan.trial_recipe(matched).sampler.init_noise == "matched"
     assert plan.trial_recipe(matched).coupling == PLAIN
     RunDir(plan.trial_dir(plain)).begin(plan.trial_recipe(plain))
-    assert companion_of(plan, plain) is None  # under way without it
+    assert matched_trial(plan, plain) is None  # under way without it
     assert not is_carried(plan, matched)
     alone = tiny_plan(tmp_path, "independent", MATCHED)
     assert not is_carried(alone, matched)

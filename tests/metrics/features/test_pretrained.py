@@ -8,15 +8,17 @@ import torch
 from torch import nn
 
 from immiscible_diffusion.metrics import (
-    dinov2_features,
-    efficientnet_features,
     extract,
     extractor_from_name,
     frechet_distance,
-    inception_features,
     make_reference,
 )
-from immiscible_diffusion.metrics.features.pretrained import INCEPTION_FILE
+from immiscible_diffusion.metrics.features.pretrained import (
+    INCEPTION_FILE,
+    dinov2_features,
+    efficientnet_features,
+    inception_features,
+)
 from immiscible_diffusion.utils.optional_deps import MissingDependencyError
 
 FIDELITY = "torch_fidelity.feature_extractor_inceptionv3"

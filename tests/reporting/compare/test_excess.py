@@ -7,13 +7,12 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from immiscible_diffusion.reporting.compare import (
-    Comparison,
+from immiscible_diffusion.reporting.compare import Comparison, render_page
+from immiscible_diffusion.reporting.compare.records import (
     CouplingEntry,
     Excess,
     ExcessPoint,
     Irreducible,
-    render_page,
 )
 from immiscible_diffusion.reporting.compare.summary import excess_remarks
 from immiscible_diffusion.reporting.compare.tables import (

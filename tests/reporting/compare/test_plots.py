@@ -10,7 +10,8 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from immiscible_diffusion.reporting import plotting
-from immiscible_diffusion.reporting.compare import CouplingEntry, plots
+from immiscible_diffusion.reporting.compare import plots
+from immiscible_diffusion.reporting.compare.records import CouplingEntry
 
 
 def svg(image):

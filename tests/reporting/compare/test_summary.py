@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from immiscible_diffusion.reporting.compare import Verdict, findings, missing, summary
+from immiscible_diffusion.reporting.compare.speedup import Verdict
+from immiscible_diffusion.reporting.compare.summary import findings, missing, summary
 from immiscible_diffusion.reporting.compare.tables import interval_text
 from immiscible_diffusion.reporting.html import number
 from immiscible_diffusion.utils.statistics import Interval, mean_interval

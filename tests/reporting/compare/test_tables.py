@@ -7,12 +7,8 @@ from io import StringIO
 import pandas as pd
 import pytest
 
-from immiscible_diffusion.reporting.compare import (
-    csv_tables,
-    latex_table,
-    speedup,
-    speedup_markdown,
-)
+from immiscible_diffusion.reporting.compare import csv_tables, latex_table, speedup_markdown
+from immiscible_diffusion.reporting.compare.speedup import speedup
 from immiscible_diffusion.reporting.compare.tables import (
     control_table,
     cost_table,

@@ -25,9 +25,7 @@ AGENT_ONLY = "observations are of the agent alone, without the block or its imag
 READ_ERRORS = (RuntimeError, ValueError, OSError, EOFError)  # raised by zarr's codecs and pyarrow
 
 
-def load_demonstrations(
-    source: str | Path, *, obs_type: str = "keypoint", actions: int | None = 2
-) -> Episodes:
+def load_demonstrations(source: str | Path, *, obs_type: str = "keypoint", actions: int | None = 2) -> Episodes:
     """Read the episodes recorded in ``source``, whose actions have so many dimensions (None: any).
 
     ``source`` is the folder of a Zarr store as Diffusion Policy's ``pusht_cchi_v7_replay.zarr`` or
@@ -86,9 +84,7 @@ def _from_arrays(path: Path, arrays: Mapping[str, Any], obs_type: str) -> Episod
 def _read_npz(path: Path, names: Sequence[str]) -> dict[str, Any]:
     with ArrayFile.open(path) as arrays:
         if missing := [name for name in names if name not in arrays.names]:
-            raise ValueError(
-                f"{path} has no {', '.join(missing)}; it has {', '.join(arrays.names)}"
-            )
+            raise ValueError(f"{path} has no {', '.join(missing)}; it has {', '.join(arrays.names)}")
         return {name: arrays.read(name) for name in names}
 
 
@@ -172,9 +168,7 @@ def _read_lerobot(path: Path) -> Episodes:
     )
 
 
-def _check_complete(
-    path: Path, episode: NDArray[Any], frame: NDArray[Any], expected: NDArray[Any]
-) -> None:
+def _check_complete(path: Path, episode: NDArray[Any], frame: NDArray[Any], expected: NDArray[Any]) -> None:
     """Raise ValueError if an episode or a frame is missing."""
     info = path / "meta" / "info.json"
     total = read_json(info).get("total_episodes") if info.is_file() else int(episode[-1]) + 1

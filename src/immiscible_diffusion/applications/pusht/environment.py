@@ -69,8 +69,7 @@ class PushT:
         actions = np.asarray(actions, dtype=np.float64)
         if actions.ndim != 2 or actions.shape[1] != 2 or not np.isfinite(actions).all():
             raise ValueError(
-                f"actions must be finite positions [n, 2], got {actions.shape}: check the policy "
-                f"and its normalizer"
+                f"actions must be finite positions [n, 2], got {actions.shape}: check the policy and its normalizer"
             )
         states, coverage = [], []
         for action in actions:
@@ -161,18 +160,14 @@ class VectorEnv:
             wait(answers)  # for all of them, so that none is left for the next call
             return {i: result for answer in answers for i, result in answer.result().items()}
         except BrokenProcessPool as error:
-            raise RuntimeError(
-                "a process with Push-T environments ended; set workers=0 to see its error"
-            ) from error
+            raise RuntimeError("a process with Push-T environments ended; set workers=0 to see its error") from error
 
 
 _ENVS: dict[int, PushT] = defaultdict(PushT)
 """The environments of a worker process."""
 
 
-def _call_envs(
-    method: str, rows: Mapping[int, Array], envs: Mapping[int, PushT] = _ENVS
-) -> dict[int, Any]:
+def _call_envs(method: str, rows: Mapping[int, Array], envs: Mapping[int, PushT] = _ENVS) -> dict[int, Any]:
     return {i: getattr(envs[i], method)(row) for i, row in rows.items()}
 
 

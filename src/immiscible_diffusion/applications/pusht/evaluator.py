@@ -27,7 +27,7 @@ from immiscible_diffusion.applications.pusht.windows import Windows
 from immiscible_diffusion.diffusion.losses.base import mean_over
 from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
 from immiscible_diffusion.evaluation.evaluator import EVAL_SEED, EvalResult, Evaluator
-from immiscible_diffusion.reporting.compare import PolicyEntry
+from immiscible_diffusion.reporting.compare.records import PolicyEntry
 from immiscible_diffusion.training.builders import Run
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.batch import Batch
@@ -127,9 +127,7 @@ class PolicyEvaluator(Evaluator):
         ends = {f"{name}_interval": [part.low, part.high] for name, part in intervals.items()}
         return {**scores, **result.values, "episodes": result.episodes, **ends}
 
-    def summary(
-        self, runs: Mapping[str, Mapping[int, RunDir]], folder: Path, step: int
-    ) -> dict[str, Any]:
+    def summary(self, runs: Mapping[str, Mapping[int, RunDir]], folder: Path, step: int) -> dict[str, Any]:
         """Return the policies' scores in the simulator over the seeds, and draw a video."""
         rollouts: dict[str, dict[int, Rollouts]] = {}
         for coupling, by_seed in runs.items():
@@ -147,7 +145,7 @@ class PolicyEvaluator(Evaluator):
             **{"features": "actions", **sizes, "accuracy": None, "floor": None},
             "metric": "action error",
             "policies": tuple(entries),
-            "film": video.name if entries else None,
+            "video": video.name if entries else None,
         }
 
 

@@ -117,10 +117,7 @@ class PolicyNormalizer:
         try:
             with safe_open(str(path), framework="pt") as file:
                 names = {key.rpartition(".")[0] for key in file.keys()}  # noqa: SIM118
-                parts = {
-                    name: LinearNormalizer(*(file.get_tensor(f"{name}.{end}") for end in ENDS))
-                    for name in names
-                }
+                parts = {name: LinearNormalizer(*(file.get_tensor(f"{name}.{end}") for end in ENDS)) for name in names}
                 return cls(**parts), (file.metadata() or {}).get("digest", "")
         except (OSError, SafetensorError, TypeError, ValueError) as error:
             raise ValueError(f"{path} does not hold normalizers of a policy ({error})") from error

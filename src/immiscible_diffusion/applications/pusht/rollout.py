@@ -116,15 +116,11 @@ def rollout(
         predicted = policy(observations, episodes=torch.from_numpy(running), chunk=chunk)
         shape = tuple(predicted.shape)
         if len(shape) != 3 or shape[1] < first + n_action_steps or shape[2] != 2:
-            raise ValueError(
-                f"expected actions [B, {first + n_action_steps} or more, 2], got {shape}"
-            )
+            raise ValueError(f"expected actions [B, {first + n_action_steps} or more, 2], got {shape}")
         targets = predicted[:, first : first + end - now].double().cpu().numpy()
         latency.append((clock() - started, len(running)))
         if len(bad := np.flatnonzero(~np.isfinite(targets).all(axis=(1, 2)))):
-            raise ValueError(
-                f"the actions for episode {running[bad[0]]} at step {now} are not finite"
-            )
+            raise ValueError(f"the actions for episode {running[bad[0]]} at step {now} are not finite")
         steps = env.step(targets, running.tolist())
         # The step that reaches the goal counts, and what follows does not.
         reached = np.cumsum(steps.coverage > SUCCESS_COVERAGE, axis=1) > 0

@@ -35,9 +35,7 @@ def key_points(state: Tensor, local: tuple[tuple[float, float], ...] = KEY_POINT
     """
     angle = state[..., 4, None]
     x, y = torch.tensor(local, dtype=state.dtype, device=state.device).unbind(-1)
-    rotated = torch.stack(
-        [angle.cos() * x - angle.sin() * y, angle.sin() * x + angle.cos() * y], dim=-1
-    )
+    rotated = torch.stack([angle.cos() * x - angle.sin() * y, angle.sin() * x + angle.cos() * y], dim=-1)
     return rotated + state[..., None, 2:4]
 
 

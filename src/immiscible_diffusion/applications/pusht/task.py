@@ -48,8 +48,7 @@ class Policy(TaskConfig):
         """Raise ValueError for parts of image recipes."""
         if not isinstance(recipe.model, UNet1D | MLP):
             raise ValueError(
-                f"a policy needs a model of action sequences, UNet1D or MLP; got "
-                f"{type(recipe.model).__name__}"
+                f"a policy needs a model of action sequences, UNet1D or MLP; got {type(recipe.model).__name__}"
             )
         if recipe.scaling.factor != 1 or recipe.preview_every:
             raise ValueError(
@@ -90,8 +89,7 @@ class PolicyTask(Task):
     def conditions(self, indices: Sequence[int], prompts: Sequence[str] = ()) -> Cond | None:
         """Raise ValueError: observations come from the simulator."""
         raise ValueError(
-            f"{self.recipe.name} is a policy, which makes no images; immiscible evaluate RUN runs "
-            f"it in the simulator"
+            f"{self.recipe.name} is a policy, which makes no images; immiscible evaluate RUN runs it in the simulator"
         )
 
     def evaluator(self, config: EvalConfig | None = None, max_real: int | None = None) -> Evaluator:

@@ -35,8 +35,7 @@ def save_video(
     episodes = range(min(4, count)) if episodes is None else episodes
     if not episodes or every < 1 or not all(0 <= episode < count for episode in episodes):
         raise ValueError(
-            f"expected episodes below {count} of at least one policy and every >= 1, got "
-            f"{list(episodes)} and {every}"
+            f"expected episodes below {count} of at least one policy and every >= 1, got {list(episodes)} and {every}"
         )
     last = max(int(run.steps[list(episodes)].max()) for run in policies.values())
     steps = sorted({*range(0, last, every), last})

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from immiscible_diffusion.applications.pusht.config import DemonstrationConfig
 from immiscible_diffusion.applications.pusht.normalization import PolicyNormalizer
-from immiscible_diffusion.data.base import DataSet
+from immiscible_diffusion.data.base import DataSet, forward
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.random import keyed_generator
 
@@ -50,9 +50,7 @@ class Episodes:
         for what, rows in ((OBSERVATION, self.observation), ("action", self.action)):
             if rows.ndim != 2 or not rows.is_floating_point() or 0 in rows.shape:
                 shape = tuple(rows.shape)
-                raise ValueError(
-                    f"{self.name}: {what} must be floating [N, dim], got {rows.dtype} {shape}"
-                )
+                raise ValueError(f"{self.name}: {what} must be floating [N, dim], got {rows.dtype} {shape}")
             if len(rows) != int(ends[-1]):
                 episode = min(int((ends <= len(rows)).sum()), len(ends) - 1)
                 raise ValueError(
@@ -156,15 +154,8 @@ class Windows(DataSet):
         rows = episodes.observation, episodes.action, episodes.starts
         return cls(episodes, PolicyNormalizer.fit(*rows, differences=config.differences), config)
 
-    @property
-    def name(self) -> str:
-        """Name of the episodes."""
-        return self.episodes.name
-
-    @property
-    def note(self) -> str:
-        """Note of the episodes."""
-        return self.episodes.note
+    name = forward("episodes.name")
+    note = forward("episodes.note")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -212,9 +203,7 @@ class Windows(DataSet):
         count = self.episodes.lengths - self.config.horizon + 1 + overhang
         episode = torch.arange(len(count)).repeat_interleave(count)
         within = torch.arange(len(episode)) - (count.cumsum(0) - count)[episode]
-        return torch.stack(
-            [self.episodes.starts[episode] + within - self.config.n_obs_steps + 1, episode]
-        )
+        return torch.stack([self.episodes.starts[episode] + within - self.config.n_obs_steps + 1, episode])
 
     @cached_property
     def _action(self) -> Tensor:

@@ -103,9 +103,7 @@ class TextToImage(TaskConfig):
         that are not on this machine are replaced by digits.
         """
         codec, data = dataclasses.replace(self.codec, pretrained=None), self.data.tiny().at_hand()
-        return dataclasses.replace(
-            self, data=data, codec=codec, buckets=None, eval=self.eval.tiny()
-        )
+        return dataclasses.replace(self, data=data, codec=codec, buckets=None, eval=self.eval.tiny())
 
     def check(self, recipe: Recipe) -> None:
         """Raise ValueError for a recipe that lacks a part of text-to-image diffusion."""

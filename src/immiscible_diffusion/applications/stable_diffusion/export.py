@@ -54,9 +54,7 @@ UPLOADED = (
 )
 
 
-def publish(
-    recipe: Recipe, run_dir: RunDir, codec: LatentCodec, model: nn.Module, ema: EMA, step: int
-) -> None:
+def publish(recipe: Recipe, run_dir: RunDir, codec: LatentCodec, model: nn.Module, ema: EMA, step: int) -> None:
     """Write what diffusers and others load.
 
     After every checkpoint ``unet/`` (current weights) and ``unet_ema/`` (averaged), like diffusers'
@@ -78,9 +76,7 @@ def publish(
 # -- a pipeline of diffusers ----------------------------------------------------------------------
 
 
-def save_unets(
-    folder: Path, unet: Any, averaged: Any, average: dict[str, Any], *, last: bool
-) -> None:
+def save_unets(folder: Path, unet: Any, averaged: Any, average: dict[str, Any], *, last: bool) -> None:
     """Write ``unet/`` and ``unet_ema/`` of a run as diffusers' training script does.
 
     The numbers of ``average``, the state of the average, go where diffusers' ``EMAModel`` has them.
@@ -156,8 +152,7 @@ def check_schedule(recipe: Recipe) -> None:
         if "flow" in kind:
             return
         raise ValueError(
-            f"the weights of {weights} were trained on a diffusion path; a FlowMatchingPath needs "
-            f"model.init scratch"
+            f"the weights of {weights} were trained on a diffusion path; a FlowMatchingPath needs model.init scratch"
         )
     own = scheduler_config(recipe.path) | {"rescale_betas_zero_snr": recipe.path.zero_snr}
     differences = [
@@ -200,8 +195,7 @@ def save_lora(unet: Any, folder: Path, recipe: Recipe, step: int, *, sdxl: bool)
     model = unet_of(recipe)
     assert model.lora is not None
     state = {
-        name: value.detach().cpu().float().contiguous()
-        for name, value in get_peft_model_state_dict(unet).items()
+        name: value.detach().cpu().float().contiguous() for name, value in get_peft_model_state_dict(unet).items()
     }
     common = {
         "format": "pt",
@@ -304,9 +298,7 @@ def check_before(recipe: Recipe) -> None:
         with require_extra("train", "push_to_hub"):
             from huggingface_hub import get_token
         if not get_token():
-            raise ValueError(
-                f"push_to_hub {name} needs a token of the hub: run `hf auth login` or set HF_TOKEN"
-            )
+            raise ValueError(f"push_to_hub {name} needs a token of the hub: run `hf auth login` or set HF_TOKEN")
     check_schedule(recipe)
 
 
@@ -319,9 +311,7 @@ def push(folder: Path, name: str) -> None:
     try:
         api = HfApi()
         api.create_repo(name, exist_ok=True)
-        api.upload_folder(
-            repo_id=name, folder_path=str(folder), allow_patterns=patterns, commit_message=message
-        )
+        api.upload_folder(repo_id=name, folder_path=str(folder), allow_patterns=patterns, commit_message=message)
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(

@@ -83,9 +83,7 @@ class Manifest:
         """Read the manifest of a folder; ValueError if there is none, or of another format."""
         file = folder / FILE
         if not file.is_file():
-            raise ValueError(
-                f"{folder} holds no latents ({FILE} is absent); make some: immiscible encode"
-            )
+            raise ValueError(f"{folder} holds no latents ({FILE} is absent); make some: immiscible encode")
         try:
             values = read_json(file)
             lists = {name: values[name] and tuple(values[name]) for name in ("shape", "classes")}
@@ -236,8 +234,7 @@ def encode(
     channels = int(vae.config.in_channels)
     if images.shape[0] != channels:
         raise ValueError(
-            f"the VAE takes {channels} channels and the images have {images.shape[0]}; set "
-            f"data.channels {channels}"
+            f"the VAE takes {channels} channels and the images have {images.shape[0]}; set data.channels {channels}"
         )
     stored: dict[str, Any] = {k: v for k, v in vars(config).items() if k != "batch_size"}
     manifest = Manifest(
@@ -289,9 +286,7 @@ def posterior(vae: Any, images: Tensor) -> tuple[Tensor, Tensor]:
     return distribution.mean, distribution.logvar
 
 
-def _encode_rows(
-    images: DataSet, rows: range, vae: Any, config: EncodingConfig
-) -> dict[str, Tensor]:
+def _encode_rows(images: DataSet, rows: range, vae: Any, config: EncodingConfig) -> dict[str, Tensor]:
     """``mean`` and ``logvar`` ``[rows, 1 or 2, C, h, w]``, and ``label``."""
     batches = (images.batch(part) for part in torch.tensor(rows).split(config.batch_size))
     parts: dict[str, list[Tensor]] = {"mean": [], "logvar": []}
@@ -361,8 +356,17 @@ class LatentSet(DataSet):
             parts = [json.loads(shard.metadata()["captions"]) for shard in shards]
             captions = ListCaptions([texts for part in parts for texts in part])
         return cls(
-            *(manifest, shards, flip, manifest.name, manifest.shape, captions, manifest.note),
-            *(manifest.classes, labels, num_classes, manifest.fingerprint),
+            manifest,
+            shards,
+            flip,
+            name=manifest.name,
+            shape=manifest.shape,
+            captions=captions,
+            note=manifest.note,
+            class_names=manifest.classes,
+            labels=labels,
+            num_classes=num_classes,
+            digest=manifest.fingerprint,
         )
 
     def __len__(self) -> int:
@@ -385,8 +389,7 @@ class LatentSet(DataSet):
 
         def read(name: str) -> Tensor:
             cells = [
-                self.shards[shard].get_slice(name)[row, side]
-                for (shard, row), side in zip(places, sides, strict=True)
+                self.shards[shard].get_slice(name)[row, side] for (shard, row), side in zip(places, sides, strict=True)
             ]
             return torch.stack(cells).float()
 

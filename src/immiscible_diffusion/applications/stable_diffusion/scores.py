@@ -62,9 +62,7 @@ class FewShotEvaluator(Evaluator):
     samples: int  # images generated for every score
 
     @classmethod
-    def of(
-        cls, dataset: DataSet, config: ImageEvalConfig, device: torch.device
-    ) -> "FewShotEvaluator":
+    def of(cls, dataset: DataSet, config: ImageEvalConfig, device: torch.device) -> "FewShotEvaluator":
         """Prepare the features."""
         options: Any = {"seed": EVAL_SEED, "device": str(device)}
         extractor = extractor_from_name(config.features, dataset, **options)
@@ -75,9 +73,7 @@ class FewShotEvaluator(Evaluator):
         """Say what scores images; everything was loaded when this was made."""
         return f"{self.extractor.name}, {len(self.real)} images"
 
-    def __call__(
-        self, pipeline: SamplingPipeline, model: nn.Module, *, seed: int, **_: Any
-    ) -> EvalResult:
+    def __call__(self, pipeline: SamplingPipeline, model: nn.Module, *, seed: int, **_: Any) -> EvalResult:
         """Generate and score images."""
         batches = list(pipeline(model, self.samples, seed=seed))
         images = torch.cat([data for data, _ in batches]).cpu()
@@ -96,9 +92,7 @@ class FewShotEvaluator(Evaluator):
             **result.scores,
         }
 
-    def summary(
-        self, runs: Mapping[str, Mapping[int, RunDir]], folder: Path, step: int
-    ) -> dict[str, Any]:
+    def summary(self, runs: Mapping[str, Mapping[int, RunDir]], folder: Path, step: int) -> dict[str, Any]:
         """Return what the scores of a comparison were made with."""
         sizes = {"samples": self.samples, "real_samples": len(self.real)}
         return {"features": self.extractor.name, **sizes, "accuracy": None, "floor": None}

@@ -40,9 +40,7 @@ IMAGES_PER_PROMPT = 4
 class TextToImageTask(ImageTask):
     """Latents with the text that describes them."""
 
-    def __init__(
-        self, recipe: Recipe, device: torch.device, dataset: DataSet | None = None
-    ) -> None:
+    def __init__(self, recipe: Recipe, device: torch.device, dataset: DataSet | None = None) -> None:
         self.config = config = task_of(recipe)
         self.codec = config.codec.load(
             device,

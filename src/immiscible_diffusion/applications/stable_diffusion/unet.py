@@ -66,9 +66,7 @@ class StableDiffusionUNet(ModelConfig):
         """Shrink to a smoke run."""
         return replace(self, gradient_checkpointing=False)
 
-    def build(
-        self, shape: Shape, num_classes: int | None = None, conditions: Shapes | None = None
-    ) -> nn.Module:
+    def build(self, shape: Shape, num_classes: int | None = None, conditions: Shapes | None = None) -> nn.Module:
         """Build the network for latents ``[B, C, h, w]``; ValueError if the U-Net is of others."""
         unet = self._load()
         if self.lora is None:  # the size at which pipelines of diffusers sample by default
@@ -131,9 +129,7 @@ class TextUNet(nn.Module):
         cond, inpainting = cond or {}, ("inpaint_mask", "masked_latents")
         needed = ["text", *inpainting] if self.config.inpainting else ["text"]
         if any(name not in cond for name in needed):
-            raise ValueError(
-                f"this network needs cond with {', '.join(needed)}, got {', '.join(cond) or 'none'}"
-            )
+            raise ValueError(f"this network needs cond with {', '.join(needed)}, got {', '.join(cond) or 'none'}")
         if self.config.inpainting:
             x = torch.cat([x, *(cond[name].to(x.dtype) for name in inpainting)], dim=1)
         added = None
@@ -166,6 +162,4 @@ def add_adapters(unet: Any, lora: LoRA) -> None:
         from peft import LoraConfig
     options: Any = {"r": lora.rank, "lora_alpha": lora.scale, "lora_dropout": lora.dropout}
     unet.requires_grad_(False)
-    unet.add_adapter(
-        LoraConfig(init_lora_weights="gaussian", target_modules=list(lora.targets), **options)
-    )
+    unet.add_adapter(LoraConfig(init_lora_weights="gaussian", target_modules=list(lora.targets), **options))

@@ -1,5 +1,6 @@
 """What a loss is. Noise is an argument: which noise goes with which sample is decided upstream."""
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from torch import Tensor
@@ -8,15 +9,13 @@ from immiscible_diffusion.diffusion.paths import Cond, EDMPath, Model, Path
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
 
 
-class Loss:
-    """``loss_fn(model, path, data, noise, t, cond) -> [B]``: one loss per sample.
-
-    Attributes:
-        has_curriculum: the loss depends on ``progress``, so a run's length must not be changed.
-    """
+class Loss(ABC):
+    """``loss_fn(model, path, data, noise, t, cond) -> [B]``: one loss per sample."""
 
     has_curriculum: ClassVar[bool] = False
+    """The loss depends on ``progress``, so a run's length must not be changed."""
 
+    @abstractmethod
     def __call__(
         self,
         model: Model,
@@ -34,7 +33,6 @@ class Loss:
         Where ``mask``, broadcast to ``data``, is False the data count for nothing. ``progress`` in
         [0, 1] is the fraction of training that is done.
         """
-        raise NotImplementedError
 
     def without_augmentation(self) -> "Loss":
         """The loss for validation: on the given noise itself, with nothing added at random."""

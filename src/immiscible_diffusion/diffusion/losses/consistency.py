@@ -1,7 +1,8 @@
 """Consistency training: the network predicts the same sample at two noise levels."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from immiscible_diffusion.diffusion.losses.base import Loss
 from immiscible_diffusion.diffusion.paths import Cond, EDMPath, Model, Path
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
+from immiscible_diffusion.utils.serialization import check_choices
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class ConsistencyLoss(Loss):
     weighting: Literal["edm", "gap"] = "edm"
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if not self.q > 1 or self.num_stages < 1 or self.k < 0 or self.huber < 0:
             raise ValueError(
                 f"expected q > 1, num_stages >= 1, k >= 0 and huber >= 0, got {self.q}, "
@@ -52,8 +55,6 @@ class ConsistencyLoss(Loss):
             raise ValueError(
                 f"pretrain_fraction must be from 0 to below 1, got {self.pretrain_fraction}"
             )
-        if self.weighting not in ("edm", "gap"):
-            raise ValueError(f"weighting must be edm or gap, got {self.weighting!r}")
 
     def identity_sigma(self, path: EDMPath) -> float:
         """``sigma_min``: there a consistency model returns its input."""
@@ -103,20 +104,16 @@ class ConsistencyLoss(Loss):
         *,
         progress: float = 1.0,
     ) -> Tensor:
-        """Loss ``[B]``; ValueError for another path than EDMPath.
-
-        ``model`` must be the identity at ``sigma_min`` (``Preconditioned(..., sigma_min)``).
-        """
+        """Loss ``[B]``; ``model`` must be the identity at ``sigma_min`` (``Preconditioned``)."""
         if not isinstance(path, EDMPath):
             raise ValueError(f"ConsistencyLoss needs an EDMPath, got {type(path).__name__}")
         sigma = path.sigma(t)
         r = self.earlier_sigma(sigma, path.sigma_min, progress)
         t_earlier = path.time_of(r)
-        repeat_dropout = _dropout_repeater(data.device)
-        prediction = model(path.sample(data, noise, t).x_t, path.network_time(t), cond)
-        repeat_dropout()
+        x_t, x_r = (path.sample(data, noise, time).x_t for time in (t, t_earlier))
+        with _restored_random_state(data.device):
+            prediction = model(x_t, path.network_time(t), cond)
         with torch.no_grad():
-            x_r = path.sample(data, noise, t_earlier).x_t
             target = model(x_r, path.network_time(t_earlier), cond)
         error = (prediction.float() - target.float()).square()
         if mask is not None:
@@ -129,17 +126,11 @@ class ConsistencyLoss(Loss):
         return (1 / sigma.square() + 1 / path.sigma_data**2) * distance
 
 
-def _dropout_repeater(device: torch.device) -> Callable[[], None]:
-    """Call the result to restore the present random state, so that the same dropout is drawn."""
-    host = torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+@contextmanager
+def _restored_random_state(device: torch.device) -> Iterator[None]:
+    """Restore it at the end, so that the same dropout is drawn once more."""
     mps = torch.mps.get_rng_state() if device.type == "mps" else None
-
-    def restore() -> None:
-        torch.set_rng_state(host)
-        if cuda is not None:
-            torch.cuda.set_rng_state(cuda, device)
-        if mps is not None:
-            torch.mps.set_rng_state(mps)
-
-    return restore
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
+    if mps is not None:
+        torch.mps.set_rng_state(mps)

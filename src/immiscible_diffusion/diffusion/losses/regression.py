@@ -50,7 +50,12 @@ class RegressionLoss(Loss):
     ) -> Tensor:
         """Loss ``[B]``: mean over the valid dimensions of a sample, times ``path.weight(t)``."""
         if self.noise_offset:
-            noise = noise + self.noise_offset * _per_channel(noise)
+            if noise.ndim < 3:
+                raise ValueError(
+                    f"noise_offset needs noise with channels [B, C, ...], got {tuple(noise.shape)}"
+                )
+            offset = torch.randn(noise.shape[:2], device=noise.device, dtype=noise.dtype)
+            noise = noise + self.noise_offset * offset.view(*offset.shape, *(1,) * (noise.ndim - 2))
         point = path.sample(data, noise, t)
         x_t = point.x_t
         if self.input_perturbation:
@@ -59,13 +64,3 @@ class RegressionLoss(Loss):
         prediction = model(x_t, path.network_time(t), cond)
         error = (prediction.float() - point.target.float()).square()
         return path.weight(t) * mean_over(error, mask)
-
-
-def _per_channel(noise: Tensor) -> Tensor:
-    """Fresh noise ``[B, C, 1, ...]``; ValueError for noise ``[B, D]``, which has no channels."""
-    if noise.ndim < 3:
-        raise ValueError(
-            f"noise_offset needs noise with channels [B, C, ...], got {tuple(noise.shape)}"
-        )
-    shape = (*noise.shape[:2], *(1,) * (noise.ndim - 2))
-    return torch.randn(shape, device=noise.device, dtype=noise.dtype)

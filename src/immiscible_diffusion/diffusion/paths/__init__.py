@@ -14,15 +14,6 @@ from immiscible_diffusion.diffusion.paths.parametrization import Mixture
 from immiscible_diffusion.diffusion.paths.vp import VPPath
 
 __all__ = [
-    "Cond",
-    "EDMPath",
-    "FlowMatchingPath",
-    "Mixture",
-    "Model",
-    "Path",
-    "PathSample",
-    "Preconditioned",
-    "VPPath",
-    "Velocity",
-    "per_row",
-]
+    "Cond", "EDMPath", "FlowMatchingPath", "Mixture", "Model", "Path", "PathSample",
+    "Preconditioned", "VPPath", "Velocity", "per_row",
+]  # fmt: skip

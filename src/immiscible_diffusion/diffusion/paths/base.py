@@ -3,6 +3,7 @@
 In every path t = 0 is data and t = 1 is noise.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,12 +22,9 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class PathSample:
-    """A point of a path.
+    """A point of a path: the mixture ``x_t`` ``[B, *shape]`` at ``t`` ``[B]`` in [0, 1].
 
-    Attributes:
-        x_t: ``[B, *shape]``, the mixture.
-        t: ``[B]`` in [0, 1].
-        target: ``[B, *shape]``, what the network should predict at ``(x_t, t)``.
+    ``target`` ``[B, *shape]`` is what the network should predict there.
     """
 
     x_t: Tensor
@@ -34,7 +32,7 @@ class PathSample:
     target: Tensor
 
 
-class Path:
+class Path(ABC):
     """How data and noise are mixed, and what the network learns: what losses and samplers need."""
 
     if TYPE_CHECKING:  # a class constant, or a field of a dataclass
@@ -43,37 +41,37 @@ class Path:
         def prediction(self) -> Prediction:
             """What the network predicts."""
 
+    @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
         """Coefficient of the data in ``x_t``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sigma(self, t: Tensor) -> Tensor:
         """Coefficient of the noise in ``x_t``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def mixture(self, t: Tensor, like: Tensor) -> Mixture:
         """Coefficients at ``t`` ``[B]``, to broadcast over ``like`` ``[B, *shape]``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sample(self, data: Tensor, noise: Tensor, t: Tensor) -> PathSample:
         """Mix ``data`` and ``noise`` ``[B, *shape]`` at ``t`` ``[B]`` in [0, 1]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sample_time(self, count: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Times ``[count]`` to train at, on the device of the generator (CPU without one)."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def network_time(self, t: Tensor) -> Tensor:
+        """The time that the network gets for ``t``."""
+
+    @abstractmethod
+    def from_network_time(self, network_time: Tensor) -> Tensor:
+        """The ``t`` of a ``network_time``: the inverse of ``network_time``."""
 
     def weight(self, t: Tensor) -> Tensor:
         """Weight ``[B]`` of the squared error at ``t``: 1 unless a path says otherwise."""
         return torch.ones_like(t)
-
-    def network_time(self, t: Tensor) -> Tensor:
-        """The time that the network gets for ``t``."""
-        raise NotImplementedError
-
-    def from_network_time(self, network_time: Tensor) -> Tensor:
-        """The ``t`` of a ``network_time``: the inverse of ``network_time``."""
-        raise NotImplementedError
 
     def velocity(self, model: Model, cond: Cond | None = None) -> Velocity:
         """The model's dx/dt along the path, which ODE samplers integrate from t = 1 to 0."""

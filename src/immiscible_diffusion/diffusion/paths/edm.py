@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from immiscible_diffusion.diffusion.paths.base import Cond, Path, PathSample, check_sample, per_row
 from immiscible_diffusion.diffusion.paths.parametrization import Mixture, Prediction
-
-TIMES = ("lognormal", "discrete")
+from immiscible_diffusion.utils.serialization import check_choices
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,7 @@ class EDMPath(Path):
     levels: int = 1280
 
     def __post_init__(self) -> None:
-        if self.time not in TIMES:
-            raise ValueError(f"time must be one of {', '.join(TIMES)}, got {self.time!r}")
+        check_choices(self)
         if not 0 < self.sigma_min < self.sigma_max < math.inf:
             raise ValueError(
                 f"expected 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}"
@@ -132,11 +130,9 @@ class Preconditioned(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
         """Predict the data in ``x`` ``[B, *shape]`` at ``time = log(sigma) / 4`` ``[B]``."""
-        sigma = per_row(
-            (4 * time.to(torch.float64 if x.dtype == torch.float64 else torch.float32)).exp(), x
-        )
-        sigma_data, shifted = self.sigma_data, sigma - self.sigma_min
-        norm = (sigma.square() + sigma_data**2).sqrt()
+        precise = time.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+        sigma, sigma_data = per_row((4 * precise).exp(), x), self.sigma_data
+        shifted, norm = sigma - self.sigma_min, (sigma.square() + sigma_data**2).sqrt()
         c_skip = sigma_data**2 / (shifted.square() + sigma_data**2)
         c_out = shifted * sigma_data / norm
         return c_skip * x + c_out * self.network(x / norm, time, cond)

@@ -18,9 +18,8 @@ from immiscible_diffusion.diffusion.paths.base import (
     per_row,
 )
 from immiscible_diffusion.diffusion.paths.parametrization import Mixture
+from immiscible_diffusion.utils.serialization import check_choices
 
-SCHEDULES = ("linear", "scaled_linear", "cosine")
-PREDICTIONS = ("epsilon", "v", "data")
 LARGEST_BETA = 0.999  # of the cosine schedule, 2102.09672
 
 
@@ -28,9 +27,8 @@ LARGEST_BETA = 0.999  # of the cosine schedule, 2102.09672
 class VPPath(Path):
     """``x_t = alpha data + sigma noise`` with ``alpha^2 + sigma^2 = 1``, trained at integer steps.
 
-    DDPM (2006.11239). Step s = 0 ... steps - 1, the network's time, lies at ``t = (s + 1) /
-    steps``; t = 0 is data itself. Between steps the angle ``atan2(sigma, alpha)``
-    is linear in t.
+    DDPM (2006.11239). Step s of 0 ... steps - 1, the network's time, is ``t = (s + 1) / steps``;
+    t = 0 is data itself. Between steps the angle ``atan2(sigma, alpha)`` is linear in t.
 
     Args:
         schedule: of beta: ``linear`` (DDPM), ``scaled_linear`` (Stable Diffusion: linear in its
@@ -54,11 +52,7 @@ class VPPath(Path):
     min_snr: float | None = None
 
     def __post_init__(self) -> None:
-        for name, known in (("schedule", SCHEDULES), ("prediction", PREDICTIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
-                )
+        check_choices(self)
         if self.steps < 2 or not 0 < self.beta_start <= self.beta_end < 1:
             raise ValueError(
                 f"expected steps >= 2 and 0 < beta_start <= beta_end < 1, got {self.steps}, "
@@ -75,7 +69,14 @@ class VPPath(Path):
     @property
     def betas(self) -> Tensor:
         """``[steps]`` float64, before any rescaling to zero SNR."""
-        return _betas(self)
+        if self.schedule == "linear":
+            return torch.linspace(self.beta_start, self.beta_end, self.steps, dtype=torch.float64)
+        if self.schedule == "scaled_linear":
+            ends = math.sqrt(self.beta_start), math.sqrt(self.beta_end)
+            return torch.linspace(*ends, self.steps, dtype=torch.float64).square()
+        t = torch.arange(self.steps + 1, dtype=torch.float64) / self.steps
+        alpha_bar = ((t + 0.008) / 1.008 * math.pi / 2).cos().square()
+        return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp_max(LARGEST_BETA)
 
     def alpha(self, t: Tensor) -> Tensor:
         """``sqrt(cumprod(1 - beta))``."""
@@ -96,7 +97,8 @@ class VPPath(Path):
     def mixture(self, t: Tensor, like: Tensor) -> Mixture:
         """Coefficients at ``t`` ``[B]``, to broadcast over ``like`` ``[B, *shape]``."""
         angle, slope = (per_row(value, like) for value in self._angle(t))
-        return Mixture(angle.cos(), angle.sin(), -angle.sin() * slope, angle.cos() * slope)
+        alpha, sigma = angle.cos(), angle.sin()
+        return Mixture(alpha, sigma, -sigma * slope, alpha * slope)
 
     def sample(self, data: Tensor, noise: Tensor, t: Tensor) -> PathSample:
         """Mix ``data`` and ``noise`` ``[B, *shape]`` at ``t`` ``[B]`` in [0, 1]."""
@@ -119,8 +121,7 @@ class VPPath(Path):
             return torch.ones_like(t)
         alpha, sigma = self.alpha(t).square(), self.sigma(t).square()
         capped = torch.minimum(alpha, self.min_snr * sigma)  # sigma^2 min(snr, gamma)
-        per = {"epsilon": alpha, "v": alpha + sigma, "data": sigma}[self.prediction]
-        return capped / per
+        return capped / {"epsilon": alpha, "v": alpha + sigma, "data": sigma}[self.prediction]
 
     def network_time(self, t: Tensor) -> Tensor:
         """The integer step; between steps, where ODE solvers evaluate, a fraction."""
@@ -164,20 +165,8 @@ def _angles(path: VPPath, device: torch.device, dtype: torch.dtype) -> Tensor:
     """``atan2(sigma, alpha)`` ``[steps + 1]`` of data and of every step."""
     # Cached, in float64 on the CPU: also within inference mode, compiled code or a CUDA graph.
     with torch.inference_mode(False), torch.no_grad():
-        root = (1 - _betas(path)).cumprod(0).sqrt()
+        root = (1 - path.betas).cumprod(0).sqrt()
         if path.zero_snr:
             root = (root - root[-1]) * root[0] / (root[0] - root[-1])
         angle = torch.atan2((1 - root.square()).sqrt(), root)
         return torch.cat([torch.zeros(1).double(), angle]).to(dtype).to(device)
-
-
-def _betas(path: VPPath) -> Tensor:
-    """``[steps]`` float64."""
-    if path.schedule == "linear":
-        return torch.linspace(path.beta_start, path.beta_end, path.steps, dtype=torch.float64)
-    if path.schedule == "scaled_linear":
-        ends = math.sqrt(path.beta_start), math.sqrt(path.beta_end)
-        return torch.linspace(*ends, path.steps, dtype=torch.float64).square()
-    t = torch.arange(path.steps + 1, dtype=torch.float64) / path.steps
-    alpha_bar = ((t + 0.008) / 1.008 * math.pi / 2).cos().square()
-    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp_max(LARGEST_BETA)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from immiscible_diffusion.diffusion.paths import Cond, EDMPath, Model, Path, Velocity, VPPath
 from immiscible_diffusion.diffusion.samplers.base import SamplerOutput, StepNoise
-from immiscible_diffusion.diffusion.samplers.ddpm import SPACINGS, sample_ddim, sample_dpm
+from immiscible_diffusion.diffusion.samplers.ddpm import Spacing, sample_ddim, sample_dpm
 from immiscible_diffusion.diffusion.samplers.edm import sample_consistency, sample_edm
 from immiscible_diffusion.diffusion.samplers.ode import (
     sample_dopri5,
@@ -15,18 +15,12 @@ from immiscible_diffusion.diffusion.samplers.ode import (
     sample_heun,
     sample_midpoint,
 )
+from immiscible_diffusion.utils.serialization import check_choices
 
-INIT_NOISES = ("normal", "matched")
 METHODS = {"euler": sample_euler, "heun": sample_heun, "midpoint": sample_midpoint}
+OF_VP, OF_EDM = ("ddim", "ddpm", "dpm"), ("edm", "consistency")
 # The path that each other method needs; the ODE methods above can sample every path.
-REQUIRED_PATH: dict[str, type] = {
-    "ddim": VPPath,
-    "ddpm": VPPath,
-    "dpm": VPPath,
-    "edm": EDMPath,
-    "consistency": EDMPath,
-}
-ALL_METHODS = (*METHODS, "dopri5", *REQUIRED_PATH)
+REQUIRED_PATH = {method: VPPath if method in OF_VP else EDMPath for method in (*OF_VP, *OF_EDM)}
 
 
 @dataclass(frozen=True)
@@ -55,19 +49,13 @@ class SamplerConfig:
     steps: int = 50
     tolerance: float = 1e-5
     init_noise: Literal["normal", "matched"] = "normal"
-    spacing: Literal["linear", "quadratic", "trailing"] = "trailing"
+    spacing: Spacing = "trailing"
     eta: float = 0.0
     clip: float | None = None
     guidance: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("init_noise", self.init_noise, INIT_NOISES),
-            ("sampler method", self.method, ALL_METHODS),
-            ("spacing", self.spacing, SPACINGS),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        check_choices(self)
         if self.steps < 1 or not self.tolerance > 0:
             raise ValueError(
                 f"steps must be >= 1 and tolerance above 0, got {self.steps} and {self.tolerance}"
@@ -84,8 +72,8 @@ class SamplerConfig:
                 "heun is of first order where a path has steps, and its images are worse than "
                 "euler's at twice the cost; use ddim, dpm or midpoint"
             )
-        required = REQUIRED_PATH.get(self.method)
-        if required is not None and not isinstance(path, required):
+        required = REQUIRED_PATH.get(self.method, Path)
+        if not isinstance(path, required):
             raise ValueError(
                 f"{self.method} samples a {required.__name__}, got {type(path).__name__}; use one "
                 f"of {', '.join((*METHODS, 'dopri5'))}"
@@ -96,9 +84,9 @@ class SamplerConfig:
         """Description of where the steps lie, for records and pages."""
         if self.method == "dopri5":
             return f"adaptive, tolerance {self.tolerance:g}"
-        if self.method in ("ddim", "ddpm", "dpm"):
+        if self.method in OF_VP:
             return f"{self.spacing} among those of training"
-        return "in sigma" if self.method in ("edm", "consistency") else "equal in t"
+        return "in sigma" if self.method in OF_EDM else "equal in t"
 
     def __call__(self, velocity: Velocity, noise: Tensor) -> SamplerOutput:
         """Integrate a velocity from ``noise`` ``[B, *shape]`` at t = 1 to data at t = 0."""
@@ -117,38 +105,33 @@ class SamplerConfig:
         cond: Cond | None = None,
         step_noise: StepNoise | None = None,
     ) -> SamplerOutput:
-        """Data from ``noise`` ``[B, *shape]`` of unit variance, by the predictions of ``model``.
+        """Turn ``noise`` ``[B, *shape]`` of unit variance at t = 1 into data.
 
-        Args:
-            path: that the model was trained on.
-            model: the network.
-            noise: at t = 1.
-            cond: of the model.
-            step_noise: noise of every step, for methods that add some.
-
-        Raises:
-            ValueError: the method cannot sample this path.
+        The ``model`` was trained on ``path``; ``step_noise`` is of methods that add some at every
+        step. ValueError if the method cannot sample this path.
         """
         self.check(path)
+        steps, spacing = self.steps, self.spacing
         if isinstance(path, VPPath) and self.method in ("ddim", "ddpm"):
+            eta = 1.0 if self.method == "ddpm" else self.eta
             return sample_ddim(
                 path,
                 model,
                 noise,
-                cond=cond,
-                steps=self.steps,
-                spacing=self.spacing,
-                eta=1.0 if self.method == "ddpm" else self.eta,
+                cond,
+                steps,
+                spacing,
+                eta=eta,
                 clip=self.clip,
                 step_noise=step_noise,
             )
         if isinstance(path, VPPath) and self.method == "dpm":
-            return sample_dpm(path, model, noise, cond=cond, steps=self.steps, spacing=self.spacing)
+            return sample_dpm(path, model, noise, cond, steps, spacing)
         if isinstance(path, EDMPath) and self.method == "edm":
-            return sample_edm(path, model, noise, cond=cond, steps=self.steps)
+            return sample_edm(path, model, noise, cond=cond, steps=steps)
         if isinstance(path, EDMPath) and self.method == "consistency":
             return sample_consistency(
-                path, model, noise, cond=cond, steps=self.steps, step_noise=step_noise
+                path, model, noise, cond=cond, steps=steps, step_noise=step_noise
             )
         start = path.sigma_max * noise if isinstance(path, EDMPath) else noise
         return self(path.velocity(model, cond), start)
@@ -163,15 +146,13 @@ class SamplerConfig:
         return self if self.clip is None else replace(self, clip=factor * self.clip)
 
     def __str__(self) -> str:
-        parts = [self.method, f"{self.tolerance:g}" if self.method == "dopri5" else str(self.steps)]
-        if self.method == "ddim" and self.eta:
-            parts.append(f"eta {self.eta:g}")
-        if self.method in ("ddim", "ddpm") and self.clip is not None:
-            parts.append(f"clip {self.clip:g}")
-        if self.method in ("ddim", "ddpm", "dpm") and self.spacing != "trailing":
-            parts.append(self.spacing)
-        if self.guidance != 1:
-            parts.append(f"guidance {self.guidance:g}")
-        if self.init_noise == "matched":
-            parts.append("matched")
-        return " ".join(parts)
+        parts = {
+            self.method: True,
+            f"{self.tolerance:g}" if self.method == "dopri5" else str(self.steps): True,
+            f"eta {self.eta:g}": self.method == "ddim" and self.eta,
+            f"clip {self.clip or 0:g}": self.method in ("ddim", "ddpm") and self.clip is not None,
+            self.spacing: self.method in OF_VP and self.spacing != "trailing",
+            f"guidance {self.guidance:g}": self.guidance != 1,
+            "matched": self.init_noise == "matched",
+        }
+        return " ".join(part for part, is_said in parts.items() if is_said)

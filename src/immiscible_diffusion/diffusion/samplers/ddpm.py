@@ -2,7 +2,7 @@
 
 import itertools
 import warnings
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -11,7 +11,6 @@ from immiscible_diffusion.diffusion.paths import Cond, Model, VPPath
 from immiscible_diffusion.diffusion.samplers.base import SamplerOutput, StepNoise
 from immiscible_diffusion.utils.optional_deps import require_extra
 
-SPACINGS = ("linear", "quadratic", "trailing")
 Spacing = Literal["linear", "quadratic", "trailing"]
 
 
@@ -29,8 +28,8 @@ def select_timesteps(path: VPPath, count: int, spacing: Spacing = "linear") -> l
     """
     if not 1 <= count <= path.steps:
         raise ValueError(f"steps must be from 1 to {path.steps}, those of the path, got {count}")
-    if spacing not in SPACINGS:
-        raise ValueError(f"spacing must be one of {', '.join(SPACINGS)}, got {spacing!r}")
+    if spacing not in get_args(Spacing):
+        raise ValueError(f"spacing must be linear, quadratic or trailing, got {spacing!r}")
     if count == 1 and spacing != "trailing":
         raise ValueError(
             f"one {spacing} step is step 0, which returns the noise; use trailing or more steps"
@@ -48,10 +47,10 @@ def sample_ddim(
     path: VPPath,
     model: Model,
     noise: Tensor,
-    *,
     cond: Cond | None = None,
     steps: int = 50,
     spacing: Spacing = "linear",
+    *,
     eta: float = 0.0,
     clip: float | None = None,
     step_noise: StepNoise | None = None,
@@ -75,26 +74,17 @@ def sample_ddim(
     times = [(step + 1) / path.steps for step in timesteps]
     x = noise
     for number, (t, t_next) in enumerate(itertools.pairwise([*times, 0.0])):
-        data, epsilon = _predict(path, model, x, t, cond, clip)
+        rows = torch.full((len(x),), t, device=x.device, dtype=torch.float32)
+        mixture, output = path.mixture(rows, x), model(x, path.network_time(rows), cond)
+        data, epsilon = mixture.to_data_and_noise(path.prediction, output, x)
+        if clip is not None:
+            data = data.clamp(-clip, clip)
+            epsilon = (x - mixture.alpha * data) / mixture.sigma
         alpha, sigma, fresh = _ddim_coefficients(path, t, t_next, eta)
         x = alpha * data + sigma * epsilon
         if fresh and step_noise is not None:
             x = x + fresh * step_noise(number)
     return SamplerOutput(x, len(timesteps))
-
-
-def _predict(
-    path: VPPath, model: Model, x: Tensor, t: float, cond: Cond | None, clip: float | None
-) -> tuple[Tensor, Tensor]:
-    """Data and noise that the model predicts from ``x`` ``[B, *shape]`` at ``t``."""
-    times = torch.full((len(x),), t, device=x.device, dtype=torch.float32)
-    mixture = path.mixture(times, x)
-    output = model(x, path.network_time(times), cond)
-    data, noise = mixture.to_data_and_noise(path.prediction, output, x)
-    if clip is None:
-        return data, noise
-    data = data.clamp(-clip, clip)
-    return data, (x - mixture.alpha * data) / mixture.sigma
 
 
 def _ddim_coefficients(
@@ -114,7 +104,6 @@ def sample_dpm(
     path: VPPath,
     model: Model,
     noise: Tensor,
-    *,
     cond: Cond | None = None,
     steps: int = 20,
     spacing: Spacing = "trailing",

@@ -18,11 +18,7 @@ from immiscible_diffusion.utils.optional_deps import require_extra
 
 def sample_euler(velocity: Velocity, noise: Tensor, *, steps: int = 50) -> SamplerOutput:
     """Euler's method in equal steps: first order, one evaluation a step."""
-
-    def step(x: Tensor, t: Tensor, dt: Tensor) -> Tensor:
-        return x + dt * velocity(x, t)
-
-    return _integrate(step, noise, steps, evaluations=1)
+    return _integrate(lambda x, t, dt: x + dt * velocity(x, t), noise, steps, evaluations=1)
 
 
 def sample_heun(velocity: Velocity, noise: Tensor, *, steps: int = 25) -> SamplerOutput:

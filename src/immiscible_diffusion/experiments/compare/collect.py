@@ -9,18 +9,16 @@ from immiscible_diffusion.experiments.compare.excess_loss import excess_points, 
 from immiscible_diffusion.experiments.compare.plan import BASELINE, Plan, Trial
 from immiscible_diffusion.experiments.compare.trajectories import draw_trajectory
 from immiscible_diffusion.experiments.compare.trial import TrialRunner, headline_steps, is_finished
-from immiscible_diffusion.reporting.compare import (
-    Comparison,
+from immiscible_diffusion.reporting.compare import Comparison, write_report
+from immiscible_diffusion.reporting.compare.records import (
     CouplingEntry,
     Dataset,
     ExcessPoint,
     LossPoint,
     SampleMetrics,
-    findings,
-    summary,
-    write_report,
 )
-from immiscible_diffusion.reporting.compare import Trial as TrialRecord
+from immiscible_diffusion.reporting.compare.records import Trial as TrialRecord
+from immiscible_diffusion.reporting.compare.summary import findings, summary
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.atomic_files import read_json
@@ -42,12 +40,17 @@ def report(plan: Plan, command: str, *, irreducible: bool = True) -> tuple[Path,
     return page, [summary(comparison), *(finding.text for finding in findings(comparison))]
 
 
-def collect(plan: Plan, command: str, *, irreducible: bool = True) -> Comparison:
-    """The record of a comparison; unfinished trials come with what they have."""
+def collect(
+    plan: Plan, command: str, *, irreducible: bool = True, runner: TrialRunner | None = None
+) -> Comparison:
+    """The record of a comparison; unfinished trials come with what they have.
+
+    ``runner`` has the data and the evaluator, if they are loaded already.
+    """
     begun = [trial for trial in plan.trials if plan.trial_dir(trial).exists()]
     if not any(RunDir(plan.trial_dir(trial)).records("quality") for trial in begun):
         raise ValueError(f"nothing has been evaluated yet in {plan.folder}; run some trials first")
-    runner, recipe = TrialRunner(plan), plan.recipe
+    runner, recipe = runner or TrialRunner(plan), plan.recipe
     task, dataset = runner.task, runner.task.dataset
     measured = irreducible and recipe.task.diffuses_data_set
     excess, optimal = measure_excess(plan, task) if measured else (None, {})

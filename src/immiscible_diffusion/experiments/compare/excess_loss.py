@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from immiscible_diffusion.analysis.cache import content_of
 from immiscible_diffusion.analysis.density_estimation import density_for
 from immiscible_diffusion.analysis.estimates import mean_of
-from immiscible_diffusion.analysis.noisy_points import blocks, check_levels, probe
+from immiscible_diffusion.analysis.miscibility import blocks, check_levels, probe
 from immiscible_diffusion.analysis.sample_pairs import choose_rows
 from immiscible_diffusion.couplings import Coupling
 from immiscible_diffusion.couplings.paired_loader import pair_pool

@@ -94,7 +94,8 @@ class Plan:
 
     def control_of(self, coupling: str) -> str | None:
         """The coupling of this plan whose shuffled control ``coupling`` is."""
-        original = coupling.removeprefix("shuffled:")
+        start = MATCHED if coupling.startswith(MATCHED) else ""
+        original = start + coupling.removeprefix(start).removeprefix("shuffled:")
         return original if original != coupling and original in self.couplings else None
 
     def check(self) -> None:
@@ -104,8 +105,7 @@ class Plan:
             before = Recipe.from_dict(read_json(path)["recipe"])
             if changed := differences(before, self.recipe):
                 raise ValueError(
-                    f"{self.folder} holds a comparison of another recipe ({'; '.join(changed)}); "
-                    f"choose another --out"
+                    f"{self.folder} holds a comparison of another recipe ({'; '.join(changed)}); choose another --out"
                 )
 
     def keep(self) -> None:

@@ -59,7 +59,7 @@ class TrialRunner:
         run_dir = RunDir.open(self.plan.trial_dir(trial), recipe)
         trainer = Trainer(recipe, run_dir, device=self.device, dataset=self.task.dataset)
         outputs = [(run_dir, trainer.pipeline)]
-        companion = companion_of(self.plan, trial)
+        companion = matched_trial(self.plan, trial)
         if companion is not None:
             matched = self.plan.trial_recipe(companion)
             beside = RunDir.open(self.plan.trial_dir(companion), matched)
@@ -148,7 +148,7 @@ def is_finished(plan: Plan, trial: Trial) -> bool:
     return path.exists() and read_json(path)["steps"] >= plan.recipe.steps
 
 
-def companion_of(plan: Plan, trial: Trial) -> Trial | None:
+def matched_trial(plan: Plan, trial: Trial) -> Trial | None:
     """The matched trial that is evaluated along with the training of ``trial``.
 
     None if there is none, or it came into the plan when this training was under way already: then
@@ -166,4 +166,4 @@ def is_carried(plan: Plan, trial: Trial) -> bool:
     other = trial.unmatched
     if not trial.is_matched or other not in plan.trials or is_finished(plan, other):
         return False
-    return companion_of(plan, other) == trial
+    return matched_trial(plan, other) == trial

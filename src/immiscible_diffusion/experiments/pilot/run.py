@@ -1,35 +1,46 @@
-"""A probe from its data to its verdict: warm-up, plan, cells, and what they say."""
+"""A pilot from its data to its verdict: warm-up, division of the minutes, ``compare``, verdict."""
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
-from immiscible_diffusion.analysis.cache import content_of
-from immiscible_diffusion.couplings import check_coupling_name
-from immiscible_diffusion.experiments.pilot.cells import KEPT, Bench
-from immiscible_diffusion.experiments.pilot.division import (
-    FEWEST_STEPS,
+from immiscible_diffusion.couplings import (
+    Moments,
+    NoiseDistribution,
+    check_coupling_name,
+    parse_coupling,
+)
+from immiscible_diffusion.experiments.compare.collect import collect
+from immiscible_diffusion.experiments.compare.plan import BASELINE, MATCHED, Plan
+from immiscible_diffusion.experiments.compare.trial import TrialRunner, is_finished
+from immiscible_diffusion.experiments.pilot.data import LABEL, MIN_SAMPLES, Samples
+from immiscible_diffusion.experiments.pilot.task import (
+    NUM_IMAGES,
+    ArrayEvaluator,
+    is_image,
+    pilot_recipe,
+)
+from immiscible_diffusion.experiments.pilot.time_budget import (
+    MIN_SEEDS,
+    MIN_STEPS,
     SHARE,
     USUAL_SEEDS,
     Division,
     divide,
     minutes_for,
+    stop_after,
+    warm_up,
 )
-from immiscible_diffusion.experiments.pilot.features import floor_of
-from immiscible_diffusion.experiments.pilot.network import Network
-from immiscible_diffusion.experiments.pilot.pictured import DATA, is_picture, keep_picture
-from immiscible_diffusion.experiments.pilot.prepared import FEWEST, Prepared
-from immiscible_diffusion.experiments.pilot.records import Store, finals
-from immiscible_diffusion.experiments.pilot.verdict import MATCHED, SHUFFLED, Verdict, judge
-from immiscible_diffusion.experiments.pilot.warm_up import TimeUp, measure
-from immiscible_diffusion.metrics import Floor
-from immiscible_diffusion.utils.progress import Progress
+from immiscible_diffusion.experiments.pilot.verdict import SHUFFLED, Verdict, finals_of, verdict_of
+from immiscible_diffusion.reporting.compare import Comparison
+from immiscible_diffusion.training.run_dir import RunDir
+from immiscible_diffusion.utils.atomic_files import read_json, write_json
+from immiscible_diffusion.utils.serialization import to_dict
 from immiscible_diffusion.utils.signals import Interrupted, InterruptGuard
 
 
@@ -38,43 +49,41 @@ class Settings:
     """What is asked.
 
     Args:
-        coupling: does it help?
+        coupling: that is asked about: knn:k=4, knn:k=16,center=mean (or label, channel),
+            assignment, gaussian_ot:eps=4, calibrated:ANY, or your own as
+            "my_module:MyCoupling(k=3)".
         minutes: in all.
-        sampling_steps: numbers of Euler steps to sample with.
-        network: auto, mlp or unet.
-        seed: the first of the seeds.
-        seeds: how many; None = what the minutes allow.
-        steps: of training; None = what the minutes allow.
-        matched: sample from the law of the coupling's noise too.
+        sampling_steps: numbers of Euler steps to sample with. Each more makes intervals wider.
+        network: auto (a residual MLP on a CPU, a small U-Net for square images elsewhere), mlp or
+            unet.
+        matched: sample from the distribution of the coupling's noise, too, where it is not N(0, I).
+        seed: the first; of the choice of --max-images as well.
+        seeds: how many; by default what the minutes allow, 3 at least.
+        steps: of every training; by default what the minutes allow.
     """
 
-    coupling: str = "knn:k=16"
+    coupling: str = "knn:k=4"
     minutes: float = 10.0
     sampling_steps: tuple[int, ...] = (5, 20)
-    network: str = "auto"
+    network: Literal["auto", "mlp", "unet"] = "auto"
+    matched: bool = True
     seed: int = 0
     seeds: int | None = None
     steps: int | None = None
-    matched: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.minutes < math.inf:
             raise ValueError(f"minutes must be above 0, got {self.minutes}")
-        if (
-            not self.sampling_steps
-            or min(self.sampling_steps) < 1
-            or len(set(self.sampling_steps)) < len(self.sampling_steps)
-        ):
-            raise ValueError(
-                f"sampling_steps must be different numbers of steps >= 1, got {self.sampling_steps}"
-            )
+        steps = self.sampling_steps
+        if not steps or min(steps) < 1 or len(set(steps)) < len(steps):
+            raise ValueError(f"sampling_steps must be different numbers >= 1, got {steps}")
         for name in ("seeds", "steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.coupling == "independent" or self.coupling.startswith((MATCHED, SHUFFLED)):
+        if self.coupling == BASELINE or self.coupling.startswith((MATCHED, SHUFFLED)):
             raise ValueError(
-                f"coupling '{self.coupling}': name the coupling itself, such as knn:k=16; a probe "
+                f"coupling '{self.coupling}': name the coupling itself, such as knn:k=4; a pilot "
                 f"trains without pairing, with the shuffled control, and samples from the matched "
                 f"start by itself"
             )
@@ -83,175 +92,227 @@ class Settings:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a probe found: its verdict and all that its record needs."""
+    """How a pilot ended."""
 
     verdict: Verdict
-    division: Division | None
-    floor: Floor | None
-    untrained: float | None
+    division: Division | None = None  # None where data or minutes were too few
+    comparison: Comparison | None = None  # None where nothing was evaluated
 
 
-class Probe:
-    """A probe of one coupling on one set of data.
+@dataclass(eq=False)
+class Pilot:
+    """A pilot study of one coupling on one set of samples.
+
+    Its folder is that of a comparison, with budget.json beside: what was asked, how the minutes are
+    divided, and the seconds spent.
 
     Args:
-        prepared: the data.
+        samples: the data.
         settings: what is asked.
-        store: where it is kept.
+        folder: where it is kept.
         device: where to train.
         quiet: show no progress.
     """
 
-    def __init__(
-        self,
-        prepared: Prepared,
-        settings: Settings,
-        store: Store,
-        *,
-        device: torch.device,
-        quiet: bool = False,
-    ) -> None:
-        self.prepared, self.settings, self.store, self.quiet = prepared, settings, store, quiet
-        network = Network.choose(settings.network, prepared.shape, device)
-        self.bench = Bench(
-            prepared, settings.coupling, settings.sampling_steps, network, device, settings.matched
-        )
-        self.began = time.monotonic()
-        self.spent = 0.0  # by earlier calls
+    samples: Samples
+    settings: Settings
+    folder: Path
+    device: torch.device
+    quiet: bool = False
+    began: float = field(default_factory=time.monotonic, init=False)
+    spent: float = field(default=0.0, init=False)  # by earlier calls
 
-    def run(self) -> Outcome:
+    def run(self, command: str = "immiscible pilot") -> Outcome:
         """Train what is not finished yet, as long as there is time, and judge.
 
         Raises:
             Interrupted: on a signal; finished trainings are kept.
             ValueError: the folder holds another question, or a coupling fails on the data.
         """
-        if (few := self.too_few()) is not None:
-            return Outcome(few, None, None, None)
-        division, needed = self.division()
-        if division is None:
-            said = (
-                f"too little time to tell: {self.settings.minutes:g} minutes do not hold 3 seeds "
-                f"of {FEWEST_STEPS} steps here; about {needed} minutes would"
-            )
-            return Outcome(Verdict("too little", said), None, None, None)
-        self.train_all(division)
-        return self.outcome(division)
+        division = self.divide()
+        if isinstance(division, Verdict):
+            return Outcome(division)
+        plan = self.plan(division)
+        self.train_all(plan)
+        return self.outcome(plan, division, command)
 
-    def too_few(self) -> Verdict | None:
-        """The verdict on data that are too few to split in two."""
-        if len(self.prepared) >= FEWEST:
-            return None
-        said = f"too little data to tell: {len(self.prepared)}, and it takes {FEWEST} at least"
-        return Verdict("too little", said)
+    @property
+    def seconds(self) -> float:
+        """Seconds spent by this call and earlier ones."""
+        return time.monotonic() - self.began + self.spent
 
     # -- the plan ---------------------------------------------------------------------------------
 
     @cached_property
-    def asked(self) -> dict[str, Any]:
-        """The question: a folder holds one."""
-        values = asdict(self.settings)
-        data = self.prepared.batch.data
-        return {
-            **{name: list(v) if isinstance(v, tuple) else v for name, v in values.items()},
-            "conditions": list(self.prepared.seen),
-            "device": self.bench.device.type,
-            "data": f"{self.prepared.name}, {tuple(data.shape)}, {content_of(self.prepared.batch)}",
+    def couplings(self) -> tuple[str, ...]:
+        """No pairing, the coupling and its control, and both from the start that matches them."""
+        some = self.samples.take(torch.arange(min(64, self.samples.count)))
+        moments = Moments.fit(some.data, directions=1)
+        if some.cond and LABEL in some.cond:
+            moments = Moments.fit([(some.data, some.cond[LABEL])], directions=1)
+        name = self.settings.coupling
+        coupling = parse_coupling(
+            name, moments, NoiseDistribution.standard(moments), allow_import=True
+        )
+        names = (BASELINE, name, SHUFFLED + name)
+        # A distribution of noise is measured without masks.
+        if not self.settings.matched or coupling.preserves_marginal or some.mask is not None:
+            return names
+        return *names, MATCHED + name, MATCHED + SHUFFLED + name
+
+    def plan(self, division: Division) -> Plan:
+        """The comparison."""
+        recipe = pilot_recipe(
+            self.samples,
+            self.settings.network,
+            self.device,
+            steps=division.steps,
+            eval_steps=division.eval_steps,
+            sampling_steps=self.settings.sampling_steps,
+        )
+        first = self.settings.seed
+        return Plan(
+            self.folder, recipe, self.couplings, tuple(range(first, first + division.seeds))
+        )
+
+    def runner(self, plan: Plan, seed: int) -> tuple[TrialRunner, ArrayEvaluator]:
+        """What runs the trials of one seed: each has halves of the data of its own."""
+        recipe = replace(plan.recipe, seed=seed)
+        one = replace(plan, recipe=recipe, seeds=(seed,))
+        runner = TrialRunner(one, self.device.type, self.quiet)
+        runner.task = recipe.task.build(recipe, self.device, self.samples.split(seed))
+        assert isinstance(runner.evaluator, ArrayEvaluator)
+        return runner, runner.evaluator
+
+    def divide(self, *, dry_run: bool = False) -> Division | Verdict:
+        """How the minutes are spent, by a warm-up or as an earlier call has it.
+
+        Returns:
+            A verdict where data or minutes are too few.
+        """
+        settings, path = self.settings, self.folder / "budget.json"
+        if (count := self.samples.count) < MIN_SAMPLES:
+            text = f"too little data to tell: {count}, and it takes {MIN_SAMPLES} at least"
+            return Verdict("too little", (text,))
+        if path.exists():
+            before = read_json(path)
+            if changed := [k for k, v in self.question.items() if before["question"].get(k) != v]:
+                name = changed[0]
+                raise ValueError(
+                    f"{self.folder} holds a pilot of another question ({name}: "
+                    f"{before['question'].get(name)} -> {self.question[name]}); choose another "
+                    f"--out"
+                )
+            self.spent, values = before["seconds"], before["division"]
+            return Division(**values | {"eval_steps": tuple(values["eval_steps"])})
+        runner, evaluator = self.runner(
+            self.plan(Division(1, MIN_STEPS, (MIN_STEPS,), 0)), settings.seed
+        )
+        is_fixed = settings.seeds is not None and settings.steps is not None
+        share = 0 if is_fixed else 60 * settings.minutes
+        timing = warm_up(runner.plan, runner.task, evaluator, share)
+        left = settings.minutes - self.seconds / 60
+        division = divide(left, timing, seeds=settings.seeds, steps=settings.steps)
+        if division is None:
+            steps, seeds = settings.steps or MIN_STEPS, settings.seeds or USUAL_SEEDS
+            text = (
+                f"too little time to tell: {settings.minutes:g} minutes do not hold "
+                f"{settings.seeds or MIN_SEEDS} seeds of {steps} steps here; about "
+                f"{minutes_for(timing, seeds, steps)} minutes would"
+            )
+            return Verdict("too little", (text,))
+        if not dry_run:
+            self._keep(question=self.question, division=asdict(division))
+        return division
+
+    @cached_property
+    def question(self) -> dict[str, Any]:
+        """What the folder is about: it holds one question."""
+        samples = self.samples
+        return to_dict(asdict(self.settings)) | {
+            "conditions": list(samples.condition_names),
+            "device": self.device.type,
+            "data": f"{samples.name}, {samples.count} of {samples.shape}, {samples.digest}",
         }
 
-    def division(self, *, keep: bool = True) -> tuple[Division | None, int]:
-        """How the minutes are spent, as planned before or by a warm-up; minutes needed if not."""
-        plan = self.store.plan(self.asked)
-        if plan is not None:
-            values = plan["division"]
-            self.spent = plan["warm_up"] + sum(cell.seconds for cell in self.store.cells())
-            return Division(**{**values, "at": tuple(values["at"])}), 0
-        settings = self.settings
-        given = settings.seeds is not None and settings.steps is not None
-        timing = measure(self.bench, settings.seed, 0 if given else 60 * settings.minutes)
-        warm_up = time.monotonic() - self.began
-        left = settings.minutes - warm_up / 60
-        division = divide(left, timing, seeds=settings.seeds, steps=settings.steps)
-        needed = minutes_for(timing, settings.seeds or USUAL_SEEDS, settings.steps or FEWEST_STEPS)
-        if division is not None and keep:
-            plan = {"asked": self.asked, "division": asdict(division), "warm_up": warm_up}
-            self.store.keep_plan({**plan, "timing": asdict(timing)})
-        return division, needed
+    def _keep(self, **values: Any) -> None:
+        """Write ``values`` into budget.json, with the seconds spent."""
+        path = self.folder / "budget.json"
+        try:
+            before = read_json(path) if path.exists() else {}
+            write_json(path, before | values | {"seconds": self.seconds})
+        except OSError as error:
+            raise ValueError(f"cannot write to {self.folder}: {error}") from error
 
     # -- training ---------------------------------------------------------------------------------
 
-    def train_all(self, division: Division) -> None:
-        """Every cell that is not finished, seed by seed, until the minutes are over."""
-        cells = self.store.cells()
-        done = {(cell.coupling, cell.seed) for cell in cells}
-        total = 3 * division.seeds * division.steps
-        label = f"probe {self.settings.coupling}"
-        deadline = self.began + 60 * self.settings.minutes - self.spent
-        show = Progress(total, len(done) * division.steps, label, quiet=self.quiet)
-        with show, InterruptGuard() as guard:
-            watch = self._watch(guard, deadline, show, lambda: len(done) * division.steps)
-            for seed in range(self.settings.seed, self.settings.seed + division.seeds):
-                for coupling in self.bench.couplings:
-                    if (coupling, seed) in done:
+    def train_all(self, plan: Plan) -> None:
+        """Train what is not finished, seed by seed, until the minutes are over."""
+        plan.keep()
+        with (
+            InterruptGuard() as guard,
+            stop_after(60 * self.settings.minutes - self.seconds) as over,
+        ):
+            for seed in plan.seeds:
+                runner, _ = self.runner(plan, seed)
+                for trial in runner.plan.trials:
+                    if over.is_set() or is_finished(plan, trial):
                         continue
                     try:
-                        cell = self.bench.cell(
-                            coupling,
-                            seed,
-                            division.steps,
-                            division.at,
-                            watch,
-                            self.show if seed == self.settings.seed else None,
+                        runner(trial)
+                        RunDir(plan.trial_dir(trial)).checkpoint.unlink(missing_ok=True)
+                    except Interrupted:
+                        if not over.is_set():
+                            raise
+                    finally:
+                        self._keep()
+                    if guard.received is not None and not over.is_set():
+                        raise Interrupted(
+                            guard.received,
+                            f"stopped; finished trainings are in {self.folder}, the same command goes on from there",
                         )
-                    except TimeUp:
-                        return
-                    cells.append(cell)
-                    done.add((coupling, seed))
-                    self.store.keep(cells)
 
-    def _watch(
-        self, guard: InterruptGuard, deadline: float, show: Progress, before: Callable[[], int]
-    ) -> Callable[[int], None]:
-        def watch(step: int) -> None:
-            show.update(before() + step)
-            if guard.received is not None:
-                raise Interrupted(
-                    guard.received,
-                    f"stopped; finished trainings are in {self.store.folder}, the same command "
-                    f"goes on from there",
-                )
-            if time.monotonic() > deadline:
-                raise TimeUp
+    def outcome(self, plan: Plan, division: Division, command: str) -> Outcome:
+        """What the finished trials say."""
+        runner, evaluator = self.runner(plan, self.settings.seed)
+        comparison = None
+        if any(RunDir(plan.trial_dir(trial)).records("quality") for trial in plan.trials):
+            comparison = collect(plan, command, irreducible=False, runner=runner)
+            write_json(self.folder / "results.json", comparison.to_dict())
+        verdict = verdict_of(
+            finals_of(comparison) if comparison else {},
+            self.settings.coupling,
+            floor=(evaluator.floor.low, evaluator.floor.high) if evaluator.floor else None,
+            untrained=evaluator.untrained,
+        )
+        if is_image(self.samples.shape):
+            rows = evaluator.samples.held_out[:NUM_IMAGES]
+            RunDir(self.folder).save_grid(self.samples.take(rows).data, "held_out", 8)
+        if verdict.seeds_needed is not None:  # say what would tell
+            seconds = verdict.seeds_needed * division.seconds / division.seeds
+            minutes = math.ceil(seconds / 60 / SHARE)
+            text = f"about --seeds {verdict.seeds_needed} --minutes {minutes} would do"
+            verdict = replace(verdict, sentences=(f"{verdict.sentences[0]}; {text}",))
+        return Outcome(verdict, division, comparison)
 
-        return watch
-
-    def show(self, arm: str, budget: int, made: Tensor) -> None:
-        """Keep a picture of samples, of images."""
-        if is_picture(self.prepared.shape):
-            keep_picture(self.store.folder, arm, budget, made)
-
-    # -- the end ----------------------------------------------------------------------------------
-
-    def outcome(self, division: Division) -> Outcome:
-        """What the finished cells say."""
-        found = finals(self.store.cells(), self.bench.couplings)
-        floor = floor_of(self.prepared, self.bench.features)
-        seed = self.settings.seed
-        start = self.bench.ground(seed).start
-        mean = self.bench.features.moments.mean.expand(start.shape)
-        untrained = min(self.bench.distance(made, seed) for made in (start, mean))
-        if is_picture(self.prepared.shape):
-            rows = self.bench.ground(seed).held[:KEPT]
-            keep_picture(self.store.folder, DATA, None, self.prepared.take(rows).data)
-        verdict = judge(found, self.settings.coupling, floor=floor, untrained=untrained)
-        return Outcome(_with_minutes(verdict, division), division, floor, untrained)
-
-
-def _with_minutes(verdict: Verdict, division: Division) -> Verdict:
-    """The verdict with the options that would tell, where too few seeds did."""
-    if verdict.seeds_needed is None:
-        return verdict
-    seconds = verdict.seeds_needed * division.seconds / division.seeds
-    minutes = math.ceil(seconds / 60 / SHARE)
-    said = f"{verdict.sentence}; about --seeds {verdict.seeds_needed} --minutes {minutes} would do"
-    return replace(verdict, sentence=said)
+    def record(self, outcome: Outcome) -> dict[str, Any]:
+        """The JSON values of pilot.json."""
+        samples, verdict = self.samples, outcome.verdict
+        effects = [asdict(effect) | {"verdict": effect.verdict} for effect in verdict.effects]
+        values: dict[str, Any] = to_dict(asdict(verdict) | {"effects": effects})
+        return values | {
+            "format": 2,
+            "question": self.question,
+            "data": {
+                "name": samples.name,
+                "note": samples.note,
+                "count": samples.count,
+                "shape": list(samples.shape),
+                "conditions": list(samples.condition_names),
+                "masked": samples.every.mask is not None,
+                "held_out": samples.num_held_out,
+            },
+            "network": str(self.plan(outcome.division).recipe.model) if outcome.division else "",
+            "plan": outcome.division and asdict(outcome.division),
+            "seconds": self.seconds,
+        }

@@ -48,7 +48,6 @@ def extractor_from_name(
         raise ValueError(f"unknown features {name!r}; options: {', '.join(EXTRACTORS)}")
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise ValueError(
-            f"{name} features need images [1 or 3, H, W], got {list(shape)}; "
-            "use the features 'pixels'"
+            f"{name} features need images [1 or 3, H, W], got {list(shape)}; use the features 'pixels'"
         )
     return _PRETRAINED[name](device)

@@ -53,11 +53,7 @@ class FeatureExtractor:
 
 @dataclass(frozen=True)
 class PixelFeatures(FeatureExtractor):
-    """The values themselves, flattened; exact, and blind to what an image shows.
-
-    Args:
-        shape: shape of one sample.
-    """
+    """The values of samples of ``shape``, flattened; exact, and blind to what an image shows."""
 
     shape: tuple[int, ...]
 

@@ -1,6 +1,5 @@
 """A small image classifier, trained once per data set and cached, whose features score samples."""
 
-import hashlib
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,14 +14,14 @@ from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.metrics.features.base import FeatureExtractor, check_shape
 from immiscible_diffusion.metrics.features.preprocess import in_full_precision, weights_digest
 from immiscible_diffusion.metrics.reference_cache import cache_folder
-from immiscible_diffusion.utils.atomic_files import atomic_path, read_json, write_json
+from immiscible_diffusion.utils.atomic_files import atomic_path
 from immiscible_diffusion.utils.optional_deps import require_extra
 from immiscible_diffusion.utils.random import hash_seed, keyed_generator
 
 log = logging.getLogger(__name__)
 
 FEATURES = 64
-VERSION = 1  # of architecture and training; a change makes cached classifiers stale
+VERSION = 2  # of architecture and training; a change makes cached classifiers stale
 _EPOCHS = 16
 _MIN_STEPS, _MAX_STEPS = 200, 600  # longer training collapses each class to a point
 _BATCH = 128
@@ -33,9 +32,7 @@ _HELD_OUT = 5000
 class Classifier(nn.Module):
     """Convolutions down to about 4 x 4, a linear layer of 64 standardized features, class scores.
 
-    Args:
-        shape: (C, H, W), H and W at least 8.
-        num_classes: number of classes.
+    For images of ``shape`` (C, H, W), H and W at least 8, and ``num_classes`` classes.
     """
 
     def __init__(self, shape: tuple[int, ...], num_classes: int) -> None:
@@ -46,7 +43,7 @@ class Classifier(nn.Module):
         strides = [1 if side < 16 else 2, 2, 2] + [2] * (halvings - 3)
         widths = [channels, 32] + [64] * (len(strides) - 1)
         self.convolutions = nn.Sequential(
-            *[_block(widths[i], widths[i + 1], stride) for i, stride in enumerate(strides)],
+            *map(_block, widths, widths[1:], strides),
             nn.AdaptiveAvgPool2d(2),
             nn.Flatten(),
         )
@@ -64,11 +61,8 @@ class Classifier(nn.Module):
 
 
 def _block(inputs: int, outputs: int, stride: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
-        nn.BatchNorm2d(outputs),
-        nn.SiLU(),
-    )
+    convolution = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.SiLU())
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,16 +72,11 @@ class ClassifierFeatures(FeatureExtractor):
     Over its training data every feature has mean 0 and variance about 1, so distances have the
     same scale for every set and seed. Figures are comparable only for one set and one seed: the
     features are not Inception's.
-
-    Attributes:
-        network: the classifier, in evaluation mode.
-        shape: shape of one sample.
-        accuracy: fraction of held-out images that it labels correctly.
     """
 
-    network: Classifier
-    shape: tuple[int, ...]
-    accuracy: float = float("nan")
+    network: Classifier  # the classifier, in evaluation mode
+    shape: tuple[int, ...]  # shape of one sample
+    accuracy: float = float("nan")  # fraction of held-out images that it labels correctly
 
     dim = FEATURES
     name = f"classifier ({FEATURES}-d)"
@@ -110,21 +99,23 @@ class ClassifierFeatures(FeatureExtractor):
     ) -> "ClassifierFeatures":
         """Train the classifier of ``dataset``, or read it from the cache.
 
-        The cache is used if the data set has a ``digest``. On the CPU the weights are a function
-        of data and seed. The caller's random state and thread count stay as they were.
-
-        Args:
-            dataset: images [C, H, W] of at least 8 x 8 with labels; 1 in 5, at most 5,000, is
-                held out of training for the accuracy.
-            seed: initial weights, order and split.
-            device: where to train and to run.
-            cache: folder of trained classifiers; by default $IMMISCIBLE_CACHE or
-                ~/.cache/immiscible-diffusion.
+        The cache (``cache_folder``) is used if the data set has a ``digest``. On the CPU the
+        weights are a function of data and seed. The caller's random state and thread count stay as
+        they were. Of the images 1 in 5, at most 5,000, is held out for the accuracy.
 
         Raises:
-            ValueError: on a set without labels, or data that are not such images.
+            ValueError: on a set that is not of images [C, H, W] of at least 8 x 8 with labels.
         """
-        _check_labeled_images(dataset)
+        shape, classes = tuple(dataset.shape), dataset.num_classes
+        problem = None
+        if len(shape) != 3 or min(shape[1:]) < 8:
+            problem = f"images [C, H, W] of at least 8 x 8, got {list(shape)}"
+        elif classes is None:
+            problem = f"labels, and the data set {dataset.name!r} has none"
+        elif classes < 2 or len(dataset) < 10:
+            problem = f"at least 2 classes and 10 images, got {classes} and {len(dataset)}"
+        if problem:
+            raise ValueError(f"classifier features need {problem}; use the features 'pixels'")
         network, accuracy = trained_classifier(dataset, seed=seed, device=device, cache=cache)
         return cls(network, tuple(dataset.shape), accuracy)
 
@@ -137,64 +128,75 @@ class ClassifierFeatures(FeatureExtractor):
             return self.network.features(data.to(device, torch.float32))
 
 
-def _check_labeled_images(dataset: DataSet) -> None:
-    shape = tuple(dataset.shape)
-    if len(shape) != 3 or min(shape[1:]) < 8:
-        raise ValueError(
-            f"classifier features need images [C, H, W] of at least 8 x 8, got {list(shape)}; "
-            "use the features 'pixels'"
-        )
-    if dataset.num_classes is None:
-        raise ValueError(
-            f"classifier features need labels, and the data set {dataset.name!r} has none; "
-            "use the features 'pixels'"
-        )
-    if dataset.num_classes < 2 or len(dataset) < 10:
-        raise ValueError(
-            "classifier features need at least 2 classes and 10 images, got "
-            f"{dataset.num_classes} and {len(dataset)}; use the features 'pixels'"
-        )
-
-
 def trained_classifier(
     dataset: DataSet, *, seed: int, device: torch.device | str, cache: Path | None
 ) -> tuple[Classifier, float]:
     """The classifier of ``dataset``, in evaluation mode, and its accuracy on held-out images."""
-    file = None
-    if dataset.digest is not None:
-        name = f"classifier-v{VERSION}-{hash_seed(dataset.digest, VERSION, seed):016x}.safetensors"
-        file = cache_folder(cache) / name
-    if file is not None and (cached := _load(file, dataset, device)):
-        return cached
+    if dataset.digest is None:
+        return _train(dataset, seed, device)
+    name = f"classifier-v{VERSION}-{hash_seed(dataset.digest, VERSION, seed):016x}.safetensors"
+    file = cache_folder(cache) / name
+    with require_extra("train", "the classifier cache"):
+        from safetensors import SafetensorError, safe_open
+        from safetensors.torch import save_file
+    if file.exists():
+        try:
+            with torch.random.fork_rng(devices=[]):
+                network = Classifier(tuple(dataset.shape), dataset.num_classes or 0)
+            with safe_open(str(file), framework="pt") as content:
+                weights = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+                accuracy = float(content.metadata()["accuracy"])
+            network.load_state_dict(weights)
+            return network.to(device, torch.float32).eval().requires_grad_(False), accuracy
+        except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
+            log.warning("the cached classifier %s is damaged (%s); training it again", file, error)
     network, accuracy = _train(dataset, seed, device)
-    log.info("classifier of %s: held-out accuracy %.3f", dataset.name, accuracy)
-    if file is not None:
-        _save(file, network, accuracy, dataset.name, seed)
+    weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
+    about = {"accuracy": repr(accuracy), "data": dataset.name, "seed": str(seed)}
+    try:
+        with atomic_path(file) as temporary:
+            save_file(weights, temporary, about)
+    except OSError as error:  # which costs only the next training
+        log.warning("could not cache the classifier in %s (%s)", file.parent, error)
     return network, accuracy
 
 
-# --- training -----------------------------------------------------------------------------------
-
-
 def _train(dataset: DataSet, seed: int, device: torch.device | str) -> tuple[Classifier, float]:
+    def labeled(indices: Tensor) -> tuple[Tensor, Tensor]:
+        batch = dataset.batch(indices).to(device)
+        if batch.cond is None or "label" not in batch.cond:
+            raise ValueError(
+                f"the data set {dataset.name!r} promises {dataset.num_classes} classes, but its "
+                f'batches carry no cond["label"]'
+            )
+        return batch.data.float(), batch.cond["label"]
+
     order = torch.randperm(len(dataset), generator=keyed_generator(seed, "classifier split"))
     held_out, train = order.tensor_split([min(len(order) // 5, _HELD_OUT)])
     steps = min(max(_EPOCHS * len(train) // _BATCH, _MIN_STEPS), _MAX_STEPS)
+    generator = keyed_generator(seed, "classifier order")
+    epochs = range(-(-steps * _BATCH // len(train)))
+    order = torch.cat([train[torch.randperm(len(train), generator=generator)] for _ in epochs])
     with _isolated_state(seed, device):
-        network = Classifier(tuple(dataset.shape), dataset.num_classes or 0).to(
-            device, torch.float32
-        )
+        network = Classifier(tuple(dataset.shape), dataset.num_classes or 0)
+        network.to(device, torch.float32)
         optimizer = torch.optim.AdamW(network.parameters(), lr=_RATE, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps)
-        for indices in _training_indices(train, steps, seed):
-            data, label = _labeled(dataset, indices, device)
+        for indices in order[: steps * _BATCH].split(_BATCH):
+            data, label = labeled(indices)
             loss = nn.functional.cross_entropy(network(data), label)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
         network.eval().requires_grad_(False)
-        return network, _accuracy(network, dataset, held_out, device)
+        correct = 0
+        for indices in held_out.split(512):
+            data, label = labeled(indices)
+            correct += int((network(data).argmax(dim=1) == label).sum())
+    accuracy = correct / len(held_out)
+    log.info("classifier of %s: held-out accuracy %.3f", dataset.name, accuracy)
+    return network, accuracy
 
 
 @contextmanager
@@ -216,81 +218,3 @@ def _isolated_state(seed: int, device: torch.device | str) -> Iterator[None]:
             yield
         finally:
             torch.set_num_threads(threads)
-
-
-def _training_indices(train: Tensor, steps: int, seed: int) -> Iterator[Tensor]:
-    """Batches of indices for ``steps`` steps: shuffled epochs, one after the other."""
-    generator = keyed_generator(seed, "classifier order")
-    pool = train[:0]
-    for _ in range(steps):
-        while len(pool) < _BATCH:
-            pool = torch.cat([pool, train[torch.randperm(len(train), generator=generator)]])
-        indices, pool = pool[:_BATCH], pool[_BATCH:]
-        yield indices
-
-
-def _accuracy(
-    network: Classifier, dataset: DataSet, indices: Tensor, device: torch.device | str
-) -> float:
-    correct = 0
-    with torch.no_grad():
-        for part in indices.split(512):
-            data, label = _labeled(dataset, part, device)
-            correct += int((network(data).argmax(dim=1) == label).sum())
-    return correct / len(indices)
-
-
-def _labeled(
-    dataset: DataSet, indices: Tensor, device: torch.device | str
-) -> tuple[Tensor, Tensor]:
-    batch = dataset.batch(indices).to(device)
-    if batch.cond is None or "label" not in batch.cond:
-        raise ValueError(
-            f"the data set {dataset.name!r} promises {dataset.num_classes} classes, "
-            'but its batches carry no cond["label"]'
-        )
-    return batch.data.float(), batch.cond["label"]
-
-
-# --- cache --------------------------------------------------------------------------------------
-
-
-def _save(file: Path, network: Classifier, accuracy: float, data: str, seed: int) -> None:
-    """Write weights, then the record with their hash; a failure costs only the next training."""
-    with require_extra("train", "the classifier cache"):
-        from safetensors.torch import save_file
-    weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
-    try:
-        with atomic_path(file) as temporary:
-            save_file(weights, temporary)
-        record = {"accuracy": accuracy, "data": data, "seed": seed, "weights": _hash(file)}
-        write_json(file.with_suffix(".json"), record)
-    except OSError as error:
-        log.warning("could not cache the classifier in %s (%s)", file.parent, error)
-
-
-def _load(
-    file: Path, dataset: DataSet, device: torch.device | str
-) -> tuple[Classifier, float] | None:
-    """The cached classifier; None if there is none, or (with a warning) if it is damaged."""
-    if not file.exists():
-        return None
-    with require_extra("train", "the classifier cache"):
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    try:
-        record = read_json(file.with_suffix(".json"))
-        if record["weights"] != _hash(file):
-            raise ValueError("the weights are not those that the record names")
-        with torch.random.fork_rng(devices=[]):
-            network = Classifier(tuple(dataset.shape), dataset.num_classes or 0)
-        network.load_state_dict(load_file(file))
-        accuracy = float(record["accuracy"])
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
-        log.warning("the cached classifier %s is damaged (%s); training it again", file, error)
-        return None
-    return network.to(device, torch.float32).eval().requires_grad_(False), accuracy
-
-
-def _hash(file: Path) -> str:
-    return hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()

@@ -19,8 +19,7 @@ def to_bytes(data: Tensor) -> Tensor:
     """
     if data.ndim != 4 or data.shape[1] not in (1, 3):
         raise ValueError(
-            f"pretrained features need images [B, 1 or 3, H, W], got {list(data.shape)}; "
-            "use the features 'pixels'"
+            f"pretrained features need images [B, 1 or 3, H, W], got {list(data.shape)}; use the features 'pixels'"
         )
     levels = ((data.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return levels.expand(-1, 3, -1, -1)
@@ -28,19 +27,12 @@ def to_bytes(data: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Bicubic resizing of bytes to a square, as Pillow does it, then ``(byte - mean) / std``.
+    """Bicubic resizing of bytes to a square, as Pillow does it, then ``(byte - mean) / std``."""
 
-    Args:
-        size: side of the square, pixels.
-        mean: of each color, in bytes.
-        std: of each color, in bytes.
-        rounded: round to bytes after resizing, as Pillow does on 8-bit images.
-    """
-
-    size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    rounded: bool = False
+    size: int  # side of the square, pixels
+    mean: tuple[float, float, float]  # of each color, in bytes
+    std: tuple[float, float, float]  # of each color, in bytes
+    rounded: bool = False  # round to bytes after resizing, as Pillow does on 8-bit images
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] uint8 as [B, 3, size, size] float32."""

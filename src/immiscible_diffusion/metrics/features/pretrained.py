@@ -35,46 +35,29 @@ _VIT_NAMES = {384: "ViT-S", 768: "ViT-B", 1024: "ViT-L", 1536: "ViT-g"}
 
 @dataclass(frozen=True, eq=False)
 class NetworkFeatures(FeatureExtractor):
-    """Features of a pretrained network.
+    """Features of a pretrained network."""
 
-    Attributes:
-        network: a frozen torch module, in evaluation mode.
-        forward: the network and its input to features [B, dim].
-        name: for reports.
-        dim: number of feature dimensions.
-        distance: what the Frechet distance of these features is called.
-        prepare: images [B, 3, H, W] uint8 to what the network reads.
-        preprocessing: in words.
-    """
-
-    network: Any
-    forward: Callable[[Any, Tensor], Tensor]
+    network: Any  # a frozen torch module, in evaluation mode
+    forward: Callable[[Any, Tensor], Tensor]  # the network and its input to features [B, dim]
     name: str
     dim: int
     distance: str
-    prepare: Callable[[Tensor], Tensor]
+    prepare: Callable[[Tensor], Tensor]  # images [B, 3, H, W] uint8 to what the network reads
     preprocessing: str
 
     @cached_property
     def identity(self) -> str:
-        """Name, preprocessing and a hash of the weights: equal features have equal ones."""
+        """Name, preprocessing and a hash of the weights."""
         return f"{self.name} / {self.preprocessing} / weights {weights_digest(self.network)}"
 
     def __call__(self, data: Tensor) -> Tensor:
-        """Features [B, dim] float32 of data [B, 1 or 3, H, W] in [-1, 1], on the network's device.
-
-        Raises:
-            ValueError: on other shapes.
-        """
+        """Features [B, dim] float32 of data [B, 1 or 3, H, W] in [-1, 1], where the network is."""
         if not len(data):
             return torch.empty(0, self.dim)
         device = next(self.network.parameters()).device
         with torch.no_grad(), in_full_precision(device):
-            parts = [
-                self.forward(self.network, self.prepare(part)).float()
-                for part in to_bytes(data).to(device).split(CHUNK)
-            ]
-        return torch.cat(parts)
+            parts = map(self.prepare, to_bytes(data).to(device).split(CHUNK))
+            return torch.cat([self.forward(self.network, part).float() for part in parts])
 
 
 def efficientnet_features(device: torch.device | str = "cpu") -> NetworkFeatures:
@@ -114,10 +97,8 @@ def inception_features(
     implementation: torch-fidelity, and clean-fid's ``legacy_tensorflow``. pytorch-fid resizes
     otherwise, so its figures differ in the second digit after the point.
 
-    Args:
-        device: where it runs.
-        weights: file of the weights; by default $IMMISCIBLE_INCEPTION, then torch's hub cache,
-            into which they are downloaded if need be and HF_HUB_OFFLINE is not set.
+    The file of the ``weights`` is by default $IMMISCIBLE_INCEPTION, then in torch's hub cache, into
+    which it is downloaded if need be and HF_HUB_OFFLINE is not set.
 
     Raises:
         MissingDependencyError: torch-fidelity or torchvision is not installed.
@@ -131,9 +112,10 @@ def inception_features(
             f"torch-fidelity cannot be imported ({error}); torchvision must be of the release that "
             f"goes with torch {torch.__version__}, from the same index"
         ) from error
-    file = str(_inception_weights(weights))
     network = FeatureExtractorInceptionV3(
-        "inception-v3-compat", ["2048"], feature_extractor_weights_path=file
+        "inception-v3-compat",
+        ["2048"],
+        feature_extractor_weights_path=str(_inception_weights(weights)),
     )
     return NetworkFeatures(
         network.to(device).eval().requires_grad_(False),
@@ -151,27 +133,21 @@ def _inception_weights(weights: Path | None) -> Path:
     named = weights or os.environ.get("IMMISCIBLE_INCEPTION")
     file = Path(named) if named else Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
     if not file.is_file():
-        help_text = (
-            f"download {INCEPTION_URL} elsewhere and put it there, or set IMMISCIBLE_INCEPTION to "
-            f"it"
-        )
+        problem = f"the weights of Inception are not at {file}"
+        advice = f"download {INCEPTION_URL} and set IMMISCIBLE_INCEPTION to it"
         if named or os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
-            raise ValueError(f"the weights of Inception are not at {file}; {help_text}")
+            raise ValueError(f"{problem}; {advice}")
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             torch.hub.download_url_to_file(INCEPTION_URL, str(file), "6726825d", progress=False)
         except (OSError, RuntimeError) as error:
-            raise ValueError(
-                f"the weights of Inception are not at {file} and cannot be downloaded ({error}); "
-                f"{help_text}"
-            ) from error
+            raise ValueError(f"{problem} and cannot be downloaded ({error}); {advice}") from error
     try:  # torch-fidelity would unpickle whatever the file holds
         torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, KeyError, UnpicklingError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"{file} does not hold weights alone ({reason}); remove it, and download "
-            f"{INCEPTION_URL}"
+            f"{file} does not hold weights alone ({reason}); replace it by {INCEPTION_URL}"
         ) from error
     return file
 
@@ -184,35 +160,20 @@ def dinov2_features(
     Images are resized to 224 x 224 (bicubic, rounded to bytes) and standardized by ImageNet's
     colors, as Stein et al. do. Published figures are of ViT-L/14, the default.
 
-    Args:
-        device: where it runs.
-        source: folder of the weights, or their name on the hub; by default $IMMISCIBLE_DINOV2,
-            then ``facebook/dinov2-large``.
+    The ``source`` is a folder of the weights, or their name on the hub; by default
+    $IMMISCIBLE_DINOV2, then ``facebook/dinov2-large``.
 
     Raises:
         MissingDependencyError: transformers is not installed.
         ValueError: the weights are not there, or not DINOv2's.
     """
     with require_extra("dinov2", "the extractor 'dinov2'"):
-        from transformers import AutoConfig, Dinov2Model
-    source = source or os.environ.get("IMMISCIBLE_DINOV2") or DINOV2
-    try:
-        config = AutoConfig.from_pretrained(source)
-        if config.model_type != "dinov2":
-            raise ValueError(f"{source} is a model of the kind '{config.model_type}', not dinov2")
-        network: Any = Dinov2Model.from_pretrained(
-            source, use_safetensors=True, dtype=torch.float32
-        )
-    except OSError as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(
-            f"the weights of DINOv2 are not at {source} ({reason}); fetch {DINOV2} where there is "
-            "a network, and set IMMISCIBLE_DINOV2 to its folder (config.json, model.safetensors)"
-        ) from error
-    dim = int(config.hidden_size)
-    kind = f"{_VIT_NAMES.get(dim, 'ViT')}/{config.patch_size}"
+        from transformers import Dinov2Model
+    network = load_transformer(Dinov2Model, "dinov2", source, "IMMISCIBLE_DINOV2", DINOV2)
+    dim = int(network.config.hidden_size)
+    kind = f"{_VIT_NAMES.get(dim, 'ViT')}/{network.config.patch_size}"
     return NetworkFeatures(
-        network.to(device).eval().requires_grad_(False),
+        network.to(device),
         lambda network, images: network(pixel_values=images).last_hidden_state[:, 0],
         f"DINOv2 {kind} {_VIT.size} px ({dim}-d)",
         dim,
@@ -220,3 +181,28 @@ def dinov2_features(
         _VIT,
         str(_VIT),
     )
+
+
+def load_transformer(model: Any, kind: str, source: str | None, variable: str, usual: str) -> Any:
+    """A frozen float32 network of transformers' class ``model``, whose ``model_type`` is ``kind``.
+
+    The ``source`` is a folder or a name on the hub; by default ``$variable``, then ``usual``.
+
+    Raises:
+        ValueError: the weights are not there, or of another kind.
+    """
+    from transformers import AutoConfig
+
+    source = source or os.environ.get(variable) or usual
+    try:
+        found = AutoConfig.from_pretrained(source).model_type
+        if found != kind:
+            raise ValueError(f"{source} is a model of the kind '{found}', not {kind}")
+        network = model.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
+    except OSError as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"the weights of {kind} are not at {source} ({reason}); where there is a network, "
+            f"`hf download {usual} --local-dir FOLDER`, and set {variable} to the folder"
+        ) from error
+    return network.eval().requires_grad_(False)

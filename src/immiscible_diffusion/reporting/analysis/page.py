@@ -2,30 +2,21 @@
 
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from immiscible_diffusion.reporting.analysis import plots
+from immiscible_diffusion.reporting.analysis import plots, summary
 from immiscible_diffusion.reporting.analysis.plots import Series
 from immiscible_diffusion.reporting.analysis.records import (
     BASELINE,
-    SURE,
     UNKNOWN,
     AnalysisRecord,
     CouplingRecord,
     Mean,
-    Miscibility,
     NoiseStatistics,
+    ThumbnailLevel,
     read_analysis,
-)
-from immiscible_diffusion.reporting.analysis.summary import (
-    condition_summary,
-    count,
-    counted,
-    findings,
-    ratio,
-    remarks,
 )
 from immiscible_diffusion.reporting.html import image_file, number, render
 from immiscible_diffusion.reporting.plotting import BASELINE as BASELINE_COLOR
@@ -37,7 +28,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _CLASSES = 40  # in a plot, and rows of a table
-_ROWS = 6  # couplings times samples that are drawn without a click
 _SMALL = 64  # pixels: smaller images are not smoothed
 _QUANTITIES = {
     "effective": "Effective number",
@@ -53,6 +43,10 @@ _NOISE = {
     "shift_square": ("Shift of its mean", "|mean of n|², variances (0 for N(0, I))", 0.0),
     "alignment": ("Alignment with the sample", "standard deviations (0 without pairing)", 0.0),
     "kl": ("Distance from N(0, I)", "KL, nats (0 for N(0, I))", 0.0),
+}
+_DIRECTIONS = {
+    "variances": ("Variance along the data's directions", "variance (1 for N(0, I))", 1.0),
+    "means": ("Mean along the data's directions", "standard deviations", 0.0),
 }
 _NOISE_COLUMNS = ("|n|² / D", "|mean|²", "Alignment", "KL, nats", "Information, nats")
 
@@ -73,194 +67,148 @@ def write_analysis_page(folder: str | os.PathLike[str]) -> Path:
 
 def render_analysis_page(record: AnalysisRecord, folder: str | os.PathLike[str]) -> str:
     """The HTML of an analysis; thumbnails are read from ``folder``."""
-    return render("analysis.html", **_Page(record, Path(folder)).context())
+    page = _Page(record, Path(folder))
+    return render("analysis.html", page=page, record=record, summary=summary, title=page.title)
 
 
 class _Page:
-    """What the template shows of one analysis."""
+    """Plots, tables and images of one analysis, which the template asks for."""
 
     def __init__(self, record: AnalysisRecord, folder: Path) -> None:
         self.record, self.folder, self.couplings = record, folder, record.couplings
+        self.times, self.noun = record.times, record.data.noun
+        self.ticks = [f"{t:g}" for t in record.times]
         self.styles = line_styles([c.name for c in self.couplings if c.name != BASELINE])
         self.styles[BASELINE] = LineStyle(BASELINE_COLOR, "o")
-
-    def context(self) -> dict[str, Any]:
-        record, data = self.record, self.record.data
-        name = data.name.rstrip("/").rpartition("/")[2]  # of a folder its own name
-        return {
-            "title": f"{name}: how mixed the samples are, and what pairing changes",
-            "record": record,
-            "lead": condition_summary(record),
-            "findings": findings(record),
-            "remarks": remarks(record),
-            "head_plots": self.head_plots(),
-            "overview": self.overview(),
-            "versions": [self.version(condition) for condition in ("", *record.conditions)],
-            "estimates": [(c, self.worst_level(c)) for c in self.couplings if self.estimated(c)],
-            "consistency_plot": self.consistency_plot(),
-            "times": record.times,
-            "thumbnails": self.thumbnails(),
-            "shown_first": max(1, _ROWS // len(self.couplings)),
-            "thumbnail_class": self.thumbnail_class(),
-            "noise_plots": self.noise_plots(),
-            "noise_table": self.noise_table(),
-            "impossible": [c for c in self.couplings if _impossible(c.noise.kl)],
-            "directions": self.directions_table(),
-            "class_plots": self.class_plots(),
-            "class_tables": self.class_tables(),
-            "information_plot": self.information_plot(),
-            "information_table": self.information_table(),
-            "wrong_sums": self.wrong_sums(),
-            "count": count,
-            "factor": lambda error: math.exp(min(abs(error.value), 700)),
-            "seconds": sum(coupling.seconds for coupling in self.couplings),
-        }
+        name = record.data.name.rstrip("/").rpartition("/")[2]  # of a folder its own name
+        self.title = f"{name}: how mixed the samples are, and what pairing changes"
 
     def series(self, read: Callable[[CouplingRecord], Iterable[Mean]]) -> list[Series]:
         """The values that ``read`` finds in every coupling."""
         return [Series(c.label, self.styles[c.name], list(read(c))) for c in self.couplings]
 
-    def by_level(self, condition: str, name: str) -> list[Series]:
-        return self.series(lambda c: [_at(c.given(condition), t, name) for t in self.record.times])
-
-    def head_plots(self) -> list["Markup"]:
-        record, t, drawn = self.record, self.record.main_time, []
-        for condition in [*record.conditions[:1], ""]:
-            series = self.series(lambda c, g=condition: [_at(c.given(g), t, "effective")])  # type: ignore[misc]
-            total = self.effective_count(condition)
-            if total > 0:
-                title = f"{'Given the condition' if condition else 'Over all samples'}, t = {t:g}"
-                label = f"effective number of {record.data.noun}"
-                drawn.append(plots.fractions(title, series, label, total))
-        return drawn
+    def by_level(
+        self, condition: str, name: str, times: Sequence[float] | None = None
+    ) -> list[Series]:
+        """The value ``name`` at all levels (or ``times``), given ``condition``."""
+        return self.series(lambda c: (c.at(condition, t, name) for t in times or self.times))
 
     def effective_count(self, condition: str) -> float:
-        """Before the noisy point is seen."""
-        every = (c.given(condition) for c in self.couplings)
+        """The effective number of samples before the noisy point is seen."""
+        every = (c.under(condition) for c in self.couplings)
         return max((one.effective_count.value for one in every if one), default=math.nan)
+
+    def head_plots(self) -> list["Markup"]:
+        drawn, t = [], self.record.main_time
+        for condition in [*self.record.conditions[:1], ""]:
+            if (total := self.effective_count(condition)) > 0:
+                title = f"{'Given the condition' if condition else 'Over all samples'}, t = {t:g}"
+                series = self.by_level(condition, "effective", [t])
+                drawn.append(
+                    plots.fractions(title, series, f"effective number of {self.noun}", total)
+                )
+        return drawn
 
     def overview(self) -> "DataFrame | None":
         """One level, all conditions: how much the choice of the condition matters."""
-        conditions = ["", *self.record.conditions]
+        conditions, t = ["", *self.record.conditions], self.record.main_time
         if len(conditions) < 3:
             return None
-        t = self.record.main_time
-        header = ["Coupling", *(f"given {c}" if c else "no condition" for c in conditions)]
         rows = [
-            [c.label, *(counted(_at(c.given(given), t, "effective")) for given in conditions)]
+            [c.label, *(summary.counted(c.at(given, t, "effective")) for given in conditions)]
             for c in self.couplings
         ]
-        counts = [count(self.effective_count(given)) for given in conditions]
+        counts = (summary.count(self.effective_count(given)) for given in conditions)
+        header = ["Coupling", *(f"given {c}" if c else "no condition" for c in conditions)]
         return _frame(header, [*rows, ["(before x_t is seen)", *counts]])
 
-    def version(self, condition: str) -> dict[str, Any]:
-        """Plots and tables given one condition, or none where ``condition`` is empty."""
-        record, times = self.record, self.record.times
-        ticks, noun, total = [f"{t:g}" for t in times], record.data.noun, record.data.samples
-        number_of = self.effective_count(condition)
-        where = f", given {condition}" if condition else ""
-        drawn = [
-            plots.lines(
-                f"{noun.capitalize()} a noisy point may come from",
-                ticks,
-                self.by_level(condition, "effective"),
-                f"effective number of {noun}",
-                log=True,
-                reference=number_of,
-                least=1.0,
-            ),
-            plots.lines(
-                "Probability of the true sample",
-                ticks,
-                self.by_level(condition, "true_probability"),
-                "posterior probability",
-                log=True,
-            ),
-            plots.lines(
-                "Irreducible loss",
-                ticks,
-                self.by_level(condition, "irreducible"),
-                "irreducible loss per dimension",
-            ),
-        ]
-        base = record.baseline.given(condition) if record.baseline else None
-        if base is not None and len(self.couplings) > 1:
-            relative = self.series(
-                lambda c: [
-                    ratio(_at(c.given(condition), t, "irreducible"), base.at(t, "irreducible"))
-                    if c.name != BASELINE
-                    else Mean(1.0, 0.0)
-                    for t in times
-                ]
+    def level_plots(self, condition: str) -> list["Markup"]:
+        def draw(title: str, name: str, label: str, **options: Any) -> "Markup":
+            return plots.lines(title, self.ticks, self.by_level(condition, name), label, **options)
+
+        def relative(coupling: CouplingRecord) -> list[Mean]:
+            values, bases = (
+                [one.at(condition, t, "irreducible") for t in self.times]
+                for one in (coupling, base or coupling)
             )
-            label = "fraction of the loss without pairing"
-            drawn.append(
-                plots.lines("Irreducible loss, relative", ticks, relative, label, reference=1.0)
-            )
-        tables = {title: self.level_table(condition, name) for name, title in _QUANTITIES.items()}
-        return {
-            "condition": condition,
-            "where": where,
-            "number": number_of,
-            "total": total,
-            "plots": drawn,
-            "tables": tables,
-        }
+            if coupling.name == BASELINE:
+                return [Mean(1.0, 0.0) for _ in values]
+            return list(map(summary.ratio, values, bases))
 
-    def level_table(self, condition: str, name: str) -> "DataFrame":
-        times = self.record.times
-        rows = [
-            [one.label, *map(str, one.means)]
-            for one in self.by_level(condition, name)
-            if any(mean.is_known for mean in one.means)
-        ]
-        if name == "irreducible":
-            weights = {level.t: level.weight for level in self.couplings[0].miscibility.levels}
-            rows.append(["(the path's weight)", *(number(weights.get(t)) for t in times)])
-        return _frame(["Coupling", *(f"{t:g}" for t in times)], rows)
-
-    def estimated(self, coupling: CouplingRecord) -> bool:
-        return bool(coupling.miscibility.estimate)
-
-    def worst_level(self, coupling: CouplingRecord) -> tuple[float, Mean]:
-        """The level whose consistency error is surely largest."""
-        every = [(level.t, level.consistency_error) for level in coupling.miscibility.levels]
-        every = [(t, error) for t, error in every if error.is_known] or [(math.nan, UNKNOWN)]
-        return max(every, key=lambda one: abs(one[1].value) - one[1].bar)
-
-    def consistency_plot(self) -> "Markup | None":
-        if not any(map(self.estimated, self.couplings)):
-            return None
-        return plots.lines(
-            "How wrong the densities are",
-            [f"{t:g}" for t in self.record.times],
-            self.by_level("", "consistency_error"),
-            "negative log-likelihood less entropy (nats)",
-            reference=0.0,
+        title, label = (
+            f"{self.noun.capitalize()} a noisy point may come from",
+            "effective number of",
         )
+        number_of = {"log": True, "reference": self.effective_count(condition), "least": 1.0}
+        probability = (
+            "Probability of the true sample",
+            "true_probability",
+            "posterior probability",
+        )
+        drawn = [
+            draw(title, "effective", f"{label} {self.noun}", **number_of),
+            draw(*probability, log=True),
+            draw("Irreducible loss", "irreducible", "irreducible loss per dimension"),
+        ]
+        base = self.record.baseline
+        if base is not None and base.under(condition) and len(self.couplings) > 1:
+            title, label = "Irreducible loss, relative", "fraction of the loss without pairing"
+            drawn.append(
+                plots.lines(title, self.ticks, self.series(relative), label, reference=1.0)
+            )
+        return drawn
+
+    def level_tables(self, condition: str) -> dict[str, "DataFrame"]:
+        """By quantity a row for each coupling of which it is known at some level."""
+        tables = {}
+        for name, title in _QUANTITIES.items():
+            rows = [
+                [one.label, *map(str, one.means)]
+                for one in self.by_level(condition, name)
+                if any(mean.is_known for mean in one.means)
+            ]
+            if name == "irreducible":
+                weights = {level.t: level.weight for level in self.couplings[0].miscibility.levels}
+                rows.append(["(the path's weight)", *(number(weights.get(t)) for t in self.times)])
+            tables[title] = _frame(["Coupling", *self.ticks], rows)
+        return tables
+
+    def estimates(self) -> list[tuple[CouplingRecord, float, Mean]]:
+        """Couplings of estimated density, with the level whose error is surely largest."""
+        worst = []
+        for c in self.couplings:
+            if c.miscibility.estimate:
+                errors = [(level.t, level.consistency_error) for level in c.miscibility.levels]
+                known = [(t, e) for t, e in errors if e.is_known] or [(math.nan, UNKNOWN)]
+                worst.append((c, *max(known, key=lambda one: abs(one[1].value) - one[1].bar)))
+        return worst
+
+    def factor(self, error: Mean) -> float:
+        """By which an effective number is off where its logarithm is off by ``error``."""
+        return math.exp(min(abs(error.value), 700))
+
+    def consistency_plot(self) -> "Markup":
+        title, label = "How wrong the densities are", "negative log-likelihood less entropy (nats)"
+        series = self.by_level("", "consistency_error")
+        return plots.lines(title, self.ticks, series, label, reference=0.0)
 
     def thumbnails(self) -> list[dict[str, Any]]:
         """Of every sample: its image, and by coupling the images of every level."""
-        every: dict[int, dict[str, Any]] = {}
-        for coupling in self.couplings:
-            for one in coupling.thumbnails:
-                alt = f"The true sample, number {one.row}"
-                truth = image_file(self.folder / one.truth, alt)
-                sample = every.setdefault(one.row, {"truth": truth, "couplings": []})
-                levels = {
-                    level.t: [
-                        image_file(
-                            self.folder / file, f"{what} at t = {level.t:g}, {coupling.name}"
-                        )
-                        for what, file in (
-                            ("Noisy point", level.x_t),
-                            ("Prediction", level.denoised),
-                        )
-                    ]
-                    for level in one.levels
-                }
-                sample["couplings"].append((coupling.label, levels))
-        return list(every.values())
+        samples: dict[int, dict[str, Any]] = {}
+        for c in self.couplings:
+            for one in c.thumbnails:
+                truth = image_file(self.folder / one.truth, f"The true sample, number {one.row}")
+                sample = samples.setdefault(one.row, {"truth": truth, "couplings": []})
+                images = {level.t: self.level_images(level, c.name) for level in one.levels}
+                sample["couplings"].append((c.label, images))
+        return list(samples.values())
+
+    def level_images(self, level: ThumbnailLevel, coupling: str) -> list["Markup | None"]:
+        files = {"Noisy point": level.x_t, "Prediction": level.denoised}
+        return [
+            image_file(self.folder / file, f"{what} at t = {level.t:g}, {coupling}")
+            for what, file in files.items()
+        ]
 
     def thumbnail_class(self) -> str:
         """How the browser scales images: small ones keep their pixels."""
@@ -268,21 +216,26 @@ class _Page:
         return "curves" if len(shape) < 3 else "pixels" if shape[-1] <= _SMALL else ""
 
     def noise_plots(self) -> list["Markup"]:
-        drawn = []
-        for name, (title, label, reference) in _NOISE.items():
-            series = self.series(lambda c, n=name: [getattr(c.noise, n)])  # type: ignore[misc]
-            if any(one.means[0].is_known for one in series):
-                drawn.append(plots.points(title, series, label, reference))
+        def read(name: str) -> list[Series]:
+            return self.series(lambda c: [getattr(c.noise, name)])
+
+        def along(name: str) -> list[Series]:
+            return self.series(lambda c: getattr(c.noise, name))
+
         ticks = [str(i + 1) for i in range(len(self.couplings[0].noise.direction_variance))]
-        for title, label, reference, read in (
-            ("Variance along the data's directions", "variance (1 for N(0, I))", 1.0, _variances),
-            ("Mean along the data's directions", "standard deviations", 0.0, _direction_means),
-        ):
-            series = self.series(lambda c, f=read: f(c.noise))  # type: ignore[misc]
-            drawn.append(
-                plots.lines(title, ticks, series, label, below=plots.DIRECTION, reference=reference)
-            )
-        return drawn
+        return [
+            *(
+                plots.points(title, read(name), label, reference)
+                for name, (title, label, reference) in _NOISE.items()
+                if any(one.means[0].is_known for one in read(name))
+            ),
+            *(
+                plots.lines(
+                    title, ticks, along(name), label, below=plots.DIRECTION, reference=reference
+                )
+                for name, (title, label, reference) in _DIRECTIONS.items()
+            ),
+        ]
 
     def noise_table(self) -> "DataFrame":
         fits = any(c.gaussian_fit for c in self.couplings)
@@ -290,70 +243,59 @@ class _Page:
         header += ["Gaussian fit less its bias, nats", "Raw", "Bias", "Noises"] if fits else []
         rows = []
         for c in self.couplings:
-            row = [c.label, *_noise_cells(c.noise), f"{c.noise.pairs:,}"]
-            if fits:
-                fit = c.gaussian_fit
-                values = (fit.corrected, fit.raw, fit.bias) if fit else (None,) * 3
-                row += [*map(number, values), f"{fit.count:,}" if fit else "-"]
-            rows.append(row)
+            row, fit = [c.label, *_noise_cells(c.noise), f"{c.noise.pairs:,}"], c.gaussian_fit
+            if fit:
+                row += [*map(number, (fit.corrected, fit.raw, fit.bias)), f"{fit.count:,}"]
+            rows.append(row + ["-"] * (len(header) - len(row)))
         return _frame(header, rows)
 
     def directions_table(self) -> "DataFrame":
         rows = [
-            [f"{c.label}, {name}", *map(str, read(c.noise))]
+            [f"{c.label}, {name}", *map(str, means)]
             for c in self.couplings
-            for name, read in (("variance", _variances), ("mean", _direction_means))
+            for name, means in (("variance", c.noise.variances), ("mean", c.noise.means))
         ]
         return _frame(["Coupling", *map(str, range(1, len(rows[0])))], rows)
 
     @property
-    def classes(self) -> list[str]:
-        """Labels whose noise was measured by itself."""
-        return sorted({key for c in self.couplings for key in c.noise.per_label}, key=int)
-
-    def class_name(self, label: str) -> str:
-        names = self.record.data.classes or ()
-        return names[int(label)] if 0 <= int(label) < len(names) else f"label {label}"
+    def classes(self) -> dict[str, str]:
+        """Labels whose noise was measured by itself, the first so many, with their names."""
+        labels = sorted({key for c in self.couplings for key in c.noise.per_label}, key=int)
+        names = dict(enumerate(self.record.data.classes or ()))
+        return {key: names.get(int(key), f"label {key}") for key in labels[:_CLASSES]}
 
     def class_plots(self) -> list["Markup"]:
-        keys = self.classes[:_CLASSES]
-        names = [self.class_name(key) for key in keys]
-        drawn = []
-        for name in ("shift_square", "kl") if keys else ():
+        def read(name: str) -> list[Series]:
+            return self.series(lambda c: (value_of(c, key, name) for key in classes))
+
+        def value_of(coupling: CouplingRecord, label: str, name: str) -> Mean:
+            noise = coupling.noise.per_label.get(label)
+            return getattr(noise, name) if noise else UNKNOWN
+
+        classes, drawn = self.classes, []
+        for name in ("shift_square", "kl") if classes else ():
             title, label, reference = _NOISE[name]
-            series = self.series(
-                lambda c, n=name: (  # type: ignore[misc]
-                    getattr(c.noise.per_label[key], n) if key in c.noise.per_label else UNKNOWN
-                    for key in keys
-                )
-            )
             options: dict[str, Any] = {"below": "class", "joined": False, "reference": reference}
-            drawn.append(plots.lines(f"{title}, by class", names, series, label, **options))
+            names = list(classes.values())
+            drawn.append(plots.lines(f"{title}, by class", names, read(name), label, **options))
         return drawn
 
     def class_tables(self) -> dict[str, "DataFrame"]:
+        def rows(noises: dict[str, NoiseStatistics]) -> list[list[str]]:
+            every = [(name, noises[key]) for key, name in self.classes.items() if key in noises]
+            return [[name, f"{one.samples:,}", *_noise_cells(one)] for name, one in every]
+
         header = ["Class", "Samples", *_NOISE_COLUMNS]
-        return {
-            c.label: _frame(
-                header,
-                [
-                    [self.class_name(key), f"{one.samples:,}", *_noise_cells(one)]
-                    for key in self.classes[:_CLASSES]
-                    if (one := c.noise.per_label.get(key))
-                ],
-            )
-            for c in self.couplings
-            if c.noise.per_label
-        }
+        with_labels = [c for c in self.couplings if c.noise.per_label]
+        return {c.label: _frame(header, rows(c.noise.per_label)) for c in with_labels}
 
     def information_plot(self) -> "Markup":
-        counts = [("among all", float(self.record.data.samples))]
-        if self.record.conditions:
-            condition = self.record.conditions[0]
-            counts.append(("given the condition", self.effective_count(condition)))
+        counts = {"among all": float(self.record.data.samples)}
+        for condition in self.record.conditions[:1]:
+            counts["given the condition"] = self.effective_count(condition)
         limits = [
-            (f"{meaning}: log {count(n)} = {math.log(n):.2f}", math.log(n))
-            for meaning, n in counts
+            (f"{meaning}: log {summary.count(n)} = {math.log(n):.2f}", math.log(n))
+            for meaning, n in counts.items()
             if n > 1
         ]
         series = self.series(lambda c: [c.noise.information, c.noise.kl])
@@ -361,51 +303,25 @@ class _Page:
         return plots.information_bars("What a noise tells of its sample", series, spent, limits)
 
     def information_table(self) -> "DataFrame":
-        rows = [
-            [
-                c.label,
-                *map(str, (c.noise.information, c.noise.kl, _total(c))),
-                number(c.spent) if c.spent is not None else "",
-            ]
-            for c in self.couplings
-        ]
+        rows = []
+        for c in self.couplings:
+            means = (c.noise.information, c.noise.kl, c.noise.information_and_kl)
+            spent = "" if c.spent is None else number(c.spent)
+            rows.append([c.label, *map(str, means), spent])
         return _frame(["Coupling", "Information", "KL", "Sum", "log k - 1 + 1/k"], rows)
 
     def wrong_sums(self) -> list[str] | None:
         """KNN couplings whose information and KL do not add up; None without KNN."""
-        knn = [c for c in self.couplings if c.spent is not None and _total(c).is_known]
-        if not knn:
-            return None
-        return [c.name for c in knn if abs(_total(c).value - c.spent) > 4 * _total(c).bar + 1e-3]  # type: ignore[operator]
-
-
-def _at(mixing: Miscibility | None, t: float, name: str) -> Mean:
-    return UNKNOWN if mixing is None else mixing.at(t, name)
-
-
-def _impossible(kl: Mean) -> bool:
-    """Whether a KL is below 0 beyond its error."""
-    return kl.is_known and kl.value < -max(SURE * kl.bar, 0.005)
-
-
-def _variances(noise: NoiseStatistics) -> list[Mean]:
-    pairs = zip(noise.direction_variance, noise.direction_error, strict=True)
-    return [Mean(value, error) for value, error in pairs]
-
-
-def _direction_means(noise: NoiseStatistics) -> list[Mean]:
-    """With the errors of means of ``pairs`` values of the measured variance."""
-    pairs = zip(noise.direction_mean, noise.direction_variance, strict=True)
-    return [Mean(value, math.sqrt(variance / noise.pairs)) for value, variance in pairs]
+        sums = [(c.name, c.spent, c.noise.information_and_kl) for c in self.couplings]
+        knn = [
+            (name, spent, both) for name, spent, both in sums if spent is not None and both.is_known
+        ]
+        wrong = [name for name, spent, both in knn if abs(both.value - spent) > 4 * both.bar + 1e-3]
+        return wrong if knn else None
 
 
 def _noise_cells(noise: NoiseStatistics) -> list[str]:
     return [str(getattr(noise, name)) for name in (*_NOISE, "information")]
-
-
-def _total(coupling: CouplingRecord) -> Mean:
-    information, kl = coupling.noise.information, coupling.noise.kl
-    return Mean(information.value + kl.value, math.hypot(information.bar, kl.bar))
 
 
 def _frame(header: list[str], rows: list[list[str]]) -> "DataFrame":

@@ -18,6 +18,7 @@ BASELINE = "independent"
 MAX_CONSISTENCY_ERROR = 0.5  # nats
 MIN_INFORMATION = 0.05  # nats that it may be below 0
 SURE = 3.0  # standard errors
+LEAST_KL = 0.005  # nats
 
 
 class Mean(NamedTuple):
@@ -54,18 +55,13 @@ class Level:
     """One noise level: means over the noisy points with their standard errors."""
 
     t: float  # time on the path, 0 = data, 1 = noise
-    effective: Mean  # effective number of samples, exp of the posterior's entropy; its mean
+    effective: Mean  # number of samples: exp of the posterior's entropy
     entropy: Mean  # of the posterior over the samples, nats
-    # negative log-likelihood of the true sample under the posterior, nats. Its mean is the
-    # entropy's where the density is exact
-    nll: Mean
+    nll: Mean  # -log posterior of the true sample, nats; the entropy's mean if the density is exact
     true_probability: Mean  # posterior probability of the true sample
-    # variance of the target given ``x_t``, mean over (valid) dimensions: the loss, not weighted,
-    # that no network can go below on these data
-    irreducible: Mean
+    irreducible: Mean  # variance of the target given x_t per dimension: no network loses less
     model_loss: Mean  # loss of the optimal denoiser on these very points
-    # the path's weight at ``t``; weighted losses compare with ``weight * irreducible``
-    weight: float
+    weight: float  # of the path at t: a weighted loss compares with weight * irreducible
 
     @property
     def consistency_error(self) -> Mean:
@@ -75,13 +71,8 @@ class Level:
 
     def without_figures(self) -> "Level":
         """Only what shows how wrong the density is."""
-        return replace(
-            self,
-            effective=UNKNOWN,
-            true_probability=UNKNOWN,
-            irreducible=UNKNOWN,
-            model_loss=UNKNOWN,
-        )
+        blank = replace(self, effective=UNKNOWN, true_probability=UNKNOWN)
+        return replace(blank, irreducible=UNKNOWN, model_loss=UNKNOWN)
 
 
 @dataclass(frozen=True)
@@ -119,22 +110,36 @@ class NoiseStatistics:
     samples: int  # that the mixture is over
     pairs: int  # pairs drawn
     square: Mean  # ``|n|^2 / D``; 1 for N(0, I)
-    # squared length of the mean noise, free of sampling bias (so it may come out below 0); 0 for
-    # N(0, I)
-    shift_square: Mean
-    # of the noise with the sample less the mean of the data, in standard deviations
-    alignment: Mean
-    # KL of the noise over the data set from N(0, I), nats: what sampling gets wrong; exactly 0 with
-    # a coupling that preserves the marginal
-    kl: Mean
-    # mutual information of noise and sample, nats: what the noise tells the network
-    information: Mean
-    # ``[r]``, mean of the noise along the data's leading directions
-    direction_mean: tuple[float, ...]
-    # ``[r]``, variance of the noise along them; 1 for N(0, I)
-    direction_variance: tuple[float, ...]
-    direction_error: tuple[float, ...]  # ``[r]``, standard error of the variance
+    shift_square: Mean  # of the mean noise, without sampling bias (may be below 0); 0 for N(0, I)
+    alignment: Mean  # with the sample less the mean of the data, in standard deviations
+    kl: Mean  # of all noise from N(0, I), nats; exactly 0 where the coupling preserves the marginal
+    information: Mean  # mutual, of noise and sample, nats: what the noise tells the network
+    direction_mean: tuple[float, ...]  # [r], of the noise along the data's leading directions
+    direction_variance: tuple[float, ...]  # [r], along them; 1 for N(0, I)
+    direction_error: tuple[float, ...]  # [r], standard error of the variance
     per_label: dict[str, "NoiseStatistics"]  # the same for the samples of every label
+
+    @property
+    def variances(self) -> list[Mean]:
+        """The variances along the directions."""
+        return list(map(Mean, self.direction_variance, self.direction_error))
+
+    @property
+    def means(self) -> list[Mean]:
+        """The means along the directions, with errors of means of ``pairs`` values."""
+        errors = [math.sqrt(variance / self.pairs) for variance in self.direction_variance]
+        return list(map(Mean, self.direction_mean, errors))
+
+    @property
+    def information_and_kl(self) -> Mean:
+        """Their sum, as if they were independent."""
+        one, other = self.information, self.kl
+        return Mean(one.value + other.value, math.hypot(one.bar, other.bar))
+
+    @property
+    def impossible(self) -> bool:
+        """Whether the KL is below 0 beyond its error."""
+        return self.kl.is_known and self.kl.value < -max(SURE * self.kl.bar, LEAST_KL)
 
     @property
     def failed(self) -> bool:
@@ -177,6 +182,11 @@ class Thumbnails:
     truth: str
     levels: tuple[ThumbnailLevel, ...]
 
+    @property
+    def files(self) -> list[str]:
+        """All of them."""
+        return [self.truth, *(file for lv in self.levels for file in (lv.x_t, lv.denoised))]
+
 
 @dataclass(frozen=True)
 class CouplingRecord:
@@ -204,14 +214,10 @@ class CouplingRecord:
 
     def without_figures(self) -> "CouplingRecord":
         """As of an estimate that failed."""
+        mixed, noise = self.miscibility.without_figures(), self.noise.without_figures()
         conditional = tuple(one.without_figures() for one in self.conditional)
-        return replace(
-            self,
-            miscibility=self.miscibility.without_figures(),
-            conditional=conditional,
-            noise=self.noise.without_figures(),
-            thumbnails=(),
-        )
+        blank = replace(self, miscibility=mixed, conditional=conditional, noise=noise)
+        return replace(blank, thumbnails=())
 
     @property
     def label(self) -> str:
@@ -220,10 +226,15 @@ class CouplingRecord:
             return f"{self.name} (estimate failed)"
         return self.name + (" (estimated)" if self.miscibility.estimate else "")
 
-    def given(self, condition: str) -> Miscibility | None:
+    def under(self, condition: str) -> Miscibility | None:
         """Given ``condition``; without one for an empty text."""
         every = (self.miscibility, *self.conditional)
         return next((one for one in every if one.condition == condition), None)
+
+    def at(self, condition: str, t: float, name: str) -> Mean:
+        """The value ``name`` at the level ``t`` given ``condition``."""
+        mixed = self.under(condition)
+        return UNKNOWN if mixed is None else mixed.at(t, name)
 
 
 @dataclass(frozen=True)
@@ -292,8 +303,8 @@ def read_analysis(path: str | os.PathLike[str]) -> AnalysisRecord:
     schema = values.get("schema") if isinstance(values, dict) else None
     if schema != SCHEMA:
         raise ValueError(
-            f"{path} has schema {schema}, of another release; this one reads schema {SCHEMA}: run "
-            f"immiscible analyze again, in a new folder"
+            f"{path} has schema {schema}, of another release, not {SCHEMA}; run immiscible analyze "
+            f"again, in a new folder"
         )
     record: AnalysisRecord = from_dict(AnalysisRecord, values, str(path))
     return record

@@ -6,7 +6,9 @@ from enum import Enum
 
 from immiscible_diffusion.reporting.analysis.records import (
     BASELINE,
+    LEAST_KL,
     SURE,
+    UNKNOWN,
     AnalysisRecord,
     CouplingRecord,
     Mean,
@@ -14,7 +16,6 @@ from immiscible_diffusion.reporting.analysis.records import (
 )
 from immiscible_diffusion.reporting.html import number
 
-LEAST_KL = 0.005  # nats
 SMALL = 1000  # samples
 # docs/results/prediction_2-core-cpu_2026-11-23.md: 50 points, stated before they were measured.
 NO_RECOMMENDATION = (
@@ -64,10 +65,9 @@ def verdict_of(coupling: CouplingRecord) -> Verdict:
 
 def findings(record: AnalysisRecord) -> list[Finding]:
     """One finding per coupling, the baseline's first."""
-    order = sorted(record.couplings, key=lambda one: one.name != BASELINE)
     return [
         Finding(one.name if one.failed else one.label, verdict_of(one), _sentence(record, one))
-        for one in order
+        for one in sorted(record.couplings, key=lambda one: one.name != BASELINE)
     ]
 
 
@@ -103,10 +103,8 @@ def _remedy(record: AnalysisRecord, coupling: CouplingRecord) -> str:
         return ""
     if record.data.masked:
         return " (calibration and the matched start are not available for masked data)"
-    calibrate = (
-        "" if "calibrated:" in coupling.name else f"train with calibrated:{coupling.name}, or "
-    )
-    return f" ({calibrate}sample with --init-noise matched)"
+    train = f"train with calibrated:{coupling.name}, or "
+    return f" ({'' if 'calibrated:' in coupling.name else train}sample with --init-noise matched)"
 
 
 def condition_summary(record: AnalysisRecord) -> str:
@@ -155,6 +153,6 @@ def counted(mean: Mean) -> str:
 def ratio(one: Mean, other: Mean) -> Mean:
     """Of two means, as if independent; unknown where the divisor may be 0."""
     if not one.is_known or not other.value > 4 * other.bar:
-        return Mean(math.nan, math.nan)
+        return UNKNOWN
     value = one.value / other.value
     return Mean(value, math.hypot(one.bar, value * other.bar) / other.value)

@@ -2,17 +2,12 @@
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from immiscible_diffusion.reporting.compare import plots, tables
+from immiscible_diffusion.reporting.compare import plots, summary, tables
 from immiscible_diffusion.reporting.compare.records import FRECHET, Comparison
-from immiscible_diffusion.reporting.compare.summary import (
-    excess_remarks,
-    findings,
-    missing,
-    summary,
-)
 from immiscible_diffusion.reporting.html import image_file, render, table
 from immiscible_diffusion.utils.atomic_files import write_json, write_text
 
@@ -20,8 +15,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
     from pandas import DataFrame
 
-GRID_COLUMNS = 4
-"""Training steps shown in the sample grids: as many as fit a desk screen."""
+GRID_COLUMNS = 4  # training steps shown in the sample grids: as many as fit a desk screen
 
 
 def write_report(comparison: Comparison, folder: str | os.PathLike[str]) -> Path:
@@ -45,78 +39,57 @@ def write_report(comparison: Comparison, folder: str | os.PathLike[str]) -> Path
 
 def csv_tables(comparison: Comparison) -> dict[str, str]:
     """The tidy tables as CSV by file name."""
-    frames = {
-        "results.csv": tables.metrics_frame(comparison),
-        "speedups.csv": tables.speedups_frame(comparison),
+    results, times = tables.metrics_frame(comparison), tables.speedups_frame(comparison)
+    return {
+        "results.csv": results.to_csv(index=False),
+        "speedups.csv": times.to_csv(index=False),
     }
-    return {name: frame.to_csv(index=False) for name, frame in frames.items()}
 
 
 def render_page(comparison: Comparison, folder: str | os.PathLike[str]) -> str:
     """The HTML of the report; images are read from ``folder``."""
-    source, headline = Path(folder), comparison.headline_steps
-    others = (steps for steps in comparison.sampling_steps if steps != headline)
-    film = comparison.film and image_file(source / comparison.film, "Policies, a row each")
-    kinds = ("validation", "training")
-    has_excess = any(trial.excess for trial in comparison.trials)
+    source, video = Path(folder), comparison.video
     return render(
         "compare.html",
         title=f"{comparison.recipe}: training with and without pairing",
         c=comparison,
         note=f"({comparison.note.strip()})" if comparison.note.strip() else "",
         frechet=comparison.metric == FRECHET,
-        summary=summary(comparison),
-        findings=findings(comparison),
-        missing=missing(comparison),
-        metric_plots=[
-            *(plots.metric_against_steps(comparison, s) for s in comparison.sampling_steps),
-            plots.metric_against_sampling_steps(comparison),
-        ],
-        speedups={
-            steps: _table(tables.speedup_table(comparison, steps), comparison)
-            for steps in (headline, *others)
-        },
-        policies=_table(tables.policy_table(comparison), comparison),
-        film=film,
-        controls=_table(tables.control_table(comparison), comparison),
-        grids=_grids(comparison, source),
+        summary=summary,
+        missing=summary.missing(comparison),
+        tables=tables,
+        table=partial(_table, comparison),
+        plots=plots,
+        video=video and image_file(source / video, "Policies, a row each"),
+        grids=sample_grids(comparison, source),
         trajectories=_trajectories(comparison, source),
-        cost_plot=plots.pairing_cost(comparison),
-        costs=_table(tables.cost_table(comparison), comparison),
-        excess=_table(tables.excess_table(comparison), comparison),
-        excess_plots=[plots.excess_by_level(comparison), plots.excess_against_steps(comparison)]
-        if has_excess
-        else [],
-        excess_remarks=excess_remarks(comparison),
-        loss_plots=[plots.losses_against_steps(comparison, kind) for kind in kinds],
-        metrics=_table(tables.metric_table(comparison), comparison),
     )
 
 
-def _table(frame: "DataFrame", comparison: Comparison) -> "Markup | None":
-    """``frame`` as HTML, labels of controls indented and verdicts as badges; None if empty."""
+def _table(comparison: Comparison, frame: "DataFrame") -> "Markup":
+    """``frame`` as HTML, labels of controls indented and verdicts as badges; empty if it is."""
     from markupsafe import Markup, escape
 
     controls = {entry.label for entry in comparison.couplings if entry.control_of is not None}
-    control, badge = (
-        Markup('<span class="control">{}</span>'),
-        Markup('<span class="badge {}">{}</span>'),
-    )
-    formats = {
-        "Coupling": lambda text: control.format(text) if text in controls else escape(text),
-        "Verdict": lambda text: badge.format(text.replace(" ", "-"), text),
-    }
-    return table(frame, formats) if len(frame) else None
+    control = Markup('<span class="control">{}</span>')
+    badge = Markup('<span class="badge {}">{}</span>')
+
+    def label(text: str) -> Markup:
+        return control.format(text) if text in controls else escape(text)
+
+    def verdict(text: str) -> Markup:
+        return badge.format(text.replace(" ", "-"), text)
+
+    return table(frame, Coupling=label, Verdict=verdict) if len(frame) else Markup()
 
 
-def _grids(comparison: Comparison, folder: Path) -> dict[str, Any] | None:
+def sample_grids(comparison: Comparison, folder: Path) -> dict[str, Any] | None:
     """Samples of the first seed that has grids, at a few of the training steps."""
     paths = {(t.seed, t.coupling): t.grids for t in comparison.trials if t.grids}
     steps = sorted({int(step) for grids in paths.values() for step in grids})
     if (last := len(steps) - 1) >= GRID_COLUMNS:  # evenly spread, the first and last among them
         steps = [steps[round(i * last / (GRID_COLUMNS - 1))] for i in range(GRID_COLUMNS)]
-    columns = {f"step {step:,}": str(step) for step in steps}
-    return _image_table(comparison, folder, paths, columns)
+    return _image_table(comparison, folder, paths, {f"step {step:,}": str(step) for step in steps})
 
 
 def _trajectories(comparison: Comparison, folder: Path) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from immiscible_diffusion.reporting.compare.records import Comparison
 from immiscible_diffusion.reporting.compare.tables import (
     final_points,
+    new_frame,
     over_seeds,
     trained_couplings,
 )
@@ -25,8 +26,6 @@ from immiscible_diffusion.utils.statistics import SMALLEST
 if TYPE_CHECKING:
     from markupsafe import Markup
     from pandas import DataFrame
-
-BAND_OF_CONTROL, BAND = 0.08, 0.18
 
 
 def styles_of(comparison: Comparison) -> dict[str, LineStyle]:
@@ -49,12 +48,18 @@ def metric_by_step(comparison: Comparison, name: str, sampling_steps: int) -> "D
     return over_seeds(runs, geometric=True)
 
 
+def metric_plots(comparison: Comparison) -> list["Markup"]:
+    """The metric by training step for every number of sampling steps, and by that number."""
+    by_step = [metric_against_steps(comparison, s) for s in comparison.sampling_steps]
+    return [*by_step, metric_against_sampling_steps(comparison)]
+
+
 def metric_against_steps(comparison: Comparison, sampling_steps: int) -> "Markup":
     """The metric against training steps, both logarithmic."""
     headline = ", headline" if sampling_steps == comparison.headline_steps else ""
+    names = [entry.name for entry in comparison.couplings]
+    lines = {name: metric_by_step(comparison, name, sampling_steps) for name in names}
     with new_plot(comparison.steps_text(sampling_steps) + headline) as plot:
-        names = [entry.name for entry in comparison.couplings]
-        lines = {name: metric_by_step(comparison, name, sampling_steps) for name in names}
         _draw_lines(plot.axes, comparison, lines)
         _draw_floor(plot.axes, comparison)
         log_x(plot.axes, comparison.eval_steps)
@@ -65,40 +70,36 @@ def metric_against_steps(comparison: Comparison, sampling_steps: int) -> "Markup
 
 def metric_against_sampling_steps(comparison: Comparison) -> "Markup":
     """The metric at the last training step against the number of sampling steps."""
-    import pandas as pd
-
-    sampling_steps = sorted(comparison.sampling_steps)
+    sampling_steps, lines = sorted(comparison.sampling_steps), {}
+    for entry in comparison.couplings:
+        frames = {s: metric_by_step(comparison, entry.name, s) for s in sampling_steps}
+        lines[entry.name] = new_frame(f.iloc[-1].rename(s) for s, f in frames.items() if len(f))
     with new_plot("At the end of training") as plot:
-        lines = {}
-        for entry in comparison.couplings:
-            frames = {s: metric_by_step(comparison, entry.name, s) for s in sampling_steps}
-            lines[entry.name] = pd.DataFrame({s: f.iloc[-1] for s, f in frames.items() if len(f)}).T
         _draw_lines(plot.axes, comparison, lines)
         _draw_floor(plot.axes, comparison)
         log_x(plot.axes, sampling_steps)
         log_y(plot.axes)
-        sampler = comparison.sampler_name
-        plot.axes.set(xlabel=f"{sampler} steps of the sampler", ylabel=comparison.metric)
+        label = f"{comparison.sampler_name} steps of the sampler"
+        plot.axes.set(xlabel=label, ylabel=comparison.metric)
     return plot.image
 
 
 def losses_against_steps(comparison: Comparison, kind: str) -> "Markup":
     """``kind`` ('validation' or 'training') loss against steps; couplings are not comparable."""
-    if kind not in {"validation", "training"}:
-        raise ValueError(f"kind is {kind!r}; expected 'validation' or 'training'")
     noise = {"validation": "independent noise", "training": "the paired noise"}
+    if kind not in noise:
+        raise ValueError(f"kind is {kind!r}; expected 'validation' or 'training'")
+    lines = {
+        entry.name: over_seeds(
+            {p.step: p.loss for p in getattr(trial, kind) if p.loss is not None and p.step}
+            for trial in comparison.trials_of(entry.name)
+        )
+        for entry in comparison.couplings
+    }
     with new_plot(f"{kind.capitalize()} loss on {noise[kind]}") as plot:
-        lines = {}
-        for entry in comparison.couplings:
-            runs = [getattr(trial, kind) for trial in comparison.trials_of(entry.name)]
-            lines[entry.name] = over_seeds(
-                {point.step: point.loss for point in run if point.loss is not None and point.step}
-                for run in runs
-            )
         _draw_lines(plot.axes, comparison, lines)
         log_x(plot.axes, comparison.eval_steps)
-        steps = [step for frame in lines.values() for step in frame.index]
-        if steps:
+        if steps := [step for frame in lines.values() for step in frame.index]:
             plot.axes.set_xlim(min(steps) / 1.08, max(steps) * 1.08)
         plot.axes.set(xlabel="training steps (not comparable between couplings)", ylabel="loss")
     return plot.image
@@ -106,24 +107,22 @@ def losses_against_steps(comparison: Comparison, kind: str) -> "Markup":
 
 def pairing_cost(comparison: Comparison) -> "Markup":
     """Time of a training step by coupling; the dark part waits for pairing; dots are seeds."""
-    trials = {
-        entry: [t for t in comparison.trials_of(entry.name) if t.seconds_per_step is not None]
-        for entry in comparison.couplings[::-1]
-    }
-    trials = {entry: some for entry, some in trials.items() if some}
-    with new_plot("Time of a training step", height=0.9 + 0.42 * len(trials)) as plot:
-        for row, (entry, some) in enumerate(trials.items()):
-            times = [1000 * (trial.seconds_per_step or 0) for trial in some]
-            total = fmean(times)
-            waiting = total * fmean(trial.pairing_share or 0.0 for trial in some)
-            color = styles_of(comparison)[entry.name].color
+    rows = []
+    for entry in comparison.couplings[::-1]:
+        trials = [t for t in comparison.trials_of(entry.name) if t.seconds_per_step is not None]
+        if trials:
+            shares = [trial.pairing_share or 0.0 for trial in trials]
+            rows.append((entry, [1000 * (t.seconds_per_step or 0) for t in trials], fmean(shares)))
+    with new_plot("Time of a training step", height=0.9 + 0.42 * len(rows)) as plot:
+        for row, (entry, times, share) in enumerate(rows):
+            total, color = fmean(times), styles_of(comparison)[entry.name].color
             plot.axes.barh(row, total, height=0.62, color=color, alpha=0.25, linewidth=0)
-            plot.axes.barh(row, waiting, height=0.62, color=color, linewidth=0)
+            plot.axes.barh(row, share * total, height=0.62, color=color, linewidth=0)
             plot.axes.plot(times, [row] * len(times), "o", color=color, markersize=3.5)
             place = {"textcoords": "offset points", "va": "center"}
             plot.axes.annotate(f"{total:.3g} ms", (max(times), row), (6, 0), **place)
-        labels = [short(entry.label) for entry in trials]
-        plot.axes.set_yticks(range(len(trials)), labels, parse_math=False)
+        labels = [short(entry.label) for entry, *_ in rows]
+        plot.axes.set_yticks(range(len(rows)), labels, parse_math=False)
         plot.axes.set(xlabel="milliseconds per step", xlim=(0, plot.axes.get_xlim()[1] * 1.18))
         plot.axes.grid(axis="x")
     return plot.image
@@ -137,13 +136,10 @@ def excess_by_level(comparison: Comparison) -> "Markup":
         for name in trained_couplings(comparison):
             points = final_points(comparison, name)
             lines[name] = over_seeds(dict(zip(levels, p.excess, strict=True)) for p in points)
+            bars = [2 * fmean(column) for column in zip(*(p.error for p in points), strict=True)]
+            errors += [2 * error for point in points for error in point.error if error > 0]
             if points:
-                bars = [
-                    2 * fmean(column) for column in zip(*(p.error for p in points), strict=True)
-                ]
-                errors += [2 * error for point in points for error in point.error if error > 0]
-                color = styles_of(comparison)[name].color
-                mean = lines[name]["mean"]
+                mean, color = lines[name]["mean"], styles_of(comparison)[name].color
                 plot.axes.errorbar(mean.index, mean, bars, fmt="none", ecolor=color, elinewidth=1)
         _draw_lines(plot.axes, comparison, lines)
         _signed_log_y(plot.axes, min(errors))
@@ -172,10 +168,9 @@ def _draw_lines(axes: Any, comparison: Comparison, lines: Mapping[str, "DataFram
     for name, frame in lines.items():
         if not len(frame):
             continue
-        style, order = styles[name], 2.0 if styles[name].control else 2.1
-        label = comparison.entry(name).label
+        style, label = styles[name], comparison.entry(name).label
+        order, alpha = (2.0, 0.08) if style.control else (2.1, 0.18)
         axes.plot(frame.index, frame["mean"], label=label, zorder=order, **style.options)
-        alpha = BAND_OF_CONTROL if style.control else BAND
         band = {"color": style.color, "alpha": alpha, "linewidth": 0}
         axes.fill_between(frame.index, frame.low, frame.high, **band)
     axes.grid(True)

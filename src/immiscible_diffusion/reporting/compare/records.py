@@ -42,18 +42,15 @@ class SampleMetrics:
 
     def __post_init__(self) -> None:
         where = f"at step {self.step}, sampling_steps {self.sampling_steps}"
-        if self.step < 1 or self.sampling_steps < 1:
-            raise ValueError(
-                f"metrics {where}: expected both >= 1 (an untrained network has no place on a "
-                "logarithmic axis of steps)"
-            )
+        if self.step < 1 or self.sampling_steps < 1:  # they have a place on logarithmic axes
+            raise ValueError(f"metrics {where}: expected both >= 1")
         for name in (*METRICS, "kid_error", "action_error", "score", "success"):
             value = getattr(self, name)
-            low = 0 if name in ("frechet", "action_error") else -math.inf
-            if value is not None and not (low <= value and math.isfinite(value)):
+            least = 0 if name in ("frechet", "action_error") else -math.inf
+            if value is not None and not (math.isfinite(value) and value >= least):
                 raise ValueError(
-                    f"{name} is {value} {where}; expected a finite number, a Frechet distance or "
-                    "error >= 0, or None where not measured"
+                    f"{name} is {value} {where}; expected a finite number (a distance or error "
+                    f">= 0), or None where not measured"
                 )
 
     @property
@@ -90,38 +87,32 @@ class ExcessPoint:
 class Trial:
     """One training: a coupling and a seed.
 
-    ``validation`` is the loss on fixed independent noise and times, ``training`` the loss on the
-    paired noise; ``grids`` maps a step, as text, to a PNG path relative to results.json, made from
-    the same initial noise for every coupling, ``trajectory`` is a PNG of images on their way from
-    noise to data. ``pairing_ms`` is the time of pairing per step, in whatever thread;
-    ``pairing_share`` [0, 1] the share of the step that waits for it.
+    Images are PNG paths relative to results.json, made from the same initial noise for every
+    coupling.
     """
 
     coupling: str
     seed: int
     metrics: tuple[SampleMetrics, ...] = ()
     seconds_per_step: float | None = None
-    pairing_share: float | None = None
-    pairing_ms: float | None = None
-    validation: tuple[LossPoint, ...] = ()
-    training: tuple[LossPoint, ...] = ()
-    grids: Mapping[str, str] | None = None
+    pairing_share: float | None = None  # [0, 1], of the step that waits for pairing
+    pairing_ms: float | None = None  # of pairing per step, in whatever thread
+    validation: tuple[LossPoint, ...] = ()  # on fixed independent noise and times
+    training: tuple[LossPoint, ...] = ()  # on the paired noise
+    grids: Mapping[str, str] | None = None  # by training step, as text
     finished: bool = False
     excess: tuple[ExcessPoint, ...] = ()
-    trajectory: str | None = None
+    trajectory: str | None = None  # images on their way from noise to data
 
     def __post_init__(self) -> None:
-        where = f"trial {self.coupling!r}, seed {self.seed}"
-        _refuse_repeats(f"{where}: metrics", [(m.step, m.sampling_steps) for m in self.metrics])
-        for step in self.grids or {}:
+        where, grids = f"trial {self.coupling!r}, seed {self.seed}", self.grids or {}
+        _check_distinct(f"{where}: metrics", [(m.step, m.sampling_steps) for m in self.metrics])
+        for step in grids:
             if not step.isdigit():
                 raise ValueError(f"{where}: grid key is {step!r}; expected a training step")
-        for path in (*(self.grids or {}).values(), self.trajectory or ""):
-            if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
-                raise ValueError(
-                    f"{where}: image path is {path!r}; expected a path inside the folder of "
-                    "results.json, relative to it"
-                )
+        for path in map(PurePosixPath, (*grids.values(), self.trajectory or "")):
+            if path.is_absolute() or ".." in path.parts:
+                raise ValueError(f"{where}: image path is '{path}'; expected one inside the folder")
 
 
 @dataclass(frozen=True)
@@ -151,19 +142,16 @@ class Floor:
 class PolicyEntry:
     """The policies of one coupling in the simulator after the last step, over all seeds.
 
-    Triples are ``(value, low, high)``: a mean with its 95% interval. ``score`` is the mean over
-    episodes of the largest share of the goal covered, ``success`` the share of episodes that
-    reached it, ``gain`` the score less the baseline's on the same seeds and episodes (None for the
-    baseline), ``latency_ms`` the median time of a plan for all episodes at once.
+    Triples are ``(value, low, high)``: a mean with its 95% interval.
     """
 
     coupling: str
-    score: tuple[float, float, float]
-    success: tuple[float, float, float]
-    gain: tuple[float, float, float] | None
-    last: float
+    score: tuple[float, float, float]  # mean over episodes of the largest share of the goal covered
+    success: tuple[float, float, float]  # share of episodes that reached the goal
+    gain: tuple[float, float, float] | None  # score less the baseline's on the same episodes
+    last: float  # mean of the last evaluated checkpoints
     best: float
-    latency_ms: float
+    latency_ms: float  # median time of a plan for all episodes at once
     seeds: int
     episodes: int
 
@@ -180,33 +168,25 @@ class CouplingEntry:
 
 @dataclass(frozen=True)
 class Irreducible:
-    """The loss that no network can go below, by level; ``reached`` on the very noisy images.
-
-    ``estimate`` says how the coupling's density was estimated, empty for a closed form; ``skipped``
-    why there are no values.
-    """
+    """The loss that no network can go below, by level."""
 
     coupling: str
     value: tuple[float, ...] = ()
     error: tuple[float, ...] = ()
-    reached: tuple[float, ...] = ()
-    estimate: str = ""
-    skipped: str = ""
+    reached: tuple[float, ...] = ()  # by the optimal denoiser on the very noisy images
+    estimate: str = ""  # how the coupling's density was estimated; empty for a closed form
+    skipped: str = ""  # why there are no values
 
 
 @dataclass(frozen=True)
 class Excess:
-    """How excess losses are measured: on ``probes`` noisy images per level.
-
-    The first ``averaged`` levels are the middles of equal bins of t. ``images`` may be the source
-    of a noisy one, ``condition`` is what the network is conditioned on (empty: nothing).
-    """
+    """How excess losses are measured."""
 
     levels: tuple[float, ...]
-    averaged: int
-    probes: int
-    images: int
-    condition: str
+    averaged: int  # the first so many levels are the middles of equal bins of t
+    probes: int  # noisy images per level
+    images: int  # that may be the source of a noisy one
+    condition: str  # what the network is conditioned on; empty: nothing
     couplings: tuple[Irreducible, ...]
 
 
@@ -214,23 +194,20 @@ class Excess:
 class Comparison:
     """Several couplings x seeds of one recipe, trained at equal steps; one is the baseline.
 
-    ``command`` made it, ``note`` goes into every caption, ``accuracy`` is the held-out accuracy of
-    the classifier behind ``features``. ``samples`` are generated per evaluation and compared with
-    ``real_samples``. ``metric`` is the name of ``SampleMetrics.value``, lower is better;
-    ``sampling`` says how samples were made. Trials may be missing or stop early.
+    Trials may be missing or stop early.
     """
 
     recipe: str
-    command: str
-    note: str
+    command: str  # that made it
+    note: str  # goes into every caption
     hardware: str
     date: str
     versions: Mapping[str, str]
     dataset: Dataset
     features: str
-    accuracy: float | None
-    samples: int
-    real_samples: int
+    accuracy: float | None  # held-out, of the classifier behind ``features``
+    samples: int  # generated per evaluation
+    real_samples: int  # that they are compared with
     floor: Floor | None
     sampling_steps: tuple[int, ...]
     headline_steps: int
@@ -242,39 +219,28 @@ class Comparison:
     couplings: tuple[CouplingEntry, ...]
     trials: tuple[Trial, ...]
     excess: Excess | None = None
-    metric: str = FRECHET
-    sampling: str = ""
+    metric: str = FRECHET  # the name of ``SampleMetrics.value``, lower is better
+    sampling: str = ""  # how samples were made
     policies: tuple[PolicyEntry, ...] = ()
-    film: str | None = None
+    video: str | None = None
 
     def __post_init__(self) -> None:
-        if self.headline_steps not in self.sampling_steps:
-            raise ValueError(
-                f"headline_steps is {self.headline_steps}; expected one of "
-                f"{list(self.sampling_steps)}"
-            )
         names = [entry.name for entry in self.couplings]
-        _refuse_repeats("couplings", names)
-        _refuse_repeats("trials", [(trial.coupling, trial.seed) for trial in self.trials])
-        _refuse_repeats("sampling_steps", self.sampling_steps)
+        _check_distinct("couplings", names)
+        _check_distinct("trials", [(trial.coupling, trial.seed) for trial in self.trials])
+        _check_distinct("sampling_steps", self.sampling_steps)
+        _check_among("headline_steps is", self.headline_steps, self.sampling_steps)
         baselines = [entry.name for entry in self.couplings if entry.baseline]
         if len(baselines) != 1:
             raise ValueError(f"baselines are {baselines}; expected exactly one among {names}")
         for entry in self.couplings:
-            if entry.control_of is not None and entry.control_of not in names:
-                raise ValueError(
-                    f"{entry.name!r} is a control of {entry.control_of!r}; expected one of {names}"
-                )
+            if entry.control_of is not None:
+                _check_among(f"{entry.name!r} is a control of", entry.control_of, names)
         for trial in self.trials:
-            if trial.coupling not in names:
-                raise ValueError(
-                    f"a trial has coupling {trial.coupling!r}; expected one of {names}"
-                )
-            if unknown := {m.sampling_steps for m in trial.metrics} - set(self.sampling_steps):
-                raise ValueError(
-                    f"trial {trial.coupling!r}, seed {trial.seed} has sampling_steps "
-                    f"{sorted(unknown)}; expected some of {list(self.sampling_steps)}"
-                )
+            _check_among("a trial has coupling", trial.coupling, names)
+            for m in trial.metrics:
+                where = f"trial {trial.coupling!r}, seed {trial.seed} has sampling_steps"
+                _check_among(where, m.sampling_steps, self.sampling_steps)
 
     @property
     def sampler_name(self) -> str:
@@ -307,10 +273,9 @@ class Comparison:
 
     def entry(self, name: str) -> CouplingEntry:
         """The coupling called ``name``; ValueError lists the options."""
-        names = [entry.name for entry in self.couplings]
-        if name not in names:
-            raise ValueError(f"coupling is {name!r}; expected one of {names}")
-        return self.couplings[names.index(name)]
+        entries = {entry.name: entry for entry in self.couplings}
+        _check_among("coupling is", name, list(entries))
+        return entries[name]
 
     def control(self, name: str) -> CouplingEntry | None:
         """The shuffled control of the coupling ``name``, if there is one."""
@@ -336,14 +301,18 @@ class Comparison:
         if version != SCHEMA_VERSION:
             raise ValueError(
                 f"results.json has schema {version!r} and this release reads {SCHEMA_VERSION}; "
-                f"write it again from its trials: the command that made it, with --gather "
-                f"({record.get('command', 'immiscible compare RECIPE')} --gather)"
+                f"write it again: {record.get('command', 'immiscible compare RECIPE')} --gather"
             )
         fields = {name: value for name, value in record.items() if name != "schema_version"}
         result: Comparison = from_dict(cls, fields, "results")
         return result
 
 
-def _refuse_repeats(what: str, keys: Sequence[Any]) -> None:
+def _check_distinct(what: str, keys: Sequence[Any]) -> None:
     if repeated := sorted({key for key in keys if keys.count(key) > 1}):
         raise ValueError(f"{what} has {repeated[0]!r} more than once; expected each once")
+
+
+def _check_among(what: str, value: Any, options: Sequence[Any]) -> None:
+    if value not in options:
+        raise ValueError(f"{what} {value!r}; expected one of {list(options)}")

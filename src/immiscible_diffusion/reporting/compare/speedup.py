@@ -52,14 +52,10 @@ class Speedup:
     sampling_steps: int  # of the sampler
     horizon: int | None = None  # the last training step that the seeds have in common
     seeds: tuple[SeedSpeedup, ...] = ()  # the seeds that reach it; others are left out
-    # speed-up in training steps, a geometric mean; None if no seed gives one
-    steps: Interval | None = None
+    steps: Interval | None = None  # geometric mean; None if no seed gives a speed-up
     wall: Interval | None = None  # speed-up in training time, the cost of pairing included
-    # '' where steps and wall are estimates, '>' or '<' where a seed gives only a bound, '~' where
-    # seeds bound it from both sides
-    bound: str = ""
-    # final metric of the coupling / the baseline, below 1: the coupling is better
-    quality_ratio: Interval | None = None
+    bound: str = ""  # '>' or '<' where a seed gives only a bound, '~' where seeds give both
+    quality_ratio: Interval | None = None  # final metric / the baseline's; below 1: better
     baseline_final: Interval | None = None  # mean of the best metric up to the horizon
     coupling_final: Interval | None = None  # the same of the coupling
     resolved: bool | None = None  # False where the floor hides the difference of the finals
@@ -172,32 +168,22 @@ def speedup(comparison: Comparison, name: str, sampling_steps: int) -> Speedup:
     horizon, seeds = common_seeds(comparison, names, sampling_steps)
     if not seeds:
         return Speedup(name, sampling_steps)
-    trials = {(trial.coupling, trial.seed): trial for trial in comparison.trials}
-    rows = tuple(
-        compare_seed(trials[names[0], seed], trials[name, seed], sampling_steps, horizon)
-        for seed in seeds
-    )
+    base, other = ({t.seed: t for t in comparison.trials_of(name)} for name in names)
+    rows = tuple(compare_seed(base[s], other[s], sampling_steps, horizon) for s in seeds)
     known = [row for row in rows if row.bound != "~"]
     bounds = [row.bound for row in known]
     steps, bound = mean_ratio([row.ratio for row in known], bounds)
     times = [row.ratio * row.time_ratio for row in known if row.time_ratio is not None]
+    wall = mean_ratio(times, bounds)[0] if len(times) == len(known) else None
     finals = [[row.baseline_final for row in rows], [row.coupling_final for row in rows]]
     ratios = [max(b, SMALLEST) / max(a, SMALLEST) for a, b in zip(*finals, strict=True)]
-    base, other = (mean_interval(values, minimum=0) for values in finals)
+    first, second = (mean_interval(values, minimum=0) for values in finals)
     floor = comparison.floor
-    return Speedup(
-        name,
-        sampling_steps,
-        horizon,
-        rows,
-        steps,
-        mean_ratio(times, bounds)[0] if len(times) == len(known) else None,
-        bound,
-        geometric_interval(ratios),
-        base,
-        other,
-        floor_resolves(None if floor is None else (floor.low, floor.high), base.value, other.value),
-    )
+    ends = None if floor is None else (floor.low, floor.high)
+    resolved = floor_resolves(ends, first.value, second.value)
+    result = Speedup(name, sampling_steps, horizon, rows, steps, wall, bound)
+    result = replace(result, quality_ratio=geometric_interval(ratios), resolved=resolved)
+    return replace(result, baseline_final=first, coupling_final=second)
 
 
 def speedups(comparison: Comparison) -> list[Speedup]:

@@ -12,8 +12,7 @@ from immiscible_diffusion.reporting.compare.speedup import (
 )
 from immiscible_diffusion.reporting.compare.tables import final_points, interval_text, share_text
 
-BELOW = 4.0
-"""Excess loss below 0 by more standard errors is a fault: there are many levels and couplings."""
+BELOW = 4.0  # standard errors below 0 that make an excess loss a fault: there are many of them
 
 
 @dataclass(frozen=True)
@@ -33,15 +32,10 @@ class Finding:
 
 def findings(comparison: Comparison) -> list[Finding]:
     """One finding for each coupling that is neither baseline nor control, in the order given."""
-    results = [speedup(comparison, e.name, comparison.headline_steps) for e in comparison.treated]
+    every = {e: speedup(comparison, e.name, comparison.headline_steps) for e in comparison.treated}
     return [
-        Finding(
-            result.coupling,
-            comparison.entry(result.coupling).label,
-            result.verdict,
-            _evidence(comparison, result),
-        )
-        for result in results
+        Finding(entry.name, entry.label, result.verdict, _evidence(comparison, result))
+        for entry, result in every.items()
     ]
 
 
@@ -68,15 +62,12 @@ def _evidence(comparison: Comparison, result: Speedup) -> str:
     text = (
         f"With {where}, speed-up in training steps {steps}{wall}; final {comparison.metric} "
         f"{interval_text(final)} against {interval_text(base)}, ratio "
-        f"{interval_text(result.quality_ratio)}"
+        f"{interval_text(result.quality_ratio)}; "
+        f"{seeds} seed{'s' if seeds != 1 else ' gives no interval'}."
     )
-    text += f"; {seeds} seed{'s' if seeds != 1 else ' gives no interval'}."
-    floor = comparison.floor
-    if result.resolved is False and floor is not None:
-        text += (
-            f" The floor ({floor.low:.3g} to {floor.high:.3g} of real against real data) hides the "
-            "difference of the final values."
-        )
+    if result.resolved is False and (floor := comparison.floor):
+        ends = f"{floor.low:.3g} to {floor.high:.3g} of real against real data"
+        text += f" The floor ({ends}) hides the difference of the final values."
     if result.horizon and result.horizon < comparison.total_steps:
         text += f" Compared after {result.horizon:,} of {comparison.total_steps:,} steps."
     return f"{text} {_control(comparison, result.coupling)}"

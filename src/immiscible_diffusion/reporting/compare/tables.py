@@ -13,13 +13,13 @@ from immiscible_diffusion.reporting.compare.records import (
     SampleMetrics,
 )
 from immiscible_diffusion.reporting.compare.speedup import (
-    Speedup,
+    SeedSpeedup,
     common_seeds,
     share_of_control,
     speedup,
     speedups,
 )
-from immiscible_diffusion.reporting.html import number
+from immiscible_diffusion.reporting.html import number, render
 from immiscible_diffusion.utils.optional_deps import require_extra
 from immiscible_diffusion.utils.statistics import SMALLEST, Interval
 
@@ -35,14 +35,18 @@ _LATEX = {
     **{character: "\\" + character for character in "&%$#_{}"},
 }
 _RANGE = re.compile(r"(?<=\d) to (?=\d)")
+_SPEEDUP_COLUMNS = (
+    *("coupling", "sampling_steps", "seed", "horizon", "speedup", "low", "high", "bound"),
+    *("time_speedup", "target", "baseline_final", "coupling_final", "quality_ratio"),
+    *("quality_ratio_low", "quality_ratio_high", "resolved", "verdict"),
+)
 
 
-def new_frame(rows: Iterable[Mapping[str, Any]], columns: Iterable[str] = ()) -> "DataFrame":
-    """A frame of ``rows``; ``columns`` for the case that there is none."""
+def new_frame(rows: Iterable[Any], columns: Iterable[str] | None = None) -> "DataFrame":
+    """A frame of ``rows``: mappings, or tuples in the order of ``columns``."""
     with require_extra("train", "reports"):
         import pandas as pd
-    listed = list(rows)
-    return pd.DataFrame(listed, columns=None if listed else list(columns))
+    return pd.DataFrame(list(rows), columns=None if columns is None else list(columns))
 
 
 def interval_text(interval: Interval | None, bound: str = "") -> str:
@@ -71,58 +75,58 @@ def metrics_frame(comparison: Comparison) -> "DataFrame":
 
 def speedups_frame(comparison: Comparison) -> "DataFrame":
     """One row per coupling, sampling steps and seed, then one of all seeds: speedups.csv."""
-    rows = [row for result in speedups(comparison) for row in _speedup_rows(result)]
-    return new_frame(rows).astype({"horizon": "Int64"}) if rows else new_frame(rows)
+    rows: list[dict[str, Any]] = []
+    for result in speedups(comparison):
+        names = ("coupling", "sampling_steps", "horizon")
+        same = {name: getattr(result, name) for name in names}
+        rows += [same | _seed_cells(row) for row in result.seeds]
+        rows.append(
+            same
+            | {"seed": "all", "bound": result.bound, "resolved": result.resolved}
+            | _interval_cells(result.steps, "speedup", "low", "high")
+            | _interval_cells(result.wall, "time_speedup")
+            | _interval_cells(result.baseline_final, "baseline_final")
+            | _interval_cells(result.coupling_final, "coupling_final")
+            | _interval_cells(
+                result.quality_ratio, "quality_ratio", "quality_ratio_low", "quality_ratio_high"
+            )
+            | {"verdict": result.verdict.value}
+        )
+    return new_frame(rows, _SPEEDUP_COLUMNS).astype({"horizon": "Int64"})
 
 
-def _speedup_rows(result: Speedup) -> list[dict[str, Any]]:
-    steps, quality = (_ends(interval) for interval in (result.steps, result.quality_ratio))
-    finals = (result.baseline_final, result.coupling_final)
-    rows = []
-    for row in result.seeds:
-        ratio = None if row.bound == "~" else row.ratio
-        time = ratio and row.time_ratio and ratio * row.time_ratio
-        final = row.coupling_final / row.baseline_final if row.baseline_final else None
-        values = (ratio, None, None, row.bound, time, row.target, row.baseline_final)
-        rows.append((row.seed, *values, row.coupling_final, final, *[None] * 4))
-    whole = (*steps, result.bound, _ends(result.wall)[0], None, *(_ends(f)[0] for f in finals))
-    rows.append(("all", *whole, *quality, result.resolved, result.verdict.value))
-    names = ["seed", "speedup", "low", "high", "bound", "time_speedup", "target"]
-    names += ["baseline_final", "coupling_final", "quality_ratio", "quality_ratio_low"]
-    names += ["quality_ratio_high", "resolved", "verdict"]
-    start = {"coupling": result.coupling, "sampling_steps": result.sampling_steps}
-    return [
-        start | {"seed": row[0], "horizon": result.horizon} | dict(zip(names, row, strict=True))
-        for row in rows
-    ]
+def _seed_cells(row: SeedSpeedup) -> dict[str, Any]:
+    names = ("seed", "bound", "target", "baseline_final", "coupling_final")
+    cells = {name: getattr(row, name) for name in names}
+    if row.bound != "~":
+        time = row.ratio * row.time_ratio if row.time_ratio else None
+        cells |= {"speedup": row.ratio, "time_speedup": time}
+    if row.baseline_final:
+        cells["quality_ratio"] = row.coupling_final / row.baseline_final
+    return cells
 
 
-def _ends(interval: Interval | None) -> tuple[float | None, ...]:
+def _interval_cells(interval: Interval | None, value: str, *ends: str) -> dict[str, float]:
     if interval is None:
-        return None, None, None
-    ends = (interval.low, interval.high) if interval.is_known else (None, None)
-    return interval.value, *ends
+        return {}
+    known = ends if interval.is_known else ()
+    return {value: interval.value} | dict(zip(known, (interval.low, interval.high), strict=False))
 
 
 def speedup_table(comparison: Comparison, sampling_steps: int) -> "DataFrame":
     """Every coupling: verdict, speed-ups in steps and time, final metric."""
+    final = f"Final {comparison.metric.removesuffix(' distance')}"
+    columns = ["Coupling", "Verdict", "Speed-up in steps", "in time", final, "Ratio to baseline"]
     rows = []
-    final_name = f"Final {comparison.metric.removesuffix(' distance')}"
     for entry in comparison.couplings:
         result = speedup(comparison, entry.name, sampling_steps)
         ratio = interval_text(result.quality_ratio) + (" *" if result.resolved is False else "")
-        cells = {
-            "Verdict": result.verdict.value,
-            "Speed-up in steps": interval_text(result.steps, result.bound),
-            "in time": interval_text(result.wall, result.bound),
-            final_name: interval_text(result.coupling_final),
-            "Ratio to baseline": ratio,
-        }
+        times = [interval_text(mean, result.bound) for mean in (result.steps, result.wall)]
+        verdict, value = result.verdict.value, interval_text(result.coupling_final)
         if entry.baseline:
-            fixed = ("baseline", "1", "1", cells[final_name], "1")
-            cells = dict(zip(cells, fixed, strict=True))
-        rows.append({"Coupling": entry.label} | cells | {"Seeds": len(result.seeds)})
-    return new_frame(rows)
+            verdict, times, ratio = "baseline", ["1", "1"], "1"
+        rows.append((entry.label, verdict, *times, value, ratio, len(result.seeds)))
+    return new_frame(rows, [*columns, "Seeds"])
 
 
 def control_table(comparison: Comparison) -> "DataFrame":
@@ -131,15 +135,14 @@ def control_table(comparison: Comparison) -> "DataFrame":
     for entry in comparison.treated:
         for steps in comparison.sampling_steps if comparison.control(entry.name) else ():
             kept = share_of_control(comparison, entry.name, steps)
-            finals = kept.finals if kept else (None, None, None)
-            names = (comparison.baseline.label, "shuffled", "paired")
-            rows.append(
-                {"Coupling": entry.label, "Sampling steps": steps}
-                | dict(zip(names, map(number, finals), strict=True))
-                | {"Share of the gain kept": share_text(kept.share) if kept else "not measured"}
-                | {"Seeds": len(kept.seeds) if kept else 0}
-            )
-    return new_frame(rows)
+            cells: tuple[Any, ...] = ("-", "-", "-", "not measured", 0)
+            if kept:
+                cells = (*map(number, kept.finals), share_text(kept.share), len(kept.seeds))
+            rows.append((entry.label, steps, *cells))
+    finals = (comparison.baseline.label, "shuffled", "paired")
+    return new_frame(
+        rows, ["Coupling", "Sampling steps", *finals, "Share of the gain kept", "Seeds"]
+    )
 
 
 def share_text(share: float | None) -> str:
@@ -151,39 +154,34 @@ def share_text(share: float | None) -> str:
 
 def cost_table(comparison: Comparison) -> "DataFrame":
     """Time of a training step, of pairing, and of the step's waiting for it; means over trials."""
-    columns = {
-        "ms per step": ("seconds_per_step", 1000),
-        "pairing, ms": ("pairing_ms", 1),
-        "step waits for it, %": ("pairing_share", 100),
-    }
+    factors = {"seconds_per_step": 1000, "pairing_ms": 1, "pairing_share": 100}
     rows = []
     for entry in comparison.couplings:
         trials = comparison.trials_of(entry.name)
-        row: dict[str, Any] = {"Coupling": entry.label}
-        for title, (name, factor) in columns.items():
-            values = [getattr(trial, name) for trial in trials]
-            values = [factor * value for value in values if value is not None]
-            row[title] = number(fmean(values) if values else None)
-        rows.append(row | {"Trials": len(trials)})
-    return new_frame(rows)
+        values = ([getattr(trial, name) for trial in trials] for name in factors)
+        known = ([value for value in every if value is not None] for every in values)
+        means = (fmean(some) if some else None for some in known)
+        cells = (
+            mean and factor * mean for mean, factor in zip(means, factors.values(), strict=True)
+        )
+        rows.append((entry.label, *map(number, cells), len(trials)))
+    columns = ["Coupling", "ms per step", "pairing, ms", "step waits for it, %", "Trials"]
+    return new_frame(rows, columns)
 
 
 def metric_table(comparison: Comparison) -> "DataFrame":
     """Every metric at the last evaluated step: means over the seeds that got there."""
     frame, rows = metrics_frame(comparison), []
-    names = ("nfe", *METRICS[:2], "kid_error", *METRICS[2:])
+    names = ["nfe", *METRICS[:2], "kid_error", *METRICS[2:]]
     for entry in comparison.couplings:
         for steps in comparison.sampling_steps:
             horizon, seeds = common_seeds(comparison, (entry.name,), steps)
             same = (frame.coupling == entry.name) & (frame.sampling_steps == steps)
             chosen = frame[same & (frame.step == horizon) & frame.seed.isin(seeds)]
-            means = chosen[list(names)].astype(float).mean()
-            rows.append(
-                {"Coupling": entry.label, "Sampling steps": steps, "Step": f"{horizon:,}"}
-                | {name.replace("_", " "): number(means[name]) for name in names}
-                | {"Seeds": len(seeds)}
-            )
-    return new_frame(rows)
+            means = chosen[names].astype(float).mean()
+            rows.append((entry.label, steps, f"{horizon:,}", *map(number, means), len(seeds)))
+    titles = (name.replace("_", " ") for name in names)
+    return new_frame(rows, ["Coupling", "Sampling steps", "Step", *titles, "Seeds"])
 
 
 def excess_table(comparison: Comparison) -> "DataFrame":
@@ -192,21 +190,17 @@ def excess_table(comparison: Comparison) -> "DataFrame":
     known = {e.coupling: e for e in basis.couplings if not e.skipped} if basis else {}
     for name in trained_couplings(comparison):
         points, base = final_points(comparison, name), known.get(name.removeprefix("matched:"))
-        if not points or base is None or basis is None:
-            continue
-        loss = fmean(fmean(point.loss[: basis.averaged]) for point in points)
-        irreducible = number(fmean(base.reached[: basis.averaged]))
-        mean, error = (number(fmean(getattr(p, n) for p in points)) for n in ("mean", "mean_error"))
-        rows.append(
-            {
-                "Coupling": comparison.entry(name).label,
-                "Loss": number(loss),
-                "Irreducible loss": irreducible + (" (estimated)" if base.estimate else ""),
-                "Excess loss, mean over t": f"{mean} ± {error}",
-                "Step": f"{points[0].step:,}",
-            }
-        )
-    return new_frame(rows)
+        if points and base and basis:
+            loss = fmean(fmean(point.loss[: basis.averaged]) for point in points)
+            irreducible = number(fmean(base.reached[: basis.averaged]))
+            mean, error = (
+                number(fmean(getattr(p, n) for p in points)) for n in ("mean", "mean_error")
+            )
+            estimated = " (estimated)" if base.estimate else ""
+            cells = (number(loss), irreducible + estimated, f"{mean} ± {error}")
+            rows.append((comparison.entry(name).label, *cells, f"{points[0].step:,}"))
+    columns = ["Coupling", "Loss", "Irreducible loss", "Excess loss, mean over t", "Step"]
+    return new_frame(rows, columns)
 
 
 def trained_couplings(comparison: Comparison) -> list[str]:
@@ -231,19 +225,13 @@ def policy_table(comparison: Comparison) -> "DataFrame":
         value, low, high = (f"{part:{sign}.3f}" for part in values)
         return f"{value} ({low} to {high})"
 
-    return new_frame(
-        {
-            "Coupling": comparison.entry(entry.coupling).label,
-            "Score": text(entry.score),
-            "less the baseline's": text(entry.gain, "+"),
-            "Success": text(entry.success),
-            "Mean of the last": f"{entry.last:.3f}",
-            "Best": f"{entry.best:.3f}",
-            "Plan, ms": f"{entry.latency_ms:.0f}",
-            "Seeds": entry.seeds,
-        }
-        for entry in comparison.policies
-    )
+    columns = ["Coupling", "Score", "less the baseline's", "Success", "Mean of the last", "Best"]
+    rows = []
+    for entry in comparison.policies:
+        means = (text(entry.score), text(entry.gain, "+"), text(entry.success))
+        cells = (f"{entry.last:.3f}", f"{entry.best:.3f}", f"{entry.latency_ms:.0f}", entry.seeds)
+        rows.append((comparison.entry(entry.coupling).label, *means, *cells))
+    return new_frame(rows, [*columns, "Plan, ms", "Seeds"])
 
 
 def over_seeds(runs: Iterable[Mapping[Any, float]], *, geometric: bool = False) -> "DataFrame":
@@ -276,7 +264,7 @@ def latex_table(comparison: Comparison) -> str:
     text = frame.map(latex_escaped).to_latex(
         index=False,
         column_format="lllllr",
-        caption=_latex_caption(comparison),
+        caption=latex_escaped(render("speedups_caption.txt", c=comparison)),
         label=f"tab:{re.sub(r'[^A-Za-z0-9-]', '-', comparison.recipe)}",
     )
     text = text.replace("\\begin{table}\n", "\\begin{table}\n\\centering\n")
@@ -289,54 +277,25 @@ def latex_escaped(value: Any) -> str:
     return _RANGE.sub("--", "".join(_LATEX.get(character, character) for character in text))
 
 
-def _latex_caption(comparison: Comparison) -> str:
-    text = (
-        f"{comparison.recipe}: training steps to equal {comparison.metric} against "
-        f"{comparison.baseline.label} (speed-up, above 1 is faster) and final {comparison.metric} "
-        f"(lower is better); in brackets 95% intervals over {comparison.seeds_text}, not corrected "
-        f"for the number of comparisons. {comparison.total_steps:,} steps of batch "
-        f"{comparison.batch_size:,} on {comparison.dataset.name} "
-        f"({comparison.dataset.count:,} samples); {comparison.samples:,} generated samples, "
-        f"features {comparison.features}."
-    )
-    if comparison.floor is not None:
-        text += f" Floor: {comparison.floor.note}; *: it hides the difference from the baseline."
-    if comparison.sampling:
-        text += f" Sampling: {comparison.sampling}."
-    return latex_escaped(f"{text} {comparison.note}")
-
-
 def speedup_markdown(comparison: Comparison) -> str:
     """A markdown table for a README: the speed-up of every coupling by sampling steps.
 
     In brackets the final metric; the headline column is bold. A line below says what it is and
     which command made it.
     """
-    sampler, headline = comparison.sampler_name, comparison.headline_steps
-    titles = [f"**{s}**" if s == headline else str(s) for s in comparison.sampling_steps]
-    rows = [["coupling", *(f"{title} {sampler} steps" for title in titles)]]
-    rows.append(["---"] * len(rows[0]))
+    rows = []
     for entry in comparison.couplings:
         row = [entry.label]
-        for steps in comparison.sampling_steps:
-            result = speedup(comparison, entry.name, steps)
+        for result in (speedup(comparison, entry.name, s) for s in comparison.sampling_steps):
             text = "1" if entry.baseline else interval_text(result.steps, result.bound)
             mark = "*" if result.resolved is False and not entry.baseline else ""
             final = result.coupling_final
             row.append(f"{text} [{number(final.value)}{mark}]" if final else "-")
-        rows.append([_markdown(text) for text in row])
-    note = _markdown(
-        f"Speed-up in training steps against {comparison.baseline.label} at equal "
-        f"{comparison.metric} (95% interval, {comparison.seeds_text}; above 1 is faster), in "
-        f"brackets the final {comparison.metric}, {comparison.samples:,} samples, features "
-        f"{comparison.features}; * = not resolved from the baseline. {comparison.note}"
-    )
-    fence = "``" if "`" in comparison.command else "`"
-    made = f"Made with {fence}{' '.join(comparison.command.split())}{fence}."
-    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", f"{note} {made}", ""])
+        rows.append([markdown_escaped(text) for text in row])
+    note = markdown_escaped(render("speedups_note.txt", c=comparison))
+    return render("speedups.md", c=comparison, rows=rows, note=note)
 
 
-def _markdown(text: str) -> str:
-    for character in "\\|<>*_`":
-        text = text.replace(character, "\\" + character)
-    return " ".join(text.split())
+def markdown_escaped(text: str) -> str:
+    """``text`` as markdown prints it, on one line."""
+    return " ".join(re.sub(r"([\\|<>*_`])", r"\\\1", text).split())

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from immiscible_diffusion.data.mnist import read_idx
+from immiscible_diffusion.data.load import read_idx
 
 
 def encoded(array: np.ndarray, code: int = 8) -> bytes:
