@@ -48,7 +48,7 @@ def validation_batches(task: Task) -> tuple[list[ValidationBatch], str]:
     ], split
 
 
-def test_split(data: DataConfig) -> DataConfig:
+def validation_config(data: DataConfig) -> DataConfig:
     """Return which images of the test split are validated on: the first, in memory."""
     return replace(data, split="test", max_samples=VALIDATION_SAMPLES, stream=False)
 

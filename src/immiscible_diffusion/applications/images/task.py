@@ -13,7 +13,7 @@ from immiscible_diffusion.evaluation.evaluator import Evaluator
 from immiscible_diffusion.evaluation.images import ImageEvaluator
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.task import EvalConfig, Task, TaskConfig
-from immiscible_diffusion.training.validation import held_out_or_training, test_split
+from immiscible_diffusion.training.validation import held_out_or_training, validation_config
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ImageTask(Task):
     def load_data(self, split: str) -> DataSet:
         """Load the images of ``split``."""
         data: DataConfig = self.recipe.task.data
-        data = data if split == "train" else test_split(data)
+        data = data if split == "train" else validation_config(data)
         return load_stream(data) if data.stream else load_images(data)
 
     def validation_data(self) -> tuple[DataSet, str]:

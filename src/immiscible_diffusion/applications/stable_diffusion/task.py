@@ -31,7 +31,7 @@ from immiscible_diffusion.models.condition_dropout import drop_labels, drop_text
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.task import EvalConfig, Task
-from immiscible_diffusion.training.validation import held_out_or_training, test_split
+from immiscible_diffusion.training.validation import held_out_or_training, validation_config
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.random import RandomStreams, keyed_generator
 
@@ -60,7 +60,7 @@ class TextToImageTask(Task):
     def load_data(self, split: str) -> DataSet:
         """Load the images of ``split``, or the cached latents, with their tokens."""
         data, captions = self.config.data, self.config.captions or Captions()
-        data, tokenize = data if split == "train" else test_split(data), self.codec.tokenize
+        data, tokenize = data if split == "train" else validation_config(data), self.codec.tokenize
         if data.stream:
             return load_stream(data, captions, tokenize)
         if self.config.latents is None:
