@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure(options: Options) -> tuple[dict[str, Any], list[Section]]:
-    """What was measured, and its sections, told as they come."""
+    """What was measured, and its sections, printed as they come."""
     versions = {name: version(name) for name in ("immiscible-diffusion", "torch")}
     about: dict[str, Any] = {"date": date.today().isoformat(), "versions": versions, "data": {}}
     generators = []

@@ -255,17 +255,17 @@ def analysis():
 
 
 def analysis_in(folder):
-    """Write the made-up analysis and its pictures."""
-    (folder / "pictures").mkdir()
+    """Write the made-up analysis and its thumbnails."""
+    (folder / "thumbnails").mkdir()
     for number, name in enumerate(("d", "x0", "x1", "x2")):
-        (folder / "pictures" / f"{name}.png").write_bytes(png(number))
+        (folder / "thumbnails" / f"{name}.png").write_bytes(png(number))
     write_analysis(analysis_record(), folder)
     return folder
 
 
 @pytest.fixture
 def analysis_folder(tmp_path):
-    """The folder of an analysis with its pictures."""
+    """The folder of an analysis with its thumbnails."""
     return analysis_in(tmp_path)
 
 

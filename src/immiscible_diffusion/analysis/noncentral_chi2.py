@@ -21,7 +21,7 @@ def log_survival(square: Tensor, dim: Tensor | float, noncentrality: Tensor | fl
     """``log P(chi'^2 > square)`` of the non-central chi-square, float64.
 
     By the Lugannani-Rice saddlepoint with its second-order term (Daniels 1987); in fewer than 16
-    dimensions at a non-centrality below 100 by the Poisson mixture of central laws. Times (k - 1)
+    dimensions at a non-centrality below 100 by the Poisson mixture of central distributions. Times (k - 1)
     the error is below 1e-3, or 1e-3 of the value, for k up to 65,536
     (``tests/analysis/test_noncentral_chi2.py``). Never NaN for numbers >= 0.
 
@@ -115,7 +115,7 @@ def _correction_near(score: Tensor, dim: Tensor, shift: Tensor) -> Tensor:
 
 
 def _by_series(square: Tensor, dim: Tensor, shift: Tensor) -> Tensor:
-    """Poisson mixture of central laws, whose tails follow from one another by positive terms."""
+    """Poisson mixture of central distributions, whose tails follow from one another by positive terms."""
     half, mean, shape = square / 2, shift / 2, dim / 2
     tail = torch.special.gammaincc(shape, half)
     term = (torch.special.xlogy(shape, half) - half - torch.lgamma(shape + 1)).exp()

@@ -226,7 +226,7 @@ class CouplingAnalysis:
 
         def thumbnails(folder: Path) -> tuple[Thumbnails, ...]:
             def make() -> tuple[Thumbnails, ...]:
-                stem = folder / "pictures" / slug(self.name)
+                stem = folder / "thumbnails" / slug(self.name)
                 drawn = (self.density, config, setup.style, stem)
                 return write_thumbnails(images, self.coupling, *drawn)
 

@@ -187,7 +187,7 @@ def test_missing_thumbnails_are_marked(analysis, tmp_path, undrawn):
 def test_unreadable_folders_are_refused(analysis_folder, undrawn):
     path = analysis_folder / "analysis.json"
     values = json.loads(path.read_text())
-    (analysis_folder / "pictures" / "d.png").write_bytes(b"GIF89a")
+    (analysis_folder / "thumbnails" / "d.png").write_bytes(b"GIF89a")
     with pytest.raises(ValueError, match="is not a PNG"):
         write_analysis_page(analysis_folder)
     for text, expected in (

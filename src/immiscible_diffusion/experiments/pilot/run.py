@@ -123,7 +123,7 @@ class Pilot:
     spent: float = field(default=0.0, init=False)  # by earlier calls
 
     def run(self, command: str = "immiscible pilot") -> Outcome:
-        """Train what is not finished yet, as long as there is time, and judge.
+        """Train what is not finished yet, as long as there is time, and decide.
 
         Raises:
             Interrupted: on a signal; finished trainings are kept.
