@@ -25,9 +25,7 @@ pytestmark = pytest.mark.usefixtures("hf_cache")
 
 def test_the_buckets_of_sdxl() -> None:
     sizes = bucket_sizes(1024)
-    assert {(1024, 1024), (832, 1216), (896, 1152), (768, 1344), (640, 1600), (512, 2048)} <= set(
-        sizes
-    )
+    assert {(1024, 1024), (832, 1216), (896, 1152), (768, 1344), (640, 1600), (512, 2048)} <= set(sizes)
     assert {(width, height) for height, width in sizes} == set(sizes)
     for height, width in sizes:
         assert height % 64 == width % 64 == 0
@@ -131,9 +129,7 @@ def dataset(tmp_path: Path) -> Captioned:
 def test_ranks_see_what_one_process_sees(dataset: Captioned) -> None:
     order = dataset.sampler(4, seed=3)
 
-    def seen(
-        rank: int, world: int, gradient_accumulation_steps: int, start: int = 0
-    ) -> list[torch.Tensor]:
+    def seen(rank: int, world: int, gradient_accumulation_steps: int, start: int = 0) -> list[torch.Tensor]:
         stream = batches(
             dataset,
             order,

@@ -38,10 +38,7 @@ def test_sub_folders_are_classes(tmp_path: Path) -> None:
     dataset = folder(tmp_path / "pics")
     assert isinstance(dataset, ImageSet)
     assert dataset.class_names == ("ant", "cat", "dog")
-    found = {
-        (label, bytes(p.numpy()))
-        for label, p in zip(labels_of(dataset), pixels(dataset), strict=True)
-    }
+    found = {(label, bytes(p.numpy())) for label, p in zip(labels_of(dataset), pixels(dataset), strict=True)}
     assert found == {(label, a.tobytes()) for label, a in zip((2, 2, 0, 1), arrays, strict=True)}
     assert folder(tmp_path / "pics", labels=False).num_classes is None
 

@@ -138,9 +138,7 @@ def test_fashion_has_train_and_test() -> None:
         load_images(DataConfig("fashion_mnist", split="valid"))
 
 
-def test_fashion_offline_says_what_to_do(
-    tmp_path: Path, hf_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fashion_offline_says_what_to_do(tmp_path: Path, hf_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "DEBIAN_FASHION", tmp_path / "absent")
     with pytest.raises(ValueError, match=r"dataset-fashion-mnist, or set data\.path") as raised:
         load_images(DataConfig("fashion_mnist"))

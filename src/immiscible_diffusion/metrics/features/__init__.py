@@ -47,7 +47,5 @@ def extractor_from_name(
     if name not in _PRETRAINED:
         raise ValueError(f"unknown features {name!r}; options: {', '.join(EXTRACTORS)}")
     if len(shape) != 3 or shape[0] not in (1, 3):
-        raise ValueError(
-            f"{name} features need images [1 or 3, H, W], got {list(shape)}; use the features 'pixels'"
-        )
+        raise ValueError(f"{name} features need images [1 or 3, H, W], got {list(shape)}; use the features 'pixels'")
     return _PRETRAINED[name](device)
