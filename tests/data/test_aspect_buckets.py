@@ -11,13 +11,7 @@ from hypothesis import strategies as st
 
 from fixtures.image_files import datasets, save, write_parquet
 from immiscible_diffusion.data import DataConfig, batches
-from immiscible_diffusion.data.aspect_buckets import (
-    Buckets,
-    BucketSampler,
-    ResizeCrop,
-    bucket_sizes,
-    nearest_bucket,
-)
+from immiscible_diffusion.data.aspect_buckets import Buckets, BucketSampler, ResizeCrop, bucket_sizes, nearest_bucket
 from immiscible_diffusion.data.captions import Captioned, load_captioned
 
 pytestmark = pytest.mark.usefixtures("hf_cache")
@@ -158,10 +152,7 @@ def test_conditions_hold_size_and_crop(dataset: Captioned) -> None:
     assert (height, width) == (12, 30)
     assert tuple(bucket) == tuple(batch.data.shape[2:])
     assert bucket[0] < bucket[1]
-    assert (top, left) == (
-        ResizeCrop.of((12, 30), tuple(bucket)).top,
-        ResizeCrop.of((12, 30), tuple(bucket)).left,
-    )
+    assert (top, left) == (ResizeCrop.of((12, 30), tuple(bucket)).top, ResizeCrop.of((12, 30), tuple(bucket)).left)
     assert float(batch.data.abs().max()) <= 1
 
 

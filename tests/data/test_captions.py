@@ -128,10 +128,7 @@ def test_several_tokenizers(tmp_path: Path) -> None:
     both = folder(file).tokenized(lambda t: {"tokens": tokens(t), "tokens_2": tokens(t, 3)})
     cond = both.batch(torch.tensor([0, 1])).cond
     assert cond is not None
-    assert {name: tuple(value.shape) for name, value in cond.items()} == {
-        "tokens": (2, 8),
-        "tokens_2": (2, 3),
-    }
+    assert {name: tuple(value.shape) for name, value in cond.items()} == {"tokens": (2, 8), "tokens_2": (2, 3)}
 
 
 def test_imagenet_folders_take_their_names_from_the_list(tmp_path: Path) -> None:
@@ -158,8 +155,7 @@ def test_names_from_a_file_in_the_order_of_the_classes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
-    [("imagenet-1k", "terms must be accepted"), ("hub:nobody/nothing", "data.path")],
+    ("name", "said"), [("imagenet-1k", "terms must be accepted"), ("hub:nobody/nothing", "data.path")]
 )
 def test_the_hub_out_of_reach_says_what_to_do(name: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):

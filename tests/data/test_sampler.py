@@ -193,22 +193,13 @@ def test_a_data_set_is_read_in_the_order_of_its_sampler(dataset):
 def test_a_batch_that_does_not_divide_is_refused_at_once(dataset, size, world, gradient_accumulation_steps, nearest):
     with pytest.raises(ValueError, match=nearest):
         batches(
-            dataset,
-            KeyedSampler(24, size, 0),
-            world=world,
-            gradient_accumulation_steps=gradient_accumulation_steps,
+            dataset, KeyedSampler(24, size, 0), world=world, gradient_accumulation_steps=gradient_accumulation_steps
         )
 
 
 @pytest.mark.parametrize(
     "options",
-    [
-        {"rank": 2, "world": 2},
-        {"rank": -1},
-        {"gradient_accumulation_steps": 0},
-        {"start": -1},
-        {"ahead": -1},
-    ],
+    [{"rank": 2, "world": 2}, {"rank": -1}, {"gradient_accumulation_steps": 0}, {"start": -1}, {"ahead": -1}],
 )
 def test_numbers_out_of_range_are_refused_at_once(dataset, options):
     with pytest.raises(ValueError, match="expected 0 <= rank < world"):
@@ -220,10 +211,7 @@ def test_numbers_out_of_range_are_refused_at_once(dataset, options):
 
 @pytest.mark.parametrize("ahead", [0, 2])
 def test_an_error_surfaces_at_the_next_that_would_have_returned_the_batch(ahead):
-    before, source = (
-        threads(),
-        batches(RecordingData(fails_at=3), KeyedSampler(24, 4, 0), ahead=ahead),
-    )
+    before, source = (threads(), batches(RecordingData(fails_at=3), KeyedSampler(24, 4, 0), ahead=ahead))
     next(source)
     started = threads() - before  # still there: two batches wait, the third finds no room
     assert len(list(islice(source, 2))) == 2

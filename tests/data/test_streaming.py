@@ -15,13 +15,7 @@ from fixtures.image_files import datasets, encoded, noise, whole_numbers, write_
 from fixtures.tar_shards import PER_SHARD, write_shards, write_tar
 from immiscible_diffusion.data import DataConfig
 from immiscible_diffusion.data.captions import Captions
-from immiscible_diffusion.data.streaming import (
-    ShardError,
-    Stream,
-    open_stream,
-    read_tar,
-    tar_names,
-)
+from immiscible_diffusion.data.streaming import ShardError, Stream, open_stream, read_tar, tar_names
 from immiscible_diffusion.utils.batch import Batch
 
 pytestmark = pytest.mark.usefixtures("hf_cache")
@@ -134,10 +128,7 @@ def test_a_stream_without_readable_samples_ends_with_an_error(tmp_path: Path) ->
 
 def test_labels_and_json(tmp_path: Path) -> None:
     image = encoded(noise(1)[0])
-    samples = {
-        "a": {"jpg": image, "cls": b"1"},
-        "b": {"jpg": image, "json": json.dumps({"label": 0}).encode()},
-    }
+    samples = {"a": {"jpg": image, "cls": b"1"}, "b": {"jpg": image, "json": json.dumps({"label": 0}).encode()}}
     write_tar(tmp_path / "a.tar", samples)
     (tmp_path / "names").write_text("17\n23\n")
     config = DataConfig("folder", path=str(tmp_path), size=4, shuffle_buffer=1)

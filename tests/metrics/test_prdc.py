@@ -2,14 +2,7 @@ import pytest
 import torch
 
 from immiscible_diffusion.metrics import prdc as neighbors
-from immiscible_diffusion.metrics.prdc import (
-    Manifold,
-    coverage,
-    density,
-    memorization,
-    precision,
-    recall,
-)
+from immiscible_diffusion.metrics.prdc import Manifold, coverage, density, memorization, precision, recall
 
 
 def line(*values):

@@ -12,13 +12,7 @@ from torch import Tensor
 
 from immiscible_diffusion.data.base import DataSet, forward
 from immiscible_diffusion.data.hf_images import images_from_rows
-from immiscible_diffusion.data.image_decoding import (
-    ResizeCrop,
-    Size,
-    image_size,
-    open_image,
-    to_bytes,
-)
+from immiscible_diffusion.data.image_decoding import ResizeCrop, Size, image_size, open_image, to_bytes
 from immiscible_diffusion.data.images import LazyImageSet, draw_flips, to_batch
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.random import keyed_generator

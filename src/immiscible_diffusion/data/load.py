@@ -119,11 +119,7 @@ def _fashion_mnist(config: DataConfig) -> DataSet:
 
 
 def _gray_images(
-    config: DataConfig,
-    arrays: np.ndarray,
-    classes: np.ndarray,
-    names: Sequence[str],
-    levels: int = 255,
+    config: DataConfig, arrays: np.ndarray, classes: np.ndarray, names: Sequence[str], levels: int = 255
 ) -> ImageSet:
     """Bytes ``[N, H, W]`` prepared as the config asks."""
     images = torch.tensor(arrays[: config.max_samples]).to(torch.uint8)[:, None]

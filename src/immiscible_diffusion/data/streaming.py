@@ -27,13 +27,7 @@ from immiscible_diffusion.data.hf_images import columns, open_rows
 from immiscible_diffusion.data.image_decoding import decode_image
 from immiscible_diffusion.data.images import ImageSet, draw_flips, to_batch
 from immiscible_diffusion.data.load import DataConfig
-from immiscible_diffusion.data.prompts import (
-    ClassNamePrompts,
-    ListCaptions,
-    Tokenize,
-    load_class_names,
-    read_names,
-)
+from immiscible_diffusion.data.prompts import ClassNamePrompts, ListCaptions, Tokenize, load_class_names, read_names
 from immiscible_diffusion.data.sampler import check_split
 from immiscible_diffusion.utils.background import prefetch_iterator
 from immiscible_diffusion.utils.batch import Batch

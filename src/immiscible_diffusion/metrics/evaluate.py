@@ -11,13 +11,7 @@ from torch import Tensor
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.metrics import prdc
 from immiscible_diffusion.metrics.features.base import FeatureExtractor, data_batches, extract
-from immiscible_diffusion.metrics.fid import (
-    SPLITS,
-    FeatureStatistics,
-    Floor,
-    floor_of,
-    frechet_distance,
-)
+from immiscible_diffusion.metrics.fid import SPLITS, FeatureStatistics, Floor, floor_of, frechet_distance
 from immiscible_diffusion.metrics.kid import kernel_distance
 from immiscible_diffusion.metrics.reference_cache import StatisticsFile
 from immiscible_diffusion.utils.random import keyed_generator

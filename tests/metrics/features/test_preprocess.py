@@ -4,11 +4,7 @@ import torch
 from torch import nn
 
 from immiscible_diffusion.data import ImageSet
-from immiscible_diffusion.metrics.features.preprocess import (
-    Preprocessing,
-    to_bytes,
-    weights_digest,
-)
+from immiscible_diffusion.metrics.features.preprocess import Preprocessing, to_bytes, weights_digest
 from immiscible_diffusion.metrics.features.pretrained import NetworkFeatures
 
 PLAIN_2 = Preprocessing(2, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

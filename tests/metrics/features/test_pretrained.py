@@ -7,12 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from immiscible_diffusion.metrics import (
-    extract,
-    extractor_from_name,
-    frechet_distance,
-    make_reference,
-)
+from immiscible_diffusion.metrics import extract, extractor_from_name, frechet_distance, make_reference
 from immiscible_diffusion.metrics.features.pretrained import (
     INCEPTION_FILE,
     dinov2_features,

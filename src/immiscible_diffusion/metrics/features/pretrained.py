@@ -12,12 +12,7 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.metrics.features.base import FeatureExtractor
-from immiscible_diffusion.metrics.features.preprocess import (
-    Preprocessing,
-    in_full_precision,
-    to_bytes,
-    weights_digest,
-)
+from immiscible_diffusion.metrics.features.preprocess import Preprocessing, in_full_precision, to_bytes, weights_digest
 from immiscible_diffusion.utils.optional_deps import require_extra
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -109,9 +104,7 @@ def inception_features(device: torch.device | str = "cpu", weights: Path | None 
             f"goes with torch {torch.__version__}, from the same index"
         ) from error
     network = FeatureExtractorInceptionV3(
-        "inception-v3-compat",
-        ["2048"],
-        feature_extractor_weights_path=str(_inception_weights(weights)),
+        "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(_inception_weights(weights))
     )
     return NetworkFeatures(
         network.to(device).eval().requires_grad_(False),
