@@ -49,9 +49,7 @@ class KeyedSampler:
         positions = torch.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs, offsets = positions // self.count, positions % self.count
         parts = ((int(epoch), offsets[epochs == epoch]) for epoch in epochs.unique())
-        return torch.cat(
-            [_permutation(self.seed, epoch, self.count)[part] for epoch, part in parts]
-        )
+        return torch.cat([_permutation(self.seed, epoch, self.count)[part] for epoch, part in parts])
 
 
 @lru_cache(maxsize=4)

@@ -16,8 +16,7 @@ class DataScaling:
     samples are scaled back before they are evaluated.
     """
 
-    # the constant, > 0; the paper tries standard deviations of 0.5, 1 and 2. 1 = off
-    factor: float = 1.0
+    factor: float = 1.0  # the constant, > 0; the paper tries standard deviations of 0.5, 1 and 2. 1 = off
 
     def __post_init__(self) -> None:
         if not (self.factor > 0 and math.isfinite(self.factor)):

@@ -43,9 +43,7 @@ class Classifier(nn.Module):
         strides = [1 if side < 16 else 2, 2, 2] + [2] * (halvings - 3)
         widths = [channels, 32] + [64] * (len(strides) - 1)
         self.convolutions = nn.Sequential(
-            *map(_block, widths, widths[1:], strides),
-            nn.AdaptiveAvgPool2d(2),
-            nn.Flatten(),
+            *map(_block, widths, widths[1:], strides), nn.AdaptiveAvgPool2d(2), nn.Flatten()
         )
         self.project = nn.Linear(4 * widths[-1], FEATURES)
         self.standardize = nn.BatchNorm1d(FEATURES, affine=False)
@@ -90,12 +88,7 @@ class ClassifierFeatures(FeatureExtractor):
 
     @classmethod
     def of(
-        cls,
-        dataset: DataSet,
-        *,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        cache: Path | None = None,
+        cls, dataset: DataSet, *, seed: int = 0, device: torch.device | str = "cpu", cache: Path | None = None
     ) -> "ClassifierFeatures":
         """Train the classifier of ``dataset``, or read it from the cache.
 

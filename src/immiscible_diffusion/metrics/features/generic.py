@@ -30,9 +30,7 @@ class GenericFeatures:
     condition_directions: Tensor  # [c, C]
 
     @classmethod
-    def fit(
-        cls, data: Tensor, conditions: Tensor | None = None, *, max_features: int = 128
-    ) -> "GenericFeatures":
+    def fit(cls, data: Tensor, conditions: Tensor | None = None, *, max_features: int = 128) -> "GenericFeatures":
         """Fit up to ``max_features`` to ``data`` ``[N, *shape]`` and ``conditions`` ``[N, C]``."""
         room = max(2, max_features)
         mean = data.flatten(1).mean(dim=0)
