@@ -2,7 +2,6 @@
 
 from collections.abc import Generator, Mapping
 from operator import attrgetter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -93,9 +92,3 @@ class DataSet:
     def batches(self, batch_size: int, seed: int, **options: int) -> Generator[Batch, None, None]:
         """The micro-batches of one rank; ``options`` as for ``sampler.batches``."""
         return batches(self, self.sampler(batch_size, seed), **options)
-
-    def save_normalization(self, path: Path) -> None:
-        """Write the ranges that data were normalized with, if they were: a policy needs them."""
-
-    def check_normalization(self, path: Path) -> None:
-        """Raise ValueError if ``path`` holds the ranges of other data."""

@@ -25,9 +25,7 @@ class Images(TaskConfig):
 
     diffuses_data_set: ClassVar[bool] = True
 
-    def build(
-        self, recipe: Recipe, device: torch.device, dataset: DataSet | None = None
-    ) -> "ImageTask":
+    def build(self, recipe: Recipe, device: torch.device, dataset: DataSet | None = None) -> Task:
         """Load the data."""
         return ImageTask(recipe, device, dataset)
 

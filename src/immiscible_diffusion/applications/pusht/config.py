@@ -30,9 +30,7 @@ class DemonstrationConfig:
     def __post_init__(self) -> None:
         h, o, a = self.horizon, self.n_obs_steps, self.n_action_steps
         if min(h, o, a) < 1 or o - 1 + a > h:
-            raise ValueError(
-                f"expected horizon >= n_obs_steps - 1 + n_action_steps, all >= 1; got {h}, {o} and {a}"
-            )
+            raise ValueError(f"expected horizon >= n_obs_steps - 1 + n_action_steps, all >= 1; got {h}, {o} and {a}")
 
     def tiny(self) -> "DemonstrationConfig":
         """Return the config of a smoke run."""
@@ -64,6 +62,4 @@ class PolicyEvalConfig(EvalConfig):
     def tiny(self) -> "PolicyEvalConfig":
         """Shrink to a smoke run."""
         episodes = min(2, self.episodes)
-        return dataclasses.replace(
-            self, episodes=episodes, windows=16, sampling_steps=(1, 2), num=2, start=0.5
-        )
+        return dataclasses.replace(self, episodes=episodes, windows=16, sampling_steps=(1, 2), num=2, start=0.5)

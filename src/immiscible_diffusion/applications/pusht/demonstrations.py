@@ -17,6 +17,7 @@ from immiscible_diffusion.utils.atomic_files import read_json
 from immiscible_diffusion.utils.optional_deps import require_extra
 
 OBS_TYPES = ("keypoint", "state", "relative")
+STORES = "a Zarr store as Diffusion Policy's, an .npz of its arrays, or the folder of a LeRobot set"
 STATE, ENVIRONMENT = "observation.state", "observation.environment_state"
 # gym-pusht's, by their sizes: the agent alone, and with the corners of the block.
 LEROBOT_OBS_TYPES = {(2,): "agent", (16, 2): "corners"}
@@ -24,20 +25,13 @@ AGENT_ONLY = "observations are of the agent alone, without the block or its imag
 READ_ERRORS = (RuntimeError, ValueError, OSError, EOFError)  # raised by zarr's codecs and pyarrow
 
 
-def load_demonstrations(
-    source: str | Path, *, obs_type: str = "keypoint", actions: int | None = 2
-) -> Episodes:
+def load_demonstrations(source: str | Path, *, obs_type: str = "keypoint", actions: int | None = 2) -> Episodes:
     """Read the episodes recorded in ``source``, whose actions have so many dimensions (None: any).
 
-    ``source`` is the folder of a Zarr store as Diffusion Policy's ``pusht_cchi_v7_replay.zarr``, an
-    ``.npz`` of its arrays, or the folder of a LeRobot data set, which has
-    ``data/chunk-*/*.parquet``. Observations of the first two are ``keypoint`` (nine points on the
-    block, and the agent; ``[20]``), ``relative`` (these, and the points relative to the agent;
-    ``[38]``) or ``state`` (agent, block, angle; ``[5]``). LeRobot's are taken as they are.
-
-    Raises:
-        ValueError: no such store, one that is cut short, or values that are not finite: it names
-            the episode.
+    ``source`` is the folder of a Zarr store as Diffusion Policy's ``pusht_cchi_v7_replay.zarr`` or
+    an ``.npz`` of its arrays, of which ``obs_type`` is observed (``states.observe``); or the folder
+    of a LeRobot data set, which has ``data/chunk-*/*.parquet`` and observations of its own.
+    ValueError if there is no such store, or names the episode that is cut short or not finite.
     """
     path = Path(source)
     if obs_type not in OBS_TYPES:
@@ -50,10 +44,7 @@ def load_demonstrations(
     elif path.is_dir() and any(path.glob("data/chunk-*/*.parquet")):
         episodes = _read_lerobot(path)
     else:
-        raise ValueError(
-            f"{path} holds no demonstrations; expected a Zarr store, an .npz of its arrays, or a "
-            f"LeRobot data set with data/chunk-*/*.parquet"
-        )
+        raise ValueError(f"{path} holds no demonstrations; expected {STORES}")
     size = episodes.action.shape[1]
     if actions not in (None, size):
         raise ValueError(f"{path}: actions have {size} dimensions, {actions} were expected")
@@ -61,16 +52,9 @@ def load_demonstrations(
 
 
 def load_windows(config: DemonstrationConfig) -> Windows:
-    """Load the windows to train on, with those to validate on, which are normalized alike.
-
-    Raises:
-        ValueError: no path, or a store that cannot be read; it names the episode.
-    """
+    """Load the windows to train on, with those to validate on, which are normalized alike."""
     if config.path is None:
-        raise ValueError(
-            "the demonstrations need data.path: the folder pusht_cchi_v7_replay.zarr of Diffusion "
-            "Policy, an .npz of its arrays, or the folder of a LeRobot data set"
-        )
+        raise ValueError(f"the demonstrations need data.path: {STORES}")
     episodes = load_demonstrations(config.path, obs_type=config.obs_type)
     train, validation = episodes.split(
         config.val_ratio, seed=config.split_seed, max_train_episodes=config.max_train_episodes
@@ -100,9 +84,7 @@ def _from_arrays(path: Path, arrays: Mapping[str, Any], obs_type: str) -> Episod
 def _read_npz(path: Path, names: Sequence[str]) -> dict[str, Any]:
     with ArrayFile.open(path) as arrays:
         if missing := [name for name in names if name not in arrays.names]:
-            raise ValueError(
-                f"{path} has no {', '.join(missing)}; it has {', '.join(arrays.names)}"
-            )
+            raise ValueError(f"{path} has no {', '.join(missing)}; it has {', '.join(arrays.names)}")
         return {name: arrays.read(name) for name in names}
 
 
@@ -186,9 +168,7 @@ def _read_lerobot(path: Path) -> Episodes:
     )
 
 
-def _check_complete(
-    path: Path, episode: NDArray[Any], frame: NDArray[Any], expected: NDArray[Any]
-) -> None:
+def _check_complete(path: Path, episode: NDArray[Any], frame: NDArray[Any], expected: NDArray[Any]) -> None:
     """Raise ValueError if an episode or a frame is missing."""
     info = path / "meta" / "info.json"
     total = read_json(info).get("total_episodes") if info.is_file() else int(episode[-1]) + 1

@@ -1,12 +1,13 @@
 """The Push-T environment of gym-pusht: one, or many over several processes."""
 
-import contextlib
 import multiprocessing as mp
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
-from multiprocessing.connection import Connection
+import threading
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,6 @@ from numpy.typing import NDArray
 from immiscible_diffusion.utils.optional_deps import require_extra
 
 Array = NDArray[np.float64]
-JOIN_SECONDS = 5.0
 
 
 class Steps(NamedTuple):
@@ -82,14 +82,7 @@ class PushT:
         """Draw ``state`` ``[5]``, which is set, as an image ``[size, size, 3]``."""
         self.set_state(state)
         self.env.visualization_width = self.env.visualization_height = size
-        image: NDArray[np.uint8] = self.env.render()
-        return image
-
-
-def simulator_version() -> str:
-    """Name and version of the simulator; MissingDependencyError without one."""
-    PushT()
-    return f"gym-pusht {version('gym-pusht')}"
+        return np.asarray(self.env.render())
 
 
 # -- many environments ----------------------------------------------------------------------------
@@ -104,18 +97,14 @@ class VectorEnv:
             env.reset(start_states())
             steps = env.step(actions)          # [50, 8, 2]
 
-    What an environment does depends on its state and actions alone, not on the number of workers.
+    What an environment does depends on its state and actions alone, not on the number of workers
+    (0 = all in this process, as always within a daemonic one, which may have no children).
     Processes are spawned, so that threads and CUDA of the caller do no harm. They end with the
     ``with`` statement, however it is left, and with the caller if that one dies.
 
     Not ``gymnasium.vector.AsyncVectorEnv``: it starts a process per environment (50 of them), a
     worker of it ends with the first error, and closing it after a worker died raises and leaves
     the others running.
-
-    Args:
-        count: number of environments.
-        workers: processes; 0 = all in this one, as always within a daemonic process, which may
-            have no children.
     """
 
     def __init__(self, count: int, *, workers: int = 0) -> None:
@@ -123,27 +112,25 @@ class VectorEnv:
             raise ValueError(f"expected count >= 1 and workers >= 0, got {count} and {workers}")
         self.count = count
         self.workers = 0 if mp.current_process().daemon else min(workers, count)
-        self._workers: list[_Local | _Process] = []
+        self._envs: dict[int, PushT] = defaultdict(PushT)  # those in this process
+        self._pools: list[ProcessPoolExecutor] = []  # of one process each
+        self._open = False
 
     def __enter__(self) -> "VectorEnv":
-        size = -(-self.count // max(self.workers, 1))
-        try:
-            for first in range(0, self.count, size):
-                indices = range(first, min(first + size, self.count))
-                self._workers.append(_Process(indices) if self.workers else _Local(indices))
-            self._call("ready", {})
-        except BaseException:
-            self.__exit__()
-            raise
+        options: Any = {"mp_context": mp.get_context("spawn"), "initializer": _end_with_caller}
+        self._pools = [ProcessPoolExecutor(1, **options) for _ in range(self.workers)]
+        self._open = True
         return self
 
     def __exit__(self, *error: object) -> None:
-        while self._workers:
-            self._workers.pop().close()
+        for pool in self._pools:
+            pool.shutdown(cancel_futures=True)
+        self._envs.clear()
+        self._open = False
 
     def reset(self, states: Array) -> None:
         """Start every environment at rest from its row of ``states`` ``[count, 5]``."""
-        self._call("reset", self._by_index(states, range(self.count)))
+        self._call("reset", states, range(self.count))
 
     def step(self, actions: Array, indices: Sequence[int] | None = None) -> Steps:
         """Carry out ``actions`` ``[B, n, 2]`` in the environments ``indices`` ``[B]`` (all).
@@ -152,97 +139,46 @@ class VectorEnv:
             ValueError: actions that are not finite or do not fit.
             RuntimeError: a worker process died.
         """
-        rows = self._by_index(actions, range(self.count) if indices is None else indices)
-        steps = self._call("step", rows)
-        return Steps(*(np.stack(parts) for parts in zip(*(steps[i] for i in rows), strict=True)))
+        indices = range(self.count) if indices is None else indices
+        steps = self._call("step", actions, indices)
+        return Steps(*(np.stack(parts) for parts in zip(*(steps[i] for i in indices), strict=True)))
 
-    def _by_index(self, values: Array, indices: Sequence[int]) -> dict[int, Array]:
+    def _call(self, method: str, values: Array, indices: Sequence[int]) -> dict[int, Any]:
+        """Call ``method`` of the environments ``indices``, all workers at the same time."""
+        if not self._open:
+            raise ValueError("this VectorEnv is closed; use it inside its with statement")
         if len(values) != len(indices):
             raise ValueError(f"expected a row for each of {len(indices)} envs, got {len(values)}")
-        if not self._workers:
-            raise ValueError("this VectorEnv is closed; use it inside its with statement")
-        return dict(zip(indices, np.asarray(values, dtype=np.float64), strict=True))
-
-    def _call(self, method: str, rows: Mapping[int, Array]) -> dict[int, Any]:
-        """Call ``method`` of the environments in ``rows``, all workers at the same time."""
-        answers = [
-            worker.submit(method, {i: row for i, row in rows.items() if i in worker.indices})
-            for worker in self._workers
-        ]
-        results, errors = dict[int, Any](), []
-        for answer in answers:  # all of them, so that none is left for the next call
-            try:
-                results |= answer()
-            except (ValueError, RuntimeError) as error:
-                errors.append(error)
-        if errors:
-            raise errors[0]
-        return results
-
-
-class _Local:
-    """The environments ``indices`` in this process."""
-
-    def __init__(self, indices: range) -> None:
-        self.indices = indices
-        self.envs = {i: PushT() for i in indices}
-
-    def submit(self, method: str, rows: Mapping[int, Array]) -> Callable[[], dict[int, Any]]:
-        return lambda: {i: getattr(self.envs[i], method)(row) for i, row in rows.items()}
-
-    def close(self) -> None:
-        self.envs = {}
-
-
-class _Process:
-    """The environments ``indices`` in a process of their own."""
-
-    def __init__(self, indices: range) -> None:
-        self.indices = indices
-        context = mp.get_context("spawn")
-        self.pipe, child = context.Pipe()
-        self.process = context.Process(target=_serve, args=(child, indices), daemon=True)
-        self.process.start()
-        child.close()  # so that ``recv`` raises when the process ends
-
-    def submit(self, method: str, rows: Mapping[int, Array]) -> Callable[[], dict[int, Any]]:
-        with contextlib.suppress(OSError):  # the process died: ``_receive`` says so
-            self.pipe.send((method, rows))
-        return self._receive
-
-    def _receive(self) -> dict[int, Any]:
-        name = f"Push-T environments {self.indices.start} to {self.indices.stop - 1}"
+        rows = dict(zip(indices, np.asarray(values, dtype=np.float64), strict=True))
+        if not self._pools:
+            return _call_envs(method, rows, self._envs)
+        parts: dict[int, dict[int, Array]] = defaultdict(dict)
+        for i, row in rows.items():
+            parts[i * self.workers // self.count][i] = row
         try:
-            error, results = self.pipe.recv()
-        except (EOFError, OSError) as reason:
-            self.process.join(JOIN_SECONDS)
-            raise RuntimeError(
-                f"the process with {name} ended with exit code {self.process.exitcode}; set "
-                f"workers=0 to see its error"
-            ) from reason
-        if error is not None:
-            raise ValueError(f"{name}: {error}")
-        return dict(results)
-
-    def close(self) -> None:
-        self.pipe.close()
-        self.process.join(JOIN_SECONDS)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
+            answers = [self._pools[k].submit(_call_envs, method, part) for k, part in parts.items()]
+            wait(answers)  # for all of them, so that none is left for the next call
+            return {i: result for answer in answers for i, result in answer.result().items()}
+        except BrokenProcessPool as error:
+            raise RuntimeError("a process with Push-T environments ended; set workers=0 to see its error") from error
 
 
-def _serve(pipe: Connection, indices: range) -> None:
-    """Answer requests until the caller closes the pipe or dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the caller closes the pipe
-    envs: _Local | None = None
-    with contextlib.suppress(EOFError, OSError):
-        while True:
-            request = pipe.recv()
-            answer: tuple[str | None, dict[int, Any]]
-            try:
-                envs = envs or _Local(indices)
-                answer = None, envs.submit(*request)()
-            except Exception as error:  # noqa: BLE001 - raised again by the caller
-                answer = f"{type(error).__name__}: {error}", {}
-            pipe.send(answer)
+_ENVS: dict[int, PushT] = defaultdict(PushT)
+"""The environments of a worker process."""
+
+
+def _call_envs(method: str, rows: Mapping[int, Array], envs: Mapping[int, PushT] = _ENVS) -> dict[int, Any]:
+    return {i: getattr(envs[i], method)(row) for i, row in rows.items()}
+
+
+def _end_with_caller() -> None:
+    """Leave Ctrl-C, which reaches all processes, to the caller, and end when it dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    caller = mp.parent_process()
+
+    def watch() -> None:
+        if caller is not None:
+            caller.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,8 +1,9 @@
 """Scores of policies: the error of their actions, and what they do in the simulator."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -11,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from immiscible_diffusion.applications.pusht.config import PolicyEvalConfig
-from immiscible_diffusion.applications.pusht.environment import VectorEnv, simulator_version
+from immiscible_diffusion.applications.pusht.environment import PushT, VectorEnv
 from immiscible_diffusion.applications.pusht.policy import DiffusionPolicy, sample_actions
 from immiscible_diffusion.applications.pusht.rollout import (
-    PolicyScore,
     Rollouts,
     last_and_best,
     rollout,
@@ -26,7 +26,7 @@ from immiscible_diffusion.applications.pusht.video import save_video
 from immiscible_diffusion.applications.pusht.windows import Windows
 from immiscible_diffusion.diffusion.losses.base import mean_over
 from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
-from immiscible_diffusion.evaluation.evaluator import EVAL_SEED, EvalResult
+from immiscible_diffusion.evaluation.evaluator import EVAL_SEED, EvalResult, Evaluator
 from immiscible_diffusion.reporting.compare.records import PolicyEntry
 from immiscible_diffusion.training.builders import Run
 from immiscible_diffusion.training.run_dir import RunDir
@@ -34,11 +34,9 @@ from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.random import keyed_generator
 from immiscible_diffusion.utils.statistics import Interval
 
-VIDEO_EPISODES = 4
-
 
 @dataclass(frozen=True, eq=False)
-class PolicyEvaluator:
+class PolicyEvaluator(Evaluator):
     """Score policies on validation windows and in the simulator.
 
     Windows, initial states and noise are the same for every coupling and training seed.
@@ -50,7 +48,10 @@ class PolicyEvaluator:
 
     def check(self) -> str:
         """Say what scores policies; raise if the simulator is needed and missing."""
-        return simulator_version() if self.config.episodes else "validation windows"
+        if not self.config.episodes:
+            return "validation windows"
+        PushT()
+        return f"gym-pusht {version('gym-pusht')}"
 
     @cached_property
     def probes(self) -> Batch:
@@ -102,18 +103,12 @@ class PolicyEvaluator:
         due = headline and (final or self.config.rollout_every == "all")
         if due and self.config.episodes:
             rollouts = self.rollouts(pipeline, model)
-            scores |= _values(score_rollouts([rollouts]))
+            scores |= score_rollouts([rollouts]).values
             if run_dir is not None:
                 rollouts.save(_rollouts_file(run_dir, step))
         return EvalResult(scores)
 
-    def calibrate(self, metrics: Sequence[str] = ()) -> dict[str, Any]:
-        """Raise ValueError: there is no scale for these scores."""
-        raise ValueError("calibrate is for images scored by a Frechet distance; leave it out")
-
-    def evaluate_run(
-        self, run: Run, *, seed: int, batch_size: int, metrics: Any = ()
-    ) -> dict[str, Any]:
+    def evaluate_run(self, run: Run, *, seed: int, batch_size: int, metrics: Any) -> dict[str, Any]:
         """Score a run's policy with 95% intervals over episodes; keep rollouts and a video."""
         pipeline, root = run.pipeline(batch_size), run.run_dir.root
         scores: dict[str, Any] = {
@@ -126,19 +121,13 @@ class PolicyEvaluator:
             return scores
         rollouts = self.rollouts(pipeline, run.model)
         rollouts.save(root / "rollouts" / f"evaluated_{run.step:06d}.npz")
-        _save_video(root / f"video_{run.step:06d}.gif", {run.recipe.coupling: rollouts})
+        save_video(root / f"video_{run.step:06d}.gif", {run.recipe.coupling: rollouts})
         result = score_rollouts([rollouts])
-        return {
-            **scores,
-            **_values(result),
-            "episodes": result.episodes,
-            "score_interval": [result.score.low, result.score.high],
-            "success_interval": [result.success.low, result.success.high],
-        }
+        intervals = {"score": result.score, "success": result.success}
+        ends = {f"{name}_interval": [part.low, part.high] for name, part in intervals.items()}
+        return {**scores, **result.values, "episodes": result.episodes, **ends}
 
-    def summary(
-        self, runs: Mapping[str, Mapping[int, RunDir]], folder: Path, step: int
-    ) -> dict[str, Any]:
+    def summary(self, runs: Mapping[str, Mapping[int, RunDir]], folder: Path, step: int) -> dict[str, Any]:
         """Return the policies' scores in the simulator over the seeds, and draw a video."""
         rollouts: dict[str, dict[int, Rollouts]] = {}
         for coupling, by_seed in runs.items():
@@ -149,34 +138,19 @@ class PolicyEvaluator:
         rollouts = {coupling: by_seed for coupling, by_seed in rollouts.items() if by_seed}
         if rollouts:
             first = {name: next(iter(by_seed.values())) for name, by_seed in rollouts.items()}
-            _save_video(video, first)
+            save_video(video, first)
+        sizes = {"samples": len(self.probes), "real_samples": len(self.validation)}
+        entries = [_entry(c, by_seed, baseline, runs[c]) for c, by_seed in rollouts.items()]
         return {
-            "features": "actions",
-            "accuracy": None,
-            "samples": len(self.probes),
-            "real_samples": len(self.validation),
-            "floor": None,
+            **{"features": "actions", **sizes, "accuracy": None, "floor": None},
             "metric": "action error",
-            "policies": tuple(
-                _entry(coupling, by_seed, baseline, runs[coupling])
-                for coupling, by_seed in rollouts.items()
-            ),
-            "video": video.name if rollouts else None,
+            "policies": tuple(entries),
+            "video": video.name if entries else None,
         }
-
-
-def _values(result: PolicyScore) -> dict[str, float]:
-    score, success = result.score.value, result.success.value
-    return {"score": score, "success": success, "latency_ms": result.latency_ms}
 
 
 def _rollouts_file(run_dir: RunDir, step: int) -> Path:
     return run_dir.root / "rollouts" / f"step_{step:06d}.npz"
-
-
-def _save_video(path: Path, policies: Mapping[str, Rollouts]) -> None:
-    episodes = min(VIDEO_EPISODES, *(len(rollouts.coverage) for rollouts in policies.values()))
-    save_video(path, policies, episodes=range(episodes))
 
 
 def _entry(

@@ -56,13 +56,6 @@ class LinearNormalizer:
         half = torch.where(half < MIN_SPAN / 2, torch.ones(()), half)
         return ((self.low + self.high) / 2).to(like), half.to(like)
 
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, LinearNormalizer)
-            and torch.equal(self.low, other.low)
-            and torch.equal(self.high, other.high)
-        )
-
 
 @dataclass(frozen=True)
 class PolicyNormalizer:
@@ -124,10 +117,7 @@ class PolicyNormalizer:
         try:
             with safe_open(str(path), framework="pt") as file:
                 names = {key.rpartition(".")[0] for key in file.keys()}  # noqa: SIM118
-                parts = {
-                    name: LinearNormalizer(*(file.get_tensor(f"{name}.{end}") for end in ENDS))
-                    for name in names
-                }
+                parts = {name: LinearNormalizer(*(file.get_tensor(f"{name}.{end}") for end in ENDS)) for name in names}
                 return cls(**parts), (file.metadata() or {}).get("digest", "")
         except (OSError, SafetensorError, TypeError, ValueError) as error:
             raise ValueError(f"{path} does not hold normalizers of a policy ({error})") from error

@@ -40,9 +40,7 @@ class DiffusionPolicy:
 
 
 @torch.no_grad()
-def sample_actions(
-    pipeline: SamplingPipeline, model: nn.Module, cond: Cond, draw: Callable[[int], Tensor]
-) -> Tensor:
+def sample_actions(pipeline: SamplingPipeline, model: nn.Module, cond: Cond, draw: Callable[[int], Tensor]) -> Tensor:
     """Sample normalized actions from the noise ``draw(-1)``; ``draw(step)`` is that of a step."""
     noise = draw(-1).to(pipeline.device)
     if pipeline.sampler.init_noise == "matched" and pipeline.init_noise is not None:

@@ -53,8 +53,7 @@ class Rollouts:
     @property
     def success(self) -> NDArray[np.bool_]:
         """``[E]``: whether more than 0.95 was covered."""
-        success: NDArray[np.bool_] = np.nanmax(self.coverage, axis=1) > SUCCESS_COVERAGE
-        return success
+        return np.asarray(np.nanmax(self.coverage, axis=1) > SUCCESS_COVERAGE)
 
     @property
     def steps(self) -> NDArray[np.int64]:
@@ -97,15 +96,11 @@ def rollout(
     it. ``n_action_steps`` of its actions are carried out, from the last observation on. An episode
     ends after ``max_steps``, or with success. ``clock`` gives seconds, for the latency.
 
-    Raises:
-        ValueError: another number of starts than environments, or a chunk that is too short or not
-            finite.
+    ValueError if a chunk is too short or not finite.
     """
     if min(n_obs_steps, n_action_steps, max_steps) < 1:
-        raise ValueError(
-            f"expected n_obs_steps, n_action_steps and max_steps >= 1, got {n_obs_steps}, "
-            f"{n_action_steps} and {max_steps}"
-        )
+        sizes = n_obs_steps, n_action_steps, max_steps
+        raise ValueError(f"expected n_obs_steps, n_action_steps and max_steps >= 1, got {sizes}")
     first = n_obs_steps - 1
     initial = np.asarray(starts, dtype=np.float64)
     states = np.repeat(initial[:, None], max_steps + 1, axis=1)
@@ -121,15 +116,11 @@ def rollout(
         predicted = policy(observations, episodes=torch.from_numpy(running), chunk=chunk)
         shape = tuple(predicted.shape)
         if len(shape) != 3 or shape[1] < first + n_action_steps or shape[2] != 2:
-            raise ValueError(
-                f"expected actions [B, {first + n_action_steps} or more, 2], got {shape}"
-            )
+            raise ValueError(f"expected actions [B, {first + n_action_steps} or more, 2], got {shape}")
         targets = predicted[:, first : first + end - now].double().cpu().numpy()
         latency.append((clock() - started, len(running)))
         if len(bad := np.flatnonzero(~np.isfinite(targets).all(axis=(1, 2)))):
-            raise ValueError(
-                f"the actions for episode {running[bad[0]]} at step {now} are not finite"
-            )
+            raise ValueError(f"the actions for episode {running[bad[0]]} at step {now} are not finite")
         steps = env.step(targets, running.tolist())
         # The step that reaches the goal counts, and what follows does not.
         reached = np.cumsum(steps.coverage > SUCCESS_COVERAGE, axis=1) > 0
@@ -158,6 +149,12 @@ class PolicyScore:
     episodes: int  # number of different episodes
     seeds: int  # number of training seeds
     latency_ms: float  # median time to sample a chunk of actions, for all episodes together
+
+    @property
+    def values(self) -> dict[str, float]:
+        """Score, success and latency without their intervals."""
+        score, success = self.score.value, self.success.value
+        return {"score": score, "success": success, "latency_ms": self.latency_ms}
 
 
 def score_rollouts(runs: Sequence[Rollouts]) -> PolicyScore:

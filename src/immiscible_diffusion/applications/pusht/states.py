@@ -15,15 +15,9 @@ MAX_STEPS = 300
 SUCCESS_COVERAGE = 0.95
 # In the frame of the block, as in the published recordings, which drew them at random once.
 KEY_POINTS = (
-    (9.26979, 90.04097),
-    (-60.98347, -1.18673),
-    (60.91276, -1.39336),
-    (-0.2705, 25.54363),
-    (-14.06493, 122.81585),
-    (39.00274, 32.8574),
-    (-39.96641, 32.72966),
-    (-16.82434, 62.86318),
-    (23.54146, -1.70029),
+    *((9.26979, 90.04097), (-60.98347, -1.18673), (60.91276, -1.39336)),
+    *((-0.2705, 25.54363), (-14.06493, 122.81585), (39.00274, 32.8574)),
+    *((-39.96641, 32.72966), (-16.82434, 62.86318), (23.54146, -1.70029)),
 )
 # Corners of the two bars of the block, in the order of gym-pusht, as LeRobot recorded them.
 CORNERS = (
@@ -41,9 +35,7 @@ def key_points(state: Tensor, local: tuple[tuple[float, float], ...] = KEY_POINT
     """
     angle = state[..., 4, None]
     x, y = torch.tensor(local, dtype=state.dtype, device=state.device).unbind(-1)
-    rotated = torch.stack(
-        [angle.cos() * x - angle.sin() * y, angle.sin() * x + angle.cos() * y], dim=-1
-    )
+    rotated = torch.stack([angle.cos() * x - angle.sin() * y, angle.sin() * x + angle.cos() * y], dim=-1)
     return rotated + state[..., None, 2:4]
 
 

@@ -18,21 +18,21 @@ def save_video(
     path: str | os.PathLike[str],
     policies: Mapping[str, Rollouts],
     *,
-    episodes: Sequence[int] = (0, 1, 2, 3),
+    episodes: Sequence[int] | None = None,
     size: int = 96,
     every: int = 3,
 ) -> None:
     """Write a GIF: a row for each policy, a column for each episode, with the score so far.
 
-    An environment's image has ``size`` by ``size`` pixels. There are ``every`` steps between
-    frames; a step is 0.1 s and is shown as long.
+    Of the first four ``episodes`` by default. An environment's image has ``size`` by ``size``
+    pixels. There are ``every`` steps between frames; a step is 0.1 s and is shown as long.
 
-    Raises:
-        ValueError: no policies or episodes, or an episode that does not exist.
+    ValueError if there are no policies or no such episodes.
     """
     with require_extra("train", "videos of rollouts"):
         from PIL import Image, ImageDraw
     count = min((len(run.coverage) for run in policies.values()), default=0)
+    episodes = range(min(4, count)) if episodes is None else episodes
     if not episodes or every < 1 or not all(0 <= episode < count for episode in episodes):
         raise ValueError(
             f"expected episodes below {count} of at least one policy and every >= 1, got {list(episodes)} and {every}"

@@ -10,14 +10,13 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from immiscible_diffusion.applications.pusht.config import DemonstrationConfig
 from immiscible_diffusion.applications.pusht.normalization import PolicyNormalizer
-from immiscible_diffusion.data.base import DataSet
+from immiscible_diffusion.data.base import DataSet, forward
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.random import keyed_generator
 
@@ -28,9 +27,8 @@ OBSERVATION = "observation"
 class Episodes:
     """Recorded episodes, one after the other, in the units they were recorded in.
 
-    Raises:
-        ValueError: rows that do not fit together, empty episodes, or values that are not finite:
-            it names the episode.
+    ValueError names the episode of rows that do not fit together or are not finite, or that has
+    none.
     """
 
     observation: Tensor  # ``[N, O]`` float32
@@ -44,20 +42,15 @@ class Episodes:
     def __post_init__(self) -> None:
         ends = self.ends
         if ends.ndim != 1 or ends.is_floating_point() or len(ends) == 0:
-            raise ValueError(
-                f"{self.name}: ends must be integers [E], got {ends.dtype} {tuple(ends.shape)}"
-            )
+            shape = tuple(ends.shape)
+            raise ValueError(f"{self.name}: ends must be integers [E], got {ends.dtype} {shape}")
         if len(empty := (self.lengths < 1).nonzero()):
-            raise ValueError(
-                f"{self.name}: episode {self.number(empty[0])} has no steps (ends must rise, got "
-                f"{int(ends[empty[0]])})"
-            )
+            number, end = self.number(empty[0]), int(ends[empty[0]])
+            raise ValueError(f"{self.name}: episode {number} has no steps: it ends at row {end}")
         for what, rows in ((OBSERVATION, self.observation), ("action", self.action)):
             if rows.ndim != 2 or not rows.is_floating_point() or 0 in rows.shape:
-                raise ValueError(
-                    f"{self.name}: {what} must be floating [N, dim], got {rows.dtype} "
-                    f"{tuple(rows.shape)}"
-                )
+                shape = tuple(rows.shape)
+                raise ValueError(f"{self.name}: {what} must be floating [N, dim], got {rows.dtype} {shape}")
             if len(rows) != int(ends[-1]):
                 episode = min(int((ends <= len(rows)).sum()), len(ends) - 1)
                 raise ValueError(
@@ -133,9 +126,7 @@ class Windows(DataSet):
     A batch has ``data`` ``[B, horizon, A]`` in [-1, 1], ``cond["observation"]``
     ``[B, n_obs_steps * O]``, and ``mask`` ``[B, horizon, 1]`` or None.
 
-    Raises:
-        ValueError: an episode shorter than the horizon, or a normalizer of other dimensions; it
-            names the episode.
+    ValueError names an episode shorter than the horizon.
     """
 
     episodes: Episodes
@@ -153,10 +144,8 @@ class Windows(DataSet):
             )
         for what in (OBSERVATION, "action"):
             size = getattr(self.episodes, what).shape[1]
-            if size != (expected := len(getattr(self.normalizer, what).low)):
-                raise ValueError(
-                    f"{self.name}: {what}s have {size} dimensions, {expected} were expected"
-                )
+            if size != (due := len(getattr(self.normalizer, what).low)):
+                raise ValueError(f"{self.name}: {what}s have {size} dimensions, not {due}")
 
     @classmethod
     def fit(cls, episodes: Episodes, config: DemonstrationConfig | None = None) -> "Windows":
@@ -165,15 +154,8 @@ class Windows(DataSet):
         rows = episodes.observation, episodes.action, episodes.starts
         return cls(episodes, PolicyNormalizer.fit(*rows, differences=config.differences), config)
 
-    @property
-    def name(self) -> str:
-        """Name of the episodes."""
-        return self.episodes.name
-
-    @property
-    def note(self) -> str:
-        """Note of the episodes."""
-        return self.episodes.note
+    name = forward("episodes.name")
+    note = forward("episodes.note")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -214,18 +196,6 @@ class Windows(DataSet):
             content.update(rows.cpu().contiguous().numpy().tobytes())
         return content.hexdigest()[:16]
 
-    def save_normalization(self, path: Path) -> None:
-        """Write the normalizer, with a hash of the demonstrations."""
-        self.normalizer.save(path, self.digest)
-
-    def check_normalization(self, path: Path) -> None:
-        """Raise ValueError if ``path`` was written for other demonstrations."""
-        if PolicyNormalizer.load(path)[1] != self.digest:
-            raise ValueError(
-                f"the demonstrations differ from those that the policy of {path} was trained on; "
-                f"set data.path and its options back, or train again"
-            )
-
     @cached_property
     def _starts(self) -> Tensor:
         """``[2, windows]``: row of the first action, before its episode in some, and episode."""
@@ -233,9 +203,7 @@ class Windows(DataSet):
         count = self.episodes.lengths - self.config.horizon + 1 + overhang
         episode = torch.arange(len(count)).repeat_interleave(count)
         within = torch.arange(len(episode)) - (count.cumsum(0) - count)[episode]
-        return torch.stack(
-            [self.episodes.starts[episode] + within - self.config.n_obs_steps + 1, episode]
-        )
+        return torch.stack([self.episodes.starts[episode] + within - self.config.n_obs_steps + 1, episode])
 
     @cached_property
     def _action(self) -> Tensor:

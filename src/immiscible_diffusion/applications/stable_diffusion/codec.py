@@ -103,8 +103,7 @@ class LatentCodec:
     def latents(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Encode images ``[B, C, H, W]`` in [-1, 1] to ``[B, C, h, w]`` float32."""
         posteriors = [
-            self.vae.encode(part.to(self.device, self.dtype)).latent_dist
-            for part in images.split(self.max_batch_size)
+            self.vae.encode(part.to(self.device, self.dtype)).latent_dist for part in images.split(self.max_batch_size)
         ]
         latents = torch.cat([posterior.mean for posterior in posteriors])
         if generator is not None:
@@ -114,15 +113,11 @@ class LatentCodec:
         return (latents.float() - self._shift) * float(self.vae.config.scaling_factor)
 
     @torch.no_grad()
-    def mask_images(
-        self, images: Tensor, mask: Tensor, generator: torch.Generator | None = None
-    ) -> Cond:
+    def mask_images(self, images: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> Cond:
         """Return the conditions of an in-painting network; ``mask`` is ``[B, 1, h, w]``."""
         expected = (len(images), 1, *self.shape(tuple(images.shape[1:]))[1:])
         if tuple(mask.shape) != expected:
-            raise ValueError(
-                f"the mask must be {expected}, on the latents' grid, got {tuple(mask.shape)}"
-            )
+            raise ValueError(f"the mask must be {expected}, on the latents' grid, got {tuple(mask.shape)}")
         mask, step = mask.to(self.device), self.downsample_factor
         visible = 1 - mask.repeat_interleave(step, 2).repeat_interleave(step, 3)
         latents = self.latents(images.to(self.device) * visible, generator)

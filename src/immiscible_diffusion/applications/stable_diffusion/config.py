@@ -8,6 +8,7 @@ import torch
 
 from immiscible_diffusion.applications.stable_diffusion.codec import LatentCodec
 from immiscible_diffusion.applications.stable_diffusion.inpainting import Inpainting
+from immiscible_diffusion.applications.stable_diffusion.latent_cache import vae_digest
 from immiscible_diffusion.applications.stable_diffusion.load_pipeline import (
     PretrainedPipeline,
     frozen,
@@ -43,13 +44,11 @@ class StableDiffusionCodec:
         passthrough: bool = False,
         inpainting: Inpainting | None = None,
     ) -> LatentCodec:
-        """Load the parts; in half precision if ``precision`` is fp16 or bf16.
+        """Load the parts, in half precision if ``precision`` is fp16 or bf16.
 
         With ``passthrough`` for data that are latents already, with the hash of the VAE they must
         be of (before it is cast). ValueError says what to do if the pipeline is absent.
         """
-        from immiscible_diffusion.applications.stable_diffusion.latent_cache import vae_digest
-
         with silence_hf_logging():
             pipeline = PretrainedPipeline.open(self.pretrained)
             vae = frozen(pipeline.load("vae", torch_dtype=torch.float32))
@@ -60,12 +59,10 @@ class StableDiffusionCodec:
             # SDXL's first VAE overflows in float16, as its configuration says.
             if dtype == torch.float16 and len(texts) > 1:
                 dtype = torch.float32 if getattr(vae.config, "force_upcast", False) else dtype
+            options = inpainting, passthrough, vae_hash
             zero_uncond = bool(pipeline.index.get("force_zeros_for_empty_prompt", False))
-            return LatentCodec(
-                *(vae.to(device, dtype), texts, self.batch_size, inpainting, passthrough),
-                vae_hash=vae_hash,
-                zero_uncond=zero_uncond,
-            )
+            vae = vae.to(device, dtype)
+            return LatentCodec(vae, texts, self.batch_size, *options, zero_uncond=zero_uncond)
 
 
 @dataclass(frozen=True)
@@ -106,9 +103,7 @@ class TextToImage(TaskConfig):
         that are not on this machine are replaced by digits.
         """
         codec, data = dataclasses.replace(self.codec, pretrained=None), self.data.tiny().at_hand()
-        return dataclasses.replace(
-            self, data=data, codec=codec, buckets=None, eval=self.eval.tiny()
-        )
+        return dataclasses.replace(self, data=data, codec=codec, buckets=None, eval=self.eval.tiny())
 
     def check(self, recipe: Recipe) -> None:
         """Raise ValueError for a recipe that lacks a part of text-to-image diffusion."""
@@ -132,8 +127,8 @@ class TextToImage(TaskConfig):
         masked = inpainting is not None and inpainting.pair_masked_region
         if masked and recipe.sampler.init_noise == "matched":
             raise ValueError(
-                "noise that is paired in the masked region has another distribution for every "
-                "mask; use sampler.init_noise normal, or drop inpainting.pair_masked_region"
+                "noise paired in the masked region has another distribution for every mask; use "
+                "sampler.init_noise normal, or drop inpainting.pair_masked_region"
             )
 
 

@@ -5,7 +5,6 @@
 
 import json
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ INPAINT_PIPELINES = {
     "StableDiffusionPipeline": "StableDiffusionInpaintPipeline",
     "StableDiffusionXLPipeline": "StableDiffusionXLInpaintPipeline",
 }
+NOT_COPIED = ("_name_or_path", "safety_checker")
 DIFFUSERS = "pytorch_lora_weights.safetensors"
 KOHYA = "kohya_lora.safetensors"
 KOHYA_PARTS = {"lora_A": "lora_down", "lora_B": "lora_up"}
@@ -54,9 +54,7 @@ UPLOADED = (
 )
 
 
-def publish(
-    recipe: Recipe, run_dir: RunDir, codec: LatentCodec, model: nn.Module, ema: EMA, step: int
-) -> None:
+def publish(recipe: Recipe, run_dir: RunDir, codec: LatentCodec, model: nn.Module, ema: EMA, step: int) -> None:
     """Write what diffusers and others load.
 
     After every checkpoint ``unet/`` (current weights) and ``unet_ema/`` (averaged), like diffusers'
@@ -78,9 +76,7 @@ def publish(
 # -- a pipeline of diffusers ----------------------------------------------------------------------
 
 
-def save_unets(
-    folder: Path, unet: Any, averaged: Any, average: dict[str, Any], *, last: bool
-) -> None:
+def save_unets(folder: Path, unet: Any, averaged: Any, average: dict[str, Any], *, last: bool) -> None:
     """Write ``unet/`` and ``unet_ema/`` of a run as diffusers' training script does.
 
     The numbers of ``average``, the state of the average, go where diffusers' ``EMAModel`` has them.
@@ -110,9 +106,7 @@ def save_pipeline(folder: Path, recipe: Recipe, codec: LatentCodec, unet: Any) -
     for name, part in parts.items():
         with atomic_folder(folder / name) as temporary:
             part.save_pretrained(temporary)
-    index = {
-        k: v for k, v in pipeline.index.items() if k not in ("_name_or_path", "safety_checker")
-    }
+    index = {name: value for name, value in pipeline.index.items() if name not in NOT_COPIED}
     for name, part in {**parts, "unet": unet}.items():
         index[name] = [type(part).__module__.partition(".")[0], type(part).__name__]
     if codec.inpainting is not None:
@@ -125,9 +119,8 @@ def save_pipeline(folder: Path, recipe: Recipe, codec: LatentCodec, unet: Any) -
 
 def _scheduler(recipe: Recipe, pipeline: PretrainedPipeline) -> Any:
     """The scheduler of the pipeline with the schedule that the network was trained on."""
-    with require_extra("train", "the scheduler"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+
     if not isinstance(recipe.path, VPPath):
         return DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
     config = scheduler_config(recipe.path)
@@ -156,12 +149,11 @@ def check_schedule(recipe: Recipe) -> None:
     weights, trained_on = _schedule_of_weights(recipe)
     if not isinstance(recipe.path, VPPath):
         kind = f"{trained_on.get('prediction_type')} {trained_on.get('_class_name')}".lower()
-        if "flow" not in kind:
-            raise ValueError(
-                f"the weights of {weights} were trained on a diffusion path; a FlowMatchingPath "
-                f"needs model.init scratch"
-            )
-        return
+        if "flow" in kind:
+            return
+        raise ValueError(
+            f"the weights of {weights} were trained on a diffusion path; a FlowMatchingPath needs model.init scratch"
+        )
     own = scheduler_config(recipe.path) | {"rescale_betas_zero_snr": recipe.path.zero_snr}
     differences = [
         f"{name} {trained_on[name]} (path: {value})"
@@ -197,15 +189,13 @@ def _schedule_of_weights(recipe: Recipe) -> tuple[str, dict[str, Any]]:
 
 def save_lora(unet: Any, folder: Path, recipe: Recipe, step: int, *, sdxl: bool) -> None:
     """Write the adapters of ``unet`` in both layouts; their metadata name the coupling."""
-    with require_extra("sd", "LoRA"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from peft import get_peft_model_state_dict
-        from safetensors.torch import save_file
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
     model = unet_of(recipe)
     assert model.lora is not None
     state = {
-        name: value.detach().cpu().float().contiguous()
-        for name, value in get_peft_model_state_dict(unet).items()
+        name: value.detach().cpu().float().contiguous() for name, value in get_peft_model_state_dict(unet).items()
     }
     common = {
         "format": "pt",
@@ -213,8 +203,8 @@ def save_lora(unet: Any, folder: Path, recipe: Recipe, step: int, *, sdxl: bool)
         "immiscible_recipe": recipe.name,
         "immiscible_step": str(step),
     }
-    config = unet.peft_config["default"].to_dict()
-    config = {f"unet.{k}": sorted(v) if isinstance(v, set) else v for k, v in config.items()}
+    config = {f"unet.{k}": v for k, v in unet.peft_config["default"].to_dict().items()}
+    config = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
     of_diffusers = {"lora_adapter_metadata": json.dumps(config, default=str)}
     of_kohya = {
         "ss_network_module": "networks.lora",
@@ -308,9 +298,7 @@ def check_before(recipe: Recipe) -> None:
         with require_extra("train", "push_to_hub"):
             from huggingface_hub import get_token
         if not get_token():
-            raise ValueError(
-                f"push_to_hub {name} needs a token of the hub: run `hf auth login` or set HF_TOKEN"
-            )
+            raise ValueError(f"push_to_hub {name} needs a token of the hub: run `hf auth login` or set HF_TOKEN")
     check_schedule(recipe)
 
 
@@ -323,9 +311,7 @@ def push(folder: Path, name: str) -> None:
     try:
         api = HfApi()
         api.create_repo(name, exist_ok=True)
-        api.upload_folder(
-            repo_id=name, folder_path=str(folder), allow_patterns=patterns, commit_message=message
-        )
+        api.upload_folder(repo_id=name, folder_path=str(folder), allow_patterns=patterns, commit_message=message)
     except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(

@@ -23,18 +23,13 @@ class Inpainting:
 
     def __post_init__(self) -> None:
         if self.mask_region not in ("inside", "outside"):
-            raise ValueError(
-                f"inpainting.mask_region must be inside or outside, got {self.mask_region!r}"
-            )
+            raise ValueError(f"inpainting.mask_region must be inside or outside, got {self.mask_region!r}")
         if not 0 < self.min_size <= self.max_size < 1:
             raise ValueError(
-                f"expected 0 < inpainting.min_size <= inpainting.max_size < 1, got {self.min_size} "
-                f"and {self.max_size}"
+                f"expected 0 < inpainting.min_size <= inpainting.max_size < 1, got {self.min_size} and {self.max_size}"
             )
 
-    def sample_masks(
-        self, count: int, size: tuple[int, int], generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample_masks(self, count: int, size: tuple[int, int], generator: torch.Generator | None = None) -> Tensor:
         """Draw masks ``[count, 1, h, w]`` float32 on a grid of ``size``: 1 is to be painted.
 
         Every image takes five random numbers, used or not, so row i does not depend on the others.
@@ -43,8 +38,7 @@ class Inpainting:
         device = torch.device("cpu") if generator is None else generator.device
         draws = torch.rand(count, 5, device=device, generator=generator)
         (y, top, height), (x, left, width) = (
-            self._intervals(side, draws[:, 2 * axis : 2 * axis + 2])
-            for axis, side in enumerate(size)
+            self._intervals(side, draws[:, 2 * axis : 2 * axis + 2]) for axis, side in enumerate(size)
         )
         rows, columns = (y >= top) & (y < top + height), (x >= left) & (x < left + width)
         box = rows[:, :, None] & columns[:, None, :]

@@ -94,10 +94,7 @@ class Manifest:
         return manifest
 
     def write(self, folder: Path) -> None:
-        """Write the manifest; ValueError says what differs if the folder has another one.
-
-        Every process may do it, as all write the same.
-        """
+        """Write the manifest (every process may); ValueError if the folder has another one."""
         values = dataclasses.asdict(self)
         if (folder / FILE).is_file():
             Manifest.read(folder).check(folder, values)
@@ -107,11 +104,8 @@ class Manifest:
     def check(self, where: Path, expected: dict[str, Any]) -> None:
         """Raise ValueError, saying what differs, unless the fields are those ``expected``."""
         there = vars(self)
-        differences = [
-            f"{name} is {there[name]!r} there and {value!r} here"
-            for name, value in expected.items()
-            if there[name] != value
-        ]
+        others = [(name, value) for name, value in expected.items() if there[name] != value]
+        differences = [f"{name} is {there[name]!r} there and {v!r} here" for name, v in others]
         if differences:
             raise ValueError(f"{where} holds other latents: {'; '.join(differences)}; {ELSEWHERE}")
 
@@ -227,29 +221,27 @@ def encode(
     """
     with require_extra("train", "writing latents"):
         from safetensors.torch import save_file
-    config = config or EncodingConfig()
-    images = dataset.images if isinstance(dataset, Captioned) else dataset
-    captions = dataset.prompts if isinstance(dataset, Captioned) else None
-    if isinstance(captions, ClassNamePrompts):  # are made from the labels
-        captions = None
+    config, images, captions = config or EncodingConfig(), dataset, None
+    if isinstance(dataset, Captioned):
+        images = dataset.images
+        if not isinstance(dataset.prompts, ClassNamePrompts):  # which are made from the labels
+            captions = dataset.prompts
     if isinstance(images, BucketedImages):
         raise ValueError(
-            "images in aspect-ratio buckets have latents of several shapes, which cannot be "
-            "cached; train from the images, or encode them at one size"
+            "images in aspect-ratio buckets have latents of several shapes; train from the images, "
+            "or encode them at one size"
         )
     channels = int(vae.config.in_channels)
     if images.shape[0] != channels:
         raise ValueError(
             f"the VAE takes {channels} channels and the images have {images.shape[0]}; set data.channels {channels}"
         )
+    stored: dict[str, Any] = {k: v for k, v in vars(config).items() if k != "batch_size"}
     manifest = Manifest(
+        **stored,
         count=len(images),
         shape=tuple(posterior(vae, images.batch(torch.arange(1)).data)[0].shape[1:]),
-        dtype=config.dtype,
-        flips=config.flips,
-        shard_size=config.shard_size,
         vae=vae_hash or vae_digest(vae),
-        transform=config.transform,
         data=data_digest(images),
         scaling=float(vae.config.scaling_factor),
         shift=float(getattr(vae.config, "shift_factor", None) or 0.0),
@@ -337,14 +329,10 @@ class LatentSet(DataSet):
 
     @classmethod
     def open(cls, folder: Path, *, flip: bool = False, **expected: str | None) -> "LatentSet":
-        """Open what ``encode`` wrote to ``folder``.
+        """Open what ``encode`` wrote to ``folder``; ValueError says what is missing or differs.
 
         ``expected`` are fields that the manifest must have, such as ``vae`` (``vae_digest``),
         ``data`` (``data_digest``) and ``transform``; None is not checked.
-
-        Raises:
-            ValueError: there are none, shards are missing, mirror images are asked for and not
-                there, or the manifest has other fields.
         """
         manifest = Manifest.read(folder)
         manifest.check(folder, {k: value for k, value in expected.items() if value is not None})
@@ -385,10 +373,7 @@ class LatentSet(DataSet):
         return self.manifest.count
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
-        """Return latents at ``indices`` ``[B]``, sampled and mirrored at random by ``generator``.
-
-        Without a generator, their means.
-        """
+        """Return latents ``[B, C, h, w]``: means, or sampled and mirrored by ``generator``."""
         flips = draw_flips(len(indices), self.flip, generator)
         mean, logvar = self.posterior(indices, flips)
         if generator is not None:
@@ -420,10 +405,9 @@ def load_latents(
     vae: str | None = None,
     transform: str | None = None,
 ) -> Captioned:
-    """Open the latents of ``folder`` with their prompts: captions, or names of their classes.
+    """Open the latents of ``folder`` with their captions, else the names of their classes.
 
-    Raises:
-        ValueError: what ``LatentSet.open`` raises; neither captions nor class names.
+    ValueError as of ``LatentSet.open``, or if there are neither captions nor names.
     """
     if not Manifest.read(folder).transform:  # written in Python, without one
         transform = None

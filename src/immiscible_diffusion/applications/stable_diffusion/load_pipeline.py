@@ -63,9 +63,7 @@ class PretrainedPipeline:
     def open(cls, source: str | None) -> "PretrainedPipeline":
         """Read the index; ValueError says what to download or to make if it cannot be read."""
         if not source:
-            raise ValueError(
-                f"codec.pretrained names the pipeline and is not set; give {PIPELINE_HINT}"
-            )
+            raise ValueError(f"codec.pretrained is not set; give {PIPELINE_HINT}")
         with silence_hf_logging():
             from diffusers import DiffusionPipeline
 
@@ -121,10 +119,8 @@ def load_pipeline(source: str, device: torch.device, dtype: torch.dtype, *, text
     """Load a pipeline by its folder or hub name, quiet and without a safety checker.
 
     It is a text-to-image pipeline with ``text``; else an unconditional diffusion model, such as
-    google/ddpm-cifar10-32, which is sampled by DDIM.
-
-    Raises:
-        ValueError: it is not there (says what to download), or of the other kind.
+    google/ddpm-cifar10-32, which is sampled by DDIM. ValueError if it is of the other kind, or not
+    there.
     """
     with require_extra("train", "sampling a pipeline"):
         from diffusers import DDIMPipeline, DiffusionPipeline

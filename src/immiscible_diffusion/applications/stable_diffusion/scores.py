@@ -14,7 +14,7 @@ from immiscible_diffusion.data.folder_of_samples import SampleFolder
 from immiscible_diffusion.data.in_memory import random_rows
 from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
 from immiscible_diffusion.evaluation.config import ImageEvalConfig
-from immiscible_diffusion.evaluation.evaluator import EVAL_SEED, EvalResult
+from immiscible_diffusion.evaluation.evaluator import EVAL_SEED, EvalResult, Evaluator
 from immiscible_diffusion.metrics import FeatureExtractor
 from immiscible_diffusion.metrics.clip import Clip, cmmd, cmmd_features
 from immiscible_diffusion.metrics.features import extractor_from_name
@@ -34,35 +34,26 @@ def clip_metrics(
 ) -> dict[str, Any]:
     """CLIPScore and CMMD of a folder of images, each with what it depends on.
 
-    ``folder`` holds images that ``immiscible sample --to`` wrote (for ``score`` with their
-    prompts), ``dataset`` real ones.
-
-    Raises:
-        ValueError: CLIP's weights or the prompts are absent; says where they are looked for.
+    ``folder`` holds images that ``immiscible sample --to`` wrote, ``dataset`` real ones. ValueError
+    if CLIP's weights are absent, or prompts for ``score``; it says where they are looked for.
     """
     images, scores = SampleFolder(folder), dict[str, Any]()
     if "score" in metrics:
         score = Clip.load(device=device).score(images.with_prompts(BATCH))
-        scores |= {
-            "clip_score": score.mean,
-            "clip_score_error": score.standard_error,
-            "clip_score_model": f"{score.model}, 100 max(cos, 0)",
-        }
+        scores |= {"clip_score": score.mean, "clip_score_error": score.standard_error}
+        scores |= {"clip_score_model": f"{score.model}, 100 max(cos, 0)"}
     if "cmmd" in metrics:
         extractor = cmmd_features(device)
         rows = random_rows(len(dataset), CMMD_REAL, seed=0)
         real = extract(extractor, data_batches(dataset, rows, BATCH))
         samples = extract(extractor, images.in_batches(BATCH))
-        scores |= {
-            "cmmd": cmmd(real, samples),
-            "cmmd_real": len(real),
-            "cmmd_model": f"{extractor.name}, {extractor.preprocessing}",
-        }
+        scores |= {"cmmd": cmmd(real, samples), "cmmd_real": len(real)}
+        scores |= {"cmmd_model": f"{extractor.name}, {extractor.preprocessing}"}
     return scores
 
 
 @dataclass(frozen=True, eq=False)
-class FewShotEvaluator:
+class FewShotEvaluator(Evaluator):
     """Scores samples of the training captions beside the training images themselves."""
 
     extractor: FeatureExtractor  # images to features
@@ -71,9 +62,7 @@ class FewShotEvaluator:
     samples: int  # images generated for every score
 
     @classmethod
-    def of(
-        cls, dataset: DataSet, config: ImageEvalConfig, device: torch.device
-    ) -> "FewShotEvaluator":
+    def of(cls, dataset: DataSet, config: ImageEvalConfig, device: torch.device) -> "FewShotEvaluator":
         """Prepare the features."""
         options: Any = {"seed": EVAL_SEED, "device": str(device)}
         extractor = extractor_from_name(config.features, dataset, **options)
@@ -84,22 +73,14 @@ class FewShotEvaluator:
         """Say what scores images; everything was loaded when this was made."""
         return f"{self.extractor.name}, {len(self.real)} images"
 
-    def __call__(
-        self, pipeline: SamplingPipeline, model: nn.Module, *, seed: int, **_: Any
-    ) -> EvalResult:
+    def __call__(self, pipeline: SamplingPipeline, model: nn.Module, *, seed: int, **_: Any) -> EvalResult:
         """Generate and score images."""
         batches = list(pipeline(model, self.samples, seed=seed))
         images = torch.cat([data for data, _ in batches]).cpu()
         scores = dataclasses.asdict(few_shot_metrics(self.extractor, images, self.real))
         return EvalResult({"samples": len(images), **scores}, images[:GRID_IMAGES])
 
-    def calibrate(self, metrics: Sequence[str] = ()) -> dict[str, Any]:
-        """Raise ValueError: there is no scale for these scores."""
-        raise ValueError("calibrate is for images scored by a Frechet distance; leave it out")
-
-    def evaluate_run(
-        self, run: Run, *, seed: int, batch_size: int, metrics: Any = ()
-    ) -> dict[str, Any]:
+    def evaluate_run(self, run: Run, *, seed: int, batch_size: int, metrics: Any) -> dict[str, Any]:
         """Score a run's model, with all that has to stand beside the scores."""
         result = self(run.pipeline(batch_size), run.model, seed=seed, step=run.step)
         return {
@@ -111,14 +92,7 @@ class FewShotEvaluator:
             **result.scores,
         }
 
-    def summary(
-        self, runs: Mapping[str, Mapping[int, RunDir]], folder: Path, step: int
-    ) -> dict[str, Any]:
+    def summary(self, runs: Mapping[str, Mapping[int, RunDir]], folder: Path, step: int) -> dict[str, Any]:
         """Return what the scores of a comparison were made with."""
-        return {
-            "features": self.extractor.name,
-            "accuracy": None,
-            "samples": self.samples,
-            "real_samples": len(self.real),
-            "floor": None,
-        }
+        sizes = {"samples": self.samples, "real_samples": len(self.real)}
+        return {"features": self.extractor.name, **sizes, "accuracy": None, "floor": None}

@@ -40,9 +40,7 @@ IMAGES_PER_PROMPT = 4
 class TextToImageTask(ImageTask):
     """Latents with the text that describes them."""
 
-    def __init__(
-        self, recipe: Recipe, device: torch.device, dataset: DataSet | None = None
-    ) -> None:
+    def __init__(self, recipe: Recipe, device: torch.device, dataset: DataSet | None = None) -> None:
         self.config = config = task_of(recipe)
         self.codec = config.codec.load(
             device,
@@ -104,11 +102,10 @@ class TextToImageTask(ImageTask):
     def _build_model(self) -> nn.Module:
         codec, model = self.codec, unet_of(self.recipe).build(self.shape)
         assert isinstance(model, TextUNet)
-        if model.text_width != codec.text_width:
+        if (width := model.unet.config.cross_attention_dim) != codec.text_width:
             raise ValueError(
-                f"the U-Net attends to text states of width {model.text_width}, and those of "
-                f"{self.config.codec} have {codec.text_width}; give a U-Net and a codec of one "
-                f"pipeline"
+                f"the U-Net attends to text states of width {width}, and those of the codec have "
+                f"{codec.text_width}; give a U-Net and a codec of one pipeline"
             )
         model.cast_frozen(frozen_dtype(self.recipe.mixed_precision))
         return model

@@ -66,14 +66,8 @@ class StableDiffusionUNet(ModelConfig):
         """Shrink to a smoke run."""
         return replace(self, gradient_checkpointing=False)
 
-    def build(
-        self, shape: Shape, num_classes: int | None = None, conditions: Shapes | None = None
-    ) -> nn.Module:
-        """Build the network for latents ``[B, C, h, w]``; it takes no labels.
-
-        Raises:
-            ValueError: the U-Net is absent, or is of other latents.
-        """
+    def build(self, shape: Shape, num_classes: int | None = None, conditions: Shapes | None = None) -> nn.Module:
+        """Build the network for latents ``[B, C, h, w]``; ValueError if the U-Net is of others."""
         unet = self._load()
         if self.lora is None:  # the size at which pipelines of diffusers sample by default
             height, width = shape[1:]
@@ -82,10 +76,7 @@ class StableDiffusionUNet(ModelConfig):
 
     def _load(self) -> Any:
         if not self.pretrained:
-            raise ValueError(
-                "model.pretrained names the U-Net and is not set; give a pipeline there, or as "
-                "codec.pretrained"
-            )
+            raise ValueError("model.pretrained is not set; give a pipeline, or as codec.pretrained")
         alone = (Path(self.pretrained) / "config.json").is_file()
         where: dict[str, Any] = {} if alone else {"subfolder": self.subfolder}
         with silence_hf_logging():
@@ -113,27 +104,19 @@ class TextUNet(nn.Module):
         inputs = 2 * channels + 1 if config.inpainting else channels
         if config.inpainting and unet.config.in_channels < inputs:
             if config.lora is not None:
-                raise ValueError(
-                    "adapters leave the new input channels at 0, so the network would not see the "
-                    "mask; start from an in-painting U-Net"
-                )
+                raise ValueError("adapters would not see the mask; start from an in-painting U-Net")
             widen(unet, inputs)
         if (unet.config.in_channels, unet.config.out_channels) != (inputs, channels):
             raise ValueError(
                 f"the U-Net takes {unet.config.in_channels} channels and gives "
                 f"{unet.config.out_channels}; latents of {channels} channels need {inputs} and "
-                f"{channels}; for in-painting: model.inpainting"
+                f"{channels} (in-painting: set model.inpainting)"
             )
         if config.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         if config.lora is not None:
             add_adapters(unet, config.lora)
         self.unet = unet.train()
-
-    @property
-    def text_width(self) -> int:
-        """Width of the text states that it attends to."""
-        return int(self.unet.config.cross_attention_dim)
 
     def cast_frozen(self, dtype: torch.dtype) -> None:
         """Cast frozen weights to half precision; trained weights keep theirs."""
@@ -146,9 +129,7 @@ class TextUNet(nn.Module):
         cond, inpainting = cond or {}, ("inpaint_mask", "masked_latents")
         needed = ["text", *inpainting] if self.config.inpainting else ["text"]
         if any(name not in cond for name in needed):
-            raise ValueError(
-                f"this network needs cond with {', '.join(needed)}, got {', '.join(cond) or 'none'}"
-            )
+            raise ValueError(f"this network needs cond with {', '.join(needed)}, got {', '.join(cond) or 'none'}")
         if self.config.inpainting:
             x = torch.cat([x, *(cond[name].to(x.dtype) for name in inpainting)], dim=1)
         added = None
@@ -181,6 +162,4 @@ def add_adapters(unet: Any, lora: LoRA) -> None:
         from peft import LoraConfig
     options: Any = {"r": lora.rank, "lora_alpha": lora.scale, "lora_dropout": lora.dropout}
     unet.requires_grad_(False)
-    unet.add_adapter(
-        LoraConfig(init_lora_weights="gaussian", target_modules=list(lora.targets), **options)
-    )
+    unet.add_adapter(LoraConfig(init_lora_weights="gaussian", target_modules=list(lora.targets), **options))
