@@ -21,7 +21,7 @@ from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.data.captions import Captions, NoCaptionsError, load_captioned
 from immiscible_diffusion.data.load import DataConfig, load_images
 from immiscible_diffusion.data.prompts import Synonyms
-from immiscible_diffusion.utils.distributed import rank_world_device
+from immiscible_diffusion.utils.device import rank_world_device
 from immiscible_diffusion.utils.optional_deps import require_extra
 from immiscible_diffusion.utils.progress import Progress
 

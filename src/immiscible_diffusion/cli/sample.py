@@ -28,7 +28,7 @@ from immiscible_diffusion.evaluation.sample_writers import SampleWriter
 from immiscible_diffusion.metrics.features.preprocess import weights_digest
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.atomic_files import atomic_path, write_text
-from immiscible_diffusion.utils.distributed import process_state, rank_world_device
+from immiscible_diffusion.utils.device import process_state, rank_world_device
 from immiscible_diffusion.utils.images import image_grid
 
 GRID = 64

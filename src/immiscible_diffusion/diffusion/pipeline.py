@@ -63,7 +63,7 @@ class SamplingPipeline:
                 "was trained on; give init_noise=NoiseDistribution.measure(...)"
             )
         if self.sampler.guidance != 1 and self.unconditional is None:
-            raise ValueError("guidance needs unconditional=, what it pushes away from")
+            raise ValueError("sampler.guidance needs unconditional=, what it pushes away from")
 
     def __call__(
         self, model: nn.Module, count: int | range, *, seed: int
@@ -94,9 +94,10 @@ class SamplingPipeline:
         return dataclasses.replace(self, sampler=self.sampler.with_steps(steps))
 
     def _guided(self, model: nn.Module) -> Model:
+        model = model.eval()
         if self.unconditional is None:
-            return model.eval()
-        return guided(model.eval(), self.sampler.guidance, self.unconditional)
+            return model
+        return guided(model, self.sampler.guidance, self.unconditional)
 
     @torch.no_grad()
     def _sample(self, model: Model, indices: Sequence[int], seed: int) -> SamplerOutput:
