@@ -113,11 +113,7 @@ def main(arguments: list[str]) -> int:
 
 
 def load_vae(source: str) -> Any:
-    """Load the VAE of a pipeline or alone, from a folder or the hub, in float32.
-
-    Raises:
-        ValueError: it is not there; says what to download.
-    """
+    """Load the VAE of a pipeline or alone, from a folder or the hub, in float32."""
     folder = Path(source)
     inside = {} if folder.is_dir() and not (folder / "vae").is_dir() else {"subfolder": "vae"}
     try:

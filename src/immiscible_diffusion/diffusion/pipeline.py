@@ -18,6 +18,7 @@ from immiscible_diffusion.diffusion.samplers import (
     start_noise,
     trajectory_grid,
 )
+from immiscible_diffusion.utils.checks import check_bounds
 
 
 class InitNoise(Protocol):
@@ -55,8 +56,7 @@ class SamplingPipeline:
     init_noise: InitNoise | None = None
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        check_bounds(self, batch_size=">= 1")
         if self.sampler.init_noise == "matched" and self.init_noise is None:
             raise ValueError(
                 "sampler.init_noise matched needs the distribution of the noise that the network "

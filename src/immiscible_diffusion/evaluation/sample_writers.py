@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from immiscible_diffusion.utils.atomic_files import atomic_path, remove_unfinished
+from immiscible_diffusion.utils.checks import check_bounds
 
 _LONGEST = 60  # letters of a class in a file name: a tar header has room for 100
 
@@ -36,10 +37,7 @@ class SampleWriter:
     shard_size: int = 1000
 
     def __post_init__(self) -> None:
-        if self.count < 1 or self.shard_size < 1:
-            raise ValueError(
-                f"expected count >= 1 and shard_size >= 1, got {self.count} and {self.shard_size}"
-            )
+        check_bounds(self, count=">= 1", shard_size=">= 1")
 
     def file_name(self, index: int) -> str:
         """``{class}_{i}.png`` of plain letters: class names may repeat, as ImageNet's do."""

@@ -30,13 +30,10 @@ Evaluate = Callable[[int, nn.Module], None]
 
 
 class Trainer:
-    """Everything a run consists of, ready to train on ``device`` (auto, cpu, cuda or mps).
+    """Everything a run of ``recipe`` consists of, ready to train.
 
-    Args:
-        recipe: the experiment.
-        run_dir: where its files go.
-        device: where it trains.
-        dataset: data already loaded; otherwise the recipe's are.
+    Files go to ``run_dir``; ``device`` is auto, cpu, cuda or mps; ``dataset`` replaces the data
+    that the recipe names.
     """
 
     def __init__(
@@ -82,8 +79,7 @@ class Trainer:
     ) -> None:
         """Train from the checkpoint, if there is one, to step ``until`` (the recipe's last).
 
-        Raises:
-            Interrupted: on Ctrl-C, SIGTERM or SIGUSR1, after writing a checkpoint.
+        Raises Interrupted on Ctrl-C, SIGTERM or SIGUSR1, after writing a checkpoint.
         """
         recipe, until = self.recipe, until or self.recipe.steps
         self.begin()
