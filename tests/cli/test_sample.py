@@ -29,7 +29,7 @@ Image = pytest.importorskip("PIL.Image", reason="images are written with Pillow"
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
     arguments = ["train", "digits-flow", "--tiny", "--device", "cpu", "--out", str(out)]
-    options = ["--conditional", "--data.limit", "400", "--preview-every", "0"]
+    options = ["--conditional", "--data.max_samples", "400", "--preview-every", "0"]
     assert main([*arguments, *options]) == 0
     return out
 

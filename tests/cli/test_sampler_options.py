@@ -18,5 +18,5 @@ def test_given_options_change_the_sampler_and_nothing_else():
         SamplerChanges(spacing="quadratic").of(SamplerConfig("euler"))
     with pytest.raises(ValueError, match="clip means something"):
         SamplerChanges(clip=1.0, method="dpm").of(recipe)
-    with pytest.raises(ValueError, match="eta must be from 0 to 1"):
+    with pytest.raises(ValueError, match="eta must be >= 0 and <= 1"):
         SamplerChanges(eta=2.0).of(recipe)

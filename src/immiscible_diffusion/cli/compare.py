@@ -70,11 +70,8 @@ def main(arguments: list[str]) -> int:
     name, rest = take_name(arguments, "compare")
     recipe, rest = named_recipe(name, rest)
     options, recipe = split_known(Options, recipe, rest, f"compare {name}")
-    others = (
-        coupling for coupling in options.coupling or DEFAULT_COUPLINGS if coupling != BASELINE
-    )
     folder = run_path(options.out, "compare", recipe.name)
-    plan = Plan(folder, recipe, (BASELINE, *others), options.seeds)
+    plan = Plan(folder, recipe, couplings(options), options.seeds)
     plan.check()
     if options.list:
         for number, trial in enumerate(plan.trials):
@@ -90,6 +87,11 @@ def main(arguments: list[str]) -> int:
     page, sentences = report(plan, command, irreducible=options.irreducible)
     sys.stdout.write("\n".join([*sentences, "", f"report: {page}"]) + "\n")
     return 0
+
+
+def couplings(options: Options) -> tuple[str, ...]:
+    """The couplings of the comparison, the baseline first."""
+    return tuple(dict.fromkeys((BASELINE, *(options.coupling or DEFAULT_COUPLINGS))))
 
 
 def run_all(plan: Plan, device: str, workers: int | None) -> None:

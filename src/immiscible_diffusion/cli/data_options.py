@@ -55,11 +55,7 @@ class DataOptions:
     flip: Switch = False
 
     def load(self, seed: int = 0) -> InMemoryData:
-        """Return the data with the conditions asked for, or the labels where images have them.
-
-        Raises:
-            ValueError: what is wrong, in one line.
-        """
+        """Return the data with the conditions asked for, or the labels where images have them."""
         name, path = self.data, self.place
         if not name:
             raise ValueError(

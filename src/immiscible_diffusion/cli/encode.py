@@ -21,7 +21,7 @@ from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.data.captions import Captions, NoCaptionsError, load_captioned
 from immiscible_diffusion.data.load import DataConfig, load_images
 from immiscible_diffusion.data.prompts import Synonyms
-from immiscible_diffusion.utils.distributed import rank_world_device
+from immiscible_diffusion.utils.device import rank_world_device
 from immiscible_diffusion.utils.optional_deps import require_extra
 from immiscible_diffusion.utils.progress import Progress
 
@@ -113,11 +113,7 @@ def main(arguments: list[str]) -> int:
 
 
 def load_vae(source: str) -> Any:
-    """Load the VAE of a pipeline or alone, from a folder or the hub, in float32.
-
-    Raises:
-        ValueError: it is not there; says what to download.
-    """
+    """Load the VAE of a pipeline or alone, from a folder or the hub, in float32."""
     folder = Path(source)
     inside = {} if folder.is_dir() and not (folder / "vae").is_dir() else {"subfolder": "vae"}
     try:

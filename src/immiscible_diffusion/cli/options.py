@@ -45,10 +45,9 @@ WholeRecipe = Annotated[RecipeOptions, tyro.conf.arg(name="")]
 
 
 def parse(kind: type[T], arguments: Sequence[str], prog: str, default: T | None = None) -> T:
-    """``arguments`` as a ``kind``; tyro prints help and its errors, and exits.
+    """Read ``arguments`` as a ``kind``; tyro prints help and its errors, and exits.
 
-    Raises:
-        ValueError: an option has another name by now.
+    ValueError if an option has another name by now.
     """
     settings: dict[str, Any] = {} if default is None else {"default": default}
     settings |= {"prog": f"immiscible {prog}", "config": (tyro.conf.AvoidSubcommands,)}

@@ -7,6 +7,7 @@ alone is imported here.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -199,7 +200,7 @@ class PairedPolicy:
     _pull: Tensor | None = None
     _now: tuple[Tensor, Batch] | None = None
     """Actions and batch whose noise is drawn next."""
-    _changed: list[tuple[Any, str, Any]] = field(default_factory=list)
+    _undo: list[Callable[[], None]] = field(default_factory=list)
 
     @property
     def pull(self) -> float | None:
@@ -208,17 +209,16 @@ class PairedPolicy:
 
     def remove(self) -> None:
         """Put everything back."""
-        for owner, name, before in self._changed:
-            if before is None:
-                object.__delattr__(owner, name)
-            else:
-                object.__setattr__(owner, name, before)
-        self._changed.clear()
+        while self._undo:
+            self._undo.pop()()
         object.__setattr__(self.policy, "_immiscible", None)
 
     def _set(self, owner: Any, name: str, value: Any) -> None:
         """Over what the class has; of an attribute of the object itself, that is kept."""
-        self._changed.append((owner, name, vars(owner).get(name)))
+        if name in vars(owner):
+            self._undo.append(partial(object.__setattr__, owner, name, vars(owner)[name]))
+        else:
+            self._undo.append(partial(object.__delattr__, owner, name))
         object.__setattr__(owner, name, value)
 
     @torch.no_grad()

@@ -20,13 +20,10 @@ def drop_labels(
 def drop_text(
     cond: Cond, empty: Cond, probability: float, generator: torch.Generator | None = None
 ) -> Cond:
-    """``cond`` with some of its prompts replaced by the ``empty`` one.
+    """Replace some of ``cond["text"]`` ``[B, L, W]``, and ``pooled`` where ``empty`` has it.
 
-    Args:
-        cond: with ``text`` ``[B, L, W]``, and ``pooled`` where ``empty`` has it.
-        empty: the conditions of the empty prompt, one row each.
-        probability: of a row to lose its prompt.
-        generator: on the device of the text.
+    ``empty`` holds the conditions of the empty prompt, one row each; ``generator`` is on the device
+    of the text.
     """
     text = cond["text"]
     drop = torch.rand(len(text), device=text.device, generator=generator) < probability

@@ -80,21 +80,16 @@ def fashion_flow() -> Recipe:
     One label in ten is hidden, so ``--sampler.guidance 2`` works. Pairing that knows the classes:
     ``knn:k=16,center=label``, ``assignment:cond_key=label``.
     """
-    return Recipe(
-        task=Images(
-            data=DataConfig(name="fashion_mnist", size=14),
-            eval=ImageEvalConfig(samples=2000, num=5),
-        ),
+    data = DataConfig(name="fashion_mnist", size=14)
+    return dataclasses.replace(
+        digits_flow(),
         name="fashion-flow",
+        task=Images(data=data, eval=ImageEvalConfig(samples=2000, num=5)),
         conditional=True,
         cond_drop_prob=0.1,
         model=MLP(width=256, depth=3),
         optim=OptimizerConfig(lr=2e-3, warmup_steps=100, lr_schedule="cosine"),
-        ema=EMAConfig(decay=0.995, warmup=True),
-        batch_size=256,
         steps=4000,
-        sampler=SamplerConfig(steps=20),
-        log_every=50,
         validate_every=500,
         preview_every=1000,
         checkpoint_every=500,

@@ -98,8 +98,7 @@ def build_run(
 ) -> Run:
     """Load what ``recipe`` needs, or ``dataset`` for its data; the weights are initial ones.
 
-    Raises:
-        ValueError: data or networks are not there, or do not fit; says what to do.
+    ValueError says what to do if data or networks are not there, or do not fit.
     """
     task = recipe.task.build(recipe, device, dataset)
     return Run(recipe, run_dir, device, task, task.build_model(), allow_code=allow_code)

@@ -1,7 +1,6 @@
 """A recipe: one experiment. Names one of each part and says how long to train."""
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from immiscible_diffusion.models import ModelConfig
 from immiscible_diffusion.training.ema import EMAConfig
 from immiscible_diffusion.training.optim import OptimizerConfig
 from immiscible_diffusion.training.task import TaskConfig, import_applications
+from immiscible_diffusion.utils.checks import check_bounds
 from immiscible_diffusion.utils.serialization import flatten, from_dict, to_dict
 
 
@@ -75,14 +75,11 @@ class Recipe:
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
     def __post_init__(self) -> None:
-        for name in [f.name for f in dataclasses.fields(self) if f.type is int]:
-            least = {"preview_every": 0, "prefetch": 0, "seed": -math.inf}.get(name, 1)
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if not 0 <= self.cond_drop_prob < 1 or (self.cond_drop_prob and not self.conditional):
-            raise ValueError(
-                f"cond_drop_prob must be from 0 to below 1, and needs conditional, got {self.cond_drop_prob}"
-            )
+        check_bounds(self, batch_size=">= 1", gradient_accumulation_steps=">= 1", steps=">= 1")
+        check_bounds(self, log_every=">= 1", validate_every=">= 1", checkpoint_every=">= 1")
+        check_bounds(self, preview_every=">= 0", prefetch=">= 0", cond_drop_prob=">= 0 and < 1")
+        if self.cond_drop_prob and not self.conditional:
+            raise ValueError(f"cond_drop_prob {self.cond_drop_prob} needs conditional")
         guided = self.sampler.guidance != 1
         if guided and not (self.cond_drop_prob or self.task.knows_unconditional):
             raise ValueError(

@@ -49,8 +49,7 @@ class RunDir:
     def open(cls, root: str | os.PathLike[str], recipe: Recipe) -> "RunDir":
         """Return the folder for a run of ``recipe``, new or to be resumed; writes nothing.
 
-        Raises:
-            ValueError: the folder holds a run of another recipe.
+        ValueError if it holds a run of another recipe.
         """
         run = cls(Path(root))
         if not run.has_begun:

@@ -124,12 +124,3 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         nested = isinstance(value, dict)
         result |= flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value}
     return result
-
-
-def check_choices(record: Any) -> None:
-    """Raise ValueError for a field of a dataclass, annotated Literal, that holds another value."""
-    hints: dict[str, Any] = _fields(record.__class__)[0]
-    for name, hint in hints.items():
-        known, value = typing.get_args(hint), getattr(record, name)
-        if typing.get_origin(hint) is typing.Literal and value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")

@@ -115,8 +115,8 @@ def test_it_is_smooth_where_both_agree():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ConsistencyLoss(q=1.0), "q > 1"),
-        (lambda: ConsistencyLoss(pretrain_fraction=1.0), "below 1"),
+        (lambda: ConsistencyLoss(q=1.0), "q must be > 1"),
+        (lambda: ConsistencyLoss(pretrain_fraction=1.0), "pretrain_fraction must be >= 0 and < 1"),
         (lambda: ConsistencyLoss(weighting="snr"), "weighting must be one of"),
         (
             lambda: ConsistencyLoss()(RecordInputs(), FlowMatchingPath(), *pair(), T, None),

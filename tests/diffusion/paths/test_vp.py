@@ -133,9 +133,9 @@ def test_the_analysis_knows_its_targets(prediction):
         ({"schedule": "quadratic"}, "linear, scaled_linear, cosine"),
         ({"prediction": "score"}, "epsilon, v, data"),
         ({"zero_snr": True}, "use prediction v or data"),
-        ({"beta_start": 0.5, "beta_end": 0.1}, "beta_start <= beta_end"),
-        ({"min_snr": 0.0}, "min_snr must be above 0"),
-        ({"steps": 1}, "steps >= 2"),
+        ({"beta_start": 0.5, "beta_end": 0.1}, "beta_end must be >= 0.5"),
+        ({"min_snr": 0.0}, "min_snr must be > 0"),
+        ({"steps": 1}, "steps must be >= 2"),
     ],
 )
 def test_bad_settings_are_refused(wrong, said):

@@ -151,7 +151,7 @@ def test_half_precision_times_are_rounded_once():
     [
         (lambda: SamplerConfig("rk4"), "edm, consistency, got 'rk4'"),
         (lambda: SamplerConfig(steps=0), "steps must be >= 1"),
-        (lambda: SamplerConfig("dopri5", tolerance=0), "tolerance above 0"),
+        (lambda: SamplerConfig("dopri5", tolerance=0), "tolerance must be > 0"),
         (lambda: sample_euler(field, noise_of(), steps=0), "steps must be at least 1, got 0"),
     ],
 )

@@ -12,7 +12,7 @@ from torch import Tensor
 from immiscible_diffusion.diffusion.losses.base import Loss
 from immiscible_diffusion.diffusion.paths import Cond, EDMPath, Model, Path
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
-from immiscible_diffusion.utils.serialization import check_choices
+from immiscible_diffusion.utils.checks import check_bounds, check_choices
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,8 @@ class ConsistencyLoss(Loss):
 
     def __post_init__(self) -> None:
         check_choices(self)
-        if not self.q > 1 or self.num_stages < 1 or self.k < 0 or self.huber < 0:
-            raise ValueError(
-                f"expected q > 1, num_stages >= 1, k >= 0 and huber >= 0, got {self.q}, "
-                f"{self.num_stages}, {self.k} and {self.huber}"
-            )
-        if not 0 <= self.pretrain_fraction < 1:
-            raise ValueError(
-                f"pretrain_fraction must be from 0 to below 1, got {self.pretrain_fraction}"
-            )
+        check_bounds(self, q="> 1", num_stages=">= 1", k=">= 0", huber=">= 0")
+        check_bounds(self, pretrain_fraction=">= 0 and < 1")
 
     def identity_sigma(self, path: EDMPath) -> float:
         """``sigma_min``: there a consistency model returns its input."""

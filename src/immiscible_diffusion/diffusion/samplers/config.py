@@ -15,7 +15,7 @@ from immiscible_diffusion.diffusion.samplers.ode import (
     sample_heun,
     sample_midpoint,
 )
-from immiscible_diffusion.utils.serialization import check_choices
+from immiscible_diffusion.utils.checks import check_bounds, check_choices
 
 METHODS = {"euler": sample_euler, "heun": sample_heun, "midpoint": sample_midpoint}
 OF_VP, OF_EDM = ("ddim", "ddpm", "dpm"), ("edm", "consistency")
@@ -56,14 +56,7 @@ class SamplerConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        if self.steps < 1 or not self.tolerance > 0:
-            raise ValueError(
-                f"steps must be >= 1 and tolerance above 0, got {self.steps} and {self.tolerance}"
-            )
-        if not 0 <= self.eta <= 1 or (self.clip is not None and not self.clip > 0):
-            raise ValueError(
-                f"eta must be from 0 to 1 and clip above 0, got {self.eta} and {self.clip}"
-            )
+        check_bounds(self, steps=">= 1", tolerance="> 0", eta=">= 0 and <= 1", clip="> 0")
 
     def check(self, path: Path) -> None:
         """Raise ValueError unless this method can sample ``path``."""
