@@ -124,8 +124,7 @@ class EstimatedDensity:
 
     gaussian: GaussianDensity  # of the noise given the sample
     logit: SplineLogit | None  # log ratio to it; None before it is fitted
-    # mean and standard deviation of the length of the data less the mean
-    lengths: tuple[float, float]
+    lengths: tuple[float, float]  # mean and standard deviation of the length of the data less the mean
     pairs_used: int  # pairs that it was fitted to, half for the Gaussian, half for the logit
     batch_size: int  # that the coupling was called with
 
