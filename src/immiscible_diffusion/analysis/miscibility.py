@@ -85,18 +85,14 @@ def miscibility(
                 progress(done, len(levels) * count)
     given = ["the label"] * (labels is not None) + [str(weights)] * (weights is not None)
     weight = path.weight(torch.tensor(levels)).tolist()
-    means = [
-        {name: mean_of(every[i]) for name, every in values.items()} for i in range(len(levels))
-    ]
+    means = [{name: mean_of(every[i]) for name, every in values.items()} for i in range(len(levels))]
     record = Miscibility(
         estimate=density.estimate,
         condition=" and ".join(given),
         samples=len(data),
         probes=count,
         effective_count=mean_of(effective_count),
-        levels=tuple(
-            Level(t, weight=w, **m) for t, w, m in zip(levels, weight, means, strict=True)
-        ),
+        levels=tuple(Level(t, weight=w, **m) for t, w, m in zip(levels, weight, means, strict=True)),
     )
     return record.without_figures() if record.failed else record
 

@@ -31,9 +31,7 @@ def log_survival(square: Tensor, dim: Tensor | float, noncentrality: Tensor | fl
         noncentrality: squared length of the sample, >= 0. All three broadcast.
     """
     square = torch.as_tensor(square, dtype=torch.float64)
-    dims, shift = (
-        torch.as_tensor(x, dtype=torch.float64, device=square.device) for x in (dim, noncentrality)
-    )
+    dims, shift = (torch.as_tensor(x, dtype=torch.float64, device=square.device) for x in (dim, noncentrality))
     square, dims, shift = torch.broadcast_tensors(square, dims, shift)
     out = torch.empty_like(square, memory_format=torch.contiguous_format)
     pieces = zip(*(_pieces(x) for x in (out, square, dims, shift)), strict=True)
@@ -108,8 +106,7 @@ def _correction_near(score: Tensor, dim: Tensor, shift: Tensor) -> Tensor:
     """The same about the mean, where it is smooth but 0 / 0: between its values at both ends."""
     reach = NEAR_MEAN * (2 * dim + 4 * shift).sqrt()
     below, above = (
-        _correction(*_saddlepoint((dim + shift + end).clamp_min(0), dim, shift), dim, shift)
-        for end in (-reach, reach)
+        _correction(*_saddlepoint((dim + shift + end).clamp_min(0), dim, shift), dim, shift) for end in (-reach, reach)
     )
     return torch.lerp(below, above, (score / NEAR_MEAN + 1) / 2)
 

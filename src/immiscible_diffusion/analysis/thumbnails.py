@@ -116,12 +116,7 @@ def _curves(levels: Tensor) -> Any:
 
 
 def write_thumbnails(
-    images: Batch,
-    coupling: Coupling,
-    density: PairDensity,
-    config: AnalysisConfig,
-    style: ThumbnailStyle,
-    stem: Path,
+    images: Batch, coupling: Coupling, density: PairDensity, config: AnalysisConfig, style: ThumbnailStyle, stem: Path
 ) -> tuple[Thumbnails, ...]:
     """Write some samples, their noisy points and the optimal denoiser's predictions as PNG files.
 

@@ -165,12 +165,7 @@ def run(data: InMemoryData, options: Options, out: Path) -> AnalysisRecord:
             bars[0].update(done)
 
         return analyze(
-            data,
-            options.couplings,
-            conditioned_on=options.cond,
-            config=options.config,
-            folder=out,
-            progress=progress,
+            data, options.couplings, conditioned_on=options.cond, config=options.config, folder=out, progress=progress
         )
 
 

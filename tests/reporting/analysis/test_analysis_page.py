@@ -11,11 +11,7 @@ from fixtures.analysis_record import CONDITIONS
 
 pytest.importorskip("matplotlib")
 
-from immiscible_diffusion.reporting.analysis import (
-    page,
-    render_analysis_page,
-    write_analysis_page,
-)
+from immiscible_diffusion.reporting.analysis import page, render_analysis_page, write_analysis_page
 from immiscible_diffusion.reporting.analysis.records import Mean, read_analysis
 from immiscible_diffusion.reporting.analysis.summary import (
     Verdict,
@@ -156,8 +152,7 @@ def test_everything_is_escaped(analysis, analysis_folder, parsed):
     def spoil(values):
         if isinstance(values, dict):
             return {
-                key: value if key in ("truth", "x_t", "denoised") else spoil(value)
-                for key, value in values.items()
+                key: value if key in ("truth", "x_t", "denoised") else spoil(value) for key, value in values.items()
             }
         if isinstance(values, list):
             return [spoil(value) for value in values]
