@@ -106,10 +106,7 @@ class Coupling:
     ) -> Tensor:
         """The same from Gaussian ``noise`` ``[B, *shape]`` of the caller's, as a new tensor."""
         if not self.takes_noise:
-            raise ValueError(
-                f"{self} cannot start from noise of yours; call it as coupling(data), which draws "
-                f"the noise itself"
-            )
+            raise ValueError(f"{self} cannot start from noise of yours; call it as coupling(data)")
         noise = noise if isinstance(noise, Tensor) else torch.empty(0)  # None would be drawn
         return self.choose(data, noise, cond, self.check(data, mask), generator)
 
