@@ -84,8 +84,8 @@ class KNN(Coupling):
             raise ValueError(f"center must be {', '.join(CENTERS)} or Moments, got {self.center!r}")
         if isinstance(self.center, str) == (self.moments is None):
             raise ValueError(
-                f"a center that is a word needs moments=Moments.fit(...), any other takes none, got "
-                f"center={self.center!r}, moments={self.moments!r}"
+                f"center that is a word needs moments=Moments.fit(...), any other takes none, got "
+                f"{self.center!r} and {self.moments!r}"
             )
         if self.center is not None and not isinstance(self._means(), Tensor):
             raise ValueError(

@@ -65,7 +65,7 @@ def parse_coupling(
     if head == Calibrated.name:
         inner = parse(text)
         if distribution is None:
-            raise ValueError(f"coupling '{name}' needs its noise's: NoiseDistribution.measure(...)")
+            raise ValueError(f"coupling '{name}' needs distribution=NoiseDistribution.measure(...)")
         if not isinstance(distribution, NoiseDistribution):
             distribution = distribution(inner)
         return Calibrated(inner, distribution)
