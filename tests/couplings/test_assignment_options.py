@@ -199,8 +199,8 @@ def test_options_keep_the_promises_of_a_coupling(options):
         ({"max_size": 1}, "max_size must be at least 2, got 1"),
         ({"mismatch_rate": 0.5}, "mismatch_rate must be above 0 and below 1/2, got 0.5"),
         ({"cond_cost": "firm"}, "cond_cost must be hard or soft, got 'firm'"),
-        ({"cond_cost": "soft"}, "say which with cond_key"),
-        ({"mismatch_rate": 0.1}, "say which with cond_key"),
+        ({"cond_cost": "soft"}, "need a cond_key"),
+        ({"mismatch_rate": 0.1}, "need a cond_key"),
     ],
 )
 def test_bad_options_are_refused(options, message):

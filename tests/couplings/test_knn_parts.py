@@ -93,8 +93,8 @@ def test_masked_law_with_a_center_and_blocks(monkeypatch):
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (torch.ones(2, 4), "boolean tensor, True where data are valid, got torch.float32"),
-        ([[True]], "boolean tensor, True where data are valid, got list"),
+        (torch.ones(2, 4), "boolean, True where data are valid, got torch.float32"),
+        ([[True]], "boolean, True where data are valid, got list"),
         (torch.ones(2, 3, dtype=torch.bool), r"mask \(2, 3\) does not broadcast to data \(2, 4\)"),
         (torch.ones(1, 2, 4, dtype=torch.bool), "does not broadcast"),
         (torch.tensor([[1, 0, 0, 0], [0, 0, 0, 0]]).bool(), "mask leaves sample 1 no valid"),

@@ -98,9 +98,7 @@ class LinearAssignment(Coupling):
         if not 0 < rate < 0.5:
             raise ValueError(f"mismatch_rate must be above 0 and below 1/2, got {rate}")
         if self.cond_key is None and (self.cond_cost, rate) != ("hard", MISMATCH_RATE):
-            raise ValueError(
-                "cond_cost and mismatch_rate are of conditions: say which with cond_key, such as cond_key='label'"
-            )
+            raise ValueError("cond_cost and mismatch_rate need a cond_key, such as 'label'")
         if most is not None and (not isinstance(most, int) or most < 2):
             raise ValueError(f"max_size must be at least 2, got {most!r}; give a whole number")
 
@@ -174,10 +172,8 @@ class LinearAssignment(Coupling):
             message = "LinearAssignment pairs nothing in a batch of one sample; KNN(k) does"
             warnings.warn(message, stacklevel=7)
         if self.pool > 1:
-            warnings.warn(
-                f"pool={self.pool} joins batches in PairedLoader or pair_pool; a call pairs its own batch alone",
-                stacklevel=7,
-            )
+            message = f"pool={self.pool} joins batches in PairedLoader or pair_pool, not in a call"
+            warnings.warn(message, stacklevel=7)
         index = torch.arange(len(data), device=data.device)
         points = standardized(data, valid) if self.standardize else data
         for rows in self._problems(data, condition, generator):

@@ -106,9 +106,7 @@ class Coupling:
     ) -> Tensor:
         """The same from Gaussian ``noise`` ``[B, *shape]`` of the caller's, as a new tensor."""
         if not self.takes_noise:
-            raise ValueError(
-                f"{self} cannot start from noise of yours; call it as coupling(data), which draws the noise itself"
-            )
+            raise ValueError(f"{self} cannot start from noise of yours; call it as coupling(data)")
         noise = noise if isinstance(noise, Tensor) else torch.empty(0)  # None would be drawn
         return self.choose(data, noise, cond, self.check(data, mask), generator)
 
@@ -223,5 +221,6 @@ def check_signature(function: Any, *first: None) -> None:
         signature.bind(*first, None, cond=None, generator=None, **mask)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{function!r} cannot be called as coupling(data, cond=cond, generator=generator): {error}"
+            f"{function!r} cannot be called as coupling(data, cond=cond, generator=generator): "
+            f"{error}"
         ) from error

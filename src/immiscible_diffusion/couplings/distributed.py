@@ -89,9 +89,7 @@ def _announce(form: Form) -> list[Form]:
     forms: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(forms, form, group=pairing_group())
     if None in forms:
-        raise ValueError(
-            f"rank {forms.index(None)} could not pair its batch; its own error says why"
-        )
+        raise ValueError(f"rank {forms.index(None)} could not pair its batch; see its own error")
     return forms
 
 
@@ -140,7 +138,7 @@ def _agree(success: bool) -> None:
     flag = torch.tensor([int(success)])
     dist.broadcast(flag, src=0, group=pairing_group())
     if not int(flag) and dist.get_rank() != 0:
-        raise ValueError("rank 0 could not pair the batches of all ranks; its own error says why")
+        raise ValueError("rank 0 could not pair the batches of all ranks; see its own error")
 
 
 def _rows(

@@ -41,9 +41,7 @@ class GaussianOT(Coupling):
 
     def __post_init__(self) -> None:
         if self.moments.directions is None or self.moments.spectrum is None:
-            raise ValueError(
-                "GaussianOT needs Moments with directions and spectrum, by Moments.fit"
-            )
+            raise ValueError("GaussianOT needs Moments.fit with directions and spectrum")
         if isinstance(self.eps, bool) or not isinstance(self.eps, (int, float)):
             raise ValueError(f"eps must be a number above 0, got {self.eps!r}")
         if not 0 < self.eps < float("inf"):

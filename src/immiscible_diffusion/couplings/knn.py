@@ -9,7 +9,7 @@ may vendor them.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -46,18 +46,6 @@ from immiscible_diffusion.couplings.base import (
 CENTERS = {"mean": "mean", "label": "label_mean", "channel": "channel_mean"}
 
 
-class HasMean(Protocol):
-    """What a center is taken from; ``immiscible_diffusion.Moments`` has it all.
-
-    ``center="label"`` also needs ``label_mean`` ``[L, *shape]``, ``"channel"`` ``channel_mean``
-    ``[C]``.
-    """
-
-    @property
-    def mean(self) -> Tensor:
-        """``[*shape]``, floating point."""
-
-
 @dataclass(frozen=True)
 class KNN(Coupling):
     """The nearest of k independent Gaussian noises for every sample, exact for any k.
@@ -77,13 +65,14 @@ class KNN(Coupling):
         center: what distances are taken from: fitted ``Moments`` (their mean), or with ``moments``
             given ``"mean"``, ``"label"`` (the mean of the sample's label, in ``cond[label_key]``),
             or ``"channel"`` (one mean a channel, so data of any size).
-        moments: for a ``center`` that is a word.
+        moments: for a ``center`` that is a word: ``Moments``, or your own object with ``mean``
+            ``[*shape]``, ``label_mean`` ``[L, *shape]`` or ``channel_mean`` ``[C]``.
         label_key: the condition that holds the labels ``[B]``, for ``center="label"``.
     """
 
     k: int
-    center: HasMean | Literal["mean", "label", "channel"] | None = None
-    moments: HasMean | None = None
+    center: object | Literal["mean", "label", "channel"] | None = None
+    moments: object | None = None
     label_key: str = "label"
 
     name = "knn"
@@ -95,8 +84,8 @@ class KNN(Coupling):
             raise ValueError(f"center must be {', '.join(CENTERS)} or Moments, got {self.center!r}")
         if isinstance(self.center, str) == (self.moments is None):
             raise ValueError(
-                f"center={self.center!r} and moments={self.moments!r} do not go together: a center "
-                f"that is a word needs moments=Moments.fit(...), any other takes none"
+                f"center that is a word needs moments=Moments.fit(...), any other takes none, got "
+                f"{self.center!r} and {self.moments!r}"
             )
         if self.center is not None and not isinstance(self._means(), Tensor):
             raise ValueError(
@@ -171,11 +160,9 @@ class KNN(Coupling):
         pieces; no tensor of their size is made.
         """
         check_data(data)
-        expected = (len(data), self.k, *data.shape[1:])
-        if candidates.shape != expected:
-            raise ValueError(
-                f"candidates must be {expected}, k = {self.k} for each sample, got {tuple(candidates.shape)}"
-            )
+        expected, got = (len(data), self.k, *data.shape[1:]), tuple(candidates.shape)
+        if got != expected:
+            raise ValueError(f"candidates must be {expected}, k = {self.k} a sample, got {got}")
         valid = valid_positions(mask, data)
         offset = offset_of(data, valid, self.center_of(data, cond)(slice(None)))
         check_rows_finite(length_of(offset))

@@ -225,9 +225,7 @@ def split_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
     """Data ``[B, *shape]`` and labels ``[B]``, if any, of one batch; ValueError for bad ones."""
     data, labels = batch if isinstance(batch, (tuple, list)) else (batch, None)
     if not isinstance(data, Tensor) or data.ndim < 2:
-        raise ValueError(
-            f"batches must be tensors [B, *shape], or pairs of one and labels [B], got {kind_of(data)}"
-        )
+        raise ValueError(f"batches must be tensors [B, *shape], or (tensor, labels [B]), got {kind_of(data)}")
     if labels is not None:
         check_labels(labels.cpu() if isinstance(labels, Tensor) else labels, len(data))
     return data, labels

@@ -112,9 +112,7 @@ class PairedLoader:
         start: int = 0,
     ) -> None:
         if ahead < 0 or start < 0:
-            raise ValueError(
-                f"ahead and start must be numbers of batches >= 0, got {ahead} and {start}"
-            )
+            raise ValueError(f"ahead and start must be 0 or more, got {ahead} and {start}")
         self.loader, self.encode, self.streams = loader, encode, streams
         self.coupling = as_coupling(coupling)
         self.across_ranks = self.coupling.across_ranks and ranks_in_use()
@@ -293,9 +291,7 @@ def _side_stream(device: torch.device | None) -> torch.cuda.Stream | None:
 def _one_across_ranks(batches: PairedBatches) -> PairedBatches:
     """``batches``, unless others are being paired across ranks: ranks could not tell them apart."""
     if not _across_ranks.acquire(blocking=False):
-        raise ValueError(
-            "another PairedLoader across ranks is under way; finish it, or close it (with), before the next begins"
-        )
+        raise ValueError("another PairedLoader across ranks is under way; close it (with) first")
     try:
         with contextlib.closing(batches):
             yield from batches
@@ -341,16 +337,11 @@ def _joined(batches: Sequence[Batch]) -> Batch:
         return batches[0]
     names = [sorted(batch.cond or {}) for batch in batches]
     if any(other != names[0] for other in names):
-        raise ValueError(
-            f"batches paired as one must have the same conditions, got {names}; give all of them "
-            f"the same, or use pool=1"
-        )
+        raise ValueError(f"a pool must have the same conditions, got {names}; or use pool=1")
     try:
         cond = {name: torch.cat([(b.cond or {})[name] for b in batches]) for name in names[0]}
     except RuntimeError as error:
-        raise ValueError(
-            f"the conditions of batches paired as one cannot be joined ({error}); pad them to one shape, or use pool=1"
-        ) from error
+        raise ValueError(f"conditions of a pool differ ({error}); pad them to one shape") from error
     mask = None
     if any(batch.mask is not None for batch in batches):
         everywhere = torch.ones((), dtype=torch.bool, device=batches[0].data.device)

@@ -65,10 +65,7 @@ def parse_coupling(
     if head == Calibrated.name:
         inner = parse(text)
         if distribution is None:
-            raise ValueError(
-                f"coupling '{name}' needs the distribution of its noise: parse_coupling('{name}', "
-                f"moments, NoiseDistribution.measure(coupling, batches, moments))"
-            )
+            raise ValueError(f"coupling '{name}' needs distribution=NoiseDistribution.measure(...)")
         if not isinstance(distribution, NoiseDistribution):
             distribution = distribution(inner)
         return Calibrated(inner, distribution)
@@ -135,9 +132,7 @@ def _moments_for(name: str, head: str, center: Any, moments: MomentsSource) -> d
         known = ", ".join(CENTERS)
         raise ValueError(f"coupling '{name}': center={center} is unknown; use one of {known}")
     if moments is None:
-        raise ValueError(
-            f"coupling '{name}' needs the moments of the data: parse_coupling('{name}', Moments.fit(data))"
-        )
+        raise ValueError(f"coupling '{name}' needs the moments of the data: Moments.fit(data)")
     moments = moments() if callable(moments) else moments
     return {"center": moments} if center == "mean" else {"moments": moments}
 
