@@ -75,9 +75,7 @@ class Coupling:
         """
 
     @torch.no_grad()
-    def __call__(
-        self, data: Tensor, *, cond: Cond = None, mask: Mask = None, generator: Rng = None
-    ) -> Tensor:
+    def __call__(self, data: Tensor, *, cond: Cond = None, mask: Mask = None, generator: Rng = None) -> Tensor:
         """Draw noise for ``data``.
 
         Args:
@@ -96,13 +94,7 @@ class Coupling:
 
     @torch.no_grad()
     def pair(
-        self,
-        data: Tensor,
-        noise: Tensor,
-        *,
-        cond: Cond = None,
-        mask: Mask = None,
-        generator: Rng = None,
+        self, data: Tensor, noise: Tensor, *, cond: Cond = None, mask: Mask = None, generator: Rng = None
     ) -> Tensor:
         """The same from Gaussian ``noise`` ``[B, *shape]`` of the caller's, as a new tensor."""
         if not self.takes_noise:
@@ -221,6 +213,5 @@ def check_signature(function: Any, *first: None) -> None:
         signature.bind(*first, None, cond=None, generator=None, **mask)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{function!r} cannot be called as coupling(data, cond=cond, generator=generator): "
-            f"{error}"
+            f"{function!r} cannot be called as coupling(data, cond=cond, generator=generator): {error}"
         ) from error

@@ -15,12 +15,11 @@ from immiscible_diffusion.couplings.wrappers import Wrapper
 class Calibrated(Wrapper):
     """``n' = C^(-1/2) (n - m)``: the noise of ``coupling`` with mean 0 and covariance I.
 
-    ``m`` and ``C`` are the moments of its noise over the data set (or of a label): one affine map,
-    so the noise is paired as before and sampling starts from N(0, I). First two moments only: the
-    noise is not exactly N(0, I).
+    ``m`` and ``C`` are the moments of its noise over the data set (or of a label): one affine map, so the noise is
+    paired as before and sampling starts from N(0, I). First two moments only: the noise is not exactly N(0, I).
 
-    Samples that a mask cuts are not paired: the moments were measured on complete samples and
-    differ for every mask. They get N(0, I), as calibration aims at.
+    Samples that a mask cuts are not paired: the moments were measured on complete samples and differ for every mask.
+    They get N(0, I), as calibration aims at.
 
     Args:
         coupling: pairs.
@@ -43,9 +42,7 @@ class Calibrated(Wrapper):
     def at_step(self, step: int) -> Coupling:
         """This; ValueError around a coupling that changes, whose noise has no one distribution."""
         if self.coupling.at_step(step) is not self.coupling:
-            raise ValueError(
-                f"{self.coupling} changes with the step; use WarmUp(Calibrated(...), N)"
-            )
+            raise ValueError(f"{self.coupling} changes with the step; use WarmUp(Calibrated(...), N)")
         return self
 
     def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:

@@ -1,8 +1,7 @@
 """The distribution of the paired noise: its mean and covariance over a data set.
 
-Training sees the noise that a coupling makes, sampling starts from N(0, I). Where the two differ
-either the noise is brought back (``Calibrated``) or sampling starts from its distribution
-(``color``).
+Training sees the noise that a coupling makes, sampling starts from N(0, I). Where the two differ either the noise is
+brought back (``Calibrated``) or sampling starts from its distribution (``color``).
 """
 
 from collections.abc import Iterable, Iterator
@@ -277,11 +276,7 @@ class _NoiseSums:
         """
         if not labeled:
             return {}
-        mean, r, counts = (
-            self.powers[0] / self.count,
-            len(self.basis),
-            self.counts.double()[:, None],
-        )
+        mean, r, counts = (self.powers[0] / self.count, len(self.basis), self.counts.double()[:, None])
         means = torch.where(counts > 0, self.totals / counts.clamp_min(1), mean)
         outer = means[:, :, None] * means[:, None, :]
         scatter = self.products - counts[:, :, None] * outer

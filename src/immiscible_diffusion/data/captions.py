@@ -130,8 +130,7 @@ def load_captioned(
     """The images that ``config`` names with their prompts; without ``buckets``, all of one size.
 
     Raises:
-        ValueError: what ``load_images`` raises; no such column; an image without a text file;
-            ``NoCaptionsError``.
+        ValueError: what ``load_images`` raises; no such column; an image without a text file; ``NoCaptionsError``.
     """
     captions = captions or Captions()
     if config.name in ("digits", "fashion_mnist"):

@@ -60,13 +60,12 @@ def load_arrays(
 ) -> InMemoryData:
     """The arrays of a ``.npy``, ``.npz`` or ``.safetensors`` file; pickles are never read.
 
-    Bytes (uint8) are scaled from 0 ... 255 to [-1, 1] and, if their last dimension is 1 or 3
-    channels, turned to channels first; all other numbers are used unchanged.
+    Bytes (uint8) are scaled from 0 ... 255 to [-1, 1] and, if their last dimension is 1 or 3 channels, turned to
+    channels first; all other numbers are used unchanged.
 
     Args:
         path: of the file.
-        data: name of the data ``[N, *shape]``; not needed where there is one array, or one that
-            is named ``data``.
+        data: name of the data ``[N, *shape]``; not needed where there is one array, or one that is named ``data``.
         cond: names of conditions ``[N, ...]``: integers and words ``[N]`` are labels.
         mask: name of a mask, true where data are valid, of as many dimensions as the data.
         max_samples: this many samples, chosen at random by ``seed``; None = all.

@@ -65,10 +65,7 @@ class SampleWriter:
         groups: list[tuple[list[int], Path | None]] = [([*range(rank, self.count, world)], None)]
         if self.format != "png":
             shards = range(rank, -(-self.count // self.shard_size), world)
-            groups = [
-                (list(self._indices(shard)), self.folder / f"images-{shard:05d}.tar")
-                for shard in shards
-            ]
+            groups = [(list(self._indices(shard)), self.folder / f"images-{shard:05d}.tar") for shard in shards]
         for indices, shard in groups:
             names = {self.file_name(index) for index in indices}
             remove_unfinished(self.folder, names | {shard.name} if shard else names)
@@ -85,10 +82,7 @@ class SampleWriter:
                 with atomic_path(self.folder / name) as temporary:
                     temporary.write_bytes(content)
         if shard is not None:
-            with (
-                atomic_path(shard) as temporary,
-                tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
-            ):
+            with atomic_path(shard) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
                 for name, content in files.items():
                     member = tarfile.TarInfo(name)
                     member.size = len(content)

@@ -132,9 +132,8 @@ def _square_root(covariance: Tensor) -> Tensor:
 class Floor:
     """Frechet distance between random disjoint halves of the real set.
 
-    The distance of M features to N of the same distribution is about proportional to ``1 / M +
-    1 / N``, so ``at`` scales the floor to M samples against N real data. Differences smaller than
-    its spread mean little.
+    The distance of M features to N of the same distribution is about proportional to ``1 / M + 1 / N``, so ``at``
+    scales the floor to M samples against N real data. Differences smaller than its spread mean little.
     """
 
     mean: float  # over the random splits

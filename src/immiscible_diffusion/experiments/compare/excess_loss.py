@@ -247,8 +247,7 @@ def _trials_with_losses(plan: Plan) -> dict[str, list[Trial]]:
 def excess_points(run: RunDir, optimal: OptimalLosses) -> tuple[ExcessPoint, ...]:
     """The excess loss of ``run`` at every step where losses were measured.
 
-    The optimal loss on each noisy image is taken off the loss on that image, so most of the noise
-    of both cancels.
+    The optimal loss on each noisy image is taken off the loss on that image, so most of the noise of both cancels.
     """
     points = []
     for step in sorted({record["step"] for record in run.records("denoising")}):

@@ -38,9 +38,8 @@ class Trial:
 class Plan:
     """A comparison: ``recipe`` trained with every coupling at every seed.
 
-    Trials of a seed share the order of the data, the times, the initial weights and the initial
-    noise of sampling. ``matched:ANY`` is ANY sampled from the distribution of the noise that it was
-    trained on.
+    Trials of a seed share the order of the data, the times, the initial weights and the initial noise of sampling.
+    ``matched:ANY`` is ANY sampled from the distribution of the noise that it was trained on.
     """
 
     folder: Path

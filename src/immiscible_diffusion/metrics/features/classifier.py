@@ -67,9 +67,8 @@ def _block(inputs: int, outputs: int, stride: int) -> nn.Module:
 class ClassifierFeatures(FeatureExtractor):
     """The penultimate layer of a small network trained on the set's own labels.
 
-    Over its training data every feature has mean 0 and variance about 1, so distances have the
-    same scale for every set and seed. Figures are comparable only for one set and one seed: the
-    features are not Inception's.
+    Over its training data every feature has mean 0 and variance about 1, so distances have the same scale for every
+    set and seed. Figures are comparable only for one set and one seed: the features are not Inception's.
     """
 
     network: Classifier  # the classifier, in evaluation mode

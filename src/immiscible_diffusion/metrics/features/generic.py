@@ -17,10 +17,9 @@ WIDE, ROWS, ROWS_OF_WIDE = 2_000, 10_000, 2_000  # dimensions; samples that dire
 class GenericFeatures:
     """``[z, |x - mean - z V|, relu(z W + b) / sqrt(L), c]`` of a sample x, ``z = (x - mean) V^T``.
 
-    The leading principal directions of the data, the length of what lies outside of them, random
-    rectified features of these (so that a Frechet distance sees more than mean and covariance), and
-    the leading principal directions of the conditions: the distance is then that of the joint
-    distribution of data and conditions.
+    The leading principal directions of the data, the length of what lies outside of them, random rectified features
+    of these (so that a Frechet distance sees more than mean and covariance), and the leading principal directions of
+    the conditions: the distance is then that of the joint distribution of data and conditions.
     """
 
     mean: Tensor  # [D]
