@@ -37,7 +37,7 @@ from immiscible_diffusion.applications.stable_diffusion.latent_cache import (
 from immiscible_diffusion.data import DataConfig
 from immiscible_diffusion.data.hf_images import images_from_rows, open_rows
 
-PICTURES = 32
+IMAGES = 32
 SMALL = {
     "vae": {"block_out_channels": (16, 32, 32), "norm_num_groups": 8},
     "unet": {"block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 8},
@@ -87,12 +87,12 @@ def models(name: str, device: str) -> tuple[Any, Any, dict[str, Any]]:
     return vae.to(device).eval().requires_grad_(False), unet.to(device), sizes
 
 
-def write_pictures(folder: Path, size: int) -> None:
+def write_images(folder: Path, size: int) -> None:
     """JPEG files of smooth noise, a quarter larger than what is trained on, as photographs are."""
     from PIL import Image
 
     generator = torch.Generator().manual_seed(0)
-    for number in range(PICTURES):
+    for number in range(IMAGES):
         coarse = torch.rand(1, 3, 8, 8, generator=generator)
         side = (size * 5 // 4, size * 3 // 2)
         image = torch.nn.functional.interpolate(coarse, size=side, mode="bicubic").clamp(0, 1)
@@ -128,12 +128,10 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 def rounds(options: argparse.Namespace, folder: Path) -> list[dict[str, dict[str, float]]]:
     """Seconds of data and of step, of both arms, a round each."""
     vae, unet, sizes = models(options.model, options.device)
-    pictures = folder / "pictures"
-    pictures.mkdir()
-    write_pictures(pictures, sizes["size"])
-    config = DataConfig(
-        "folder", path=str(pictures), size=sizes["size"], flip=True, in_memory_gib=0.0
-    )
+    images = folder / "images"
+    images.mkdir()
+    write_images(images, sizes["size"])
+    config = DataConfig("folder", path=str(images), size=sizes["size"], flip=True, in_memory_gib=0.0)
     dataset = images_from_rows(open_rows(config, ""), config)
     encode(dataset, vae, folder / "latents", EncodingConfig(batch_size=8))
     cache = LatentSet.open(folder / "latents", flip=True)
@@ -148,7 +146,7 @@ def rounds(options: argparse.Namespace, folder: Path) -> list[dict[str, dict[str
     arms, step = {"encoded": encoded, "cached": cached}, step_of(unet, sizes["width"])
     found = []
     for number in range(options.rounds + 1):
-        rows = torch.randint(PICTURES, (options.batch,))
+        rows = torch.randint(IMAGES, (options.batch,))
         order = random.sample(sorted(arms), len(arms))
         this: dict[str, dict[str, float]] = {}
         for name in order:
@@ -161,9 +159,7 @@ def rounds(options: argparse.Namespace, folder: Path) -> list[dict[str, dict[str
 
 def ratio(what: str, found: list[dict[str, dict[str, float]]], parts: tuple[str, ...]) -> Ratio:
     """Time with the VAE over time with the cache, of some parts of a round."""
-    pairs = [
-        (sum(r["encoded"][p] for p in parts), sum(r["cached"][p] for p in parts)) for r in found
-    ]
+    pairs = [(sum(r["encoded"][p] for p in parts), sum(r["cached"][p] for p in parts)) for r in found]
     ratios = [a / b for a, b in pairs]
     drawn = random.Random(0)
     medians = sorted(median(drawn.choices(ratios, k=len(ratios))) for _ in range(1000))
@@ -210,10 +206,7 @@ def main() -> int:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         found = rounds(options, Path(folder))
-    rows = [
-        ratio("pictures to latents", found, ("data",)),
-        ratio("the whole training step", found, ("data", "step")),
-    ]
+    rows = [ratio("images to latents", found, ("data",)), ratio("the whole training step", found, ("data", "step"))]
     text = markdown(rows, options)
     sys.stdout.write(text)
     if options.markdown:

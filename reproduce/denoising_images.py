@@ -45,9 +45,7 @@ def strips(folder: Path, couplings: list[str]) -> list[tuple[str, Image.Image]]:
 def below_each_other(rows: list[tuple[str, Image.Image]]) -> Image.Image:
     """One image with a name beside each."""
     width = LABEL + max(image.width for _, image in rows)
-    sheet = Image.new(
-        rows[0][1].mode, (width, sum(image.height + GAP for _, image in rows)), "white"
-    )
+    sheet = Image.new(rows[0][1].mode, (width, sum(image.height + GAP for _, image in rows)), "white")
     pen, top = ImageDraw.Draw(sheet), 0
     for name, image in rows:
         pen.text((6, top + image.height // 2 - 6), name, fill="black", font_size=13)

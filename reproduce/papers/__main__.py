@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure(options: Options) -> tuple[dict[str, Any], list[Section]]:
-    """What was measured, and its sections, told as they come."""
+    """What was measured, and its sections, printed as they come."""
     versions = {name: version(name) for name in ("immiscible-diffusion", "torch")}
     about: dict[str, Any] = {"date": date.today().isoformat(), "versions": versions, "data": {}}
     generators = []
@@ -98,11 +98,7 @@ def measure(options: Options) -> tuple[dict[str, Any], list[Section]]:
         generators.append(job.sections(options.parts))
     for run in options.run:
         tests = run_paper_tests(
-            run,
-            device=options.device,
-            folder=options.out,
-            seed=options.seed,
-            allow_code=options.allow_code,
+            run, device=options.device, folder=options.out, seed=options.seed, allow_code=options.allow_code
         )
         generators.append(tests)
     sections, start = [], time.monotonic()

@@ -41,9 +41,7 @@ def cluster_map(
         ``1 / images`` by chance. ValueError where images or dimensions span no plane.
     """
     if images < 3 or data[0].numel() < 2:
-        raise ValueError(
-            f"a plane needs 3 images and 2 dimensions, got {images} and {data[0].numel()}"
-        )
+        raise ValueError(f"a plane needs 3 images and 2 dimensions, got {images} and {data[0].numel()}")
     draw = partial(draw_clusters, data, coupling, images=images, cond=cond, seed=seed)
     mean = torch.zeros(())
     for noises in draw(points=fit_points, noise_seed=hash_seed(seed, "fit")):
@@ -69,9 +67,7 @@ def draw_maps(maps: Mapping[str, Tensor], file: Path) -> None:
             axes.scatter(x, y, 9, color, marker=marker, alpha=0.35, linewidths=0)
             # Of the points themselves: the centers that the plane was chosen by lie too far out.
             x, y = cloud.mean(dim=0).tolist()
-            axes.scatter(
-                x, y, 90, color, marker=marker, edgecolors="white", linewidths=1.2, zorder=3
-            )
+            axes.scatter(x, y, 90, color, marker=marker, edgecolors="white", linewidths=1.2, zorder=3)
         bound = 1.05 * float(clouds.abs().max())
         axes.set(xlim=(-bound, bound), ylim=(-bound, bound), aspect="equal", title=name)
         axes.set_xlabel("1st direction of the centroids (standard deviations)")

@@ -106,10 +106,7 @@ def denoising_trajectory(
     for group in of_noise.unique():
         rows, own = (of_noise == group).nonzero()[:, 0], flat[of_data == group]
         if len(rows) < 2 or len(own) < 2:
-            raise ValueError(
-                f"two noises and two data are needed of every condition, got {len(rows)} and "
-                f"{len(own)}"
-            )
+            raise ValueError(f"two noises and two data are needed of every condition, got {len(rows)} and {len(own)}")
         centers.append((rows, own.mean(dim=0)))
         scatter += float((own - own.mean(dim=0)).square().sum())
         freedom += len(own) - 1
@@ -128,9 +125,7 @@ def denoising_trajectory(
     return Trajectory(tuple(result), torch.stack(x_t), torch.stack(predicted), x.cpu())
 
 
-def _compare(
-    t: float, images: Tensor, centers: list[tuple[Tensor, Tensor]], variance: float
-) -> Step:
+def _compare(t: float, images: Tensor, centers: list[tuple[Tensor, Tensor]], variance: float) -> Step:
     """Of predicted ``images`` ``[B, D]``; centers: the rows and the mean of the data by group."""
     deviations, offset, error = [], 0.0, 0.0
     for rows, center in centers:

@@ -170,9 +170,7 @@ class PaperMeasurements:
             rows.append(Row(name, own, expected=1 / MAP_IMAGES))
         if self.folder is not None and maps:
             draw_maps(maps, self.folder / "images" / "clusters.png")
-            caption = (
-                f"{MAP_POINTS} noises of each of {MAP_IMAGES} images (colors), and their means"
-            )
+            caption = f"{MAP_POINTS} noises of each of {MAP_IMAGES} images (colors), and their means"
             images = [("images/clusters.png", caption)]
         note = (
             "Share of noises nearest to the centroid of their own image, in the two leading "
@@ -215,9 +213,7 @@ class PaperMeasurements:
         """The data as they are and, where coupling allows, brought to standard deviation 1."""
         # What a common shift adds to an inner-product cost is the same for every permutation.
         alike = isinstance(coupling, Independent) or (
-            isinstance(coupling, LinearAssignment)
-            and coupling.cost == "inner"
-            and coupling.oversample == 1
+            isinstance(coupling, LinearAssignment) and coupling.cost == "inner" and coupling.oversample == 1
         )
         deviation, mean = torch.std_mean(self.data)
         if pairs and alike:

@@ -83,9 +83,7 @@ def perturbation_test(
     original = normal("noise")
     images = sample(original).cpu()
     if not torch.equal(images, sample(original).cpu()):
-        raise ValueError(
-            "sample gave other images for the same noise; use a deterministic sampler, eval mode"
-        )
+        raise ValueError("sample gave other images for the same noise; use a deterministic sampler, eval mode")
     far = _squares(images, images).sum(dim=1) / (noises - 1)
     # Leaving out noise i takes its row and its column out of the pairs.
     far_without = (far.sum() - 2 * far) / max(1, noises - 2)

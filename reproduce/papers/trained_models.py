@@ -137,9 +137,7 @@ class TrainedModel:
         return OptimalDenoiser(data, density_of(coupling), run.recipe.noise_path)
 
 
-def perturbation_section(
-    model: TrainedModel, name: str, noises: int, folder: Path | None, stem: str
-) -> Section:
+def perturbation_section(model: TrainedModel, name: str, noises: int, folder: Path | None, stem: str) -> Section:
     """The perturbation test, not renormalized and renormalized."""
     rows, images = [], []
     for word in ("", ", renormalized"):
@@ -173,9 +171,7 @@ def perturbation_section(
     return Section(f"Perturbed noise, {name}", f"Fig. 3 of {P2}", rows, note, images)
 
 
-def trajectory_section(
-    model: TrainedModel, name: str, noises: int, folder: Path | None, stem: str
-) -> Section:
+def trajectory_section(model: TrainedModel, name: str, noises: int, folder: Path | None, stem: str) -> Section:
     """The predicted image at every step of 20, of the model and of the best there can be."""
     recipe, cond, data = model.run.recipe, model.cond(noises), model.data()
     generator = keyed_generator(model.seed, "layers")
@@ -220,9 +216,7 @@ def trajectory_section(
     return Section(f"Predictions by step, {name}", f"Fig. 3 of {P1}", rows, note, images)
 
 
-def write_grid(
-    images: Tensor, caption: str, folder: Path | None, stem: str
-) -> list[tuple[str, str]]:
+def write_grid(images: Tensor, caption: str, folder: Path | None, stem: str) -> list[tuple[str, str]]:
     """``images`` ``[rows, columns, C, H, W]`` as a PNG with its caption, if there is a folder."""
     if folder is None or images.ndim != 5 or images.shape[2] not in (1, 3):
         return []

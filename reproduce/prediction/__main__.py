@@ -81,10 +81,7 @@ class Stack(nn.Module):
         sizes = [(dim, WIDTH), (64, WIDTH), *[(WIDTH, WIDTH)] * 4, (WIDTH, dim)]
         self.weights = nn.ParameterList()
         for number, (fan, out) in enumerate(sizes):
-            each = [
-                torch.randn(fan + 1, out, generator=keyed_generator("weights", seed, number))
-                for seed in seeds
-            ]
+            each = [torch.randn(fan + 1, out, generator=keyed_generator("weights", seed, number)) for seed in seeds]
             gain = 0.0 if number == len(sizes) - 1 else fan**-0.5
             self.weights.append(nn.Parameter(gain * torch.stack(each)))
 
@@ -152,11 +149,7 @@ def sample(model: Stack, start: Tensor, sampling_steps: int) -> Tensor:
 def starts(distributions: list[NoiseDistribution], dim: int) -> dict[str, Tensor]:
     """Noise to start from, ``[M, S, D]``: N(0, I), and as each coupling's own noise."""
     normal = [torch.randn(SAMPLES, dim, generator=keyed_generator("start", s)) for s in SEEDS]
-    matched = [
-        each.color(noise.view(-1, *each.shape)).flatten(1)
-        for each in distributions
-        for noise in normal
-    ]
+    matched = [each.color(noise.view(-1, *each.shape)).flatten(1) for each in distributions for noise in normal]
     return {"normal": torch.stack(normal * len(distributions)), "matched": torch.stack(matched)}
 
 
@@ -206,9 +199,7 @@ def one_set(name: str, options: argparse.Namespace) -> dict:
     def distribution(coupling: Coupling) -> NoiseDistribution:
         order = [torch.randperm(len(data), generator=keyed_generator("law", e)) for e in range(20)]
         batches = [data[rows] for epoch in order for rows in epoch.split(BATCH)]
-        return NoiseDistribution.measure(
-            coupling, batches, moments, generator=keyed_generator("law")
-        )
+        return NoiseDistribution.measure(coupling, batches, moments, generator=keyed_generator("law"))
 
     couplings = [parse_coupling(c, moments, distribution) for c in COUPLINGS]
     known = []

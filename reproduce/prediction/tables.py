@@ -85,9 +85,7 @@ def exact(name: str, known: dict[str, float]) -> dict[str, float]:
 
     What the estimate took from the information for it is given back.
     """
-    if not getattr(parse_without_data(name), "preserves_marginal", False) or not math.isfinite(
-        known.get("kl", 0.0)
-    ):
+    if not getattr(parse_without_data(name), "preserves_marginal", False) or not math.isfinite(known.get("kl", 0.0)):
         return known
     return known | {"information": known["information"] + known.get("kl", 0.0), "kl": 0.0}
 
@@ -148,9 +146,7 @@ def correlation_row(points: list[Point], predictor: str, outcome: Outcome, kind:
         if rest.any() and not rest.all():
             out.append(correlation(x[rest], y[rest]))
     within = [
-        correlation(x[mine], y[mine])
-        for name in SETS
-        if (mine := np.array([p.set == name for p in kept])).any()
+        correlation(x[mine], y[mine]) for name in SETS if (mine := np.array([p.set == name for p in kept])).any()
     ]
     start, sampling_steps = outcome
     sizes = f"{min(out):.2f} to {max(out):.2f}" if out else "-"
@@ -173,8 +169,7 @@ def write_tables(folder: Path, figure: Path | None) -> int:
     head = "| predictor | outcome | points | Pearson (95 %) | Spearman | without a set | within |"
     lines = [head, "|---|---|--:|---|--:|---|---|"]
     lines += [
-        correlation_row(points, "loss", ("normal", sampling_steps), "speedup")
-        for sampling_steps in SAMPLING_STEPS
+        correlation_row(points, "loss", ("normal", sampling_steps), "speedup") for sampling_steps in SAMPLING_STEPS
     ]
     for kind in ("speedup", "final"):
         for predictor in PREDICTORS:
@@ -198,14 +193,10 @@ def write_tables(folder: Path, figure: Path | None) -> int:
 
 def table(points: list[Point]) -> str:
     """Every point: predicted reduction and measured speed-ups, those that are bounds marked."""
-    lines = [
-        "| data | coupling | loss reduced by | 5 steps | 20 steps | 5, matched | 20, matched |"
-    ]
+    lines = ["| data | coupling | loss reduced by | 5 steps | 20 steps | 5, matched | 20, matched |"]
     lines.append("|---|---|--:|--:|--:|--:|--:|")
     for p in points:
-        cells = [
-            f"{p.mark(outcome)}{math.exp(np.mean(p.speedup[outcome])):.2f}" for outcome in OUTCOMES
-        ]
+        cells = [f"{p.mark(outcome)}{math.exp(np.mean(p.speedup[outcome])):.2f}" for outcome in OUTCOMES]
         lines.append(f"| {p.set} | {p.coupling} | {p.known['loss']:.0%} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -240,7 +231,5 @@ def draw(points: list[Point], figure: Path) -> None:
         panel.set_xlabel("irreducible loss reduced by (%, closed form)")
     for panel in axes[:, 0]:
         panel.set_ylabel("measured speed-up (x)")
-    axes.flat[2].legend(
-        fontsize=8, title="hollow: shuffled controls", title_fontsize=8, ncols=3, loc="lower right"
-    )
+    axes.flat[2].legend(fontsize=8, title="hollow: shuffled controls", title_fontsize=8, ncols=3, loc="lower right")
     grid.savefig(figure, dpi=110)

@@ -1,4 +1,4 @@
-"""Accuracy on the labels asked for, PSNR of paintings, and a sheet to look at."""
+"""Accuracy on the labels asked for, PSNR of in-painting, and a sheet to look at."""
 
 import argparse
 import warnings
@@ -8,11 +8,7 @@ from typing import Any
 
 import torch
 
-from examples.tiny_stable_diffusion.evaluate import (
-    LabelClassifier,
-    center_mask,
-    inpainting_psnr,
-)
+from examples.tiny_stable_diffusion.evaluate import LabelClassifier, center_mask, inpainting_psnr
 from immiscible_diffusion.data.folder_of_samples import SampleFolder
 from immiscible_diffusion.utils.images import image_grid
 
@@ -20,33 +16,31 @@ SAMPLER_STEPS = 20
 
 
 def label_accuracy(classifier: LabelClassifier, folder: Path) -> dict[str, Any]:
-    """The classifier's accuracy on the pictures of ``folder``, and by class."""
-    pictures = SampleFolder(folder)
-    numbers = torch.tensor([place.number for place in pictures.places])
+    """The classifier's accuracy on the images of ``folder``, and by class."""
+    images = SampleFolder(folder)
+    numbers = torch.tensor([place.number for place in images.places])
     labels = numbers % classifier.num_classes
-    made = torch.cat(list(pictures.in_batches()))
-    right = classifier.correct(made, labels).double()
+    samples = torch.cat(list(images.in_batches()))
+    right = classifier.correct(samples, labels).double()
     return {
         "accuracy": float(right.mean()),
         "error": float(right.std() / len(right) ** 0.5),
-        "by_class": classifier.accuracy_by_class(made, labels),
-        "pictures": len(made),
+        "by_class": classifier.accuracy_by_class(samples, labels),
+        "images": len(samples),
     }
 
 
-def labeled_grid(
-    arguments: argparse.Namespace, names: tuple[str, ...], runs: Sequence[str]
-) -> None:
-    """The first pictures of every class and run, with names: labels.png."""
+def labeled_grid(arguments: argparse.Namespace, names: tuple[str, ...], runs: Sequence[str]) -> None:
+    """The first images of every class and run, with names: labels.png."""
     import matplotlib.pyplot as plt
 
-    runs = [run for run in runs if (arguments.out / f"pictures-{run}").is_dir()]
+    runs = [run for run in runs if (arguments.out / f"images-{run}").is_dir()]
     figure, axes = plt.subplots(len(names), len(runs), figsize=(3.4 * len(runs), 0.42 * len(names)))
     for column, run in enumerate(runs):
-        made = torch.cat(list(SampleFolder(arguments.out / f"pictures-{run}").in_batches()))
+        samples = torch.cat(list(SampleFolder(arguments.out / f"images-{run}").in_batches()))
         for label, name in enumerate(names):
             one = axes[label][column]
-            one.imshow(image_grid(made[label :: len(names)][:8], 8))
+            one.imshow(image_grid(samples[label :: len(names)][:8], 8))
             one.set(xticks=[], yticks=[], title=run if label == 0 else "")
             if column == 0:
                 one.set_ylabel(name, rotation=0, ha="right", va="center")
@@ -55,7 +49,7 @@ def labeled_grid(
     plt.close(figure)
 
 
-def painting_psnr(arguments: argparse.Namespace, held: Any, count: int = 64) -> dict[str, float]:
+def inpainting_scores(arguments: argparse.Namespace, held: Any, count: int = 64) -> dict[str, float]:
     """In-painting by diffusers' own pipeline from the run folder."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -64,25 +58,25 @@ def painting_psnr(arguments: argparse.Namespace, held: Any, count: int = 64) -> 
     pipeline.set_progress_bar_config(disable=True)
     batch = held.batch(torch.arange(max(4, round(count * min(1, arguments.scale * 4)))))
     words = [held.class_names[label] for label in batch.cond["label"].tolist()]
-    hole = center_mask(len(batch), batch.data.shape[-1], pipeline.vae_scale_factor)
+    mask = center_mask(len(batch), batch.data.shape[-1], pipeline.vae_scale_factor)
 
-    def paint(pictures: torch.Tensor, holes: torch.Tensor, draw: int) -> torch.Tensor:
-        made = pipeline(
-            words[: len(pictures)],
-            image=pictures / 2 + 0.5,
-            mask_image=holes,
-            height=pictures.shape[2],
-            width=pictures.shape[3],
+    def inpaint(images: torch.Tensor, masks: torch.Tensor, draw: int) -> torch.Tensor:
+        samples = pipeline(
+            words[: len(images)],
+            image=images / 2 + 0.5,
+            mask_image=masks,
+            height=images.shape[2],
+            width=images.shape[3],
             num_inference_steps=SAMPLER_STEPS,
             guidance_scale=1.0,
             generator=torch.Generator().manual_seed(draw),
             output_type="pt",
         ).images
-        return made.float() * 2 - 1
+        return samples.float() * 2 - 1
 
     with torch.no_grad():
-        scores = inpainting_psnr(paint, batch.data, hole)
-        shown = torch.cat([batch.data[:8], (batch.data * (1 - hole))[:8]])
-        drawn = [paint(batch.data[:8] * (1 - hole[:8]), hole[:8], draw) for draw in (0, 1)]
+        scores = inpainting_psnr(inpaint, batch.data, mask)
+        shown = torch.cat([batch.data[:8], (batch.data * (1 - mask))[:8]])
+        drawn = [inpaint(batch.data[:8] * (1 - mask[:8]), mask[:8], draw) for draw in (0, 1)]
     image_grid(torch.cat([shown, *drawn]), 8).save(arguments.out / "inpainting.png")
     return scores

@@ -20,13 +20,7 @@ def images():
 
 def known(images):
     moments = Moments.fit(images)
-    return [
-        Independent(),
-        KNN(4),
-        KNN(64),
-        KNN(16, center=moments),
-        GaussianOT(moments, eps=4.0),
-    ]
+    return [Independent(), KNN(4), KNN(64), KNN(16, center=moments), GaussianOT(moments, eps=4.0)]
 
 
 @pytest.mark.parametrize("which", range(5))

@@ -118,9 +118,7 @@ def test_blocks_do_not_matter(mixture, monkeypatch):
     calls = []
     whole = miscibility(data, KNN(4), labels=label, probes=50)
     monkeypatch.setattr("immiscible_diffusion.analysis.miscibility.BLOCK_PAIRS", 100)
-    blocks = miscibility(
-        data, KNN(4), labels=label, probes=50, progress=lambda *at: calls.append(at)
-    )
+    blocks = miscibility(data, KNN(4), labels=label, probes=50, progress=lambda *at: calls.append(at))
     for one, other in zip(whole.levels, blocks.levels, strict=True):
         assert one.effective.value == pytest.approx(other.effective.value, rel=1e-12)
     assert calls[-1] == (50 * 8, 50 * 8)

@@ -9,11 +9,7 @@ import torch
 from immiscible_diffusion import KNN, Independent, LinearAssignment, Moments
 from immiscible_diffusion.analysis.miscibility import miscibility
 from immiscible_diffusion.analysis.noise_density import KNNDensity
-from immiscible_diffusion.analysis.noise_statistics import (
-    gaussian_fit,
-    gaussian_fit_bias,
-    measure_noise,
-)
+from immiscible_diffusion.analysis.noise_statistics import gaussian_fit, gaussian_fit_bias, measure_noise
 from immiscible_diffusion.couplings.calibrated import Calibrated
 from immiscible_diffusion.couplings.gaussian_ot import GaussianOT
 from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution

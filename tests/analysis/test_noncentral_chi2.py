@@ -69,9 +69,7 @@ def test_scipys_own(dim):
     within_bar(found, true)
 
 
-@pytest.mark.parametrize(
-    ("square", "dim"), [(2e3, 1), (5e3, 7), (1e4, 64), (2e4, 3072), (4e5, 3e5)]
-)
+@pytest.mark.parametrize(("square", "dim"), [(2e3, 1), (5e3, 7), (1e4, 64), (2e4, 3072), (4e5, 3e5)])
 def test_deeper_than_float64(square, dim):
     with mpmath.workdps(40):
         true = float(mpmath.log(mpmath.gammainc(dim / 2, square / 2, regularized=True)))
@@ -96,9 +94,7 @@ def test_falls_and_is_never_nan(dim, share):
 
 
 def test_extremes():
-    square = torch.tensor(
-        [-1e-9, 0, 1e-300, 1e-20, 1e10, 1e50, 1e300, math.inf], dtype=torch.float64
-    )
+    square = torch.tensor([-1e-9, 0, 1e-300, 1e-20, 1e10, 1e50, 1e300, math.inf], dtype=torch.float64)
     for dim, shift in [(1, 0), (1, 10), (1, 1e4), (16, 0), (3072, 0), (3072, 700), (3e5, 3e6)]:
         found = log_survival(square, dim, shift)
         assert found.isfinite().all()

@@ -33,10 +33,7 @@ def couplings():
     return {
         "independent": (Independent(), lambda i, g: torch.randn(len(i), 2, generator=g)),
         "knn": (KNN(4), lambda i, g: nearest_of_all(POINTS[i], 0, 4, g)),
-        "knn 16 centerd": (
-            KNN(16, center=moments),
-            lambda i, g: nearest_of_all(POINTS[i], moments.mean, 16, g),
-        ),
+        "knn 16 centerd": (KNN(16, center=moments), lambda i, g: nearest_of_all(POINTS[i], moments.mean, 16, g)),
         "knn by label": (
             KNN(4, center="label", moments=moments),
             lambda i, g: nearest_of_all(POINTS[i], label_means[i], 4, g),
@@ -52,9 +49,7 @@ def calibrated(moments, labels):
     batch = POINTS.repeat(2000, 1)
     batches = [batch if labels is None else (batch, labels.repeat(2000))]
     generator = torch.Generator().manual_seed(3)
-    return Calibrated(
-        inner, NoiseDistribution.measure(inner, batches, moments, generator=generator)
-    )
+    return Calibrated(inner, NoiseDistribution.measure(inner, batches, moments, generator=generator))
 
 
 @pytest.mark.parametrize("name", list(couplings()))
@@ -175,9 +170,7 @@ def test_the_optimal_denoiser_is_the_mean(coupling):
     """At t = 1 without pairing it is the mean of the data; near the data it is the sample."""
     denoiser = OptimalDenoiser.of(POINTS, coupling, FlowMatchingPath())
     noise = coupling(POINTS, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(
-        denoiser(POINTS + 1e-3 * noise, 1e-3), POINTS.double(), atol=1e-2, rtol=0
-    )
+    torch.testing.assert_close(denoiser(POINTS + 1e-3 * noise, 1e-3), POINTS.double(), atol=1e-2, rtol=0)
     target = denoiser.target(0.5 * POINTS + 0.5 * noise, 0.5)
     expected = (0.5 * POINTS + 0.5 * noise - denoiser(0.5 * POINTS + 0.5 * noise, 0.5)) / 0.5
     torch.testing.assert_close(target, expected.double(), atol=1e-6, rtol=1e-6)

@@ -198,9 +198,7 @@ def test_couplings_of_earlier_calls_given_as_objects_stay(tmp_path):
     assert [one.name for one in left] == ["independent"]
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("MEASURES", 99), ("SCHEMA", 99), ("version", lambda name: "99.0")]
-)
+@pytest.mark.parametrize(("name", "value"), [("MEASURES", 99), ("SCHEMA", 99), ("version", lambda name: "99.0")])
 def test_parts_of_another_release_are_measured_again(name, value, tmp_path, monkeypatch):
     analyze(DATA, COUPLINGS[1:], config=SMALL, folder=tmp_path)
     before = {path: path.read_text() for path in (tmp_path / "parts").iterdir()}

@@ -11,12 +11,12 @@ def test_given_options_change_the_sampler_and_nothing_else():
     assert SamplerChanges().of(recipe) == recipe
     changed = SamplerChanges(spacing="quadratic", steps=10, guidance=2.0).of(recipe)
     assert changed == SamplerConfig("ddim", 10, clip=1.0, spacing="quadratic", guidance=2.0)
-    assert SamplerChanges(eta=0.0, guidance=1.0).of(
-        SamplerConfig("ddim", eta=0.5, guidance=3.0)
-    ) == (SamplerConfig("ddim"))
+    assert SamplerChanges(eta=0.0, guidance=1.0).of(SamplerConfig("ddim", eta=0.5, guidance=3.0)) == (
+        SamplerConfig("ddim")
+    )
     with pytest.raises(ValueError, match="spacing means something in ddim and ddpm and dpm only"):
         SamplerChanges(spacing="quadratic").of(SamplerConfig("euler"))
     with pytest.raises(ValueError, match="clip means something"):
         SamplerChanges(clip=1.0, method="dpm").of(recipe)
-    with pytest.raises(ValueError, match="eta must be from 0 to 1"):
+    with pytest.raises(ValueError, match="eta must be >= 0 and <= 1"):
         SamplerChanges(eta=2.0).of(recipe)

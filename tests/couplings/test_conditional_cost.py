@@ -4,11 +4,7 @@ import pytest
 import torch
 
 from immiscible_diffusion import LinearAssignment
-from immiscible_diffusion.couplings.costs import (
-    add_condition_cost,
-    assignment_cost,
-    condition_distance,
-)
+from immiscible_diffusion.couplings.costs import add_condition_cost, assignment_cost, condition_distance
 
 
 def seeded(seed):
@@ -95,9 +91,7 @@ def test_a_weight_that_was_zero_once_does_not_stay_zero():
     fresh = coupling.assign(data, noise, cond=unlike)
     coupling.assign(data, noise, cond=alike)
     assert torch.equal(coupling.assign(data, noise, cond=unlike), fresh)
-    assert torch.equal(
-        coupling.assign(data, noise, cond=alike), LinearAssignment().assign(data, noise)
-    )
+    assert torch.equal(coupling.assign(data, noise, cond=alike), LinearAssignment().assign(data, noise))
 
 
 def test_few_movable_rows_are_said():

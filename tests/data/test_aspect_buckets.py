@@ -11,13 +11,7 @@ from hypothesis import strategies as st
 
 from fixtures.image_files import datasets, save, write_parquet
 from immiscible_diffusion.data import DataConfig, batches
-from immiscible_diffusion.data.aspect_buckets import (
-    Buckets,
-    BucketSampler,
-    ResizeCrop,
-    bucket_sizes,
-    nearest_bucket,
-)
+from immiscible_diffusion.data.aspect_buckets import Buckets, BucketSampler, ResizeCrop, bucket_sizes, nearest_bucket
 from immiscible_diffusion.data.captions import Captioned, load_captioned
 
 pytestmark = pytest.mark.usefixtures("hf_cache")
@@ -25,9 +19,7 @@ pytestmark = pytest.mark.usefixtures("hf_cache")
 
 def test_the_buckets_of_sdxl() -> None:
     sizes = bucket_sizes(1024)
-    assert {(1024, 1024), (832, 1216), (896, 1152), (768, 1344), (640, 1600), (512, 2048)} <= set(
-        sizes
-    )
+    assert {(1024, 1024), (832, 1216), (896, 1152), (768, 1344), (640, 1600), (512, 2048)} <= set(sizes)
     assert {(width, height) for height, width in sizes} == set(sizes)
     for height, width in sizes:
         assert height % 64 == width % 64 == 0
@@ -131,9 +123,7 @@ def dataset(tmp_path: Path) -> Captioned:
 def test_ranks_see_what_one_process_sees(dataset: Captioned) -> None:
     order = dataset.sampler(4, seed=3)
 
-    def seen(
-        rank: int, world: int, gradient_accumulation_steps: int, start: int = 0
-    ) -> list[torch.Tensor]:
+    def seen(rank: int, world: int, gradient_accumulation_steps: int, start: int = 0) -> list[torch.Tensor]:
         stream = batches(
             dataset,
             order,
@@ -162,10 +152,7 @@ def test_conditions_hold_size_and_crop(dataset: Captioned) -> None:
     assert (height, width) == (12, 30)
     assert tuple(bucket) == tuple(batch.data.shape[2:])
     assert bucket[0] < bucket[1]
-    assert (top, left) == (
-        ResizeCrop.of((12, 30), tuple(bucket)).top,
-        ResizeCrop.of((12, 30), tuple(bucket)).left,
-    )
+    assert (top, left) == (ResizeCrop.of((12, 30), tuple(bucket)).top, ResizeCrop.of((12, 30), tuple(bucket)).left)
     assert float(batch.data.abs().max()) <= 1
 
 

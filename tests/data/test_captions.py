@@ -47,9 +47,7 @@ def test_metadata_captions_follow_their_images(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     dataset = folder(tmp_path)
     by_image = dict(zip(map(bytes, pixels(dataset).numpy()), all_texts(dataset), strict=True))
-    assert by_image == {
-        bytes(array): f"this is {n}" for array, n in zip(arrays, "abc", strict=True)
-    }
+    assert by_image == {bytes(array): f"this is {n}" for array, n in zip(arrays, "abc", strict=True)}
 
 
 def test_text_files_beside_the_images(tmp_path: Path) -> None:
@@ -72,9 +70,7 @@ def test_an_absent_column_is_reported_with_the_others(tmp_path: Path) -> None:
         folder(file, Captions("blip"))
     with pytest.raises(ValueError, match="'img' holds no texts"):
         folder(file, Captions("img"))
-    with pytest.raises(
-        ValueError, match=r"no prompts for its images.*columns: img, alt.*metadata\.jsonl"
-    ):
+    with pytest.raises(ValueError, match=r"no prompts for its images.*columns: img, alt.*metadata\.jsonl"):
         folder(file)
     assert all_texts(folder(file, Captions("alt"))) == ["x", "y"]
 
@@ -94,9 +90,7 @@ def test_so_is_one_without_any_of_several(tmp_path: Path, hole: list[str | None]
 
 def test_one_of_several_captions_is_drawn_and_all_come_up(tmp_path: Path) -> None:
     lists = datasets.Sequence(TEXT)
-    file = write_parquet(
-        tmp_path / "train.parquet", noise(2), captions=([["a", "b", "c"], ["d"]], lists)
-    )
+    file = write_parquet(tmp_path / "train.parquet", noise(2), captions=([["a", "b", "c"], ["d"]], lists))
     dataset = folder(file)
     assert all_texts(dataset) == ["a", "d"]
     rows = torch.zeros(300, dtype=torch.int64)
@@ -134,10 +128,7 @@ def test_several_tokenizers(tmp_path: Path) -> None:
     both = folder(file).tokenized(lambda t: {"tokens": tokens(t), "tokens_2": tokens(t, 3)})
     cond = both.batch(torch.tensor([0, 1])).cond
     assert cond is not None
-    assert {name: tuple(value.shape) for name, value in cond.items()} == {
-        "tokens": (2, 8),
-        "tokens_2": (2, 3),
-    }
+    assert {name: tuple(value.shape) for name, value in cond.items()} == {"tokens": (2, 8), "tokens_2": (2, 3)}
 
 
 def test_imagenet_folders_take_their_names_from_the_list(tmp_path: Path) -> None:
@@ -164,8 +155,7 @@ def test_names_from_a_file_in_the_order_of_the_classes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
-    [("imagenet-1k", "terms must be accepted"), ("hub:nobody/nothing", "data.path")],
+    ("name", "said"), [("imagenet-1k", "terms must be accepted"), ("hub:nobody/nothing", "data.path")]
 )
 def test_the_hub_out_of_reach_says_what_to_do(name: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):

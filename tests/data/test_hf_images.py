@@ -6,16 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from fixtures.image_files import (
-    datasets,
-    folder,
-    labels_of,
-    noise,
-    pixels,
-    save,
-    whole_numbers,
-    write_parquet,
-)
+from fixtures.image_files import datasets, folder, labels_of, noise, pixels, save, whole_numbers, write_parquet
 from immiscible_diffusion.data import DataConfig, ImageSet, LazyImageSet, load_images
 
 pytestmark = pytest.mark.usefixtures("hf_cache")
@@ -38,10 +29,7 @@ def test_sub_folders_are_classes(tmp_path: Path) -> None:
     dataset = folder(tmp_path / "pics")
     assert isinstance(dataset, ImageSet)
     assert dataset.class_names == ("ant", "cat", "dog")
-    found = {
-        (label, bytes(p.numpy()))
-        for label, p in zip(labels_of(dataset), pixels(dataset), strict=True)
-    }
+    found = {(label, bytes(p.numpy())) for label, p in zip(labels_of(dataset), pixels(dataset), strict=True)}
     assert found == {(label, a.tobytes()) for label, a in zip((2, 2, 0, 1), arrays, strict=True)}
     assert folder(tmp_path / "pics", labels=False).num_classes is None
 
@@ -195,8 +183,7 @@ def test_lazy_digest_knows_its_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "note"),
-    [("cifar10", "JPEG", "JPEG re-encoded"), ("cifar10", "PNG", ""), ("folder", "JPEG", "")],
+    ("name", "kind", "note"), [("cifar10", "JPEG", "JPEG re-encoded"), ("cifar10", "PNG", ""), ("folder", "JPEG", "")]
 )
 @pytest.mark.parametrize("in_memory_gib", [0.0, 4.0])
 def test_jpeg_note_is_for_cifar10_in_jpeg(

@@ -46,9 +46,7 @@ def test_color_made_gray_is_luma(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["png", "tif"])
 @pytest.mark.parametrize("channels", [None, 3])
-def test_sixteen_bit_gray_is_scaled_not_clipped(
-    tmp_path: Path, kind: str, channels: int | None
-) -> None:
+def test_sixteen_bit_gray_is_scaled_not_clipped(tmp_path: Path, kind: str, channels: int | None) -> None:
     values = np.linspace(0, 65535, 64).round().astype(np.uint16).reshape(8, 8)
     save(values, tmp_path / "pics" / f"1.{kind}")
     read = pixels(folder(tmp_path / "pics", channels=channels))[0]

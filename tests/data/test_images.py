@@ -113,10 +113,7 @@ BYTES = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
         ({"images": BYTES, "labels": torch.zeros(2, dtype=torch.int64)}, r"int64 \[3\]"),
         ({"images": BYTES, "labels": torch.zeros(3)}, "got torch.float32"),
         ({"images": BYTES, "labels": torch.tensor([0, -1, 0])}, "run from -1"),
-        (
-            {"images": BYTES, "labels": torch.tensor([0, 1, 2]), "class_names": ("a", "b")},
-            "to 2; expected 0 to 1",
-        ),
+        ({"images": BYTES, "labels": torch.tensor([0, 1, 2]), "class_names": ("a", "b")}, "to 2; expected 0 to 1"),
     ],
 )
 def test_bad_content_is_refused_at_construction(arguments, says):

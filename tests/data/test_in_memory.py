@@ -83,9 +83,7 @@ def test_npz_with_conditions_and_mask_and_a_subset_that_keeps_rows_together(tmp_
         task=number,
         valid=(number[:, None, None] % 2 == 0) | (np.arange(5)[:, None] > 0),
     )
-    options = DataOptions(
-        data=str(path), array="action", cond=("obs", "task"), mask="valid", max_images=7
-    )
+    options = DataOptions(data=str(path), array="action", cond=("obs", "task"), mask="valid", max_images=7)
     batch = options.load(seed=3).batch
     assert batch.data.shape == (7, 5, 2)
     assert_array_equal(batch.cond["obs"][:, 0], batch.data[:, 0, 0])
@@ -125,9 +123,7 @@ def test_words_are_labels_with_names(tmp_path):
 
 def test_one_mask_for_all_and_mirrored_masks(tmp_path):
     mask = np.array([[[[1, 1, 0]]]])
-    options = DataOptions(
-        data=str(npz(tmp_path, data=np.ones((5, 1, 3, 3)), mask=mask)), mask="mask", flip=True
-    )
+    options = DataOptions(data=str(npz(tmp_path, data=np.ones((5, 1, 3, 3)), mask=mask)), mask="mask", flip=True)
     batch = options.load().batch
     assert batch.mask[0, 0, 0].tolist() == [True, True, False]
     assert batch.mask[-1, 0, 0].tolist() == [False, True, True]

@@ -90,10 +90,7 @@ def test_without_labels() -> None:
 def test_fashion_from_plain_and_packed_files(fashion: Path, split: str, count: int) -> None:
     dataset = load_images(DataConfig("fashion_mnist", path=str(fashion), split=split))
     rng = np.random.default_rng(0)
-    images = {
-        "train": rng.integers(0, 256, (30, 28, 28)),
-        "test": rng.integers(0, 256, (20, 28, 28)),
-    }
+    images = {"train": rng.integers(0, 256, (30, 28, 28)), "test": rng.integers(0, 256, (20, 28, 28))}
     batch = dataset.batch(torch.arange(count))
     assert (len(dataset), dataset.shape, dataset.num_classes) == (count, (1, 28, 28), 10)
     back = (batch.data[:, 0].double() + 1) * 127.5
@@ -138,9 +135,7 @@ def test_fashion_has_train_and_test() -> None:
         load_images(DataConfig("fashion_mnist", split="valid"))
 
 
-def test_fashion_offline_says_what_to_do(
-    tmp_path: Path, hf_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fashion_offline_says_what_to_do(tmp_path: Path, hf_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "DEBIAN_FASHION", tmp_path / "absent")
     with pytest.raises(ValueError, match=r"dataset-fashion-mnist, or set data\.path") as raised:
         load_images(DataConfig("fashion_mnist"))

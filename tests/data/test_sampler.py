@@ -82,11 +82,7 @@ def test_what_the_caller_does_to_the_indices_does_not_change_the_order():
 
 
 def test_epochs_and_seeds_are_uniform_over_the_permutations():
-    draws = [
-        tuple(KeyedSampler(3, 3, seed).indices(epoch).tolist())
-        for seed in range(100)
-        for epoch in range(12)
-    ]
+    draws = [tuple(KeyedSampler(3, 3, seed).indices(epoch).tolist()) for seed in range(100) for epoch in range(12)]
     expected = len(draws) / 6
     statistic = sum((seen - expected) ** 2 / expected for seen in Counter(draws).values())
     assert len(set(draws)) == 6
@@ -102,9 +98,7 @@ def test_an_empty_set_or_batch_is_refused(count, size):
 # -- ranks and micro-batches ----------------------------------------------------------------------
 
 
-def parts(
-    dataset, order, *, world, gradient_accumulation_steps, steps=5, **options
-) -> list[list[Batch]]:
+def parts(dataset, order, *, world, gradient_accumulation_steps, steps=5, **options) -> list[list[Batch]]:
     """By step, the micro-batches of all ranks in the order of their chunks."""
     ranks = [
         list(
@@ -133,12 +127,8 @@ def parts(
     ]
 
 
-@pytest.mark.parametrize(
-    ("world", "gradient_accumulation_steps"), [(1, 2), (2, 1), (2, 2), (3, 2), (4, 3)]
-)
-def test_ranks_and_micro_batches_joined_are_the_batch_of_one_rank(
-    dataset, world, gradient_accumulation_steps
-):
+@pytest.mark.parametrize(("world", "gradient_accumulation_steps"), [(1, 2), (2, 1), (2, 2), (3, 2), (4, 3)])
+def test_ranks_and_micro_batches_joined_are_the_batch_of_one_rank(dataset, world, gradient_accumulation_steps):
     order = KeyedSampler(24, 12, seed=5)
     for step, chunks in enumerate(
         parts(dataset, order, world=world, gradient_accumulation_steps=gradient_accumulation_steps)
@@ -200,27 +190,16 @@ def test_a_data_set_is_read_in_the_order_of_its_sampler(dataset):
     ("size", "world", "gradient_accumulation_steps", "nearest"),
     [(10, 4, 1, "8 or 12"), (10, 2, 2, "8 or 12"), (3, 4, 1, "nearest: 4")],
 )
-def test_a_batch_that_does_not_divide_is_refused_at_once(
-    dataset, size, world, gradient_accumulation_steps, nearest
-):
+def test_a_batch_that_does_not_divide_is_refused_at_once(dataset, size, world, gradient_accumulation_steps, nearest):
     with pytest.raises(ValueError, match=nearest):
         batches(
-            dataset,
-            KeyedSampler(24, size, 0),
-            world=world,
-            gradient_accumulation_steps=gradient_accumulation_steps,
+            dataset, KeyedSampler(24, size, 0), world=world, gradient_accumulation_steps=gradient_accumulation_steps
         )
 
 
 @pytest.mark.parametrize(
     "options",
-    [
-        {"rank": 2, "world": 2},
-        {"rank": -1},
-        {"gradient_accumulation_steps": 0},
-        {"start": -1},
-        {"ahead": -1},
-    ],
+    [{"rank": 2, "world": 2}, {"rank": -1}, {"gradient_accumulation_steps": 0}, {"start": -1}, {"ahead": -1}],
 )
 def test_numbers_out_of_range_are_refused_at_once(dataset, options):
     with pytest.raises(ValueError, match="expected 0 <= rank < world"):
@@ -232,10 +211,7 @@ def test_numbers_out_of_range_are_refused_at_once(dataset, options):
 
 @pytest.mark.parametrize("ahead", [0, 2])
 def test_an_error_surfaces_at_the_next_that_would_have_returned_the_batch(ahead):
-    before, source = (
-        threads(),
-        batches(RecordingData(fails_at=3), KeyedSampler(24, 4, 0), ahead=ahead),
-    )
+    before, source = (threads(), batches(RecordingData(fails_at=3), KeyedSampler(24, 4, 0), ahead=ahead))
     next(source)
     started = threads() - before  # still there: two batches wait, the third finds no room
     assert len(list(islice(source, 2))) == 2

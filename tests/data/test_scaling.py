@@ -55,9 +55,7 @@ def pipeline(factor, sampler):
 
 def test_samples_are_unscaled_and_nothing_else():
     samples = {
-        factor: torch.cat(
-            [data for data, _ in pipeline(factor, SamplerConfig("euler", 2))(Zero(), 7, seed=1)]
-        )
+        factor: torch.cat([data for data, _ in pipeline(factor, SamplerConfig("euler", 2))(Zero(), 7, seed=1)])
         for factor in (1.0, 2.0, 4.0)
     }
     assert torch.equal(samples[1.0], start_noise(1, range(7), (1, 4, 4), "cpu"))

@@ -61,9 +61,7 @@ def test_it_trains_resumes_and_has_previews(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "run" / "samples").glob("*.png"))
 
 
-def test_a_text_to_image_network_gets_the_captions_of_the_stream(
-    small_sd: Path, tmp_path: Path
-) -> None:
+def test_a_text_to_image_network_gets_the_captions_of_the_stream(small_sd: Path, tmp_path: Path) -> None:
     write_shards(tmp_path / "shards", 2)
     codec = dataclasses.replace(recipe_from_name("coco-sd").task.codec, pretrained=str(small_sd))
     recipe = stream_recipe("coco-sd", tmp_path / "shards", {"codec": codec})

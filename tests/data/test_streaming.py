@@ -15,13 +15,7 @@ from fixtures.image_files import datasets, encoded, noise, whole_numbers, write_
 from fixtures.tar_shards import PER_SHARD, write_shards, write_tar
 from immiscible_diffusion.data import DataConfig
 from immiscible_diffusion.data.captions import Captions
-from immiscible_diffusion.data.streaming import (
-    ShardError,
-    Stream,
-    open_stream,
-    read_tar,
-    tar_names,
-)
+from immiscible_diffusion.data.streaming import ShardError, Stream, open_stream, read_tar, tar_names
 from immiscible_diffusion.utils.batch import Batch
 
 pytestmark = pytest.mark.usefixtures("hf_cache")
@@ -64,8 +58,7 @@ def test_all_come_shuffled_with_their_captions(tmp_path: Path) -> None:
 def test_ranks_read_other_shards(tmp_path: Path) -> None:
     write_shards(tmp_path, 4)
     parts = [
-        captions_of(take(stream(tmp_path, shuffle_buffer=1), 6, batch_size=4, rank=rank, world=2))
-        for rank in range(2)
+        captions_of(take(stream(tmp_path, shuffle_buffer=1), 6, batch_size=4, rank=rank, world=2)) for rank in range(2)
     ]
     assert sorted(parts[0] + parts[1]) == list(range(24))
     with pytest.raises(ValueError, match="has 4 shards for 5 processes"):
@@ -76,9 +69,7 @@ def test_ranks_read_other_shards(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["tar", "tar.gz"])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
-def test_a_truncated_shard_is_named_and_skipped_on_request(
-    tmp_path: Path, ending: str, share: float
-) -> None:
+def test_a_truncated_shard_is_named_and_skipped_on_request(tmp_path: Path, ending: str, share: float) -> None:
     paths = write_shards(tmp_path, 3, ending)
     content = paths[1].read_bytes()
     size = int(share * (len(content) if ending != "tar" else PER_SHARD * 4096))
@@ -137,10 +128,7 @@ def test_a_stream_without_readable_samples_ends_with_an_error(tmp_path: Path) ->
 
 def test_labels_and_json(tmp_path: Path) -> None:
     image = encoded(noise(1)[0])
-    samples = {
-        "a": {"jpg": image, "cls": b"1"},
-        "b": {"jpg": image, "json": json.dumps({"label": 0}).encode()},
-    }
+    samples = {"a": {"jpg": image, "cls": b"1"}, "b": {"jpg": image, "json": json.dumps({"label": 0}).encode()}}
     write_tar(tmp_path / "a.tar", samples)
     (tmp_path / "names").write_text("17\n23\n")
     config = DataConfig("folder", path=str(tmp_path), size=4, shuffle_buffer=1)
@@ -159,9 +147,7 @@ def test_names_of_shards(tmp_path: Path) -> None:
     assert tar_names(str(tmp_path)) == names
     assert tar_names(str(tmp_path / "shard-*.tar")) == names
     assert tar_names(str(tmp_path / "shard-{000..001}.tar")) == names[:2]
-    assert tar_names("https://host/a-{08..11}.tar") == [
-        f"https://host/a-{n}.tar" for n in ("08", "09", "10", "11")
-    ]
+    assert tar_names("https://host/a-{08..11}.tar") == [f"https://host/a-{n}.tar" for n in ("08", "09", "10", "11")]
     with pytest.raises(ValueError, match="there are no tar shards at"):
         tar_names(str(tmp_path / "none-*.tar"))
 
@@ -205,9 +191,7 @@ def test_bad_streams(tmp_path: Path) -> None:
         ({"caption": None}, ()),
     ],
 )
-def test_captions_in_json(
-    tmp_path: Path, record: dict[str, Any], expected: tuple[str, ...]
-) -> None:
+def test_captions_in_json(tmp_path: Path, record: dict[str, Any], expected: tuple[str, ...]) -> None:
     member = {"png": encoded(noise(1)[0]), "json": json.dumps(record).encode()}
     (found,) = read_tar(str(write_tar(tmp_path / "a.tar", {"x": member})))
     assert not isinstance(found, ShardError)
@@ -215,9 +199,7 @@ def test_captions_in_json(
 
 
 @pytest.mark.parametrize("record", [{"label": "cat"}, {"caption": {"en": "a"}}])
-def test_captions_and_classes_of_other_types_are_named(
-    tmp_path: Path, record: dict[str, Any]
-) -> None:
+def test_captions_and_classes_of_other_types_are_named(tmp_path: Path, record: dict[str, Any]) -> None:
     member = {"png": encoded(noise(1)[0]), "json": json.dumps(record).encode()}
     (found,) = read_tar(str(write_tar(tmp_path / "a.tar", {"x": member})))
     assert isinstance(found, ShardError)

@@ -182,5 +182,5 @@ def test_bad_images_and_numbers_are_errors(tmp_path: Path) -> None:
     assert png.existing() == 0
     with pytest.raises(ValueError, match="batch_size"):
         generate_folder(png, draw, batch_size=0)
-    with pytest.raises(ValueError, match="count >= 1"):
+    with pytest.raises(ValueError, match="count must be >= 1"):
         SampleWriter(tmp_path, 0)

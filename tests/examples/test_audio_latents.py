@@ -27,9 +27,7 @@ def test_resumed_equals_uninterrupted_and_samples_depend_on_their_index(recipe, 
     train(recipe, tmp_path / "parts")
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
     run = load_run(tmp_path / "whole", "cpu")
-    together, alone = (
-        torch.cat([data for data, _ in run.pipeline(size)(run.model, 5, seed=1)]) for size in (5, 2)
-    )
+    together, alone = (torch.cat([data for data, _ in run.pipeline(size)(run.model, 5, seed=1)]) for size in (5, 2))
     assert together.shape == (5, 2, 32)
     torch.testing.assert_close(together, alone)
 

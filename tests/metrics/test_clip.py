@@ -31,10 +31,7 @@ def test_cmmd_equals_brute_force(generator: torch.Generator, sigma: float) -> No
 
 
 def test_cmmd_of_unit_features_keeps_its_digits(generator: torch.Generator) -> None:
-    a, b = (
-        torch.nn.functional.normalize(torch.randn(12, 64, generator=generator)).double()
-        for _ in range(2)
-    )
+    a, b = (torch.nn.functional.normalize(torch.randn(12, 64, generator=generator)).double() for _ in range(2))
     assert cmmd(a, b) == pytest.approx(brute_force(a, b), rel=1e-7)
     assert cmmd(a.float(), b.float()) == pytest.approx(cmmd(a, b), rel=1e-4)
     assert cmmd(a, a.flip(0)) == pytest.approx(0, abs=1e-10)
@@ -122,9 +119,7 @@ def test_score_wants_a_text_for_each_picture(folder: Path, generator: torch.Gene
     assert (one.count, one.standard_error) == (1, None)
 
 
-def test_cmmd_features_are_of_length_1_and_of_no_batch(
-    folder: Path, generator: torch.Generator
-) -> None:
+def test_cmmd_features_are_of_length_1_and_of_no_batch(folder: Path, generator: torch.Generator) -> None:
     features = cmmd_features(source=str(folder))
     found = extract(features, [data(generator, 4), data(generator, 2)])
     assert found.shape == (6, 10)
@@ -136,13 +131,9 @@ def test_cmmd_features_are_of_length_1_and_of_no_batch(
     torch.testing.assert_close(features(pictures)[1:2], features(pictures[1:2]))
 
 
-def test_missing_weights_say_what_to_fetch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path
-) -> None:
+def test_missing_weights_say_what_to_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(
-        ValueError, match=r"not at .*none.*hf download openai/clip-vit-large-patch14 "
-    ):
+    with pytest.raises(ValueError, match=r"not at .*none.*hf download openai/clip-vit-large-patch14 "):
         Clip.load(str(tmp_path / "none"))
     monkeypatch.setenv("IMMISCIBLE_CMMD_CLIP", str(tmp_path / "none"))
     with pytest.raises(ValueError, match=r"patch14-336.*set IMMISCIBLE_CMMD_CLIP"):

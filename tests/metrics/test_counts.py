@@ -16,8 +16,7 @@ def test_the_scaled_floor_is_what_samples_of_the_same_distribution_score():
     """The mean over fresh sets lies at the floor scaled to their counts, not at that of halves."""
     reference = Reference.of(gaussian(1800, 0), "made")
     found = [
-        frechet_distance(FeatureStatistics.of(gaussian(500, seed)), reference.statistics)
-        for seed in range(1, 41)
+        frechet_distance(FeatureStatistics.of(gaussian(500, seed)), reference.statistics) for seed in range(1, 41)
     ]
     mean = sum(found) / len(found)
     floor = reference.floor

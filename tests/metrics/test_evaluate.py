@@ -43,9 +43,7 @@ def test_floor_of_a_gaussian_equals_that_of_fresh_pairs(generator):
     # Halves of one set are independent draws of 300: so is a pair of fresh sets.
     floor = gaussian_reference(generator).floor
     pairs = torch.randn(50, 2, 300, 4, generator=generator)
-    fresh = torch.tensor(
-        [frechet_distance(FeatureStatistics.of(a), FeatureStatistics.of(b)) for a, b in pairs]
-    )
+    fresh = torch.tensor([frechet_distance(FeatureStatistics.of(a), FeatureStatistics.of(b)) for a, b in pairs])
     assert abs(floor.mean - fresh.mean()) < 4 * fresh.std() / 10**0.5
 
 
@@ -101,9 +99,7 @@ def test_worse_images_score_worse(digits, classifier, reference, generator):
         return measure(extract(classifier, images.split(512)), reference)
 
     noise = torch.randn(digits.images.shape, generator=generator)
-    slightly, badly = (
-        quality((digits.images + scale * noise).clamp(-1, 1)) for scale in (0.3, 1.0)
-    )
+    slightly, badly = (quality((digits.images + scale * noise).clamp(-1, 1)) for scale in (0.3, 1.0))
     one_class = quality(digits.images[digits.labels == 3])
     assert slightly.frechet < reference.floor.mean * 10 < badly.frechet
     assert slightly.kid < badly.kid

@@ -19,9 +19,7 @@ def random_spd(generator):
 
 
 def random_gaussian(generator):
-    return gaussian(
-        torch.randn(DIM, dtype=torch.float64, generator=generator), random_spd(generator)
-    )
+    return gaussian(torch.randn(DIM, dtype=torch.float64, generator=generator), random_spd(generator))
 
 
 def test_commuting_covariances_have_a_closed_form(generator):
@@ -39,9 +37,7 @@ def test_equals_scipy_on_random_covariances(generator):
         a, b = random_gaussian(generator), random_gaussian(generator)
         root = scipy.linalg.sqrtm((a.covariance @ b.covariance).numpy())
         expected = (a.mean - b.mean).square().sum() + torch.trace(a.covariance + b.covariance)
-        assert frechet_distance(a, b) == pytest.approx(
-            float(expected) - 2 * np.trace(root).real, rel=1e-9
-        )
+        assert frechet_distance(a, b) == pytest.approx(float(expected) - 2 * np.trace(root).real, rel=1e-9)
 
 
 @pytest.mark.parametrize("count", [200, 40])

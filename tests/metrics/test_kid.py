@@ -14,8 +14,7 @@ def brute_force(a, b):
         return float((x @ y / len(x) + 1) ** 3)
 
     within = [
-        sum(k(s[i], s[j]) for i in range(len(s)) for j in range(len(s)) if i != j)
-        / (len(s) * (len(s) - 1))
+        sum(k(s[i], s[j]) for i in range(len(s)) for j in range(len(s)) if i != j) / (len(s) * (len(s) - 1))
         for s in (a, b)
     ]
     between = sum(k(x, y) for x in a for y in b) / (len(a) * len(b))
@@ -33,9 +32,7 @@ def test_whole_sets_equal_double_loops(generator, monkeypatch, block):
 
 def test_zero_within_its_error_on_equal_laws(generator):
     # Independent pairs of sets give independent unbiased estimates: their mean is zero.
-    values = torch.tensor(
-        [kernel_distance(features(40, generator), features(60, generator)).mean for _ in range(200)]
-    )
+    values = torch.tensor([kernel_distance(features(40, generator), features(60, generator)).mean for _ in range(200)])
     assert values.mean().abs() < 4 * values.std() / 200**0.5
     assert (values < 0).any()
 
@@ -55,10 +52,7 @@ def test_shift_of_the_mean_equals_its_expectation(generator):
 
     exact = expected(0, 0, 0) + expected(square, square, square) - 2 * expected(0, 0, square)
     values = torch.tensor(
-        [
-            kernel_distance(features(100, generator, dim), features(100, generator, dim) + 1).mean
-            for _ in range(200)
-        ]
+        [kernel_distance(features(100, generator, dim), features(100, generator, dim) + 1).mean for _ in range(200)]
     )
     assert values.mean() == pytest.approx(exact, abs=float(4 * values.std() / 200**0.5))
 

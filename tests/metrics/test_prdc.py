@@ -2,14 +2,7 @@ import pytest
 import torch
 
 from immiscible_diffusion.metrics import prdc as neighbors
-from immiscible_diffusion.metrics.prdc import (
-    Manifold,
-    coverage,
-    density,
-    memorization,
-    precision,
-    recall,
-)
+from immiscible_diffusion.metrics.prdc import Manifold, coverage, density, memorization, precision, recall
 
 
 def line(*values):
@@ -17,17 +10,12 @@ def line(*values):
 
 
 def brute_radii(points, k):
-    return [
-        sorted(float((p - q).norm()) for j, q in enumerate(points) if j != i)[k - 1]
-        for i, p in enumerate(points)
-    ]
+    return [sorted(float((p - q).norm()) for j, q in enumerate(points) if j != i)[k - 1] for i, p in enumerate(points)]
 
 
 def brute_hits(queries, points, k):
     radii = brute_radii(points, k)
-    return torch.tensor(
-        [[bool((q - p).norm() <= r) for p, r in zip(points, radii, strict=True)] for q in queries]
-    )
+    return torch.tensor([[bool((q - p).norm() <= r) for p, r in zip(points, radii, strict=True)] for q in queries])
 
 
 @pytest.mark.parametrize("block", [1, 50, 2**21])
@@ -43,9 +31,7 @@ def test_equal_to_brute_force(generator, monkeypatch, block, k):
     back = brute_hits(real, samples, k)
     assert recall(samples, real, k=k) == pytest.approx(float(back.any(1).double().mean()))
     nearest = [min(float((s - r).norm()) for r in real) for s in samples]
-    expected = torch.tensor(nearest).quantile(0.5) / torch.tensor(brute_radii(real, 1)).quantile(
-        0.5
-    )
+    expected = torch.tensor(nearest).quantile(0.5) / torch.tensor(brute_radii(real, 1)).quantile(0.5)
     assert memorization(samples, real) == pytest.approx(float(expected), rel=1e-6)
 
 

@@ -4,14 +4,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from immiscible_diffusion.metrics import (
-    FeatureExtractor,
-    FeatureStatistics,
-    Floor,
-    Reference,
-    make_reference,
-    measure,
-)
+from immiscible_diffusion.metrics import FeatureExtractor, FeatureStatistics, Floor, Reference, make_reference, measure
 from immiscible_diffusion.metrics import evaluate as quality
 from immiscible_diffusion.metrics.features.base import PixelFeatures
 from immiscible_diffusion.metrics.reference_cache import StatisticsFile

@@ -95,27 +95,15 @@ def png(seed, size=96):
     raw = b"".join(b"\0" + row.tobytes() for row in pixels)
 
     def chunk(kind, body):
-        return (
-            struct.pack(">I", len(body))
-            + kind
-            + body
-            + struct.pack(">I", binascii.crc32(kind + body))
-        )
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", binascii.crc32(kind + body))
 
     head = struct.pack(">IIBBBBB", size, size, 8, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", head)
-        + chunk(b"IDAT", zlib.compress(raw))
-        + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
 
 
 def power_trial(name, seed, faster=1.0, sampling_steps=20, steps=STEPS, slope=0.5, **options):
     """A run whose Frechet distance is exactly 100 (faster * step / 250)^-slope."""
-    metrics = tuple(
-        SampleMetrics(s, sampling_steps, frechet=100 * (faster * s / 250) ** -slope) for s in steps
-    )
+    metrics = tuple(SampleMetrics(s, sampling_steps, frechet=100 * (faster * s / 250) ** -slope) for s in steps)
     return Trial(name, seed, metrics, **options)
 
 
@@ -126,9 +114,7 @@ def realistic_trial(name, seed):
     for step in STEPS:
         for n, end in zip(SAMPLING_STEPS, ends, strict=True):
             value = (end + 60 * (faster * step / 250) ** -1.3) * math.exp(rng.normal(0, 0.03))
-            metrics.append(
-                SampleMetrics(step, n, n, value, value / 900, 0.0004, 0.8, 0.7, 0.9, 0.85, 0.0)
-            )
+            metrics.append(SampleMetrics(step, n, n, value, value / 900, 0.0004, 0.8, 0.7, 0.9, 0.85, 0.0))
     decay = [math.exp(-step / 900) for step in STEPS]
     pairing = 0.0 if name == "independent" else 1.4 if "knn" in name else 6.3
     return Trial(
@@ -138,12 +124,8 @@ def realistic_trial(name, seed):
         seconds_per_step=(21 + pairing + rng.normal(0, 0.2)) / 1000,
         pairing_share=pairing / (21 + pairing),
         pairing_ms=pairing,
-        validation=tuple(
-            LossPoint(s, 0.2 + 0.1 * d + 0.01 * faster) for s, d in zip(STEPS, decay, strict=True)
-        ),
-        training=tuple(
-            LossPoint(s, 0.22 - 0.02 * faster + 0.1 * d) for s, d in zip(STEPS, decay, strict=True)
-        ),
+        validation=tuple(LossPoint(s, 0.2 + 0.1 * d + 0.01 * faster) for s, d in zip(STEPS, decay, strict=True)),
+        training=tuple(LossPoint(s, 0.22 - 0.02 * faster + 0.1 * d) for s, d in zip(STEPS, decay, strict=True)),
         grids={str(s): f"grids/{COUPLING_FILES[name]}-{seed}-{s}.png" for s in STEPS},
         finished=True,
     )
@@ -165,9 +147,7 @@ def make(trials, couplings=COUPLINGS, **changes):
         accuracy=0.974,
         samples=2000,
         real_samples=1797,
-        floor=Floor(
-            2.2, 1.5, 3.1, 898, note="two random halves of the real set (898 each) are 2.2 apart"
-        ),
+        floor=Floor(2.2, 1.5, 3.1, 898, note="two random halves of the real set (898 each) are 2.2 apart"),
         sampling_steps=SAMPLING_STEPS,
         headline_steps=20,
         sampler="euler",
@@ -192,9 +172,7 @@ def partial(comparison):
     trials = []
     for trial in comparison.trials:
         key = (trial.coupling, trial.seed)
-        if trial.coupling == "shuffled(knn:k=64)" or (
-            trial.coupling == "assignment" and trial.seed
-        ):
+        if trial.coupling == "shuffled(knn:k=64)" or (trial.coupling == "assignment" and trial.seed):
             continue
         if key == ("knn:k=64", 2):
             metrics = tuple(m for m in trial.metrics if m.step <= 2000)
@@ -255,17 +233,17 @@ def analysis():
 
 
 def analysis_in(folder):
-    """Write the made-up analysis and its pictures."""
-    (folder / "pictures").mkdir()
+    """Write the made-up analysis and its thumbnails."""
+    (folder / "thumbnails").mkdir()
     for number, name in enumerate(("d", "x0", "x1", "x2")):
-        (folder / "pictures" / f"{name}.png").write_bytes(png(number))
+        (folder / "thumbnails" / f"{name}.png").write_bytes(png(number))
     write_analysis(analysis_record(), folder)
     return folder
 
 
 @pytest.fixture
 def analysis_folder(tmp_path):
-    """The folder of an analysis with its pictures."""
+    """The folder of an analysis with its thumbnails."""
     return analysis_in(tmp_path)
 
 

@@ -11,9 +11,7 @@ pytest.importorskip("matplotlib")
 
 from immiscible_diffusion.reporting.compare import write_report
 
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 WIDTHS = (1280, 390)  # a desk and a phone
 HEIGHT = 1600
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium to look at the pages with")

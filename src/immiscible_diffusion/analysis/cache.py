@@ -171,8 +171,7 @@ def _items(value: Any) -> Iterable[tuple[Any, Any]]:
     fields = [
         (name, getattr(value, name))
         for name in (*getattr(value, "__dict__", {}), *slots)
-        if hasattr(value, name)
-        and not isinstance(getattr(kind, name, None), functools.cached_property)
+        if hasattr(value, name) and not isinstance(getattr(kind, name, None), functools.cached_property)
     ]
     if isinstance(value, nn.Module):
         public = ((name, item) for name, item in fields if not name.startswith("_"))

@@ -24,9 +24,7 @@ class Condition:
     weights: GaussianKernel | None = None  # samples of a similar condition count more, or None
 
 
-def conditions(
-    cond: Cond | None, names: Sequence[str], bandwidth: float | None = None
-) -> list[Condition]:
+def conditions(cond: Cond | None, names: Sequence[str], bandwidth: float | None = None) -> list[Condition]:
     """All of ``names`` together, as a model would be given them.
 
     Whole numbers ``[N]`` must be equal. Other conditions count by a Gaussian kernel on their

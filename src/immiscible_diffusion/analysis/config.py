@@ -15,8 +15,8 @@ class AnalysisConfig:
     levels: tuple[float, ...] = LEVELS  # times above 0 and at most 1
     probes: int = 300  # noisy points at every level
     pairs: int = 2000  # of sample and noise, that the noise is measured on
-    # of the kernel on continuous conditions, in their standard deviations; Scott's rule by default.
-    # Half and double of it are measured too
+    # Of the kernel on continuous conditions, in their standard deviations; by default Scott's rule.
+    # Half and double of it are measured too.
     bandwidth: float | None = None
     thumbnails: int = 4  # samples whose noisy points are written as PNG files
     batch_size: int = BATCH_SIZE  # couplings are called on batches of this many samples

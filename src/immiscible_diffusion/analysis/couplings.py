@@ -13,13 +13,7 @@ from immiscible_diffusion.analysis.conditions import is_label
 from immiscible_diffusion.analysis.density_estimation import density_for
 from immiscible_diffusion.analysis.noise_density import has_closed_form, log_density, take
 from immiscible_diffusion.analysis.sample_pairs import draw_noise
-from immiscible_diffusion.couplings import (
-    KNN,
-    Coupling,
-    NoiseDistribution,
-    as_coupling,
-    parse_coupling,
-)
+from immiscible_diffusion.couplings import KNN, Coupling, NoiseDistribution, as_coupling, parse_coupling
 from immiscible_diffusion.couplings._validation import valid_positions
 from immiscible_diffusion.couplings.calibrated import Calibrated
 from immiscible_diffusion.couplings.moments import Moments

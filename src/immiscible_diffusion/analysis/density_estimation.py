@@ -124,8 +124,7 @@ class EstimatedDensity:
 
     gaussian: GaussianDensity  # of the noise given the sample
     logit: SplineLogit | None  # log ratio to it; None before it is fitted
-    # mean and standard deviation of the length of the data less the mean
-    lengths: tuple[float, float]
+    lengths: tuple[float, float]  # mean and standard deviation of the length of the data less the mean
     pairs_used: int  # pairs that it was fitted to, half for the Gaussian, half for the logit
     batch_size: int  # that the coupling was called with
 
@@ -168,9 +167,7 @@ class EstimatedDensity:
         ]
 
 
-def density_for(
-    coupling: Coupling, images: Batch, *, batch_size: int = BATCH_SIZE, seed: int = 0
-) -> PairDensity:
+def density_for(coupling: Coupling, images: Batch, *, batch_size: int = BATCH_SIZE, seed: int = 0) -> PairDensity:
     """The closed form of ``coupling``, or where it has none an estimate from pairs."""
     if has_closed_form(coupling):
         return density_of(coupling)
@@ -206,10 +203,7 @@ def fit_density(
     if moments is None:
         moments = Moments.fit(images.data, directions=min(64, images.data[0].numel()))
     batches = max(2, round(pairs / batch_size / 2))
-    first, second = (
-        _draw_pairs(coupling, images, batches, batch_size, hash_seed(seed, name))
-        for name in ("a", "b")
-    )
+    first, second = (_draw_pairs(coupling, images, batches, batch_size, hash_seed(seed, name)) for name in ("a", "b"))
     gaussian = fit_gaussian(first, moments)
     offset = images.data.flatten(1).cpu().double() - gaussian.mean
     length = torch.linalg.vector_norm(offset, dim=1)

@@ -1,8 +1,7 @@
 """How many samples a noisy point may come from, by noise level, and what that costs a network.
 
-A noisy point is a sample with noise that the coupling draws for it. The posterior over all samples
-is exact where the coupling's density has a closed form. Memory grows with the data, not with points
-times samples.
+A noisy point is a sample with noise that the coupling draws for it. The posterior over all samples is exact where the
+coupling's density has a closed form. Memory grows with the data, not with points times samples.
 """
 
 import math
@@ -85,18 +84,14 @@ def miscibility(
                 progress(done, len(levels) * count)
     given = ["the label"] * (labels is not None) + [str(weights)] * (weights is not None)
     weight = path.weight(torch.tensor(levels)).tolist()
-    means = [
-        {name: mean_of(every[i]) for name, every in values.items()} for i in range(len(levels))
-    ]
+    means = [{name: mean_of(every[i]) for name, every in values.items()} for i in range(len(levels))]
     record = Miscibility(
         estimate=density.estimate,
         condition=" and ".join(given),
         samples=len(data),
         probes=count,
         effective_count=mean_of(effective_count),
-        levels=tuple(
-            Level(t, weight=w, **m) for t, w, m in zip(levels, weight, means, strict=True)
-        ),
+        levels=tuple(Level(t, weight=w, **m) for t, w, m in zip(levels, weight, means, strict=True)),
     )
     return record.without_figures() if record.failed else record
 

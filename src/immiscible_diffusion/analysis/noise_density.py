@@ -1,9 +1,8 @@
 """The density of the noise given the sample, for every point and image at once.
 
-With ``n = point - shift`` every closed form here is made of squared distances between points and
-samples, so one matrix product per part serves all pairs. All values leave out the normal constant:
-without pairing they are ``-|n|^2 / 2``, and ``value + |n|^2 / 2`` is the log ratio to N(0, I).
-Arithmetic is float64.
+With ``n = point - shift`` every closed form here is made of squared distances between points and samples, so one
+matrix product per part serves all pairs. All values leave out the normal constant: without pairing they are ``-|n|^2
+/ 2``, and ``value + |n|^2 / 2`` is the log ratio to N(0, I). Arithmetic is float64.
 """
 
 import math
@@ -131,9 +130,7 @@ class GaussianDensity:
 
     def _centers(self, like: Tensor, images: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """The axes, ``o`` ``[N, D]`` and the mean of the noise along the axes ``[N, r]``."""
-        axes, gain, drift = (
-            torch.as_tensor(x).to(like) for x in (self.axes, self.gain, self.drift)
-        )
+        axes, gain, drift = (torch.as_tensor(x).to(like) for x in (self.axes, self.gain, self.drift))
         offset = images.data.flatten(1).to(like) - self.mean.to(like)
         return axes, offset, drift + gain * (offset @ axes.T)
 
@@ -169,9 +166,7 @@ class AffineDensity:
                 out[:, rows] = self._mapped(points, shifts[rows], alone, label)
         return out
 
-    def _mapped(
-        self, points: Tensor, shifts: Tensor, images: Batch, label: Tensor | None
-    ) -> Tensor:
+    def _mapped(self, points: Tensor, shifts: Tensor, images: Batch, label: Tensor | None) -> Tensor:
         distribution = self.coupling.distribution
 
         def color(rows: Tensor) -> Tensor:

@@ -105,9 +105,7 @@ def measure_noise(
     return record.without_figures() if record.failed else record
 
 
-def _log_ratios(
-    density: PairDensity, noise: Tensor, images: Batch, own: Tensor
-) -> tuple[Tensor, Tensor]:
+def _log_ratios(density: PairDensity, noise: Tensor, images: Batch, own: Tensor) -> tuple[Tensor, Tensor]:
     """``log p(n | x) / phi(n)`` and ``log p(n) / phi(n)``, each ``[P]``."""
     paired, marginal = [], []
     for at in torch.arange(len(noise)).split(max(1, BLOCK_PAIRS // len(images))):

@@ -20,10 +20,9 @@ LOG_ROOT_2PI = 0.5 * math.log(2 * math.pi)
 def log_survival(square: Tensor, dim: Tensor | float, noncentrality: Tensor | float) -> Tensor:
     """``log P(chi'^2 > square)`` of the non-central chi-square, float64.
 
-    By the Lugannani-Rice saddlepoint with its second-order term (Daniels 1987); in fewer than 16
-    dimensions at a non-centrality below 100 by the Poisson mixture of central laws. Times (k - 1)
-    the error is below 1e-3, or 1e-3 of the value, for k up to 65,536
-    (``tests/analysis/test_noncentral_chi2.py``). Never NaN for numbers >= 0.
+    By the Lugannani-Rice saddlepoint with its second-order term (Daniels 1987); in fewer than 16 dimensions at a
+    non-centrality below 100 by the Poisson mixture of central distributions. Times (k - 1) the error is below 1e-3,
+    or 1e-3 of the value, for k up to 65,536 (``tests/analysis/test_noncentral_chi2.py``). Never NaN for numbers >= 0.
 
     Args:
         square: squared distances, >= 0; below 0, by rounding, counts as 0.
@@ -31,9 +30,7 @@ def log_survival(square: Tensor, dim: Tensor | float, noncentrality: Tensor | fl
         noncentrality: squared length of the sample, >= 0. All three broadcast.
     """
     square = torch.as_tensor(square, dtype=torch.float64)
-    dims, shift = (
-        torch.as_tensor(x, dtype=torch.float64, device=square.device) for x in (dim, noncentrality)
-    )
+    dims, shift = (torch.as_tensor(x, dtype=torch.float64, device=square.device) for x in (dim, noncentrality))
     square, dims, shift = torch.broadcast_tensors(square, dims, shift)
     out = torch.empty_like(square, memory_format=torch.contiguous_format)
     pieces = zip(*(_pieces(x) for x in (out, square, dims, shift)), strict=True)
@@ -108,14 +105,13 @@ def _correction_near(score: Tensor, dim: Tensor, shift: Tensor) -> Tensor:
     """The same about the mean, where it is smooth but 0 / 0: between its values at both ends."""
     reach = NEAR_MEAN * (2 * dim + 4 * shift).sqrt()
     below, above = (
-        _correction(*_saddlepoint((dim + shift + end).clamp_min(0), dim, shift), dim, shift)
-        for end in (-reach, reach)
+        _correction(*_saddlepoint((dim + shift + end).clamp_min(0), dim, shift), dim, shift) for end in (-reach, reach)
     )
     return torch.lerp(below, above, (score / NEAR_MEAN + 1) / 2)
 
 
 def _by_series(square: Tensor, dim: Tensor, shift: Tensor) -> Tensor:
-    """Poisson mixture of central laws, whose tails follow from one another by positive terms."""
+    """Poisson mixture of central distributions, whose tails follow from one another by positive terms."""
     half, mean, shape = square / 2, shift / 2, dim / 2
     tail = torch.special.gammaincc(shape, half)
     term = (torch.special.xlogy(shape, half) - half - torch.lgamma(shape + 1)).exp()

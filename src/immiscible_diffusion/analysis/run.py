@@ -58,11 +58,7 @@ class Setup:
 
     @classmethod
     def of(
-        cls,
-        source: InMemoryData,
-        conditioned_on: Sequence[str] | None,
-        config: AnalysisConfig,
-        folder: Path | None,
+        cls, source: InMemoryData, conditioned_on: Sequence[str] | None, config: AnalysisConfig, folder: Path | None
     ) -> "Setup":
         """Check that everything fits; ValueError says what does not, or is in the folder."""
         images = images_of(source.batch.data, source.batch.cond, source.batch.mask, None)
@@ -76,9 +72,7 @@ class Setup:
         if config.gaussian_fit and images.mask is not None:
             raise ValueError("the Gaussian fit takes no mask")
         if config.gaussian_fit and dim > LARGEST_FIT:
-            raise ValueError(
-                f"the Gaussian fit takes up to {LARGEST_FIT:,} dimensions, got {dim:,}"
-            )
+            raise ValueError(f"the Gaussian fit takes up to {LARGEST_FIT:,} dimensions, got {dim:,}")
         settings = to_dict(config) | {"conditioned_on": list(names)}
         del settings["gaussian_fit"]  # may be added later
         cache = Cache(folder, {"name": source.name, "digest": content_of(images)}, settings)
@@ -182,11 +176,7 @@ class CouplingAnalysis:
         took = []
 
         def part(
-            name: str,
-            length: int,
-            kind: Any,
-            make: Callable[[], T],
-            usable: Callable[[T], bool] = lambda value: True,
+            name: str, length: int, kind: Any, make: Callable[[], T], usable: Callable[[T], bool] = lambda value: True
         ) -> T:
             value, seconds = setup.cache.part(self.name, name, content, kind, make, usable)
             took.append(seconds)
@@ -199,11 +189,7 @@ class CouplingAnalysis:
 
         def mixed(name: str, condition: Condition) -> Miscibility:
             length = config.probes * len(config.levels)
-            points: dict[str, Any] = {
-                "path": config.path,
-                "levels": config.levels,
-                "probes": config.probes,
-            }
+            points: dict[str, Any] = {"path": config.path, "levels": config.levels, "probes": config.probes}
             given: dict[str, Any] = {"labels": condition.labels, "weights": condition.weights}
 
             def make() -> Miscibility:
@@ -214,10 +200,7 @@ class CouplingAnalysis:
             return part(name, length, Miscibility, make)
 
         def noise() -> NoiseStatistics:
-            by_label: dict[str, Any] = {
-                "labels": setup.labels,
-                "label_key": setup.label_key or "label",
-            }
+            by_label: dict[str, Any] = {"labels": setup.labels, "label_key": setup.label_key or "label"}
             every = options() | by_label | {"moments": setup.builder.leading_moments}
             return measure_noise(images.data, self.coupling, pairs=config.pairs, **every)
 
@@ -226,7 +209,7 @@ class CouplingAnalysis:
 
         def thumbnails(folder: Path) -> tuple[Thumbnails, ...]:
             def make() -> tuple[Thumbnails, ...]:
-                stem = folder / "pictures" / slug(self.name)
+                stem = folder / "thumbnails" / slug(self.name)
                 drawn = (self.density, config, setup.style, stem)
                 return write_thumbnails(images, self.coupling, *drawn)
 
@@ -325,10 +308,7 @@ def build_couplings(setup: Setup, couplings: Sequence[str | Coupling]) -> list[C
     asked = {coupling.strip() for coupling in couplings if isinstance(coupling, str)}
     return [
         CouplingAnalysis(
-            setup,
-            name,
-            setup.builder.build(coupling, allow_import=name in asked),
-            isinstance(coupling, str),
+            setup, name, setup.builder.build(coupling, allow_import=name in asked), isinstance(coupling, str)
         )
         for name, coupling in every.items()
     ]

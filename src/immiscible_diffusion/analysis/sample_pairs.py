@@ -13,13 +13,7 @@ BATCH_SIZE = 256
 
 @torch.no_grad()
 def draw_noise(
-    coupling: Coupling,
-    images: Batch,
-    rows: Tensor,
-    *,
-    seed: int,
-    batch_size: int = BATCH_SIZE,
-    share: float = 1.0,
+    coupling: Coupling, images: Batch, rows: Tensor, *, seed: int, batch_size: int = BATCH_SIZE, share: float = 1.0
 ) -> Tensor:
     """Noise for the samples ``rows`` ``[P]`` of ``images``: ``[P, *shape]``.
 

@@ -53,7 +53,7 @@ class ThumbnailStyle:
 
     def save(self, sample: Tensor, path: Path) -> None:
         """Write ``sample`` ``[*shape]`` as a PNG."""
-        with require_extra("train", "writing pictures"):
+        with require_extra("train", "writing images"):
             from PIL import Image
         levels = (sample.detach().float().cpu() - self.low) / (self.high - self.low)
         if self.kind == "curves":
@@ -116,12 +116,7 @@ def _curves(levels: Tensor) -> Any:
 
 
 def write_thumbnails(
-    images: Batch,
-    coupling: Coupling,
-    density: PairDensity,
-    config: AnalysisConfig,
-    style: ThumbnailStyle,
-    stem: Path,
+    images: Batch, coupling: Coupling, density: PairDensity, config: AnalysisConfig, style: ThumbnailStyle, stem: Path
 ) -> tuple[Thumbnails, ...]:
     """Write some samples, their noisy points and the optimal denoiser's predictions as PNG files.
 
@@ -134,7 +129,7 @@ def write_thumbnails(
         density: of the coupling.
         config: of the analysis.
         style: how samples are drawn.
-        stem: of the files: ``folder/pictures/name``.
+        stem: of the files: ``folder/thumbnails/name``.
     """
     if style.kind == "none" or not config.thumbnails:
         return ()

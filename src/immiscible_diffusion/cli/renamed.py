@@ -69,8 +69,7 @@ def check_command(name: str) -> None:
 def check_options(words: Sequence[str]) -> None:
     """Raise ValueError with the new name of the first of ``words`` that is an old option.
 
-    Args:
-        words: those that a command does not know: a name may be new in one and old in another.
+    Give those that a command does not know: a name may be new in one and old in another.
     """
     for word in words:
         negated = "no-" if word.startswith("--no-") else ""

@@ -28,7 +28,7 @@ from immiscible_diffusion.evaluation.sample_writers import SampleWriter
 from immiscible_diffusion.metrics.features.preprocess import weights_digest
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.atomic_files import atomic_path, write_text
-from immiscible_diffusion.utils.distributed import process_state, rank_world_device
+from immiscible_diffusion.utils.device import process_state, rank_world_device
 from immiscible_diffusion.utils.images import image_grid
 
 GRID = 64
@@ -92,7 +92,21 @@ class Options(SamplerChanges):
     allow_code: bool = False
 
 
-Draw = Callable[[Sequence[int]], Tensor]
+@dataclass
+class Source:
+    """What makes images.
+
+    Attributes:
+        draw: makes the images ``[b, C, H, W]`` of b indices.
+        settings: what they depend on, for the record.
+        classes: names of the classes of image 0, 1, ..., in turn; none where there are none.
+        batch_size: images at a time.
+    """
+
+    draw: Callable[[Sequence[int]], Tensor]
+    settings: dict[str, Any]
+    classes: Sequence[str]
+    batch_size: int
 
 
 def main(arguments: list[str]) -> int:
@@ -103,8 +117,8 @@ def main(arguments: list[str]) -> int:
     if (options.run is None) == (options.pipeline is None):
         raise ValueError("what is to be sampled? give a run folder, or --pipeline NAME_OR_FOLDER")
     names, prompts = texts(options)
-    draw, settings, classes, size = (of_run if options.run else of_pipeline)(options, prompts)
-    names = names or classes
+    source = (of_run if options.run else of_pipeline)(options, prompts)
+    names, settings = names or source.classes, source.settings
     settings |= {"seed": options.seed} | ({"prompts": digest(prompts)} if prompts else {})
     if options.to:
         out, shard = options.to, None if options.format == "png" else options.shard_size
@@ -121,7 +135,8 @@ def main(arguments: list[str]) -> int:
         write_text(out / PROMPTS, "".join(f"{prompt}\n" for prompt in prompts))
     writer = SampleWriter(out, options.count, names, options.format, options.shard_size)
     writer.existing()  # an error now if the folder holds other images
-    generate_folder(writer, draw, batch_size=size, rank=rank, world=world, quiet=rank > 0)
+    size, quiet = source.batch_size, rank > 0
+    generate_folder(writer, source.draw, batch_size=size, rank=rank, world=world, quiet=quiet)
     if options.to is None:
         ranks.wait_for_everyone()
     if rank > 0:
@@ -136,10 +151,8 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def of_run(
-    options: Options, prompts: Sequence[str]
-) -> tuple[Draw, dict[str, Any], Sequence[str], int]:
-    """What samples a run, its settings, the classes of its data, and images at a time."""
+def of_run(options: Options, prompts: Sequence[str]) -> Source:
+    """Load a run to sample, with the classes of its data."""
     run_dir = RunDir.existing(str(options.run))
     if not run_dir.recipe().task.makes_images:
         raise ValueError(f"{options.run} makes no images; try immiscible evaluate {options.run}")
@@ -161,32 +174,26 @@ def of_run(
     dataset = run.task.dataset
     number = dataset.num_classes if run.recipe.conditional and not prompts else None
     names = dataset.class_names or [str(c) for c in range(number or 0)]
-    return draw, settings, names if number else (), size
+    return Source(draw, settings, names if number else (), size)
 
 
-def of_pipeline(
-    options: Options, prompts: Sequence[str]
-) -> tuple[Draw, dict[str, Any], Sequence[str], int]:
-    """What samples a published pipeline, its settings, no classes, and images at a time."""
-    meaningless = [name for name in NOT_OF_PIPELINES if getattr(options, name) is not None]
-    if meaningless:
-        raise ValueError(f"a pipeline has its own sampler; leave {', '.join(meaningless)}")
+def of_pipeline(options: Options, prompts: Sequence[str]) -> Source:
+    """Load a published pipeline to sample."""
+    if useless := [name for name in NOT_OF_PIPELINES if getattr(options, name) is not None]:
+        raise ValueError(f"a pipeline has its own sampler; leave {', '.join(useless)}")
     if not options.to:
         raise ValueError("where do the images of a pipeline go? --to FOLDER")
-    chosen: dict[str, Any]
-    chosen = {"num_inference_steps": options.steps, "guidance_scale": options.guidance}
-    chosen = {name: value for name, value in chosen.items() if value is not None}
-    device = rank_world_device(options.device)[2]
-    pipeline = load_pipeline(
-        str(options.pipeline), device, getattr(torch, options.precision), text=bool(prompts)
-    )
-    settings = {**pipeline_digests(pipeline), "precision": options.precision, **chosen}
-    draw = partial(sample_pipeline, pipeline, prompts, options.seed, **chosen)
-    return draw, settings, (), 16 if options.batch_size is None else options.batch_size
+    changes: dict[str, Any] = {} if options.steps is None else {"num_inference_steps": options.steps}
+    changes |= {} if options.guidance is None else {"guidance_scale": options.guidance}
+    device, dtype = rank_world_device(options.device)[2], getattr(torch, options.precision)
+    pipeline = load_pipeline(str(options.pipeline), device, dtype, text=bool(prompts))
+    draw = partial(sample_pipeline, pipeline, prompts, options.seed, **changes)
+    settings = {**pipeline_digests(pipeline), "precision": options.precision, **changes}
+    return Source(draw, settings, (), 16 if options.batch_size is None else options.batch_size)
 
 
 def texts(options: Options) -> tuple[Sequence[str], Sequence[str]]:
-    """The names for the files and the prompts, both empty if none are given."""
+    """Return names for the files and the prompts, both empty if none are given."""
     check_template(options.template)
     if sum(map(bool, (options.classes, options.prompts, options.prompt))) > 1:
         raise ValueError("classes, prompts and prompt all say what to show; give one of them")
@@ -196,15 +203,13 @@ def texts(options: Options) -> tuple[Sequence[str], Sequence[str]]:
             raise ValueError(f"there is no file {file}")
         lines = [line.strip() for line in file.read_text(encoding="utf-8").strip("\n").split("\n")]
     if not all(lines) or any("\n" in line for line in lines):
-        raise ValueError(
-            f"every prompt or class is one line and not empty; look at {file or lines}"
-        )
+        raise ValueError(f"every prompt or class is one line and not empty; look at {file or lines}")
     if not options.classes:
         return lines, lines
-    spoken = [class_prompts(lines, t, options.synonyms) for t in ("{label}", options.template)]
-    return spoken[0], spoken[1]
+    plain = class_prompts(lines, "{label}", options.synonyms)
+    return plain, class_prompts(lines, options.template, options.synonyms)
 
 
 def digest(lines: Sequence[str]) -> str:
-    """A hash of ``lines``."""
+    """Return a hash of ``lines``."""
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

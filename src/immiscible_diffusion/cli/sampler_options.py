@@ -35,12 +35,9 @@ class SamplerChanges:
     guidance: float | None = None
 
     def of(self, default: SamplerConfig) -> SamplerConfig:
-        """``default``, changed where options say so; ValueError where they do not fit."""
-        changes: dict[str, Any] = {
-            field.name: value
-            for field in dataclasses.fields(SamplerChanges)
-            if (value := getattr(self, field.name)) is not None
-        }
+        """Return ``default``, changed where options say so; ValueError where they do not fit."""
+        names = [field.name for field in dataclasses.fields(SamplerChanges)]
+        changes: dict[str, Any] = {n: v for n in names if (v := getattr(self, n)) is not None}
         sampler = dataclasses.replace(default, **changes)
         for name, methods in ONLY.items():
             if name in changes and sampler.method not in methods:

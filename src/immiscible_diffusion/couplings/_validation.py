@@ -25,10 +25,7 @@ def check_data(data: Tensor, *, may_be_empty: bool = False) -> None:
     if not isinstance(data, Tensor) or not data.is_floating_point():
         raise ValueError(f"data must be a floating-point tensor [B, ...], got {kind_of(data)}")
     if data.ndim < 2 or (data.numel() == 0 and not (may_be_empty and len(data) == 0)):
-        raise ValueError(
-            f"data must have shape [B, ...] with at least one sample of at least one dimension, "
-            f"got {tuple(data.shape)}"
-        )
+        raise ValueError(f"data must be [B, ...] with B and all sizes >= 1, got {kind_of(data)}")
 
 
 def can_sync(tensor: Tensor) -> bool:
@@ -43,17 +40,14 @@ def check_rows_finite(size: Tensor, what: str = "data") -> None:
     """
     if can_sync(size) and not bool(torch.isfinite(size).all()):
         bad = int((~torch.isfinite(size.flatten(1)).all(dim=1)).nonzero()[0])
-        raise ValueError(
-            f"{what} row {bad} is not finite (or longer than its dtype can square); mend it before pairing"
-        )
+        raise ValueError(f"{what} row {bad} is not finite, or its square is not; mend it")
 
 
 def check_fitted(what: str, fitted: tuple[int, ...], shape: tuple[int, ...], advice: str) -> None:
     """Raise ValueError unless ``what`` was fitted on data of this ``shape``."""
-    if tuple(fitted) != tuple(shape):
-        raise ValueError(
-            f"{what} fitted on data of shape {tuple(fitted)}, got {tuple(shape)}; {advice}"
-        )
+    fitted, shape = tuple(fitted), tuple(shape)
+    if fitted != shape:
+        raise ValueError(f"{what} fitted on data of shape {fitted}, got {shape}; {advice}")
 
 
 def valid_positions(mask: Tensor | None, data: Tensor) -> Tensor | None:
@@ -65,9 +59,7 @@ def valid_positions(mask: Tensor | None, data: Tensor) -> Tensor | None:
     if mask is None:
         return None
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        raise ValueError(
-            f"mask must be a boolean tensor, True where data are valid, got {kind_of(mask)}"
-        )
+        raise ValueError(f"mask must be boolean, True where data are valid, got {kind_of(mask)}")
     if 0 < mask.ndim < data.ndim and mask.shape[0] == len(data) > 1 and not _is_compiling():
         warnings.warn(
             f"mask {tuple(mask.shape)} is taken as one for all of data {tuple(data.shape)}, as "

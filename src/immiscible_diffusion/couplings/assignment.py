@@ -11,12 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.couplings._validation import (
-    check_data,
-    check_rows_finite,
-    kind_of,
-    valid_positions,
-)
+from immiscible_diffusion.couplings._validation import check_data, check_rows_finite, kind_of, valid_positions
 from immiscible_diffusion.couplings.base import Cond, Coupling, Mask, Noise, Rng
 from immiscible_diffusion.couplings.costs import (
     COSTS,
@@ -26,11 +21,7 @@ from immiscible_diffusion.couplings.costs import (
     groups_of,
     standardized,
 )
-from immiscible_diffusion.couplings.distributed import (
-    finish_across_ranks,
-    pair_across_ranks,
-    ranks_in_use,
-)
+from immiscible_diffusion.couplings.distributed import finish_across_ranks, pair_across_ranks, ranks_in_use
 
 MISMATCH_RATE = 0.05
 
@@ -39,35 +30,32 @@ MISMATCH_RATE = 0.05
 class LinearAssignment(Coupling):
     """One-to-one pairing of a batch of data with a batch of noise at least total cost.
 
-    The noises are those drawn, in another order, so their distribution stays N(0, I) exactly. A
-    batch of one sample is legal, pairs nothing and warns. Solved on the CPU by scipy: hide its time
-    with ``PairedLoader``.
+    The noises are those drawn, in another order, so their distribution stays N(0, I) exactly. A batch of one sample
+    is legal, pairs nothing and warns. Solved on the CPU by scipy: hide its time with ``PairedLoader``.
 
     Args:
-        cost: ``"inner"``: the squared distance, whose best permutation is that of the inner
-            products alone (one matrix product, no ``[B, B, D]``); ``"norm"``: the distance not
-            squared, as the paper's code has it (slower to solve, for parity); ``"l1"``: the sum of
-            absolute differences (the paper's ablation).
-        negate: return minus the assigned noise: a control whose pairs are equally dependent but
-            distant (the paper's ablation without optimal transport).
-        pool: batches paired as one, by ``PairedLoader`` or ``pair_pool``; a call by itself pairs
-            the batch it is given, and warns.
-        oversample: noises drawn for every sample, of which all but one go unused. More than 1
-            changes the noise distribution as KNN does: shorter noises are picked.
-        cond_key: the condition that noise must not cross: the noise of row j carries the condition
-            of row j, and is given to data of like condition. Without it noise and condition become
-            dependent, while sampling draws the noise independently of the condition.
-        cond_cost: ``"hard"``: noise moves between equal conditions only; ``"soft"``: other
-            conditions cost extra, 1 for other labels, 1 - cosine for other vectors, times a weight.
-        mismatch_rate: sets that weight: of the pairs with different conditions, this share still
-            costs less than the sample's own draw (1/2 would do so at weight 0).
-        across_ranks: one assignment over all processes of ``torch.distributed``; all must call. A
-            rank may have no rows; a fault of one is a ValueError on all.
+        cost: ``"inner"``: the squared distance, whose best permutation is that of the inner products alone (one
+            matrix product, no ``[B, B, D]``); ``"norm"``: the distance not squared, as the paper's code has it
+            (slower to solve, for parity); ``"l1"``: the sum of absolute differences (the paper's ablation).
+        negate: return minus the assigned noise: a control whose pairs are equally dependent but distant (the paper's
+            ablation without optimal transport).
+        pool: batches paired as one, by ``PairedLoader`` or ``pair_pool``; a call by itself pairs the batch it is
+            given, and warns.
+        oversample: noises drawn for every sample, of which all but one go unused. More than 1 changes the noise
+            distribution as KNN does: shorter noises are picked.
+        cond_key: the condition that noise must not cross: the noise of row j carries the condition of row j, and is
+            given to data of like condition. Without it noise and condition become dependent, while sampling draws the
+            noise independently of the condition.
+        cond_cost: ``"hard"``: noise moves between equal conditions only; ``"soft"``: other conditions cost extra, 1
+            for other labels, 1 - cosine for other vectors, times a weight.
+        mismatch_rate: sets that weight: of the pairs with different conditions, this share still costs less than the
+            sample's own draw (1/2 would do so at weight 0).
+        across_ranks: one assignment over all processes of ``torch.distributed``; all must call. A rank may have no
+            rows; a fault of one is a ValueError on all.
         max_size: split larger problems at random into parts of at most this many samples.
-        standardize: measure distances from data of mean 0 and variance 1 in every coordinate over
-            what is paired (Immiscible Diffusion Policy, arXiv 2610.09369, has it so, with
-            ``cost="norm"``): actions whose coordinates differ in spread then count alike. The data
-            and the noise distribution stay as they are.
+        standardize: measure distances from data of mean 0 and variance 1 in every coordinate over what is paired
+            (Immiscible Diffusion Policy, arXiv 2610.09369, has it so, with ``cost="norm"``): actions whose
+            coordinates differ in spread then count alike. The data and the noise distribution stay as they are.
     """
 
     cost: Literal["inner", "norm", "l1"] = "inner"
@@ -98,9 +86,7 @@ class LinearAssignment(Coupling):
         if not 0 < rate < 0.5:
             raise ValueError(f"mismatch_rate must be above 0 and below 1/2, got {rate}")
         if self.cond_key is None and (self.cond_cost, rate) != ("hard", MISMATCH_RATE):
-            raise ValueError(
-                "cond_cost and mismatch_rate are of conditions: say which with cond_key, such as cond_key='label'"
-            )
+            raise ValueError("cond_cost and mismatch_rate need a cond_key, such as 'label'")
         if most is not None and (not isinstance(most, int) or most < 2):
             raise ValueError(f"max_size must be at least 2, got {most!r}; give a whole number")
 
@@ -147,9 +133,7 @@ class LinearAssignment(Coupling):
         rows = (self.oversample * len(data), *data.shape[1:])
         return torch.randn(rows, dtype=data.dtype, device=data.device, generator=generator)
 
-    def pair_here(
-        self, data: Tensor, noise: Tensor, cond: Cond, mask: Mask, generator: Rng
-    ) -> Tensor:
+    def pair_here(self, data: Tensor, noise: Tensor, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
         """``noise`` assigned within this process, whatever ``across_ranks`` says."""
         index = self.assign(data, noise, cond=cond, mask=mask, generator=generator)
         paired = noise.to(data)[index]
@@ -157,13 +141,7 @@ class LinearAssignment(Coupling):
 
     @torch.no_grad()
     def assign(
-        self,
-        data: Tensor,
-        noise: Tensor,
-        *,
-        cond: Cond = None,
-        mask: Mask = None,
-        generator: Rng = None,
+        self, data: Tensor, noise: Tensor, *, cond: Cond = None, mask: Mask = None, generator: Rng = None
     ) -> Tensor:
         """Which noise each sample gets, ``[B]`` int64: sample i gets ``noise[index[i]]``.
 
@@ -174,10 +152,8 @@ class LinearAssignment(Coupling):
             message = "LinearAssignment pairs nothing in a batch of one sample; KNN(k) does"
             warnings.warn(message, stacklevel=7)
         if self.pool > 1:
-            warnings.warn(
-                f"pool={self.pool} joins batches in PairedLoader or pair_pool; a call pairs its own batch alone",
-                stacklevel=7,
-            )
+            message = f"pool={self.pool} joins batches in PairedLoader or pair_pool, not in a call"
+            warnings.warn(message, stacklevel=7)
         index = torch.arange(len(data), device=data.device)
         points = standardized(data, valid) if self.standardize else data
         for rows in self._problems(data, condition, generator):
@@ -187,9 +163,7 @@ class LinearAssignment(Coupling):
             index[rows] = columns[self._solve(points[rows], noise[columns], own, like)]
         return index
 
-    def check_pair(
-        self, data: Tensor, noise: Tensor, cond: Cond, mask: Mask
-    ) -> tuple[Mask, Tensor | None]:
+    def check_pair(self, data: Tensor, noise: Tensor, cond: Cond, mask: Mask) -> tuple[Mask, Tensor | None]:
         """The mask in the shape of ``data``, unless all are valid, and ``cond[cond_key]``, if any.
 
         Raises:
@@ -224,9 +198,7 @@ class LinearAssignment(Coupling):
                 parts.append(rows)
         return parts
 
-    def _solve(
-        self, data: Tensor, noise: Tensor, valid: Tensor | None, condition: Tensor | None
-    ) -> Tensor:
+    def _solve(self, data: Tensor, noise: Tensor, valid: Tensor | None, condition: Tensor | None) -> Tensor:
         """The column of every row of one problem."""
         from scipy.optimize import linear_sum_assignment  # keeps the package's import light
 

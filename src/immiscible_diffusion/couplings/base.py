@@ -75,9 +75,7 @@ class Coupling:
         """
 
     @torch.no_grad()
-    def __call__(
-        self, data: Tensor, *, cond: Cond = None, mask: Mask = None, generator: Rng = None
-    ) -> Tensor:
+    def __call__(self, data: Tensor, *, cond: Cond = None, mask: Mask = None, generator: Rng = None) -> Tensor:
         """Draw noise for ``data``.
 
         Args:
@@ -96,19 +94,11 @@ class Coupling:
 
     @torch.no_grad()
     def pair(
-        self,
-        data: Tensor,
-        noise: Tensor,
-        *,
-        cond: Cond = None,
-        mask: Mask = None,
-        generator: Rng = None,
+        self, data: Tensor, noise: Tensor, *, cond: Cond = None, mask: Mask = None, generator: Rng = None
     ) -> Tensor:
         """The same from Gaussian ``noise`` ``[B, *shape]`` of the caller's, as a new tensor."""
         if not self.takes_noise:
-            raise ValueError(
-                f"{self} cannot start from noise of yours; call it as coupling(data), which draws the noise itself"
-            )
+            raise ValueError(f"{self} cannot start from noise of yours; call it as coupling(data)")
         noise = noise if isinstance(noise, Tensor) else torch.empty(0)  # None would be drawn
         return self.choose(data, noise, cond, self.check(data, mask), generator)
 

@@ -38,8 +38,7 @@ class CallCost:
 def measure_cost(coupling: Coupling, data: Tensor) -> CallCost:
     """Time and memory of ``coupling(data)``, in some 0.2 s where a call is shorter than that.
 
-    On a CPU by one thread: the time of several that wait for one another on a busy machine means
-    nothing.
+    On a CPU by one thread: the time of several that wait for one another on a busy machine means nothing.
     """
     from torch.utils.benchmark import Timer
 

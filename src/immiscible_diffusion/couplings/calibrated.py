@@ -15,12 +15,11 @@ from immiscible_diffusion.couplings.wrappers import Wrapper
 class Calibrated(Wrapper):
     """``n' = C^(-1/2) (n - m)``: the noise of ``coupling`` with mean 0 and covariance I.
 
-    ``m`` and ``C`` are the moments of its noise over the data set (or of a label): one affine map,
-    so the noise is paired as before and sampling starts from N(0, I). First two moments only: the
-    noise is not exactly N(0, I).
+    ``m`` and ``C`` are the moments of its noise over the data set (or of a label): one affine map, so the noise is
+    paired as before and sampling starts from N(0, I). First two moments only: the noise is not exactly N(0, I).
 
-    Samples that a mask cuts are not paired: the moments were measured on complete samples and
-    differ for every mask. They get N(0, I), as calibration aims at.
+    Samples that a mask cuts are not paired: the moments were measured on complete samples and differ for every mask.
+    They get N(0, I), as calibration aims at.
 
     Args:
         coupling: pairs.
@@ -37,18 +36,13 @@ class Calibrated(Wrapper):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.distribution, NoiseDistribution):
-            raise ValueError(
-                f"Calibrated needs the NoiseDistribution of its coupling, got "
-                f"{self.distribution!r}; see NoiseDistribution.measure"
-            )
+            kind = type(self.distribution).__name__
+            raise ValueError(f"Calibrated needs the NoiseDistribution of its coupling, got {kind}")
 
     def at_step(self, step: int) -> Coupling:
         """This; ValueError around a coupling that changes, whose noise has no one distribution."""
         if self.coupling.at_step(step) is not self.coupling:
-            raise ValueError(
-                f"Calibrated has the noise distribution of one coupling, and {self.coupling} "
-                f"changes with the step; use WarmUp(Calibrated(...), start_step)"
-            )
+            raise ValueError(f"{self.coupling} changes with the step; use WarmUp(Calibrated(...), N)")
         return self
 
     def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
@@ -57,10 +51,7 @@ class Calibrated(Wrapper):
         if mask is not None:
             cut = ~mask.flatten(1).all(dim=1)
             if can_sync(cut) and bool(cut.all()):
-                raise ValueError(
-                    "the mask cuts every sample, and Calibrated was measured on complete ones; "
-                    "use the coupling inside it, or drop the mask"
-                )
+                raise ValueError("the mask cuts every sample; use the coupling inside Calibrated")
         paired = self.distribution.whiten(self.inner(data, noise, cond, mask, generator), labels)
         if cut is None:
             return paired

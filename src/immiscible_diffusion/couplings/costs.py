@@ -11,22 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.couplings._validation import (
-    can_sync,
-    kind_of,
-    product,
-    take_condition,
-    working_dtype,
-)
+from immiscible_diffusion.couplings._validation import can_sync, kind_of, product, take_condition, working_dtype
 
 COSTS = ("inner", "norm", "l1")
 CONSTANT = 1e-6  # a coordinate that varies by less is left out of what is standardized
 FEW_MOVABLE = 0.25
 
 
-def assignment_cost(
-    kind: str, data: Tensor, noise: Tensor, valid: Tensor | None, *, squared: bool = False
-) -> Tensor:
+def assignment_cost(kind: str, data: Tensor, noise: Tensor, valid: Tensor | None, *, squared: bool = False) -> Tensor:
     """``[B, N]``: cost of giving noise j of ``[N, *shape]`` to sample i of ``[B, *shape]``.
 
     ``inner`` is half the squared distance less what does not matter to a square assignment:

@@ -141,9 +141,7 @@ def _describe(name: str, coupling: Coupling, spec: DataSpec) -> CouplingSummary:
     return summary.updated(note)
 
 
-def _describe_assignment(
-    summary: CouplingSummary, coupling: LinearAssignment, spec: DataSpec
-) -> CouplingSummary:
+def _describe_assignment(summary: CouplingSummary, coupling: LinearAssignment, spec: DataSpec) -> CouplingSummary:
     rows = (spec.batch or USUAL_BATCH) * coupling.pool
     if coupling.oversample == 1:
         note = f"the budget is log({rows}!) / {rows} or less"
@@ -183,9 +181,7 @@ def _with_cost(
         return summary.updated(cost=measure_cost(coupling, data))
 
 
-def simulate_assignment(
-    coupling: LinearAssignment, dim: int, rms: float, rows: int, *, seed: int = 0
-) -> Expected:
+def simulate_assignment(coupling: LinearAssignment, dim: int, rms: float, rows: int, *, seed: int = 0) -> Expected:
     """Expectations of an assignment on N(0, rms^2 I) data, with standard errors.
 
     Args:
@@ -209,9 +205,7 @@ def simulate_assignment(
     return Expected(pull, moment, moment - pull**2 / dim, reduction, errors[0], errors[2])
 
 
-def _simulate_batch(
-    coupling: LinearAssignment, dim: int, rms: float, rows: int, generator: torch.Generator
-) -> Tensor:
+def _simulate_batch(coupling: LinearAssignment, dim: int, rms: float, rows: int, generator: torch.Generator) -> Tensor:
     """``[3]``: pull, second moment a dimension, distance reduction of one batch."""
     reducible = coupling.cost in ("inner", "norm") and coupling.oversample == 1
     draw = _draw_reduced if reducible and dim > rows + 1 else _draw_complete
@@ -246,8 +240,7 @@ def _draw_reduced(dim: int, rows: int, generator: torch.Generator) -> tuple[Tens
 def _draw_complete(dim: int, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     if rows * dim > MOST_NUMBERS:
         raise ValueError(
-            f"with this cost {rows} data of {dim} numbers have to be drawn complete; at most "
-            f"{MOST_NUMBERS} numbers"
+            f"with this cost {rows} data of {dim} numbers have to be drawn complete; at most {MOST_NUMBERS} numbers"
         )
     data = torch.randn(rows, dim, dtype=torch.float64, generator=generator)
     return data, torch.randn(rows, dim, dtype=torch.float64, generator=generator)

@@ -40,9 +40,7 @@ def pairing_group() -> Any:
     return _groups[world]
 
 
-def pair_across_ranks(
-    coupling: Any, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng
-) -> Tensor:
+def pair_across_ranks(coupling: Any, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
     """``coupling.pair_here`` on the rows of all ranks, in their order; this rank's noise.
 
     Ranks may have any number of rows, also none; ``noise`` that is None is drawn here. Rows of one
@@ -89,9 +87,7 @@ def _announce(form: Form) -> list[Form]:
     forms: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(forms, form, group=pairing_group())
     if None in forms:
-        raise ValueError(
-            f"rank {forms.index(None)} could not pair its batch; its own error says why"
-        )
+        raise ValueError(f"rank {forms.index(None)} could not pair its batch; see its own error")
     return forms
 
 
@@ -140,12 +136,10 @@ def _agree(success: bool) -> None:
     flag = torch.tensor([int(success)])
     dist.broadcast(flag, src=0, group=pairing_group())
     if not int(flag) and dist.get_rank() != 0:
-        raise ValueError("rank 0 could not pair the batches of all ranks; its own error says why")
+        raise ValueError("rank 0 could not pair the batches of all ranks; see its own error")
 
 
-def _rows(
-    coupling: Any, data: Tensor, noise: Tensor, valid: Mask, condition: Tensor | None
-) -> list[Tensor]:
+def _rows(coupling: Any, data: Tensor, noise: Tensor, valid: Mask, condition: Tensor | None) -> list[Tensor]:
     """Data, noise ``[oversample, B, *shape]``, mask, and the condition if any; on the CPU."""
     dtype = working_dtype(data.dtype)
     noise = noise.to("cpu", dtype).unflatten(0, (coupling.oversample, len(data)))
@@ -156,9 +150,7 @@ def _rows(
     return [tensor.contiguous() for tensor in rows]
 
 
-def _pair_rows(
-    coupling: Any, everyone: dict[int, list[Tensor]], generator: Rng
-) -> dict[int, Tensor]:
+def _pair_rows(coupling: Any, everyone: dict[int, list[Tensor]], generator: Rng) -> dict[int, Tensor]:
     """The noise of every rank, on the CPU: rows of one shape and dtype are paired together."""
     device = generator.device if generator is not None else torch.device("cpu")
     noises = {rank: rows[0] for rank, rows in everyone.items()}  # right where there are no rows

@@ -5,12 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.couplings._validation import (
-    check_fitted,
-    check_rows_finite,
-    product,
-    working_dtype,
-)
+from immiscible_diffusion.couplings._validation import check_fitted, check_rows_finite, product, working_dtype
 from immiscible_diffusion.couplings.base import Cond, Coupling, Mask, Noise, Rng, start_noise
 from immiscible_diffusion.couplings.moments import Moments
 
@@ -19,12 +14,11 @@ from immiscible_diffusion.couplings.moments import Moments
 class GaussianOT(Coupling):
     """Noise correlated with its sample along the leading directions of the data.
 
-    The entropic plan between N(mean, Sigma) and N(0, I) for the cost ``|x - n|^2 + eps KL`` is
-    diagonal in the principal directions: with ``s`` the standard deviation along one and
-    ``w = <x - mean, v> / s``, ``<n, v> = rho w + sqrt(1 - rho^2) e``, ``e ~ N(0, 1)``,
-    ``rho = 4 s / (sqrt(eps^2 + 16 s^2) + eps)``. Every sample is paired by itself, so batch size 1
-    will do. Mean and covariance of the noise over the data set are those of N(0, I); higher moments
-    are those of the data where rho is near 1 (``kurtosis``), so small ``eps`` distorts.
+    The entropic plan between N(mean, Sigma) and N(0, I) for the cost ``|x - n|^2 + eps KL`` is diagonal in the
+    principal directions: with ``s`` the standard deviation along one and ``w = <x - mean, v> / s``, ``<n, v> = rho w
+    + sqrt(1 - rho^2) e``, ``e ~ N(0, 1)``, ``rho = 4 s / (sqrt(eps^2 + 16 s^2) + eps)``. Every sample is paired by
+    itself, so batch size 1 will do. Mean and covariance of the noise over the data set are those of N(0, I); higher
+    moments are those of the data where rho is near 1 (``kurtosis``), so small ``eps`` distorts.
 
     Args:
         moments: of the data, with directions.
@@ -41,9 +35,7 @@ class GaussianOT(Coupling):
 
     def __post_init__(self) -> None:
         if self.moments.directions is None or self.moments.spectrum is None:
-            raise ValueError(
-                "GaussianOT needs Moments with directions and spectrum, by Moments.fit"
-            )
+            raise ValueError("GaussianOT needs Moments.fit with directions and spectrum")
         if isinstance(self.eps, bool) or not isinstance(self.eps, (int, float)):
             raise ValueError(f"eps must be a number above 0, got {self.eps!r}")
         if not 0 < self.eps < float("inf"):

@@ -3,13 +3,12 @@
 *Improved Immiscible Diffusion* (arXiv 2505.18521, Algorithm 1) draws k Gaussian noises per sample
 and keeps the nearest: O(k D) time and memory per sample. The same distribution costs O(k + D) here.
 
-This file, ``base.py``, ``_knn_kernels.py`` and ``_validation.py`` depend on torch alone: a trainer
-may vendor them.
+This file, ``base.py``, ``_knn_kernels.py`` and ``_validation.py`` depend on torch alone: a trainer may vendor them.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -33,57 +32,37 @@ from immiscible_diffusion.couplings._validation import (
     take_condition,
     valid_positions,
 )
-from immiscible_diffusion.couplings.base import (
-    Cond,
-    Coupling,
-    Mask,
-    Noise,
-    Rng,
-    check_noise,
-    start_noise,
-)
+from immiscible_diffusion.couplings.base import Cond, Coupling, Mask, Noise, Rng, check_noise, start_noise
 
 CENTERS = {"mean": "mean", "label": "label_mean", "channel": "channel_mean"}
-
-
-class HasMean(Protocol):
-    """What a center is taken from; ``immiscible_diffusion.Moments`` has it all.
-
-    ``center="label"`` also needs ``label_mean`` ``[L, *shape]``, ``"channel"`` ``channel_mean``
-    ``[C]``.
-    """
-
-    @property
-    def mean(self) -> Tensor:
-        """``[*shape]``, floating point."""
 
 
 @dataclass(frozen=True)
 class KNN(Coupling):
     """The nearest of k independent Gaussian noises for every sample, exact for any k.
 
-    With ``u = data / |data|`` a Gaussian noise is ``a u + r w``: ``a ~ N(0, 1)``,
-    ``r^2 ~ chi^2(D - 1)``, ``w`` uniform on the unit sphere across ``u``, all independent, and its
-    squared distance to the sample is ``r^2 + a^2 - 2 a |data|`` plus a constant. So one noise is
-    drawn whole, the k - 1 others as pairs ``(a, r)``, and if one of these is nearest the drawn
-    noise gets its two lengths. Time and memory are those of one ``torch.randn``, plus O(k) scalars
-    per sample worked in pieces.
+    With ``u = data / |data|`` a Gaussian noise is ``a u + r w``: ``a ~ N(0, 1)``, ``r^2 ~ chi^2(D - 1)``, ``w``
+    uniform on the unit sphere across ``u``, all independent, and its squared distance to the sample is ``r^2 + a^2 -
+    2 a |data|`` plus a constant. So one noise is drawn whole, the k - 1 others as pairs ``(a, r)``, and if one of
+    these is nearest the drawn noise gets its two lengths. Time and memory are those of one ``torch.randn``, plus O(k)
+    scalars per sample worked in pieces.
 
-    The result is *not* N(0, I): nearest noises are shorter, and drift toward the mean of the data
-    (``center`` removes that drift). ``KL(noise | sample, N(0, I)) = log k - 1 + 1/k``.
+    The result is *not* N(0, I): nearest noises are shorter, and drift toward the mean of the data (``center`` removes
+    that drift). ``KL(noise | sample, N(0, I)) = log k - 1 + 1/k``.
 
     Args:
         k: candidates per sample, >= 1; ``k = 1`` is ``torch.randn`` bit for bit.
-        center: what distances are taken from: fitted ``Moments`` (their mean), or with ``moments``
-            given ``"mean"``, ``"label"`` (the mean of the sample's label, in ``cond[label_key]``),
-            or ``"channel"`` (one mean a channel, so data of any size).
-        moments: for a ``center`` that is a word.
+        center: what distances are taken from: fitted ``Moments`` (their mean), or with ``moments`` given ``"mean"``,
+            ``"label"`` (the mean of the sample's label, in ``cond[label_key]``), or ``"channel"`` (one mean a
+            channel, so data of any size).
+        moments: for a ``center`` that is a word: ``Moments``, or your own object with ``mean`` ``[*shape]``,
+            ``label_mean`` ``[L, *shape]`` or ``channel_mean`` ``[C]``.
         label_key: the condition that holds the labels ``[B]``, for ``center="label"``.
     """
 
     k: int
-    center: HasMean | Literal["mean", "label", "channel"] | None = None
-    moments: HasMean | None = None
+    center: object | Literal["mean", "label", "channel"] | None = None
+    moments: object | None = None
     label_key: str = "label"
 
     name = "knn"
@@ -95,8 +74,8 @@ class KNN(Coupling):
             raise ValueError(f"center must be {', '.join(CENTERS)} or Moments, got {self.center!r}")
         if isinstance(self.center, str) == (self.moments is None):
             raise ValueError(
-                f"center={self.center!r} and moments={self.moments!r} do not go together: a center "
-                f"that is a word needs moments=Moments.fit(...), any other takes none"
+                f"center that is a word needs moments=Moments.fit(...), any other takes none, got "
+                f"{self.center!r} and {self.moments!r}"
             )
         if self.center is not None and not isinstance(self._means(), Tensor):
             raise ValueError(
@@ -127,10 +106,9 @@ class KNN(Coupling):
     def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
         """The nearest noise to every sample; ``noise`` of the caller's is the first candidate.
 
-        It gets other lengths, along the sample and across it, where one of the k - 1 others is
-        nearer. For noise that is not N(0, I) see ``select``. A sample is its valid positions (data
-        elsewhere are not read); the others get independent N(0, I) noise. On a CPU a row that is
-        not finite is a ValueError; elsewhere it gets NaN.
+        It gets other lengths, along the sample and across it, where one of the k - 1 others is nearer. For noise that
+        is not N(0, I) see ``select``. A sample is its valid positions (data elsewhere are not read); the others get
+        independent N(0, I) noise. On a CPU a row that is not finite is a ValueError; elsewhere it gets NaN.
         """
         if noise is not None:
             check_noise(data, noise)
@@ -162,20 +140,16 @@ class KNN(Coupling):
         return result
 
     @torch.no_grad()
-    def select(
-        self, data: Tensor, candidates: Tensor, *, cond: Cond = None, mask: Mask = None
-    ) -> Tensor:
+    def select(self, data: Tensor, candidates: Tensor, *, cond: Cond = None, mask: Mask = None) -> Tensor:
         """The nearest of ``candidates`` ``[B, k, *shape]`` to every sample, over valid positions.
 
         For noise that is not isotropic (offset noise, colored noise). Candidates are worked in
         pieces; no tensor of their size is made.
         """
         check_data(data)
-        expected = (len(data), self.k, *data.shape[1:])
-        if candidates.shape != expected:
-            raise ValueError(
-                f"candidates must be {expected}, k = {self.k} for each sample, got {tuple(candidates.shape)}"
-            )
+        expected, got = (len(data), self.k, *data.shape[1:]), tuple(candidates.shape)
+        if got != expected:
+            raise ValueError(f"candidates must be {expected}, k = {self.k} a sample, got {got}")
         valid = valid_positions(mask, data)
         offset = offset_of(data, valid, self.center_of(data, cond)(slice(None)))
         check_rows_finite(length_of(offset))

@@ -95,8 +95,7 @@ class Moments(TensorFields):
         mean: ``[*shape]`` float32; ``[C]`` where fitted by ``fit_channels``.
         variance: mean over the dimensions of the variance, > 0 unless all data are equal.
         count: number of data seen.
-        label_mean: ``[L, *shape]``, the mean of every label (of one never seen, that of all), or
-            None without labels.
+        label_mean: ``[L, *shape]``, the mean of every label (of one never seen, that of all), or None without labels.
         label_count: ``[L]`` int64, data seen of every label, or None.
         directions: ``[r, D]`` orthonormal, the leading principal directions, or None.
         spectrum: ``[r]``, variances of the data along them, descending, or None.
@@ -117,18 +116,17 @@ class Moments(TensorFields):
     def fit(cls, data: Data, *, directions: int = 64) -> "Moments":
         """Fit to ``data``: a tensor ``[N, *shape]``, or an iterable of batches ``[B, *shape]``.
 
-        A batch may come as ``(data, labels)`` with labels ``[B]``, whole numbers from 0. Sums run
-        in float64 on the CPU; nothing is quadratic in D. Directions are exact up to rounding where
-        D or N is at most ``2 directions + 64``; beyond, what follows in the spectrum is dropped as
-        batches come, and the last directions lean a little.
+        A batch may come as ``(data, labels)`` with labels ``[B]``, whole numbers from 0. Sums run in float64 on the
+        CPU; nothing is quadratic in D. Directions are exact up to rounding where D or N is at most ``2 directions +
+        64``; beyond, what follows in the spectrum is dropped as batches come, and the last directions lean a little.
 
         Args:
             data: the data, encoded and augmented.
             directions: how many leading directions to keep; 0 = none.
 
         Raises:
-            ValueError: no data, data not finite, batches of different shapes, bad labels, or some
-                batches with labels and some without.
+            ValueError: no data, data not finite, batches of different shapes, bad labels, or some batches with labels
+                and some without.
         """
         if directions < 0:
             raise ValueError(f"directions must be 0 (none) or more, got {directions}")
@@ -183,9 +181,7 @@ class Moments(TensorFields):
         count, positions, total, square = 0, 0, torch.zeros(()), torch.zeros(())
         for batch, _ in _batches(data):
             if count and batch.shape[1:2] != total.shape:
-                raise ValueError(
-                    f"batches differ in channels: {len(total)} and {tuple(batch.shape[1:2])}"
-                )
+                raise ValueError(f"batches differ in channels: {len(total)} and {tuple(batch.shape[1:2])}")
             flat = batch.flatten(2) if batch.ndim > 2 else batch[..., None]
             count, positions = count + len(batch), positions + len(batch) * flat.shape[2]
             total, square = total + flat.sum((0, 2)), square + flat.square().sum((0, 2))
@@ -225,9 +221,7 @@ def split_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
     """Data ``[B, *shape]`` and labels ``[B]``, if any, of one batch; ValueError for bad ones."""
     data, labels = batch if isinstance(batch, (tuple, list)) else (batch, None)
     if not isinstance(data, Tensor) or data.ndim < 2:
-        raise ValueError(
-            f"batches must be tensors [B, *shape], or pairs of one and labels [B], got {kind_of(data)}"
-        )
+        raise ValueError(f"batches must be tensors [B, *shape], or (tensor, labels [B]), got {kind_of(data)}")
     if labels is not None:
         check_labels(labels.cpu() if isinstance(labels, Tensor) else labels, len(data))
     return data, labels

@@ -1,8 +1,7 @@
 """The distribution of the paired noise: its mean and covariance over a data set.
 
-Training sees the noise that a coupling makes, sampling starts from N(0, I). Where the two differ
-either the noise is brought back (``Calibrated``) or sampling starts from its distribution
-(``color``).
+Training sees the noise that a coupling makes, sampling starts from N(0, I). Where the two differ either the noise is
+brought back (``Calibrated``) or sampling starts from its distribution (``color``).
 """
 
 from collections.abc import Iterable, Iterator
@@ -151,9 +150,8 @@ class NoiseDistribution(TensorFields):
             mean, root = rows_of_labels(mean, labels), rows_of_labels(root, labels)
         moved = inside - mean if white else inside
         if by_label:  # with out=, so that autocast leaves the precision
-            moved = torch.bmm(root, moved[..., None], out=torch.empty_like(moved[..., None]))[
-                ..., 0
-            ]
+            column = moved[..., None]
+            moved = torch.bmm(root, column, out=torch.empty_like(column))[..., 0]
         else:
             moved = product(moved, root)
         moved = moved if white else moved + mean
@@ -255,10 +253,7 @@ class _NoiseSums:
         """Moments over all; ValueError if the noises are too few."""
         r, dim = self.basis.shape
         if self.count < 2 * r:
-            raise ValueError(
-                f"{self.count} noises are too few to measure a covariance along {r} directions; "
-                f"give at least {2 * r}, or moments with fewer directions"
-            )
+            raise ValueError(f"{self.count} noises are too few for {r} directions; give {2 * r}")
         mean, two, three, four = self.powers / self.count
         covariance = self.products.sum(dim=0) / self.count - torch.outer(mean, mean)
         outside = self.square / (self.count * (dim - r)) if dim > r else 1.0
@@ -281,11 +276,7 @@ class _NoiseSums:
         """
         if not labeled:
             return {}
-        mean, r, counts = (
-            self.powers[0] / self.count,
-            len(self.basis),
-            self.counts.double()[:, None],
-        )
+        mean, r, counts = (self.powers[0] / self.count, len(self.basis), self.counts.double()[:, None])
         means = torch.where(counts > 0, self.totals / counts.clamp_min(1), mean)
         outer = means[:, :, None] * means[:, None, :]
         scatter = self.products - counts[:, :, None] * outer

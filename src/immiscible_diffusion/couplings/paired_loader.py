@@ -14,11 +14,7 @@ from torch import Tensor
 
 from immiscible_diffusion.couplings._validation import valid_positions
 from immiscible_diffusion.couplings.base import Coupling, Rng, as_coupling
-from immiscible_diffusion.couplings.distributed import (
-    fail_across_ranks,
-    pairing_group,
-    ranks_in_use,
-)
+from immiscible_diffusion.couplings.distributed import fail_across_ranks, pairing_group, ranks_in_use
 from immiscible_diffusion.utils.background import prefetch_iterator
 from immiscible_diffusion.utils.batch import Batch, Cond
 from immiscible_diffusion.utils.random import RandomStreams, hash_seed
@@ -38,8 +34,7 @@ class PairedBatch:
         cond: the conditions of the data, each ``[B, ...]``, or None.
         mask: boolean, broadcasts to ``data``, True where data are valid; None = everywhere.
         rng: the random streams of this batch, on the device of the data.
-        pairing_seconds: what pairing took (of a pool: this batch's part); None where it was not
-            measured.
+        pairing_seconds: what pairing took (of a pool: this batch's part); None where it was not measured.
     """
 
     data: Tensor
@@ -73,27 +68,25 @@ class PairedLoader:
 
         for data, noise, cond in PairedLoader(loader, KNN(16), device="cuda"): ...
 
-    Batch n gets the same noise whatever the timing and ``ahead``: it is drawn from ``streams(n)``.
-    An error is raised when its batch is due. The thread ends with the loader, with an error, and
-    when this is closed (``with``) or the iterator dropped; it then closes the loader. In the thread
-    gradients and autocast are off. On CUDA it has a stream of its own; on MPS, where two threads
-    crash (pytorch/pytorch#197805), there is none, as with ``ahead=0``.
+    Batch n gets the same noise whatever the timing and ``ahead``: it is drawn from ``streams(n)``. An error is raised
+    when its batch is due. The thread ends with the loader, with an error, and when this is closed (``with``) or the
+    iterator dropped; it then closes the loader. In the thread gradients and autocast are off. On CUDA it has a stream
+    of its own; on MPS, where two threads crash (pytorch/pytorch#197805), there is none, as with ``ahead=0``.
 
     Args:
-        loader: any iterable, or a ``ResumableLoader``, of ``Batch``, data ``[B, *shape]``, or
-            ``(data, labels)``, where labels are a tensor (then ``cond["label"]``) or a dictionary.
-        coupling: draws from the generator that it is given only. One with a ``pool_size`` of m
-            pairs batches 0 to m - 1 as one, then the next m.
-        encode: ``encode(item, generator)`` makes one of these of what the loader yields, in the
-            thread; a VAE, say. It should draw from ``generator``: torch's own serves the training
-            loop at the same time.
-        seed: seed of the noise; a random one by default. Every pass over the loader, and every
-            rank, draws different noise.
+        loader: any iterable, or a ``ResumableLoader``, of ``Batch``, data ``[B, *shape]``, or ``(data, labels)``,
+            where labels are a tensor (then ``cond["label"]``) or a dictionary.
+        coupling: draws from the generator that it is given only. One with a ``pool_size`` of m pairs batches 0 to m -
+            1 as one, then the next m.
+        encode: ``encode(item, generator)`` makes one of these of what the loader yields, in the thread; a VAE, say.
+            It should draw from ``generator``: torch's own serves the training loop at the same time.
+        seed: seed of the noise; a random one by default. Every pass over the loader, and every rank, draws different
+            noise.
         streams: the random streams of batch n, instead of ``seed``.
         device: where data are moved before they are paired; by default they stay.
         ahead: batches (pools) paired in advance; 0 = no thread.
-        start: index of the first batch to yield in the first pass. Noise is the same as if all
-            batches had been asked for.
+        start: index of the first batch to yield in the first pass. Noise is the same as if all batches had been asked
+            for.
 
     Raises:
         ValueError: ``ahead`` or ``start`` is negative, or the loader yields something else.
@@ -112,9 +105,7 @@ class PairedLoader:
         start: int = 0,
     ) -> None:
         if ahead < 0 or start < 0:
-            raise ValueError(
-                f"ahead and start must be numbers of batches >= 0, got {ahead} and {start}"
-            )
+            raise ValueError(f"ahead and start must be 0 or more, got {ahead} and {start}")
         self.loader, self.encode, self.streams = loader, encode, streams
         self.coupling = as_coupling(coupling)
         self.across_ranks = self.coupling.across_ranks and ranks_in_use()
@@ -293,9 +284,7 @@ def _side_stream(device: torch.device | None) -> torch.cuda.Stream | None:
 def _one_across_ranks(batches: PairedBatches) -> PairedBatches:
     """``batches``, unless others are being paired across ranks: ranks could not tell them apart."""
     if not _across_ranks.acquire(blocking=False):
-        raise ValueError(
-            "another PairedLoader across ranks is under way; finish it, or close it (with), before the next begins"
-        )
+        raise ValueError("another PairedLoader across ranks is under way; close it (with) first")
     try:
         with contextlib.closing(batches):
             yield from batches
@@ -307,9 +296,7 @@ def _one_across_ranks(batches: PairedBatches) -> PairedBatches:
 
 
 @torch.no_grad()
-def pair_pool(
-    coupling: Coupling, batches: Sequence[Batch], *, generator: Rng = None
-) -> list[Tensor]:
+def pair_pool(coupling: Coupling, batches: Sequence[Batch], *, generator: Rng = None) -> list[Tensor]:
     """Noise for each of ``batches``, paired over all of them.
 
     Batches whose data have the same shape, dtype and device form one batch for the coupling; those
@@ -341,16 +328,11 @@ def _joined(batches: Sequence[Batch]) -> Batch:
         return batches[0]
     names = [sorted(batch.cond or {}) for batch in batches]
     if any(other != names[0] for other in names):
-        raise ValueError(
-            f"batches paired as one must have the same conditions, got {names}; give all of them "
-            f"the same, or use pool=1"
-        )
+        raise ValueError(f"a pool must have the same conditions, got {names}; or use pool=1")
     try:
         cond = {name: torch.cat([(b.cond or {})[name] for b in batches]) for name in names[0]}
     except RuntimeError as error:
-        raise ValueError(
-            f"the conditions of batches paired as one cannot be joined ({error}); pad them to one shape, or use pool=1"
-        ) from error
+        raise ValueError(f"conditions of a pool differ ({error}); pad them to one shape") from error
     mask = None
     if any(batch.mask is not None for batch in batches):
         everywhere = torch.ones((), dtype=torch.bool, device=batches[0].data.device)

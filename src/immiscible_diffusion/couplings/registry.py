@@ -22,53 +22,41 @@ from immiscible_diffusion.couplings.wrappers import Shuffled, WarmUp
 MomentsSource = Moments | Callable[[], Moments] | None
 DistributionSource = NoiseDistribution | Callable[[Coupling], NoiseDistribution] | None
 
-COUPLINGS: dict[str, type[Coupling]] = {
-    kind.name: kind for kind in (Independent, KNN, LinearAssignment, GaussianOT)
-}
+COUPLINGS: dict[str, type[Coupling]] = {kind.name: kind for kind in (Independent, KNN, LinearAssignment, GaussianOT)}
 _IMPORT = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*)(?:\((?P<args>.*)\))?")
 
 
 def parse_coupling(
-    name: str,
-    moments: MomentsSource = None,
-    distribution: DistributionSource = None,
-    *,
-    allow_import: bool = False,
+    name: str, moments: MomentsSource = None, distribution: DistributionSource = None, *, allow_import: bool = False
 ) -> Coupling:
     """The coupling that ``name`` spells.
 
     Args:
-        name: ``"independent"``, ``"knn:k=16"``, ``"knn:k=16,center=mean"`` (or ``label``,
-            ``channel``), ``"assignment"``, ``"assignment:cost=norm"`` (and the other options of
-            ``LinearAssignment``), ``"gaussian_ot:eps=4"``, any of these with ``start_step=N`` (no
-            pairing before that training step), ``"shuffled:"`` or ``"calibrated:"`` before any of
-            these, or with ``allow_import`` a coupling of your own by import path: a class,
-            ``"my_module:MyCoupling(k=3)"``, or a function.
-        moments: moments of the data for ``center=`` and ``gaussian_ot``, or a function that fits
-            them, called only if they are needed.
-        distribution: the noise distribution for ``calibrated:``, or a function of the inner
-            coupling that measures it.
-        allow_import: import a coupling of your own. Only for names that the user typed: one that
-            comes with a run folder or another file is somebody else's code.
+        name: ``"independent"``, ``"knn:k=16"``, ``"knn:k=16,center=mean"`` (or ``label``, ``channel``),
+            ``"assignment"``, ``"assignment:cost=norm"`` (and the other options of ``LinearAssignment``),
+            ``"gaussian_ot:eps=4"``, any of these with ``start_step=N`` (no pairing before that training step),
+            ``"shuffled:"`` or ``"calibrated:"`` before any of these, or with ``allow_import`` a coupling of your own
+            by import path: a class, ``"my_module:MyCoupling(k=3)"``, or a function.
+        moments: moments of the data for ``center=`` and ``gaussian_ot``, or a function that fits them, called only if
+            they are needed.
+        distribution: the noise distribution for ``calibrated:``, or a function of the inner coupling that measures
+            it.
+        allow_import: import a coupling of your own. Only for names that the user typed: one that comes with a run
+            folder or another file is somebody else's code.
 
     Raises:
-        ValueError: unknown name or option, a bad value, an import that is not allowed, or moments
-            or a distribution needed and not given.
+        ValueError: unknown name or option, a bad value, an import that is not allowed, or moments or a distribution
+            needed and not given.
     """
     name = name.strip()
-    parse = functools.partial(
-        parse_coupling, moments=moments, distribution=distribution, allow_import=allow_import
-    )
+    parse = functools.partial(parse_coupling, moments=moments, distribution=distribution, allow_import=allow_import)
     head, _, text = name.partition(":")
     if head == Shuffled.name:
         return Shuffled(parse(text))
     if head == Calibrated.name:
         inner = parse(text)
         if distribution is None:
-            raise ValueError(
-                f"coupling '{name}' needs the distribution of its noise: parse_coupling('{name}', "
-                f"moments, NoiseDistribution.measure(coupling, batches, moments))"
-            )
+            raise ValueError(f"coupling '{name}' needs distribution=NoiseDistribution.measure(...)")
         if not isinstance(distribution, NoiseDistribution):
             distribution = distribution(inner)
         return Calibrated(inner, distribution)
@@ -135,9 +123,7 @@ def _moments_for(name: str, head: str, center: Any, moments: MomentsSource) -> d
         known = ", ".join(CENTERS)
         raise ValueError(f"coupling '{name}': center={center} is unknown; use one of {known}")
     if moments is None:
-        raise ValueError(
-            f"coupling '{name}' needs the moments of the data: parse_coupling('{name}', Moments.fit(data))"
-        )
+        raise ValueError(f"coupling '{name}' needs the moments of the data: Moments.fit(data)")
     moments = moments() if callable(moments) else moments
     return {"center": moments} if center == "mean" else {"moments": moments}
 

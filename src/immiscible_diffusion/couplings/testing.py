@@ -126,9 +126,7 @@ class _Check:
         differs = not torch.equal(first, other)
         _require(differs, "other noise from another seed", "the same", advice)
         for generator, where in ((_generator(), ""), (None, " without generator")):
-            draws = [
-                self.coupling(self.data, cond=self.cond, generator=generator) for _ in range(2)
-            ]
+            draws = [self.coupling(self.data, cond=self.cond, generator=generator) for _ in range(2)]
             new = not torch.equal(*draws)
             _require(new, f"new noise at every call{where}", "the same twice", advice)
         torch.set_rng_state(state)  # a test leaves no trace

@@ -1,6 +1,6 @@
 """What KNN does to the noise of a sample, in expectation, from its size alone: no data needed.
 
-KNN picks by distance only, so all that matters is the law of the distance from the sample to one
+KNN picks by distance only, so all that matters is the distribution of the distance from the sample to one
 Gaussian noise. Of k noises the least distance has survival S(.)^k, and given the distance the noise
 is von Mises-Fisher around the sample. So each figure is an integral over one number, exact up to
 rounding for any dimension, in some ten milliseconds.
@@ -45,9 +45,8 @@ class Expected:
 def information_budget(k: int) -> float:
     """``KL(p_k(. | x), N(0, I)) = log k - 1 + 1/k`` nats, for any sample and any dimension.
 
-    The survival of the winner's distance is the largest of k uniform numbers, and the log density
-    ratio is ``log k + (k - 1) log survival``. No noise tells more about its sample on average; to
-    tell apart N data takes log N.
+    The survival of the winner's distance is the largest of k uniform numbers, and the log density ratio is ``log k +
+    (k - 1) log survival``. No noise tells more about its sample on average; to tell apart N data takes log N.
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
@@ -79,7 +78,7 @@ def knn_expectation(k: int, dim: int, rms: float) -> Expected:
 
 @dataclass(frozen=True)
 class Distances:
-    """The law of the distance from a sample of ``dim`` numbers to N(0, I) noise, on a grid.
+    """The distribution of the distance from a sample of ``dim`` numbers to N(0, I) noise, on a grid.
 
     Its density f, the non-central chi, obeys ``(log f)' = (D - 1)/d - d + L A(L d)`` with L the
     length of the sample and ``A = I_{D/2} / I_{D/2 - 1}``, the ratio of Bessel functions that is

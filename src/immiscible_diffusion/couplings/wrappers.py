@@ -9,15 +9,7 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.couplings._validation import take_condition
-from immiscible_diffusion.couplings.base import (
-    Cond,
-    Coupling,
-    Independent,
-    Mask,
-    Noise,
-    Rng,
-    as_coupling,
-)
+from immiscible_diffusion.couplings.base import Cond, Coupling, Independent, Mask, Noise, Rng, as_coupling
 
 
 def _of_coupling(name: str) -> Any:

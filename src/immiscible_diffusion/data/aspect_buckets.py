@@ -12,13 +12,7 @@ from torch import Tensor
 
 from immiscible_diffusion.data.base import DataSet, forward
 from immiscible_diffusion.data.hf_images import images_from_rows
-from immiscible_diffusion.data.image_decoding import (
-    ResizeCrop,
-    Size,
-    image_size,
-    open_image,
-    to_bytes,
-)
+from immiscible_diffusion.data.image_decoding import ResizeCrop, Size, image_size, open_image, to_bytes
 from immiscible_diffusion.data.images import LazyImageSet, draw_flips, to_batch
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.random import keyed_generator
@@ -148,9 +142,7 @@ class BucketedImages(DataSet):
         """The images of the fullest bucket."""
         return (self.bucket == self.bucket.mode().values).nonzero()[:, 0]
 
-    def sampler(
-        self, batch_size: int, seed: int, last: Literal["short", "fill"] = "fill"
-    ) -> BucketSampler:
+    def sampler(self, batch_size: int, seed: int, last: Literal["short", "fill"] = "fill") -> BucketSampler:
         """Batches from one bucket each."""
         return BucketSampler(self.bucket, batch_size, seed, last)
 
@@ -185,8 +177,7 @@ class Buckets:
     """Aspect-ratio buckets: shapes of about one area, so that little of an image is cropped."""
 
     size: int = 1024  # side of the square; no bucket has more pixels
-    # sides are multiples of it; at least the downsampling factor of VAE and U-Net together
-    step: int = 64
+    step: int = 64  # sides are multiples of it; at least the downsampling factor of VAE and U-Net together
     smallest: int | None = None  # the shortest side; by default half of ``size``
     time_ids: bool = False  # give SDXL the original size and the crop, ``cond["time_ids"]``
 

@@ -44,8 +44,7 @@ class Captions:
     # sentences), else text files beside the images, else the class names
     column: str | None = None
     template: str = "{label}"  # of class names, with {label} in place of the name
-    # of a class name such as "tench, Tinca tinca": the first, one at random each time, or all as
-    # written
+    # of a class name such as "tench, Tinca tinca": the first, one at random each time, or all as written
     synonyms: Synonyms = "first"
     names: str | None = None  # a file of class names, one a line, if those of the data set are ids
     extension: str = ".txt"  # of text files beside the images
@@ -81,8 +80,7 @@ class Captioned(DataSet):
 
     images: DataSet  # with or without labels
     prompts: Prompts  # of each image
-    # texts to ``[B, L]`` int64; without it, batches carry no tokens
-    tokenize: Tokenize | None = None
+    tokenize: Tokenize | None = None  # texts to ``[B, L]`` int64; without it, batches carry no tokens
 
     name = forward("images.name")
     note = forward("images.note")
@@ -132,8 +130,7 @@ def load_captioned(
     """The images that ``config`` names with their prompts; without ``buckets``, all of one size.
 
     Raises:
-        ValueError: what ``load_images`` raises; no such column; an image without a text file;
-            ``NoCaptionsError``.
+        ValueError: what ``load_images`` raises; no such column; an image without a text file; ``NoCaptionsError``.
     """
     captions = captions or Captions()
     if config.name in ("digits", "fashion_mnist"):
@@ -155,9 +152,7 @@ def _prompts(rows: Any, images: DataSet, captions: Captions, config: DataConfig)
     if column is not None:
         return _column_captions(rows, column, len(images))
     if files := _text_files(rows, columns(rows, config)[0], captions.extension, len(images)):
-        return StoredCaptions(
-            lambda row: [" ".join(files[row].read_text(encoding="utf-8").split())]
-        )
+        return StoredCaptions(lambda row: [" ".join(files[row].read_text(encoding="utf-8").split())])
     if images.num_classes is None:
         raise NoCaptionsError(
             f"{config.path or config.name} has no prompts for its images: no column of captions "

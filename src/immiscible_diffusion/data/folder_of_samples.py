@@ -88,9 +88,7 @@ class SampleFolder(DataSet):
         """What the images were asked for by; ValueError if that is not known."""
         file = self.folder / PROMPTS
         if not file.is_file():
-            raise ValueError(
-                f"{file} is absent; write it: a prompt a line, image i of line i mod their number"
-            )
+            raise ValueError(f"{file} is absent; write it: a prompt a line, image i of line i mod their number")
         return file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
 
     def with_prompts(self, size: int = 64) -> Iterator[tuple[Tensor, list[str]]]:

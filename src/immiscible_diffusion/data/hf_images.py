@@ -171,10 +171,7 @@ def _mode(rows: Any, column: str, config: "DataConfig") -> str:
     if config.channels is not None:
         return "L" if config.channels == 1 else "RGB"
     for row in rows.select(range(min(100, len(rows)))):
-        with (
-            suppress(ValueError),
-            opened_image(row[column]) as image,
-        ):  # decoding names a broken one
+        with suppress(ValueError), opened_image(row[column]) as image:  # decoding names a broken one
             if image.mode not in GRAY_MODES:
                 return "RGB"
     return "L"

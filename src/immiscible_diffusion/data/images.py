@@ -13,9 +13,7 @@ from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.utils.batch import Batch
 
 
-def to_batch(
-    images: Tensor, labels: Tensor | None, levels: int, flips: Tensor | None = None
-) -> Batch:
+def to_batch(images: Tensor, labels: Tensor | None, levels: int, flips: Tensor | None = None) -> Batch:
     """Bytes ``[B, C, H, W]`` in 0 ... levels to a batch in [-1, 1]; rows in ``flips`` mirrored."""
     data = images.float() * (2 / levels) - 1
     if flips is not None:
@@ -91,8 +89,7 @@ class LazyImageSet(DataSet):
 
     rows: Any  # an addressable ``datasets.Dataset``
     column: str  # of the images
-    # a cell of that column to ``[C, H, W]`` uint8
-    decode: Callable[[dict[str, Any]], Tensor] = field(repr=False)
+    decode: Callable[[dict[str, Any]], Tensor] = field(repr=False)  # a cell of that column to ``[C, H, W]`` uint8
     shape: tuple[int, ...]  # (C, H, W)
     name: str  # for reports
     label: str | None = None  # column of the labels, or None

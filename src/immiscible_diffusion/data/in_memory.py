@@ -32,9 +32,7 @@ class InMemoryData:
         return len(self.batch)
 
 
-def load_in_memory(
-    config: DataConfig, max_samples: int | None = None, *, seed: int = 0
-) -> InMemoryData:
+def load_in_memory(config: DataConfig, max_samples: int | None = None, *, seed: int = 0) -> InMemoryData:
     """The images that ``config`` names, with their labels; and their mirror images if it flips.
 
     Of them ``max_samples`` (None = all), chosen at random by ``seed``, in their order.
@@ -62,13 +60,12 @@ def load_arrays(
 ) -> InMemoryData:
     """The arrays of a ``.npy``, ``.npz`` or ``.safetensors`` file; pickles are never read.
 
-    Bytes (uint8) are scaled from 0 ... 255 to [-1, 1] and, if their last dimension is 1 or 3
-    channels, turned to channels first; all other numbers are used unchanged.
+    Bytes (uint8) are scaled from 0 ... 255 to [-1, 1] and, if their last dimension is 1 or 3 channels, turned to
+    channels first; all other numbers are used unchanged.
 
     Args:
         path: of the file.
-        data: name of the data ``[N, *shape]``; not needed where there is one array, or one that
-            is named ``data``.
+        data: name of the data ``[N, *shape]``; not needed where there is one array, or one that is named ``data``.
         cond: names of conditions ``[N, ...]``: integers and words ``[N]`` are labels.
         mask: name of a mask, true where data are valid, of as many dimensions as the data.
         max_samples: this many samples, chosen at random by ``seed``; None = all.
@@ -95,14 +92,10 @@ def load_arrays(
         values, note = _data(source, rows, where)
         tensors, class_names = {}, None
         for name in cond:
-            tensors[name], words = _condition(
-                file.read(name), rows, shape[0], f"'{name}' in {path}"
-            )
+            tensors[name], words = _condition(file.read(name), rows, shape[0], f"'{name}' in {path}")
             class_names = class_names or words
         valid = None if mask is None else _mask(file.read(mask), rows, shape, f"'{mask}' in {path}")
-    bad = ~(values.isfinite() if valid is None else values.isfinite() | ~valid).flatten(1).all(
-        dim=1
-    )
+    bad = ~(values.isfinite() if valid is None else values.isfinite() | ~valid).flatten(1).all(dim=1)
     if bool(bad.any()):
         raise ValueError(
             f"'{key}' is not finite in row {int(rows[bad][0])}; repair the data, or mask what is not valid"
@@ -125,9 +118,7 @@ def _data(array: Any, rows: Tensor, where: str) -> tuple[Tensor, str]:
     return values.float() * (2 / 255) - 1, note
 
 
-def _condition(
-    array: Any, rows: Tensor, count: int, where: str
-) -> tuple[Tensor, tuple[str, ...] | None]:
+def _condition(array: Any, rows: Tensor, count: int, where: str) -> tuple[Tensor, tuple[str, ...] | None]:
     """Labels int64 ``[n]`` (with their names if they are words), or numbers ``[n, ...]``."""
     words = isinstance(array, np.ndarray) and array.dtype.kind in "US"
     if array.ndim < 1 or len(array) != count or (words and array.ndim > 1):

@@ -37,18 +37,15 @@ class DataConfig:
 
     # digits, fashion_mnist, cifar10, imagenet-1k, coco, folder, or hub:ID for a data set of the hub
     name: str = "digits"
-    # local folder (or parquet file); required for ``folder``, instead of the hub otherwise
-    path: str | None = None
+    path: str | None = None  # local folder (or parquet file); required for ``folder``, instead of the hub otherwise
     split: str = "train"  # train or test, where the set has both
-    # resize the shorter side to this and crop the center square; None = no resizing
-    size: int | None = None
+    size: int | None = None  # resize the shorter side to this and crop the center square; None = no resizing
     channels: int | None = None  # 1 = gray, 3 = color; None = as in the files
     flip: bool = False  # mirror left and right at random when training
     labels: bool = True  # read the labels, where there are any
     # use only the first N samples; when streaming, N are kept for validation and previews
     max_samples: int | None = None
-    # decode once and hold in memory up to this size; above, decode when needed
-    in_memory_gib: float = 4.0
+    in_memory_gib: float = 4.0  # decode once and hold in memory up to this size; above, decode when needed
     # read shards (tar, parquet, the hub) from start to end, for sets larger than the disk; data
     # order is not restored on resume
     stream: bool = False
@@ -122,19 +119,13 @@ def _fashion_mnist(config: DataConfig) -> DataSet:
 
 
 def _gray_images(
-    config: DataConfig,
-    arrays: np.ndarray,
-    classes: np.ndarray,
-    names: Sequence[str],
-    levels: int = 255,
+    config: DataConfig, arrays: np.ndarray, classes: np.ndarray, names: Sequence[str], levels: int = 255
 ) -> ImageSet:
     """Bytes ``[N, H, W]`` prepared as the config asks."""
     images = torch.tensor(arrays[: config.max_samples]).to(torch.uint8)[:, None]
     if config.size and config.size != images.shape[-1]:
         size = (config.size, config.size)
-        resized = interpolate(
-            images.float() * (255 / levels), size, mode="bilinear", antialias=True
-        )
+        resized = interpolate(images.float() * (255 / levels), size, mode="bilinear", antialias=True)
         images, levels = resized.round().clamp(0, 255).to(torch.uint8), 255
     if config.channels == 3:
         images = images.expand(-1, 3, -1, -1).contiguous()
@@ -164,9 +155,7 @@ def read_idx(path: Path) -> np.ndarray:
         raise ValueError(f"{path} is cut short in its header")
     shape, values = np.frombuffer(content[4:head], ">u4"), np.frombuffer(content[head:], np.uint8)
     if len(values) != shape.prod(dtype=object):
-        raise ValueError(
-            f"{path} holds {len(values)} bytes after its header, which says {tuple(shape.tolist())}"
-        )
+        raise ValueError(f"{path} holds {len(values)} bytes after its header, which says {tuple(shape.tolist())}")
     return values.reshape(shape)
 
 
@@ -185,9 +174,7 @@ def coco_rows(config: DataConfig) -> Any:
         if file.is_file() and (root / name).is_dir():
             return _coco_rows(root / name, file, config.max_samples)
     folders = " or ".join(COCO_FOLDERS.get(split, (f"split '{config.split}'",)))
-    raise ValueError(
-        f"{root} has no {folders} with its annotations/captions_*.json: {COCO_DOWNLOAD}"
-    )
+    raise ValueError(f"{root} has no {folders} with its annotations/captions_*.json: {COCO_DOWNLOAD}")
 
 
 def _coco_rows(folder: Path, file: Path, max_samples: int | None) -> Any:

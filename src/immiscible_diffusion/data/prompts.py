@@ -84,9 +84,7 @@ def sample_prompts(prompts: Prompts, rows: Tensor, generator: torch.Generator | 
     return [texts[int(u * len(texts))] for texts, u in zip(choices, numbers, strict=True)]
 
 
-def class_prompts(
-    names: Sequence[str], template: str = "{label}", synonyms: Synonyms = "first"
-) -> list[str]:
+def class_prompts(names: Sequence[str], template: str = "{label}", synonyms: Synonyms = "first") -> list[str]:
     """The prompt of each class, for sampling."""
     prompts = ClassNamePrompts(torch.arange(len(names)), names, template, synonyms)
     return [prompts.of_class(label)[0] for label in range(len(names))]
@@ -100,14 +98,11 @@ def read_names(file: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def load_class_names(
-    names: Sequence[str], file: str | Path | None, folder: Path | None
-) -> Sequence[str]:
+def load_class_names(names: Sequence[str], file: str | Path | None, folder: Path | None) -> Sequence[str]:
     """Class names that a text encoder knows: ``names``, or for WordNet's ids those of a file.
 
-    The ``file`` has names, one a line in the order of the classes, or each after the name of its
-    folder, ``n01440764 tench, Tinca tinca``. Without it, ImageNet's list is looked for in the
-    ``folder`` of the data set and above.
+    The ``file`` has names, one a line in the order of the classes, or each after the name of its folder, ``n01440764
+    tench, Tinca tinca``. Without it, ImageNet's list is looked for in the ``folder`` of the data set and above.
 
     Raises:
         ValueError: the file is absent or lacks a class, or there is none for WordNet's ids.

@@ -27,13 +27,7 @@ from immiscible_diffusion.data.hf_images import columns, open_rows
 from immiscible_diffusion.data.image_decoding import decode_image
 from immiscible_diffusion.data.images import ImageSet, draw_flips, to_batch
 from immiscible_diffusion.data.load import DataConfig
-from immiscible_diffusion.data.prompts import (
-    ClassNamePrompts,
-    ListCaptions,
-    Tokenize,
-    load_class_names,
-    read_names,
-)
+from immiscible_diffusion.data.prompts import ClassNamePrompts, ListCaptions, Tokenize, load_class_names, read_names
 from immiscible_diffusion.data.sampler import check_split
 from immiscible_diffusion.utils.background import prefetch_iterator
 from immiscible_diffusion.utils.batch import Batch
@@ -124,9 +118,7 @@ class Stream:
                         generator = RandomStreams(seed, step, chunk).augment
                         yield self._batch(list(islice(decoded, size)), generator)
 
-        return (
-            prefetch_iterator(load(), ahead + 1, name="stream", finish=False) if ahead else load()
-        )
+        return prefetch_iterator(load(), ahead + 1, name="stream", finish=False) if ahead else load()
 
     def first(self, count: int) -> list[tuple[Tensor, Sample]]:
         """Up to ``count`` samples in the order of the shards, with their bytes ``[C, H, W]``."""
@@ -253,9 +245,7 @@ def load_stream(
     return StreamedImages(dataset, prompts, tokenize, stream=stream)
 
 
-def open_stream(
-    config: DataConfig, captions: Captions | None = None, tokenize: Tokenize | None = None
-) -> Stream:
+def open_stream(config: DataConfig, captions: Captions | None = None, tokenize: Tokenize | None = None) -> Stream:
     """A stream of what ``config`` names: tar shards, parquet files, or a set of the hub.
 
     Its ``path`` is a .tar, a folder of them, a pattern with * or {00000..00099}, or an address;

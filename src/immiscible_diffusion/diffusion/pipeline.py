@@ -18,6 +18,7 @@ from immiscible_diffusion.diffusion.samplers import (
     start_noise,
     trajectory_grid,
 )
+from immiscible_diffusion.utils.checks import check_bounds
 
 
 class InitNoise(Protocol):
@@ -55,19 +56,16 @@ class SamplingPipeline:
     init_noise: InitNoise | None = None
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        check_bounds(self, batch_size=">= 1")
         if self.sampler.init_noise == "matched" and self.init_noise is None:
             raise ValueError(
                 "sampler.init_noise matched needs the distribution of the noise that the network "
                 "was trained on; give init_noise=NoiseDistribution.measure(...)"
             )
         if self.sampler.guidance != 1 and self.unconditional is None:
-            raise ValueError("guidance needs unconditional=, what it pushes away from")
+            raise ValueError("sampler.guidance needs unconditional=, what it pushes away from")
 
-    def __call__(
-        self, model: nn.Module, count: int | range, *, seed: int
-    ) -> Iterator[tuple[Tensor, int]]:
+    def __call__(self, model: nn.Module, count: int | range, *, seed: int) -> Iterator[tuple[Tensor, int]]:
         """Yield batches ``[b, *shape]`` of ``count`` samples, each with its function evaluations.
 
         A range names the samples themselves: ranks that share a set generate one range each.
@@ -94,9 +92,10 @@ class SamplingPipeline:
         return dataclasses.replace(self, sampler=self.sampler.with_steps(steps))
 
     def _guided(self, model: nn.Module) -> Model:
+        model = model.eval()
         if self.unconditional is None:
-            return model.eval()
-        return guided(model.eval(), self.sampler.guidance, self.unconditional)
+            return model
+        return guided(model, self.sampler.guidance, self.unconditional)
 
     @torch.no_grad()
     def _sample(self, model: Model, indices: Sequence[int], seed: int) -> SamplerOutput:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from immiscible_diffusion.training.task import EvalConfig
+from immiscible_diffusion.utils.checks import check_bounds
 
 
 @dataclass(frozen=True)
@@ -11,10 +12,6 @@ class ImageEvalConfig(EvalConfig):
     """When and how images are scored.
 
     Args:
-        sampling_steps: numbers of steps of the recipe's sampler.
-        num: how many training steps, spaced evenly in their logarithm.
-        start: the first of them, as a fraction of all steps.
-        steps: the training steps themselves, instead of ``num`` and ``start``.
         features: feature space: ``classifier``, ``pixels``, or of a pretrained network
             ``efficientnet``, ``inception`` (FID) or ``dinov2`` (FD-DINOv2); docs/evaluate.md.
         samples: images generated for every score.
@@ -25,8 +22,7 @@ class ImageEvalConfig(EvalConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.samples < 2:
-            raise ValueError(f"eval.samples must be at least 2, got {self.samples}")
+        check_bounds(self, "eval.", samples=">= 2")
 
     def tiny(self) -> "ImageEvalConfig":
         """Shrink to a smoke run."""

@@ -42,20 +42,17 @@ def generate_folder(
         ValueError: ``draw`` returned another number of images, or some that are not finite.
     """
     if batch_size < 1 or not 0 <= rank < world:
-        raise ValueError(
-            f"expected batch_size >= 1 and 0 <= rank < world, got {batch_size}, {rank}, {world}"
-        )
+        raise ValueError(f"expected batch_size >= 1 and 0 <= rank < world, got {batch_size}, {rank}, {world}")
     groups = list(writer.missing(rank, world))
     total, done = sum(len(indices) for indices, _ in groups), 0
-    with (
-        ThreadPoolExecutor(4, "png") as pool,
-        Progress(total, 0, "sampling", unit="image", quiet=quiet) as bar,
-    ):
+    bar = Progress(total, 0, "sampling", unit="image", quiet=quiet)
+    with bar, ThreadPoolExecutor(4, "png") as pool:
         for indices, shard in groups:
             files: dict[int, bytes] = {}
             for start in range(0, len(indices), batch_size):
                 batch = indices[start : start + batch_size]
-                images = _check(draw(batch), batch)
+                images = draw(batch)
+                _check(images, batch)
                 files |= zip(batch, pool.map(_png, images), strict=True)
                 done += len(batch)
                 bar.update(done)
@@ -65,7 +62,7 @@ def generate_folder(
     return done
 
 
-def _check(images: Tensor, indices: Sequence[int]) -> Tensor:
+def _check(images: Tensor, indices: Sequence[int]) -> None:
     if images.ndim != 4 or len(images) != len(indices):
         raise ValueError(f"expected {len(indices)} images [B, C, H, W], got {list(images.shape)}")
     finite = images.isfinite().flatten(1).all(dim=1).tolist()
@@ -74,7 +71,6 @@ def _check(images: Tensor, indices: Sequence[int]) -> Tensor:
             f"image {indices[finite.index(False)]} is not finite; sample in float32 or bfloat16, "
             f"or choose another step of the run"
         )
-    return images
 
 
 def _png(image: Tensor) -> bytes:
@@ -86,18 +82,16 @@ def _png(image: Tensor) -> bytes:
 def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
     """Note in ``folder`` how its images are made; every process may do so, as all write the same.
 
-    Raises:
-        ValueError: the folder holds images made otherwise, or not known how.
+    ValueError if the folder holds images made otherwise, or not known how.
     """
+    file = folder / SETTINGS
     if any(path.suffix in (".png", ".tar") for path in folder.glob("*")):
-        before = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+        before = read_json(file) if file.is_file() else {}
         differences = [
             f"{name} is {before.get(name)!r} there and {settings.get(name)!r} here"
             for name in sorted(before.keys() | settings.keys())
             if before.get(name) != settings.get(name)
         ]
         if differences:
-            raise ValueError(
-                f"{folder} holds images made otherwise: {'; '.join(differences)}; choose another folder"
-            )
-    write_json(folder / SETTINGS, settings)
+            raise ValueError(f"{folder} holds images made otherwise: {'; '.join(differences)}; choose another folder")
+    write_json(file, settings)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from immiscible_diffusion.utils.atomic_files import atomic_path, remove_unfinished
+from immiscible_diffusion.utils.checks import check_bounds
 
 _LONGEST = 60  # letters of a class in a file name: a tar header has room for 100
 
@@ -36,10 +37,7 @@ class SampleWriter:
     shard_size: int = 1000
 
     def __post_init__(self) -> None:
-        if self.count < 1 or self.shard_size < 1:
-            raise ValueError(
-                f"expected count >= 1 and shard_size >= 1, got {self.count} and {self.shard_size}"
-            )
+        check_bounds(self, count=">= 1", shard_size=">= 1")
 
     def file_name(self, index: int) -> str:
         """``{class}_{i}.png`` of plain letters: class names may repeat, as ImageNet's do."""
@@ -50,7 +48,7 @@ class SampleWriter:
         return f"{plain}_{index:06d}.png"
 
     def existing(self) -> int:
-        """Number of images that exist; ValueError if there are others than asked for."""
+        """Count the images that exist; ValueError if there are others than asked for."""
         files = {file.name for file in self.folder.glob("*.png")}
         if self.format != "tar":
             self._check(self.folder, files <= set(map(self.file_name, range(self.count))))
@@ -58,7 +56,7 @@ class SampleWriter:
         return {"png": len(files), "tar": members, "both": min(len(files), members)}[self.format]
 
     def missing(self, rank: int = 0, world: int = 1) -> Iterator[tuple[list[int], Path | None]]:
-        """Groups of images that a process is to make, each with its shard if it is a whole one.
+        """Yield groups of images that a process is to make, each with its shard if it is one.
 
         Every world-th image belongs to the process, or every world-th shard, whatever exists. What
         a killed process left of their files is removed.
@@ -67,7 +65,7 @@ class SampleWriter:
         groups: list[tuple[list[int], Path | None]] = [([*range(rank, self.count, world)], None)]
         if self.format != "png":
             shards = range(rank, -(-self.count // self.shard_size), world)
-            groups = [(list(self._indices(shard)), self._path(shard)) for shard in shards]
+            groups = [(list(self._indices(shard)), self.folder / f"images-{shard:05d}.tar") for shard in shards]
         for indices, shard in groups:
             names = {self.file_name(index) for index in indices}
             remove_unfinished(self.folder, names | {shard.name} if shard else names)
@@ -78,23 +76,17 @@ class SampleWriter:
 
     def write(self, images: dict[int, bytes], shard: Path | None = None) -> None:
         """Write PNG files by their index, and the shard that they are."""
+        files = {self.file_name(index): content for index, content in images.items()}
         if self.format != "tar":
-            for index, content in images.items():
-                with atomic_path(self.folder / self.file_name(index)) as temporary:
+            for name, content in files.items():
+                with atomic_path(self.folder / name) as temporary:
                     temporary.write_bytes(content)
-        if shard is None:
-            return
-        with (
-            atomic_path(shard) as temporary,
-            tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
-        ):
-            for index, content in images.items():
-                member = tarfile.TarInfo(self.file_name(index))
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-
-    def _path(self, shard: int) -> Path:
-        return self.folder / f"images-{shard:05d}.tar"
+        if shard is not None:
+            with atomic_path(shard) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+                for name, content in files.items():
+                    member = tarfile.TarInfo(name)
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
 
     def _indices(self, shard: int) -> range:
         return range(shard * self.shard_size, min(self.count, (shard + 1) * self.shard_size))

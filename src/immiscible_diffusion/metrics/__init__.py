@@ -11,13 +11,7 @@ from immiscible_diffusion.metrics.evaluate import (
 )
 from immiscible_diffusion.metrics.features import extractor_from_name
 from immiscible_diffusion.metrics.features.base import FeatureExtractor, extract
-from immiscible_diffusion.metrics.fid import (
-    FeatureStatistics,
-    Floor,
-    floor_of,
-    frechet_distance,
-    halves,
-)
+from immiscible_diffusion.metrics.fid import FeatureStatistics, Floor, floor_of, frechet_distance, halves
 from immiscible_diffusion.metrics.reference_cache import cache_folder
 
 __all__ = [

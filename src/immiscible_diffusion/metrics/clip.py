@@ -105,9 +105,9 @@ class Clip:
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """Features [B, F] of texts, truncated to the length of CLIP's text encoder."""
         length = int(self.model.config.text_config.max_position_embeddings)
-        tokens = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt"
-        ).to(next(self.model.parameters()).device)
+        tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt").to(
+            next(self.model.parameters()).device
+        )
         out = self.model.text_model(tokens["input_ids"], attention_mask=tokens["attention_mask"])
         features = self.model.text_projection(out.pooler_output)
         return nn.functional.normalize(features, dim=-1)
@@ -121,9 +121,7 @@ class Clip:
         scores = []
         for data, texts in batches:
             if len(data) != len(texts):
-                raise ValueError(
-                    f"expected a text for each of {len(data)} images, got {len(texts)}"
-                )
+                raise ValueError(f"expected a text for each of {len(data)} images, got {len(texts)}")
             side = min(data.shape[-2:])
             top, left = ((length - side) // 2 for length in data.shape[-2:])
             square = data[..., top : top + side, left : left + side]

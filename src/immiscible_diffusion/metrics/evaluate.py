@@ -11,13 +11,7 @@ from torch import Tensor
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.metrics import prdc
 from immiscible_diffusion.metrics.features.base import FeatureExtractor, data_batches, extract
-from immiscible_diffusion.metrics.fid import (
-    SPLITS,
-    FeatureStatistics,
-    Floor,
-    floor_of,
-    frechet_distance,
-)
+from immiscible_diffusion.metrics.fid import SPLITS, FeatureStatistics, Floor, floor_of, frechet_distance
 from immiscible_diffusion.metrics.kid import kernel_distance
 from immiscible_diffusion.metrics.reference_cache import StatisticsFile
 from immiscible_diffusion.utils.random import keyed_generator
@@ -146,14 +140,12 @@ class SampleMetrics:
     features: str  # the extractor's name
     frechet: float | None = None  # Frechet distance, 0 or more; lower is better
     kid: float | None = None  # kernel distance, about 0 for equal distributions; lower is better
-    # its standard error over subsets; None also where the sets were used complete
-    kid_error: float | None = None
+    kid_error: float | None = None  # its standard error over subsets; None also where the sets were used complete
     precision: float | None = None  # fraction of samples near real data, in [0, 1]
     recall: float | None = None  # fraction of real data near samples, in [0, 1]
     density: float | None = None  # fidelity, about 1 for equal distributions
     coverage: float | None = None  # fraction of real data with a sample nearby, in [0, 1]
-    # distance to the training data, 1 = as real data among themselves, 0 = copies
-    memorization: float | None = None
+    memorization: float | None = None  # distance to the training data, 1 = as real data among themselves, 0 = copies
 
     def as_dict(self) -> dict[str, float | int | str | None]:
         """All fields, ready for JSON."""
@@ -201,9 +193,7 @@ def measure(
         "recall": lambda: prdc.recall(subset, reference.subset(count)),
         "density": lambda: prdc.density(subset, reference.manifold(count, 5)),
         "coverage": lambda: prdc.coverage(subset, reference.manifold(count, 5)),
-        "memorization": lambda: prdc.memorization(
-            features, reference.real, real_spacing=reference.spacing
-        ),
+        "memorization": lambda: prdc.memorization(features, reference.real, real_spacing=reference.spacing),
     }
     values |= {name: compute() for name, compute in neighbors.items() if name in metrics}
     return SampleMetrics(len(features), reference.features, **values)

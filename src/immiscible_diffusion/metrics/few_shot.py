@@ -20,10 +20,8 @@ class FewShotMetrics:
     # distance of a sample to its nearest training image, in units of that of the training images to
     # each other (medians): near 0, copies
     nearest_ratio: float
-    # root mean square over channels of mean(samples) - mean(training), of [-1, 1]
-    mean_drift: float
-    # mean over channels of log(deviation of samples / of training): below 0, grayer than the
-    # training images
+    mean_drift: float  # root mean square over channels of mean(samples) - mean(training), of [-1, 1]
+    # mean over channels of log(deviation of samples / of training): below 0, grayer than the training images
     contrast_drift: float
 
 

@@ -19,9 +19,7 @@ def check_features(features: Tensor, dim: int | None = None) -> Tensor:
         ValueError: if they are not a matrix, not ``dim`` wide, or not finite.
     """
     if features.ndim != 2 or (dim is not None and features.shape[1] != dim):
-        raise ValueError(
-            f"expected features [B, {'F' if dim is None else dim}], got {list(features.shape)}"
-        )
+        raise ValueError(f"expected features [B, {'F' if dim is None else dim}], got {list(features.shape)}")
     features = features.detach().to("cpu", torch.float64)
     if not features.isfinite().all():
         bad = int((~features.isfinite()).any(dim=1).sum())
@@ -86,9 +84,7 @@ class FeatureStatistics:
         return FeatureStatistics(count, mean, self.scatter + other.scatter + between)
 
 
-def frechet_distance(
-    a: FeatureStatistics, b: FeatureStatistics, *, allow_few: bool = False
-) -> float:
+def frechet_distance(a: FeatureStatistics, b: FeatureStatistics, *, allow_few: bool = False) -> float:
     """Squared Frechet (2-Wasserstein) distance between the Gaussians fitted to two feature sets.
 
     ``|mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a^{1/2} C_b C_a^{1/2})^{1/2})``: what is known as FID
@@ -136,9 +132,8 @@ def _square_root(covariance: Tensor) -> Tensor:
 class Floor:
     """Frechet distance between random disjoint halves of the real set.
 
-    The distance of M features to N of the same distribution is about proportional to ``1 / M +
-    1 / N``, so ``at`` scales the floor to M samples against N real data. Differences smaller than
-    its spread mean little.
+    The distance of M features to N of the same distribution is about proportional to ``1 / M + 1 / N``, so ``at``
+    scales the floor to M samples against N real data. Differences smaller than its spread mean little.
     """
 
     mean: float  # over the random splits

@@ -21,9 +21,7 @@ class KernelDistance:
     standard_error: float | None
 
 
-def kernel_distance(
-    a: Tensor, b: Tensor, *, subset: int = 500, subsets: int = 50, seed: int = 0
-) -> KernelDistance:
+def kernel_distance(a: Tensor, b: Tensor, *, subset: int = 500, subsets: int = 50, seed: int = 0) -> KernelDistance:
     """Unbiased MMD^2 under the kernel ``k(x, y) = (x.y / F + 1)^3``, averaged over random subsets.
 
     Unlike the Frechet distance it has no bias at small counts. If either set has ``subset``
@@ -53,9 +51,7 @@ def kernel_distance(
     def draw(features: Tensor) -> Tensor:
         return features[torch.randperm(len(features), generator=generator)[:subset]]
 
-    values = torch.tensor(
-        [_unbiased(draw(a), draw(b)) for _ in range(subsets)], dtype=torch.float64
-    )
+    values = torch.tensor([_unbiased(draw(a), draw(b)) for _ in range(subsets)], dtype=torch.float64)
     return KernelDistance(float(values.mean()), float(values.std() / subsets**0.5))
 
 

@@ -122,11 +122,10 @@ def spacing(real: Tensor) -> float:
 def memorization(samples: Tensor, real: Tensor, *, real_spacing: float | None = None) -> float:
     """How near the samples [M, F] are to the training features [N, F], as a ratio.
 
-    ``median over samples of d(sample, nearest real) / median over real of d(real, nearest other)``:
-    1 = as far from the training data as these are from each other; near 0 = copies of them. Give
-    the data that the model was *trained* on. Copies within the real features are skipped in the
-    denominator, which ``real_spacing = spacing(real)`` gives if it is known already. As a median
-    it does not see a fraction of copies below one half.
+    ``median over samples of d(sample, nearest real) / median over real of d(real, nearest other)``: 1 = as far from
+    the training data as these are from each other; near 0 = copies of them. Give the data that the model was
+    *trained* on. Copies within the real features are skipped in the denominator, which ``real_spacing =
+    spacing(real)`` gives if it is known already. As a median it does not see a fraction of copies below one half.
     """
     real = check_features(real)
     samples = _check_some(samples, real.shape[1])

@@ -27,9 +27,7 @@ class StatisticsFile:
     """Where the statistics of one reference are cached, as safetensors."""
 
     path: Path
-    about: dict[
-        str, str
-    ]  # data set, extractor with preprocessing and weights, which data were used
+    about: dict[str, str]  # data set, extractor with preprocessing and weights, which data were used
 
     @classmethod
     def of(cls, about: dict[str, str], cache: Path | None = None) -> "StatisticsFile":

@@ -1,6 +1,6 @@
 """The recipes by name; each is a function that returns a frozen Recipe.
 
-Every public function of a file in this folder is a recipe: ``def digits_flow()`` is ``digits-flow``.
+Every public function of a file in this folder is one: ``def digits_flow()`` is ``digits-flow``.
 """
 
 import difflib

@@ -1,6 +1,6 @@
 """Consistency models: CIFAR-10, CelebA and Tiny-ImageNet as published, and a twin for a CPU."""
 
-import dataclasses
+from dataclasses import replace
 from typing import Any
 
 from immiscible_diffusion.applications.images.task import Images
@@ -10,32 +10,28 @@ from immiscible_diffusion.diffusion.paths import EDMPath
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.evaluation.config import ImageEvalConfig
 from immiscible_diffusion.models import MLP, UNet
-from immiscible_diffusion.training.ema import EMAConfig
+from immiscible_diffusion.recipes.flow_matching import digits_flow
 from immiscible_diffusion.training.optim import OptimizerConfig
 from immiscible_diffusion.training.recipe import Recipe
 
 
 def digits_consistency() -> Recipe:
-    """A consistency model of 1,797 real handwritten digits, 8 x 8: minutes on a CPU.
+    """``digits-flow`` as a consistency model: minutes on a CPU.
 
     Sampling starts from sigma 10, which training sees in 3 of 100 data; 80, as for CIFAR-10, it
     would hardly ever see in a run of this length.
     """
-    return Recipe(
-        task=Images(
-            data=DataConfig(name="digits"),
-            eval=ImageEvalConfig(samples=1000, num=5, sampling_steps=(1, 2)),
-        ),
+    recipe = digits_flow()
+    return replace(
+        recipe,
         name="digits-consistency",
+        task=recipe.task.replace(eval=replace(recipe.task.eval, sampling_steps=(1, 2))),
         path=EDMPath(sigma_max=10.0, sigma_data=0.75, mean=-0.4, std=1.4),
         loss=ConsistencyLoss(pretrain_fraction=0.2, num_stages=6, huber=0.03),
         model=MLP(width=192, depth=3),
         optim=OptimizerConfig(lr=2e-3, warmup_steps=100, lr_schedule="cosine"),
-        ema=EMAConfig(decay=0.995, warmup=True),
-        batch_size=256,
         steps=5000,
         sampler=SamplerConfig("consistency", steps=1),
-        log_every=50,
         validate_every=500,
         preview_every=1000,
         checkpoint_every=500,
@@ -52,8 +48,7 @@ def cifar10_consistency() -> Recipe:
     """
     return Recipe(
         task=Images(
-            data=DataConfig(name="cifar10", flip=True),
-            eval=ImageEvalConfig(samples=50_000, sampling_steps=(1, 2)),
+            data=DataConfig(name="cifar10", flip=True), eval=ImageEvalConfig(samples=50_000, sampling_steps=(1, 2))
         ),
         name="cifar10-consistency",
         path=EDMPath(mean=-1.1, std=2.0),
@@ -81,24 +76,17 @@ def tiny_imagenet_consistency() -> Recipe:
 
     Published: about 1.2 times fewer steps with ``assignment``.
     """
-    return _of_size_64(
-        "tiny-imagenet-consistency", DataConfig(name="hub:zh-plus/tiny-imagenet"), 2048
-    )
+    data = DataConfig(name="hub:zh-plus/tiny-imagenet")
+    return _of_size_64("tiny-imagenet-consistency", data, 2048)
 
 
 def _of_size_64(name: str, data: DataConfig, batch_size: int, **evaluation: Any) -> Recipe:
-    """Return the recipe for 64 x 64 images.
-
-    The network is that of openai/consistency_models for 64 x 64; the paper's size is unknown.
-    """
-    recipe = cifar10_consistency()
-    return dataclasses.replace(
+    """With the network of openai/consistency_models for 64 x 64; the paper's size is unknown."""
+    recipe, data = cifar10_consistency(), replace(data, size=64, flip=True)
+    return replace(
         recipe,
         name=name,
-        task=recipe.task.replace(
-            data=dataclasses.replace(data, size=64, flip=True),
-            eval=dataclasses.replace(recipe.task.eval, **evaluation),
-        ),
+        task=recipe.task.replace(data=data, eval=replace(recipe.task.eval, **evaluation)),
         model=UNet(192, (1, 2, 3, 4), blocks=3, attention=(32, 16, 8), dropout=0.0),
         batch_size=batch_size,
     )

@@ -43,9 +43,7 @@ def cifar10_flow() -> Recipe:
         task=Images(
             data=DataConfig(name="cifar10", flip=True),
             eval=ImageEvalConfig(
-                samples=50_000,
-                sampling_steps=(2, 5, 20, 50, 100),
-                steps=(20_000, 100_000, 200_000, 400_000),
+                samples=50_000, sampling_steps=(2, 5, 20, 50, 100), steps=(20_000, 100_000, 200_000, 400_000)
             ),
         ),
         name="cifar10-flow",
@@ -61,9 +59,8 @@ def cifar10_flow() -> Recipe:
 def cifar10_otcfm() -> Recipe:
     """OT-CFM on CIFAR-10 as torchcfm's own example has it (2302.00482; FID 3.5 published).
 
-    ``cifar10-flow`` with batch 128, ``assignment`` and dopri5. torchcfm draws pairs from the plan
-    with replacement, so data repeat within a batch; here each sample is seen once, as in the
-    permutation that the plan is.
+    ``cifar10-flow`` with batch 128, ``assignment`` and dopri5. torchcfm draws pairs from the plan with replacement,
+    so data repeat within a batch; here each sample is seen once, as in the permutation that the plan is.
     """
     return dataclasses.replace(
         cifar10_flow(),
@@ -80,21 +77,16 @@ def fashion_flow() -> Recipe:
     One label in ten is hidden, so ``--sampler.guidance 2`` works. Pairing that knows the classes:
     ``knn:k=16,center=label``, ``assignment:cond_key=label``.
     """
-    return Recipe(
-        task=Images(
-            data=DataConfig(name="fashion_mnist", size=14),
-            eval=ImageEvalConfig(samples=2000, num=5),
-        ),
+    data = DataConfig(name="fashion_mnist", size=14)
+    return dataclasses.replace(
+        digits_flow(),
         name="fashion-flow",
+        task=Images(data=data, eval=ImageEvalConfig(samples=2000, num=5)),
         conditional=True,
         cond_drop_prob=0.1,
         model=MLP(width=256, depth=3),
         optim=OptimizerConfig(lr=2e-3, warmup_steps=100, lr_schedule="cosine"),
-        ema=EMAConfig(decay=0.995, warmup=True),
-        batch_size=256,
         steps=4000,
-        sampler=SamplerConfig(steps=20),
-        log_every=50,
         validate_every=500,
         preview_every=1000,
         checkpoint_every=500,

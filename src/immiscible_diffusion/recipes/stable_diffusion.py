@@ -2,10 +2,7 @@
 
 import dataclasses
 
-from immiscible_diffusion.applications.stable_diffusion.config import (
-    StableDiffusionCodec,
-    TextToImage,
-)
+from immiscible_diffusion.applications.stable_diffusion.config import StableDiffusionCodec, TextToImage
 from immiscible_diffusion.applications.stable_diffusion.inpainting import Inpainting
 from immiscible_diffusion.applications.stable_diffusion.unet import LoRA, StableDiffusionUNet
 from immiscible_diffusion.data import DataConfig
@@ -28,11 +25,11 @@ def imagenet_sd_scratch() -> Recipe:
 
     As published, after diffusers' train_text_to_image.py (Improved, README; ``knn:k=64``, or
     ``assignment:across_ranks=true``: 16.43): U-Net of v1.4 with random weights, prompt = class
-    name, batch 2048 = 128 x 4 GPUs x 4 micro-batches (give --gradient_accumulation_steps 4 on 4 GPUs, 16 on one),
-    AdamW 1e-4, constant, clip 1, EMA, flips, center crop, gradient checkpointing, fp16, seed 42,
-    20,000 steps. Sampled in 20 steps with guidance 7.5 and judged by FID. That script drops no
-    prompts, so what guidance pushes away from is a prompt the network never saw; --cond_drop_prob
-    0.1 is what one would do. The published scheduler at sampling (PNDM) is DDIM here.
+    name, batch 2048 = 128 x 4 GPUs x 4 micro-batches (--gradient_accumulation_steps 4 on 4 GPUs,
+    16 on one), AdamW 1e-4, constant, clip 1, EMA, flips, center crop, gradient checkpointing, fp16,
+    seed 42, 20,000 steps. Sampled in 20 steps with guidance 7.5, scored by FID. That script drops
+    no prompts, so what guidance pushes away from is a prompt the network never saw;
+    --cond_drop_prob 0.1 is what one would do. The published sampler (PNDM) is DDIM here.
     """
     return Recipe(
         task=TextToImage(
@@ -114,7 +111,7 @@ def coco_sd() -> Recipe:
 
 
 def sd_lora() -> Recipe:
-    """Adapters for Stable Diffusion from a folder of pictures and captions, batch 1, 512 x 512.
+    """Adapters for Stable Diffusion from a folder of images and captions, batch 1, 512 x 512.
 
     No gain of pairing has been published for so few data. ``knn:k=2`` to try; sampling starts from
     N(0, I) in every interface, so a strong pull does not pay.
@@ -145,10 +142,7 @@ def sd_lora() -> Recipe:
 
 
 def sdxl_lora() -> Recipe:
-    """Adapters for SDXL from a folder of pictures and captions, batch 1, buckets of 1024 x 1024.
-
-    No gain of pairing has been published for so few data.
-    """
+    """Adapters for SDXL from a folder of images and captions, batch 1, buckets of 1024 x 1024."""
     recipe = sd_lora()
     return dataclasses.replace(
         recipe,

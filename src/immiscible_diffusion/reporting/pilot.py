@@ -28,9 +28,7 @@ _VERDICTS = {
 }
 
 
-def write_pilot_page(
-    record: Mapping[str, Any], comparison: Comparison | None, folder: str | os.PathLike[str]
-) -> Path:
+def write_pilot_page(record: Mapping[str, Any], comparison: Comparison | None, folder: str | os.PathLike[str]) -> Path:
     """Write the page of a pilot into ``folder``; returns its path.
 
     Args:

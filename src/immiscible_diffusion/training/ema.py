@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from immiscible_diffusion.models.trainable import copy_sharing_frozen, trainable_parameters
+from immiscible_diffusion.utils.checks import check_bounds
 from immiscible_diffusion.utils.optional_deps import require_extra
 
 
@@ -26,13 +27,9 @@ class EMAConfig:
     power: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"ema.decay must be at least 0 and below 1, got {self.decay}")
-        if self.power < 0 or (self.power and self.warmup):
-            raise ValueError(
-                f"ema.power must be >= 0, and not go with ema.warmup, another ramp; got "
-                f"{self.power} and warmup={self.warmup}"
-            )
+        check_bounds(self, "ema.", decay=">= 0 and < 1", power=">= 0")
+        if self.power and self.warmup:
+            raise ValueError(f"ema.power {self.power} and ema.warmup are two ramps; choose one")
 
     def tiny(self) -> "EMAConfig":
         """Shrink to a smoke run."""

@@ -9,8 +9,8 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from immiscible_diffusion.models.trainable import trainable_parameters
+from immiscible_diffusion.utils.checks import check_bounds, check_choices
 from immiscible_diffusion.utils.optional_deps import require_extra
-from immiscible_diffusion.utils.serialization import check_choices
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,8 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        if not self.lr > 0 or self.warmup_steps < 0 or self.max_grad_norm < 0:
-            raise ValueError(
-                f"expected optim.lr > 0, warmup_steps >= 0 and max_grad_norm >= 0; got {self.lr}, "
-                f"{self.warmup_steps} and {self.max_grad_norm}"
-            )
-        if self.weight_decay < 0 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(
-                f"expected optim.weight_decay >= 0 and 0 <= betas < 1; got {self.weight_decay} and {self.betas}"
-            )
+        check_bounds(self, "optim.", lr="> 0", betas=">= 0 and < 1", weight_decay=">= 0")
+        check_bounds(self, "optim.", warmup_steps=">= 0", max_grad_norm=">= 0")
 
     def tiny(self) -> "OptimizerConfig":
         """Shrink to a smoke run."""

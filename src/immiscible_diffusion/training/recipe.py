@@ -1,7 +1,6 @@
 """A recipe: one experiment. Names one of each part and says how long to train."""
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from immiscible_diffusion.models import ModelConfig
 from immiscible_diffusion.training.ema import EMAConfig
 from immiscible_diffusion.training.optim import OptimizerConfig
 from immiscible_diffusion.training.task import TaskConfig, import_applications
+from immiscible_diffusion.utils.checks import check_bounds
 from immiscible_diffusion.utils.serialization import flatten, from_dict, to_dict
 
 
@@ -24,20 +24,18 @@ class Recipe:
         name: what it is called.
         task: the application: its data, what is diffused of them, and how samples are evaluated.
         model: the network.
-        coupling: which noise goes with which sample: ``independent``, ``knn:k=16``,
-            ``knn:k=16,center=mean``, ``assignment``, ``shuffled:...``, or ``module:Class(k=3)``.
+        coupling: which noise goes with which sample: ``independent``, ``knn:k=16``, ``knn:k=16,center=mean``,
+            ``assignment``, ``shuffled:...``, or ``module:Class(k=3)``.
         conditional: give the network the conditions of the data: labels, text, observations.
-        cond_drop_prob: probability that a condition is dropped in training, so that samples can be
-            guided (2207.12598); usually 0.1.
+        cond_drop_prob: probability that a condition is dropped in training, so that samples can be guided
+            (2207.12598); usually 0.1.
         scaling: of the data before they are diffused; undone after sampling.
         path: how data and noise are mixed.
-        loss: what the network is fitted by: ``RegressionLoss``, or ``ConsistencyLoss`` on an
-            EDMPath.
+        loss: what the network is fitted by: ``RegressionLoss``, or ``ConsistencyLoss`` on an EDMPath.
         optim: the optimizer.
         ema: the average of the weights.
         batch_size: data per step over all devices and accumulated micro-batches.
-        gradient_accumulation_steps: micro-batches per step; a coupling sees one at a time, or
-            ``pool`` of them.
+        gradient_accumulation_steps: micro-batches per step; a coupling sees one at a time, or ``pool`` of them.
         prefetch: micro-batches (pools) paired in a thread before they are needed; 0 = in the step.
         steps: of training.
         seed: of everything.
@@ -75,14 +73,11 @@ class Recipe:
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
     def __post_init__(self) -> None:
-        for name in [f.name for f in dataclasses.fields(self) if f.type is int]:
-            least = {"preview_every": 0, "prefetch": 0, "seed": -math.inf}.get(name, 1)
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if not 0 <= self.cond_drop_prob < 1 or (self.cond_drop_prob and not self.conditional):
-            raise ValueError(
-                f"cond_drop_prob must be from 0 to below 1, and needs conditional, got {self.cond_drop_prob}"
-            )
+        check_bounds(self, batch_size=">= 1", gradient_accumulation_steps=">= 1", steps=">= 1")
+        check_bounds(self, log_every=">= 1", validate_every=">= 1", checkpoint_every=">= 1")
+        check_bounds(self, preview_every=">= 0", prefetch=">= 0", cond_drop_prob=">= 0 and < 1")
+        if self.cond_drop_prob and not self.conditional:
+            raise ValueError(f"cond_drop_prob {self.cond_drop_prob} needs conditional")
         guided = self.sampler.guidance != 1
         if guided and not (self.cond_drop_prob or self.task.knows_unconditional):
             raise ValueError(

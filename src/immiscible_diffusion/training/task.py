@@ -18,6 +18,7 @@ from immiscible_diffusion.diffusion.paths import Cond, EDMPath, Preconditioned
 from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
 from immiscible_diffusion.models.condition_dropout import drop_labels
 from immiscible_diffusion.utils.batch import Batch
+from immiscible_diffusion.utils.checks import check_bounds
 from immiscible_diffusion.utils.random import RandomStreams, hash_seed
 
 if TYPE_CHECKING:
@@ -43,15 +44,10 @@ class EvalConfig:
     steps: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.num < 1 or not 0 < self.start <= 1:
-            raise ValueError(
-                f"expected eval.num >= 1 and 0 < eval.start <= 1; got {self.num} and {self.start}"
-            )
-        if not self.sampling_steps or min((*self.sampling_steps, *self.steps)) < 1:
-            raise ValueError(
-                f"eval.sampling_steps and eval.steps must be numbers >= 1, the former at least "
-                f"one; got {self.sampling_steps} and {self.steps}"
-            )
+        check_bounds(self, "eval.", num=">= 1", start="> 0 and <= 1")
+        check_bounds(self, "eval.", sampling_steps=">= 1", steps=">= 1")
+        if not self.sampling_steps:
+            raise ValueError("eval.sampling_steps must be one number of steps at least, got none")
 
     def training_steps(self, total: int) -> tuple[int, ...]:
         """Return the training steps to evaluate at; the last is ``total``."""
@@ -84,9 +80,7 @@ class TaskConfig(ABC):
             """How and when samples are evaluated."""
 
     @abstractmethod
-    def build(
-        self, recipe: "Recipe", device: torch.device, dataset: DataSet | None = None
-    ) -> "Task":
+    def build(self, recipe: "Recipe", device: torch.device, dataset: DataSet | None = None) -> "Task":
         """Load data and frozen networks; ``dataset`` instead of the data that are named."""
 
     @abstractmethod
@@ -111,10 +105,7 @@ def import_applications() -> None:
 class Task(ABC):
     """An application, loaded: its data, what is diffused of them, its network and its evaluation.
 
-    Args:
-        recipe: the experiment.
-        device: where frozen networks are.
-        dataset: the training data; by default those that the recipe names.
+    Frozen networks are on ``device``; ``dataset`` replaces the training data that the recipe names.
     """
 
     max_batch_size: int | None = None
@@ -122,9 +113,7 @@ class Task(ABC):
     num_preview_images = 64
     preview_columns: int | None = None
 
-    def __init__(
-        self, recipe: "Recipe", device: torch.device, dataset: DataSet | None = None
-    ) -> None:
+    def __init__(self, recipe: "Recipe", device: torch.device, dataset: DataSet | None = None) -> None:
         self.recipe, self.device = recipe, device
         self.dataset: DataSet = self.load_data("train") if dataset is None else dataset
 
@@ -134,8 +123,7 @@ class Task(ABC):
     def load_data(self, split: str) -> DataSet:
         """Load the data of ``split``: ``train``, or ``validation`` where data are held out.
 
-        Raises:
-            ValueError: the data are not there or do not fit; says what to do.
+        ValueError says what to do if they are not there or do not fit.
         """
 
     def validation_data(self) -> tuple[DataSet, str]:

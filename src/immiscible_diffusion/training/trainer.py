@@ -12,8 +12,8 @@ from torch import nn
 
 from immiscible_diffusion.couplings import Coupling, PairedBatch, PairedLoader
 from immiscible_diffusion.data import DataSet, check_split
+from immiscible_diffusion.models.trainable import load_trainable_state, trainable_state
 from immiscible_diffusion.training.builders import build_run, make_accelerator
-from immiscible_diffusion.training.checkpoint import load_checkpoint, state_dict
 from immiscible_diffusion.training.dataloader import TrainDataLoader
 from immiscible_diffusion.training.ema import EMA
 from immiscible_diffusion.training.metrics_log import StepMetrics, loss_by_time
@@ -30,22 +30,14 @@ Evaluate = Callable[[int, nn.Module], None]
 
 
 class Trainer:
-    """Everything a run consists of, ready to train on ``device`` (auto, cpu, cuda or mps).
+    """Everything a run of ``recipe`` consists of, ready to train.
 
-    Args:
-        recipe: the experiment.
-        run_dir: where its files go.
-        device: where it trains.
-        dataset: data already loaded; otherwise the recipe's are.
+    Files go to ``run_dir``; ``device`` is auto, cpu, cuda or mps; ``dataset`` replaces the data
+    that the recipe names.
     """
 
     def __init__(
-        self,
-        recipe: Recipe,
-        run_dir: RunDir,
-        *,
-        device: str = "auto",
-        dataset: DataSet | None = None,
+        self, recipe: Recipe, run_dir: RunDir, *, device: str = "auto", dataset: DataSet | None = None
     ) -> None:
         self.recipe, self.run_dir = recipe, run_dir
         self.accelerator = make_accelerator(recipe, device, run_dir)
@@ -82,8 +74,7 @@ class Trainer:
     ) -> None:
         """Train from the checkpoint, if there is one, to step ``until`` (the recipe's last).
 
-        Raises:
-            Interrupted: on Ctrl-C, SIGTERM or SIGUSR1, after writing a checkpoint.
+        Raises Interrupted on Ctrl-C, SIGTERM or SIGUSR1, after writing a checkpoint.
         """
         recipe, until = self.recipe, until or self.recipe.steps
         self.begin()
@@ -117,7 +108,8 @@ class Trainer:
                 self.accelerator.init_trackers("immiscible-diffusion", config=config)
             self.task.save_files(self.run_dir)
         self.accelerator.wait_for_everyone()
-        load_checkpoint(self)
+        if (state := self.run_dir.load_checkpoint()) is not None:
+            self.load_state_dict(state)
         if self.is_main:
             self.run_dir.truncate_log_after(self.step)
         self.metrics = StepMetrics(self.device)
@@ -146,9 +138,7 @@ class Trainer:
                 t = path.sample_time(len(batch.data), generator=batch.rng.time)
                 cond = task.drop_conditions(batch.cond, batch.rng)
                 torch.manual_seed(batch.rng.dropout)
-                losses = loss_fn(
-                    model, path, batch.data, batch.noise, t, cond, batch.mask, progress=step / steps
-                )
+                losses = loss_fn(model, path, batch.data, batch.noise, t, cond, batch.mask, progress=step / steps)
                 accelerator.backward(losses.mean())
                 if recipe.optim.max_grad_norm and accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(model.parameters(), recipe.optim.max_grad_norm)
@@ -162,9 +152,7 @@ class Trainer:
 
     # -- now and then -----------------------------------------------------------------------------
 
-    def after_step(
-        self, bar: Progress, evaluate: Evaluate | None, evaluate_at: tuple[int, ...]
-    ) -> None:
+    def after_step(self, bar: Progress, evaluate: Evaluate | None, evaluate_at: tuple[int, ...]) -> None:
         """Log, validate, preview, evaluate and checkpoint, where this step is due for it."""
         recipe, step = self.recipe, self.step
         last = step == recipe.steps
@@ -197,9 +185,7 @@ class Trainer:
         """Return the mean loss over the ranks since the last log; ValueError if not finite."""
         loss = float(self.accelerator.reduce(torch.stack(self.metrics.losses).mean(), "mean"))
         if not math.isfinite(loss):
-            raise ValueError(
-                f"the loss is not a number at step {self.step}; lower optim.lr, or check the data"
-            )
+            raise ValueError(f"the loss is not a number at step {self.step}; lower optim.lr, or check the data")
         return loss
 
     def validate(self) -> None:
@@ -233,10 +219,42 @@ class Trainer:
             self.finite_loss()  # a checkpoint that is not finite could never be resumed
         if self.is_main:
             self.run_dir.save_weights(self.ema.model, self.step)
-            self.run_dir.save_checkpoint(state_dict(self))
+            self.run_dir.save_checkpoint(self.state_dict())
             self.task.export(self.run_dir, self.run.model, self.ema, self.step)
         self.saved_step = self.step
         self.accelerator.wait_for_everyone()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a step changes, of a model trained in part that part; randomness is keyed."""
+        scaler = self.accelerator.scaler
+        return {
+            "step": self.step,
+            "scaling": self.recipe.scaling.factor,
+            "model": trainable_state(self.run.model),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_schedule": self.lr_schedule.state_dict(),
+            "ema": self.ema.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to the state of a checkpoint; ValueError if it is of another recipe."""
+        factor = self.recipe.scaling.factor
+        try:
+            if state["scaling"] != factor:
+                raise ValueError(f"scaling.factor was {state['scaling']}, the recipe has {factor}")
+            load_trainable_state(self.run.model, state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.lr_schedule.load_state_dict(state["lr_schedule"])
+            self.ema.load_state_dict(state["ema"], self.device)
+            if state["scaler"] is not None:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.step = state["step"]
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{self.run_dir.checkpoint} is not a checkpoint of this recipe ({error}); choose "
+                f"another --out, or remove it to start from step 0"
+            ) from error
 
     def stop_requested(self, guard: InterruptGuard) -> bool:
         """Return whether any rank received a signal.

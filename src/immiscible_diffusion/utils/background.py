@@ -14,22 +14,15 @@ T = TypeVar("T")
 def prefetch_iterator(
     source: Generator[T, None, None], ahead: int, *, name: str, finish: bool = True
 ) -> Generator[T, None, None]:
-    """Yield the items of ``source``, which are computed in a thread.
+    """Yield the items of ``source``, which are computed in a thread called ``name``.
 
-    The thread may compute item n + ``ahead`` once the consumer has requested item n. So how many
-    items are computed depends on how many were requested, never on timing.
+    The thread may compute item n + ``ahead`` (>= 1) once the consumer has requested item n. So how many items are
+    computed depends on how many were requested, never on timing.
 
-    The thread starts with the first ``next``. An error of ``source`` is raised, with its traceback,
-    by the ``next`` that would have returned the item. The thread ends, and is joined, when the last
-    item was returned, an error was raised, or this generator is closed or collected; it then closes
-    ``source``.
-
-    Args:
-        source: the iterator; from now on it belongs to the thread.
-        ahead: items computed beyond the one requested, >= 1.
-        name: name of the thread.
-        finish: when closed early, still compute the items that were requested or ahead, as other
-            processes may wait for them.
+    The thread starts with the first ``next``. An error of ``source`` is raised, with its traceback, by the ``next``
+    that would have returned the item. The thread ends, and is joined, when the last item was returned, an error was
+    raised, or this generator is closed or collected; it then closes ``source``. With ``finish``, one closed early
+    still computes the items that were requested or ahead, as other processes may wait for them.
     """
     requests: SimpleQueue[Future[T] | None] = SimpleQueue()
     pending: deque[Future[T]] = deque()

@@ -1,8 +1,11 @@
-"""Devices: the one place that looks for them and measures their memory."""
+"""Devices and processes: the one place that looks for them and measures their memory."""
 
 import sys
+from typing import Any
 
 import torch
+
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 
 def pick_device(name: str) -> torch.device:
@@ -23,6 +26,21 @@ def pick_device(name: str) -> torch.device:
 def is_accelerated() -> bool:
     """Whether this machine has a device other than the CPU that accelerate can use."""
     return pick_device("auto").type != "cpu" or (hasattr(torch, "xpu") and torch.xpu.is_available())
+
+
+def process_state(device: str) -> Any:
+    """Return accelerate's ``PartialState``: rank, number of processes, barriers."""
+    with require_extra("train", "running on several processes"):
+        from accelerate import PartialState
+    return PartialState(cpu=pick_device(device).type == "cpu")
+
+
+def rank_world_device(device: str) -> tuple[int, int, torch.device]:
+    """Return rank, number of processes and device of this process; 0 and 1 when alone."""
+    state, picked = process_state(device), pick_device(device)
+    if state.num_processes > 1 and picked.type == "cuda":
+        picked = state.device
+    return state.process_index, state.num_processes, picked
 
 
 def synchronize(device: torch.device) -> None:

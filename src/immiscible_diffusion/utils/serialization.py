@@ -33,8 +33,7 @@ def from_dict(kind: Any, value: Any, where: str) -> Any:
     """Read ``value`` as an instance of the annotation ``kind``; None for a float is NaN.
 
     Raises:
-        ValueError: names the first field below ``where`` that is unknown, missing or of a wrong
-            type.
+        ValueError: names the first field below ``where`` that is unknown, missing or of a wrong type.
     """
     if value is None and type(None) in _options(kind):
         return None
@@ -124,12 +123,3 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         nested = isinstance(value, dict)
         result |= flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value}
     return result
-
-
-def check_choices(record: Any) -> None:
-    """Raise ValueError for a field of a dataclass, annotated Literal, that holds another value."""
-    hints: dict[str, Any] = _fields(record.__class__)[0]
-    for name, hint in hints.items():
-        known, value = typing.get_args(hint), getattr(record, name)
-        if typing.get_origin(hint) is typing.Literal and value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")

@@ -115,9 +115,9 @@ def test_the_exact_flow_of_a_gaussian_is_followed():
     ("wrong", "said"),
     [
         ({"time": "uniform"}, "lognormal, discrete"),
-        ({"sigma_min": 0.0}, "0 < sigma_min < sigma_max"),
-        ({"rho": 0.0}, "rho must be above 0"),
-        ({"levels": 1}, "levels must be at least 2"),
+        ({"sigma_min": 0.0}, "sigma_min must be > 0"),
+        ({"rho": 0.0}, "rho must be > 0"),
+        ({"levels": 1}, "levels must be >= 2"),
     ],
 )
 def test_bad_settings_are_refused(wrong, said):

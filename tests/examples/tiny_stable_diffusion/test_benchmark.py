@@ -13,7 +13,7 @@ from immiscible_diffusion.utils.images import image_grid
 from reproduce.small_stable_diffusion import __main__ as script
 from reproduce.small_stable_diffusion import evaluate
 
-SPENT = {
+SECONDS = {
     "make": {"began": 0.0, "wall": 1500.0, "cpu": 50.0},
     "independent": {"began": 1000.0, "wall": 900.0, "cpu": 20.0},
     "knn": {"began": 1200.0, "wall": 300.0, "cpu": 10.0},  # within the one before
@@ -23,9 +23,7 @@ SPENT = {
 
 @pytest.fixture
 def arguments(tmp_path):
-    return argparse.Namespace(
-        data=Path("data"), name="cifar10", out=tmp_path, scale=0.01, only=None
-    )
+    return argparse.Namespace(data=Path("data"), name="cifar10", out=tmp_path, scale=0.01, only=None)
 
 
 def test_every_stage_is_a_command(arguments):
@@ -39,15 +37,15 @@ def test_every_stage_is_a_command(arguments):
     assert one[steps] == other[steps]  # equal steps
 
 
-def test_labels_are_judged_by_the_number_of_the_picture(images, tmp_path):
+def test_accuracy_reads_the_label_from_the_file_number(images, tmp_path):
     real = load_splits(tiny_config(images)).data.images
     labels = torch.arange(9) % 3
     rows = torch.tensor([(real.labels == label).nonzero()[i, 0] for i, label in enumerate(labels)])
-    for number, picture in enumerate(real.batch(rows).data):
-        image_grid(picture[None]).save(tmp_path / f"x_{number}.png")
+    for number, image in enumerate(real.batch(rows).data):
+        image_grid(image[None]).save(tmp_path / f"x_{number}.png")
     found = evaluate.label_accuracy(label_classifier(real), tmp_path)
     assert found["accuracy"] > 0.8
-    assert found["pictures"] == 9
+    assert found["images"] == 9
     assert len(found["by_class"]) == 3
 
 
@@ -57,7 +55,7 @@ def test_the_report_says_which_bars_are_reached(pipeline):
         "classifier": {"reconstructions": 0.4},
         "labels": {"independent": {"accuracy": 0.3}, "knn": {"accuracy": 0.1}},
     }
-    text = "\n".join(script.report(figures, SPENT))
+    text = "\n".join(script.report(figures, SECONDS))
     assert "| accuracy on labels, independent | 0.3 | 0.2 | yes |" in text
     assert "| accuracy on labels, knn | 0.1 | 0.2 | NO |" in text
     assert "| all, two at a time | 90 | 2400 |" in text

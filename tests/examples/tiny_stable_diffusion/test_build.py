@@ -82,9 +82,7 @@ def test_a_complete_folder_is_left_alone(pipeline, images, monkeypatch):
 
 
 @pytest.mark.parametrize("stage", ["build_text_encoder", "build_vae", "save_pipeline"])
-def test_stopped_between_stages_it_resumes_to_the_same(
-    pipeline, images, tmp_path, monkeypatch, stage
-):
+def test_stopped_between_stages_it_resumes_to_the_same(pipeline, images, tmp_path, monkeypatch, stage):
     with monkeypatch.context() as patched:
         patched.setattr(stages, stage, lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):

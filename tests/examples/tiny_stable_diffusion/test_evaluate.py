@@ -108,9 +108,7 @@ def test_inpainting_psnr_by_hand():
 
     scores = inpainting_psnr(inpaint, images, mask, draws=16)
     assert scores["one_draw"] == pytest.approx(10 * math.log10(4 / sigma**2), abs=0.2)
-    assert scores["mean_of_draws"] == pytest.approx(
-        scores["one_draw"] + 10 * math.log10(16), abs=0.4
-    )
+    assert scores["mean_of_draws"] == pytest.approx(scores["one_draw"] + 10 * math.log10(16), abs=0.4)
     inside = mask.bool().expand_as(images)
     mean = images.mean((0, 2, 3), keepdim=True).expand_as(images)
     error = (mean - images)[inside].pow(2).mean()
@@ -123,9 +121,7 @@ def test_inpainting_psnr_by_hand():
 
 def test_a_mask_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"mask must be \[2, 1, 8, 8\]"):
-        inpainting_psnr(
-            lambda *_: torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 8), torch.ones(2, 1, 4, 4)
-        )
+        inpainting_psnr(lambda *_: torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 8), torch.ones(2, 1, 4, 4))
 
 
 def test_the_classifier_knows_colors(images):

@@ -31,9 +31,7 @@ def test_whole_words_of_the_texts_are_one_token(tokenizer):
         assert len(tokenizer(word).input_ids) == 3  # the start, the word, the end
 
 
-@pytest.mark.parametrize(
-    "prompt", ["airplane", "a zebra, two yaks & 1 ox!", "日本", "é", "🙂 frog", "T-shirt/top"]
-)
+@pytest.mark.parametrize("prompt", ["airplane", "a zebra, two yaks & 1 ox!", "日本", "é", "🙂 frog", "T-shirt/top"])
 def test_any_prompt_comes_back_without_an_unknown_token(tokenizer, prompt):
     ids = tokenizer(prompt).input_ids
     assert tokenizer.unk_token_id not in ids[1:-1]

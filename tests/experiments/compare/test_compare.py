@@ -47,9 +47,7 @@ def test_a_comparison_end_to_end_with_a_coupling_of_ones_own(tmp_path, monkeypat
     assert all(trial["finished"] and trial["pairing_ms"] > 0 for trial in found["trials"])
     steps = {(q["step"], q["sampling_steps"]) for q in found["trials"][0]["metrics"]}
     assert steps == {(4, 1), (4, 2), (8, 1), (8, 2)}
-    trajectories = [
-        folder / trial["trajectory"] for trial in found["trials"] if trial["trajectory"]
-    ]
+    trajectories = [folder / trial["trajectory"] for trial in found["trials"] if trial["trajectory"]]
     assert len(trajectories) == 4  # of the first seed
     with Image.open(trajectories[0]) as image:  # 3 images, two rows each; 2 steps and the image
         assert image.size == (3 * 9 - 1, 6 * 9 - 1)
@@ -135,9 +133,7 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
         "    worker.start()\n    ready.wait()\n    print(worker.pid, flush=True)\n"
         "    time.sleep(600)\n"
     )
-    parent = subprocess.Popen(
-        [sys.executable, "orphan.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
-    )
+    parent = subprocess.Popen([sys.executable, "orphan.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     worker = psutil.Process(int(parent.stdout.readline()))
     parent.kill()
@@ -162,9 +158,7 @@ def test_a_failing_trial_is_reported_and_the_others_finish(tmp_path, monkeypatch
     assert sum(trial["finished"] for trial in results(folder)["trials"]) == 2
 
 
-def test_a_coupling_that_always_fails_is_named_before_anything_is_trained(
-    tmp_path, monkeypatch, capsys
-):
+def test_a_coupling_that_always_fails_is_named_before_anything_is_trained(tmp_path, monkeypatch, capsys):
     (tmp_path / "always.py").write_text(
         "class Always:\n    def __call__(self, data, *, cond=None, generator=None):\n        return undefined\n"
     )
@@ -197,8 +191,6 @@ def test_trials_share_a_seed_s_recipe_and_folders_differ(tmp_path):
 @pytest.mark.subprocess
 def test_demo_is_a_comparison(tmp_path):
     options = ["demo", "--tiny", "--device", "cpu", "--seeds", "0", "--out", str(tmp_path)]
-    code = subprocess.run(
-        [sys.executable, "-m", "immiscible_diffusion", *options], check=False, capture_output=True
-    )
+    code = subprocess.run([sys.executable, "-m", "immiscible_diffusion", *options], check=False, capture_output=True)
     assert code.returncode == 0, code.stderr
     assert len(results(tmp_path)["couplings"]) == 5

@@ -146,9 +146,9 @@ def test_a_conditional_recipe_is_given_the_label(toy):
     recipe, dataset = toy
     given = dataclasses.replace(recipe, conditional=True)
     known, unknown = (optimal_losses(r, dataset, Independent()) for r in (given, recipe))
-    own = torch.stack(
-        [dataset.data[dataset.label == c].flatten(1).var(dim=0, correction=0) for c in range(3)]
-    ).mean(dim=1)
+    own = torch.stack([dataset.data[dataset.label == c].flatten(1).var(dim=0, correction=0) for c in range(3)]).mean(
+        dim=1
+    )
     rows = Probes.draw(given, dataset, Independent()).rows
     pure = known.irreducible[LEVELS.index(1.0)]  # at t = 1 only the label is known
     torch.testing.assert_close(pure, own[dataset.label[rows]].double(), rtol=1e-4, atol=1e-6)
@@ -213,17 +213,11 @@ def test_a_comparison_shows_it_keeps_it_and_can_do_without(tmp_path, monkeypatch
     command += ["--seeds", "0", "--coupling", "knn:k=4", "--coupling", "matched:knn:k=4"]
     assert main([*command, "--workers", "1"]) == 0
     found = json.loads((tmp_path / "results.json").read_text())
-    assert {entry["coupling"] for entry in found["excess"]["couplings"]} == {
-        "independent",
-        "knn:k=4",
-    }
+    assert {entry["coupling"] for entry in found["excess"]["couplings"]} == {"independent", "knn:k=4"}
     for trial in found["trials"]:
         assert [point["step"] for point in trial["excess"]] == [4, 8]
         for point in trial["excess"]:
-            assert all(
-                value > -4 * error
-                for value, error in zip(point["excess"], point["error"], strict=True)
-            )
+            assert all(value > -4 * error for value, error in zip(point["excess"], point["error"], strict=True))
     assert found["trials"][1]["excess"] == found["trials"][2]["excess"]
     page = (tmp_path / "report.html").read_text()
     assert "Excess loss by t at the last step" in page

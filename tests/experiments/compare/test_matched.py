@@ -35,9 +35,7 @@ def test_matched_is_evaluated_along_with_plain(tmp_path):
     assert len(found) == 4
     assert all(trial["finished"] for trial in found.values())
     assert found[PLAIN]["training"] == found[MATCHED]["training"]
-    steps = [
-        [(m["step"], m["sampling_steps"]) for m in found[c]["metrics"]] for c in (PLAIN, MATCHED)
-    ]
+    steps = [[(m["step"], m["sampling_steps"]) for m in found[c]["metrics"]] for c in (PLAIN, MATCHED)]
     assert steps[0] == steps[1]
     assert found[PLAIN]["metrics"] != found[MATCHED]["metrics"]
     assert not list(tmp_path.glob("trials/matched*/seed0/checkpoint.pt"))  # it trained nothing

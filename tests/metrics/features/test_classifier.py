@@ -70,9 +70,7 @@ def test_cache_gives_the_same_weights_without_training(classifier, digits, cache
 
 
 @pytest.mark.parametrize("damage", ["weights", "no record", "other shape"])
-def test_damaged_cache_is_said_and_replaced(
-    digits, tmp_path, monkeypatch, caplog, classifier, damage
-):
+def test_damaged_cache_is_said_and_replaced(digits, tmp_path, monkeypatch, caplog, classifier, damage):
     from safetensors.torch import load_file, save_file
 
     calls = []
@@ -110,9 +108,7 @@ def test_an_unwritable_cache_costs_only_the_next_training(digits, tmp_path, monk
     assert "could not cache" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (2, 9, 17), (3, 15, 16), (3, 64, 64)]
-)
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (2, 9, 17), (3, 15, 16), (3, 64, 64)])
 def test_network_takes_any_size_from_8(shape):
     network = Classifier(shape, 10).eval()
     data = torch.zeros(2, *shape)

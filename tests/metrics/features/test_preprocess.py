@@ -4,11 +4,7 @@ import torch
 from torch import nn
 
 from immiscible_diffusion.data import ImageSet
-from immiscible_diffusion.metrics.features.preprocess import (
-    Preprocessing,
-    to_bytes,
-    weights_digest,
-)
+from immiscible_diffusion.metrics.features.preprocess import Preprocessing, to_bytes, weights_digest
 from immiscible_diffusion.metrics.features.pretrained import NetworkFeatures
 
 PLAIN_2 = Preprocessing(2, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -46,14 +42,11 @@ def test_resizing_is_pillows(generator, size):
     given = pictures(generator, 1, 3, 32, 32)
     resized = Preprocessing(size, PLAIN.mean, PLAIN.std)(given)[0]
     channels = [
-        image.fromarray(channel.float().numpy(), mode="F").resize((size, size), image.BICUBIC)
-        for channel in given[0]
+        image.fromarray(channel.float().numpy(), mode="F").resize((size, size), image.BICUBIC) for channel in given[0]
     ]
     expected = np.stack([np.asarray(channel) for channel in channels]).clip(0, 255)
     np.testing.assert_allclose(resized.numpy(), expected, atol=0.01)
-    eight_bit = image.fromarray(given[0].permute(1, 2, 0).numpy()).resize(
-        (size, size), image.BICUBIC
-    )
+    eight_bit = image.fromarray(given[0].permute(1, 2, 0).numpy()).resize((size, size), image.BICUBIC)
     rounded = Preprocessing(size, PLAIN.mean, PLAIN.std, rounded=True)(given)[0]
     # Pillow computes in fixed point, which now and then rounds to the neighboring byte, twice.
     apart = np.abs(rounded.permute(1, 2, 0).numpy() - np.asarray(eight_bit))

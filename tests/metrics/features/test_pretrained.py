@@ -7,12 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from immiscible_diffusion.metrics import (
-    extract,
-    extractor_from_name,
-    frechet_distance,
-    make_reference,
-)
+from immiscible_diffusion.metrics import extract, extractor_from_name, frechet_distance, make_reference
 from immiscible_diffusion.metrics.features.pretrained import (
     INCEPTION_FILE,
     dinov2_features,
@@ -75,8 +70,7 @@ def test_efficientnet_is_farther_from_noisier_digits(efficientnet, digits, gener
     noise = torch.randn(20, 1, 8, 8, generator=generator)
     reference, clean = extract(efficientnet, [real]), extract(efficientnet, [other])
     shifts = [
-        float((extract(efficientnet, [other + s * noise]).mean(0) - reference.mean(0)).norm())
-        for s in (0.2, 0.6)
+        float((extract(efficientnet, [other + s * noise]).mean(0) - reference.mean(0)).norm()) for s in (0.2, 0.6)
     ]
     assert float((clean.mean(0) - reference.mean(0)).norm()) < shifts[0] < shifts[1]
 
@@ -189,16 +183,12 @@ def like_tensorflow_1(picture, size):
 def test_inception_resizes_as_tensorflow_1(fidelity, generator, size):
     # This is what clean-fid calls legacy_tensorflow.
     picture = torch.randint(0, 256, (1, 1, size, size), generator=generator).double()
-    made = fidelity.interpolate_bilinear_2d_like_tensorflow1x(
-        picture, size=(299, 299), align_corners=False
-    )
+    made = fidelity.interpolate_bilinear_2d_like_tensorflow1x(picture, size=(299, 299), align_corners=False)
     expected = like_tensorflow_1(picture[0, 0].numpy(), 299)
     np.testing.assert_allclose(made[0, 0].numpy(), expected, atol=1e-3)
 
 
-def test_inception_with_any_weights_gives_torch_fidelitys_features(
-    fidelity, monkeypatch, tmp_path, generator
-):
+def test_inception_with_any_weights_gives_torch_fidelitys_features(fidelity, monkeypatch, tmp_path, generator):
     kind, file = fidelity.FeatureExtractorInceptionV3, tmp_path / "random.pth"
     torch.save({}, file)
     with monkeypatch.context() as patch, torch.random.fork_rng():
@@ -223,9 +213,7 @@ def folder(tmp_path_factory):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = transformers.Dinov2Model(
-            transformers.Dinov2Config(
-                hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28
-            )
+            transformers.Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28)
         )
     path = tmp_path_factory.mktemp("dinov2")
     network.save_pretrained(path)
@@ -239,9 +227,7 @@ def test_dinov2_from_a_folder_is_the_class_token(folder, generator, monkeypatch)
     assert extractor.distance != "FD-DINOv2"  # which is of ViT-L
     data = images(generator, 3, size=224)
     levels = ((data + 1) * 127.5).round() / 255
-    mean, std = (
-        torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-    )
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     with torch.no_grad():
         expected = network(pixel_values=(levels - mean) / std).pooler_output
     torch.testing.assert_close(extractor(data), expected, rtol=1e-4, atol=1e-4)

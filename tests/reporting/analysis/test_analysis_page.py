@@ -11,11 +11,7 @@ from fixtures.analysis_record import CONDITIONS
 
 pytest.importorskip("matplotlib")
 
-from immiscible_diffusion.reporting.analysis import (
-    page,
-    render_analysis_page,
-    write_analysis_page,
-)
+from immiscible_diffusion.reporting.analysis import page, render_analysis_page, write_analysis_page
 from immiscible_diffusion.reporting.analysis.records import Mean, read_analysis
 from immiscible_diffusion.reporting.analysis.summary import (
     Verdict,
@@ -156,8 +152,7 @@ def test_everything_is_escaped(analysis, analysis_folder, parsed):
     def spoil(values):
         if isinstance(values, dict):
             return {
-                key: value if key in ("truth", "x_t", "denoised") else spoil(value)
-                for key, value in values.items()
+                key: value if key in ("truth", "x_t", "denoised") else spoil(value) for key, value in values.items()
             }
         if isinstance(values, list):
             return [spoil(value) for value in values]
@@ -187,7 +182,7 @@ def test_missing_thumbnails_are_marked(analysis, tmp_path, undrawn):
 def test_unreadable_folders_are_refused(analysis_folder, undrawn):
     path = analysis_folder / "analysis.json"
     values = json.loads(path.read_text())
-    (analysis_folder / "pictures" / "d.png").write_bytes(b"GIF89a")
+    (analysis_folder / "thumbnails" / "d.png").write_bytes(b"GIF89a")
     with pytest.raises(ValueError, match="is not a PNG"):
         write_analysis_page(analysis_folder)
     for text, expected in (

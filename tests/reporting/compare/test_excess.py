@@ -8,18 +8,9 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from immiscible_diffusion.reporting.compare import Comparison, render_page
-from immiscible_diffusion.reporting.compare.records import (
-    CouplingEntry,
-    Excess,
-    ExcessPoint,
-    Irreducible,
-)
+from immiscible_diffusion.reporting.compare.records import CouplingEntry, Excess, ExcessPoint, Irreducible
 from immiscible_diffusion.reporting.compare.summary import excess_remarks
-from immiscible_diffusion.reporting.compare.tables import (
-    excess_table,
-    final_points,
-    trained_couplings,
-)
+from immiscible_diffusion.reporting.compare.tables import excess_table, final_points, trained_couplings
 
 LEVELS = (0.25, 0.75, 1.0)
 FLOOR = (0.1, 0.3, 0.2)
@@ -103,9 +94,7 @@ def test_values_below_zero_are_drawn(measured, folder):
     assert "Excess loss by t" in render_page(replace(measured, trials=tuple(trials)), folder)
 
 
-def test_records_come_back_and_pages_without_excess_losses_have_no_section(
-    measured, comparison, folder
-):
+def test_records_come_back_and_pages_without_excess_losses_have_no_section(measured, comparison, folder):
     assert Comparison.from_dict(json.loads(json.dumps(measured.to_dict()))) == measured
     assert "Excess loss" not in render_page(comparison, folder)
     only = basis(couplings=(Irreducible("independent", skipped="too large"),))

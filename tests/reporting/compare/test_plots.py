@@ -49,9 +49,7 @@ def test_every_line_is_in_the_legend(comparison):
 
 
 def test_labels_are_never_formulas_or_markup(comparison):
-    couplings = tuple(
-        replace(entry, label=f"$\\bad{{{i}</svg>") for i, entry in enumerate(comparison.couplings)
-    )
+    couplings = tuple(replace(entry, label=f"$\\bad{{{i}</svg>") for i, entry in enumerate(comparison.couplings))
     for text in drawn(replace(comparison, couplings=couplings)):
         assert "\\bad{0&lt;/svg&gt;" in text
 

@@ -15,8 +15,7 @@ def of_actions(comparison):
         replace(
             trial,
             metrics=tuple(
-                SampleMetrics(m.step, m.sampling_steps, action_error=m.frechet, score=0.5)
-                for m in trial.metrics
+                SampleMetrics(m.step, m.sampling_steps, action_error=m.frechet, score=0.5) for m in trial.metrics
             ),
         )
         for trial in comparison.trials

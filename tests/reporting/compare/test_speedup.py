@@ -19,9 +19,7 @@ from immiscible_diffusion.reporting.compare.speedup import (
 
 def table_trial(name, seed, values, steps=(100, 200, 400), sampling_steps=20, **options):
     pairs = zip(steps, values, strict=True)
-    return Trial(
-        name, seed, tuple(SampleMetrics(s, sampling_steps, frechet=v) for s, v in pairs), **options
-    )
+    return Trial(name, seed, tuple(SampleMetrics(s, sampling_steps, frechet=v) for s, v in pairs), **options)
 
 
 @pytest.mark.parametrize("faster", [1.3, 2.0, 3.7, 1 / 1.3, 1 / 2.0, 1 / 3.7])
@@ -45,9 +43,7 @@ def test_exchanging_the_two_gives_the_reciprocal(build):
         trials += [table_trial("knn", s, values[second, s], steps) for s in range(4)]
         ratios.append(speedup(build(trials), "knn", 20))
     assert ratios[0].steps.value * ratios[1].steps.value == pytest.approx(1)
-    assert [row.ratio for row in ratios[0].seeds] == pytest.approx(
-        [1 / row.ratio for row in ratios[1].seeds]
-    )
+    assert [row.ratio for row in ratios[0].seeds] == pytest.approx([1 / row.ratio for row in ratios[1].seeds])
 
 
 def test_interpolation_by_hand():
@@ -97,9 +93,7 @@ def test_one_bounded_seed_marks_the_mean_and_two_sided_bounds_say_nothing(build)
 
 def test_a_single_evaluation_says_nothing_about_steps(build):
     trials = [
-        table_trial(name, s, [v + s], (100,))
-        for name, v in (("independent", 5.0), ("knn", 2.0))
-        for s in (0, 1)
+        table_trial(name, s, [v + s], (100,)) for name, v in (("independent", 5.0), ("knn", 2.0)) for s in (0, 1)
     ]
     result = speedup(build(trials), "knn", 20)
     assert (result.steps, result.wall, result.verdict) == (None, None, "unresolved")
@@ -156,8 +150,7 @@ def test_time_counts_the_cost_of_pairing(build, power):
 def test_the_control_keeps_nearly_half(build):
     # The design's one-seed figures at 5 steps: 10.0 independent, 8.4 shuffled, 6.5 paired.
     trials = [
-        table_trial(name, 0, [v], (400,))
-        for name, v in (("independent", 10.0), ("shuffled", 8.4), ("knn", 6.5))
+        table_trial(name, 0, [v], (400,)) for name, v in (("independent", 10.0), ("shuffled", 8.4), ("knn", 6.5))
     ]
     kept = share_of_control(build(trials), "knn", 20)
     assert kept.share == pytest.approx(1.6 / 3.5)

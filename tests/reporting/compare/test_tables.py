@@ -40,9 +40,7 @@ def test_csv_rows_are_tidy_and_agree_with_the_record(comparison):
 def test_csv_files_of_nothing_have_their_columns(empty, partial):
     for record in (empty, partial, replace(empty, couplings=empty.couplings[:1])):
         files = csv_tables(record)
-        assert files["results.csv"].startswith(
-            "coupling,label,seed,step,sampling_steps,nfe,frechet"
-        )
+        assert files["results.csv"].startswith("coupling,label,seed,step,sampling_steps,nfe,frechet")
     assert len(read(csv_tables(empty)["speedups.csv"])) == 5 * 4
 
 

@@ -11,10 +11,7 @@ from torch import Tensor, nn
 
 from immiscible_diffusion.applications.stable_diffusion.config import task_of, unet_of
 from immiscible_diffusion.applications.stable_diffusion.export import check_before, publish, push
-from immiscible_diffusion.applications.stable_diffusion.latent_cache import (
-    describe_transform,
-    load_latents,
-)
+from immiscible_diffusion.applications.stable_diffusion.latent_cache import describe_transform, load_latents
 from immiscible_diffusion.applications.stable_diffusion.load_pipeline import frozen_dtype
 from immiscible_diffusion.applications.stable_diffusion.scores import FewShotEvaluator
 from immiscible_diffusion.applications.stable_diffusion.unet import TextUNet
@@ -44,10 +41,7 @@ class TextToImageTask(Task):
     def __init__(self, recipe: Recipe, device: torch.device, dataset: DataSet | None = None) -> None:
         self.config = config = task_of(recipe)
         self.codec = config.codec.load(
-            device,
-            recipe.mixed_precision,
-            passthrough=config.latents is not None,
-            inpainting=config.inpainting,
+            device, recipe.mixed_precision, passthrough=config.latents is not None, inpainting=config.inpainting
         )
         self.max_batch_size = self.codec.max_batch_size
         if config.preview_prompts:

@@ -12,27 +12,26 @@ from torch import Tensor
 from immiscible_diffusion.diffusion.losses.base import Loss
 from immiscible_diffusion.diffusion.paths import Cond, EDMPath, Model, Path
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
-from immiscible_diffusion.utils.serialization import check_choices
+from immiscible_diffusion.utils.checks import check_bounds, check_choices
 
 
 @dataclass(frozen=True)
 class ConsistencyLoss(Loss):
     """``weight * d(model(x + sigma n, sigma), stop_gradient(model(x + r n, r)))``, ``r < sigma``.
 
-    Consistency training without a pretrained teacher (ECT, 2406.14548). Both points have the same
-    sample, the same paired noise and the same dropout. ``r / sigma`` rises in stages to 1; while it
-    is 0 this is denoising (with the distance, not its square as in EDM). ``d`` is the pseudo-Huber
-    distance of iCT (2310.14189); iCT's grid of noise levels is not built.
+    Consistency training without a pretrained teacher (ECT, 2406.14548). Both points have the same sample, the same
+    paired noise and the same dropout. ``r / sigma`` rises in stages to 1; while it is 0 this is denoising (with the
+    distance, not its square as in EDM). ``d`` is the pseudo-Huber distance of iCT (2310.14189); iCT's grid of noise
+    levels is not built.
 
     Args:
         q: in stage n the gap ``(sigma - r) / sigma`` is about ``q^-(n + 1)``.
         num_stages: of equal length.
         pretrain_fraction: of training, at its beginning, with ``r = sigma_min``: denoising.
         k: how much wider the gap is at small sigma.
-        huber: c of the pseudo-Huber distance in units of ``sqrt(D)`` (iCT: 0.00054); 0 is the
-            Euclidean distance.
-        weighting: ``gap``: ``1 / (sigma - r)`` (ECT on CIFAR-10, iCT); ``edm``: ``1 / sigma^2 +
-            1 / sigma_data^2`` (ECT on ImageNet).
+        huber: c of the pseudo-Huber distance in units of ``sqrt(D)`` (iCT: 0.00054); 0 is the Euclidean distance.
+        weighting: ``gap``: ``1 / (sigma - r)`` (ECT on CIFAR-10, iCT); ``edm``: ``1 / sigma^2 + 1 / sigma_data^2``
+            (ECT on ImageNet).
     """
 
     has_curriculum: ClassVar[bool] = True
@@ -46,15 +45,8 @@ class ConsistencyLoss(Loss):
 
     def __post_init__(self) -> None:
         check_choices(self)
-        if not self.q > 1 or self.num_stages < 1 or self.k < 0 or self.huber < 0:
-            raise ValueError(
-                f"expected q > 1, num_stages >= 1, k >= 0 and huber >= 0, got {self.q}, "
-                f"{self.num_stages}, {self.k} and {self.huber}"
-            )
-        if not 0 <= self.pretrain_fraction < 1:
-            raise ValueError(
-                f"pretrain_fraction must be from 0 to below 1, got {self.pretrain_fraction}"
-            )
+        check_bounds(self, q="> 1", num_stages=">= 1", k=">= 0", huber=">= 0")
+        check_bounds(self, pretrain_fraction=">= 0 and < 1")
 
     def identity_sigma(self, path: EDMPath) -> float:
         """``sigma_min``: there a consistency model returns its input."""
@@ -68,9 +60,7 @@ class ConsistencyLoss(Loss):
         if not isinstance(path, EDMPath):
             raise ValueError(f"ConsistencyLoss needs an EDMPath, got {type(path).__name__}")
         if sampler.method != "consistency":
-            raise ValueError(
-                f"ConsistencyLoss needs sampler.method consistency, got {sampler.method}"
-            )
+            raise ValueError(f"ConsistencyLoss needs sampler.method consistency, got {sampler.method}")
         if path.time == "discrete":
             raise ValueError(
                 "ConsistencyLoss needs continuous noise levels (ECT), and path.time discrete is "

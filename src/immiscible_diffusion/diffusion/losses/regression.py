@@ -7,6 +7,7 @@ from torch import Tensor
 
 from immiscible_diffusion.diffusion.losses.base import Loss, mean_over
 from immiscible_diffusion.diffusion.paths import Cond, Model, Path
+from immiscible_diffusion.utils.checks import check_bounds
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,7 @@ class RegressionLoss(Loss):
     input_perturbation: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.noise_offset < 0 or self.input_perturbation < 0:
-            raise ValueError(
-                f"noise_offset and input_perturbation must be >= 0, got {self.noise_offset} and "
-                f"{self.input_perturbation}"
-            )
+        check_bounds(self, noise_offset=">= 0", input_perturbation=">= 0")
 
     def without_augmentation(self) -> "RegressionLoss":
         """The same without noise offset and input perturbation."""
@@ -51,9 +48,7 @@ class RegressionLoss(Loss):
         """Loss ``[B]``: mean over the valid dimensions of a sample, times ``path.weight(t)``."""
         if self.noise_offset:
             if noise.ndim < 3:
-                raise ValueError(
-                    f"noise_offset needs noise with channels [B, C, ...], got {tuple(noise.shape)}"
-                )
+                raise ValueError(f"noise_offset needs noise with channels [B, C, ...], got {tuple(noise.shape)}")
             offset = torch.randn(noise.shape[:2], device=noise.device, dtype=noise.dtype)
             noise = noise + self.noise_offset * offset.view(*offset.shape, *(1,) * (noise.ndim - 2))
         point = path.sample(data, noise, t)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from immiscible_diffusion.diffusion.paths.base import Cond, Path, PathSample, check_sample, per_row
 from immiscible_diffusion.diffusion.paths.parametrization import Mixture, Prediction
-from immiscible_diffusion.utils.serialization import check_choices
+from immiscible_diffusion.utils.checks import check_bounds, check_choices
 
 
 @dataclass(frozen=True)
@@ -45,15 +45,8 @@ class EDMPath(Path):
 
     def __post_init__(self) -> None:
         check_choices(self)
-        if not 0 < self.sigma_min < self.sigma_max < math.inf:
-            raise ValueError(
-                f"expected 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}"
-            )
-        for name in ("rho", "sigma_data", "std"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        if self.levels < 2:
-            raise ValueError(f"levels must be at least 2, got {self.levels}")
+        check_bounds(self, sigma_min="> 0", sigma_max=f"> {self.sigma_min} and < inf")
+        check_bounds(self, rho="> 0", sigma_data="> 0", std="> 0", levels=">= 2")
 
     def alpha(self, t: Tensor) -> Tensor:
         """One at every ``t``."""

@@ -8,17 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.diffusion.paths.base import (
-    Cond,
-    Model,
-    Path,
-    PathSample,
-    Velocity,
-    check_sample,
-    per_row,
-)
+from immiscible_diffusion.diffusion.paths.base import Cond, Model, Path, PathSample, Velocity, check_sample, per_row
 from immiscible_diffusion.diffusion.paths.parametrization import Mixture
-from immiscible_diffusion.utils.serialization import check_choices
+from immiscible_diffusion.utils.checks import check_bounds, check_choices
 
 LARGEST_BETA = 0.999  # of the cosine schedule, 2102.09672
 
@@ -53,13 +45,8 @@ class VPPath(Path):
 
     def __post_init__(self) -> None:
         check_choices(self)
-        if self.steps < 2 or not 0 < self.beta_start <= self.beta_end < 1:
-            raise ValueError(
-                f"expected steps >= 2 and 0 < beta_start <= beta_end < 1, got {self.steps}, "
-                f"{self.beta_start} and {self.beta_end}"
-            )
-        if self.min_snr is not None and not self.min_snr > 0:
-            raise ValueError(f"min_snr must be above 0 (or None), got {self.min_snr}")
+        check_bounds(self, steps=">= 2", beta_start="> 0", min_snr="> 0")
+        check_bounds(self, beta_end=f">= {self.beta_start} and < 1")
         if self.zero_snr and self.prediction == "epsilon":
             raise ValueError(
                 "zero_snr leaves no data in the last step, so none can be predicted by epsilon; "

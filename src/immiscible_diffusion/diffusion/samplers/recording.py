@@ -10,13 +10,10 @@ from immiscible_diffusion.diffusion.paths import Cond, Model, Path
 
 @dataclass(frozen=True)
 class Frame:
-    """One evaluation of a model.
+    """One evaluation of a model at time ``t``.
 
-    Attributes:
-        t: time on the path.
-        x_t: ``[B, *shape]``, its input divided by ``sqrt(alpha^2 + sigma^2)``: of the size of data
-            or noise, whatever the path.
-        data: ``[B, *shape]``, the data it predicted.
+    ``x_t`` ``[B, *shape]`` is its input divided by ``sqrt(alpha^2 + sigma^2)``: of the size of data
+    or noise, whatever the path; ``data`` ``[B, *shape]`` what it predicted.
     """
 
     t: float
@@ -26,19 +23,14 @@ class Frame:
 
 @dataclass
 class RecordingModel:
-    """A model that keeps a frame of each of its evaluations, whatever sampler calls it.
-
-    Args:
-        model: the network, already guided if guidance is on.
-        path: that it was trained on.
-    """
+    """A model of ``path``, guided already, that keeps a frame of each of its evaluations."""
 
     model: Model
     path: Path
     frames: list[Frame] = field(default_factory=list)
 
     def __call__(self, x: Tensor, network_time: Tensor, cond: Cond | None = None) -> Tensor:
-        """The model's output at ``x`` ``[B, *shape]``."""
+        """Return the model's output at ``x`` ``[B, *shape]``."""
         output = self.model(x, network_time, cond)
         t = self.path.from_network_time(network_time)
         mixture = self.path.mixture(t, x)
@@ -51,12 +43,8 @@ class RecordingModel:
 def trajectory_grid(frames: list[Frame], samples: Tensor, columns: int = 8) -> Tensor:
     """Two rows of ``columns`` images for each sample: ``x_t`` and the predicted data over time.
 
-    Returns ``[B * 2 * columns, *shape]``: ``columns - 1`` evenly spaced frames, the first and the
-    last among them, then the result ``samples`` ``[B, *shape]``. Fewer frames give fewer columns:
-    ``len(frames) + 1``.
-
-    Raises:
-        ValueError: no frame, or fewer than two columns.
+    Returns ``[B * 2 * columns, *shape]``: ``columns - 1`` evenly spaced frames, the first and the last among them,
+    then the result ``samples`` ``[B, *shape]``. Fewer frames give fewer columns: ``len(frames) + 1``.
     """
     if not frames or columns < 2:
         raise ValueError(f"expected frames and columns >= 2, got {len(frames)} and {columns}")

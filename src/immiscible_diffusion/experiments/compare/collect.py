@@ -40,9 +40,7 @@ def report(plan: Plan, command: str, *, irreducible: bool = True) -> tuple[Path,
     return page, [summary(comparison), *(finding.text for finding in findings(comparison))]
 
 
-def collect(
-    plan: Plan, command: str, *, irreducible: bool = True, runner: TrialRunner | None = None
-) -> Comparison:
+def collect(plan: Plan, command: str, *, irreducible: bool = True, runner: TrialRunner | None = None) -> Comparison:
     """The record of a comparison; unfinished trials come with what they have.
 
     ``runner`` has the data and the evaluator, if they are loaded already.
@@ -60,10 +58,7 @@ def collect(
         points = excess_points(trained_run(plan, trial), losses) if losses else ()
         trials.append(trial_record(plan, trial, dataset, points))
     hardware, versions = trained_on(plan)
-    runs = {
-        name: {seed: RunDir(plan.trial_dir(Trial(name, seed))) for seed in plan.seeds}
-        for name in plan.couplings
-    }
+    runs = {name: {seed: RunDir(plan.trial_dir(Trial(name, seed))) for seed in plan.seeds} for name in plan.couplings}
     return Comparison(
         recipe=recipe.name,
         command=command,
@@ -81,10 +76,7 @@ def collect(
         batch_size=recipe.batch_size,
         total_steps=recipe.steps,
         parameters=sum(p.numel() for p in task.build_model().parameters()),
-        couplings=tuple(
-            CouplingEntry(name, name, plan.control_of(name), name == BASELINE)
-            for name in plan.couplings
-        ),
+        couplings=tuple(CouplingEntry(name, name, plan.control_of(name), name == BASELINE) for name in plan.couplings),
         trials=tuple(trials),
         excess=excess,
     )
@@ -104,8 +96,7 @@ def trained_on(plan: Plan) -> tuple[str, dict[str, str]]:
     records = [read_json(file) for file in files if file.exists()]
     names = dict.fromkeys(name for record in records for name in record["versions"])
     versions = {
-        name: " / ".join(sorted({record["versions"].get(name, "unknown") for record in records}))
-        for name in names
+        name: " / ".join(sorted({record["versions"].get(name, "unknown") for record in records})) for name in names
     }
     return "; ".join(sorted({record["hardware"] for record in records})), versions
 
@@ -118,9 +109,7 @@ def trained_run(plan: Plan, trial: Trial) -> RunDir:
     return run
 
 
-def trial_record(
-    plan: Plan, trial: Trial, dataset: DataSet, excess: tuple[ExcessPoint, ...] = ()
-) -> TrialRecord:
+def trial_record(plan: Plan, trial: Trial, dataset: DataSet, excess: tuple[ExcessPoint, ...] = ()) -> TrialRecord:
     """The record of what a trial's run folder holds."""
     run, trained = RunDir(plan.trial_dir(trial)), trained_run(plan, trial)
     training = trained.records("train")

@@ -93,9 +93,7 @@ def images_at(recipe: Recipe, dataset: DataSet, rows: Tensor) -> Batch:
 
 
 @torch.no_grad()
-def losses_by_level(
-    recipe: Recipe, model: nn.Module, probes: Probes, device: torch.device
-) -> Tensor:
+def losses_by_level(recipe: Recipe, model: nn.Module, probes: Probes, device: torch.device) -> Tensor:
     """Squared error ``[levels, P]``, mean over dimensions, not weighted; ``model`` in eval mode."""
     batch, noise, path = probes.images.to(device), probes.noise.to(device), recipe.noise_path
     cond = batch.cond if recipe.conditional else None
@@ -139,10 +137,7 @@ class OptimalLosses:
 
 
 def optimal_losses(
-    recipe: Recipe,
-    dataset: DataSet,
-    coupling: Coupling,
-    progress: Callable[[int], None] = lambda done: None,
+    recipe: Recipe, dataset: DataSet, coupling: Coupling, progress: Callable[[int], None] = lambda done: None
 ) -> OptimalLosses:
     """The posterior over all training images, given the label for a conditional recipe.
 
@@ -252,8 +247,7 @@ def _trials_with_losses(plan: Plan) -> dict[str, list[Trial]]:
 def excess_points(run: RunDir, optimal: OptimalLosses) -> tuple[ExcessPoint, ...]:
     """The excess loss of ``run`` at every step where losses were measured.
 
-    The optimal loss on each noisy image is taken off the loss on that image, so most of the noise
-    of both cancels.
+    The optimal loss on each noisy image is taken off the loss on that image, so most of the noise of both cancels.
     """
     points = []
     for step in sorted({record["step"] for record in run.records("denoising")}):

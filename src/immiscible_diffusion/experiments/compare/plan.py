@@ -38,9 +38,8 @@ class Trial:
 class Plan:
     """A comparison: ``recipe`` trained with every coupling at every seed.
 
-    Trials of a seed share the order of the data, the times, the initial weights and the initial
-    noise of sampling. ``matched:ANY`` is ANY sampled from the distribution of the noise that it was
-    trained on.
+    Trials of a seed share the order of the data, the times, the initial weights and the initial noise of sampling.
+    ``matched:ANY`` is ANY sampled from the distribution of the noise that it was trained on.
     """
 
     folder: Path
@@ -74,9 +73,7 @@ class Plan:
         recipe = dataclasses.replace(self.recipe, coupling=coupling, seed=trial.seed)
         if not trial.is_matched:
             return recipe
-        return dataclasses.replace(
-            recipe, sampler=dataclasses.replace(recipe.sampler, init_noise="matched")
-        )
+        return dataclasses.replace(recipe, sampler=dataclasses.replace(recipe.sampler, init_noise="matched"))
 
     def matched_trial(self, trial: Trial) -> Trial | None:
         """The trial of this plan with the training of ``trial`` and matched initial noise."""
@@ -114,11 +111,7 @@ class Plan:
         Couplings and seeds may be added to a comparison; its finished trials stay.
         """
         self.check()
-        values = {
-            "recipe": self.recipe.to_dict(),
-            "couplings": list(self.couplings),
-            "seeds": list(self.seeds),
-        }
+        values = {"recipe": self.recipe.to_dict(), "couplings": list(self.couplings), "seeds": list(self.seeds)}
         try:
             write_json(self.folder / "plan.json", values)
         except OSError as error:

@@ -11,11 +11,7 @@ from immiscible_diffusion.couplings import NoiseDistribution, parse_coupling
 from immiscible_diffusion.couplings.moments import Moments
 from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
 from immiscible_diffusion.evaluation.evaluator import Evaluator
-from immiscible_diffusion.experiments.compare.excess_loss import (
-    Probes,
-    keep_losses,
-    losses_by_level,
-)
+from immiscible_diffusion.experiments.compare.excess_loss import Probes, keep_losses, losses_by_level
 from immiscible_diffusion.experiments.compare.plan import Plan, Trial
 from immiscible_diffusion.training.builders import build_coupling
 from immiscible_diffusion.training.recipe import Recipe
@@ -98,10 +94,7 @@ class TrialRunner:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of a pool, which is the trainer's to give
                     coupling = parse_coupling(
-                        name,
-                        moments,
-                        lambda _: NoiseDistribution.standard(moments()),
-                        allow_import=True,
+                        name, moments, lambda _: NoiseDistribution.standard(moments()), allow_import=True
                     )
                     generator = torch.Generator(data.device)
                     coupling(data, cond=batch.cond, mask=batch.mask, generator=generator)
@@ -110,12 +103,7 @@ class TrialRunner:
 
 
 def evaluate_model(
-    evaluator: Evaluator,
-    pipeline: SamplingPipeline,
-    model: nn.Module,
-    recipe: Recipe,
-    run_dir: RunDir,
-    step: int,
+    evaluator: Evaluator, pipeline: SamplingPipeline, model: nn.Module, recipe: Recipe, run_dir: RunDir, step: int
 ) -> None:
     """Record scores at every number of sampling steps, with a grid of the first images."""
     headline = headline_steps(recipe)

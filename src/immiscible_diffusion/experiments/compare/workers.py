@@ -1,8 +1,7 @@
 """Trials over several processes on one machine.
 
-Own processes instead of a ``ProcessPoolExecutor``: that ends all workers when one dies (out of
-memory), has no way to pass a signal on, and starts a queued trial in a worker that was just told to
-stop.
+Own processes instead of a ``ProcessPoolExecutor``: that ends all workers when one dies (out of memory), has no way to
+pass a signal on, and starts a queued trial in a worker that was just told to stop.
 """
 
 import multiprocessing
@@ -67,17 +66,13 @@ def run_trials(plan: Plan, *, device: str, workers: int) -> None:
         tasks.put(trial)
     arguments = (plan, device, threads, tasks, outcomes)
     processes: list[BaseProcess] = [
-        context.Process(target=_work, args=arguments, daemon=True)
-        for _ in range(min(workers, len(open_trials)))
+        context.Process(target=_work, args=arguments, daemon=True) for _ in range(min(workers, len(open_trials)))
     ]
     with InterruptGuard() as guard:
         _start(processes, threads)
         failures = _watch(plan, open_trials, processes, outcomes, guard)
     if guard.received is not None:
-        raise Interrupted(
-            guard.received,
-            f"stopped; the same command goes on from the checkpoints in {plan.folder}",
-        )
+        raise Interrupted(guard.received, f"stopped; the same command goes on from the checkpoints in {plan.folder}")
     if failures:
         raise ValueError("; ".join(failures))
 
@@ -136,11 +131,7 @@ def _work(plan: Plan, device: str, threads: int, tasks: Any, outcomes: Any) -> N
 
 
 def _watch(
-    plan: Plan,
-    open_trials: list[Trial],
-    processes: list[BaseProcess],
-    outcomes: Any,
-    guard: InterruptGuard,
+    plan: Plan, open_trials: list[Trial], processes: list[BaseProcess], outcomes: Any, guard: InterruptGuard
 ) -> list[str]:
     """Show progress until the workers are done and pass signals on; the failed trials' messages."""
     results: dict[Trial, str | None] = {}

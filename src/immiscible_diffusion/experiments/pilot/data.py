@@ -26,9 +26,8 @@ LABEL, VECTOR = "label", "condition vector"
 class Samples(DataSet):
     """Data ``[N, *shape]``; as a data set those in ``rows``, to train on.
 
-    Of the conditions of ``every`` a network is given ``label`` if ``num_classes`` is set, and
-    ``VECTOR`` if it is there: all others one after the other, standardized, with the mask. The rest
-    is for couplings.
+    Of the conditions of ``every`` a network is given ``label`` if ``num_classes`` is set, and ``VECTOR`` if it is
+    there: all others one after the other, standardized, with the mask. The rest is for couplings.
     """
 
     name: str
@@ -41,9 +40,7 @@ class Samples(DataSet):
     held_out: Tensor = field(default_factory=lambda: torch.arange(0))  # [m], to evaluate with
 
     @classmethod
-    def of(
-        cls, source: InMemoryData, conditions: tuple[str, ...] = (), *, normalize: bool = False
-    ) -> "Samples":
+    def of(cls, source: InMemoryData, conditions: tuple[str, ...] = (), *, normalize: bool = False) -> "Samples":
         """``source``, pooled if it is too large.
 
         Args:

@@ -9,22 +9,12 @@ from typing import Any, Literal
 
 import torch
 
-from immiscible_diffusion.couplings import (
-    Moments,
-    NoiseDistribution,
-    check_coupling_name,
-    parse_coupling,
-)
+from immiscible_diffusion.couplings import Moments, NoiseDistribution, check_coupling_name, parse_coupling
 from immiscible_diffusion.experiments.compare.collect import collect
 from immiscible_diffusion.experiments.compare.plan import BASELINE, MATCHED, Plan
 from immiscible_diffusion.experiments.compare.trial import TrialRunner, is_finished
 from immiscible_diffusion.experiments.pilot.data import LABEL, MIN_SAMPLES, Samples
-from immiscible_diffusion.experiments.pilot.task import (
-    NUM_IMAGES,
-    ArrayEvaluator,
-    is_image,
-    pilot_recipe,
-)
+from immiscible_diffusion.experiments.pilot.task import NUM_IMAGES, ArrayEvaluator, is_image, pilot_recipe
 from immiscible_diffusion.experiments.pilot.time_budget import (
     MIN_SEEDS,
     MIN_STEPS,
@@ -49,13 +39,11 @@ class Settings:
     """What is asked.
 
     Args:
-        coupling: that is asked about: knn:k=4, knn:k=16,center=mean (or label, channel),
-            assignment, gaussian_ot:eps=4, calibrated:ANY, or your own as
-            "my_module:MyCoupling(k=3)".
+        coupling: that is asked about: knn:k=4, knn:k=16,center=mean (or label, channel), assignment,
+            gaussian_ot:eps=4, calibrated:ANY, or your own as "my_module:MyCoupling(k=3)".
         minutes: in all.
         sampling_steps: numbers of Euler steps to sample with. Each more makes intervals wider.
-        network: auto (a residual MLP on a CPU, a small U-Net for square images elsewhere), mlp or
-            unet.
+        network: auto (a residual MLP on a CPU, a small U-Net for square images elsewhere), mlp or unet.
         matched: sample from the distribution of the coupling's noise, too, where it is not N(0, I).
         seed: the first; of the choice of --max-images as well.
         seeds: how many; by default what the minutes allow, 3 at least.
@@ -123,7 +111,7 @@ class Pilot:
     spent: float = field(default=0.0, init=False)  # by earlier calls
 
     def run(self, command: str = "immiscible pilot") -> Outcome:
-        """Train what is not finished yet, as long as there is time, and judge.
+        """Train what is not finished yet, as long as there is time, and decide.
 
         Raises:
             Interrupted: on a signal; finished trainings are kept.
@@ -151,9 +139,7 @@ class Pilot:
         if some.cond and LABEL in some.cond:
             moments = Moments.fit([(some.data, some.cond[LABEL])], directions=1)
         name = self.settings.coupling
-        coupling = parse_coupling(
-            name, moments, NoiseDistribution.standard(moments), allow_import=True
-        )
+        coupling = parse_coupling(name, moments, NoiseDistribution.standard(moments), allow_import=True)
         names = (BASELINE, name, SHUFFLED + name)
         # A distribution of noise is measured without masks.
         if not self.settings.matched or coupling.preserves_marginal or some.mask is not None:
@@ -171,9 +157,7 @@ class Pilot:
             sampling_steps=self.settings.sampling_steps,
         )
         first = self.settings.seed
-        return Plan(
-            self.folder, recipe, self.couplings, tuple(range(first, first + division.seeds))
-        )
+        return Plan(self.folder, recipe, self.couplings, tuple(range(first, first + division.seeds)))
 
     def runner(self, plan: Plan, seed: int) -> tuple[TrialRunner, ArrayEvaluator]:
         """What runs the trials of one seed: each has halves of the data of its own."""
@@ -205,9 +189,7 @@ class Pilot:
                 )
             self.spent, values = before["seconds"], before["division"]
             return Division(**values | {"eval_steps": tuple(values["eval_steps"])})
-        runner, evaluator = self.runner(
-            self.plan(Division(1, MIN_STEPS, (MIN_STEPS,), 0)), settings.seed
-        )
+        runner, evaluator = self.runner(self.plan(Division(1, MIN_STEPS, (MIN_STEPS,), 0)), settings.seed)
         is_fixed = settings.seeds is not None and settings.steps is not None
         share = 0 if is_fixed else 60 * settings.minutes
         timing = warm_up(runner.plan, runner.task, evaluator, share)
@@ -249,10 +231,7 @@ class Pilot:
     def train_all(self, plan: Plan) -> None:
         """Train what is not finished, seed by seed, until the minutes are over."""
         plan.keep()
-        with (
-            InterruptGuard() as guard,
-            stop_after(60 * self.settings.minutes - self.seconds) as over,
-        ):
+        with InterruptGuard() as guard, stop_after(60 * self.settings.minutes - self.seconds) as over:
             for seed in plan.seeds:
                 runner, _ = self.runner(plan, seed)
                 for trial in runner.plan.trials:

@@ -30,15 +30,7 @@ from immiscible_diffusion.training.task import EvalConfig, Task, TaskConfig
 NUM_IMAGES = 32  # shown
 MAX_IMAGE_SIZE = 64
 NETWORKS = ("auto", "mlp", "unet")
-UNET = UNet(
-    channels=32,
-    multipliers=(1, 2, 2),
-    blocks=1,
-    attention=(),
-    head_channels=16,
-    groups=8,
-    dropout=0.0,
-)
+UNET = UNet(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(), head_channels=16, groups=8, dropout=0.0)
 
 
 @dataclass(frozen=True)
@@ -60,9 +52,7 @@ class Arrays(TaskConfig):
 
     makes_images: ClassVar[bool] = False
 
-    def build(
-        self, recipe: Recipe, device: torch.device, dataset: DataSet | None = None
-    ) -> "ArrayTask":
+    def build(self, recipe: Recipe, device: torch.device, dataset: DataSet | None = None) -> "ArrayTask":
         """Take the arrays, which ``dataset`` holds."""
         return ArrayTask(recipe, device, dataset)
 
@@ -107,9 +97,7 @@ class ArrayTask(Task):
         names += list(self.dataset.condition_shapes)
         return {name: (cond or {})[name] for name in names} or None
 
-    def evaluator(
-        self, config: EvalConfig | None = None, max_real: int | None = None
-    ) -> "ArrayEvaluator":
+    def evaluator(self, config: EvalConfig | None = None, max_real: int | None = None) -> "ArrayEvaluator":
         """Return what scores samples against those held out."""
         return ArrayEvaluator(self.dataset)
 
@@ -185,9 +173,7 @@ class ArrayEvaluator:
         result = self(run.pipeline(batch_size), run.model, seed=seed, step=run.step)
         return {"step": run.step, **result.scores}
 
-    def summary(
-        self, runs: Mapping[str, Mapping[int, RunDir]], folder: Path, step: int
-    ) -> dict[str, Any]:
+    def summary(self, runs: Mapping[str, Mapping[int, RunDir]], folder: Path, step: int) -> dict[str, Any]:
         """Return what the scores of a comparison were made with."""
         count = len(self.samples.held_out)
         return {

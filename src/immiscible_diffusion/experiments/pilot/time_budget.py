@@ -64,9 +64,7 @@ class Division:
         return cls(seeds, steps, eval_steps, timing.seconds(seeds, steps, len(eval_steps)))
 
 
-def divide(
-    minutes: float, timing: Timing, *, seeds: int | None = None, steps: int | None = None
-) -> Division | None:
+def divide(minutes: float, timing: Timing, *, seeds: int | None = None, steps: int | None = None) -> Division | None:
     """As many seeds as leave enough steps to each; None where not even the fewest fit.
 
     Five seeds at least where each gets ``MIN_STEPS``; more only beyond ``ENOUGH_STEPS``; below

@@ -109,9 +109,7 @@ def finals_of(comparison: Comparison) -> Finals:
     return finals
 
 
-def effects_of(
-    finals: Finals, coupling: str, floor: tuple[float, float] | None
-) -> tuple[tuple[Effect, ...], float]:
+def effects_of(finals: Finals, coupling: str, floor: tuple[float, float] | None) -> tuple[tuple[Effect, ...], float]:
     """Every effect that ``finals`` allow, and the level of their intervals."""
     names = [n for n in (MATCHED + coupling, coupling) if any(n == name for name, _ in finals)]
     sampling_steps = sorted({steps for _, steps in finals})
@@ -130,9 +128,7 @@ def effects_of(
     return tuple(effects), level
 
 
-def verdict_of(
-    finals: Finals, coupling: str, *, floor: tuple[float, float] | None, untrained: float
-) -> Verdict:
+def verdict_of(finals: Finals, coupling: str, *, floor: tuple[float, float] | None, untrained: float) -> Verdict:
     """The verdict on distances at the end of training.
 
     Args:

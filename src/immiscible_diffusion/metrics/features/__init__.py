@@ -7,27 +7,14 @@ import torch
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.metrics.features.base import FeatureExtractor, PixelFeatures
 from immiscible_diffusion.metrics.features.classifier import ClassifierFeatures
-from immiscible_diffusion.metrics.features.pretrained import (
-    dinov2_features,
-    efficientnet_features,
-    inception_features,
-)
+from immiscible_diffusion.metrics.features.pretrained import dinov2_features, efficientnet_features, inception_features
 
-_PRETRAINED = {
-    "efficientnet": efficientnet_features,
-    "inception": inception_features,
-    "dinov2": dinov2_features,
-}
+_PRETRAINED = {"efficientnet": efficientnet_features, "inception": inception_features, "dinov2": dinov2_features}
 EXTRACTORS = ("classifier", "pixels", *_PRETRAINED)
 
 
 def extractor_from_name(
-    name: str,
-    dataset: DataSet,
-    *,
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-    cache: Path | None = None,
+    name: str, dataset: DataSet, *, seed: int = 0, device: torch.device | str = "cpu", cache: Path | None = None
 ) -> FeatureExtractor:
     """The extractor of a name of :data:`EXTRACTORS` for a data set.
 
@@ -47,7 +34,5 @@ def extractor_from_name(
     if name not in _PRETRAINED:
         raise ValueError(f"unknown features {name!r}; options: {', '.join(EXTRACTORS)}")
     if len(shape) != 3 or shape[0] not in (1, 3):
-        raise ValueError(
-            f"{name} features need images [1 or 3, H, W], got {list(shape)}; use the features 'pixels'"
-        )
+        raise ValueError(f"{name} features need images [1 or 3, H, W], got {list(shape)}; use the features 'pixels'")
     return _PRETRAINED[name](device)

@@ -43,9 +43,7 @@ class Classifier(nn.Module):
         strides = [1 if side < 16 else 2, 2, 2] + [2] * (halvings - 3)
         widths = [channels, 32] + [64] * (len(strides) - 1)
         self.convolutions = nn.Sequential(
-            *map(_block, widths, widths[1:], strides),
-            nn.AdaptiveAvgPool2d(2),
-            nn.Flatten(),
+            *map(_block, widths, widths[1:], strides), nn.AdaptiveAvgPool2d(2), nn.Flatten()
         )
         self.project = nn.Linear(4 * widths[-1], FEATURES)
         self.standardize = nn.BatchNorm1d(FEATURES, affine=False)
@@ -69,9 +67,8 @@ def _block(inputs: int, outputs: int, stride: int) -> nn.Module:
 class ClassifierFeatures(FeatureExtractor):
     """The penultimate layer of a small network trained on the set's own labels.
 
-    Over its training data every feature has mean 0 and variance about 1, so distances have the
-    same scale for every set and seed. Figures are comparable only for one set and one seed: the
-    features are not Inception's.
+    Over its training data every feature has mean 0 and variance about 1, so distances have the same scale for every
+    set and seed. Figures are comparable only for one set and one seed: the features are not Inception's.
     """
 
     network: Classifier  # the classifier, in evaluation mode
@@ -90,12 +87,7 @@ class ClassifierFeatures(FeatureExtractor):
 
     @classmethod
     def of(
-        cls,
-        dataset: DataSet,
-        *,
-        seed: int = 0,
-        device: torch.device | str = "cpu",
-        cache: Path | None = None,
+        cls, dataset: DataSet, *, seed: int = 0, device: torch.device | str = "cpu", cache: Path | None = None
     ) -> "ClassifierFeatures":
         """Train the classifier of ``dataset``, or read it from the cache.
 

@@ -17,10 +17,9 @@ WIDE, ROWS, ROWS_OF_WIDE = 2_000, 10_000, 2_000  # dimensions; samples that dire
 class GenericFeatures:
     """``[z, |x - mean - z V|, relu(z W + b) / sqrt(L), c]`` of a sample x, ``z = (x - mean) V^T``.
 
-    The leading principal directions of the data, the length of what lies outside of them, random
-    rectified features of these (so that a Frechet distance sees more than mean and covariance), and
-    the leading principal directions of the conditions: the distance is then that of the joint
-    distribution of data and conditions.
+    The leading principal directions of the data, the length of what lies outside of them, random rectified features
+    of these (so that a Frechet distance sees more than mean and covariance), and the leading principal directions of
+    the conditions: the distance is then that of the joint distribution of data and conditions.
     """
 
     mean: Tensor  # [D]
@@ -30,9 +29,7 @@ class GenericFeatures:
     condition_directions: Tensor  # [c, C]
 
     @classmethod
-    def fit(
-        cls, data: Tensor, conditions: Tensor | None = None, *, max_features: int = 128
-    ) -> "GenericFeatures":
+    def fit(cls, data: Tensor, conditions: Tensor | None = None, *, max_features: int = 128) -> "GenericFeatures":
         """Fit up to ``max_features`` to ``data`` ``[N, *shape]`` and ``conditions`` ``[N, C]``."""
         room = max(2, max_features)
         mean = data.flatten(1).mean(dim=0)

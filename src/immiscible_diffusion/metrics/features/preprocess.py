@@ -48,15 +48,11 @@ class Preprocessing:
     def __str__(self) -> str:
         rounded = ", rounded to bytes" if self.rounded else ""
         mean, std = (" ".join(f"{v:g}" for v in value) for value in (self.mean, self.std))
-        return (
-            f"bytes in color, {self.size} px bicubic antialiased{rounded}, (x - {mean}) / ({std})"
-        )
+        return f"bytes in color, {self.size} px bicubic antialiased{rounded}, (x - {mean}) / ({std})"
 
 
 def _bicubic(images: Tensor, size: tuple[int, int]) -> Tensor:
-    return nn.functional.interpolate(
-        images, size=size, mode="bicubic", align_corners=False, antialias=True
-    )
+    return nn.functional.interpolate(images, size=size, mode="bicubic", align_corners=False, antialias=True)
 
 
 @contextmanager

@@ -12,18 +12,11 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.metrics.features.base import FeatureExtractor
-from immiscible_diffusion.metrics.features.preprocess import (
-    Preprocessing,
-    in_full_precision,
-    to_bytes,
-    weights_digest,
-)
+from immiscible_diffusion.metrics.features.preprocess import Preprocessing, in_full_precision, to_bytes, weights_digest
 from immiscible_diffusion.utils.optional_deps import require_extra
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
-INCEPTION_URL = (
-    f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
-)
+INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
 DINOV2 = "facebook/dinov2-large"
 CHUNK = 64  # images in a network at a time: more is no faster, and takes memory
 _IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
@@ -88,9 +81,7 @@ def efficientnet_features(device: torch.device | str = "cpu") -> NetworkFeatures
     )
 
 
-def inception_features(
-    device: torch.device | str = "cpu", weights: Path | None = None
-) -> NetworkFeatures:
+def inception_features(device: torch.device | str = "cpu", weights: Path | None = None) -> NetworkFeatures:
     """The Inception network of FID, through torch-fidelity: 2048 pooled features (1706.08500).
 
     Weights and resizing (299 x 299, bilinear, as TensorFlow 1 does it) are those of the original
@@ -113,9 +104,7 @@ def inception_features(
             f"goes with torch {torch.__version__}, from the same index"
         ) from error
     network = FeatureExtractorInceptionV3(
-        "inception-v3-compat",
-        ["2048"],
-        feature_extractor_weights_path=str(_inception_weights(weights)),
+        "inception-v3-compat", ["2048"], feature_extractor_weights_path=str(_inception_weights(weights))
     )
     return NetworkFeatures(
         network.to(device).eval().requires_grad_(False),
@@ -146,15 +135,11 @@ def _inception_weights(weights: Path | None) -> Path:
         torch.load(file, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, KeyError, UnpicklingError) as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(
-            f"{file} does not hold weights alone ({reason}); replace it by {INCEPTION_URL}"
-        ) from error
+        raise ValueError(f"{file} does not hold weights alone ({reason}); replace it by {INCEPTION_URL}") from error
     return file
 
 
-def dinov2_features(
-    device: torch.device | str = "cpu", source: str | None = None
-) -> NetworkFeatures:
+def dinov2_features(device: torch.device | str = "cpu", source: str | None = None) -> NetworkFeatures:
     """DINOv2, self-supervised: the class token of its last layer (FD-DINOv2: 2306.04675).
 
     Images are resized to 224 x 224 (bicubic, rounded to bytes) and standardized by ImageNet's

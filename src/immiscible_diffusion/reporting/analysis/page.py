@@ -29,25 +29,7 @@ if TYPE_CHECKING:
 
 _CLASSES = 40  # in a plot, and rows of a table
 _SMALL = 64  # pixels: smaller images are not smoothed
-_QUANTITIES = {
-    "effective": "Effective number",
-    "entropy": "Entropy of the posterior (nats)",
-    "true_probability": "Posterior probability of the true sample",
-    "irreducible": "Irreducible loss per dimension",
-    "model_loss": "Loss of the optimal denoiser on these very points, per dimension",
-    "consistency_error": "Negative log-likelihood less entropy (nats; 0 for an exact density)",
-}
-# Of the noise: title of the plot, label of its axis, value of N(0, I) without pairing.
-_NOISE = {
-    "square": ("Length of the noise", "|n|² / D (1 for N(0, I))", 1.0),
-    "shift_square": ("Shift of its mean", "|mean of n|², variances (0 for N(0, I))", 0.0),
-    "alignment": ("Alignment with the sample", "standard deviations (0 without pairing)", 0.0),
-    "kl": ("Distance from N(0, I)", "KL, nats (0 for N(0, I))", 0.0),
-}
-_DIRECTIONS = {
-    "variances": ("Variance along the data's directions", "variance (1 for N(0, I))", 1.0),
-    "means": ("Mean along the data's directions", "standard deviations", 0.0),
-}
+_NOISE = ("square", "shift_square", "alignment", "kl", "information")
 _NOISE_COLUMNS = ("|n|² / D", "|mean|²", "Alignment", "KL, nats", "Information, nats")
 
 
@@ -87,9 +69,7 @@ class _Page:
         """The values that ``read`` finds in every coupling."""
         return [Series(c.label, self.styles[c.name], list(read(c))) for c in self.couplings]
 
-    def by_level(
-        self, condition: str, name: str, times: Sequence[float] | None = None
-    ) -> list[Series]:
+    def by_level(self, condition: str, name: str, times: Sequence[float] | None = None) -> list[Series]:
         """The value ``name`` at all levels (or ``times``), given ``condition``."""
         return self.series(lambda c: (c.at(condition, t, name) for t in times or self.times))
 
@@ -98,16 +78,12 @@ class _Page:
         every = (c.under(condition) for c in self.couplings)
         return max((one.effective_count.value for one in every if one), default=math.nan)
 
-    def head_plots(self) -> list["Markup"]:
-        drawn, t = [], self.record.main_time
-        for condition in [*self.record.conditions[:1], ""]:
-            if (total := self.effective_count(condition)) > 0:
-                title = f"{'Given the condition' if condition else 'Over all samples'}, t = {t:g}"
-                series = self.by_level(condition, "effective", [t])
-                drawn.append(
-                    plots.fractions(title, series, f"effective number of {self.noun}", total)
-                )
-        return drawn
+    def effective_plot(self, condition: str, title: str) -> "Markup | None":
+        """How many samples count at the main level; None where that is not known."""
+        total = self.effective_count(condition)
+        series = self.by_level(condition, "effective", [self.record.main_time])
+        label = f"effective number of {self.noun}"
+        return plots.fractions(title, series, label, total) if total > 0 else None
 
     def overview(self) -> "DataFrame | None":
         """One level, all conditions: how much the choice of the condition matters."""
@@ -115,63 +91,41 @@ class _Page:
         if len(conditions) < 3:
             return None
         rows = [
-            [c.label, *(summary.counted(c.at(given, t, "effective")) for given in conditions)]
-            for c in self.couplings
+            [c.label, *(summary.counted(c.at(given, t, "effective")) for given in conditions)] for c in self.couplings
         ]
         counts = (summary.count(self.effective_count(given)) for given in conditions)
         header = ["Coupling", *(f"given {c}" if c else "no condition" for c in conditions)]
         return _frame(header, [*rows, ["(before x_t is seen)", *counts]])
 
-    def level_plots(self, condition: str) -> list["Markup"]:
-        def draw(title: str, name: str, label: str, **options: Any) -> "Markup":
-            return plots.lines(title, self.ticks, self.by_level(condition, name), label, **options)
+    def level_plot(self, condition: str, name: str, title: str, label: str, **options: Any) -> "Markup":
+        """A value by level."""
+        return plots.lines(title, self.ticks, self.by_level(condition, name), label, **options)
+
+    def relative_loss_plot(self, condition: str, title: str, label: str) -> "Markup | None":
+        """The irreducible loss as a fraction of that without pairing."""
+        base = self.record.baseline
+        if base is None or base.under(condition) is None or len(self.couplings) < 2:
+            return None
 
         def relative(coupling: CouplingRecord) -> list[Mean]:
-            values, bases = (
-                [one.at(condition, t, "irreducible") for t in self.times]
-                for one in (coupling, base or coupling)
-            )
-            if coupling.name == BASELINE:
-                return [Mean(1.0, 0.0) for _ in values]
-            return list(map(summary.ratio, values, bases))
+            if coupling is base:
+                return [Mean(1.0, 0.0)] * len(self.times)
+            every = ([c.at(condition, t, "irreducible") for c in (coupling, base)] for t in self.times)
+            return [summary.ratio(*pair) for pair in every]
 
-        title, label = (
-            f"{self.noun.capitalize()} a noisy point may come from",
-            "effective number of",
-        )
-        number_of = {"log": True, "reference": self.effective_count(condition), "least": 1.0}
-        probability = (
-            "Probability of the true sample",
-            "true_probability",
-            "posterior probability",
-        )
-        drawn = [
-            draw(title, "effective", f"{label} {self.noun}", **number_of),
-            draw(*probability, log=True),
-            draw("Irreducible loss", "irreducible", "irreducible loss per dimension"),
+        return plots.lines(title, self.ticks, self.series(relative), label, reference=1.0)
+
+    def level_table(self, condition: str, name: str) -> "DataFrame":
+        """A row for each coupling of which the value is known at some level."""
+        rows = [
+            [one.label, *map(str, one.means)]
+            for one in self.by_level(condition, name)
+            if any(mean.is_known for mean in one.means)
         ]
-        base = self.record.baseline
-        if base is not None and base.under(condition) and len(self.couplings) > 1:
-            title, label = "Irreducible loss, relative", "fraction of the loss without pairing"
-            drawn.append(
-                plots.lines(title, self.ticks, self.series(relative), label, reference=1.0)
-            )
-        return drawn
-
-    def level_tables(self, condition: str) -> dict[str, "DataFrame"]:
-        """By quantity a row for each coupling of which it is known at some level."""
-        tables = {}
-        for name, title in _QUANTITIES.items():
-            rows = [
-                [one.label, *map(str, one.means)]
-                for one in self.by_level(condition, name)
-                if any(mean.is_known for mean in one.means)
-            ]
-            if name == "irreducible":
-                weights = {level.t: level.weight for level in self.couplings[0].miscibility.levels}
-                rows.append(["(the path's weight)", *(number(weights.get(t)) for t in self.times)])
-            tables[title] = _frame(["Coupling", *self.ticks], rows)
-        return tables
+        if name == "irreducible":
+            weights = {level.t: level.weight for level in self.couplings[0].miscibility.levels}
+            rows.append(["(the path's weight)", *(number(weights.get(t)) for t in self.times)])
+        return _frame(["Coupling", *self.ticks], rows)
 
     def estimates(self) -> list[tuple[CouplingRecord, float, Mean]]:
         """Couplings of estimated density, with the level whose error is surely largest."""
@@ -187,11 +141,6 @@ class _Page:
         """By which an effective number is off where its logarithm is off by ``error``."""
         return math.exp(min(abs(error.value), 700))
 
-    def consistency_plot(self) -> "Markup":
-        title, label = "How wrong the densities are", "negative log-likelihood less entropy (nats)"
-        series = self.by_level("", "consistency_error")
-        return plots.lines(title, self.ticks, series, label, reference=0.0)
-
     def thumbnails(self) -> list[dict[str, Any]]:
         """Of every sample: its image, and by coupling the images of every level."""
         samples: dict[int, dict[str, Any]] = {}
@@ -206,8 +155,7 @@ class _Page:
     def level_images(self, level: ThumbnailLevel, coupling: str) -> list["Markup | None"]:
         files = {"Noisy point": level.x_t, "Prediction": level.denoised}
         return [
-            image_file(self.folder / file, f"{what} at t = {level.t:g}, {coupling}")
-            for what, file in files.items()
+            image_file(self.folder / file, f"{what} at t = {level.t:g}, {coupling}") for what, file in files.items()
         ]
 
     def thumbnail_class(self) -> str:
@@ -215,27 +163,18 @@ class _Page:
         shape = self.record.data.shape
         return "curves" if len(shape) < 3 else "pixels" if shape[-1] <= _SMALL else ""
 
-    def noise_plots(self) -> list["Markup"]:
-        def read(name: str) -> list[Series]:
-            return self.series(lambda c: [getattr(c.noise, name)])
+    def noise_plot(self, name: str, title: str, label: str, reference: float) -> "Markup | None":
+        """A value of the noise; None where it is not known of any coupling."""
+        series = self.series(lambda c: [getattr(c.noise, name)])
+        known = any(one.means[0].is_known for one in series)
+        return plots.points(title, series, label, reference) if known else None
 
-        def along(name: str) -> list[Series]:
-            return self.series(lambda c: getattr(c.noise, name))
-
+    def directions_plot(self, name: str, title: str, label: str, reference: float) -> "Markup":
+        """Means or variances of the noise along the directions of the data."""
+        series = self.series(lambda c: getattr(c.noise, name))
         ticks = [str(i + 1) for i in range(len(self.couplings[0].noise.direction_variance))]
-        return [
-            *(
-                plots.points(title, read(name), label, reference)
-                for name, (title, label, reference) in _NOISE.items()
-                if any(one.means[0].is_known for one in read(name))
-            ),
-            *(
-                plots.lines(
-                    title, ticks, along(name), label, below=plots.DIRECTION, reference=reference
-                )
-                for name, (title, label, reference) in _DIRECTIONS.items()
-            ),
-        ]
+        options: dict[str, Any] = {"below": plots.DIRECTION, "reference": reference}
+        return plots.lines(title, ticks, series, label, **options)
 
     def noise_table(self) -> "DataFrame":
         fits = any(c.gaussian_fit for c in self.couplings)
@@ -264,21 +203,16 @@ class _Page:
         names = dict(enumerate(self.record.data.classes or ()))
         return {key: names.get(int(key), f"label {key}") for key in labels[:_CLASSES]}
 
-    def class_plots(self) -> list["Markup"]:
-        def read(name: str) -> list[Series]:
-            return self.series(lambda c: (value_of(c, key, name) for key in classes))
+    def class_plot(self, name: str, title: str, label: str) -> "Markup":
+        """A value of the noise of every label by itself."""
 
-        def value_of(coupling: CouplingRecord, label: str, name: str) -> Mean:
-            noise = coupling.noise.per_label.get(label)
-            return getattr(noise, name) if noise else UNKNOWN
+        def read(coupling: CouplingRecord) -> list[Mean]:
+            noises = (coupling.noise.per_label.get(key) for key in self.classes)
+            return [getattr(noise, name) if noise else UNKNOWN for noise in noises]
 
-        classes, drawn = self.classes, []
-        for name in ("shift_square", "kl") if classes else ():
-            title, label, reference = _NOISE[name]
-            options: dict[str, Any] = {"below": "class", "joined": False, "reference": reference}
-            names = list(classes.values())
-            drawn.append(plots.lines(f"{title}, by class", names, read(name), label, **options))
-        return drawn
+        ticks = list(self.classes.values())
+        options: dict[str, Any] = {"below": "class", "joined": False, "reference": 0.0}
+        return plots.lines(title, ticks, self.series(read), label, **options)
 
     def class_tables(self) -> dict[str, "DataFrame"]:
         def rows(noises: dict[str, NoiseStatistics]) -> list[list[str]]:
@@ -313,15 +247,13 @@ class _Page:
     def wrong_sums(self) -> list[str] | None:
         """KNN couplings whose information and KL do not add up; None without KNN."""
         sums = [(c.name, c.spent, c.noise.information_and_kl) for c in self.couplings]
-        knn = [
-            (name, spent, both) for name, spent, both in sums if spent is not None and both.is_known
-        ]
+        knn = [(name, spent, both) for name, spent, both in sums if spent is not None and both.is_known]
         wrong = [name for name, spent, both in knn if abs(both.value - spent) > 4 * both.bar + 1e-3]
         return wrong if knn else None
 
 
 def _noise_cells(noise: NoiseStatistics) -> list[str]:
-    return [str(getattr(noise, name)) for name in (*_NOISE, "information")]
+    return [str(getattr(noise, name)) for name in _NOISE]
 
 
 def _frame(header: list[str], rows: list[list[str]]) -> "DataFrame":

@@ -47,9 +47,7 @@ def lines(
         for number, one in enumerate(series):
             aside = (number - (len(series) - 1) / 2) * min(_ASIDE, 0.5 / len(series))
             points = [
-                (x + aside, mean)
-                for x, mean in enumerate(one.means)
-                if mean.is_known and (mean.value > 0 or not log)
+                (x + aside, mean) for x, mean in enumerate(one.means) if mean.is_known and (mean.value > 0 or not log)
             ]
             values = [mean.value for _, mean in points]
             up = [ERRORS * mean.bar for _, mean in points]
@@ -104,10 +102,7 @@ def fractions(title: str, series: Sequence[Series], label: str, total: float) ->
 
 
 def information_bars(
-    title: str,
-    series: Sequence[Series],
-    spent: Sequence[float | None],
-    limits: Sequence[tuple[str, float]],
+    title: str, series: Sequence[Series], spent: Sequence[float | None], limits: Sequence[tuple[str, float]]
 ) -> "Markup":
     """Information, and beside it the KL from N(0, I), both in nats.
 

@@ -40,10 +40,7 @@ def write_report(comparison: Comparison, folder: str | os.PathLike[str]) -> Path
 def csv_tables(comparison: Comparison) -> dict[str, str]:
     """The tidy tables as CSV by file name."""
     results, times = tables.metrics_frame(comparison), tables.speedups_frame(comparison)
-    return {
-        "results.csv": results.to_csv(index=False),
-        "speedups.csv": times.to_csv(index=False),
-    }
+    return {"results.csv": results.to_csv(index=False), "speedups.csv": times.to_csv(index=False)}
 
 
 def render_page(comparison: Comparison, folder: str | os.PathLike[str]) -> str:

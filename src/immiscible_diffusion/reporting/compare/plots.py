@@ -5,12 +5,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from immiscible_diffusion.reporting.compare.records import Comparison
-from immiscible_diffusion.reporting.compare.tables import (
-    final_points,
-    new_frame,
-    over_seeds,
-    trained_couplings,
-)
+from immiscible_diffusion.reporting.compare.tables import final_points, new_frame, over_seeds, trained_couplings
 from immiscible_diffusion.reporting.plotting import (
     BASELINE,
     GRAY,

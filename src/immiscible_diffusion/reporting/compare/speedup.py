@@ -1,10 +1,9 @@
 """How many times fewer steps: speed-ups at equal metric, with intervals over seeds.
 
-For one seed and number of sampling steps, the speed-up is steps(baseline) / steps(coupling) to the
-same metric, on best-so-far curves that are linear in log step and log of the metric between
-neighboring evaluations. The target is the worse of the two final values, so that both reach it;
-below 1 the coupling is slower. A curve that is at the target when first evaluated got there at an
-unknown earlier step: the ratio is then only a bound.
+For one seed and number of sampling steps, the speed-up is steps(baseline) / steps(coupling) to the same metric, on
+best-so-far curves that are linear in log step and log of the metric between neighboring evaluations. The target is
+the worse of the two final values, so that both reach it; below 1 the coupling is slower. A curve that is at the
+target when first evaluated got there at an unknown earlier step: the ratio is then only a bound.
 """
 
 import math
@@ -14,12 +13,7 @@ from enum import Enum
 from statistics import fmean
 
 from immiscible_diffusion.reporting.compare.records import Comparison, Trial
-from immiscible_diffusion.utils.statistics import (
-    SMALLEST,
-    Interval,
-    geometric_interval,
-    mean_interval,
-)
+from immiscible_diffusion.utils.statistics import SMALLEST, Interval, geometric_interval, mean_interval
 
 
 class Verdict(str, Enum):
@@ -90,9 +84,8 @@ class Speedup:
 class ControlShare:
     """The share of a coupling's gain in the final metric that its shuffled control keeps.
 
-    share = (baseline - control) / (baseline - coupling) of ``finals``, their means over the seeds
-    that all three have; None where the gain is not resolved: smaller than the width of the floor,
-    or not positive on every seed.
+    share = (baseline - control) / (baseline - coupling) of ``finals``, their means over the seeds that all three
+    have; None where the gain is not resolved: smaller than the width of the floor, or not positive on every seed.
     """
 
     sampling_steps: int
@@ -131,9 +124,7 @@ def steps_to(curve: Mapping[int, float], target: float) -> tuple[float, bool]:
     raise ValueError(f"target is {target}; expected at least the best value, {min(curve.values())}")
 
 
-def compare_seed(
-    baseline: Trial, coupling: Trial, sampling_steps: int, horizon: int
-) -> SeedSpeedup:
+def compare_seed(baseline: Trial, coupling: Trial, sampling_steps: int, horizon: int) -> SeedSpeedup:
     """Compare two runs of one seed, both evaluated at ``horizon`` or later."""
     base, other = (best_so_far(trial, sampling_steps, horizon) for trial in (baseline, coupling))
     finals = min(base.values()), min(other.values())
@@ -151,9 +142,7 @@ def last_steps(comparison: Comparison, name: str, sampling_steps: int) -> dict[i
     return {seed: max(curve) for seed, curve in curves.items() if curve}
 
 
-def common_seeds(
-    comparison: Comparison, names: Sequence[str], sampling_steps: int
-) -> tuple[int, tuple[int, ...]]:
+def common_seeds(comparison: Comparison, names: Sequence[str], sampling_steps: int) -> tuple[int, tuple[int, ...]]:
     """The last step that runs of all ``names`` share on some seed (0 if none), and those seeds."""
     lasts = [last_steps(comparison, name, sampling_steps) for name in names]
     shared = set.intersection(*(set(last) for last in lasts))
@@ -202,10 +191,7 @@ def share_of_control(comparison: Comparison, name: str, sampling_steps: int) -> 
     if not seeds:
         return None
     trials = {(trial.coupling, trial.seed): trial for trial in comparison.trials}
-    finals = [
-        [min(best_so_far(trials[n, seed], sampling_steps, horizon).values()) for seed in seeds]
-        for n in names
-    ]
+    finals = [[min(best_so_far(trials[n, seed], sampling_steps, horizon).values()) for seed in seeds] for n in names]
     base, shuffled, paired = (fmean(values) for values in finals)
     width = comparison.floor.high - comparison.floor.low if comparison.floor else 0.0
     clear = base - paired > width and all(b > p for b, p in zip(finals[0], finals[2], strict=True))

@@ -3,13 +3,7 @@
 from dataclasses import dataclass
 
 from immiscible_diffusion.reporting.compare.records import Comparison
-from immiscible_diffusion.reporting.compare.speedup import (
-    Speedup,
-    Verdict,
-    last_steps,
-    share_of_control,
-    speedup,
-)
+from immiscible_diffusion.reporting.compare.speedup import Speedup, Verdict, last_steps, share_of_control, speedup
 from immiscible_diffusion.reporting.compare.tables import final_points, interval_text, share_text
 
 BELOW = 4.0  # standard errors below 0 that make an excess loss a fault: there are many of them
@@ -79,9 +73,7 @@ def _control(comparison: Comparison, name: str) -> str:
     if comparison.control(name) is None:
         return "No shuffled control, so how much of this is pairing is not known."
     shares = [share_of_control(comparison, name, steps) for steps in comparison.sampling_steps]
-    parts = [
-        f"{share_text(s.share)} at {s.sampling_steps}" for s in shares if s and s.share is not None
-    ]
+    parts = [f"{share_text(s.share)} at {s.sampling_steps}" for s in shares if s and s.share is not None]
     if not any(shares):
         return "Its shuffled control was not measured."
     if not parts:
@@ -133,7 +125,5 @@ def excess_remarks(comparison: Comparison) -> list[str]:
         below = sorted({t for t, value, error in rows if value < -BELOW * error})
         if below:
             times = ", ".join(f"{t:g}" for t in below)
-            lines.append(
-                f"{name}: below 0 by more than {BELOW:g} standard errors at t = {times}, {cause}."
-            )
+            lines.append(f"{name}: below 0 by more than {BELOW:g} standard errors at t = {times}, {cause}.")
     return lines

@@ -6,12 +6,7 @@ from dataclasses import asdict
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from immiscible_diffusion.reporting.compare.records import (
-    METRICS,
-    Comparison,
-    ExcessPoint,
-    SampleMetrics,
-)
+from immiscible_diffusion.reporting.compare.records import METRICS, Comparison, ExcessPoint, SampleMetrics
 from immiscible_diffusion.reporting.compare.speedup import (
     SeedSpeedup,
     common_seeds,
@@ -87,9 +82,7 @@ def speedups_frame(comparison: Comparison) -> "DataFrame":
             | _interval_cells(result.wall, "time_speedup")
             | _interval_cells(result.baseline_final, "baseline_final")
             | _interval_cells(result.coupling_final, "coupling_final")
-            | _interval_cells(
-                result.quality_ratio, "quality_ratio", "quality_ratio_low", "quality_ratio_high"
-            )
+            | _interval_cells(result.quality_ratio, "quality_ratio", "quality_ratio_low", "quality_ratio_high")
             | {"verdict": result.verdict.value}
         )
     return new_frame(rows, _SPEEDUP_COLUMNS).astype({"horizon": "Int64"})
@@ -140,9 +133,7 @@ def control_table(comparison: Comparison) -> "DataFrame":
                 cells = (*map(number, kept.finals), share_text(kept.share), len(kept.seeds))
             rows.append((entry.label, steps, *cells))
     finals = (comparison.baseline.label, "shuffled", "paired")
-    return new_frame(
-        rows, ["Coupling", "Sampling steps", *finals, "Share of the gain kept", "Seeds"]
-    )
+    return new_frame(rows, ["Coupling", "Sampling steps", *finals, "Share of the gain kept", "Seeds"])
 
 
 def share_text(share: float | None) -> str:
@@ -161,9 +152,7 @@ def cost_table(comparison: Comparison) -> "DataFrame":
         values = ([getattr(trial, name) for trial in trials] for name in factors)
         known = ([value for value in every if value is not None] for every in values)
         means = (fmean(some) if some else None for some in known)
-        cells = (
-            mean and factor * mean for mean, factor in zip(means, factors.values(), strict=True)
-        )
+        cells = (mean and factor * mean for mean, factor in zip(means, factors.values(), strict=True))
         rows.append((entry.label, *map(number, cells), len(trials)))
     columns = ["Coupling", "ms per step", "pairing, ms", "step waits for it, %", "Trials"]
     return new_frame(rows, columns)
@@ -193,9 +182,7 @@ def excess_table(comparison: Comparison) -> "DataFrame":
         if points and base and basis:
             loss = fmean(fmean(point.loss[: basis.averaged]) for point in points)
             irreducible = number(fmean(base.reached[: basis.averaged]))
-            mean, error = (
-                number(fmean(getattr(p, n) for p in points)) for n in ("mean", "mean_error")
-            )
+            mean, error = (number(fmean(getattr(p, n) for p in points)) for n in ("mean", "mean_error"))
             estimated = " (estimated)" if base.estimate else ""
             cells = (number(loss), irreducible + estimated, f"{mean} ± {error}")
             rows.append((comparison.entry(name).label, *cells, f"{points[0].step:,}"))
@@ -280,8 +267,7 @@ def latex_escaped(value: Any) -> str:
 def speedup_markdown(comparison: Comparison) -> str:
     """A markdown table for a README: the speed-up of every coupling by sampling steps.
 
-    In brackets the final metric; the headline column is bold. A line below says what it is and
-    which command made it.
+    In brackets the final metric; the headline column is bold. A line below says what it is and which command made it.
     """
     rows = []
     for entry in comparison.couplings:
