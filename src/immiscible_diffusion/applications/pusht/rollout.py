@@ -92,9 +92,8 @@ def rollout(
     """Run ``policy`` in every environment from ``starts`` ``[E, 5]``.
 
     It sees ``n_obs_steps`` observations of ``obs_type`` (``observe``); before the first they repeat it.
-    ``n_action_steps`` of its actions are carried out, from the last observation on. An episode ends after
-    ``max_steps``, or with success. ``clock`` gives seconds, for the latency. ValueError if a chunk is too short or not
-    finite.
+    ``n_action_steps`` of its actions are carried out, from the last observation on. Episodes end after ``max_steps``,
+    or with success. ``clock`` gives seconds, for the latency. ValueError if a chunk is too short or not finite.
     """
     if min(n_obs_steps, n_action_steps, max_steps) < 1:
         sizes = n_obs_steps, n_action_steps, max_steps
