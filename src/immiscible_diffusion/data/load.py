@@ -25,9 +25,8 @@ FASHION = (
 )
 COCO_FOLDERS = {"train": ("train2017", "train2014"), "validation": ("val2017", "val2014")}
 COCO_DOWNLOAD = (
-    "download train2017.zip (or val2017.zip) and annotations_trainval2017.zip from "
-    "images.cocodataset.org (zips/ and annotations/), unpack both into one folder, and set "
-    "data.path to it; a copy on the hub is read as hub:ID"
+    "download train2017.zip (or val2017.zip) and annotations_trainval2017.zip from images.cocodataset.org (zips/ and "
+    "annotations/), unpack both into one folder, and set data.path to it; a copy on the hub is read as hub:ID"
 )
 
 

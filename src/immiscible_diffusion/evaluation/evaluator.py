@@ -17,15 +17,10 @@ EVAL_SEED = 0
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Scores of one network with one sampler.
+    """Scores of one network with one sampler."""
 
-    Attributes:
-        scores: by name; JSON values.
-        images: a few samples to look at, ``[N, C, H, W]`` in [-1, 1], or None.
-    """
-
-    scores: Mapping[str, Any]
-    images: Tensor | None = None
+    scores: Mapping[str, Any]  # by name; JSON values
+    images: Tensor | None = None  # a few samples to look at, ``[N, C, H, W]`` in [-1, 1], or None
 
 
 class Evaluator(Protocol):

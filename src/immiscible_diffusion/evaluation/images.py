@@ -41,19 +41,12 @@ GRID_IMAGES = 32
 
 @dataclass(frozen=True)
 class ImageEvaluator:
-    """Scores images against a data set in a feature space.
+    """Scores images against a data set in a feature space."""
 
-    Attributes:
-        extractor: images to features.
-        reference: features of the real images.
-        dataset: the real images.
-        samples: images generated for every score.
-    """
-
-    extractor: FeatureExtractor
-    reference: Reference
-    dataset: DataSet
-    samples: int
+    extractor: FeatureExtractor  # images to features
+    reference: Reference  # features of the real images
+    dataset: DataSet  # the real images
+    samples: int  # images generated for every score
 
     @classmethod
     def of(

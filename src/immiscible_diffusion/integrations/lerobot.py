@@ -138,8 +138,7 @@ def pair_lerobot(
             them: ``policy.diffusion.compute_loss(batch)`` with a ``noise_scheduler.add_noise``, or
             ``policy.prepare_action(batch)`` and ``policy.model.sample_noise(shape, device)``.
         coupling: pairs; for a Diffusion Policy it must be able to start from its noise.
-        do_mask_loss_for_padding: see ``pair_actions``. None: that of a Diffusion Policy's config;
-            True for the others.
+        do_mask_loss_for_padding: see ``pair_actions``. None: that of a Diffusion Policy's config; True for the others.
         conditions: makes the conditions of the coupling from a batch; by default the robot's state
             as ``cond["observation"]``, where there is one.
 
@@ -158,9 +157,8 @@ def pair_lerobot(
         pair = PairedPolicy._in_flow
     else:
         raise ValueError(
-            f"{type(policy).__name__} is built like neither Diffusion Policy (diffusion."
-            f"compute_loss) nor SmolVLA and pi0 (prepare_action, model.sample_noise); call "
-            f"pair_actions where it draws its noise"
+            f"{type(policy).__name__} is built like neither Diffusion Policy (diffusion.compute_loss) nor SmolVLA and "
+            "pi0 (prepare_action, model.sample_noise); call pair_actions where it draws its noise"
         )
     paired = PairedPolicy(policy, as_coupling(coupling), mask_padding is not False, conditions or _state)
     pair(paired)

@@ -12,21 +12,13 @@ from immiscible_diffusion.utils.optional_deps import require_extra
 
 @dataclass(frozen=True)
 class DiT(ModelConfig):
-    """diffusers' ``DiTTransformer2DModel`` (2212.09748) for square images or latents.
+    """diffusers' ``DiTTransformer2DModel`` (2212.09748) for square images or latents."""
 
-    Args:
-        heads: of the attention; the width is ``heads * head_channels``.
-        head_channels: channels per head.
-        depth: blocks.
-        patch: pixels a side of a token.
-        dropout: inside the blocks.
-    """
-
-    heads: int = 6
-    head_channels: int = 64
-    depth: int = 12
-    patch: int = 2
-    dropout: float = 0.0
+    heads: int = 6  # of the attention; the width is ``heads * head_channels``
+    head_channels: int = 64  # channels per head
+    depth: int = 12  # blocks
+    patch: int = 2  # pixels a side of a token
+    dropout: float = 0.0  # inside the blocks
 
     def tiny(self) -> "DiT":
         """Shrink to a smoke run."""
