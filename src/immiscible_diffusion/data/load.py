@@ -70,8 +70,7 @@ class DataConfig:
         """The same if it needs no download, else 32 x 32 color images of digits."""
         if self.path or self.name in LOCAL:
             return self
-        flip, max_samples = self.flip, self.max_samples
-        return DataConfig("digits", size=32, channels=3, flip=flip, max_samples=max_samples)
+        return DataConfig("digits", size=32, channels=3, flip=self.flip, max_samples=self.max_samples)
 
 
 def load_images(config: DataConfig) -> DataSet:
@@ -84,8 +83,7 @@ def load_images(config: DataConfig) -> DataSet:
     if config.name.startswith("hub:"):
         return load_hf_images(config)
     if config.name not in SOURCES:
-        known = ", ".join(SOURCES)
-        raise ValueError(f"unknown data set '{config.name}'; known: {known}, or hub:ID")
+        raise ValueError(f"unknown data set '{config.name}'; known: {', '.join(SOURCES)}, or hub:ID")
     return SOURCES[config.name](config)
 
 
@@ -131,8 +129,7 @@ def _gray_images(
     if not config.labels:
         return ImageSet(images, config.name, levels=levels, flip=config.flip)
     labels = torch.tensor(classes[: config.max_samples]).long()
-    class_names = tuple(map(str, names))
-    return ImageSet(images, config.name, labels, levels, class_names=class_names, flip=config.flip)
+    return ImageSet(images, config.name, labels, levels, class_names=tuple(map(str, names)), flip=config.flip)
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -191,8 +188,7 @@ def _coco_rows(folder: Path, file: Path, max_samples: int | None) -> Any:
     if not ids:
         raise ValueError(f"{file} has no captions")
     paths = [{"path": str(folder / names[image]), "bytes": None} for image in ids]
-    columns = {"image": paths, "captions": [captions[image] for image in ids]}
-    rows = datasets.Dataset.from_dict(columns)
+    rows = datasets.Dataset.from_dict({"image": paths, "captions": [captions[image] for image in ids]})
     return rows.cast_column("image", datasets.Image(decode=False))
 
 

@@ -191,8 +191,7 @@ class Stream:
         batch = to_batch(torch.stack(images), _labels(samples), 255, flips)
         if self.tokenize is None:
             return batch
-        choices = map(self.texts_of, samples)
-        texts = [all_[int(torch.rand((), generator=generator) * len(all_))] for all_ in choices]
+        texts = [all_[int(torch.rand((), generator=generator) * len(all_))] for all_ in map(self.texts_of, samples)]
         return add_tokens(batch, self.tokenize, texts)
 
 
@@ -234,13 +233,9 @@ def load_stream(
         raise ValueError(f"{stream.name}: no image can be read")
     images, samples = zip(*first, strict=True)
     labels = _labels(samples) if stream.classes else None
-    dataset = ImageSet(
-        torch.stack(images),
-        stream.name,
-        labels,
-        class_names=tuple(stream.classes.names) if stream.classes and labels is not None else None,
-        note=f"a stream, of which the first {len(images):,} images are in memory",
-    )
+    names = tuple(stream.classes.names) if stream.classes and labels is not None else None
+    note = f"a stream, of which the first {len(images):,} images are in memory"
+    dataset = ImageSet(torch.stack(images), stream.name, labels, class_names=names, note=note)
     prompts = ListCaptions([list(stream.texts_of(sample)) for sample in samples])
     return StreamedImages(dataset, prompts, tokenize, stream=stream)
 
@@ -269,8 +264,7 @@ def open_stream(config: DataConfig, captions: Captions | None = None, tokenize: 
     classes = None
     if config.labels and names:
         names = load_class_names(names, None, path)
-        numbers = torch.arange(len(names))
-        classes = ClassNamePrompts(numbers, names, captions.template, captions.synonyms)
+        classes = ClassNamePrompts(torch.arange(len(names)), names, captions.template, captions.synonyms)
     return Stream(config, shards, tokenize, classes)
 
 
@@ -288,8 +282,8 @@ def _table(config: DataConfig, captions: Captions) -> tuple[list[Shard], Sequenc
                 texts = (texts,) if isinstance(texts, str) else tuple(texts or ())
                 yield Sample(row[image], texts, row[label] if label else None)
         except Exception as error:  # noqa: BLE001  every reader has its own
-            name = f"{config.path or config.name}, shard {number}"
-            yield ShardError(f"{name} cannot be read to its end: {error}", rest_lost=True)
+            where = f"{config.path or config.name}, shard {number}"
+            yield ShardError(f"{where} cannot be read to its end: {error}", rest_lost=True)
 
     shards: list[Shard] = [partial(read, number) for number in range(rows.num_shards)]
     return shards, getattr(rows.features[label], "names", None) if label else None

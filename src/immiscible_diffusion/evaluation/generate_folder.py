@@ -80,10 +80,7 @@ def _png(image: Tensor) -> bytes:
 
 
 def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Note in ``folder`` how its images are made; every process may do so, as all write the same.
-
-    ValueError if the folder holds images made otherwise, or not known how.
-    """
+    """Note in ``folder`` how its images are made; ValueError if it holds images made otherwise, or not known how."""
     file = folder / SETTINGS
     if any(path.suffix in (".png", ".tar") for path in folder.glob("*")):
         before = read_json(file) if file.is_file() else {}
@@ -94,4 +91,4 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
         ]
         if differences:
             raise ValueError(f"{folder} holds images made otherwise: {'; '.join(differences)}; choose another folder")
-    write_json(file, settings)
+    write_json(file, settings)  # every process may, as all write the same

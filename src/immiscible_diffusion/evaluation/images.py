@@ -52,16 +52,9 @@ class ImageEvaluator:
     def of(
         cls, dataset: DataSet, config: ImageEvalConfig, device: torch.device | str = "cpu", max_real: int | None = None
     ) -> "ImageEvaluator":
-        """Prepare features and reference; the classifier is trained once and cached.
+        """Prepare features, on ``device``, and reference; the classifier is trained once and cached.
 
-        Args:
-            dataset: the real images.
-            config: names the feature space and the number of samples.
-            device: where features are computed.
-            max_real: compare with so many real images, chosen at random; all by default.
-
-        Raises:
-            ValueError: too few samples or data for the feature space.
+        The reference is of ``max_real`` images, chosen at random, or of all. ValueError for too few samples or data.
         """
         extractor = extractor_from_name(config.features, dataset, seed=EVAL_SEED, device=str(device))
         if config.samples < extractor.dim + 1:
@@ -188,8 +181,7 @@ class ImageEvaluator:
         if not rest:
             return floor, SampleMetrics(size, self.extractor.name)
         one, other = halves(real, size, seed, 0)
-        reference = Reference.of(other, self.extractor.name, seed)
-        return floor, measure(one, reference, metrics=rest)
+        return floor, measure(one, Reference.of(other, self.extractor.name, seed), metrics=rest)
 
     def floor(self, samples: int) -> Floor | None:
         """Return about what ``samples`` of the data's own distribution would score."""
@@ -202,8 +194,7 @@ class ImageEvaluator:
         def noise() -> Iterator[Tensor]:
             for number, start in enumerate(range(0, samples, batch_size)):
                 shape = (min(batch_size, samples - start), *self.dataset.shape)
-                generator = keyed_generator(EVAL_SEED, number, "noise floor")
-                yield torch.randn(shape, generator=generator)
+                yield torch.randn(shape, generator=keyed_generator(EVAL_SEED, number, "noise floor"))
 
         return self.measure(noise(), ("frechet",), allow_few=True).frechet
 

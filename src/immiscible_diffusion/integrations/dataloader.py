@@ -65,5 +65,4 @@ def _take(batch: Any, key: Key, option: str) -> Tensor:
         return batch[key]
     except (KeyError, IndexError, TypeError) as error:
         held = ", ".join(map(str, batch)) if isinstance(batch, Mapping) else f"{len(batch)} items"
-        kind = type(batch).__name__
-        raise ValueError(f"{option}={key!r} is not in the batch, a {kind} of {held}") from error
+        raise ValueError(f"{option}={key!r} is not in the batch, a {type(batch).__name__} of {held}") from error

@@ -148,10 +148,9 @@ def pair_lerobot(
     if isinstance(getattr(policy, "_immiscible", None), PairedPolicy):
         raise ValueError("this policy is paired already; remove() that first")
     diffusion: Any = getattr(policy, "diffusion", None)
-    mask_padding = do_mask_loss_for_padding
     if callable(getattr(diffusion, "compute_loss", None)):
-        if mask_padding is None:
-            mask_padding = diffusion.config.do_mask_loss_for_padding
+        if do_mask_loss_for_padding is None:
+            do_mask_loss_for_padding = diffusion.config.do_mask_loss_for_padding
         pair = PairedPolicy._in_diffusion
     elif callable(getattr(policy, "prepare_action", None)) and hasattr(getattr(policy, "model", None), "sample_noise"):
         pair = PairedPolicy._in_flow
@@ -160,7 +159,7 @@ def pair_lerobot(
             f"{type(policy).__name__} is built like neither Diffusion Policy (diffusion.compute_loss) nor SmolVLA and "
             "pi0 (prepare_action, model.sample_noise); call pair_actions where it draws its noise"
         )
-    paired = PairedPolicy(policy, as_coupling(coupling), mask_padding is not False, conditions or _state)
+    paired = PairedPolicy(policy, as_coupling(coupling), do_mask_loss_for_padding is not False, conditions or _state)
     pair(paired)
     object.__setattr__(policy, "_immiscible", paired)
     return paired
@@ -168,9 +167,7 @@ def pair_lerobot(
 
 def _state(batch: Batch) -> dict[str, Tensor] | None:
     state = batch.get(STATE)
-    if not isinstance(state, Tensor):
-        return None
-    return {OBSERVATION: state.reshape(len(state), -1).float()}
+    return {OBSERVATION: state.reshape(len(state), -1).float()} if isinstance(state, Tensor) else None
 
 
 @dataclass(eq=False)
@@ -182,8 +179,7 @@ class PairedPolicy:
     mask_padding: bool
     conditions: Callable[[Batch], dict[str, Tensor] | None]
     _pull: Tensor | None = None
-    _now: tuple[Tensor, Batch] | None = None
-    """Actions and batch whose noise is drawn next."""
+    _now: tuple[Tensor, Batch] | None = None  # actions and batch whose noise is drawn next
     _undo: list[Callable[[], None]] = field(default_factory=list)
 
     @property

@@ -25,9 +25,7 @@ def cmmd(a: Tensor, b: Tensor, *, sigma: float = SIGMA, scale: float = SCALE) ->
 
     The mean over all pairs, those of an image with itself included, as in the authors' code: never
     negative, 0 for equal sets, and above 0 by about ``scale (1 - k) (1/N + 1/M)`` for two samples
-    of one distribution. CMMD is this of CLIP features of length 1, ``cmmd_features``.
-
-    ``a`` is [N, F], ``b`` [M, F].
+    of one distribution. CMMD is this of CLIP features of length 1, ``cmmd_features``. ``a`` is [N, F], ``b`` [M, F].
 
     Raises:
         ValueError: no features, unequal dimensions, not finite, or sigma not above 0.
@@ -105,12 +103,10 @@ class Clip:
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """Features [B, F] of texts, truncated to the length of CLIP's text encoder."""
         length = int(self.model.config.text_config.max_position_embeddings)
-        tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt").to(
-            next(self.model.parameters()).device
-        )
+        tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
+        tokens = tokens.to(next(self.model.parameters()).device)
         out = self.model.text_model(tokens["input_ids"], attention_mask=tokens["attention_mask"])
-        features = self.model.text_projection(out.pooler_output)
-        return nn.functional.normalize(features, dim=-1)
+        return nn.functional.normalize(self.model.text_projection(out.pooler_output), dim=-1)
 
     def score(self, batches: Iterable[tuple[Tensor, Sequence[str]]]) -> ClipScore:
         """CLIPScore of the center squares of images [b, 1 or 3, H, W] in [-1, 1] and their texts.

@@ -96,8 +96,7 @@ def make_reference(
         raise ValueError(f"a reference needs at least 2 data, got {len(dataset)} and {limit=}")
     indices = torch.arange(len(dataset))
     if count < len(dataset):
-        order = torch.randperm(len(dataset), generator=keyed_generator(seed, "reference"))
-        indices = order[:count].sort().values
+        indices = torch.randperm(len(dataset), generator=keyed_generator(seed, "reference"))[:count].sort().values
 
     def extract_real() -> Tensor:
         return extract(extractor, data_batches(dataset, indices))

@@ -38,8 +38,7 @@ def few_shot_metrics(extractor: FeatureExtractor, samples: Tensor, real: Tensor)
         )
     f, g = (extract(extractor, data.split(64)).double() for data in (samples, real))
     unit_f, unit_g = (torch.nn.functional.normalize(features, dim=1) for features in (f, g))
-    cosines = unit_f @ unit_f.T
-    pairs = len(f) * (len(f) - 1)
+    cosines, pairs = unit_f @ unit_f.T, len(f) * (len(f) - 1)
     (mean, std), (real_mean, real_std) = map(_channel_statistics, (samples, real))
     return FewShotMetrics(
         similarity=float((unit_f @ unit_g.T).mean()),

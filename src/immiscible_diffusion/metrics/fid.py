@@ -148,8 +148,7 @@ class Floor:
         if self.counts is not None:
             raise ValueError(f"the floor was scaled to {self.counts} already")
         scale = (1 / samples + 1 / real) / (2 / self.size)
-        values = (scale * self.mean, scale * self.low, scale * self.high)
-        return Floor(*values, self.size, (samples, real))
+        return Floor(scale * self.mean, scale * self.low, scale * self.high, self.size, (samples, real))
 
     @property
     def note(self) -> str:
@@ -181,6 +180,5 @@ def floor_of(real: Tensor, size: int, seed: int) -> Floor | None:
 
 def halves(real: Tensor, size: int, seed: int, split: int) -> tuple[Tensor, Tensor]:
     """Two random disjoint sets [size, F] of the features [N, F]."""
-    generator = keyed_generator(seed, "floor", split)
-    order = torch.randperm(len(real), generator=generator)
+    order = torch.randperm(len(real), generator=keyed_generator(seed, "floor", split))
     return real[order[:size]], real[order[size : 2 * size]]

@@ -67,6 +67,5 @@ def _unbiased(a: Tensor, b: Tensor) -> float:
 
 def _sum(x: Tensor, y: Tensor) -> float:
     """Sum of the kernel over all pairs, in blocks of rows."""
-    rows = max(1, _BLOCK // len(y))
-    sums = [((block @ y.T) / x.shape[1] + 1).pow(3).sum() for block in x.split(rows)]
+    sums = [((block @ y.T) / x.shape[1] + 1).pow(3).sum() for block in x.split(max(1, _BLOCK // len(y)))]
     return float(torch.stack(sums).sum())

@@ -59,6 +59,5 @@ class ConditionalDiT(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
         """Predict the target at ``x`` ``[B, C, S, S]`` and ``time`` ``[B]``."""
-        one_class = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        label = label_of(cond) if self.conditional else one_class
+        label = label_of(cond) if self.conditional else torch.zeros(len(x), dtype=torch.int64, device=x.device)
         return self.dit(x, timestep=time, class_labels=label).sample
