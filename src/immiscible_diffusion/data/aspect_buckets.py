@@ -25,10 +25,7 @@ def bucket_sizes(size: int, step: int = 64, smallest: int | None = None) -> tupl
     """The shapes of at most ``size x size`` pixels whose sides are multiples of ``step``.
 
     For each side the longest other side within the area; for 1024, 64 and 512 the range of SDXL's
-    list, 512 x 2048 to 2048 x 512 (2307.01952, appendix I). Arguments as for ``Buckets``.
-
-    Raises:
-        ValueError: sizes that leave no bucket.
+    list, 512 x 2048 to 2048 x 512 (2307.01952, appendix I). Arguments as for ``Buckets``; ValueError for no bucket.
     """
     smallest = max(step, size // 2 // step * step) if smallest is None else smallest
     if step < 1 or not step <= smallest <= size or size % step:

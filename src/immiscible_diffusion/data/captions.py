@@ -154,11 +154,7 @@ def _prompts(rows: Any, images: DataSet, captions: Captions, config: DataConfig)
 
 
 def caption_column(rows: Any, name: str | None) -> str | None:
-    """``name``, or by default the first column with a usual name; None if there is none.
-
-    Raises:
-        ValueError: the column ``name`` is absent, or is not of texts.
-    """
+    """``name``, a column of texts (else ValueError), or by default the first with a usual name; None without one."""
 
     def element(kind: Any) -> Any:  # the type of a column, or of the elements of its lists
         return kind[0] if isinstance(kind, list) and kind else getattr(kind, "feature", kind)

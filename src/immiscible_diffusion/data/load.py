@@ -133,11 +133,7 @@ def _gray_images(
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The array of bytes in ``path``, shaped as the file says.
-
-    Raises:
-        ValueError: not an idx file of unsigned bytes, or of another length than it says.
-    """
+    """The array of bytes in ``path``; ValueError if it is no idx file of bytes, or of another length than it says."""
     try:
         content = path.read_bytes()
         if path.suffix == ".gz":
@@ -158,8 +154,7 @@ def read_idx(path: Path) -> np.ndarray:
 def coco_rows(config: DataConfig) -> Any:
     """The images of a split with all their captions (column ``captions``, lists of texts).
 
-    Raises:
-        ValueError: the files are not there (says what to download), or are not COCO's.
+    ValueError if the files are not there (it says what to download), or are not COCO's.
     """
     if config.path is None:
         raise ValueError(f"the data set coco needs data.path: {COCO_DOWNLOAD}")

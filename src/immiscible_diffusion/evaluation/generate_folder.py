@@ -30,13 +30,8 @@ def generate_folder(
     The call may be stopped or killed at any moment: the same call goes on without a duplicate or a
     gap, with any number of processes and any batch size.
 
-    Args:
-        writer: says which images, and keeps them.
-        draw: makes ``[b, 1 or 3, H, W]`` in [-1, 1] of b indices; image i must be a function of i.
-        batch_size: images at a time; may differ between processes.
-        rank: this process.
-        world: number of processes.
-        quiet: show no progress.
+    The ``writer`` says which images, and keeps them; ``draw`` makes ``[b, 1 or 3, H, W]`` in [-1, 1] of b indices, and
+    image i must be a function of i.
 
     Raises:
         ValueError: ``draw`` returned another number of images, or some that are not finite.

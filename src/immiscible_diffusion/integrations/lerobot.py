@@ -106,11 +106,8 @@ def matched_noise(
 
     ``policy.select_action(batch, noise=matched_noise(distribution, len(state)))``
 
-    Args:
-        distribution: measured on complete windows ``[T, A]``, ``NoiseDistribution.measure``.
-        count: how many.
-        size: dimensions that actions are padded to; noise there is N(0, I). None = A.
-        generator: of the draw, on the CPU.
+    The ``distribution`` is of complete windows ``[T, A]``; ``size`` is the number of dimensions that actions are
+    padded to (None = A), where noise is N(0, I); the ``generator`` is on the CPU.
     """
     steps, dims = distribution.shape
     size = dims if size is None else size

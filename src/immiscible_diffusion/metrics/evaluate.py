@@ -83,13 +83,9 @@ def make_reference(
     Args:
         dataset: the training set: ``memorization`` looks for copies of it.
         extractor: makes the features.
-        limit: use this many samples, chosen at random by ``seed``; all by default.
+        limit: use this many samples, at least 2, chosen at random by ``seed``; all by default.
         seed: of that choice, of the splits of the floor, and of KID's subsets.
-        cache: folder of cached statistics; None for none. Needs a data set with a ``digest`` and
-            an extractor with an ``identity``.
-
-    Raises:
-        ValueError: if ``limit`` or the data set is below 2.
+        cache: folder of cached statistics, for a data set with a ``digest`` and an extractor with an ``identity``.
     """
     count = len(dataset) if limit is None else min(limit, len(dataset))
     if count < 2:

@@ -26,11 +26,7 @@ class FewShotMetrics:
 
 
 def few_shot_metrics(extractor: FeatureExtractor, samples: Tensor, real: Tensor) -> FewShotMetrics:
-    """Compare ``samples`` with the training images ``real``, ``[B, C, H, W]`` in [-1, 1].
-
-    Raises:
-        ValueError: fewer than two samples or two training images, or other channels.
-    """
+    """Compare ``samples`` with the training images ``real``, ``[B, C, H, W]`` in [-1, 1], at least two of each."""
     if min(len(samples), len(real)) < 2 or samples.shape[1] != real.shape[1]:
         raise ValueError(
             f"expected at least 2 samples and 2 training images of the same channels, got "

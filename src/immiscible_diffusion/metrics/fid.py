@@ -13,11 +13,7 @@ _ROUNDING = 1e-8
 
 
 def check_features(features: Tensor, dim: int | None = None) -> Tensor:
-    """Features [B, F] as float64 on the CPU.
-
-    Raises:
-        ValueError: if they are not a matrix, not ``dim`` wide, or not finite.
-    """
+    """Features [B, F] as float64 on the CPU; ValueError if they are no matrix, not ``dim`` wide, or not finite."""
     if features.ndim != 2 or (dim is not None and features.shape[1] != dim):
         raise ValueError(f"expected features [B, {'F' if dim is None else dim}], got {list(features.shape)}")
     features = features.detach().to("cpu", torch.float64)
@@ -91,10 +87,9 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics, *, allow_few: b
     when the features are Inception's. It is biased upwards by about 1 / count, so compare only
     figures made with equal counts and equal features.
 
-    With ``allow_few``, fewer than F + 1 features are accepted, whose covariance has not full rank.
-
     Raises:
-        ValueError: on too few features, different dimensions, or a covariance that is indefinite.
+        ValueError: on different dimensions, an indefinite covariance, or, unless ``allow_few``, fewer than F + 1
+            features, whose covariance has not full rank.
     """
     _check_dims(a, b)
     least, count = a.dim + 1, min(a.count, b.count)

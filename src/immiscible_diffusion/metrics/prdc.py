@@ -103,11 +103,7 @@ def coverage(samples: Tensor, real: Tensor | Manifold, *, k: int = 5) -> float:
 
 
 def spacing(real: Tensor) -> float:
-    """Median distance of real features [N, F] to their nearest other one; copies are skipped.
-
-    Raises:
-        ValueError: if fewer than 2 of them differ.
-    """
+    """Median distance of real features [N, F] to their nearest different one; ValueError if all are equal."""
     real = check_features(real)
     nearest = torch.full((len(real),), torch.inf, dtype=torch.float64)
     for rows, distances in _distances(real, real):
