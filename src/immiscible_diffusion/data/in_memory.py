@@ -202,8 +202,7 @@ def random_rows(count: int, max_samples: int | None, seed: int) -> Tensor:
         raise ValueError(f"the number of images must be at least 1, got {max_samples}")
     if max_samples is None or max_samples >= count:
         return torch.arange(count)
-    order = torch.randperm(count, generator=keyed_generator(seed, "subset"))
-    return order[:max_samples].sort().values
+    return torch.randperm(count, generator=keyed_generator(seed, "subset"))[:max_samples].sort().values
 
 
 def join_notes(*notes: str) -> str:

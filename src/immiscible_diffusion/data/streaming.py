@@ -98,8 +98,7 @@ class Stream:
         A rank reads its part of the shards in a shuffle of the epoch and of ``start``.
 
         Raises:
-            ValueError: fewer shards than ranks, or the batch does not divide; at ``next``, what
-                cannot be read, by name, unless it is skipped.
+            ValueError: fewer shards than ranks, or the batch does not divide; at ``next``, what cannot be read.
         """
         parts = world * gradient_accumulation_steps
         check_split(batch_size, parts)
@@ -222,11 +221,7 @@ class StreamedImages(Captioned):
 def load_stream(
     config: DataConfig, captions: Captions | None = None, tokenize: Tokenize | None = None
 ) -> StreamedImages:
-    """The stream that ``config`` names, with its first ``config.max_samples`` (1,000) images.
-
-    Raises:
-        ValueError: what ``open_stream`` raises, or no image can be read.
-    """
+    """The stream that ``config`` names, with its first ``config.max_samples`` (1,000) images; ValueError for none."""
     stream = open_stream(config, captions, tokenize)
     first = stream.first(config.max_samples or NUM_IN_MEMORY)
     if not first:
@@ -244,10 +239,7 @@ def open_stream(config: DataConfig, captions: Captions | None = None, tokenize: 
     """A stream of what ``config`` names: tar shards, parquet files, or a set of the hub.
 
     Its ``path`` is a .tar, a folder of them, a pattern with * or {00000..00099}, or an address;
-    else what ``load_images`` takes. Its ``size`` is needed.
-
-    Raises:
-        ValueError: no size, no shards, no such column, or the hub out of reach.
+    else what ``load_images`` takes. ValueError for no size, no shards, no such column, or the hub out of reach.
     """
     captions = captions or Captions()
     if config.size is None:

@@ -74,10 +74,9 @@ class ImageEvaluator:
     def measure(
         self, batches: Iterator[Tensor], metrics: Sequence[str] = METRICS, *, allow_few: bool = False
     ) -> SampleMetrics:
-        """Score ``batches`` of images ``[b, C, H, W]`` in [-1, 1]; none is kept.
+        """Score ``batches`` of images ``[b, C, H, W]`` in [-1, 1], none of which is kept; ValueError unless finite.
 
-        Their features are, in float32, unless the Frechet distance alone is asked for. ValueError
-        for images with NaN or infinity.
+        Their features are, in float32, unless the Frechet distance alone is asked for.
         """
         check_metrics(metrics)
         images = (_check_finite(batch).clamp(-1, 1) for batch in batches)

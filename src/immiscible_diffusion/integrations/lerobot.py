@@ -227,8 +227,7 @@ class PairedPolicy:
 
     def _in_flow(self) -> None:
         """Actions are prepared, then noise is drawn of their shape."""
-        prepare, sample = self.policy.prepare_action, self.policy.model.sample_noise
-        config = self.policy.config
+        prepare, sample, config = self.policy.prepare_action, self.policy.model.sample_noise, self.policy.config
         feature = getattr(config, "action_feature", None) or config.output_features["action"]
 
         def prepared(batch: Batch) -> Tensor:
@@ -240,8 +239,7 @@ class PairedPolicy:
             noise: Tensor = sample(shape, device)
             if self._now is None or not self.policy.training:
                 return noise
-            start = noise if self.coupling.takes_noise else None
-            return self._noise(int(feature.shape[0]), start).to(noise)
+            return self._noise(int(feature.shape[0]), noise if self.coupling.takes_noise else None).to(noise)
 
         self._set(self.policy, "prepare_action", prepared)
         self._set(self.policy.model, "sample_noise", sampled)
