@@ -21,20 +21,13 @@ class SampleWriter:
     So the classes get equally many, and more can be asked for later: the images that exist stay. A
     file that exists is whole. A shard is written when all of its images are made, so a killed
     process repeats at most one. Equal images give equal bytes.
-
-    Args:
-        folder: for ``{class}_{i}.png``, or for ``images-00000.tar`` ... of such members in order.
-        count: images in all, over all processes.
-        classes: names of the classes, or prompts, for the file names; none for numbers alone.
-        format: single files, shards, or both.
-        shard_size: images in a shard.
     """
 
-    folder: Path
-    count: int
-    classes: Sequence[str] = ()
-    format: Literal["png", "tar", "both"] = "png"
-    shard_size: int = 1000
+    folder: Path  # for ``{class}_{i}.png``, or for ``images-00000.tar`` ... of such members in order
+    count: int  # images in all, over all processes
+    classes: Sequence[str] = ()  # names of the classes, or prompts, for the file names; none for numbers alone
+    format: Literal["png", "tar", "both"] = "png"  # single files, shards, or both
+    shard_size: int = 1000  # images in a shard
 
     def __post_init__(self) -> None:
         check_bounds(self, count=">= 1", shard_size=">= 1")
