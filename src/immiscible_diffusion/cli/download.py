@@ -6,14 +6,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from immiscible_diffusion.cli.options import (
-    Device,
-    RecipeOptions,
-    WholeRecipe,
-    named_recipe,
-    parse,
-    take_name,
-)
+from immiscible_diffusion.cli.options import Device, RecipeOptions, WholeRecipe, named_recipe, parse, take_name
 from immiscible_diffusion.couplings import check_coupling_name
 from immiscible_diffusion.recipes.flow_matching import digits_flow
 from immiscible_diffusion.training.builders import check_trackers
@@ -29,9 +22,9 @@ PACKAGES = ("accelerate", "diffusers", "safetensors", "rich", "matplotlib")
 class Options:
     """Get everything a recipe needs, before a job on a node without a network.
 
-    Data go into the cache of ``datasets`` ($HF_HOME, ~/.cache/huggingface), networks for features
-    into $IMMISCIBLE_CACHE (~/.cache/immiscible-diffusion): the job must see the same folders.
-    Prints what is there and what is missing; exit code 2 if something is.
+    Data go into the cache of ``datasets`` ($HF_HOME, ~/.cache/huggingface), networks for features into
+    $IMMISCIBLE_CACHE (~/.cache/immiscible-diffusion): the job must see the same folders. Prints what is there and what
+    is missing; exit code 2 if something is.
 
     Args:
         device: where a classifier for features is trained, if the recipe asks for one.

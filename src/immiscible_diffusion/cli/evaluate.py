@@ -35,17 +35,17 @@ class Options(SamplerChanges):
         samples: images to make; the recipe's number by default.
         real: compare with so many real data, chosen at random; all by default.
         seed: of the initial noise.
-        features: feature space: classifier, pixels, efficientnet, inception (FID) or dinov2
-            (FD-DINOv2); the recipe's by default.
+        features: feature space: classifier, pixels, efficientnet, inception (FID) or dinov2 (FD-DINOv2); the recipe's
+            by default.
         metrics: which; frechet alone keeps no features, so any number of samples fits.
-        clip_metrics: of a folder, metrics by CLIP besides: score (CLIPScore; needs the prompts that
-            `immiscible sample --to` notes) and cmmd.
-        calibrate: also score real data against real data, and pure noise: the best and the worst
-            values of the metrics.
+        clip_metrics: of a folder, metrics by CLIP besides: score (CLIPScore; needs the prompts that `immiscible sample
+            --to` notes) and cmmd.
+        calibrate: also score real data against real data, and pure noise: the best and the worst values of the
+            metrics.
         batch_size: images at a time.
         device: where to sample and to compute features.
-        allow_code: import the coupling that the run's recipe names, if it is code of yours (only
-            needed for init_noise matched).
+        allow_code: import the coupling that the run's recipe names, if it is code of yours (only needed for init_noise
+            matched).
     """
 
     run: Annotated[Path, tyro.conf.Positional]
@@ -98,9 +98,7 @@ def evaluate_run(options: Options, run_dir: RunDir) -> dict[str, Any]:
     run = run.with_sampler(options.of(run.recipe.sampler))
     evaluator = run.task.evaluator(eval_config(options, run.recipe), options.real)
     calibration = calibrate(options, evaluator)
-    scores = evaluator.evaluate_run(
-        run, seed=options.seed, batch_size=options.batch_size, metrics=options.metrics
-    )
+    scores = evaluator.evaluate_run(run, seed=options.seed, batch_size=options.batch_size, metrics=options.metrics)
     return {**scores, **calibration}
 
 

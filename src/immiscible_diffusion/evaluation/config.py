@@ -12,8 +12,8 @@ class ImageEvalConfig(EvalConfig):
     """When and how images are scored.
 
     Args:
-        features: feature space: ``classifier``, ``pixels``, or of a pretrained network
-            ``efficientnet``, ``inception`` (FID) or ``dinov2`` (FD-DINOv2); docs/evaluate.md.
+        features: feature space: ``classifier``, ``pixels``, or of a pretrained network ``efficientnet``, ``inception``
+            (FID) or ``dinov2`` (FD-DINOv2); docs/evaluate.md.
         samples: images generated for every score.
     """
 

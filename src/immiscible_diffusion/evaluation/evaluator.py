@@ -63,16 +63,12 @@ class Evaluator(Protocol):
         ValueError if there is no such scale.
         """
 
-    def evaluate_run(
-        self, run: Run, *, seed: int, batch_size: int, metrics: Sequence[str]
-    ) -> dict[str, Any]:
+    def evaluate_run(self, run: Run, *, seed: int, batch_size: int, metrics: Sequence[str]) -> dict[str, Any]:
         """Return all that ``immiscible evaluate RUN`` says of a run's model; JSON values."""
 
-    def summary(
-        self, runs: Mapping[str, Mapping[int, RunDir]], folder: Path, step: int
-    ) -> dict[str, Any]:
+    def summary(self, runs: Mapping[str, Mapping[int, RunDir]], folder: Path, step: int) -> dict[str, Any]:
         """Return what a comparison's report says of the evaluation besides the curves of scores.
 
-        ``runs`` are run folders by coupling and seed, ``folder`` is that of the comparison, where
-        images may be written, ``step`` the last training step.
+        ``runs`` are run folders by coupling and seed, ``folder`` is that of the comparison, where images may be
+        written, ``step`` the last training step.
         """

@@ -27,8 +27,8 @@ def generate_folder(
 ) -> int:
     """Make the images of this process that are missing; return how many were made.
 
-    The call may be stopped or killed at any moment: the same call goes on without a duplicate or a
-    gap, with any number of processes and any batch size.
+    The call may be stopped or killed at any moment: the same call goes on without a duplicate or a gap, with any
+    number of processes and any batch size.
 
     Args:
         writer: says which images, and keeps them.
@@ -42,9 +42,7 @@ def generate_folder(
         ValueError: ``draw`` returned another number of images, or some that are not finite.
     """
     if batch_size < 1 or not 0 <= rank < world:
-        raise ValueError(
-            f"expected batch_size >= 1 and 0 <= rank < world, got {batch_size}, {rank}, {world}"
-        )
+        raise ValueError(f"expected batch_size >= 1 and 0 <= rank < world, got {batch_size}, {rank}, {world}")
     groups = list(writer.missing(rank, world))
     total, done = sum(len(indices) for indices, _ in groups), 0
     bar = Progress(total, 0, "sampling", unit="image", quiet=quiet)
@@ -95,7 +93,5 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
             if before.get(name) != settings.get(name)
         ]
         if differences:
-            raise ValueError(
-                f"{folder} holds images made otherwise: {'; '.join(differences)}; choose another folder"
-            )
+            raise ValueError(f"{folder} holds images made otherwise: {'; '.join(differences)}; choose another folder")
     write_json(file, settings)

@@ -57,11 +57,7 @@ class ImageEvaluator:
 
     @classmethod
     def of(
-        cls,
-        dataset: DataSet,
-        config: ImageEvalConfig,
-        device: torch.device | str = "cpu",
-        max_real: int | None = None,
+        cls, dataset: DataSet, config: ImageEvalConfig, device: torch.device | str = "cpu", max_real: int | None = None
     ) -> "ImageEvaluator":
         """Prepare features and reference; the classifier is trained once and cached.
 
@@ -74,17 +70,13 @@ class ImageEvaluator:
         Raises:
             ValueError: too few samples or data for the feature space.
         """
-        extractor = extractor_from_name(
-            config.features, dataset, seed=EVAL_SEED, device=str(device)
-        )
+        extractor = extractor_from_name(config.features, dataset, seed=EVAL_SEED, device=str(device))
         if config.samples < extractor.dim + 1:
             raise ValueError(
                 f"eval.samples {config.samples} is too few for a Frechet distance in "
                 f"{extractor.dim} dimensions; use at least {extractor.dim + 1}"
             )
-        reference = make_reference(
-            dataset, extractor, limit=max_real, seed=EVAL_SEED, cache=cache_folder()
-        )
+        reference = make_reference(dataset, extractor, limit=max_real, seed=EVAL_SEED, cache=cache_folder())
         return cls(extractor, reference, dataset, config.samples)
 
     def check(self) -> str:
@@ -94,16 +86,12 @@ class ImageEvaluator:
         return self.extractor.name + (f", held-out accuracy {accuracy:.1%}" if known else "")
 
     def measure(
-        self,
-        batches: Iterator[Tensor],
-        metrics: Sequence[str] = METRICS,
-        *,
-        allow_few: bool = False,
+        self, batches: Iterator[Tensor], metrics: Sequence[str] = METRICS, *, allow_few: bool = False
     ) -> SampleMetrics:
         """Score ``batches`` of images ``[b, C, H, W]`` in [-1, 1]; none is kept.
 
-        Their features are, in float32, unless the Frechet distance alone is asked for. ValueError
-        for images with NaN or infinity.
+        Their features are, in float32, unless the Frechet distance alone is asked for. ValueError for images with NaN
+        or infinity.
         """
         check_metrics(metrics)
         images = (_check_finite(batch).clamp(-1, 1) for batch in batches)
@@ -128,9 +116,7 @@ class ImageEvaluator:
         """Score generated images: the Frechet distance, and all metrics after the last step."""
         return self.evaluate(pipeline, model, seed, METRICS if final else ("frechet",))
 
-    def evaluate(
-        self, pipeline: SamplingPipeline, model: nn.Module, seed: int, metrics: Sequence[str]
-    ) -> EvalResult:
+    def evaluate(self, pipeline: SamplingPipeline, model: nn.Module, seed: int, metrics: Sequence[str]) -> EvalResult:
         """Generate and score images; ``nfe`` is function evaluations per image."""
         evaluations: list[int] = []
         first: list[Tensor] = []
@@ -174,9 +160,7 @@ class ImageEvaluator:
             "floor": floor.note if floor is not None else "too few real data to tell",
         }
 
-    def summary(
-        self, runs: Mapping[str, Mapping[int, RunDir]], folder: Path, step: int
-    ) -> dict[str, Any]:
+    def summary(self, runs: Mapping[str, Mapping[int, RunDir]], folder: Path, step: int) -> dict[str, Any]:
         """Return what the scores of a comparison were made with."""
         floor = self.floor(self.samples)
         return {
@@ -197,15 +181,12 @@ class ImageEvaluator:
             values |= {"frechet": floor.mean, "frechet_low": floor.low, "frechet_high": floor.high}
         return values | {"frechet_of_noise": self.noise_distance(self.samples)}
 
-    def real_against_real(
-        self, samples: int, metrics: Sequence[str] = METRICS
-    ) -> tuple[Floor | None, SampleMetrics]:
+    def real_against_real(self, samples: int, metrics: Sequence[str] = METRICS) -> tuple[Floor | None, SampleMetrics]:
         """Score two disjoint random sets of real data against each other.
 
-        Each is of ``samples`` data, or half of all if that is less: the Frechet distance depends
-        on the count, so only scores from as many samples compare with it. Returns the Frechet
-        distance over 10 splits, None where they are too few for it; and the other ``metrics`` on
-        the first split.
+        Each is of ``samples`` data, or half of all if that is less: the Frechet distance depends on the count, so only
+        scores from as many samples compare with it. Returns the Frechet distance over 10 splits, None where they are
+        too few for it; and the other ``metrics`` on the first split.
         """
         half, seed = self.reference.statistics.count // 2, self.reference.seed
         size, real = min(samples, half), self.reference.real
@@ -237,7 +218,5 @@ class ImageEvaluator:
 def _check_finite(batch: Tensor) -> Tensor:
     wrong = int((~batch.flatten(1).isfinite().all(dim=1)).sum())
     if wrong:
-        raise ValueError(
-            f"{wrong} of {len(batch)} images hold NaN or infinity; the model has probably diverged"
-        )
+        raise ValueError(f"{wrong} of {len(batch)} images hold NaN or infinity; the model has probably diverged")
     return batch

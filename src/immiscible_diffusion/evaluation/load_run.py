@@ -22,8 +22,8 @@ def load_run(
         run_dir: the run folder.
         device: auto, cpu, cuda or mps.
         dataset: the training data, if they are loaded already.
-        allow_code: import the coupling that its recipe names, if it is not one of ours; a
-            stranger's run folder could name any code.
+        allow_code: import the coupling that its recipe names, if it is not one of ours; a stranger's run folder could
+            name any code.
 
     Raises:
         ValueError: no run, no weights yet, or data other than those it was trained on.

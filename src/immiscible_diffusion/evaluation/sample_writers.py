@@ -18,9 +18,9 @@ _LONGEST = 60  # letters of a class in a file name: a tar header has room for 10
 class SampleWriter:
     """Writes ``count`` images; image i is of class i mod the number of classes.
 
-    So the classes get equally many, and more can be asked for later: the images that exist stay. A
-    file that exists is whole. A shard is written when all of its images are made, so a killed
-    process repeats at most one. Equal images give equal bytes.
+    So the classes get equally many, and more can be asked for later: the images that exist stay. A file that exists is
+    whole. A shard is written when all of its images are made, so a killed process repeats at most one. Equal images
+    give equal bytes.
 
     Args:
         folder: for ``{class}_{i}.png``, or for ``images-00000.tar`` ... of such members in order.
@@ -58,17 +58,14 @@ class SampleWriter:
     def missing(self, rank: int = 0, world: int = 1) -> Iterator[tuple[list[int], Path | None]]:
         """Yield groups of images that a process is to make, each with its shard if it is one.
 
-        Every world-th image belongs to the process, or every world-th shard, whatever exists. What
-        a killed process left of their files is removed.
+        Every world-th image belongs to the process, or every world-th shard, whatever exists. What a killed process
+        left of their files is removed.
         """
         files = {file.name for file in self.folder.glob("*.png")}
         groups: list[tuple[list[int], Path | None]] = [([*range(rank, self.count, world)], None)]
         if self.format != "png":
             shards = range(rank, -(-self.count // self.shard_size), world)
-            groups = [
-                (list(self._indices(shard)), self.folder / f"images-{shard:05d}.tar")
-                for shard in shards
-            ]
+            groups = [(list(self._indices(shard)), self.folder / f"images-{shard:05d}.tar") for shard in shards]
         for indices, shard in groups:
             names = {self.file_name(index) for index in indices}
             remove_unfinished(self.folder, names | {shard.name} if shard else names)
@@ -85,10 +82,7 @@ class SampleWriter:
                 with atomic_path(self.folder / name) as temporary:
                     temporary.write_bytes(content)
         if shard is not None:
-            with (
-                atomic_path(shard) as temporary,
-                tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
-            ):
+            with atomic_path(shard) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
                 for name, content in files.items():
                     member = tarfile.TarInfo(name)
                     member.size = len(content)

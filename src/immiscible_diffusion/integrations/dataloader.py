@@ -18,19 +18,19 @@ class Collate:
 
     ``DataLoader(images, 64, num_workers=4, collate_fn=Collate(KNN(4), data_key="pixel_values"))``
 
-    For loaders that yield what the network sees: images, or latents from disk. The pool of
-    ``LinearAssignment`` is the loader's batch; for a larger one load several at once and split.
+    For loaders that yield what the network sees: images, or latents from disk. The pool of ``LinearAssignment`` is the
+    loader's batch; for a larger one load several at once and split.
 
-    Noise comes from torch's generator in the worker, which the loader seeds anew for every worker
-    and epoch from ``DataLoader(generator=)`` or else from the generator of the main process: seed
-    that one with ``torch.manual_seed(seed + rank)``, or all ranks draw the same.
+    Noise comes from torch's generator in the worker, which the loader seeds anew for every worker and epoch from
+    ``DataLoader(generator=)`` or else from the generator of the main process: seed that one with
+    ``torch.manual_seed(seed + rank)``, or all ranks draw the same.
 
     Args:
         coupling: any that needs no other process; its tensors (centers) must be on the CPU.
         collate_fn: makes the batch: a dict, a tuple or list, or a tensor (the data).
         data_key: where the data are: a key of the dict, or the place in the tuple.
-        noise_key: where a dict gets the noise. To a tuple or list it is appended; of a tensor it
-            makes ``(data, noise)``.
+        noise_key: where a dict gets the noise. To a tuple or list it is appended; of a tensor it makes ``(data,
+            noise)``.
         mask_key: where the mask of valid positions is, if any.
         cond: names of the coupling's conditions to their keys or places, such as ``{"label": 1}``.
     """

@@ -18,9 +18,7 @@ class ModelConfig(ABC):
     """The settings of a network, a frozen dataclass: ``build`` makes the network."""
 
     @abstractmethod
-    def build(
-        self, shape: Shape, num_classes: int | None = None, conditions: Shapes | None = None
-    ) -> nn.Module:
+    def build(self, shape: Shape, num_classes: int | None = None, conditions: Shapes | None = None) -> nn.Module:
         """Return a fresh network ``model(x_t [B, *shape], network_time [B], cond) -> [B, *shape]``.
 
         Args:
@@ -37,9 +35,7 @@ class ModelConfig(ABC):
         """Shrink to a smoke run."""
 
 
-def check_images(
-    config: ModelConfig, shape: Shape, multiple: int, option: str, conditions: Shapes | None
-) -> None:
+def check_images(config: ModelConfig, shape: Shape, multiple: int, option: str, conditions: Shapes | None) -> None:
     """Raise ValueError unless data are images ``[C, S, S]``, S a ``multiple``, with labels at most.
 
     The ``option`` changes the multiple.

@@ -32,9 +32,7 @@ class DiT(ModelConfig):
         """Shrink to a smoke run."""
         return replace(self, heads=2, head_channels=8, depth=2)
 
-    def build(
-        self, shape: Shape, num_classes: int | None = None, conditions: Shapes | None = None
-    ) -> nn.Module:
+    def build(self, shape: Shape, num_classes: int | None = None, conditions: Shapes | None = None) -> nn.Module:
         """Return a fresh network for images ``[B, C, S, S]`` whose size the patches divide."""
         check_images(self, shape, self.patch, "model.patch", conditions)
         return ConditionalDiT(self, shape, num_classes)

@@ -35,9 +35,7 @@ class UNet(ModelConfig):
         """Shrink to a smoke run."""
         return replace(self, channels=8, blocks=1, groups=4, head_channels=4, dropout=0.0)
 
-    def build(
-        self, shape: Shape, num_classes: int | None = None, conditions: Shapes | None = None
-    ) -> nn.Module:
+    def build(self, shape: Shape, num_classes: int | None = None, conditions: Shapes | None = None) -> nn.Module:
         """Return a fresh network for images ``[B, C, S, S]`` whose size the levels can halve."""
         halvings = 2 ** (len(self.multipliers) - 1)
         check_images(self, shape, halvings, "fewer model.multipliers", conditions)

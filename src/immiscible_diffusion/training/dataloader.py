@@ -15,8 +15,8 @@ from immiscible_diffusion.utils.random import RandomStreams
 class TrainDataLoader:
     """The micro-batches of one rank, counted from step 0 on: functions of the seed alone.
 
-    Micro-batch m of rank r is keyed as chunk ``m world + r`` of its step, so W ranks see what one
-    process sees in W micro-batches.
+    Micro-batch m of rank r is keyed as chunk ``m world + r`` of its step, so W ranks see what one process sees in W
+    micro-batches.
 
     Args:
         dataset: the data.

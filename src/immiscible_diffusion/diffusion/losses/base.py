@@ -30,8 +30,8 @@ class Loss(ABC):
     ) -> Tensor:
         """Loss ``[B]`` of ``data`` and ``noise`` ``[B, *shape]`` at ``t`` ``[B]``.
 
-        Where ``mask``, broadcast to ``data``, is False the data count for nothing. ``progress`` in
-        [0, 1] is the fraction of training that is done.
+        Where ``mask``, broadcast to ``data``, is False the data count for nothing. ``progress`` in [0, 1] is the
+        fraction of training that is done.
         """
 
     def without_augmentation(self) -> "Loss":
@@ -45,9 +45,7 @@ class Loss(ABC):
     def check(self, path: Path, sampler: SamplerConfig) -> None:
         """Raise ValueError for a path or sampler that does not go with this loss."""
         if sampler.method == "consistency":
-            raise ValueError(
-                f"sampler.method consistency needs ConsistencyLoss, got {type(self).__name__}"
-            )
+            raise ValueError(f"sampler.method consistency needs ConsistencyLoss, got {type(self).__name__}")
 
 
 def mean_over(values: Tensor, mask: Tensor | None) -> Tensor:

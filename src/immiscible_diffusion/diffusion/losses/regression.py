@@ -17,10 +17,9 @@ class RegressionLoss(Loss):
     Both options change the noise after it was paired, and draw from torch's global generator.
 
     Args:
-        noise_offset: adds this times a random constant per channel to the noise of images, in the
-            target too, as diffusers' scripts do; 0 = off.
-        input_perturbation: adds this times more noise to the network's input, not to the target
-            (2301.11706); 0 = off.
+        noise_offset: adds this times a random constant per channel to the noise of images, in the target too, as
+            diffusers' scripts do; 0 = off.
+        input_perturbation: adds this times more noise to the network's input, not to the target (2301.11706); 0 = off.
     """
 
     noise_offset: float = 0.0
@@ -48,9 +47,7 @@ class RegressionLoss(Loss):
         """Loss ``[B]``: mean over the valid dimensions of a sample, times ``path.weight(t)``."""
         if self.noise_offset:
             if noise.ndim < 3:
-                raise ValueError(
-                    f"noise_offset needs noise with channels [B, C, ...], got {tuple(noise.shape)}"
-                )
+                raise ValueError(f"noise_offset needs noise with channels [B, C, ...], got {tuple(noise.shape)}")
             offset = torch.randn(noise.shape[:2], device=noise.device, dtype=noise.dtype)
             noise = noise + self.noise_offset * offset.view(*offset.shape, *(1,) * (noise.ndim - 2))
         point = path.sample(data, noise, t)

@@ -9,12 +9,7 @@ from immiscible_diffusion.diffusion.paths import Cond, EDMPath, Model, Path, Vel
 from immiscible_diffusion.diffusion.samplers.base import SamplerOutput, StepNoise
 from immiscible_diffusion.diffusion.samplers.ddpm import Spacing, sample_ddim, sample_dpm
 from immiscible_diffusion.diffusion.samplers.edm import sample_consistency, sample_edm
-from immiscible_diffusion.diffusion.samplers.ode import (
-    sample_dopri5,
-    sample_euler,
-    sample_heun,
-    sample_midpoint,
-)
+from immiscible_diffusion.diffusion.samplers.ode import sample_dopri5, sample_euler, sample_heun, sample_midpoint
 from immiscible_diffusion.utils.checks import check_bounds, check_choices
 
 METHODS = {"euler": sample_euler, "heun": sample_heun, "midpoint": sample_midpoint}
@@ -28,24 +23,22 @@ class SamplerConfig:
     """Which sampler, and how many steps.
 
     Args:
-        method: ``euler``, ``heun``, ``midpoint`` or ``dopri5`` along the path's ODE (not ``heun``
-            of a VPPath, whose time is discrete); of a VPPath ``ddim``, ``ddpm`` or ``dpm``
-            (DPM-Solver++); of an EDMPath ``edm`` (Heun in sigma) or ``consistency``.
+        method: ``euler``, ``heun``, ``midpoint`` or ``dopri5`` along the path's ODE (not ``heun`` of a VPPath, whose
+            time is discrete); of a VPPath ``ddim``, ``ddpm`` or ``dpm`` (DPM-Solver++); of an EDMPath ``edm`` (Heun in
+            sigma) or ``consistency``.
         steps: of all but ``dopri5``.
         tolerance: relative and absolute, for ``dopri5``.
-        init_noise: the distribution to start from: ``normal``, N(0, I) as everyone does, or
-            ``matched``, that of the noise the model was trained on (``NoiseDistribution``).
-        spacing: which of the path's steps ``ddim``, ``ddpm`` and ``dpm`` take: ``linear``,
-            ``quadratic`` or ``trailing``.
+        init_noise: the distribution to start from: ``normal``, N(0, I) as everyone does, or ``matched``, that of the
+            noise the model was trained on (``NoiseDistribution``).
+        spacing: which of the path's steps ``ddim``, ``ddpm`` and ``dpm`` take: ``linear``, ``quadratic`` or
+            ``trailing``.
         eta: fresh noise in ``ddim``, 0 to 1; ``ddpm`` is 1.
-        clip: predicted data are clamped to plus and minus this in ``ddim`` and ``ddpm``; of data
-            before any image scaling.
+        clip: predicted data are clamped to plus and minus this in ``ddim`` and ``ddpm``; of data before any image
+            scaling.
         guidance: weight of the condition (2207.12598): 1 is none, above 1 pushes towards it.
     """
 
-    method: Literal[
-        "euler", "heun", "midpoint", "dopri5", "ddim", "ddpm", "dpm", "edm", "consistency"
-    ] = "euler"
+    method: Literal["euler", "heun", "midpoint", "dopri5", "ddim", "ddpm", "dpm", "edm", "consistency"] = "euler"
     steps: int = 50
     tolerance: float = 1e-5
     init_noise: Literal["normal", "matched"] = "normal"
@@ -90,42 +83,26 @@ class SamplerConfig:
         return METHODS[self.method](velocity, noise, steps=self.steps)
 
     def sample(
-        self,
-        path: Path,
-        model: Model,
-        noise: Tensor,
-        *,
-        cond: Cond | None = None,
-        step_noise: StepNoise | None = None,
+        self, path: Path, model: Model, noise: Tensor, *, cond: Cond | None = None, step_noise: StepNoise | None = None
     ) -> SamplerOutput:
         """Turn ``noise`` ``[B, *shape]`` of unit variance at t = 1 into data.
 
-        The ``model`` was trained on ``path``; ``step_noise`` is of methods that add some at every
-        step. ValueError if the method cannot sample this path.
+        The ``model`` was trained on ``path``; ``step_noise`` is of methods that add some at every step. ValueError if
+        the method cannot sample this path.
         """
         self.check(path)
         steps, spacing = self.steps, self.spacing
         if isinstance(path, VPPath) and self.method in ("ddim", "ddpm"):
             eta = 1.0 if self.method == "ddpm" else self.eta
             return sample_ddim(
-                path,
-                model,
-                noise,
-                cond,
-                steps,
-                spacing,
-                eta=eta,
-                clip=self.clip,
-                step_noise=step_noise,
+                path, model, noise, cond, steps, spacing, eta=eta, clip=self.clip, step_noise=step_noise
             )
         if isinstance(path, VPPath) and self.method == "dpm":
             return sample_dpm(path, model, noise, cond, steps, spacing)
         if isinstance(path, EDMPath) and self.method == "edm":
             return sample_edm(path, model, noise, cond=cond, steps=steps)
         if isinstance(path, EDMPath) and self.method == "consistency":
-            return sample_consistency(
-                path, model, noise, cond=cond, steps=steps, step_noise=step_noise
-            )
+            return sample_consistency(path, model, noise, cond=cond, steps=steps, step_noise=step_noise)
         start = path.sigma_max * noise if isinstance(path, EDMPath) else noise
         return self(path.velocity(model, cond), start)
 

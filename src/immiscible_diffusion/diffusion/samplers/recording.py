@@ -12,8 +12,8 @@ from immiscible_diffusion.diffusion.paths import Cond, Model, Path
 class Frame:
     """One evaluation of a model at time ``t``.
 
-    ``x_t`` ``[B, *shape]`` is its input divided by ``sqrt(alpha^2 + sigma^2)``: of the size of data
-    or noise, whatever the path; ``data`` ``[B, *shape]`` what it predicted.
+    ``x_t`` ``[B, *shape]`` is its input divided by ``sqrt(alpha^2 + sigma^2)``: of the size of data or noise, whatever
+    the path; ``data`` ``[B, *shape]`` what it predicted.
     """
 
     t: float
@@ -43,9 +43,8 @@ class RecordingModel:
 def trajectory_grid(frames: list[Frame], samples: Tensor, columns: int = 8) -> Tensor:
     """Two rows of ``columns`` images for each sample: ``x_t`` and the predicted data over time.
 
-    Returns ``[B * 2 * columns, *shape]``: ``columns - 1`` evenly spaced frames, the first and the
-    last among them, then the result ``samples`` ``[B, *shape]``. Fewer frames give fewer columns:
-    ``len(frames) + 1``.
+    Returns ``[B * 2 * columns, *shape]``: ``columns - 1`` evenly spaced frames, the first and the last among them,
+    then the result ``samples`` ``[B, *shape]``. Fewer frames give fewer columns: ``len(frames) + 1``.
     """
     if not frames or columns < 2:
         raise ValueError(f"expected frames and columns >= 2, got {len(frames)} and {columns}")
