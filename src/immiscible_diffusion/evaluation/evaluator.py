@@ -17,11 +17,9 @@ EVAL_SEED = 0
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Scores of one network with one sampler.
+    """Scores of one network with one sampler: JSON values by name.
 
-    Attributes:
-        scores: by name; JSON values.
-        images: a few samples to look at, ``[N, C, H, W]`` in [-1, 1], or None.
+    ``images`` are a few samples to look at, ``[N, C, H, W]`` in [-1, 1], or None.
     """
 
     scores: Mapping[str, Any]
@@ -45,16 +43,11 @@ class Evaluator(Protocol):
         headline: bool = True,
         run_dir: RunDir | None = None,
     ) -> EvalResult:
-        """Score what ``pipeline`` samples with the averaged ``model``.
+        """Score what ``pipeline`` samples with the averaged ``model``, from noise of ``seed``.
 
-        Args:
-            pipeline: how to sample.
-            model: the averaged network.
-            seed: of the noise that sampling starts from.
-            step: training steps behind the model.
-            final: after the last training step: slow metrics too.
-            headline: at the recipe's own number of sampling steps: slow metrics too.
-            run_dir: where more than scores may be kept.
+        ``step`` training steps are behind the model, which is ``final`` after the last one; ``headline`` is whether the pipeline
+        takes the recipe's own number of sampling steps. Slow metrics may be left to those. More than scores may be kept in
+        ``run_dir``.
         """
 
     def calibrate(self, metrics: Sequence[str]) -> dict[str, Any]:

@@ -25,10 +25,10 @@ def generate_folder(
     world: int = 1,
     quiet: bool = True,
 ) -> int:
-    """Make the images of this process that are missing; return how many were made.
+    """Make the images of process ``rank`` of ``world`` that are missing; return how many were made.
 
-    The call may be stopped or killed at any moment: the same call goes on without a duplicate or a gap, with any
-    number of processes and any batch size.
+    The call may be stopped or killed at any moment: the same call goes on without a duplicate or a gap, with any number of
+    processes and any batch size.
 
     Args:
         writer: says which images, and keeps them.
@@ -37,9 +37,6 @@ def generate_folder(
         rank: this process.
         world: number of processes.
         quiet: show no progress.
-
-    Raises:
-        ValueError: ``draw`` returned another number of images, or some that are not finite.
     """
     if batch_size < 1 or not 0 <= rank < world:
         raise ValueError(f"expected batch_size >= 1 and 0 <= rank < world, got {batch_size}, {rank}, {world}")

@@ -43,11 +43,7 @@ GRID_IMAGES = 32
 class ImageEvaluator:
     """Scores images against a data set in a feature space.
 
-    Attributes:
-        extractor: images to features.
-        reference: features of the real images.
-        dataset: the real images.
-        samples: images generated for every score.
+    ``reference`` holds the features of the real images of ``dataset``; ``samples`` are generated for every score.
     """
 
     extractor: FeatureExtractor
@@ -59,16 +55,10 @@ class ImageEvaluator:
     def of(
         cls, dataset: DataSet, config: ImageEvalConfig, device: torch.device | str = "cpu", max_real: int | None = None
     ) -> "ImageEvaluator":
-        """Prepare features and reference; the classifier is trained once and cached.
+        """Prepare features and reference, on ``device``; the classifier is trained once and cached.
 
-        Args:
-            dataset: the real images.
-            config: names the feature space and the number of samples.
-            device: where features are computed.
-            max_real: compare with so many real images, chosen at random; all by default.
-
-        Raises:
-            ValueError: too few samples or data for the feature space.
+        ``max_real`` limits the real images that are compared with, chosen at random. ValueError if there are too few samples or
+        data for the feature space.
         """
         extractor = extractor_from_name(config.features, dataset, seed=EVAL_SEED, device=str(device))
         if config.samples < extractor.dim + 1:

@@ -16,14 +16,10 @@ def load_run(
     *,
     allow_code: bool = False,
 ) -> Run:
-    """Load a run with its averaged weights.
+    """Load a run with its averaged weights; ``device`` is auto, cpu, cuda or mps.
 
-    Args:
-        run_dir: the run folder.
-        device: auto, cpu, cuda or mps.
-        dataset: the training data, if they are loaded already.
-        allow_code: import the coupling that its recipe names, if it is not one of ours; a stranger's run folder could
-            name any code.
+    ``dataset`` is the training data, if they are loaded already. ``allow_code`` imports the coupling that the recipe names, if
+    it is not one of ours: a stranger's run folder could name any code.
 
     Raises:
         ValueError: no run, no weights yet, or data other than those it was trained on.

@@ -53,10 +53,9 @@ class StepMetrics:
         self.waited += time.perf_counter() - began
 
     def times(self) -> dict[str, float]:
-        """Return what a step took, in seconds and milliseconds.
+        """Return what a step took: ``seconds_per_step``, ``pairing_ms``, ``waiting_ms``, ``pairing_share``.
 
-        ``pairing_share`` is how much of a step pairing may have added: no more than it took, and no more than the step
-        waited.
+        The share is how much of a step pairing may have added: no more than it took, and no more than the step waited.
         """
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
