@@ -45,9 +45,9 @@ class Evaluator(Protocol):
     ) -> EvalResult:
         """Score what ``pipeline`` samples with the averaged ``model``, from noise of ``seed``.
 
-        ``step`` training steps are behind the model, which is ``final`` after the last one; ``headline`` is whether the pipeline
-        takes the recipe's own number of sampling steps. Slow metrics may be left to those. More than scores may be kept in
-        ``run_dir``.
+        ``step`` training steps are behind the model, which is ``final`` after the last one; ``headline`` is whether
+        the pipeline takes the recipe's own number of sampling steps. Slow metrics may be left to those. More than
+        scores may be kept in ``run_dir``.
         """
 
     def calibrate(self, metrics: Sequence[str]) -> dict[str, Any]:

@@ -27,8 +27,8 @@ def generate_folder(
 ) -> int:
     """Make the images of process ``rank`` of ``world`` that are missing; return how many were made.
 
-    The call may be stopped or killed at any moment: the same call goes on without a duplicate or a gap, with any number of
-    processes and any batch size.
+    The call may be stopped or killed at any moment: the same call goes on without a duplicate or a gap, with any
+    number of processes and any batch size.
 
     Args:
         writer: says which images, and keeps them.

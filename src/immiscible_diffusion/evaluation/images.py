@@ -57,8 +57,8 @@ class ImageEvaluator:
     ) -> "ImageEvaluator":
         """Prepare features and reference, on ``device``; the classifier is trained once and cached.
 
-        ``max_real`` limits the real images that are compared with, chosen at random. ValueError if there are too few samples or
-        data for the feature space.
+        ``max_real`` limits the real images that are compared with, chosen at random. ValueError if there are too few
+        samples or data for the feature space.
         """
         extractor = extractor_from_name(config.features, dataset, seed=EVAL_SEED, device=str(device))
         if config.samples < extractor.dim + 1:

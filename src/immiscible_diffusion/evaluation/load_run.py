@@ -18,8 +18,8 @@ def load_run(
 ) -> Run:
     """Load a run with its averaged weights; ``device`` is auto, cpu, cuda or mps.
 
-    ``dataset`` is the training data, if they are loaded already. ``allow_code`` imports the coupling that the recipe names, if
-    it is not one of ours: a stranger's run folder could name any code.
+    ``dataset`` is the training data, if they are loaded already. ``allow_code`` imports the coupling that the recipe
+    names, if it is not one of ours: a stranger's run folder could name any code.
 
     Raises:
         ValueError: no run, no weights yet, or data other than those it was trained on.

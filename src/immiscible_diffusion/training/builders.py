@@ -33,8 +33,8 @@ SHARDED = ("DEEPSPEED", "FSDP", "MEGATRON_LM")
 class Run:
     """A recipe with everything that it needs on a device.
 
-    ``task`` is its application, loaded; ``model`` has initial weights, or those of ``step``. Only with ``allow_code`` may the
-    recipe's coupling name code to import: not in recipes that were read from files.
+    ``task`` is its application, loaded; ``model`` has initial weights, or those of ``step``. Only with ``allow_code``
+    may the recipe's coupling name code to import: not in recipes that were read from files.
     """
 
     recipe: Recipe

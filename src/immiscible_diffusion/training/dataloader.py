@@ -16,7 +16,8 @@ class TrainDataLoader:
     """The micro-batches of one rank, counted from step 0 on: functions of the seed alone.
 
     Micro-batch m of rank r is keyed as chunk ``m world + r`` of its step, so W ranks see what one process sees in W
-    micro-batches. ``batch_size`` is of a step, over all ranks and micro-batches; random numbers are drawn on ``device``.
+    micro-batches. ``batch_size`` is of a step, over all ranks and micro-batches; random numbers are drawn on
+    ``device``.
     """
 
     dataset: DataSet
