@@ -125,4 +125,4 @@ class SamplerConfig:
             f"guidance {self.guidance:g}": self.guidance != 1,
             "matched": self.init_noise == "matched",
         }
-        return " ".join(part for part, is_said in parts.items() if is_said)
+        return " ".join(part for part, applies in parts.items() if applies)
