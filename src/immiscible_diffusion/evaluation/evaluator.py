@@ -40,7 +40,7 @@ class Evaluator(Protocol):
         headline: bool = True,
         run_dir: RunDir | None = None,
     ) -> EvalResult:
-        """Score what ``pipeline`` samples with the averaged ``model``.
+        """Score what ``pipeline`` samples with the averaged ``model``, from noise of ``seed``.
 
         The ``seed`` is of the noise that sampling starts from, ``step`` the training steps behind the model. Slow
         metrics are computed if ``final`` (after the last step) and ``headline`` (at the recipe's own number of
@@ -57,6 +57,6 @@ class Evaluator(Protocol):
     def summary(self, runs: Mapping[str, Mapping[int, RunDir]], folder: Path, step: int) -> dict[str, Any]:
         """Return what a comparison's report says of the evaluation besides the curves of scores.
 
-        ``runs`` are run folders by coupling and seed, ``folder`` is that of the comparison, where
-        images may be written, ``step`` the last training step.
+        ``runs`` are run folders by coupling and seed, ``folder`` is that of the comparison, where images may be
+        written, ``step`` the last training step.
         """

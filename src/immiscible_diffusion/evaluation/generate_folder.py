@@ -25,10 +25,10 @@ def generate_folder(
     world: int = 1,
     quiet: bool = True,
 ) -> int:
-    """Make the images of this process that are missing; return how many were made.
+    """Make the images of process ``rank`` of ``world`` that are missing; return how many were made.
 
-    The call may be stopped or killed at any moment: the same call goes on without a duplicate or a
-    gap, with any number of processes and any batch size.
+    The call may be stopped or killed at any moment: the same call goes on without a duplicate or a gap, with any
+    number of processes and any batch size.
 
     The ``writer`` says which images, and keeps them; ``draw`` makes ``[b, 1 or 3, H, W]`` in [-1, 1] of b indices, and
     image i must be a function of i.

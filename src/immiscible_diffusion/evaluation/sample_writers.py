@@ -51,8 +51,8 @@ class SampleWriter:
     def missing(self, rank: int = 0, world: int = 1) -> Iterator[tuple[list[int], Path | None]]:
         """Yield groups of images that a process is to make, each with its shard if it is one.
 
-        Every world-th image belongs to the process, or every world-th shard, whatever exists. What
-        a killed process left of their files is removed.
+        Every world-th image belongs to the process, or every world-th shard, whatever exists. What a killed process
+        left of their files is removed.
         """
         files = {file.name for file in self.folder.glob("*.png")}
         groups: list[tuple[list[int], Path | None]] = [([*range(rank, self.count, world)], None)]

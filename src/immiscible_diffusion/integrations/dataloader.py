@@ -18,8 +18,8 @@ class Collate:
 
     ``DataLoader(images, 64, num_workers=4, collate_fn=Collate(KNN(4), data_key="pixel_values"))``
 
-    For loaders that yield what the network sees: images, or latents from disk. The pool of
-    ``LinearAssignment`` is the loader's batch; for a larger one load several at once and split.
+    For loaders that yield what the network sees: images, or latents from disk. The pool of ``LinearAssignment`` is the
+    loader's batch; for a larger one load several at once and split.
 
     Noise comes from torch's generator in the worker, which the loader seeds anew for every worker
     and epoch from ``DataLoader(generator=)`` or else from the generator of the main process: seed

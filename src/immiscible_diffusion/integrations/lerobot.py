@@ -127,12 +127,12 @@ def pair_lerobot(
 ) -> "PairedPolicy":
     """Let ``policy`` train on paired noise from now on; evaluation and inference stay as they are.
 
-    ``paired = pair_lerobot(policy, KNN(k=2))``, before the training loop; ``paired.pull`` is a
-    number to log, ``paired.remove()`` undoes it. Weights and their names stay as they are.
+    ``paired = pair_lerobot(policy, KNN(k=2))``, before the training loop; ``paired.pull`` is a number to log,
+    ``paired.remove()`` undoes it. Weights and their names stay as they are.
 
     Args:
-        policy: LeRobot's ``DiffusionPolicy``, ``SmolVLAPolicy``, ``PI0Policy``, or one built like
-            them: ``policy.diffusion.compute_loss(batch)`` with a ``noise_scheduler.add_noise``, or
+        policy: LeRobot's ``DiffusionPolicy``, ``SmolVLAPolicy``, ``PI0Policy``, or one built like them:
+            ``policy.diffusion.compute_loss(batch)`` with a ``noise_scheduler.add_noise``, or
             ``policy.prepare_action(batch)`` and ``policy.model.sample_noise(shape, device)``.
         coupling: pairs; for a Diffusion Policy it must be able to start from its noise.
         do_mask_loss_for_padding: see ``pair_actions``. None: that of a Diffusion Policy's config; True for the others.

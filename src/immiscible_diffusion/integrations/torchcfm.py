@@ -35,9 +35,9 @@ class PlanSampler:
 def as_torchcfm(coupling: Coupling, *, label_key: str = "label") -> PlanSampler:
     """``coupling`` in the place of torchcfm's plan sampler.
 
-    ``matcher.ot_sampler = as_torchcfm(KNN(k=4))``. There ``x0`` is noise, at t = 0, ``x1`` data, at
-    t = 1, and ``u = x1 - x0`` is learned; here data are at t = 0, and ``noise - data = -u``.
-    ``x1`` and its labels, which the coupling gets as ``cond[label_key]``, stay in place, bit for
-    bit. ``x0`` is used where the coupling can start from it; a function draws its own.
+    ``matcher.ot_sampler = as_torchcfm(KNN(k=4))``. There ``x0`` is noise, at t = 0, ``x1`` data, at t = 1, and ``u =
+    x1 - x0`` is learned; here data are at t = 0, and ``noise - data = -u``. ``x1`` and its labels, which the coupling
+    gets as ``cond[label_key]``, stay in place, bit for bit. ``x0`` is used where the coupling can start from it; a
+    function draws its own.
     """
     return PlanSampler(as_coupling(coupling), label_key)

@@ -36,8 +36,8 @@ class MLP(ModelConfig):
 class ResidualMLP(nn.Module):
     """``model(x_t [B, *shape], network_time [B], cond) -> [B, *shape]``.
 
-    Continuous conditions are both part of the input and, through a layer of their own, of the
-    context that modulates the blocks.
+    Continuous conditions are both part of the input and, through a layer of their own, of the context that modulates
+    the blocks.
     """
 
     def __init__(self, config: MLP, shape: Shape, num_classes: int | None, conditions: Shapes) -> None:
