@@ -44,19 +44,16 @@ class LinearAssignment(Coupling):
     with ``PairedLoader``.
 
     Args:
-        cost: ``"inner"``: the squared distance, whose best permutation is that of the inner
-            products alone (one matrix product, no ``[B, B, D]``); ``"norm"``: the distance not
-            squared, as the paper's code has it (slower to solve, for parity); ``"l1"``: the sum of
-            absolute differences (the paper's ablation).
+        cost: ``"inner"``: the squared distance, by inner products alone (one matrix product, no
+            ``[B, B, D]``); ``"norm"``: the distance not squared, as the paper's code has it (slower
+            to solve, for parity); ``"l1"``: the sum of absolute differences (the paper's ablation).
         negate: return minus the assigned noise: a control whose pairs are equally dependent but
             distant (the paper's ablation without optimal transport).
-        pool: batches paired as one, by ``PairedLoader`` or ``pair_pool``; a call by itself pairs
-            the batch it is given, and warns.
-        oversample: noises drawn for every sample, of which all but one go unused. More than 1
-            changes the noise distribution as KNN does: shorter noises are picked.
+        pool: batches paired as one by ``PairedLoader`` or ``pair_pool``; a plain call warns.
+        oversample: noises drawn for every sample, all but one unused. More than 1 changes the noise
+            distribution as KNN does: shorter noises are picked.
         cond_key: the condition that noise must not cross: the noise of row j carries the condition
-            of row j, and is given to data of like condition. Without it noise and condition become
-            dependent, while sampling draws the noise independently of the condition.
+            of row j. Without it noise comes to depend on the condition, and in sampling it does not.
         cond_cost: ``"hard"``: noise moves between equal conditions only; ``"soft"``: other
             conditions cost extra, 1 for other labels, 1 - cosine for other vectors, times a weight.
         mismatch_rate: sets that weight: of the pairs with different conditions, this share still
@@ -65,9 +62,8 @@ class LinearAssignment(Coupling):
             rank may have no rows; a fault of one is a ValueError on all.
         max_size: split larger problems at random into parts of at most this many samples.
         standardize: measure distances from data of mean 0 and variance 1 in every coordinate over
-            what is paired (Immiscible Diffusion Policy, arXiv 2610.09369, has it so, with
-            ``cost="norm"``): actions whose coordinates differ in spread then count alike. The data
-            and the noise distribution stay as they are.
+            what is paired, so that all coordinates of an action count alike (Immiscible Diffusion
+            Policy, arXiv 2610.09369, with ``cost="norm"``).
     """
 
     cost: Literal["inner", "norm", "l1"] = "inner"
@@ -174,13 +170,23 @@ class LinearAssignment(Coupling):
         if self.pool > 1:
             message = f"pool={self.pool} joins batches in PairedLoader or pair_pool, not in a call"
             warnings.warn(message, stacklevel=7)
+        from scipy.optimize import linear_sum_assignment  # keeps the package's import light
+
         index = torch.arange(len(data), device=data.device)
         points = standardized(data, valid) if self.standardize else data
+        soft = condition is not None and self.cond_cost == "soft"
         for rows in self._problems(data, condition, generator):
             columns = torch.cat([rows + j * len(data) for j in range(self.oversample)])
+            if len(columns) <= 1:
+                continue
             own = None if valid is None else valid[rows]
-            like = condition[rows] if condition is not None and self.cond_cost == "soft" else None
-            index[rows] = columns[self._solve(points[rows], noise[columns], own, like)]
+            squared = self.oversample > 1 or soft
+            cost = assignment_cost(self.cost, points[rows], noise[columns], own, squared).cpu()
+            check_rows_finite(cost)
+            if condition is not None and soft:
+                cost = add_condition_cost(cost, condition[rows].cpu(), self.mismatch_rate)
+            column = torch.as_tensor(linear_sum_assignment(cost.numpy())[1], device=data.device)
+            index[rows] = columns[column]
         return index
 
     def check_pair(
@@ -219,18 +225,3 @@ class LinearAssignment(Coupling):
             else:
                 parts.append(rows)
         return parts
-
-    def _solve(
-        self, data: Tensor, noise: Tensor, valid: Tensor | None, condition: Tensor | None
-    ) -> Tensor:
-        """The column of every row of one problem."""
-        from scipy.optimize import linear_sum_assignment  # keeps the package's import light
-
-        if len(noise) <= 1:
-            return torch.zeros(len(data), dtype=torch.int64, device=data.device)
-        squared = self.oversample > 1 or condition is not None
-        cost = assignment_cost(self.cost, data, noise, valid, squared=squared).cpu()
-        check_rows_finite(cost)
-        if condition is not None:
-            cost = add_condition_cost(cost, condition.cpu(), self.mismatch_rate)
-        return torch.as_tensor(linear_sum_assignment(cost.numpy())[1], device=data.device)

@@ -25,7 +25,7 @@ FEW_MOVABLE = 0.25
 
 
 def assignment_cost(
-    kind: str, data: Tensor, noise: Tensor, valid: Tensor | None, *, squared: bool = False
+    kind: str, data: Tensor, noise: Tensor, valid: Tensor | None, squared: bool = False
 ) -> Tensor:
     """``[B, N]``: cost of giving noise j of ``[N, *shape]`` to sample i of ``[B, *shape]``.
 
@@ -37,14 +37,19 @@ def assignment_cost(
     inside = None if valid is None else valid.flatten(1)
     if inside is not None:
         rows = rows.masked_fill(~inside, 0)
-    if kind == "inner":
-        return _inner(rows, columns, inside, squared)
-    if inside is None:
+    if kind != "inner" and inside is None:
         return torch.cdist(rows, columns, p=1 if kind == "l1" else 2)
-    if kind == "l1":
+    if kind == "l1" and inside is not None:
         pairs = zip(rows, inside, strict=True)
         return torch.stack([((columns - row).abs_() * own).sum(dim=1) for row, own in pairs])
-    half = rows.square().sum(dim=1, keepdim=True) / 2 + _inner(rows, columns, inside, True)
+    cost = product(rows, columns.T).neg_()
+    if inside is not None:
+        cost.add_(product(inside.to(dtype), columns.square().T), alpha=0.5)
+    elif squared:
+        cost.add_(columns.square().sum(dim=1), alpha=0.5)
+    if kind == "inner":
+        return cost
+    half = rows.square().sum(dim=1, keepdim=True) / 2 + cost
     return (2 * half).clamp_min_(0).sqrt_()
 
 
@@ -60,16 +65,6 @@ def standardized(data: Tensor, valid: Tensor | None) -> Tensor:
     rows = (rows - rows.sum(dim=0) / count).masked_fill(~inside, 0)
     spread = (rows.square().sum(dim=0) / count).sqrt()
     return torch.where(spread > CONSTANT, rows / spread.clamp_min(CONSTANT), torch.zeros_like(rows))
-
-
-def _inner(rows: Tensor, columns: Tensor, inside: Tensor | None, squared: bool) -> Tensor:
-    cost = product(rows, columns.T).neg_()
-    if inside is not None:
-        return cost.add_(product(inside.to(rows.dtype), columns.square().T), alpha=0.5)
-    return cost.add_(columns.square().sum(dim=1), alpha=0.5) if squared else cost
-
-
-# -- conditions ----------------------------------------------------------------------------------
 
 
 def checked_condition(cond: dict[str, Tensor] | None, key: str, count: int) -> Tensor:

@@ -5,7 +5,7 @@ either the noise is brought back (``Calibrated``) or sampling starts from its di
 (``color``).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -98,8 +98,7 @@ class NoiseDistribution(TensorFields):
             generator: on the device of the data.
 
         Raises:
-            ValueError: too few noises to tell a covariance, noise that is not finite, data of
-                another shape than the moments', bad labels, or only some batches with labels.
+            ValueError: noises too few or not finite, data of another shape, bad labels.
         """
         if isinstance(batches, Tensor):
             raise ValueError("give batches as in training, such as data.split(256), not one tensor")
@@ -108,7 +107,10 @@ class NoiseDistribution(TensorFields):
         if exact and (not by_label or coupling.preserves_conditional(label_key)):
             return cls.standard(moments)
         shape, sums = tuple(moments.mean.shape), _NoiseSums(basis_of(moments).double())
-        for data, labels in _batches(batches, shape, by_label):
+        for data, labels in map(split_labels, batches):
+            check_fitted("the moments were", shape, data.shape[1:], "fit them on these data")
+            if by_label and sums.count and labeled != (labels is not None):
+                raise ValueError("some batches came with labels, some without; give all labels")
             labeled = by_label and labels is not None
             if exact and not labeled:
                 return cls.standard(moments)
@@ -207,19 +209,6 @@ def basis_of(moments: Moments) -> Tensor:
         if len(basis) < basis.shape[1] and float(rest.norm()) > 1e-3:
             basis = torch.cat([basis, rest[None] / rest.norm()])
     return basis.float()
-
-
-def _batches(
-    batches: Iterable[Tensor | tuple[Tensor, Tensor]], shape: tuple[int, ...], by_label: bool
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Data and labels of every batch."""
-    labeled = set()
-    for data, labels in map(split_labels, batches):
-        check_fitted("the moments were", shape, data.shape[1:], "fit them on these data")
-        labeled.add(labels is not None)
-        if by_label and len(labeled) > 1:
-            raise ValueError("some batches came with labels and some without; give all labels")
-        yield data, labels
 
 
 class _NoiseSums:
