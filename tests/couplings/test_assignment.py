@@ -37,9 +37,7 @@ def test_no_permutation_is_cheaper(count, cost, power):
     for seed in range(5):
         data, noise = drawn(count, 3, seed=seed)
         table = distances(data, noise) ** power
-        least = min(
-            total(table, torch.tensor(order)) for order in itertools.permutations(range(count))
-        )
+        least = min(total(table, torch.tensor(order)) for order in itertools.permutations(range(count)))
         found = total(table, LinearAssignment(cost=cost).assign(data, noise))
         assert found == pytest.approx(least, rel=1e-6)
 
@@ -54,9 +52,7 @@ def test_as_cheap_as_scipy_on_the_distances(cost, power):
 
 
 @hypothesis.settings(max_examples=40, deadline=None)
-@hypothesis.given(
-    strategies.integers(2, 30), strategies.integers(1, 20), strategies.integers(0, 10**6)
-)
+@hypothesis.given(strategies.integers(2, 30), strategies.integers(1, 20), strategies.integers(0, 10**6))
 def test_never_dearer_than_no_pairing(count, dim, seed):
     data, noise = drawn(count, dim, seed=seed)
     for cost, power in (("inner", 2), ("norm", 1)):

@@ -58,9 +58,7 @@ def call(case, rank):
         noise = {"noise": noise * float("nan"), "no noise": None}.get(case, noise)
     if case in ("width", "kind"):
         options, shape = {"cond_key": "c"}, (5, 2 + rank) if case == "width" else (5, 2)
-        cond = {
-            "c": torch.zeros(shape, dtype=(torch.int64, torch.float32)[rank * (case == "kind")])
-        }
+        cond = {"c": torch.zeros(shape, dtype=(torch.int64, torch.float32)[rank * (case == "kind")])}
     coupling = LinearAssignment(across_ranks=True, **options)
     if "noise" in case:
         coupling.pair(data, noise)

@@ -24,9 +24,7 @@ def seeded(seed):
 
 def distance(kind, x, n, valid):
     difference = (x - n)[valid]
-    return {"inner": difference.square().sum() / 2, "norm": difference.norm()}.get(
-        kind, difference.abs().sum()
-    )
+    return {"inner": difference.square().sum() / 2, "norm": difference.norm()}.get(kind, difference.abs().sum())
 
 
 def least_cost(kind, data, noise, valid, allowed=None):
@@ -72,9 +70,7 @@ def test_surplus_picks_the_nearest_set_and_says_that_it_changes_the_law():
     many = torch.randn(400, 32, generator=seeded(3))
     shrunk = LinearAssignment(oversample=8)(many, generator=seeded(4))
     assert float(shrunk.square().mean()) < 0.97
-    with pytest.raises(
-        ValueError, match=r"noise must be \(6, 4\) with oversample=2, got .*\(3, 4\)"
-    ):
+    with pytest.raises(ValueError, match=r"noise must be \(6, 4\) with oversample=2, got .*\(3, 4\)"):
         coupling.pair(data, noise[:3])
 
 
@@ -124,10 +120,7 @@ def test_invalid_positions_stay_normal():
     data = 3 * torch.randn(3000, 4, generator=seeded(14))
     mask = torch.tensor([True, True, False, False])
     noise = torch.cat(
-        [
-            LinearAssignment()(part, mask=mask, generator=seeded(15 + i))
-            for i, part in enumerate(data.split(100))
-        ]
+        [LinearAssignment()(part, mask=mask, generator=seeded(15 + i)) for i, part in enumerate(data.split(100))]
     )
     outside = noise[:, 2:]
     assert stats.kstest(outside.flatten().numpy(), "norm").pvalue > 1e-4

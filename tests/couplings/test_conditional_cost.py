@@ -95,9 +95,7 @@ def test_a_weight_that_was_zero_once_does_not_stay_zero():
     fresh = coupling.assign(data, noise, cond=unlike)
     coupling.assign(data, noise, cond=alike)
     assert torch.equal(coupling.assign(data, noise, cond=unlike), fresh)
-    assert torch.equal(
-        coupling.assign(data, noise, cond=alike), LinearAssignment().assign(data, noise)
-    )
+    assert torch.equal(coupling.assign(data, noise, cond=alike), LinearAssignment().assign(data, noise))
 
 
 def test_few_movable_rows_are_said():

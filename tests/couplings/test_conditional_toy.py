@@ -36,9 +36,7 @@ def moons(count, generator):
 class Velocity(nn.Module):
     def __init__(self):
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(5, 96), nn.SiLU(), nn.Linear(96, 96), nn.SiLU(), nn.Linear(96, 2)
-        )
+        self.layers = nn.Sequential(nn.Linear(5, 96), nn.SiLU(), nn.Linear(96, 96), nn.SiLU(), nn.Linear(96, 2))
 
     def forward(self, x, t, label):
         one_hot = nn.functional.one_hot(label, 2).float()

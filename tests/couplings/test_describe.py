@@ -20,9 +20,7 @@ def record(capsys, *arguments: str) -> dict:
 
 
 def test_the_table_says_what_and_what_for(capsys):
-    code, text, said = outcome(
-        capsys, "knn:k=2", "knn:k=254", "--shape", "4,16,16", "--data-count", "1000"
-    )
+    code, text, said = outcome(capsys, "knn:k=2", "knn:k=254", "--shape", "4,16,16", "--data-count", "1000")
     assert code == 0, said
     for words in ("D = 1,024", "knn:k=254", "pull", "misleads", "share of log N", "torch.randn"):
         assert words in text
@@ -44,17 +42,15 @@ def test_a_spec_can_be_told_from_another(capsys):
 
 
 def test_centerd_knn_needs_no_data(capsys):
-    plain, centerd = record(
-        capsys, "knn:k=4", "knn:k=4,center=label", "--shape", "3,8,8", "--rms", "0.5"
-    )["couplings"]
+    plain, centerd = record(capsys, "knn:k=4", "knn:k=4,center=label", "--shape", "3,8,8", "--rms", "0.5")["couplings"]
     assert plain["expected"] == centerd["expected"]
     assert "less their center" in centerd["notes"][0]
 
 
 def test_independent_and_shuffled(capsys):
-    independent, shuffled = record(
-        capsys, "independent", "shuffled:knn:k=4", "--shape", "3,8,8", "--rms", "0.5"
-    )["couplings"]
+    independent, shuffled = record(capsys, "independent", "shuffled:knn:k=4", "--shape", "3,8,8", "--rms", "0.5")[
+        "couplings"
+    ]
     assert independent["preserves_marginal"]
     assert independent["information_budget"] == shuffled["information_budget"] == 0
     assert shuffled["expected"]["pull"] == 0
@@ -64,9 +60,9 @@ def test_independent_and_shuffled(capsys):
 
 
 def test_assignment_is_simulated(capsys):
-    found, shuffled = record(
-        capsys, "assignment", "shuffled:assignment", "--shape", "3,8,8", "--batch", "64"
-    )["couplings"]
+    found, shuffled = record(capsys, "assignment", "shuffled:assignment", "--shape", "3,8,8", "--batch", "64")[
+        "couplings"
+    ]
     assert found["preserves_marginal"]
     assert found["expected"]["second_moment"] == 1
     assert 1.5 < found["expected"]["pull"] < 3

@@ -20,9 +20,7 @@ def seeded(seed):
 
 def one_direction(s):
     """Moments of data on a line, of standard deviation ``s``."""
-    return Moments(
-        torch.zeros(1), s**2, 10, directions=torch.ones(1, 1), spectrum=torch.tensor([s**2])
-    )
+    return Moments(torch.zeros(1), s**2, 10, directions=torch.ones(1, 1), spectrum=torch.tensor([s**2]))
 
 
 def sinkhorn_correlation(s, eps, points=161, width=5.5):

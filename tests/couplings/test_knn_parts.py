@@ -29,10 +29,7 @@ def brute_force(x, k, rows, generator, valid=None):
 def p_values(ours, theirs):
     """Every coordinate, the length, and the length of the first half."""
     half = ours.shape[1] // 2 + 1
-    found = [
-        stats.ks_2samp(a.numpy(), b.numpy()).pvalue
-        for a, b in zip(ours.double().T, theirs.T, strict=True)
-    ]
+    found = [stats.ks_2samp(a.numpy(), b.numpy()).pvalue for a, b in zip(ours.double().T, theirs.T, strict=True)]
     for part in (slice(None), slice(half)):
         norms = [noise[:, part].double().norm(dim=1).numpy() for noise in (ours, theirs)]
         found.append(stats.ks_2samp(*norms).pvalue)
@@ -75,9 +72,7 @@ def test_every_row_has_its_own_mask():
 def test_a_full_mask_is_no_mask_bit_for_bit():
     data = torch.randn(70, 3, 5, generator=seeded(3))
     mask = torch.ones(1, 3, 1, dtype=torch.bool)
-    assert torch.equal(
-        KNN(4)(data, generator=seeded(4)), KNN(4)(data, mask=mask, generator=seeded(4))
-    )
+    assert torch.equal(KNN(4)(data, generator=seeded(4)), KNN(4)(data, mask=mask, generator=seeded(4)))
 
 
 def test_masked_law_with_a_center_and_blocks(monkeypatch):
@@ -136,9 +131,7 @@ def test_center_label_removes_the_drift_that_the_mean_leaves():
     data, labels, moments = labeled(3000)
     shift = {}
     for center in ("mean", "label"):
-        noise = KNN(16, center=center, moments=moments)(
-            data, cond={"label": labels}, generator=seeded(10)
-        )
+        noise = KNN(16, center=center, moments=moments)(data, cond={"label": labels}, generator=seeded(10))
         shift[center] = max(float(noise[labels == one].mean(dim=0).norm()) for one in range(3))
     assert shift["mean"] > 1
     assert shift["label"] < 0.2
@@ -246,16 +239,12 @@ def test_select_is_the_nearest_of_the_candidates(block, monkeypatch):
 def test_select_from_a_center_and_in_half_precision():
     data, labels, moments = labeled(30)
     candidates = torch.randn(30, 5, 6, generator=seeded(33))
-    chosen = KNN(5, center="label", moments=moments).select(
-        data, candidates, cond={"label": labels}
-    )
+    chosen = KNN(5, center="label", moments=moments).select(data, candidates, cond={"label": labels})
     want = KNN(5).select(data - moments.label_mean[labels], candidates)
     assert torch.equal(chosen, want)
     long = (3 * torch.randn(8, 40_000, generator=seeded(34))).half()  # |x|^2 overflows float16
     options = torch.randn(8, 16, 40_000, generator=seeded(35)).half()
-    assert torch.equal(
-        KNN(16).select(long, options), KNN(16).select(long.float(), options.float()).half()
-    )
+    assert torch.equal(KNN(16).select(long, options), KNN(16).select(long.float(), options.float()).half())
 
 
 def test_select_refuses_what_does_not_fit():

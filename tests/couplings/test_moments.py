@@ -82,9 +82,7 @@ def test_means_of_labels():
     data, labels = labeled()
     moments = Moments.fit(zip(data.split(100), labels.split(100), strict=True))
     for label in range(3):
-        assert torch.allclose(
-            moments.label_mean[label], data[labels == label].mean(dim=0), atol=1e-5
-        )
+        assert torch.allclose(moments.label_mean[label], data[labels == label].mean(dim=0), atol=1e-5)
     assert moments.label_mean.dtype == torch.float32
     assert moments.label_count.tolist() == [300] * 3
     assert torch.allclose(moments.mean, Moments.fit(data).mean)

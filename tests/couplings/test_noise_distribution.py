@@ -113,9 +113,7 @@ def test_the_shift_of_classes_and_its_two_remedies(digits):
     # Not null but too small to be seen here: the next test.
     assert shift(KNN(16, center="label", moments=moments)) > 1e-4
     coupling = KNN(16)
-    law = NoiseDistribution.measure(
-        coupling, passes(data, labels, 12, 20), moments, generator=seeded(21)
-    )
+    law = NoiseDistribution.measure(coupling, passes(data, labels, 12, 20), moments, generator=seeded(21))
     assert shift(Calibrated(coupling, law), law.count) > 1e-4
     for_all = NoiseDistribution.measure(
         coupling, passes(data, labels, 12, 20), moments, by_label=False, generator=seeded(21)

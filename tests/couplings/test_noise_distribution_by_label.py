@@ -48,9 +48,7 @@ def test_calibration_by_label_is_no_worse_than_over_all_however_few_the_noises(c
     data, labels = classes(count, each, seed=1)
     fresh = classes(count, max(20, each // 4), seed=2)
     moments, coupling = Moments.fit([(data, labels)]), KNN(16)
-    law = NoiseDistribution.measure(
-        coupling, passes(data, labels, times, 0), moments, generator=seeded(3)
-    )
+    law = NoiseDistribution.measure(coupling, passes(data, labels, times, 0), moments, generator=seeded(3))
     over_all = replace(law, label_mean=None, label_covariance=None)
     couplings = (coupling, Calibrated(coupling, over_all), Calibrated(coupling, law))
     raw, plain, mended = (shift(c, *fresh, count) for c in couplings)
@@ -62,13 +60,8 @@ def test_calibration_by_label_is_no_worse_than_over_all_however_few_the_noises(c
 def test_means_of_labels_are_not_touched_where_noises_are_many():
     data, labels = classes(4, 300, seed=1)
     moments, coupling = Moments.fit([(data, labels)]), KNN(16)
-    law = NoiseDistribution.measure(
-        coupling, passes(data, labels, 60, 0), moments, generator=seeded(3)
-    )
-    noises = [
-        (coupling(x, generator=seeded(7 + i)), y)
-        for i, (x, y) in enumerate(passes(data, labels, 60, 50))
-    ]
+    law = NoiseDistribution.measure(coupling, passes(data, labels, 60, 0), moments, generator=seeded(3))
+    noises = [(coupling(x, generator=seeded(7 + i)), y) for i, (x, y) in enumerate(passes(data, labels, 60, 50))]
     noise, label = (torch.cat(part) for part in zip(*noises, strict=True))
     for one in range(4):
         mine = noise[label == one].mean(dim=0) @ law.basis.T
@@ -78,9 +71,7 @@ def test_means_of_labels_are_not_touched_where_noises_are_many():
 def test_an_assignment_shifts_classes_and_its_law_by_label_knows_it():
     data, labels = classes(4, 300, seed=1, between=0.8)
     moments, coupling = Moments.fit([(data, labels)]), LinearAssignment()
-    law = NoiseDistribution.measure(
-        coupling, passes(data, labels, 5, 0), moments, generator=seeded(3)
-    )
+    law = NoiseDistribution.measure(coupling, passes(data, labels, 5, 0), moments, generator=seeded(3))
     assert law.label_mean is not None
     assert not bool(law.mean.any())  # over all it is N(0, I), exactly
     assert torch.equal(law.covariance, torch.eye(len(law.covariance)))
@@ -89,9 +80,7 @@ def test_an_assignment_shifts_classes_and_its_law_by_label_knows_it():
     assert mended < 0.3 * raw
 
 
-@pytest.mark.parametrize(
-    "coupling", [Independent(), LinearAssignment(cond_key="label"), KNN(1)], ids=str
-)
+@pytest.mark.parametrize("coupling", [Independent(), LinearAssignment(cond_key="label"), KNN(1)], ids=str)
 def test_what_keeps_its_law_given_the_label_needs_no_measuring(coupling):
     data, labels = classes(4, 50, seed=1)
     moments = Moments.fit([(data, labels)])
@@ -103,10 +92,6 @@ def test_without_labels_or_by_wish_the_law_over_all_is_exact():
     data, labels = classes(4, 50, seed=1)
     moments = Moments.fit([(data, labels)])
     for coupling in (LinearAssignment(), Shuffled(LinearAssignment())):
-        assert NoiseDistribution.measure(
-            coupling, data.split(64), moments
-        ) == NoiseDistribution.standard(moments)
-        law = NoiseDistribution.measure(
-            coupling, passes(data, labels, 1, 0), moments, by_label=False
-        )
+        assert NoiseDistribution.measure(coupling, data.split(64), moments) == NoiseDistribution.standard(moments)
+        law = NoiseDistribution.measure(coupling, passes(data, labels, 1, 0), moments, by_label=False)
         assert law == NoiseDistribution.standard(moments)

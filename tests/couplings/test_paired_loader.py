@@ -68,9 +68,7 @@ class FailsAt:
 @pytest.mark.parametrize("coupling", [Independent(), KNN(4), LinearAssignment()])
 def test_noise_depends_on_seed_and_number_and_not_on_the_timing(coupling, ahead):
     seen = 0
-    for number, paired in enumerate(
-        PairedLoader(slow_loader(), Slow(coupling), seed=5, ahead=ahead)
-    ):
+    for number, paired in enumerate(PairedLoader(slow_loader(), Slow(coupling), seed=5, ahead=ahead)):
         time.sleep(random.random() / 100)
         data, noise, cond = paired
         expected = batch(number)
@@ -83,9 +81,7 @@ def test_noise_depends_on_seed_and_number_and_not_on_the_timing(coupling, ahead)
 
 
 def test_streams_of_the_callers_own():
-    made = PairedLoader(
-        map(batch, range(3)), Independent(), streams=lambda n: RandomStreams(1, 10 + n, 2)
-    )
+    made = PairedLoader(map(batch, range(3)), Independent(), streams=lambda n: RandomStreams(1, 10 + n, 2))
     batches = list(made)
     assert len(batches) == 3
     for number, paired in enumerate(batches):
@@ -112,9 +108,7 @@ def test_a_data_loader_of_pairs_and_a_mask():
 
 
 def test_a_mask_is_never_passed_over_in_silence():
-    made = iter(
-        PairedLoader([Batch(torch.ones(2, 3), None, torch.ones(2, 3, dtype=torch.bool))], Slow())
-    )
+    made = iter(PairedLoader([Batch(torch.ones(2, 3), None, torch.ones(2, 3, dtype=torch.bool))], Slow()))
     with pytest.raises(ValueError, match="mask"):
         next(made)
 
@@ -137,9 +131,7 @@ def test_encoding_is_done_in_the_thread_without_gradients():
 def test_the_consumer_keeps_its_gradients_and_autocast():
     layer, count = torch.nn.Linear(3, 3), 0
     with torch.autocast("cpu", torch.bfloat16):
-        made = iter(
-            PairedLoader([torch.randn(2, 3)] * 3, KNN(2), lambda x, generator: layer(x), ahead=1)
-        )
+        made = iter(PairedLoader([torch.randn(2, 3)] * 3, KNN(2), lambda x, generator: layer(x), ahead=1))
         for data, noise, _ in made:
             assert data.dtype == noise.dtype == torch.float32, "autocast is off in the thread"
             assert torch.is_grad_enabled()
@@ -224,9 +216,7 @@ def test_an_error_is_raised_at_the_step_that_would_have_used_the_batch(where, ah
             raise ArithmeticError("no noise for this one")
         return item
 
-    made = iter(
-        PairedLoader(loader(), FailsAt(3 if where == "coupling" else -1), encode, ahead=ahead)
-    )
+    made = iter(PairedLoader(loader(), FailsAt(3 if where == "coupling" else -1), encode, ahead=ahead))
     for number in range(3):
         assert next(made).cond["label"][0] == number
     with pytest.raises(ArithmeticError, match="no noise for this one") as caught:
@@ -238,11 +228,7 @@ def test_an_error_is_raised_at_the_step_that_would_have_used_the_batch(where, ah
 
 def test_a_stray_stop_iteration_is_an_error_and_no_end():
     with pytest.raises(RuntimeError, match="StopIteration"):
-        list(
-            PairedLoader(
-                [batch(0), batch(1)], Independent(), lambda item, generator: next(iter(()))
-            )
-        )
+        list(PairedLoader([batch(0), batch(1)], Independent(), lambda item, generator: next(iter(()))))
 
 
 def test_one_batch_ahead_and_no_more():
@@ -378,9 +364,7 @@ def test_batches_before_an_error_within_a_pool_are_not_lost(ahead):
 
 def test_every_call_has_noise_of_its_own_unless_it_is_given_a_seed():
     def noise(**options):
-        return torch.cat(
-            [n for _, n, _ in PairedLoader([torch.zeros(3, 2)] * 2, KNN(1), **options)]
-        )
+        return torch.cat([n for _, n, _ in PairedLoader([torch.zeros(3, 2)] * 2, KNN(1), **options)])
 
     torch.manual_seed(0)
     first, second = noise(), noise()

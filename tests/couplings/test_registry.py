@@ -116,9 +116,7 @@ def test_a_coupling_of_another_signature_is_refused_by_name(monkeypatch):
 
 
 def test_switches_are_read_in_small_letters():
-    assert parse_coupling("assignment:across_ranks=true,negate=False") == LinearAssignment(
-        across_ranks=True
-    )
+    assert parse_coupling("assignment:across_ranks=true,negate=False") == LinearAssignment(across_ranks=True)
 
 
 # -- str(coupling) ---------------------------------------------------------------------------------

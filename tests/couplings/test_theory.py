@@ -109,8 +109,7 @@ def test_many_candidates_agree_with_the_coupling():
 
 def test_distance_misleads_where_pull_does_not():
     action, image, video = (
-        knn_expectation(4, dim, rms)
-        for dim, rms in [(16 * 2, 0.5), (3072, 0.5), (16 * 21 * 60 * 104, 1)]
+        knn_expectation(4, dim, rms) for dim, rms in [(16 * 2, 0.5), (3072, 0.5), (16 * 21 * 60 * 104, 1)]
     )
     assert all(0.57 < one.pull < 0.85 for one in (action, image, video))
     reductions = [one.distance_reduction for one in (action, image, video)]

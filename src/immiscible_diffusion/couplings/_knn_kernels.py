@@ -38,17 +38,14 @@ def distances_to(candidates: Tensor, offset: Tensor, valid: Tensor | None) -> Te
     return terms.sum(dim=2)
 
 
-def nearest_rivals(
-    length: Tensor, dims: Tensor, count: int, piece: int, generator: torch.Generator | None
-) -> Tensor:
+def nearest_rivals(length: Tensor, dims: Tensor, count: int, piece: int, generator: torch.Generator | None) -> Tensor:
     """The nearest of ``count`` noises to each sample of ``length`` and ``dims`` ``[B, 1]``.
 
-    Scalars are drawn ``piece`` at a time. Returns ``[B, 4]``: 1 / length^2 (0 for a zero row), then
-    of the rival its squared distance less length^2, its length along the sample in units of
-    ``length``, and its length across. A zero row has no direction: all its noise counts as across.
+    Scalars are drawn ``piece`` at a time. Returns ``[B, 4]``: 1 / length^2 (0 for a zero row), then of the rival its
+    squared distance less length^2, its length along the sample in units of ``length``, and its length across. A zero
+    row has no direction: all its noise counts as across.
 
-    The distance is r^2 + a^2 - 2 a |x|: (a - |x|)^2 + r^2 loses its digits for long data and then
-    picks wrongly.
+    The distance is r^2 + a^2 - 2 a |x|: (a - |x|)^2 + r^2 loses its digits for long data and then picks wrongly.
     """
     directed = length > SHORTEST
     inverse = torch.where(directed, 1 / length, 0 * length)
@@ -59,9 +56,7 @@ def nearest_rivals(
         along = directed * length.new_empty(shape).normal_(generator=generator)
         square = _chi_square(degrees.expand(shape), generator)
         distance, index = (square + along * (along - 2 * length)).min(dim=1, keepdim=True)
-        nearest = torch.cat(
-            [distance, along.gather(1, index), square.gather(1, index).sqrt()], dim=1
-        )
+        nearest = torch.cat([distance, along.gather(1, index), square.gather(1, index).sqrt()], dim=1)
         best = torch.where(distance < best[:, :1], nearest, best)
     distance, along, radius = best.split(1, dim=1)
     return torch.cat([inverse.square(), distance, along * inverse, radius], dim=1)
@@ -77,13 +72,11 @@ def _chi_square(degrees: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch._standard_gamma(degrees.cpu() / 2, generator=on_cpu).mul_(2).to(device)
 
 
-def move_to_nearest(
-    noise: Tensor, offset: Tensor, rivals: Tensor, scratch: Tensor, valid: Tensor | None
-) -> None:
+def move_to_nearest(noise: Tensor, offset: Tensor, rivals: Tensor, scratch: Tensor, valid: Tensor | None) -> None:
     """Give ``noise`` ``[n, D]``, in place, the lengths of its rival where the rival is nearer.
 
-    Few passes over the noise and few operations on scalars: both count (``benchmarks/``). A row of
-    data that is not finite stays at nothing and gets NaN.
+    Few passes over the noise and few operations on scalars: both count (``benchmarks/``). A row of data that is not
+    finite stays at nothing and gets NaN.
     """
     inverse_square, rival_distance, rival_along, rival_radius = rivals.split(1, dim=1)
     dot = torch.mul(noise, offset, out=scratch).sum(dim=1, keepdim=True)

@@ -101,8 +101,7 @@ def check_labels(labels: Any, count: int, classes: int | None = None) -> None:
     if low < 0 or (classes is not None and high >= classes):
         expected = "0 or more" if classes is None else f"0 to {classes - 1}, as fitted"
         raise ValueError(
-            f"labels must be {expected}, got {low} to {high} (give the true label, also where the "
-            f"model's is dropped)"
+            f"labels must be {expected}, got {low} to {high} (give the true label, also where the model's is dropped)"
         )
 
 

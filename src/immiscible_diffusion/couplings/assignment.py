@@ -39,31 +39,30 @@ MISMATCH_RATE = 0.05
 class LinearAssignment(Coupling):
     """One-to-one pairing of a batch of data with a batch of noise at least total cost.
 
-    The noises are those drawn, in another order, so their distribution stays N(0, I) exactly. A
-    batch of one sample is legal, pairs nothing and warns. Solved on the CPU by scipy: hide its time
-    with ``PairedLoader``.
+    The noises are those drawn, in another order, so their distribution stays N(0, I) exactly. A batch of one sample is
+    legal, pairs nothing and warns. Solved on the CPU by scipy: hide its time with ``PairedLoader``.
 
     Args:
-        cost: ``"inner"``: the squared distance, by inner products alone (one matrix product, no
-            ``[B, B, D]``); ``"norm"``: the distance not squared, as the paper's code has it (slower
-            to solve, for parity); ``"l1"``: the sum of absolute differences (the paper's ablation).
-        negate: return minus the assigned noise: a control whose pairs are equally dependent but
-            distant (the paper's ablation without optimal transport).
+        cost: ``"inner"``: the squared distance, by inner products alone (one matrix product, no ``[B, B, D]``);
+            ``"norm"``: the distance not squared, as the paper's code has it (slower to solve, for parity); ``"l1"``:
+            the sum of absolute differences (the paper's ablation).
+        negate: return minus the assigned noise: a control whose pairs are equally dependent but distant (the paper's
+            ablation without optimal transport).
         pool: batches paired as one by ``PairedLoader`` or ``pair_pool``; a plain call warns.
-        oversample: noises drawn for every sample, all but one unused. More than 1 changes the noise
-            distribution as KNN does: shorter noises are picked.
-        cond_key: the condition that noise must not cross: the noise of row j carries the condition
-            of row j. Without it noise comes to depend on the condition, and in sampling it does not.
-        cond_cost: ``"hard"``: noise moves between equal conditions only; ``"soft"``: other
-            conditions cost extra, 1 for other labels, 1 - cosine for other vectors, times a weight.
-        mismatch_rate: sets that weight: of the pairs with different conditions, this share still
-            costs less than the sample's own draw (1/2 would do so at weight 0).
-        across_ranks: one assignment over all processes of ``torch.distributed``; all must call. A
-            rank may have no rows; a fault of one is a ValueError on all.
+        oversample: noises drawn for every sample, all but one unused. More than 1 changes the noise distribution as
+            KNN does: shorter noises are picked.
+        cond_key: the condition that noise must not cross: the noise of row j carries the condition of row j. Without
+            it noise comes to depend on the condition, and in sampling it does not.
+        cond_cost: ``"hard"``: noise moves between equal conditions only; ``"soft"``: other conditions cost extra, 1
+            for other labels, 1 - cosine for other vectors, times a weight.
+        mismatch_rate: sets that weight: of the pairs with different conditions, this share still costs less than the
+            sample's own draw (1/2 would do so at weight 0).
+        across_ranks: one assignment over all processes of ``torch.distributed``; all must call. A rank may have no
+            rows; a fault of one is a ValueError on all.
         max_size: split larger problems at random into parts of at most this many samples.
-        standardize: measure distances from data of mean 0 and variance 1 in every coordinate over
-            what is paired, so that all coordinates of an action count alike (Immiscible Diffusion
-            Policy, arXiv 2610.09369, with ``cost="norm"``).
+        standardize: measure distances from data of mean 0 and variance 1 in every coordinate over what is paired, so
+            that all coordinates of an action count alike (Immiscible Diffusion Policy, arXiv 2610.09369, with
+            ``cost="norm"``).
     """
 
     cost: Literal["inner", "norm", "l1"] = "inner"
@@ -128,8 +127,8 @@ class LinearAssignment(Coupling):
     def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
         """Noise ``[oversample B, *shape]``, drawn or the caller's, assigned to ``data``.
 
-        Row j B + i of an oversample was drawn for sample i. ``generator`` also serves ``max_size``;
-        across ranks that of rank 0 does.
+        Row j B + i of an oversample was drawn for sample i. ``generator`` also serves ``max_size``; across ranks that
+        of rank 0 does.
         """
         if self.across_ranks and ranks_in_use():
             return pair_across_ranks(self, data, noise, cond, mask, generator)
@@ -141,9 +140,7 @@ class LinearAssignment(Coupling):
         rows = (self.oversample * len(data), *data.shape[1:])
         return torch.randn(rows, dtype=data.dtype, device=data.device, generator=generator)
 
-    def pair_here(
-        self, data: Tensor, noise: Tensor, cond: Cond, mask: Mask, generator: Rng
-    ) -> Tensor:
+    def pair_here(self, data: Tensor, noise: Tensor, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
         """``noise`` assigned within this process, whatever ``across_ranks`` says."""
         index = self.assign(data, noise, cond=cond, mask=mask, generator=generator)
         paired = noise.to(data)[index]
@@ -189,9 +186,7 @@ class LinearAssignment(Coupling):
             index[rows] = columns[column]
         return index
 
-    def check_pair(
-        self, data: Tensor, noise: Tensor, cond: Cond, mask: Mask
-    ) -> tuple[Mask, Tensor | None]:
+    def check_pair(self, data: Tensor, noise: Tensor, cond: Cond, mask: Mask) -> tuple[Mask, Tensor | None]:
         """The mask in the shape of ``data``, unless all are valid, and ``cond[cond_key]``, if any.
 
         Raises:

@@ -20,10 +20,10 @@ Rng = torch.Generator | None
 class Coupling:
     """Decides which noise goes with which sample: ``noise = coupling(data)``.
 
-    A coupling is stateless, a frozen dataclass: what it needs to know of the data set is fitted
-    before the first step. It draws noise; it never moves, drops or repeats data, so labels and
-    other conditions stay with their data. A subclass defines ``choose``, and overrides the
-    properties below where the defaults are not true of it. ``testing.check_coupling`` tests one.
+    A coupling is stateless, a frozen dataclass: what it needs to know of the data set is fitted before the first step.
+    It draws noise; it never moves, drops or repeats data, so labels and other conditions stay with their data. A
+    subclass defines ``choose``, and overrides the properties below where the defaults are not true of it.
+    ``testing.check_coupling`` tests one.
 
     A function ``(data, *, cond, generator)`` does as well; ``as_coupling`` wraps it.
     """
@@ -75,9 +75,7 @@ class Coupling:
         """
 
     @torch.no_grad()
-    def __call__(
-        self, data: Tensor, *, cond: Cond = None, mask: Mask = None, generator: Rng = None
-    ) -> Tensor:
+    def __call__(self, data: Tensor, *, cond: Cond = None, mask: Mask = None, generator: Rng = None) -> Tensor:
         """Draw noise for ``data``.
 
         Args:
@@ -113,8 +111,8 @@ class Coupling:
     def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
         """The noise of checked ``data``: what a subclass defines.
 
-        ``noise`` is the caller's, or None where it is to be drawn (``start_noise`` does either);
-        ``mask`` has the shape of ``data``, or is None.
+        ``noise`` is the caller's, or None where it is to be drawn (``start_noise`` does either); ``mask`` has the
+        shape of ``data``, or is None.
         """
         raise NotImplementedError(f"{type(self).__name__} must define choose")
 
@@ -221,6 +219,5 @@ def check_signature(function: Any, *first: None) -> None:
         signature.bind(*first, None, cond=None, generator=None, **mask)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{function!r} cannot be called as coupling(data, cond=cond, generator=generator): "
-            f"{error}"
+            f"{function!r} cannot be called as coupling(data, cond=cond, generator=generator): {error}"
         ) from error

@@ -1,8 +1,8 @@
 """Costs of giving noise j to sample i, without a ``[B, B, D]`` tensor, and of crossing conditions.
 
-A plain assignment gives noise to data whatever their conditions, so noise comes to depend on the
-condition; sampling, which draws noise from N(0, I) given a condition, then starts elsewhere than
-training did. C2OT (arXiv 2503.10636) adds a cost for crossing.
+A plain assignment gives noise to data whatever their conditions, so noise comes to depend on the condition; sampling,
+which draws noise from N(0, I) given a condition, then starts elsewhere than training did. C2OT (arXiv 2503.10636) adds
+a cost for crossing.
 """
 
 import warnings
@@ -24,13 +24,11 @@ CONSTANT = 1e-6  # a coordinate that varies by less is left out of what is stand
 FEW_MOVABLE = 0.25
 
 
-def assignment_cost(
-    kind: str, data: Tensor, noise: Tensor, valid: Tensor | None, squared: bool = False
-) -> Tensor:
+def assignment_cost(kind: str, data: Tensor, noise: Tensor, valid: Tensor | None, squared: bool = False) -> Tensor:
     """``[B, N]``: cost of giving noise j of ``[N, *shape]`` to sample i of ``[B, *shape]``.
 
-    ``inner`` is half the squared distance less what does not matter to a square assignment:
-    ``-<x, n>``; with ``squared``, or over valid positions alone, ``|n|^2 / 2`` does matter.
+    ``inner`` is half the squared distance less what does not matter to a square assignment: ``-<x, n>``; with
+    ``squared``, or over valid positions alone, ``|n|^2 / 2`` does matter.
     """
     dtype = working_dtype(data.dtype)
     rows, columns = data.flatten(1).to(dtype), noise.flatten(1).to(dtype)
@@ -112,9 +110,9 @@ def condition_distance(condition: Tensor) -> Tensor:
 def add_condition_cost(cost: Tensor, condition: Tensor, mismatch_rate: float) -> Tensor:
     """``cost`` ``[B, s B]`` plus a weight times the distance of the conditions.
 
-    Noise j is preferred to the sample's own draw where ``cost_ij + w c_ij < cost_ii``. Of the pairs
-    with different conditions the weight leaves the share ``mismatch_rate`` so: it is a quantile of
-    ``(cost_ii - cost_ij) / c_ij`` of the batch.
+    Noise j is preferred to the sample's own draw where ``cost_ij + w c_ij < cost_ii``. Of the pairs with different
+    conditions the weight leaves the share ``mismatch_rate`` so: it is a quantile of ``(cost_ii - cost_ij) / c_ij`` of
+    the batch.
     """
     distance = condition_distance(condition).repeat(1, cost.shape[1] // cost.shape[0])
     gain = cost.diagonal()[:, None].double() - cost.double()

@@ -1,22 +1,24 @@
 """What to expect of a coupling, by its name and the shape of the data alone.
 
-KNN has closed forms (``theory``). Assignment has none: it is simulated on isotropic Gaussian data.
-It depends on data and noise through their inner products and lengths only, so a batch of B in any
-dimension is drawn as B + 1 numbers a row, with the same distribution.
+KNN has closed forms (``theory``). Assignment has none: it is simulated on isotropic Gaussian data. It depends on data
+and noise through their inner products and lengths only, so a batch of B in any dimension is drawn as B + 1 numbers a
+row, with the same distribution.
 """
 
 import math
 import warnings
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from immiscible_diffusion.couplings.assignment import LinearAssignment
 from immiscible_diffusion.couplings.base import Coupling, Independent
-from immiscible_diffusion.couplings.benchmark import CallCost, measure_cost
-from immiscible_diffusion.couplings.calibrated import Calibrated
 from immiscible_diffusion.couplings.knn import KNN
 from immiscible_diffusion.couplings.registry import parse_without_data
 from immiscible_diffusion.couplings.theory import (
@@ -26,7 +28,7 @@ from immiscible_diffusion.couplings.theory import (
     information_budget,
     knn_expectation,
 )
-from immiscible_diffusion.couplings.wrappers import Shuffled
+from immiscible_diffusion.couplings.wrappers import Calibrated, Shuffled
 
 FEW_NUMBERS = 1 << 21  # of data and candidates, in a batch that is timed by default
 MANY_NUMBERS = 1 << 28  # in a batch of the size asked for
@@ -65,6 +67,28 @@ class DataSpec:
     def dim(self) -> int:
         """Numbers in a sample."""
         return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class CallCost:
+    """Time and memory of one call, the least of some repeats.
+
+    Attributes:
+        rows: data in the batch.
+        milliseconds: time of the call.
+        randn_milliseconds: time of ``torch.randn`` of the same shape.
+        memory: most that torch held at a time, the noise included, in units of the data.
+    """
+
+    rows: int
+    milliseconds: float
+    randn_milliseconds: float
+    memory: float
+
+    @property
+    def times_randn(self) -> float:
+        """The call in units of ``torch.randn``."""
+        return self.milliseconds / self.randn_milliseconds
 
 
 @dataclass(frozen=True)
@@ -141,9 +165,7 @@ def _describe(name: str, coupling: Coupling, spec: DataSpec) -> CouplingSummary:
     return summary.updated(note)
 
 
-def _describe_assignment(
-    summary: CouplingSummary, coupling: LinearAssignment, spec: DataSpec
-) -> CouplingSummary:
+def _describe_assignment(summary: CouplingSummary, coupling: LinearAssignment, spec: DataSpec) -> CouplingSummary:
     rows = (spec.batch or USUAL_BATCH) * coupling.pool
     if coupling.oversample == 1:
         note = f"the budget is log({rows}!) / {rows} or less"
@@ -183,9 +205,10 @@ def _with_cost(
         return summary.updated(cost=measure_cost(coupling, data))
 
 
-def simulate_assignment(
-    coupling: LinearAssignment, dim: int, rms: float, rows: int, *, seed: int = 0
-) -> Expected:
+# -- assignment, simulated -------------------------------------------------------------------------
+
+
+def simulate_assignment(coupling: LinearAssignment, dim: int, rms: float, rows: int, *, seed: int = 0) -> Expected:
     """Expectations of an assignment on N(0, rms^2 I) data, with standard errors.
 
     Args:
@@ -209,9 +232,7 @@ def simulate_assignment(
     return Expected(pull, moment, moment - pull**2 / dim, reduction, errors[0], errors[2])
 
 
-def _simulate_batch(
-    coupling: LinearAssignment, dim: int, rms: float, rows: int, generator: torch.Generator
-) -> Tensor:
+def _simulate_batch(coupling: LinearAssignment, dim: int, rms: float, rows: int, generator: torch.Generator) -> Tensor:
     """``[3]``: pull, second moment a dimension, distance reduction of one batch."""
     reducible = coupling.cost in ("inner", "norm") and coupling.oversample == 1
     draw = _draw_reduced if reducible and dim > rows + 1 else _draw_complete
@@ -231,8 +252,8 @@ def _simulate_batch(
 def _draw_reduced(dim: int, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Gaussian data and noise turned so that the data span the first ``rows`` axes.
 
-    Data: the triangular factor of a Wishart matrix (Bartlett). Noise: its part within their span,
-    and the length of the rest. Both ``[rows, rows + 1]``.
+    Data: the triangular factor of a Wishart matrix (Bartlett). Noise: its part within their span, and the length of
+    the rest. Both ``[rows, rows + 1]``.
     """
     data = torch.randn(rows, rows + 1, dtype=torch.float64, generator=generator).tril(-1)
     noise = torch.randn(rows, rows + 1, dtype=torch.float64, generator=generator)
@@ -246,8 +267,67 @@ def _draw_reduced(dim: int, rows: int, generator: torch.Generator) -> tuple[Tens
 def _draw_complete(dim: int, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     if rows * dim > MOST_NUMBERS:
         raise ValueError(
-            f"with this cost {rows} data of {dim} numbers have to be drawn complete; at most "
-            f"{MOST_NUMBERS} numbers"
+            f"with this cost {rows} data of {dim} numbers have to be drawn complete; at most {MOST_NUMBERS} numbers"
         )
     data = torch.randn(rows, dim, dtype=torch.float64, generator=generator)
     return data, torch.randn(rows, dim, dtype=torch.float64, generator=generator)
+
+
+# -- time and memory, measured ---------------------------------------------------------------------
+
+
+def measure_cost(coupling: Coupling, data: Tensor) -> CallCost:
+    """Time and memory of ``coupling(data)``, in some 0.2 s where a call is shorter than that.
+
+    On a CPU by one thread: the time of several that wait for one another on a busy machine means nothing.
+    """
+    from torch.utils.benchmark import Timer
+
+    memory = peak_bytes(lambda: coupling(data), data) / data.nbytes  # warms up, too
+    times = [
+        Timer("f(data)", globals={"f": f, "data": data}).blocked_autorange(min_run_time=0.1).times
+        for f in (coupling, torch.randn_like)
+    ]
+    return CallCost(len(data), 1e3 * min(times[0]), 1e3 * min(times[1]), memory)
+
+
+def peak_bytes(call: Callable[[], Any], *inputs: Tensor) -> int:
+    """Most bytes that tensors made in ``call`` held at a time, its result included.
+
+    Views of the ``inputs`` do not count.
+    """
+    with _HeldBytes(inputs) as held:
+        result = call()
+    del result
+    return held.peak
+
+
+class _HeldBytes(TorchDispatchMode):
+    """Counts the storages that operations return, until they are freed."""
+
+    def __init__(self, inputs: tuple[Tensor, ...]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known = {tensor.untyped_storage()._cdata for tensor in inputs}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # skipping it would import all of torch's compiler: seconds
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run ``func`` and count the storages it returns."""
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                storage = leaf.untyped_storage()
+                key, size = storage._cdata, storage.nbytes()
+                if key not in self._known:
+                    self._known.add(key)
+                    self.now += size
+                    self.peak = max(self.peak, self.now)
+                    weakref.finalize(storage, self._forget, key, size).atexit = False
+        return out
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size

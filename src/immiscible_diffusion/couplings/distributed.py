@@ -1,7 +1,7 @@
 """One assignment over all processes: rows go to rank 0, which solves, and come back.
 
-What ranks bring is announced as objects and sent as tensors: pickled, 1,024 x 3,072 floats of two
-processes take 105 ms there and back (gloo, 2 cores), as tensors 20 ms.
+What ranks bring is announced as objects and sent as tensors: pickled, 1,024 x 3,072 floats of two processes take 105
+ms there and back (gloo, 2 cores), as tensors 20 ms.
 """
 
 import itertools
@@ -40,13 +40,11 @@ def pairing_group() -> Any:
     return _groups[world]
 
 
-def pair_across_ranks(
-    coupling: Any, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng
-) -> Tensor:
+def pair_across_ranks(coupling: Any, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
     """``coupling.pair_here`` on the rows of all ranks, in their order; this rank's noise.
 
-    Ranks may have any number of rows, also none; ``noise`` that is None is drawn here. Rows of one
-    shape are assigned together.
+    Ranks may have any number of rows, also none; ``noise`` that is None is drawn here. Rows of one shape are assigned
+    together.
 
     Raises:
         ValueError: on all ranks, if the input of one does not fit, or rank 0 could not solve.
@@ -141,9 +139,7 @@ def _agree(success: bool) -> None:
         raise ValueError("rank 0 could not pair the batches of all ranks; see its own error")
 
 
-def _rows(
-    coupling: Any, data: Tensor, noise: Tensor, valid: Mask, condition: Tensor | None
-) -> list[Tensor]:
+def _rows(coupling: Any, data: Tensor, noise: Tensor, valid: Mask, condition: Tensor | None) -> list[Tensor]:
     """Data, noise ``[oversample, B, *shape]``, mask, and the condition if any; on the CPU."""
     dtype = working_dtype(data.dtype)
     noise = noise.to("cpu", dtype).unflatten(0, (coupling.oversample, len(data)))
@@ -154,9 +150,7 @@ def _rows(
     return [tensor.contiguous() for tensor in rows]
 
 
-def _pair_rows(
-    coupling: Any, everyone: dict[int, list[Tensor]], generator: Rng
-) -> dict[int, Tensor]:
+def _pair_rows(coupling: Any, everyone: dict[int, list[Tensor]], generator: Rng) -> dict[int, Tensor]:
     """The noise of every rank, on the CPU: rows of one shape and dtype are paired together."""
     device = generator.device if generator is not None else torch.device("cpu")
     noises = {rank: rows[0] for rank, rows in everyone.items()}  # right where there are no rows

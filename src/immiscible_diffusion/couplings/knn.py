@@ -3,8 +3,7 @@
 *Improved Immiscible Diffusion* (arXiv 2505.18521, Algorithm 1) draws k Gaussian noises per sample
 and keeps the nearest: O(k D) time and memory per sample. The same distribution costs O(k + D) here.
 
-This file, ``base.py``, ``_knn_kernels.py`` and ``_validation.py`` depend on torch alone: a trainer
-may vendor them.
+This file, ``base.py``, ``_knn_kernels.py`` and ``_validation.py`` depend on torch alone: a trainer may vendor them.
 """
 
 from collections.abc import Callable
@@ -50,23 +49,22 @@ CENTERS = {"mean": "mean", "label": "label_mean", "channel": "channel_mean"}
 class KNN(Coupling):
     """The nearest of k independent Gaussian noises for every sample, exact for any k.
 
-    With ``u = data / |data|`` a Gaussian noise is ``a u + r w``: ``a ~ N(0, 1)``,
-    ``r^2 ~ chi^2(D - 1)``, ``w`` uniform on the unit sphere across ``u``, all independent, and its
-    squared distance to the sample is ``r^2 + a^2 - 2 a |data|`` plus a constant. So one noise is
-    drawn whole, the k - 1 others as pairs ``(a, r)``, and if one of these is nearest the drawn
-    noise gets its two lengths. Time and memory are those of one ``torch.randn``, plus O(k) scalars
-    per sample worked in pieces.
+    With ``u = data / |data|`` a Gaussian noise is ``a u + r w``: ``a ~ N(0, 1)``, ``r^2 ~ chi^2(D - 1)``, ``w``
+    uniform on the unit sphere across ``u``, all independent, and its squared distance to the sample is ``r^2 + a^2 - 2
+    a |data|`` plus a constant. So one noise is drawn whole, the k - 1 others as pairs ``(a, r)``, and if one of these
+    is nearest the drawn noise gets its two lengths. Time and memory are those of one ``torch.randn``, plus O(k)
+    scalars per sample worked in pieces.
 
-    The result is *not* N(0, I): nearest noises are shorter, and drift toward the mean of the data
-    (``center`` removes that drift). ``KL(noise | sample, N(0, I)) = log k - 1 + 1/k``.
+    The result is *not* N(0, I): nearest noises are shorter, and drift toward the mean of the data (``center`` removes
+    that drift). ``KL(noise | sample, N(0, I)) = log k - 1 + 1/k``.
 
     Args:
         k: candidates per sample, >= 1; ``k = 1`` is ``torch.randn`` bit for bit.
-        center: what distances are taken from: fitted ``Moments`` (their mean), or with ``moments``
-            given ``"mean"``, ``"label"`` (the mean of the sample's label, in ``cond[label_key]``),
-            or ``"channel"`` (one mean a channel, so data of any size).
-        moments: for a ``center`` that is a word: ``Moments``, or your own object with ``mean``
-            ``[*shape]``, ``label_mean`` ``[L, *shape]`` or ``channel_mean`` ``[C]``.
+        center: what distances are taken from: fitted ``Moments`` (their mean), or with ``moments`` given ``"mean"``,
+            ``"label"`` (the mean of the sample's label, in ``cond[label_key]``), or ``"channel"`` (one mean a channel,
+            so data of any size).
+        moments: for a ``center`` that is a word: ``Moments``, or your own object with ``mean`` ``[*shape]``,
+            ``label_mean`` ``[L, *shape]`` or ``channel_mean`` ``[C]``.
         label_key: the condition that holds the labels ``[B]``, for ``center="label"``.
     """
 
@@ -116,10 +114,9 @@ class KNN(Coupling):
     def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
         """The nearest noise to every sample; ``noise`` of the caller's is the first candidate.
 
-        It gets other lengths, along the sample and across it, where one of the k - 1 others is
-        nearer. For noise that is not N(0, I) see ``select``. A sample is its valid positions (data
-        elsewhere are not read); the others get independent N(0, I) noise. On a CPU a row that is
-        not finite is a ValueError; elsewhere it gets NaN.
+        It gets other lengths, along the sample and across it, where one of the k - 1 others is nearer. For noise that
+        is not N(0, I) see ``select``. A sample is its valid positions (data elsewhere are not read); the others get
+        independent N(0, I) noise. On a CPU a row that is not finite is a ValueError; elsewhere it gets NaN.
         """
         if noise is not None:
             check_noise(data, noise)
@@ -151,13 +148,11 @@ class KNN(Coupling):
         return result
 
     @torch.no_grad()
-    def select(
-        self, data: Tensor, candidates: Tensor, *, cond: Cond = None, mask: Mask = None
-    ) -> Tensor:
+    def select(self, data: Tensor, candidates: Tensor, *, cond: Cond = None, mask: Mask = None) -> Tensor:
         """The nearest of ``candidates`` ``[B, k, *shape]`` to every sample, over valid positions.
 
-        For noise that is not isotropic (offset noise, colored noise). Candidates are worked in
-        pieces; no tensor of their size is made.
+        For noise that is not isotropic (offset noise, colored noise). Candidates are worked in pieces; no tensor of
+        their size is made.
         """
         check_data(data)
         expected, got = (len(data), self.k, *data.shape[1:]), tuple(candidates.shape)

@@ -1,4 +1,4 @@
-"""Mean and spread of a data set, fitted once before step 0 and saved with the run."""
+"""Mean, spread and leading directions of a data set, fitted once before step 0 and saved with the run."""
 
 import hashlib
 import os
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.couplings._validation import check_labels, kind_of
-from immiscible_diffusion.couplings.incremental_pca import IncrementalPCA
 from immiscible_diffusion.utils.atomic_files import atomic_path
 from immiscible_diffusion.utils.optional_deps import require_extra
 
@@ -95,8 +94,7 @@ class Moments(TensorFields):
         mean: ``[*shape]`` float32; ``[C]`` where fitted by ``fit_channels``.
         variance: mean over the dimensions of the variance, > 0 unless all data are equal.
         count: number of data seen.
-        label_mean: ``[L, *shape]``, the mean of every label (of one never seen, that of all), or
-            None without labels.
+        label_mean: ``[L, *shape]``, the mean of every label (of one never seen, that of all), or None without labels.
         label_count: ``[L]`` int64, data seen of every label, or None.
         directions: ``[r, D]`` orthonormal, the leading principal directions, or None.
         spectrum: ``[r]``, variances of the data along them, descending, or None.
@@ -117,18 +115,17 @@ class Moments(TensorFields):
     def fit(cls, data: Data, *, directions: int = 64) -> "Moments":
         """Fit to ``data``: a tensor ``[N, *shape]``, or an iterable of batches ``[B, *shape]``.
 
-        A batch may come as ``(data, labels)`` with labels ``[B]``, whole numbers from 0. Sums run
-        in float64 on the CPU; nothing is quadratic in D. Directions are exact up to rounding where
-        D or N is at most ``2 directions + 64``; beyond, what follows in the spectrum is dropped as
-        batches come, and the last directions lean a little.
+        A batch may come as ``(data, labels)`` with labels ``[B]``, whole numbers from 0. Sums run in float64 on the
+        CPU; nothing is quadratic in D. Directions are exact up to rounding where D or N is at most ``2 directions +
+        64``; beyond, what follows in the spectrum is dropped as batches come, and the last directions lean a little.
 
         Args:
             data: the data, encoded and augmented.
             directions: how many leading directions to keep; 0 = none.
 
         Raises:
-            ValueError: no data, data not finite, batches of different shapes, bad labels, or some
-                batches with labels and some without.
+            ValueError: no data, data not finite, batches of different shapes, bad labels, or some batches with labels
+                and some without.
         """
         if directions < 0:
             raise ValueError(f"directions must be 0 (none) or more, got {directions}")
@@ -183,9 +180,7 @@ class Moments(TensorFields):
         count, positions, total, square = 0, 0, torch.zeros(()), torch.zeros(())
         for batch, _ in _batches(data):
             if count and batch.shape[1:2] != total.shape:
-                raise ValueError(
-                    f"batches differ in channels: {len(total)} and {tuple(batch.shape[1:2])}"
-                )
+                raise ValueError(f"batches differ in channels: {len(total)} and {tuple(batch.shape[1:2])}")
             flat = batch.flatten(2) if batch.ndim > 2 else batch[..., None]
             count, positions = count + len(batch), positions + len(batch) * flat.shape[2]
             total, square = total + flat.sum((0, 2)), square + flat.square().sum((0, 2))
@@ -239,3 +234,49 @@ def _batches(data: Data) -> Iterator[tuple[Tensor, Tensor | None]]:
             raise ValueError("data are not finite; mend them before fitting moments")
         if len(values):
             yield values.detach().to("cpu", torch.float64), labels
+
+
+class IncrementalPCA:
+    """The scatter of the rows seen so far, kept to its ``rank`` leading directions.
+
+    Each update joins the kept directions, the new rows and the shift of the mean (Ross et al. 2008) and keeps the
+    leading ones: exact while ``rank`` reaches the dimension or the number of rows, else the smallest kept directions
+    lose what was dropped; ask for more than you need.
+    """
+
+    def __init__(self, rank: int) -> None:
+        self.rank, self.count = rank, 0
+        self.mean = torch.zeros(0)
+        self.rows = torch.zeros(0, 0)
+
+    def update(self, batch: Tensor) -> None:
+        """Take up rows ``[B, D]`` float64."""
+        count, mean = len(batch), batch.mean(dim=0)
+        parts = [batch - mean]
+        if self.count:
+            weight = (self.count * count / (self.count + count)) ** 0.5
+            parts += [self.rows, weight * (mean - self.mean)[None]]
+            mean = self.mean + (mean - self.mean) * (count / (self.count + count))
+        self.rows = leading_rows(torch.cat(parts), self.rank)
+        self.count, self.mean = self.count + count, mean
+
+    def leading(self, count: int) -> tuple[Tensor, Tensor]:
+        """Directions ``[r, D]``, orthonormal, and variances along them ``[r]``, descending."""
+        length = torch.linalg.vector_norm(self.rows, dim=1)
+        kept = length > 1e-7 * length.max().clamp_min(1e-30)
+        rows, length = self.rows[kept][:count], length[kept][:count]
+        # Once more made orthonormal: rows of very different lengths are so to rounding only.
+        basis, _ = torch.linalg.qr((rows / length[:, None]).T)
+        return basis.T, length.square() / self.count
+
+
+def leading_rows(rows: Tensor, rank: int) -> Tensor:
+    """``[min(rank, ...), D]``: rows with the leading part of the scatter ``rows.T @ rows``.
+
+    By the smaller of the two Gram matrices; they are singular values times singular vectors.
+    """
+    if rows.shape[0] <= rows.shape[1]:
+        values, vectors = torch.linalg.eigh(rows @ rows.T)
+        return (vectors.T @ rows).flip(0)[:rank]
+    values, vectors = torch.linalg.eigh(rows.T @ rows)
+    return (vectors.T * values.clamp_min(0).sqrt()[:, None]).flip(0)[:rank]

@@ -1,8 +1,7 @@
 """The distribution of the paired noise: its mean and covariance over a data set.
 
-Training sees the noise that a coupling makes, sampling starts from N(0, I). Where the two differ
-either the noise is brought back (``Calibrated``) or sampling starts from its distribution
-(``color``).
+Training sees the noise that a coupling makes, sampling starts from N(0, I). Where the two differ either the noise is
+brought back (``Calibrated``) or sampling starts from its distribution (``color``).
 """
 
 from collections.abc import Iterable
@@ -29,9 +28,9 @@ LEAST_VARIANCE = 1e-6
 class NoiseDistribution(TensorFields):
     """Mean and covariance of the noise that a coupling makes over a data set.
 
-    The covariance is free in the span of a basis, the leading directions of the data, and
-    ``scale^2`` times the identity outside; the mean lies in the span (outside, an estimate would be
-    sampling noise, 1 / sqrt(count) in each of D dimensions). Immutable, compared by content.
+    The covariance is free in the span of a basis, the leading directions of the data, and ``scale^2`` times the
+    identity outside; the mean lies in the span (outside, an estimate would be sampling noise, 1 / sqrt(count) in each
+    of D dimensions). Immutable, compared by content.
 
     Attributes:
         shape: shape of a sample.
@@ -42,8 +41,8 @@ class NoiseDistribution(TensorFields):
         kurtosis: ``[r]`` excess kurtosis along the basis: 0 for a Gaussian.
         count: noises it was measured from.
         label_mean: ``[L, r]`` mean of every label (of one without noises, that of all), or None.
-        label_covariance: ``[L, r, r]``, or None. The covariance within all labels counts as r more
-            noises of every label: few noises draw towards it, a label without noises has just it.
+        label_covariance: ``[L, r, r]``, or None. The covariance within all labels counts as r more noises of every
+            label: few noises draw towards it, a label without noises has just it.
     """
 
     shape: tuple[int, ...]
@@ -90,8 +89,8 @@ class NoiseDistribution(TensorFields):
 
         Args:
             coupling: the model will be trained with it.
-            batches: of the size of training, ``[B, *shape]`` or ``(data, labels)``; several passes
-                over the data make several noises for each.
+            batches: of the size of training, ``[B, *shape]`` or ``(data, labels)``; several passes over the data make
+                several noises for each.
             moments: of the data; their directions are the basis.
             by_label: also measure the distribution of each label, where there are labels.
             label_key: the labels are given to the coupling as ``cond={label_key: labels}``.
@@ -192,8 +191,8 @@ class NoiseDistribution(TensorFields):
 def basis_of(moments: Moments) -> Tensor:
     """``[r, D]``: the directions of the moments, and what the means add to their span.
 
-    Noise that is not centered drifts to the mean of the data, which need not lie in the span. Means
-    of more labels than there are directions are not added: the directions hold most of them.
+    Noise that is not centered drifts to the mean of the data, which need not lie in the span. Means of more labels
+    than there are directions are not added: the directions hold most of them.
     """
     if moments.directions is None:
         raise ValueError("a noise distribution needs moments with directions; see Moments.fit")
@@ -260,9 +259,9 @@ class _NoiseSums:
     def by_label(self, labeled: bool) -> dict[str, Any]:
         """Moments of every label, if ``labeled``.
 
-        To the covariance r more noises of the pooled one within labels are mixed. Means are drawn
-        to that of all by as much as few noises scatter them (empirical Bayes): with few of each
-        label they would else be more sampling noise than shift.
+        To the covariance r more noises of the pooled one within labels are mixed. Means are drawn to that of all by as
+        much as few noises scatter them (empirical Bayes): with few of each label they would else be more sampling
+        noise than shift.
         """
         if not labeled:
             return {}

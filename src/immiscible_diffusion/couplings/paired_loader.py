@@ -38,8 +38,7 @@ class PairedBatch:
         cond: the conditions of the data, each ``[B, ...]``, or None.
         mask: boolean, broadcasts to ``data``, True where data are valid; None = everywhere.
         rng: the random streams of this batch, on the device of the data.
-        pairing_seconds: what pairing took (of a pool: this batch's part); None where it was not
-            measured.
+        pairing_seconds: what pairing took (of a pool: this batch's part); None where it was not measured.
     """
 
     data: Tensor
@@ -73,27 +72,25 @@ class PairedLoader:
 
         for data, noise, cond in PairedLoader(loader, KNN(16), device="cuda"): ...
 
-    Batch n gets the same noise whatever the timing and ``ahead``: it is drawn from ``streams(n)``.
-    An error is raised when its batch is due. The thread ends with the loader, with an error, and
-    when this is closed (``with``) or the iterator dropped; it then closes the loader. In the thread
-    gradients and autocast are off. On CUDA it has a stream of its own; on MPS, where two threads
-    crash (pytorch/pytorch#197805), there is none, as with ``ahead=0``.
+    Batch n gets the same noise whatever the timing and ``ahead``: it is drawn from ``streams(n)``. An error is raised
+    when its batch is due. The thread ends with the loader, with an error, and when this is closed (``with``) or the
+    iterator dropped; it then closes the loader. In the thread gradients and autocast are off. On CUDA it has a stream
+    of its own; on MPS, where two threads crash (pytorch/pytorch#197805), there is none, as with ``ahead=0``.
 
     Args:
-        loader: any iterable, or a ``ResumableLoader``, of ``Batch``, data ``[B, *shape]``, or
-            ``(data, labels)``, where labels are a tensor (then ``cond["label"]``) or a dictionary.
-        coupling: draws from the generator that it is given only. One with a ``pool_size`` of m
-            pairs batches 0 to m - 1 as one, then the next m.
-        encode: ``encode(item, generator)`` makes one of these of what the loader yields, in the
-            thread; a VAE, say. It should draw from ``generator``: torch's own serves the training
-            loop at the same time.
-        seed: seed of the noise; a random one by default. Every pass over the loader, and every
-            rank, draws different noise.
+        loader: any iterable, or a ``ResumableLoader``, of ``Batch``, data ``[B, *shape]``, or ``(data, labels)``,
+            where labels are a tensor (then ``cond["label"]``) or a dictionary.
+        coupling: draws from the generator that it is given only. One with a ``pool_size`` of m pairs batches 0 to m -
+            1 as one, then the next m.
+        encode: ``encode(item, generator)`` makes one of these of what the loader yields, in the thread; a VAE, say. It
+            should draw from ``generator``: torch's own serves the training loop at the same time.
+        seed: seed of the noise; a random one by default. Every pass over the loader, and every rank, draws different
+            noise.
         streams: the random streams of batch n, instead of ``seed``.
         device: where data are moved before they are paired; by default they stay.
         ahead: batches (pools) paired in advance; 0 = no thread.
-        start: index of the first batch to yield in the first pass. Noise is the same as if all
-            batches had been asked for.
+        start: index of the first batch to yield in the first pass. Noise is the same as if all batches had been asked
+            for.
 
     Raises:
         ValueError: ``ahead`` or ``start`` is negative, or the loader yields something else.
@@ -303,14 +300,12 @@ def _one_across_ranks(batches: PairedBatches) -> PairedBatches:
 
 
 @torch.no_grad()
-def pair_pool(
-    coupling: Coupling, batches: Sequence[Batch], *, generator: Rng = None
-) -> list[Tensor]:
+def pair_pool(coupling: Coupling, batches: Sequence[Batch], *, generator: Rng = None) -> list[Tensor]:
     """Noise for each of ``batches``, paired over all of them.
 
-    Batches whose data have the same shape, dtype and device form one batch for the coupling; those
-    groups are paired one after the other, in the order of their first batches. A coupling that
-    works across ranks needs the same shapes in the same order on all ranks.
+    Batches whose data have the same shape, dtype and device form one batch for the coupling; those groups are paired
+    one after the other, in the order of their first batches. A coupling that works across ranks needs the same shapes
+    in the same order on all ranks.
 
     Returns:
         A tensor like ``data`` for every batch, in their order.

@@ -12,19 +12,16 @@ import torch
 
 from immiscible_diffusion.couplings.assignment import LinearAssignment
 from immiscible_diffusion.couplings.base import Coupling, Independent, as_coupling, check_signature
-from immiscible_diffusion.couplings.calibrated import Calibrated
 from immiscible_diffusion.couplings.gaussian_ot import GaussianOT
 from immiscible_diffusion.couplings.knn import CENTERS, KNN
 from immiscible_diffusion.couplings.moments import Moments
 from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
-from immiscible_diffusion.couplings.wrappers import Shuffled, WarmUp
+from immiscible_diffusion.couplings.wrappers import Calibrated, Shuffled, WarmUp
 
 MomentsSource = Moments | Callable[[], Moments] | None
 DistributionSource = NoiseDistribution | Callable[[Coupling], NoiseDistribution] | None
 
-COUPLINGS: dict[str, type[Coupling]] = {
-    kind.name: kind for kind in (Independent, KNN, LinearAssignment, GaussianOT)
-}
+COUPLINGS: dict[str, type[Coupling]] = {kind.name: kind for kind in (Independent, KNN, LinearAssignment, GaussianOT)}
 _IMPORT = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*)(?:\((?P<args>.*)\))?")
 
 
@@ -38,27 +35,23 @@ def parse_coupling(
     """The coupling that ``name`` spells.
 
     Args:
-        name: ``"independent"``, ``"knn:k=16"``, ``"knn:k=16,center=mean"`` (or ``label``,
-            ``channel``), ``"assignment"``, ``"assignment:cost=norm"`` (and the other options of
-            ``LinearAssignment``), ``"gaussian_ot:eps=4"``, any of these with ``start_step=N`` (no
-            pairing before that training step), ``"shuffled:"`` or ``"calibrated:"`` before any of
-            these, or with ``allow_import`` a coupling of your own by import path: a class,
-            ``"my_module:MyCoupling(k=3)"``, or a function.
-        moments: moments of the data for ``center=`` and ``gaussian_ot``, or a function that fits
-            them, called only if they are needed.
-        distribution: the noise distribution for ``calibrated:``, or a function of the inner
-            coupling that measures it.
-        allow_import: import a coupling of your own. Only for names that the user typed: one that
-            comes with a run folder or another file is somebody else's code.
+        name: ``"independent"``, ``"knn:k=16"``, ``"knn:k=16,center=mean"`` (or ``label``, ``channel``),
+            ``"assignment"``, ``"assignment:cost=norm"`` (and the other options of ``LinearAssignment``),
+            ``"gaussian_ot:eps=4"``, any of these with ``start_step=N`` (no pairing before that training step),
+            ``"shuffled:"`` or ``"calibrated:"`` before any of these, or with ``allow_import`` a coupling of your own
+            by import path: a class, ``"my_module:MyCoupling(k=3)"``, or a function.
+        moments: moments of the data for ``center=`` and ``gaussian_ot``, or a function that fits them, called only if
+            they are needed.
+        distribution: the noise distribution for ``calibrated:``, or a function of the inner coupling that measures it.
+        allow_import: import a coupling of your own. Only for names that the user typed: one that comes with a run
+            folder or another file is somebody else's code.
 
     Raises:
-        ValueError: unknown name or option, a bad value, an import that is not allowed, or moments
-            or a distribution needed and not given.
+        ValueError: unknown name or option, a bad value, an import that is not allowed, or moments or a distribution
+            needed and not given.
     """
     name = name.strip()
-    parse = functools.partial(
-        parse_coupling, moments=moments, distribution=distribution, allow_import=allow_import
-    )
+    parse = functools.partial(parse_coupling, moments=moments, distribution=distribution, allow_import=allow_import)
     head, _, text = name.partition(":")
     if head == Shuffled.name:
         return Shuffled(parse(text))

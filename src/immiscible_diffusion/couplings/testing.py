@@ -37,16 +37,16 @@ def check_coupling(
 ) -> None:
     """Check that ``coupling`` keeps what every coupling promises.
 
-    Small batches on the CPU, a second or less: shape, dtype and device of the noise; no gradient;
-    randomness from the generator alone; data and conditions left as they were; views; a sane
-    length of the noise; no state; use inside autocast; a mask refused or respected.
+    Small batches on the CPU, a second or less: shape, dtype and device of the noise; no gradient; randomness from the
+    generator alone; data and conditions left as they were; views; a sane length of the noise; no state; use inside
+    autocast; a mask refused or respected.
 
     Args:
         coupling: the coupling, ready to be called.
-        shape: shape of one sample, if the coupling takes this one only (it is fitted, say); data of
-            one to four dimensions are tried as well if ``shape`` is left as it is.
-        conditions: ``count -> cond``, the conditions of ``count`` data, if the coupling needs some
-            (default: ``{"label": [count] int64}``).
+        shape: shape of one sample, if the coupling takes this one only (it is fitted, say); data of one to four
+            dimensions are tried as well if ``shape`` is left as it is.
+        conditions: ``count -> cond``, the conditions of ``count`` data, if the coupling needs some (default:
+            ``{"label": [count] int64}``).
 
     Raises:
         CouplingError: what was expected, what came, what to do.
@@ -126,9 +126,7 @@ class _Check:
         differs = not torch.equal(first, other)
         _require(differs, "other noise from another seed", "the same", advice)
         for generator, where in ((_generator(), ""), (None, " without generator")):
-            draws = [
-                self.coupling(self.data, cond=self.cond, generator=generator) for _ in range(2)
-            ]
+            draws = [self.coupling(self.data, cond=self.cond, generator=generator) for _ in range(2)]
             new = not torch.equal(*draws)
             _require(new, f"new noise at every call{where}", "the same twice", advice)
         torch.set_rng_state(state)  # a test leaves no trace
