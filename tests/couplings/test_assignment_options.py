@@ -175,9 +175,7 @@ def test_whatever_comes(count, shape, dtype, options, masked, seed):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"cost": "l1"}, {"negate": True}, {"oversample": 2}, {"max_size": 3}, {"across_ranks": True}],
-    ids=str,
+    "options", [{"cost": "l1"}, {"negate": True}, {"oversample": 2}, {"max_size": 3}, {"across_ranks": True}], ids=str
 )
 def test_options_keep_the_promises_of_a_coupling(options):
     check_coupling(LinearAssignment(**options))

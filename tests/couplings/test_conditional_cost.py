@@ -4,11 +4,7 @@ import pytest
 import torch
 
 from immiscible_diffusion import LinearAssignment
-from immiscible_diffusion.couplings.costs import (
-    add_condition_cost,
-    assignment_cost,
-    condition_distance,
-)
+from immiscible_diffusion.couplings.costs import add_condition_cost, assignment_cost, condition_distance
 
 
 def seeded(seed):

@@ -91,8 +91,7 @@ def test_a_pool_is_a_larger_batch(capsys):
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["gaussian_ot:eps=2", "calibrated:knn:k=4", "calibrated:gaussian_ot", "shuffled:gaussian_ot"],
+    "name", ["gaussian_ot:eps=2", "calibrated:knn:k=4", "calibrated:gaussian_ot", "shuffled:gaussian_ot"]
 )
 def test_what_depends_on_data_says_so(capsys, name):
     code, text, _ = outcome(capsys, name, "--shape", "3,8,8")

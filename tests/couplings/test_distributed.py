@@ -85,11 +85,7 @@ def chunk(name, rank):
     sizes, options = CASES[name]
     options = dict(options)
     number, dtype = list(CASES).index(name), options.pop("dtype", torch.float32)
-    masked, count, oversample = (
-        options.pop("mask", False),
-        sizes[rank],
-        options.get("oversample", 1),
-    )
+    masked, count, oversample = (options.pop("mask", False), sizes[rank], options.get("oversample", 1))
     data = torch.randn(count, 2, 5, generator=seeded(number, rank)).to(dtype)
     noise = torch.randn(oversample * count, 2, 5, generator=seeded(number, rank, 1)).to(dtype)
     cond = {"label": torch.arange(count) % 2, "text": data[:, 0, :3].float() + 1}

@@ -262,15 +262,7 @@ DTYPES = st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.fl
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.integers(1, 257),
-    SHAPES,
-    DTYPES,
-    st.integers(1, 9),
-    st.booleans(),
-    st.booleans(),
-    st.integers(0, 99),
-)
+@given(st.integers(1, 257), SHAPES, DTYPES, st.integers(1, 9), st.booleans(), st.booleans(), st.integers(0, 99))
 def test_whatever_comes(count, shape, dtype, k, masked, strided, seed):
     data = torch.randn(count, *shape, 2, generator=seeded(seed)).to(dtype)
     data = data[..., 0] if strided else data[..., 0].contiguous()
@@ -319,8 +311,5 @@ def test_compiles_whole(masked):
     noise = compiled(data)
     torch.manual_seed(1)
     want = coupling(data, mask=mask)
-    for statistic in (
-        lambda n: n.norm(dim=(1, 2)),
-        lambda n: (n * data).sum((1, 2)),
-    ):
+    for statistic in (lambda n: n.norm(dim=(1, 2)), lambda n: (n * data).sum((1, 2))):
         assert stats.ks_2samp(statistic(noise).numpy(), statistic(want).numpy()).pvalue > 1e-4

@@ -133,14 +133,8 @@ STANDARD = NoiseDistribution.standard(FITTED)
         ("knn:k=16,center=mean", KNN(16, center=FITTED)),
         ("knn:k=16,center=label", KNN(16, center="label", moments=FITTED)),
         ("assignment", LinearAssignment()),
-        (
-            "assignment:cost=norm,pool=4,standardize=true",
-            LinearAssignment("norm", pool=4, standardize=True),
-        ),
-        (
-            "assignment:cond_key=label,cond_cost=soft",
-            LinearAssignment(cond_key="label", cond_cost="soft"),
-        ),
+        ("assignment:cost=norm,pool=4,standardize=true", LinearAssignment("norm", pool=4, standardize=True)),
+        ("assignment:cond_key=label,cond_cost=soft", LinearAssignment(cond_key="label", cond_cost="soft")),
         ("gaussian_ot", GaussianOT(FITTED)),
         ("gaussian_ot:eps=2.5,rank=2", GaussianOT(FITTED, 2.5, 2)),
         ("shuffled:knn:k=4", Shuffled(KNN(4))),
@@ -230,8 +224,7 @@ def test_classes_functions_and_objects_of_ones_own(mark):
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["os:system", "os:system(command='touch {}')", "subprocess:Popen(args=['touch', '{}'])"],
+    "name", ["os:system", "os:system(command='touch {}')", "subprocess:Popen(args=['touch', '{}'])"]
 )
 def test_a_command_is_no_coupling_and_is_not_called(tmp_path, name, monkeypatch):
     name = name.format(tmp_path / "touched")

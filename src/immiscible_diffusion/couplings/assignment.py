@@ -11,12 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.couplings._validation import (
-    check_data,
-    check_rows_finite,
-    kind_of,
-    valid_positions,
-)
+from immiscible_diffusion.couplings._validation import check_data, check_rows_finite, kind_of, valid_positions
 from immiscible_diffusion.couplings.base import Cond, Coupling, Mask, Noise, Rng
 from immiscible_diffusion.couplings.costs import (
     COSTS,
@@ -26,11 +21,7 @@ from immiscible_diffusion.couplings.costs import (
     groups_of,
     standardized,
 )
-from immiscible_diffusion.couplings.distributed import (
-    finish_across_ranks,
-    pair_across_ranks,
-    ranks_in_use,
-)
+from immiscible_diffusion.couplings.distributed import finish_across_ranks, pair_across_ranks, ranks_in_use
 
 MISMATCH_RATE = 0.05
 
@@ -148,13 +139,7 @@ class LinearAssignment(Coupling):
 
     @torch.no_grad()
     def assign(
-        self,
-        data: Tensor,
-        noise: Tensor,
-        *,
-        cond: Cond = None,
-        mask: Mask = None,
-        generator: Rng = None,
+        self, data: Tensor, noise: Tensor, *, cond: Cond = None, mask: Mask = None, generator: Rng = None
     ) -> Tensor:
         """Which noise each sample gets, ``[B]`` int64: sample i gets ``noise[index[i]]``.
 

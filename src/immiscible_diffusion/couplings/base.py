@@ -94,13 +94,7 @@ class Coupling:
 
     @torch.no_grad()
     def pair(
-        self,
-        data: Tensor,
-        noise: Tensor,
-        *,
-        cond: Cond = None,
-        mask: Mask = None,
-        generator: Rng = None,
+        self, data: Tensor, noise: Tensor, *, cond: Cond = None, mask: Mask = None, generator: Rng = None
     ) -> Tensor:
         """The same from Gaussian ``noise`` ``[B, *shape]`` of the caller's, as a new tensor."""
         if not self.takes_noise:

@@ -11,13 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.couplings._validation import (
-    can_sync,
-    kind_of,
-    product,
-    take_condition,
-    working_dtype,
-)
+from immiscible_diffusion.couplings._validation import can_sync, kind_of, product, take_condition, working_dtype
 
 COSTS = ("inner", "norm", "l1")
 CONSTANT = 1e-6  # a coordinate that varies by less is left out of what is standardized

@@ -5,12 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.couplings._validation import (
-    check_fitted,
-    check_rows_finite,
-    product,
-    working_dtype,
-)
+from immiscible_diffusion.couplings._validation import check_fitted, check_rows_finite, product, working_dtype
 from immiscible_diffusion.couplings.base import Cond, Coupling, Mask, Noise, Rng, start_noise
 from immiscible_diffusion.couplings.moments import Moments
 

@@ -32,15 +32,7 @@ from immiscible_diffusion.couplings._validation import (
     take_condition,
     valid_positions,
 )
-from immiscible_diffusion.couplings.base import (
-    Cond,
-    Coupling,
-    Mask,
-    Noise,
-    Rng,
-    check_noise,
-    start_noise,
-)
+from immiscible_diffusion.couplings.base import Cond, Coupling, Mask, Noise, Rng, check_noise, start_noise
 
 CENTERS = {"mean": "mean", "label": "label_mean", "channel": "channel_mean"}
 

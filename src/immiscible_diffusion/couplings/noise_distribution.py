@@ -265,11 +265,7 @@ class _NoiseSums:
         """
         if not labeled:
             return {}
-        mean, r, counts = (
-            self.powers[0] / self.count,
-            len(self.basis),
-            self.counts.double()[:, None],
-        )
+        mean, r, counts = (self.powers[0] / self.count, len(self.basis), self.counts.double()[:, None])
         means = torch.where(counts > 0, self.totals / counts.clamp_min(1), mean)
         outer = means[:, :, None] * means[:, None, :]
         scatter = self.products - counts[:, :, None] * outer

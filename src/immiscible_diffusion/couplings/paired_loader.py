@@ -14,11 +14,7 @@ from torch import Tensor
 
 from immiscible_diffusion.couplings._validation import valid_positions
 from immiscible_diffusion.couplings.base import Coupling, Rng, as_coupling
-from immiscible_diffusion.couplings.distributed import (
-    fail_across_ranks,
-    pairing_group,
-    ranks_in_use,
-)
+from immiscible_diffusion.couplings.distributed import fail_across_ranks, pairing_group, ranks_in_use
 from immiscible_diffusion.utils.background import prefetch_iterator
 from immiscible_diffusion.utils.batch import Batch, Cond
 from immiscible_diffusion.utils.random import RandomStreams, hash_seed

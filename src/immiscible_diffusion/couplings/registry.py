@@ -26,11 +26,7 @@ _IMPORT = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*)(?:\((?
 
 
 def parse_coupling(
-    name: str,
-    moments: MomentsSource = None,
-    distribution: DistributionSource = None,
-    *,
-    allow_import: bool = False,
+    name: str, moments: MomentsSource = None, distribution: DistributionSource = None, *, allow_import: bool = False
 ) -> Coupling:
     """The coupling that ``name`` spells.
 

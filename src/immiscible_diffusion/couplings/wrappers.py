@@ -9,16 +9,7 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.couplings._validation import can_sync, take_condition
-from immiscible_diffusion.couplings.base import (
-    Cond,
-    Coupling,
-    Independent,
-    Mask,
-    Noise,
-    Rng,
-    as_coupling,
-    start_noise,
-)
+from immiscible_diffusion.couplings.base import Cond, Coupling, Independent, Mask, Noise, Rng, as_coupling, start_noise
 from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
 
 
