@@ -147,11 +147,9 @@ class LinearAssignment(Coupling):
         """
         valid, condition = self.check_pair(data, noise, cond, mask)
         if len(data) == 1 and self.oversample == 1:
-            message = "LinearAssignment pairs nothing in a batch of one sample; KNN(k) does"
-            warnings.warn(message, stacklevel=7)
+            warnings.warn("LinearAssignment pairs nothing in a batch of one sample; KNN(k) does", stacklevel=7)
         if self.pool > 1:
-            message = f"pool={self.pool} joins batches in PairedLoader or pair_pool, not in a call"
-            warnings.warn(message, stacklevel=7)
+            warnings.warn(f"pool={self.pool} joins batches in PairedLoader or pair_pool, not in a call", stacklevel=7)
         from scipy.optimize import linear_sum_assignment  # keeps the package's import light
 
         index = torch.arange(len(data), device=data.device)
@@ -172,11 +170,7 @@ class LinearAssignment(Coupling):
         return index
 
     def check_pair(self, data: Tensor, noise: Tensor, cond: Cond, mask: Mask) -> tuple[Mask, Tensor | None]:
-        """The mask in the shape of ``data``, unless all are valid, and ``cond[cond_key]``, if any.
-
-        Raises:
-            ValueError: something does not fit. Data may be empty across ranks.
-        """
+        """The mask in the shape of ``data`` (None if all are valid) and ``cond[cond_key]``; ValueError if bad."""
         check_data(data, may_be_empty=self.across_ranks)
         expected = (self.oversample * len(data), *data.shape[1:])
         floating = isinstance(noise, Tensor) and noise.is_floating_point()

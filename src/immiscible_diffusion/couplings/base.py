@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -165,21 +165,19 @@ class Independent(Coupling):
 
 @dataclass(frozen=True)
 class FunctionCoupling(Coupling):
-    """A function, or an object of another class, as a coupling; see ``as_coupling``.
-
-    Args:
-        function: ``(data, *, cond, generator)``, and ``mask`` where data have one.
-    """
+    """A function ``(data, *, cond, generator)``, or with ``mask`` too, as a coupling; see ``as_coupling``."""
 
     function: Callable[..., Tensor]
-    takes_mask: bool = field(default=False, init=False, compare=False, repr=False)
     takes_noise = False
 
     def __post_init__(self) -> None:
         check_signature(self.function)
+
+    @property
+    def takes_mask(self) -> bool:
+        """Whether the function has an argument ``mask``."""
         parameters = inspect.signature(self.function).parameters.values()
-        takes = any(p.name == "mask" or p.kind is p.VAR_KEYWORD for p in parameters)
-        object.__setattr__(self, "takes_mask", takes)
+        return any(p.name == "mask" or p.kind is p.VAR_KEYWORD for p in parameters)
 
     def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
         """What the function returns; ValueError if it is not like ``data``."""
@@ -195,10 +193,8 @@ class FunctionCoupling(Coupling):
 def as_coupling(coupling: Any) -> Coupling:
     """``coupling`` itself, or a function (an object that can be called) wrapped as one.
 
-    Nothing is read off what is wrapped: it has the defaults of ``Coupling``.
-
-    Raises:
-        ValueError: it cannot be called as ``coupling(data, cond=cond, generator=generator)``.
+    Nothing is read off what is wrapped: it has the defaults of ``Coupling``. ValueError if it cannot be called as
+    ``coupling(data, cond=cond, generator=generator)``.
     """
     return coupling if isinstance(coupling, Coupling) else FunctionCoupling(coupling)
 

@@ -78,8 +78,8 @@ def groups_of(condition: Tensor) -> list[Tensor]:
     movable = float(counts[counts > 1].sum()) / max(1, len(condition))
     if movable < FEW_MOVABLE and len(condition) > 1:
         warnings.warn(
-            f"only {movable:.0%} of {len(condition)} data share their condition with another and "
-            f"can be paired; use a larger pool, cond_cost='soft', or KNN, which needs no partner",
+            f"only {movable:.0%} of {len(condition)} data share their condition with another and can be paired; use a "
+            f"larger pool, cond_cost='soft', or KNN, which needs no partner",
             stacklevel=5,
         )
     return list(group.argsort(stable=True).split(counts.tolist()))
@@ -92,10 +92,7 @@ def condition_distance(condition: Tensor) -> Tensor:
         group = torch.unique(rows, dim=0, return_inverse=True)[1]
         return (group[:, None] != group[None]).to(torch.float64)
     if rows.shape[1] == 1:
-        raise ValueError(
-            "cond_cost='soft' compares directions, and a condition of one number has none; give "
-            "whole numbers (bins), or a vector such as [cos, sin]"
-        )
+        raise ValueError("cond_cost='soft' compares directions: a condition of one number has none; give bins")
     rows = rows.double()
     unit = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1e-30)
     return (1 - unit @ unit.T).clamp_min(0)

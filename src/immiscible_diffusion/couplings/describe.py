@@ -41,19 +41,12 @@ UNPAIRED = Expected(0.0, 1.0, 1.0, 0.0)
 
 @dataclass(frozen=True)
 class DataSpec:
-    """The data that a coupling is described for.
+    """The data that a coupling is described for."""
 
-    Attributes:
-        shape: shape of one sample.
-        rms: root mean square of the data (less their center, for a coupling that has one).
-        batch: data in a batch; None: 256 for assignment, and what takes a moment to time.
-        device: where to measure time and memory: auto, cpu, cuda or mps.
-    """
-
-    shape: tuple[int, ...]
-    rms: float = 1.0
-    batch: int | None = None
-    device: str = "cpu"
+    shape: tuple[int, ...]  # of one sample
+    rms: float = 1.0  # root mean square of the data, less their center for a coupling that has one
+    batch: int | None = None  # data in a batch; None: 256 for assignment, and what takes a moment to time
+    device: str = "cpu"  # where to measure time and memory: auto, cpu, cuda or mps
 
     def __post_init__(self) -> None:
         if not self.shape or min(self.shape) < 1:
@@ -71,19 +64,12 @@ class DataSpec:
 
 @dataclass(frozen=True)
 class CallCost:
-    """Time and memory of one call, the least of some repeats.
+    """Time and memory of one call, the least of some repeats."""
 
-    Attributes:
-        rows: data in the batch.
-        milliseconds: time of the call.
-        randn_milliseconds: time of ``torch.randn`` of the same shape.
-        memory: most that torch held at a time, the noise included, in units of the data.
-    """
-
-    rows: int
+    rows: int  # data in the batch
     milliseconds: float
-    randn_milliseconds: float
-    memory: float
+    randn_milliseconds: float  # of ``torch.randn`` of the same shape
+    memory: float  # most that torch held at a time, the noise included, in units of the data
 
     @property
     def times_randn(self) -> float:
@@ -120,11 +106,7 @@ class CouplingSummary:
 
 
 def describe_coupling(name: str, spec: DataSpec, *, allow_import: bool = False) -> CouplingSummary:
-    """Figures of the coupling called ``name``, as ``parse_coupling`` takes it.
-
-    Raises:
-        ValueError: there is no such coupling, or no such device.
-    """
+    """Figures of the coupling called ``name``, as ``parse_coupling`` takes it; ValueError if there is none."""
     coupling = parse_without_data(name.removeprefix(MATCHED), allow_import=allow_import)
     summary = _describe(name, coupling, spec)
     if not name.startswith(MATCHED):
@@ -138,9 +120,8 @@ def _describe(name: str, coupling: Coupling, spec: DataSpec) -> CouplingSummary:
     if isinstance(coupling, Independent):
         return _with_cost(summary.updated(expected=UNPAIRED, information_budget=0.0), coupling, spec)
     if isinstance(coupling, KNN):
-        centered = ("rms and pull are those of the data less their center",)
         expected = knn_expectation(coupling.k, spec.dim, spec.rms)
-        notes = () if coupling.center is None else centered
+        notes = () if coupling.center is None else ("rms and pull are those of the data less their center",)
         summary = summary.updated(*notes, expected=expected, information_budget=information_budget(coupling.k))
         # Timed without its center, which costs next to nothing and does not fit the shape.
         return _with_cost(summary, KNN(coupling.k), spec, scalars=8 * coupling.k)
@@ -149,8 +130,7 @@ def _describe(name: str, coupling: Coupling, spec: DataSpec) -> CouplingSummary:
     if isinstance(coupling, Calibrated):
         inner = _describe(name, coupling.coupling, spec)
         note = (
-            "carries as much information on its sample as the coupling inside, with mean 0 and "
-            "covariance I over the data; the rest depends on the data: use immiscible compare"
+            "carries as much information as the coupling inside; the rest depends on the data: use immiscible compare"
         )
         return summary.updated(note, information_budget=inner.information_budget, bounded=inner.bounded)
     if isinstance(coupling, Shuffled):
@@ -161,8 +141,7 @@ def _describe(name: str, coupling: Coupling, spec: DataSpec) -> CouplingSummary:
             note = f"no pairing is left, only the noise distribution, which is {word}N(0, I)"
             expected = Expected(0.0, moment, moment, math.nan)
             return summary.updated(note, expected=expected, information_budget=0.0, cost=inner.cost)
-    note = "depends on the data, so nothing is known before; use immiscible compare"
-    return summary.updated(note)
+    return summary.updated("depends on the data, so nothing is known before; use immiscible compare")
 
 
 def _describe_assignment(summary: CouplingSummary, coupling: LinearAssignment, spec: DataSpec) -> CouplingSummary:
@@ -179,10 +158,8 @@ def _describe_assignment(summary: CouplingSummary, coupling: LinearAssignment, s
         moment = 1.0 if summary.preserves_marginal else math.nan
         unknown = Expected(math.nan, moment, math.nan, math.nan)
         return summary.updated(f"not simulated: {error}; use immiscible compare", expected=unknown)
-    note = (
-        f"pull (+- {expected.pull_error:.1g}) and distance are simulated on isotropic Gaussian "
-        f"data, {rows} at a time, a stand-in for yours"
-    )
+    pull = f"pull (+- {expected.pull_error:.1g})"
+    note = f"{pull} and distance are simulated on Gaussian data, {rows} at a time, a stand-in for yours"
     return _with_cost(summary.updated(note, expected=expected), coupling, spec, rows=rows)
 
 
@@ -209,17 +186,9 @@ def _with_cost(
 
 
 def simulate_assignment(coupling: LinearAssignment, dim: int, rms: float, rows: int, *, seed: int = 0) -> Expected:
-    """Expectations of an assignment on N(0, rms^2 I) data, with standard errors.
+    """Expectations of an assignment on N(0, rms^2 I) data ``[rows, dim]``, with standard errors.
 
-    Args:
-        coupling: within one process, without conditions.
-        dim: numbers in a sample.
-        rms: root mean square of the data.
-        rows: data that are assigned together.
-        seed: seed of the draws.
-
-    Raises:
-        ValueError: it would take long.
+    ``coupling`` works within one process, without conditions. ValueError if it would take long.
     """
     if rows > LARGEST_BATCH:
         raise ValueError(f"{rows} data assigned together take too long; at most {LARGEST_BATCH}")
@@ -266,9 +235,7 @@ def _draw_reduced(dim: int, rows: int, generator: torch.Generator) -> tuple[Tens
 
 def _draw_complete(dim: int, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     if rows * dim > MOST_NUMBERS:
-        raise ValueError(
-            f"with this cost {rows} data of {dim} numbers have to be drawn complete; at most {MOST_NUMBERS} numbers"
-        )
+        raise ValueError(f"{rows} data of {dim} numbers have to be drawn complete; at most {MOST_NUMBERS} numbers")
     data = torch.randn(rows, dim, dtype=torch.float64, generator=generator)
     return data, torch.randn(rows, dim, dtype=torch.float64, generator=generator)
 
@@ -292,10 +259,7 @@ def measure_cost(coupling: Coupling, data: Tensor) -> CallCost:
 
 
 def peak_bytes(call: Callable[[], Any], *inputs: Tensor) -> int:
-    """Most bytes that tensors made in ``call`` held at a time, its result included.
-
-    Views of the ``inputs`` do not count.
-    """
+    """Most bytes that tensors made in ``call`` held at a time, its result included, views of ``inputs`` not."""
     with _HeldBytes(inputs) as held:
         result = call()
     del result

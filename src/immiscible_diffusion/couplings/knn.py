@@ -73,15 +73,11 @@ class KNN(Coupling):
         if isinstance(self.center, str) and self.center not in CENTERS:
             raise ValueError(f"center must be {', '.join(CENTERS)} or Moments, got {self.center!r}")
         if isinstance(self.center, str) == (self.moments is None):
-            raise ValueError(
-                f"center that is a word needs moments=Moments.fit(...), any other takes none, got "
-                f"{self.center!r} and {self.moments!r}"
-            )
+            got = f"{self.center!r} and {self.moments!r}"
+            raise ValueError(f"center: a word needs moments=Moments.fit(...), any other takes none, got {got}")
         if self.center is not None and not isinstance(self._means(), Tensor):
-            raise ValueError(
-                f"center must be fitted Moments with a tensor .{self._attribute}, got a "
-                f"{type(self.moments or self.center).__name__}; see Moments.fit (label: on pairs)"
-            )
+            got = type(self.moments or self.center).__name__
+            raise ValueError(f"center must be fitted Moments with a tensor .{self._attribute}, got a {got}")
 
     def __repr__(self) -> str:
         fields = {"center": self.center, "moments": self.moments}

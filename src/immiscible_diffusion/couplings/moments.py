@@ -22,11 +22,8 @@ T = TypeVar("T", bound="TensorFields")
 class TensorFields:
     """An immutable record of tensors and a few numbers, compared and saved by content."""
 
-    description: ClassVar[str]
-    """What a file of such a record holds, for errors."""
-
-    parsers: ClassVar[dict[str, Callable[[str], Any]]]
-    """The fields that are no tensors, and how each is read from text."""
+    description: ClassVar[str]  # of a file, for errors
+    parsers: ClassVar[dict[str, Callable[[str], Any]]]  # of the fields that are no tensors, from text
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -120,12 +117,8 @@ class Moments(TensorFields):
         64``; beyond, what follows in the spectrum is dropped as batches come, and the last directions lean a little.
 
         Args:
-            data: the data, encoded and augmented.
+            data: the data, encoded and augmented; ValueError for none, not finite ones, or labels of some alone.
             directions: how many leading directions to keep; 0 = none.
-
-        Raises:
-            ValueError: no data, data not finite, batches of different shapes, bad labels, or some batches with labels
-                and some without.
         """
         if directions < 0:
             raise ValueError(f"directions must be 0 (none) or more, got {directions}")
@@ -139,10 +132,8 @@ class Moments(TensorFields):
                 total = square = total.new_zeros(shape)
                 label_total = total.new_zeros(0, *shape)
             if batch.shape[1:] != shape:
-                raise ValueError(
-                    f"batches differ in shape: {tuple(shape)} and {tuple(batch.shape[1:])}; "
-                    f"moments are of data of one shape (for many sizes: Moments.fit_channels)"
-                )
+                both = f"{tuple(shape)} and {tuple(batch.shape[1:])}"
+                raise ValueError(f"batches differ in shape: {both}; for many sizes use Moments.fit_channels")
             count += len(batch)
             total, square = total + batch.sum(dim=0), square + batch.square().sum(dim=0)
             for part in batch.flatten(1).split(AT_A_TIME) if directions else ():

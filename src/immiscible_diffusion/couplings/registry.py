@@ -67,24 +67,18 @@ def parse_coupling(
     if match := _IMPORT.fullmatch(name):
         if not allow_import:
             raise ValueError(
-                f"coupling '{name}' is code to import, which a run folder or file may not name by "
-                f"itself; if you trust it, give --allow-code (or --coupling '{name}') on the "
-                f"command line, allow_import=True in Python"
+                f"coupling '{name}' is code to import, which no run folder or file may name by itself; if you trust "
+                f"it, give --allow-code (or --coupling '{name}') on the command line, allow_import=True in Python"
             )
         return _import_coupling(name, match)
     raise ValueError(
-        f"unknown coupling '{name}'; known: independent, knn:k=K[,center=mean|label|channel], "
-        f"assignment[:cost=inner|norm|l1], gaussian_ot[:eps=E], shuffled:<any of these>, "
-        f"calibrated:<any of these>, or your own as my_module:MyCoupling(option=value)"
+        f"unknown coupling '{name}'; known: independent, knn:k=K[,center=mean|label|channel], assignment"
+        f"[:cost=inner|norm|l1], gaussian_ot[:eps=E], shuffled:<any>, calibrated:<any>, or module:Name(k=3)"
     )
 
 
 def parse_without_data(name: str, *, allow_import: bool = False) -> Coupling:
-    """The coupling that ``name`` spells, with moments and a noise distribution of random data.
-
-    Raises:
-        ValueError: ``name`` spells no coupling; no data are needed to find out.
-    """
+    """The coupling that ``name`` spells, with moments and noise distribution of random data; ValueError for none."""
     data = torch.randn(66, 64, generator=torch.Generator().manual_seed(0))
     moments = Moments.fit([(data, torch.arange(66) % 2)])  # as many directions as of any data
     standard = NoiseDistribution.standard(moments)

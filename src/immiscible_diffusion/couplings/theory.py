@@ -23,23 +23,14 @@ LONGEST = 1e4  # rms beyond which float64 loses the noise beside the sample
 
 @dataclass(frozen=True)
 class Expected:
-    """What a coupling does to a noise, in expectation over noises.
+    """What a coupling does to a noise, in expectation over noises."""
 
-    Attributes:
-        pull: ``E <n, x / |x|>``, standard deviations of the noise along its sample.
-        second_moment: ``E |n|^2 / D``: the variance a dimension over data of mean zero.
-        variance: ``(E |n|^2 - pull^2) / D``: the same about the mean noise of the one sample.
-        distance_reduction: ``1 - E |n - x| / E |g - x|`` with g independent noise.
-        pull_error: standard error of a simulated pull; 0 where it is exact.
-        distance_error: the same of the distance reduction.
-    """
-
-    pull: float
-    second_moment: float
-    variance: float
-    distance_reduction: float
-    pull_error: float = 0.0
-    distance_error: float = 0.0
+    pull: float  # E <n, x / |x|>, standard deviations of the noise along its sample
+    second_moment: float  # E |n|^2 / D: the variance a dimension over data of mean zero
+    variance: float  # (E |n|^2 - pull^2) / D: the same about the mean noise of the one sample
+    distance_reduction: float  # 1 - E |n - x| / E |g - x| with g independent noise
+    pull_error: float = 0.0  # standard error of a simulated pull; 0 where it is exact
+    distance_error: float = 0.0  # the same of the distance reduction
 
 
 def information_budget(k: int) -> float:
@@ -65,13 +56,9 @@ def assignment_budget(batch: int) -> float:
 
 
 def knn_expectation(k: int, dim: int, rms: float) -> Expected:
-    """Expected pull, moments and distance reduction of ``KNN(k)``.
+    """Expected pull, moments and distance reduction of ``KNN(k)`` for samples of ``dim`` D >= 1 numbers.
 
-    Args:
-        k: candidates, >= 1.
-        dim: numbers in a sample, D >= 1.
-        rms: root mean square of the sample, ``|x| / sqrt(D)``, less the center where there is one. At 0 a sample has
-            no direction, and its pull is 0.
+    ``rms`` is ``|x| / sqrt(D)``, less the center where there is one. At 0 a sample has no direction: its pull is 0.
     """
     return Distances(dim, rms).nearest(k)
 

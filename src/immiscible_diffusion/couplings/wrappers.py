@@ -81,12 +81,8 @@ class Shuffled(Wrapper):
 class WarmUp(Wrapper):
     """No pairing before ``start_step``, then ``coupling`` (arXiv 2610.09369 starts at an epoch).
 
-    A coupling knows no step: ``at_step`` gives the one of a step. Called as it is, this pairs, so a noise distribution
-    that is measured of it is that of the later training.
-
-    Args:
-        coupling: pairs.
-        start_step: the first optimizer step with pairing; 0 = from the beginning.
+    ``start_step`` is the first optimizer step with pairing. A coupling knows no step: ``at_step`` gives the one of a
+    step. Called as it is, this pairs, so a noise distribution that is measured of it is that of the later training.
     """
 
     start_step: int
@@ -112,12 +108,8 @@ class WarmUp(Wrapper):
 class MaskedCoupling(Wrapper):
     """``coupling``, looking only where the condition ``cond_key`` is not 0; all of it gets noise.
 
-    For inpainting: what lies around the hole is known, so the noise is chosen by what is in it. It is no mask of the
-    batch: all of the data are diffused and fitted.
-
-    Args:
-        coupling: pairs by what is inside.
-        cond_key: the condition, ``[B, 1, h, w]`` or whatever broadcasts to the data.
+    For inpainting: what lies around the hole is known, so the noise is chosen by what is in it. The condition,
+    ``[B, 1, h, w]`` or what broadcasts to the data, is no mask of the batch: all of the data are diffused and fitted.
     """
 
     cond_key: str = "inpaint_mask"
