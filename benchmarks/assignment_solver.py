@@ -91,11 +91,7 @@ def bar(repeats: int = 5) -> tuple[list[str], bool]:
     """The bar: our cost against the published one, both solved by scipy."""
     ours, theirs = costs(1024), published_cost(1024)
     took = least_times(
-        {
-            "ours": lambda: linear_sum_assignment(ours),
-            "published": lambda: linear_sum_assignment(theirs),
-        },
-        repeats,
+        {"ours": lambda: linear_sum_assignment(ours), "published": lambda: linear_sum_assignment(theirs)}, repeats
     )
     ratio = took["published"] / took["ours"]
     verdict = "PASS" if ratio >= BAR else "FAIL"
@@ -117,9 +113,7 @@ def main() -> int:
     print(lines[0], flush=True)
     table = solver_table(arguments.sizes)
     where = ", ".join(f"{k} {v}" for k, v in machine(0).items() if k != "repeats")
-    text = "\n".join(
-        [*lines, "", *table, "", f"CPU time of one thread, least of repeats. {where}."]
-    )
+    text = "\n".join([*lines, "", *table, "", f"CPU time of one thread, least of repeats. {where}."])
     if arguments.markdown:
         arguments.markdown.write_text(text + "\n")
     return int(not passed)

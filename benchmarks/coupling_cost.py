@@ -115,22 +115,16 @@ def cases() -> list[Case]:
     """The bars, and the same against single precision for comparison."""
     return [
         _faster("KNN k=4 vs published", 1024, 3072, published_knn(4), KNN(4), 6),
-        _faster(
-            "KNN k=4 vs published, float32", 1024, 3072, published_knn(4, torch.float32), KNN(4)
-        ),
+        _faster("KNN k=4 vs published, float32", 1024, 3072, published_knn(4, torch.float32), KNN(4)),
         _faster("KNN k=64 vs published", 128, 4096, published_knn(64), KNN(64), 60),
-        _faster(
-            "KNN k=64 vs published, float32", 128, 4096, published_knn(64, torch.float32), KNN(64)
-        ),
+        _faster("KNN k=64 vs published, float32", 128, 4096, published_knn(64, torch.float32), KNN(64)),
         _price("KNN k=8 vs randn", 1024, 3072, KNN(8), 1.8),
         _price("KNN k=64 vs randn", 1024, 3072, KNN(64), 2.2),
         _faster("assignment vs published", 256, 3072, published_assignment, LinearAssignment(), 12),
     ]
 
 
-def _faster(
-    title: str, batch: int, dim: int, other: Draw, ours: Draw, at_least: float | None = None
-) -> Case:
+def _faster(title: str, batch: int, dim: int, other: Draw, ours: Draw, at_least: float | None = None) -> Case:
     return Case(title, batch, dim, slow=other, fast=ours, ours=ours, at_least=at_least)
 
 
@@ -197,8 +191,7 @@ def extra_floats(draw: Draw, data: Tensor) -> float:
 def markdown(rows: list[Row], machine: dict[str, str]) -> str:
     """The table of ``rows``, and where they were measured."""
     lines = [
-        "| what | B | D | slower side, ms | faster side, ms | ratio | bar | | "
-        "memory / data, slower | faster |",
+        "| what | B | D | slower side, ms | faster side, ms | ratio | bar | | memory / data, slower | faster |",
         "|---|--:|--:|--:|--:|--:|---|---|--:|--:|",
     ]
     for row in rows:
@@ -209,9 +202,7 @@ def markdown(rows: list[Row], machine: dict[str, str]) -> str:
             f"{row.slow_floats:.2f} | {row.fast_floats:.2f} |"
         )
     where = ", ".join(f"{name} {value}" for name, value in machine.items())
-    return "\n".join(
-        [*lines, "", f"CPU milliseconds of one thread, least of the repeats. {where}."]
-    )
+    return "\n".join([*lines, "", f"CPU milliseconds of one thread, least of the repeats. {where}."])
 
 
 def machine(repeats: int) -> dict[str, str]:

@@ -95,9 +95,7 @@ def captured(draw: Draw, data: Tensor) -> Callable[[], None]:
     return graph.replay
 
 
-def measure(
-    what: str, draw: Draw, data: Tensor, paper: float | None, options: argparse.Namespace
-) -> Row:
+def measure(what: str, draw: Draw, data: Tensor, paper: float | None, options: argparse.Namespace) -> Row:
     """One row; assignment, which solves on the CPU, only plain."""
     device, on_device = data.device, what != "assignment"
     plain = milliseconds(lambda: draw(data), device, options.repeats)
@@ -140,10 +138,7 @@ def published_on_device(k: int) -> Draw:
 
 def markdown(found: list[Row]) -> str:
     """The table."""
-    lines = [
-        "| what | B | plain, ms | compiled | CUDA graph | the papers' |",
-        "|---|--:|--:|--:|--:|--:|",
-    ]
+    lines = ["| what | B | plain, ms | compiled | CUDA graph | the papers' |", "|---|--:|--:|--:|--:|--:|"]
     for row in found:
         times = ("-" if t is None else f"{t:.3f}" for t in (row.plain, row.compiled, row.graph))
         paper = "" if row.paper is None else f"{row.paper:g}"

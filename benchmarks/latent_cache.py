@@ -206,10 +206,7 @@ def main() -> int:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         found = rounds(options, Path(folder))
-    rows = [
-        ratio("images to latents", found, ("data",)),
-        ratio("the whole training step", found, ("data", "step")),
-    ]
+    rows = [ratio("images to latents", found, ("data",)), ratio("the whole training step", found, ("data", "step"))]
     text = markdown(rows, options)
     sys.stdout.write(text)
     if options.markdown:

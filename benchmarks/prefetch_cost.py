@@ -120,9 +120,7 @@ def measure(where: str, batch: int, rounds: int) -> list[Row]:
     waits: dict[str, list[float]] = {arm: [] for arm in ARMS}
     with ExitStack() as stack:
         made = {
-            arm: stack.enter_context(
-                closing(iter(PairedLoader(endless(data, batch), coupling, seed=1, ahead=ahead)))
-            )
+            arm: stack.enter_context(closing(iter(PairedLoader(endless(data, batch), coupling, seed=1, ahead=ahead))))
             for arm, (coupling, ahead) in ARMS.items()
         }
         for source in made.values():
@@ -186,12 +184,7 @@ def main() -> int:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     random.seed(0)
-    rows = [
-        row
-        for where in STEPS
-        for batch in arguments.batch
-        for row in measure(where, batch, arguments.rounds)
-    ]
+    rows = [row for where in STEPS for batch in arguments.batch for row in measure(where, batch, arguments.rounds)]
     where = machine(arguments.rounds)
     table = markdown(rows, where)
     print(table)

@@ -73,10 +73,7 @@ def shape_cases(shapes: tuple[tuple[int, ...], ...]) -> Iterator[Case | str]:
 
 def solver_cases(batches: tuple[int, ...]) -> Iterator[Case | str]:
     """Assignment beside other people's, on image-like data."""
-    peers: dict[str, tuple[str, Draw]] = {
-        "torchcfm exact": ("torchcfm", torchcfm_exact),
-        "POT emd": ("ot", pot_emd),
-    }
+    peers: dict[str, tuple[str, Draw]] = {"torchcfm exact": ("torchcfm", torchcfm_exact), "POT emd": ("ot", pot_emd)}
     ours = LinearAssignment()
     for name, (module, peer) in peers.items():
         if any(importlib.util.find_spec(needed) is None for needed in (module, "ot")):

@@ -38,9 +38,7 @@ def main() -> None:
     for batch in PairedLoader(loader, coupling, task.encode, streams=loader.streams, start=step):
         t = path.sample_time(len(batch.data), generator=batch.rng.time)
         cond = task.drop_conditions(batch.cond, batch.rng)
-        losses = loss_fn(
-            model, path, batch.data, batch.noise, t, cond, batch.mask, progress=step / steps
-        )
+        losses = loss_fn(model, path, batch.data, batch.noise, t, cond, batch.mask, progress=step / steps)
         accelerator.backward(losses.mean())
         optimizer.step()
         optimizer.zero_grad()

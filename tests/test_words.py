@@ -35,9 +35,7 @@ NAMES = {
     "assignment_budget",
 }
 # Phrases of pages: other meanings, titles of papers, names of others' functions.
-PHRASES = re.compile(
-    "(?:time|information|memory) budgets?|budgets? of (?:minutes|time|nats)|law of large numbers"
-)
+PHRASES = re.compile("(?:time|information|memory) budgets?|budgets? of (?:minutes|time|nats)|law of large numbers")
 # Modules, variables and fields are nouns; a participle alone says what happened, not what it is.
 PARTICIPLES = re.compile(
     "told|said|seen|shown|given|found|made|wanted|kept|drawn|held|brought|taken|judged|painted|"

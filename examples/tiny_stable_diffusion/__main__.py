@@ -33,10 +33,7 @@ def summary(figures: dict[str, Any], out: Path) -> Iterator[str]:
     """The figures, a line per part."""
     vae, text = figures["vae"], figures["text"]
     images, latents = (" x ".join(map(str, vae[name])) for name in ("images", "latents"))
-    ranges = {
-        name: f"{min(values):.2f} to {max(values):.2f}"
-        for name, values in vae["latent_statistics"].items()
-    }
+    ranges = {name: f"{min(values):.2f} to {max(values):.2f}" for name, values in vae["latent_statistics"].items()}
     yield (
         f"VAE: {images} to {latents}, held-out PSNR {vae['psnr']:.2f} dB ({vae['held_out']}), "
         f"{vae['weights']:,} weights, {vae['cpu_seconds']:.0f} CPU s"

@@ -18,12 +18,7 @@ from immiscible_diffusion.applications.stable_diffusion.load_pipeline import sil
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.data.captions import Captioned, Captions, load_captioned
 from immiscible_diffusion.data.load import DataConfig, load_images
-from immiscible_diffusion.utils.atomic_files import (
-    atomic_folder,
-    atomic_path,
-    read_json,
-    write_json,
-)
+from immiscible_diffusion.utils.atomic_files import atomic_folder, atomic_path, read_json, write_json
 from immiscible_diffusion.utils.images import image_grid
 from immiscible_diffusion.utils.random import hash_seed, keyed_generator
 from immiscible_diffusion.utils.serialization import flatten
@@ -32,10 +27,7 @@ CONFIG, FIGURES, PIPELINE = "small_sd.json", "figures.json", "model_index.json"
 WITH_TEST_SPLIT = ("cifar10", "fashion_mnist")
 HELD_OUT, MIN_IMAGES = 1000, 8
 MEASURED, SHOWN = 2048, 16
-TEXT_CLASSES = {
-    "clip": (CLIPTokenizer, CLIPTextModel),
-    "minilm": (BertTokenizer, BertModel),
-}
+TEXT_CLASSES = {"clip": (CLIPTokenizer, CLIPTextModel), "minilm": (BertTokenizer, BertModel)}
 
 
 @dataclass(frozen=True)
@@ -166,8 +158,7 @@ def load_splits(config: TinySD) -> Splits:
     config.latent_shape(data.shape)
     if len(data) < MIN_IMAGES:
         raise ValueError(
-            f"{config.data} has {len(data)} images; a VAE needs at least {MIN_IMAGES}, and "
-            f"hundreds to be of use"
+            f"{config.data} has {len(data)} images; a VAE needs at least {MIN_IMAGES}, and hundreds to be of use"
         )
     # Without a folder train the images in test are trained on, or are a class.
     folders = [Path(images.path or "") / split for split in ("train", "test")]
@@ -231,8 +222,7 @@ def check_folder(folder: Path, config: TinySD) -> None:
     ]
     if changes:
         raise ValueError(
-            f"{folder} has another configuration ({'; '.join(changes)}); give another folder, or "
-            f"the same options"
+            f"{folder} has another configuration ({'; '.join(changes)}); give another folder, or the same options"
         )
 
 
@@ -283,9 +273,7 @@ def build_vae(folder: Path, config: TinySD, splits: Splits, quiet: bool) -> None
         "psnr": round(evaluate.reconstruction_psnr(model, *test), 3),
         "held_out": splits.source,
         "scaling_factor": variance**-0.5,
-        "latent_statistics": {
-            name: [round(x, 4) for x in values] for name, values in latents.items()
-        },
+        "latent_statistics": {name: [round(x, 4) for x in values] for name, values in latents.items()},
         "weights": _count(model),
         "curve": [[int(step), round(value, 3)] for step, value in training.curve],
     }
@@ -307,9 +295,7 @@ def build_text_encoder(folder: Path, config: TinySD, splits: Splits, quiet: bool
         sentences = text_encoder.in_templates(texts)
         tokenizer = text_encoder.make_tokenizer(sentences, merges=how.vocabulary, length=how.length)
         encoder = text_encoder.make_text_encoder(how, tokenizer, config.seed)
-        text_encoder.text_training(
-            encoder, tokenizer, splits.data, splits.rows, how, config.seed
-        ).run(quiet=quiet)
+        text_encoder.text_training(encoder, tokenizer, splits.data, splits.rows, how, config.seed).run(quiet=quiet)
     scores = text_encoder.separability(encoder, tokenizer, texts)
     figures = {
         "kind": how.kind,

@@ -45,9 +45,7 @@ def make_tokenizer(texts: list[str], *, merges: int = 2000, length: int = 16) ->
     letters = sorted(ByteLevel.alphabet())
     bytes_ = [*letters, *(letter + "</w>" for letter in letters)]
     special = ["<|startoftext|>", "<|endoftext|>"]
-    blank = CLIPTokenizer(
-        vocab={token: number for number, token in enumerate(bytes_ + special)}, merges=[]
-    )
+    blank = CLIPTokenizer(vocab={token: number for number, token in enumerate(bytes_ + special)}, merges=[])
     if not any(len(blank(text).input_ids) > 2 for text in texts):
         raise ValueError(f"none of {len(texts)} texts has a word; give captions, or class names")
     trainer = BpeTrainer(
@@ -60,9 +58,7 @@ def make_tokenizer(texts: list[str], *, merges: int = 2000, length: int = 16) ->
     pairs = [tuple(pair) for pair in _bpe_model(blank)["merges"][:merges]]
     tokens = dict.fromkeys([*bytes_, *(a + b for a, b in pairs), *special])
     return CLIPTokenizer(
-        vocab={token: number for number, token in enumerate(tokens)},
-        merges=pairs,
-        model_max_length=length,
+        vocab={token: number for number, token in enumerate(tokens)}, merges=pairs, model_max_length=length
     )
 
 

@@ -51,9 +51,7 @@ class Training:
         self.module.train().requires_grad_(True)
         with (
             InterruptGuard() as guard,
-            tqdm(
-                None, self.name, self.steps, initial=start, disable=quiet, mininterval=interval
-            ) as bar,
+            tqdm(None, self.name, self.steps, initial=start, disable=quiet, mininterval=interval) as bar,
         ):
             for step in range(start, self.steps):
                 began = time.process_time()
@@ -69,9 +67,7 @@ class Training:
                 if (step + 1) % self.save_every == 0 or guard.received is not None:
                     self.save(step + 1)
                 if guard.received is not None and step + 1 < self.steps:
-                    text = (
-                        f"stopped at step {step + 1} of the {self.name}; the same command resumes"
-                    )
+                    text = f"stopped at step {step + 1} of the {self.name}; the same command resumes"
                     raise Interrupted(guard.received, text)
         self.module.eval().requires_grad_(False)
 

@@ -37,9 +37,7 @@ def make_vae(config: "VAEConfig", shape: tuple[int, ...], seed: int) -> Autoenco
         )
 
 
-def vae_loss(
-    vae: AutoencoderKL, images: Tensor, generator: torch.Generator, config: "VAEConfig"
-) -> Tensor:
+def vae_loss(vae: AutoencoderKL, images: Tensor, generator: torch.Generator, config: "VAEConfig") -> Tensor:
     """``mean (x' - x)^2 + l1 mean |x' - x| + kl KL(q(z|x), N(0, I)) / dim z``, x' from z ~ q."""
     posterior = vae.encode(images).latent_dist
     error = vae.decode(posterior.sample(generator)).sample - images
@@ -48,12 +46,7 @@ def vae_loss(
 
 
 def vae_training(
-    vae: AutoencoderKL,
-    images: DataSet,
-    rows: Tensor,
-    config: "VAEConfig",
-    seed: int,
-    **options: Any,
+    vae: AutoencoderKL, images: DataSet, rows: Tensor, config: "VAEConfig", seed: int, **options: Any
 ) -> Training:
     """The training of ``vae`` on ``rows`` of ``images``; ``options`` are those of ``Training``."""
     optimizer = torch.optim.AdamW(vae.parameters(), betas=(0.9, 0.99), weight_decay=0.0)

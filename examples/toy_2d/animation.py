@@ -60,9 +60,7 @@ def write_animation(data: ToyData, results: Sequence[ToyResult], file: Path) -> 
     first, *others = (each.quantize(palette=palette, dither=Image.Dither.NONE) for each in images)
     durations = [each[-1] for each in frames()]
     with atomic_path(file) as temporary:
-        first.save(
-            temporary, "GIF", save_all=True, append_images=others, duration=durations, loop=0
-        )
+        first.save(temporary, "GIF", save_all=True, append_images=others, duration=durations, loop=0)
 
 
 class Panel:

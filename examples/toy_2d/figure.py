@@ -18,9 +18,7 @@ from examples.toy_2d.result import RADIUS, ToyResult
 from immiscible_diffusion.utils.atomic_files import atomic_path
 
 # Okabe and Ito's eight, black softened; neighbors on a ring are far apart.
-COLORS = np.array(
-    ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#555555", "#F0E442", "#56B4E9", "#D55E00"]
-)
+COLORS = np.array(["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#555555", "#F0E442", "#56B4E9", "#D55E00"])
 INK, SOFT, FAINT = "#1b1f24", "#59636e", "#c8ced6"
 EDGE = 3.9  # of the panels
 STYLE = {
@@ -50,9 +48,7 @@ def write_figure(data: ToyData, results: Sequence[ToyResult], *files: Path) -> N
         axes = figure.subplots(4, len(results), squeeze=False, gridspec_kw=heights)
         for result, (pairs, noise, paths, mixing) in zip(results, axes.T, strict=True):
             pairs.set_title(result.name, fontsize=11.5, fontweight="bold", pad=19)
-            pairs.text(
-                0.5, 1.03, result.meaning, transform=pairs.transAxes, ha="center", color=SOFT
-            )
+            pairs.text(0.5, 1.03, result.meaning, transform=pairs.transAxes, ha="center", color=SOFT)
             _draw_pairs(pairs, data, result)
             _draw_destinations(noise, data, result)
             _draw_paths(paths, data, result)
@@ -100,9 +96,7 @@ def _draw_destinations(axes: Any, data: ToyData, result: ToyResult) -> None:
     circle = Circle((0, 0), RADIUS, facecolor="none", edgecolor=FAINT, linewidth=0.9, zorder=3)
     axes.add_patch(circle)
     extent = (-RADIUS, RADIUS, -RADIUS, RADIUS)
-    axes.imshow(image, extent=extent, origin="lower", interpolation="bilinear").set_clip_path(
-        circle
-    )
+    axes.imshow(image, extent=extent, origin="lower", interpolation="bilinear").set_clip_path(circle)
     effective = result.metrics.effective_points.value
     plane(axes, data, f"{_short(effective)} of {len(data)} points possible")
     if effective > 0.999 * len(data):

@@ -18,13 +18,7 @@ from immiscible_diffusion.analysis.miscibility import miscibility
 from immiscible_diffusion.analysis.noise_density import PairDensity, log_density
 from immiscible_diffusion.analysis.posterior import OptimalDenoiser
 from immiscible_diffusion.analysis.sample_pairs import choose_rows, draw_noise
-from immiscible_diffusion.couplings import (
-    KNN,
-    Calibrated,
-    Coupling,
-    Independent,
-    LinearAssignment,
-)
+from immiscible_diffusion.couplings import KNN, Calibrated, Coupling, Independent, LinearAssignment
 from immiscible_diffusion.diffusion.paths import FlowMatchingPath
 from immiscible_diffusion.reporting.analysis.records import Miscibility
 from immiscible_diffusion.utils.batch import Batch
@@ -130,13 +124,7 @@ def compute(data: ToyData, name: str, extent: Extent) -> ToyResult:
     start = torch.randn(extent.paths, 2, generator=keyed_generator(seed, "start"))
     paths, back = exact_paths(denoiser, start), exact_paths(denoiser, noise)
     mixing = miscibility(
-        data.points,
-        coupling,
-        levels=LEVELS,
-        probes=extent.probes,
-        density=density,
-        batch_size=size,
-        seed=seed,
+        data.points, coupling, levels=LEVELS, probes=extent.probes, density=density, batch_size=size, seed=seed
     )
     missed = {n: euler_ends(denoiser, start, n) - paths[-1] for n in EULER_STEPS}
     metrics = ToyMetrics(
@@ -157,9 +145,7 @@ def plane_density(coupling: Coupling, data: ToyData, extent: Extent) -> PairDens
     """The closed form, or for plain linear assignment its diagrams, or else a fit to pairs."""
     size, seed = extent.batch_size, extent.seed
     if coupling == LinearAssignment():
-        return AssignmentDensity.measure(
-            data.points, batch_size=size, batches=extent.batches, seed=seed
-        )
+        return AssignmentDensity.measure(data.points, batch_size=size, batches=extent.batches, seed=seed)
     return density_for(coupling, Batch(data.points), batch_size=size, seed=seed)
 
 

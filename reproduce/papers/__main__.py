@@ -98,11 +98,7 @@ def measure(options: Options) -> tuple[dict[str, Any], list[Section]]:
         generators.append(job.sections(options.parts))
     for run in options.run:
         tests = run_paper_tests(
-            run,
-            device=options.device,
-            folder=options.out,
-            seed=options.seed,
-            allow_code=options.allow_code,
+            run, device=options.device, folder=options.out, seed=options.seed, allow_code=options.allow_code
         )
         generators.append(tests)
     sections, start = [], time.monotonic()

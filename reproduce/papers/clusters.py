@@ -15,13 +15,7 @@ from torch import Tensor
 from immiscible_diffusion.analysis.estimates import Mean
 from immiscible_diffusion.analysis.noise_density import take
 from immiscible_diffusion.analysis.sample_pairs import BATCH_SIZE, choose_rows
-from immiscible_diffusion.couplings import (
-    KNN,
-    Calibrated,
-    Coupling,
-    GaussianOT,
-    Independent,
-)
+from immiscible_diffusion.couplings import KNN, Calibrated, Coupling, GaussianOT, Independent
 from immiscible_diffusion.utils.batch import Batch, Cond
 from immiscible_diffusion.utils.random import keyed_generator
 from reproduce.papers.statistics import jackknife, root

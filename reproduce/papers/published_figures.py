@@ -12,11 +12,7 @@ CIFAR10_DIM, LATENT_DIM = 3072, 4096  # numbers in a sample
 # Distance reduction in percent: by batch size (P1, Table 2); by k, with the setting and the number
 # of dimensions (P2, Table 7).
 ASSIGNMENT_REDUCTION = {128: 1.93, 256: 2.16, 512: 2.32, 1024: 2.44}
-KNN_REDUCTION = {
-    4: ("FM and CM", CIFAR10_DIM, 1.10),
-    8: ("DDIM", CIFAR10_DIM, 1.58),
-    64: ("SD", LATENT_DIM, 2.32),
-}
+KNN_REDUCTION = {4: ("FM and CM", CIFAR10_DIM, 1.10), 8: ("DDIM", CIFAR10_DIM, 1.58), 64: ("SD", LATENT_DIM, 2.32)}
 
 # Distance between noise clusters with its +-, by coupling (P2, section 4.2). The papers' KNN is
 # taken to be k = 8; the number of noises of a cluster is said to be 10,000.

@@ -26,12 +26,7 @@ from examples.tiny_stable_diffusion.evaluate import label_classifier
 from immiscible_diffusion.data import DataConfig, load_images
 from immiscible_diffusion.utils.atomic_files import read_json, write_json, write_text
 from immiscible_diffusion.utils.images import image_grid
-from reproduce.small_stable_diffusion.evaluate import (
-    SAMPLER_STEPS,
-    inpainting_scores,
-    label_accuracy,
-    labeled_grid,
-)
+from reproduce.small_stable_diffusion.evaluate import SAMPLER_STEPS, inpainting_scores, label_accuracy, labeled_grid
 
 SCRATCH, TUNED, LORA, INPAINT = 700, 150, 150, 400
 RUNS = ("independent", "knn", "finetune", "lora", "inpaint")
@@ -138,10 +133,7 @@ def run_stage(name: str, command: list[str], arguments: argparse.Namespace) -> d
     environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **os.environ}
     with log.open("a") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", module, *command],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=environment,
+            [sys.executable, "-m", module, *command], stdout=file, stderr=subprocess.STDOUT, env=environment
         )
         _, status, used = os.wait4(process.pid, 0)
     process.returncode = code = os.waitstatus_to_exitcode(status)
@@ -240,11 +232,7 @@ def main() -> int:
     if (arguments.out / "inpaint" / "model_index.json").is_file():
         figures["inpainting"] = inpainting_scores(arguments, held)
     labeled_grid(arguments, held.class_names or (), RUNS)
-    seconds["evaluate and inpaint"] = {
-        "began": began,
-        "wall": time.time() - began,
-        "cpu": time.process_time(),
-    }
+    seconds["evaluate and inpaint"] = {"began": began, "wall": time.time() - began, "cpu": time.process_time()}
     write_json(arguments.out / "figures.json", {**figures, "stages": seconds})
     text = "\n".join(report(figures, seconds))
     write_text(arguments.out / "report.md", text + "\n")

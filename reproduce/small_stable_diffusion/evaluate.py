@@ -8,11 +8,7 @@ from typing import Any
 
 import torch
 
-from examples.tiny_stable_diffusion.evaluate import (
-    LabelClassifier,
-    center_mask,
-    inpainting_psnr,
-)
+from examples.tiny_stable_diffusion.evaluate import LabelClassifier, center_mask, inpainting_psnr
 from immiscible_diffusion.data.folder_of_samples import SampleFolder
 from immiscible_diffusion.utils.images import image_grid
 

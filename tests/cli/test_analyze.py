@@ -164,13 +164,7 @@ def test_users_couplings_are_exact_or_estimated(no_page, capsys, tmp_path):
 def test_a_dry_run_writes_nothing(capsys, tmp_path):
     code, text, _ = outcome(capsys, *DIGITS, "--coupling", "knn:k=4", "--dry-run")
     assert code == 0
-    for expected in (
-        "60 of shape 1x8x8",
-        "path: FlowMatchingPath(",
-        "knn:k=4: about",
-        "time: about",
-        "memory: about",
-    ):
+    for expected in ("60 of shape 1x8x8", "path: FlowMatchingPath(", "knn:k=4: about", "time: about", "memory: about"):
         assert expected in text
     assert not list(tmp_path.iterdir())
 
@@ -248,12 +242,7 @@ def test_the_dry_run_counts_the_calls_for_every_label():
     setup = Setup.of(InMemoryData("w", "", Batch(data, {"label": label})), (), config, None)
     [subject] = build_couplings(setup, [Counted()])
     density = subject.density
-    options = {
-        "moments": setup.builder.leading_moments,
-        "density": density,
-        "pairs": 50,
-        "batch_size": 30,
-    }
+    options = {"moments": setup.builder.leading_moments, "density": density, "pairs": 50, "batch_size": 30}
     calls.clear()
     measure_noise(data, subject.coupling, **options)
     whole = len(calls)

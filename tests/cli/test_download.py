@@ -13,8 +13,7 @@ def test_a_recipe_whose_everything_is_there(capsys):
     assert main([*arguments, "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0].split(maxsplit=1) for line in lines] == [
-        ["there", name]
-        for name in ("packages", "data", "data for validation", "network", "evaluation")
+        ["there", name] for name in ("packages", "data", "data for validation", "network", "evaluation")
     ]
     assert "digits, 256 of 1 x 8 x 8" in lines[1]
 

@@ -51,18 +51,14 @@ def test_encode_a_folder_twice(
     assert "transform is" in capsys.readouterr().err
 
 
-def test_images_without_captions_and_classes(
-    pipeline: Path, pictures: Path, tmp_path: Path
-) -> None:
+def test_images_without_captions_and_classes(pipeline: Path, pictures: Path, tmp_path: Path) -> None:
     for file in pictures.glob("*.txt"):
         file.unlink()
     assert main(arguments(pipeline, pictures, tmp_path / "latents")) == 0
     assert LatentSet.open(tmp_path / "latents").captions is None
 
 
-def test_a_vae_that_is_not_there(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_vae_that_is_not_there(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments(tmp_path / "none", pictures, tmp_path / "latents")) == 2
     error = capsys.readouterr().err
     assert "there is no VAE at" in error

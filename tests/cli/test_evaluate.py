@@ -111,9 +111,7 @@ def test_a_public_model_is_scored_by_a_folder_of_its_images(run, capsys, tmp_pat
     blocks = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        unet = UNet2DModel(
-            8, 1, 1, block_out_channels=(8,), layers_per_block=1, norm_num_groups=2, **blocks
-        )
+        unet = UNet2DModel(8, 1, 1, block_out_channels=(8,), layers_per_block=1, norm_num_groups=2, **blocks)
     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
     results = []
     for seed, size in ((0, 120), (0, 50), (1, 120)):

@@ -28,10 +28,7 @@ def test_at_most_seven_frames_from_main_to_the_coupling(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     options = ["--coupling", "tracing_coupling:Tracing()", "--prefetch", "0", "--device", "cpu"]
     out = str(tmp_path / "run")
-    assert (
-        main(["train", "digits-flow", "--tiny", "--preview-every", "0", "--out", out, *options])
-        == 0
-    )
+    assert main(["train", "digits-flow", "--tiny", "--preview-every", "0", "--out", out, *options]) == 0
     frames = sys.modules["tracing_coupling"].FRAMES
     assert frames[-1] == "main main"
     assert frames[0] == "paired_loader __iter__"

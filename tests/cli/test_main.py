@@ -108,9 +108,7 @@ def test_an_old_option_of_a_command(capsys):
 
 def test_train_sample_evaluate(capsys, tmp_path):
     run = str(tmp_path / "run")
-    assert (
-        outcome(capsys, "train", "digits-flow", "--tiny", "--device", "cpu", "--out", run)[0] == 0
-    )
+    assert outcome(capsys, "train", "digits-flow", "--tiny", "--device", "cpu", "--out", run)[0] == 0
     code, _, said = outcome(capsys, "sample", run, "--count", "5", "--device", "cpu")
     assert code == 0, said
     folder = tmp_path / "run" / "images" / "step8-euler2-seed0"
@@ -140,9 +138,7 @@ def test_evaluate_a_folder_of_images(capsys, tmp_path):
 
 def test_dry_run_writes_nothing_and_says_what_a_run_takes(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, text, _ = outcome(
-        capsys, "train", "digits-flow", "--tiny", "--dry-run", "--device", "cpu"
-    )
+    code, text, _ = outcome(capsys, "train", "digits-flow", "--tiny", "--dry-run", "--device", "cpu")
     assert code == 0
     assert all(word in text for word in ("parameters:", "missing: nothing", "time:", "disk:"))
     assert not list(tmp_path.iterdir())

@@ -6,12 +6,7 @@ pytest.importorskip("matplotlib")
 
 from immiscible_diffusion.cli.main import main
 from immiscible_diffusion.reporting.compare import Comparison, write_report
-from immiscible_diffusion.reporting.compare.records import (
-    CouplingEntry,
-    Dataset,
-    SampleMetrics,
-    Trial,
-)
+from immiscible_diffusion.reporting.compare.records import CouplingEntry, Dataset, SampleMetrics, Trial
 from immiscible_diffusion.utils.atomic_files import write_json
 
 
@@ -20,9 +15,7 @@ def compared(tmp_path_factory):
     """The folder of a comparison of one coupling, twice as fast as the baseline."""
     folder = tmp_path_factory.mktemp("compared")
     trials = [
-        Trial(
-            name, seed, tuple(SampleMetrics(s, 5, frechet=1e3 / (s * fast)) for s in (10, 20, 40))
-        )
+        Trial(name, seed, tuple(SampleMetrics(s, 5, frechet=1e3 / (s * fast)) for s in (10, 20, 40)))
         for name, fast in (("independent", 1.0), ("knn:k=4", 2.0))
         for seed in (0, 1)
     ]
@@ -46,10 +39,7 @@ def compared(tmp_path_factory):
         batch_size=256,
         total_steps=40,
         parameters=1000,
-        couplings=(
-            CouplingEntry("independent", "independent", baseline=True),
-            CouplingEntry("knn:k=4", "knn:k=4"),
-        ),
+        couplings=(CouplingEntry("independent", "independent", baseline=True), CouplingEntry("knn:k=4", "knn:k=4")),
         trials=tuple(trials),
     )
     write_report(comparison, folder)
@@ -79,10 +69,7 @@ def test_tables_alone(compared, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [
-        ([], "is not the folder of a comparison"),
-        (["--latex"], "is not the folder of a comparison"),
-    ],
+    [([], "is not the folder of a comparison"), (["--latex"], "is not the folder of a comparison")],
 )
 def test_a_folder_without_results_is_refused(tmp_path, capsys, arguments, said):
     assert main(["report", str(tmp_path), *arguments]) == 2

@@ -56,9 +56,7 @@ def assert_same_images(one: Path, other: Path) -> None:
     assert all(int(abs(a - b).max()) <= 1 for a, b in pairs)
 
 
-def test_a_run_over_its_classes(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_over_its_classes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sample(run, tmp_path, "--count", "12", "--batch-size", "5") == 0
     assert "12 images, complete (step 8, sampler euler 2, weights" in capsys.readouterr().err
     names = sorted(file.name for file in tmp_path.glob("*.png"))
@@ -103,9 +101,7 @@ def test_a_pipeline_over_class_names(pipeline: Path, tmp_path: Path) -> None:
     assert int(abs(a[0] - a[2]).max()) > 1  # of one class, from other noise
 
 
-def test_prompts_and_errors_of_a_pipeline(
-    pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_prompts_and_errors_of_a_pipeline(pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     two = ("--count", "2", "--steps", "1", "--guidance", "2", "--format", "tar")
     assert sample(pipeline, tmp_path / "one", *two, "--prompt", "a red cat") == 0
     assert [place.number for place in SampleFolder(tmp_path / "one").places] == [0, 1]
@@ -177,9 +173,7 @@ def test_two_processes_make_what_one_makes(noisy: Path, tmp_path: Path) -> None:
     command = [sys.executable, *launch, "immiscible_diffusion", "sample", str(noisy)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     for more in (["--to", str(tmp_path / "two"), "--device", "cpu", *options], ["--count", "6"]):
-        result = subprocess.run(
-            [*command, *more], env=environment, capture_output=True, text=True, timeout=300
-        )
+        result = subprocess.run([*command, *more], env=environment, capture_output=True, text=True, timeout=300)
         assert result.returncode == 0, result.stderr
         assert result.stderr.count(" images, ") == 1  # shared, not made twice
     assert_same_images(tmp_path / "one", tmp_path / "two")

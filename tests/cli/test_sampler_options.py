@@ -11,9 +11,9 @@ def test_given_options_change_the_sampler_and_nothing_else():
     assert SamplerChanges().of(recipe) == recipe
     changed = SamplerChanges(spacing="quadratic", steps=10, guidance=2.0).of(recipe)
     assert changed == SamplerConfig("ddim", 10, clip=1.0, spacing="quadratic", guidance=2.0)
-    assert SamplerChanges(eta=0.0, guidance=1.0).of(
-        SamplerConfig("ddim", eta=0.5, guidance=3.0)
-    ) == (SamplerConfig("ddim"))
+    assert SamplerChanges(eta=0.0, guidance=1.0).of(SamplerConfig("ddim", eta=0.5, guidance=3.0)) == (
+        SamplerConfig("ddim")
+    )
     with pytest.raises(ValueError, match="spacing means something in ddim and ddpm and dpm only"):
         SamplerChanges(spacing="quadratic").of(SamplerConfig("euler"))
     with pytest.raises(ValueError, match="clip means something"):

@@ -51,9 +51,5 @@ def test_couplings_are_taken_by_import_path(page, name, tmp_path):
 
 
 def test_table_names_the_abstract_methods():
-    abstract = {
-        f"{kind.__name__}.{name}"
-        for kind in (Task, TaskConfig)
-        for name in kind.__abstractmethods__
-    }
+    abstract = {f"{kind.__name__}.{name}" for kind in (Task, TaskConfig) for name in kind.__abstractmethods__}
     assert set(re.findall(r"\| `(\w+\.\w+)\(", TEXT)) == abstract

@@ -10,11 +10,7 @@ from helpers import ROOT
 from immiscible_diffusion.applications.stable_diffusion.load_pipeline import silence_hf_logging
 
 PAGE = ROOT / "examples" / "diffusers_one_line.md"
-BLOCKS = dict(
-    re.findall(
-        r"^```python (\w+)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-    )
-)
+BLOCKS = dict(re.findall(r"^```python (\w+)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL))
 
 
 def changed(after=BLOCKS["after"]):

@@ -14,12 +14,7 @@ STEP = [
     "optimizer.step()",
     "ema.update(model)",
 ]
-PLACES = [
-    "src/immiscible_diffusion/training/trainer.py",
-    "examples/own_trainer.py",
-    "docs/design.md",
-    "README.md",
-]
+PLACES = ["src/immiscible_diffusion/training/trainer.py", "examples/own_trainer.py", "docs/design.md", "README.md"]
 
 
 def squeezed(text: str) -> str:

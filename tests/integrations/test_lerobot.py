@@ -31,9 +31,7 @@ class DiffusionModel(nn.Module):
     def __init__(self, unet, prediction_type="epsilon", masked=False, scheduler=None):
         super().__init__()
         self.unet = unet
-        self.config = SimpleNamespace(
-            prediction_type=prediction_type, do_mask_loss_for_padding=masked
-        )
+        self.config = SimpleNamespace(prediction_type=prediction_type, do_mask_loss_for_padding=masked)
         self.noise_scheduler = scheduler or Scheduler()
 
     def compute_loss(self, batch):
@@ -313,9 +311,7 @@ def test_padding_masks_that_are_none(pad, message):
 @pytest.mark.parametrize("dims", [0, 3])
 def test_dimensions_that_are_none(dims):
     with pytest.raises(ValueError, match="dims must be from 1 to 2"):
-        pair_actions(
-            KNN(k=2), torch.zeros(4, 3, DIMS), {}, dims=dims, do_mask_loss_for_padding=False
-        )
+        pair_actions(KNN(k=2), torch.zeros(4, 3, DIMS), {}, dims=dims, do_mask_loss_for_padding=False)
     with pytest.raises(ValueError, match="floating-point tensor"):
         pair_actions(KNN(k=2), torch.zeros(4, DIMS), {}, do_mask_loss_for_padding=False)
 

@@ -104,9 +104,7 @@ def test_pull_of_other_shapes_is_refused():
 def test_a_dict_keeps_all_it_had_and_gets_paired_noise(workers, context):
     data_set = Images(count=32)
     collate = Collate(KNN(k=64), data_key="pixel_values")
-    loader = DataLoader(
-        data_set, 8, num_workers=workers, collate_fn=collate, multiprocessing_context=context
-    )
+    loader = DataLoader(data_set, 8, num_workers=workers, collate_fn=collate, multiprocessing_context=context)
     batches = list(loader)
     assert [set(batch) for batch in batches] == [{"pixel_values", "input_ids", "noise"}] * 4
     joined = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
@@ -141,9 +139,7 @@ def test_a_collate_function_of_ones_own():
     def collate_fn(items):
         return {"x": torch.stack([item[0] for item in items]), "n": len(items)}
 
-    found = Collate(Independent(), collate_fn, data_key="x", noise_key="eps")(
-        [Images("tuple")[i] for i in range(3)]
-    )
+    found = Collate(Independent(), collate_fn, data_key="x", noise_key="eps")([Images("tuple")[i] for i in range(3)])
     assert found["n"] == 3
     assert found["eps"].shape == (3, 3, 4, 4)
 

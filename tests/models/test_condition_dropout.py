@@ -4,11 +4,7 @@ from immiscible_diffusion.models.condition_dropout import drop_text
 
 
 def test_a_fraction_of_prompts_becomes_the_empty_one():
-    cond = {
-        "text": torch.ones(4000, 3, 2),
-        "pooled": torch.ones(4000, 5),
-        "label": torch.arange(4000),
-    }
+    cond = {"text": torch.ones(4000, 3, 2), "pooled": torch.ones(4000, 5), "label": torch.arange(4000)}
     empty = {"text": torch.zeros(1, 3, 2), "pooled": torch.full((1, 5), 7.0)}
     dropped = drop_text(cond, empty, 0.1, torch.Generator().manual_seed(0))
     hidden = dropped["text"][:, 0, 0] == 0

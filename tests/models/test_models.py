@@ -9,12 +9,7 @@ SMALL = DiT(heads=2, head_channels=8, depth=2)
 
 
 def kinds():
-    return [
-        (MLP(width=32, depth=2), (3, 8, 8)),
-        (MLP(width=16, depth=1), (5,)),
-        (TINY, (3, 8, 8)),
-        (SMALL, (3, 8, 8)),
-    ]
+    return [(MLP(width=32, depth=2), (3, 8, 8)), (MLP(width=16, depth=1), (5,)), (TINY, (3, 8, 8)), (SMALL, (3, 8, 8))]
 
 
 def inputs(shape, count=4):
@@ -56,9 +51,7 @@ def test_rows_are_independent(config, shape):
     model = built(config, shape, 3)
     x, time, cond = inputs(shape)
     whole = model(x, time, cond)
-    rows = [
-        model(x[i : i + 1], time[i : i + 1], {"label": cond["label"][i : i + 1]}) for i in range(4)
-    ]
+    rows = [model(x[i : i + 1], time[i : i + 1], {"label": cond["label"][i : i + 1]}) for i in range(4)]
     assert torch.allclose(whole, torch.cat(rows), atol=1e-3, rtol=1e-3)
 
 

@@ -31,9 +31,7 @@ def test_full_size_is_that_of_diffusion_policy(size, count):
     assert sum(parameter.numel() for parameter in model.parameters()) == count
 
 
-@pytest.mark.parametrize(
-    ("channels", "steps", "actions"), [((16,), 5, 1), ((16, 32), 16, 2), ((8, 16, 32), 8, 7)]
-)
+@pytest.mark.parametrize(("channels", "steps", "actions"), [((16,), 5, 1), ((16, 32), 16, 2), ((8, 16, 32), 8, 7)])
 def test_output_is_like_the_input(channels, steps, actions):
     model = built(UNet1D(channels=channels, groups=4, embedding=16), (steps, actions))
     x, time, cond = inputs(steps=steps, actions=actions)
@@ -51,10 +49,7 @@ def test_rows_are_independent():
     model = built()
     x, time, cond = inputs()
     whole = model(x, time, cond)
-    rows = [
-        model(x[i : i + 1], time[i : i + 1], {"observation": cond["observation"][i : i + 1]})
-        for i in range(4)
-    ]
+    rows = [model(x[i : i + 1], time[i : i + 1], {"observation": cond["observation"][i : i + 1]}) for i in range(4)]
     torch.testing.assert_close(whole, torch.cat(rows), atol=1e-4, rtol=1e-4)
 
 

@@ -9,9 +9,7 @@ from immiscible_diffusion.recipes import recipe_from_name
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        os.environ.get("IMMISCIBLE_SLOW") != "1", reason="minutes each; set IMMISCIBLE_SLOW=1"
-    ),
+    pytest.mark.skipif(os.environ.get("IMMISCIBLE_SLOW") != "1", reason="minutes each; set IMMISCIBLE_SLOW=1"),
 ]
 
 

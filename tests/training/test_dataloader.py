@@ -35,10 +35,7 @@ def test_resumed_within_a_pool_equals_uninterrupted(tiny, tmp_path, monkeypatch,
     (tmp_path / "pooled_coupling.py").write_text(POOLED)
     monkeypatch.syspath_prepend(tmp_path)
     recipe = dataclasses.replace(
-        tiny,
-        coupling="shuffled:pooled_coupling:Pooled()",
-        gradient_accumulation_steps=2,
-        preview_every=0,
+        tiny, coupling="shuffled:pooled_coupling:Pooled()", gradient_accumulation_steps=2, preview_every=0
     )
     train(recipe, tmp_path / "whole")
     train(recipe, tmp_path / "parts", until=until)
@@ -121,9 +118,7 @@ def test_everything_before_sampling_sees_scaled_data(tiny, tmp_path):
 
 
 def test_a_model_of_scaled_data_makes_samples_in_the_range_of_the_data(tiny, tmp_path):
-    recipe = dataclasses.replace(
-        scaled(tiny, 2.0), steps=300, batch_size=64, validate_every=300, preview_every=0
-    )
+    recipe = dataclasses.replace(scaled(tiny, 2.0), steps=300, batch_size=64, validate_every=300, preview_every=0)
     trainer = train(recipe, tmp_path)
     pipeline = load_run(tmp_path, "cpu").with_sampler(SamplerConfig("euler", 10)).pipeline()
     images = torch.cat([part for part, _ in pipeline(trainer.ema.model, 256, seed=0)])

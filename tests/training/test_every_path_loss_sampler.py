@@ -55,10 +55,7 @@ def test_an_image_depends_on_its_seed_and_number_alone(tiny, tmp_path, kind):
     recipe = dataclasses.replace(tiny, **KINDS[kind])
     trained_weights(recipe, tmp_path, until=2)
     run = load_run(tmp_path, "cpu")
-    made = [
-        torch.cat([images for images, _ in run.pipeline(size)(run.model, 9, seed=3)])
-        for size in (64, 4)
-    ]
+    made = [torch.cat([images for images, _ in run.pipeline(size)(run.model, 9, seed=3)]) for size in (64, 4)]
     assert made[0].shape[0] == 9
     assert torch.allclose(made[0], made[1], atol=1e-4)
 
@@ -79,9 +76,7 @@ def test_k_of_one_of_every_recipe_gives_the_weights_of_independent_noise(tmp_pat
     recipe = dataclasses.replace(
         recipe.tiny(),
         task=recipe.tiny().task.replace(
-            data=DataConfig(
-                "digits", size=size, channels=channels, max_samples=64, flip=recipe.task.data.flip
-            )
+            data=DataConfig("digits", size=size, channels=channels, max_samples=64, flip=recipe.task.data.flip)
         ),
         preview_every=0,
         steps=3,

@@ -66,9 +66,7 @@ def test_two_metricss_added_are_one():
 
 def test_the_trainer_logs_each_loss_at_its_own_time(tiny, tmp_path):
     """A loss that is its time: every bin's mean lies within the bin, their mean is the loss."""
-    recipe = dataclasses.replace(
-        tiny, batch_size=64, steps=4, log_every=4, loss=TimeLoss(), preview_every=0
-    )
+    recipe = dataclasses.replace(tiny, batch_size=64, steps=4, log_every=4, loss=TimeLoss(), preview_every=0)
     trainer = train(recipe, tmp_path)
     [record] = trainer.run_dir.records("train")
     edges = record["time_bins"]
@@ -86,14 +84,7 @@ def test_two_ranks_log_what_one_process_logs(tmp_path):
     base += ["--preview-every", "0", "--batch-size", "64", "--log-every", "4", "--out"]
     one = [sys.executable, *base, str(tmp_path / "one"), "--gradient_accumulation_steps", "2"]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    two = [
-        sys.executable,
-        *launch,
-        *base,
-        str(tmp_path / "two"),
-        "--gradient_accumulation_steps",
-        "1",
-    ]
+    two = [sys.executable, *launch, *base, str(tmp_path / "two"), "--gradient_accumulation_steps", "1"]
     for command in (one, two):
         subprocess.run(command, check=True, capture_output=True, timeout=300)
     left, right = (RunDir(tmp_path / name).records("train") for name in ("one", "two"))

@@ -57,16 +57,13 @@ def test_decay_needs_the_number_of_steps():
 
 
 def test_a_run_that_stops_and_goes_on_has_the_same_rates(tiny, tmp_path):
-    recipe = dataclasses.replace(
-        tiny, optim=OptimizerConfig(warmup_steps=2, lr_schedule="cosine"), log_every=1
-    )
+    recipe = dataclasses.replace(tiny, optim=OptimizerConfig(warmup_steps=2, lr_schedule="cosine"), log_every=1)
     for folder, stops in (("whole", [8]), ("parts", [3, 8])):
         for until in stops:
             run = RunDir.open(tmp_path / folder, recipe)
             Trainer(recipe, run, device="cpu").train(until=until, quiet=True)
     whole, parts = (
-        [record["lr"] for record in RunDir(tmp_path / name).records("train")]
-        for name in ("whole", "parts")
+        [record["lr"] for record in RunDir(tmp_path / name).records("train")] for name in ("whole", "parts")
     )
     assert whole == parts
     assert whole[-1] == 0

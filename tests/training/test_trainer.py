@@ -87,9 +87,7 @@ def wait_for_step(run: RunDir, step: int) -> None:
 def test_killed_at_a_random_step_and_resumed_equals_uninterrupted(tmp_path):
     options = ("--steps", "600", "--log-every", "1", "--checkpoint-every", "7")
     subprocess.run(command(tmp_path / "whole", *options), check=True, capture_output=True)
-    process = subprocess.Popen(
-        command(tmp_path / "killed", *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    process = subprocess.Popen(command(tmp_path / "killed", *options), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     wait_for_step(RunDir(tmp_path / "killed"), random.randrange(20, 200))
     process.kill()
     process.communicate()
@@ -105,9 +103,7 @@ def test_killed_at_a_random_step_and_resumed_equals_uninterrupted(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_signals_write_a_checkpoint_and_say_how_to_resume(tmp_path, number):
     options = ("--steps", "100000", "--log-every", "1", "--checkpoint-every", "100000")
-    process = subprocess.Popen(
-        command(tmp_path / "run", *options), stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen(command(tmp_path / "run", *options), stderr=subprocess.PIPE, text=True)
     run = RunDir(tmp_path / "run")
     wait_for_step(run, 3)
     process.send_signal(number)
@@ -151,17 +147,9 @@ def test_a_signal_that_comes_while_ranks_ask_around_is_kept(tiny, tmp_path):
 @pytest.mark.subprocess
 @pytest.mark.parametrize("gradient_accumulation_steps", [1, 2])
 def test_two_ranks_equal_one_process_that_accumulates(tmp_path, gradient_accumulation_steps):
-    options = (
-        "--coupling",
-        "knn:k=4,center=mean",
-        "--optim.max_grad_norm",
-        "0.1",
-        "--gradient_accumulation_steps",
-    )
+    options = ("--coupling", "knn:k=4,center=mean", "--optim.max_grad_norm", "0.1", "--gradient_accumulation_steps")
     subprocess.run(
-        command(tmp_path / "one", *options, str(2 * gradient_accumulation_steps)),
-        check=True,
-        capture_output=True,
+        command(tmp_path / "one", *options, str(2 * gradient_accumulation_steps)), check=True, capture_output=True
     )
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     two = command(tmp_path / "two", *options, str(gradient_accumulation_steps))
@@ -211,9 +199,7 @@ def test_moments_of_a_run_that_never_began_are_not_used(tiny, tmp_path):
     recipe = dataclasses.replace(tiny, coupling="knn:k=4,center=mean")
     run = RunDir.open(tmp_path, recipe)
     Moments(torch.ones(1, 8, 8), 1.0, 1).save(tmp_path / "moments.safetensors")
-    assert not torch.equal(
-        Trainer(recipe, run, device="cpu").coupling.center.mean, torch.ones(1, 8, 8)
-    )
+    assert not torch.equal(Trainer(recipe, run, device="cpu").coupling.center.mean, torch.ones(1, 8, 8))
     assert Moments.load(tmp_path / "moments.safetensors").count > 1
 
 
@@ -234,9 +220,7 @@ def test_conditional_without_labels_is_refused(tiny, tmp_path):
 
 
 def test_diverged_training_is_an_error(tiny, tmp_path):
-    recipe = dataclasses.replace(
-        tiny, optim=dataclasses.replace(tiny.optim, lr=1e30, max_grad_norm=0), log_every=1
-    )
+    recipe = dataclasses.replace(tiny, optim=dataclasses.replace(tiny.optim, lr=1e30, max_grad_norm=0), log_every=1)
     with pytest.raises(ValueError, match="loss is not a number at step"):
         train(recipe, tmp_path)
 

@@ -38,9 +38,7 @@ class Record:
     anything: Any = None
 
 
-RECORD = Record(
-    Disk(1.0, (2.0, 3.0)), (Mean(1.0, 0.5),), {"a": Mean(2.0, 0.1)}, Square(2), True, "x", 4
-)
+RECORD = Record(Disk(1.0, (2.0, 3.0)), (Mean(1.0, 0.5),), {"a": Mean(2.0, 0.1)}, Square(2), True, "x", 4)
 
 
 def test_a_round_trip_gives_the_same_record():

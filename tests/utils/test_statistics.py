@@ -29,9 +29,7 @@ def test_the_mean_has_the_interval_of_the_t_test(values, confidence):
     interval = mean_interval(list(values[0]), confidence=confidence)
     expected = stats.ttest_1samp(values[0], 0).confidence_interval(confidence)
     assert ends(interval) == pytest.approx(tuple(expected))
-    assert (interval.value, interval.std) == pytest.approx(
-        (values[0].mean(), values[0].std(ddof=1))
-    )
+    assert (interval.value, interval.std) == pytest.approx((values[0].mean(), values[0].std(ddof=1)))
     assert interval.count == 5
 
 
@@ -46,9 +44,7 @@ def test_pairs_are_of_the_same_key(values):
     one, other = (dict(enumerate(row)) for row in values)
     other = dict(reversed(other.items())) | {99: 1.0}
     difference = paired_interval(one, other)
-    assert ends(difference) == pytest.approx(
-        tuple(stats.ttest_rel(*values).confidence_interval(0.95))
-    )
+    assert ends(difference) == pytest.approx(tuple(stats.ttest_rel(*values).confidence_interval(0.95)))
     ratio = ratio_interval(one, other)
     logs = stats.ttest_rel(*np.log(values)).confidence_interval(0.95)
     assert ends(ratio) == pytest.approx(tuple(np.exp(logs)))

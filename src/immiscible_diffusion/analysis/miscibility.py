@@ -1,8 +1,7 @@
 """How many samples a noisy point may come from, by noise level, and what that costs a network.
 
-A noisy point is a sample with noise that the coupling draws for it. The posterior over all samples
-is exact where the coupling's density has a closed form. Memory grows with the data, not with points
-times samples.
+A noisy point is a sample with noise that the coupling draws for it. The posterior over all samples is exact where the
+coupling's density has a closed form. Memory grows with the data, not with points times samples.
 """
 
 import math

@@ -1,9 +1,8 @@
 """The density of the noise given the sample, for every point and image at once.
 
-With ``n = point - shift`` every closed form here is made of squared distances between points and
-samples, so one matrix product per part serves all pairs. All values leave out the normal constant:
-without pairing they are ``-|n|^2 / 2``, and ``value + |n|^2 / 2`` is the log ratio to N(0, I).
-Arithmetic is float64.
+With ``n = point - shift`` every closed form here is made of squared distances between points and samples, so one
+matrix product per part serves all pairs. All values leave out the normal constant: without pairing they are ``-|n|^2
+/ 2``, and ``value + |n|^2 / 2`` is the log ratio to N(0, I). Arithmetic is float64.
 """
 
 import math

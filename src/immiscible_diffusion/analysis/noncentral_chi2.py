@@ -20,10 +20,9 @@ LOG_ROOT_2PI = 0.5 * math.log(2 * math.pi)
 def log_survival(square: Tensor, dim: Tensor | float, noncentrality: Tensor | float) -> Tensor:
     """``log P(chi'^2 > square)`` of the non-central chi-square, float64.
 
-    By the Lugannani-Rice saddlepoint with its second-order term (Daniels 1987); in fewer than 16
-    dimensions at a non-centrality below 100 by the Poisson mixture of central distributions. Times (k - 1)
-    the error is below 1e-3, or 1e-3 of the value, for k up to 65,536
-    (``tests/analysis/test_noncentral_chi2.py``). Never NaN for numbers >= 0.
+    By the Lugannani-Rice saddlepoint with its second-order term (Daniels 1987); in fewer than 16 dimensions at a
+    non-centrality below 100 by the Poisson mixture of central distributions. Times (k - 1) the error is below 1e-3,
+    or 1e-3 of the value, for k up to 65,536 (``tests/analysis/test_noncentral_chi2.py``). Never NaN for numbers >= 0.
 
     Args:
         square: squared distances, >= 0; below 0, by rounding, counts as 0.

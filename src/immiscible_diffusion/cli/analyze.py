@@ -60,10 +60,9 @@ class PathOptions:
 class Options(DataOptions):
     """See how mixed data are at every noise level, and what couplings change. No training.
 
-    Writes analysis.json and analysis.html, one page to look at. Exact where the coupling's density
-    has a closed form (independent, knn, gaussian_ot, calibrated: any of these); estimated from
-    pairs elsewhere (assignment), and marked so. The same command resumes one that was
-    interrupted; couplings may be added later. Examples:
+    Writes analysis.json and analysis.html, one page to look at. Exact where the coupling's density has a closed form
+    (independent, knn, gaussian_ot, calibrated: any of these); estimated from pairs elsewhere (assignment), and marked
+    so. The same command resumes one that was interrupted; couplings may be added later. Examples:
 
     immiscible analyze --data digits --cond label --coupling knn:k=4 --coupling knn:k=64
 
@@ -72,17 +71,17 @@ class Options(DataOptions):
     immiscible analyze --data windows.npz --array action --cond obs --mask valid
 
     Args:
-        coupling: a coupling, repeated for each: knn:k=16, knn:k=16,center=mean (or label, channel),
-            assignment, gaussian_ot:eps=4, calibrated:ANY, shuffled:ANY, or your own as
-            "my_module:MyCoupling(k=3)", exact if it has log_density(noise, data, cond=) -> [B].
-            independent is always included. By default three (with a mask two: no assignment).
+        coupling: a coupling, repeated for each: knn:k=16, knn:k=16,center=mean (or label, channel), assignment,
+            gaussian_ot:eps=4, calibrated:ANY, shuffled:ANY, or your own as "my_module:MyCoupling(k=3)", exact if it
+            has log_density(noise, data, cond=) -> [B]. independent is always included. By default three (with a mask
+            two: no assignment).
         out: folder; by default runs/analyze/DATA.
         path: how data and noise are mixed.
         levels: times above 0 and at most 1; 0 = data, 1 = noise.
         probes: noisy points at every level; errors fall as its root.
         pairs: of sample and noise that the noise is measured on.
-        bandwidth: of the kernel on continuous conditions, in their standard deviations; by default
-            Scott's rule. Half and double of it are measured as well.
+        bandwidth: of the kernel on continuous conditions, in their standard deviations; by default Scott's rule. Half
+            and double of it are measured as well.
         batch_size: that couplings are called on; matters to assignment.
         thumbnails: samples whose noisy points and predictions are drawn.
         gaussian_fit: also the papers' Gaussian fit of the noise (50,000 D^2 operations).

@@ -9,22 +9,11 @@ from pathlib import Path
 import torch
 import tyro
 
-from immiscible_diffusion.cli.options import (
-    Device,
-    Switch,
-    named_recipe,
-    run_path,
-    split_known,
-    take_name,
-)
+from immiscible_diffusion.cli.options import Device, Switch, named_recipe, run_path, split_known, take_name
 from immiscible_diffusion.experiments.compare.collect import report
 from immiscible_diffusion.experiments.compare.plan import BASELINE, Plan
 from immiscible_diffusion.experiments.compare.trial import TrialRunner, is_carried, is_finished
-from immiscible_diffusion.experiments.compare.workers import (
-    default_workers,
-    run_trials,
-    threads_each,
-)
+from immiscible_diffusion.experiments.compare.workers import default_workers, run_trials, threads_each
 
 MEAN = "knn:k=16,center=mean"
 DEFAULT_COUPLINGS = ("knn:k=16", MEAN, "assignment", f"shuffled:{MEAN}")
@@ -34,15 +23,14 @@ DEFAULT_COUPLINGS = ("knn:k=16", MEAN, "assignment", f"shuffled:{MEAN}")
 class Options:
     """Train a recipe with several couplings and seeds at equal steps; write report.html.
 
-    Any field of the recipe can be set as well (immiscible train RECIPE --help lists them). The same
-    command resumes; couplings and seeds may be added later.
+    Any field of the recipe can be set as well (immiscible train RECIPE --help lists them). The same command resumes;
+    couplings and seeds may be added later.
 
     Args:
-        coupling: a coupling to compare, repeated for each: independent (the baseline, always in),
-            knn:k=16, knn:k=16,center=mean (or label, channel), assignment, gaussian_ot:eps=4,
-            shuffled:ANY (its control), calibrated:ANY (its noise brought back to mean 0 and
-            covariance I), matched:ANY (ANY sampled from the distribution of its training noise), or
-            your own as "my_module:MyCoupling(k=3)". By default five of them.
+        coupling: a coupling to compare, repeated for each: independent (the baseline, always in), knn:k=16,
+            knn:k=16,center=mean (or label, channel), assignment, gaussian_ot:eps=4, shuffled:ANY (its control),
+            calibrated:ANY (its noise brought back to mean 0 and covariance I), matched:ANY (ANY sampled from the
+            distribution of its training noise), or your own as "my_module:MyCoupling(k=3)". By default five of them.
         seeds: one run of every coupling for each.
         out: folder; by default runs/compare/RECIPE.
         workers: processes; by default one a core on a CPU, one in all on an accelerator.
@@ -50,8 +38,8 @@ class Options:
         list: print the trials (number, state, coupling, seed) and stop.
         trial: run this trial alone (for job arrays).
         gather: make the report from what is there and stop.
-        irreducible: compute the loss that no network can go below, for the report's excess loss
-            (once, in irreducible/; a set too large for it is left out, and the report says so).
+        irreducible: compute the loss that no network can go below, for the report's excess loss (once, in
+            irreducible/; a set too large for it is left out, and the report says so).
     """
 
     coupling: tyro.conf.UseAppendAction[tuple[str, ...]] = ()

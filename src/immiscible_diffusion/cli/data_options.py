@@ -9,12 +9,7 @@ import tyro
 
 from immiscible_diffusion.cli.options import Switch
 from immiscible_diffusion.data.array_files import is_array_file
-from immiscible_diffusion.data.in_memory import (
-    InMemoryData,
-    add_mirror_images,
-    load_arrays,
-    load_in_memory,
-)
+from immiscible_diffusion.data.in_memory import InMemoryData, add_mirror_images, load_arrays, load_in_memory
 from immiscible_diffusion.data.load import SOURCES, DataConfig
 
 LABEL = "label"
@@ -27,15 +22,13 @@ class DataOptions:
     """Which data.
 
     Args:
-        data: a data set (digits, fashion_mnist, cifar10, hub:ID), a folder of images or of parquet
-            files, or a file of your own arrays [N, ...]: .npy, .npz or .safetensors (images,
-            latents, video, windows of actions).
+        data: a data set (digits, fashion_mnist, cifar10, hub:ID), a folder of images or of parquet files, or a file
+            of your own arrays [N, ...]: .npy, .npz or .safetensors (images, latents, video, windows of actions).
         place: where a named data set lies: a folder or a parquet file.
         split: of a named data set or folder, train or test.
-        array: the array of a file that holds the data; not needed if there is one, or one is named
-            data.
-        cond: a condition, repeated for each: an array of the file, [N, ...] (whole numbers or words
-            [N] are labels), or label for images with labels.
+        array: the array of a file that holds the data; not needed if there is one, or one is named data.
+        cond: a condition, repeated for each: an array of the file, [N, ...] (whole numbers or words [N] are labels),
+            or label for images with labels.
         mask: an array of the file, true where data are valid; of as many dimensions as the data.
         max_images: so many samples, chosen at random by the seed; all by default.
         size: of images: resize the shorter side to this and cut out the center square.
@@ -67,12 +60,7 @@ class DataOptions:
         if is_array_file(name):
             self._refuse("is for images, and {!r} is a file of arrays", "size", "channels", "path")
             whole = load_arrays(
-                name,
-                data=self.array,
-                cond=self.cond,
-                mask=self.mask,
-                max_samples=self.max_images,
-                seed=seed,
+                name, data=self.array, cond=self.cond, mask=self.mask, max_samples=self.max_images, seed=seed
             )
             return add_mirror_images(whole) if self.flip else whole
         kinds = "is for a file of arrays (.npy, .npz, .safetensors), and {!r} is a set of images"
@@ -83,13 +71,9 @@ class DataOptions:
         if is_folder:
             self._refuse("is for a named data set, and {!r} is none", "path")
             if not Path(name).exists():
-                raise ValueError(
-                    f"there is no data set, folder or file '{name}'; known: {', '.join(NAMES)}, hub:ID"
-                )
+                raise ValueError(f"there is no data set, folder or file '{name}'; known: {', '.join(NAMES)}, hub:ID")
             name, path = FOLDER, name
-        config = DataConfig(
-            name, path, self.split, size=self.size, channels=self.channels, flip=self.flip
-        )
+        config = DataConfig(name, path, self.split, size=self.size, channels=self.channels, flip=self.flip)
         whole = load_in_memory(config, self.max_images, seed=seed)
         if LABEL in self.cond and not whole.batch.cond:
             raise ValueError(f"--cond {LABEL}: {whole.name} has no labels")

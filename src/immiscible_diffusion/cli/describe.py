@@ -98,10 +98,7 @@ def as_table(summaries: list[CouplingSummary], data: DataSpec, count: int | None
             row = ["<= " * s.bounded + cell for s, cell in zip(summaries, row, strict=True)]
         table.append([title, *row])
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
-        for row in table
-    ]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in table]
     nats = "log N" if count is None else f"log {count:,} = {math.log(count):.3g}"
     meanings = [
         "Pull: mean of <noise, sample / |sample|>, in standard deviations of the noise.",

@@ -6,14 +6,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from immiscible_diffusion.cli.options import (
-    Device,
-    RecipeOptions,
-    WholeRecipe,
-    named_recipe,
-    parse,
-    take_name,
-)
+from immiscible_diffusion.cli.options import Device, RecipeOptions, WholeRecipe, named_recipe, parse, take_name
 from immiscible_diffusion.couplings import check_coupling_name
 from immiscible_diffusion.recipes.flow_matching import digits_flow
 from immiscible_diffusion.training.builders import check_trackers

@@ -30,13 +30,11 @@ from immiscible_diffusion.utils.progress import Progress
 class Options:
     """Encode a data set with a VAE once, to train from its latents.
 
-    The same command resumes after an interruption; under `accelerate launch` every process encodes
-    its part.
+    The same command resumes after an interruption; under `accelerate launch` every process encodes its part.
 
     Args:
         vae: folder or hub name of a pipeline (its subfolder vae is taken) or of a VAE.
-        data: digits, fashion_mnist, cifar10, imagenet-1k, coco, hub:ID, or a folder or .parquet
-            file.
+        data: digits, fashion_mnist, cifar10, imagenet-1k, coco, hub:ID, or a folder or .parquet file.
         out: folder for the latents.
         path: where a named data set is.
         split: train or test, where the set has both.
@@ -77,18 +75,14 @@ def main(arguments: list[str]) -> int:
     rank, world, device = rank_world_device(options.device)
     local = options.path is None and Path(options.data).exists()
     name, path = ("folder", options.data) if local else (options.data, options.path)
-    config = DataConfig(
-        name, path, options.split, options.size, options.channels, max_samples=options.max_samples
-    )
+    config = DataConfig(name, path, options.split, options.size, options.channels, max_samples=options.max_samples)
     try:
         captions = Captions(options.caption_column, synonyms=options.synonyms)
         dataset: DataSet = load_captioned(config, captions)
     except NoCaptionsError:  # nor class names: images alone
         dataset = load_images(config)
     transform = describe_transform(config, options.channels)
-    encoding = EncodingConfig(
-        options.dtype, options.flips, options.shard_size, options.batch_size, transform
-    )
+    encoding = EncodingConfig(options.dtype, options.flips, options.shard_size, options.batch_size, transform)
     vae = load_vae(options.vae)
     vae_hash = vae_digest(vae)
     vae = vae.to(device, getattr(torch, options.precision)).eval().requires_grad_(False)

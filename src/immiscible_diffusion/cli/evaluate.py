@@ -98,9 +98,7 @@ def evaluate_run(options: Options, run_dir: RunDir) -> dict[str, Any]:
     run = run.with_sampler(options.of(run.recipe.sampler))
     evaluator = run.task.evaluator(eval_config(options, run.recipe), options.real)
     calibration = calibrate(options, evaluator)
-    scores = evaluator.evaluate_run(
-        run, seed=options.seed, batch_size=options.batch_size, metrics=options.metrics
-    )
+    scores = evaluator.evaluate_run(run, seed=options.seed, batch_size=options.batch_size, metrics=options.metrics)
     return {**scores, **calibration}
 
 

@@ -77,10 +77,9 @@ def take_name(arguments: Sequence[str], command: str) -> tuple[str, list[str]]:
 def named_recipe(name: str, arguments: Sequence[str]) -> tuple[Recipe, list[str]]:
     """The recipe called ``name`` with parts of other kinds, shrunk if asked for; other arguments.
 
-    ``--model.kind DiT``, ``--path.kind`` and ``--loss.kind`` choose a class with its defaults, then
-    ``--tiny`` shrinks the recipe; all other options change the result. tyro's own subcommands
-    (``model:di-t``) cannot do that: they act after ``--tiny``, choose no sampler that suits a path,
-    and do not go with the options of ``compare``.
+    ``--model.kind DiT``, ``--path.kind`` and ``--loss.kind`` choose a class with its defaults, then ``--tiny``
+    shrinks the recipe; all other options change the result. tyro's own subcommands (``model:di-t``) cannot do that:
+    they act after ``--tiny``, choose no sampler that suits a path, and do not go with the options of ``compare``.
     """
     recipe, hints = recipe_from_name(name), typing.get_type_hints(Recipe)
     parser = argparse.ArgumentParser(f"immiscible ... {name}", add_help=False, allow_abbrev=False)
@@ -119,11 +118,7 @@ def run_path(out: Path | None, *parts: str) -> Path:
     return out or Path("runs").joinpath(*parts)
 
 
-def split_known(
-    kind: type[T], recipe: Recipe, arguments: Sequence[str], prog: str
-) -> tuple[T, Recipe]:
+def split_known(kind: type[T], recipe: Recipe, arguments: Sequence[str], prog: str) -> tuple[T, Recipe]:
     """Options of ``kind``, and what is left of ``arguments`` as fields of the recipe."""
-    options, rest = tyro.cli(
-        kind, args=list(arguments), prog=f"immiscible {prog}", return_unknown_args=True
-    )
+    options, rest = tyro.cli(kind, args=list(arguments), prog=f"immiscible {prog}", return_unknown_args=True)
     return options, parse(RecipeOptions, rest, prog, RecipeOptions.of(recipe)).recipe()

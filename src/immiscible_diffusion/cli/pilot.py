@@ -27,11 +27,10 @@ from immiscible_diffusion.utils.progress import duration
 class Options(DataOptions):
     """Does pairing help on your data? Minutes, a small network, several seeds, and a control.
 
-    Trains without pairing, with a coupling, and with its noises shuffled (the control), at equal
-    steps, and says whether it helps (or costs) by so much, how much of that is pairing and how much
-    the changed noise distribution; or no effect above seed noise; or too little data or time to
-    tell. The network is conditioned on what --cond names, and nothing else. No promise for large
-    models. The same command goes on where a killed one was. Examples:
+    Trains without pairing, with a coupling, and with its noises shuffled (the control), at equal steps, and says
+    whether it helps (or costs) by so much, how much of that is pairing and how much the changed noise distribution;
+    or no effect above seed noise; or too little data or time to tell. The network is conditioned on what --cond
+    names, and nothing else. No promise for large models. The same command goes on where a killed one was. Examples:
 
     immiscible pilot --data digits --minutes 5
 

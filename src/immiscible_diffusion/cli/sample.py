@@ -183,9 +183,7 @@ def of_pipeline(options: Options, prompts: Sequence[str]) -> Source:
         raise ValueError(f"a pipeline has its own sampler; leave {', '.join(useless)}")
     if not options.to:
         raise ValueError("where do the images of a pipeline go? --to FOLDER")
-    changes: dict[str, Any] = (
-        {} if options.steps is None else {"num_inference_steps": options.steps}
-    )
+    changes: dict[str, Any] = {} if options.steps is None else {"num_inference_steps": options.steps}
     changes |= {} if options.guidance is None else {"guidance_scale": options.guidance}
     device, dtype = rank_world_device(options.device)[2], getattr(torch, options.precision)
     pipeline = load_pipeline(str(options.pipeline), device, dtype, text=bool(prompts))
@@ -205,9 +203,7 @@ def texts(options: Options) -> tuple[Sequence[str], Sequence[str]]:
             raise ValueError(f"there is no file {file}")
         lines = [line.strip() for line in file.read_text(encoding="utf-8").strip("\n").split("\n")]
     if not all(lines) or any("\n" in line for line in lines):
-        raise ValueError(
-            f"every prompt or class is one line and not empty; look at {file or lines}"
-        )
+        raise ValueError(f"every prompt or class is one line and not empty; look at {file or lines}")
     if not options.classes:
         return lines, lines
     plain = class_prompts(lines, "{label}", options.synonyms)

@@ -80,15 +80,14 @@ def batches(
 ) -> Generator[Batch, None, None]:
     """The micro-batches of one rank from step ``start`` on, loaded in a background thread.
 
-    A global batch is cut into ``accumulation * world`` equal chunks; micro-batch m of rank r is
-    chunk ``m * world + r``, augmented by the random stream of that chunk: so W ranks get what one
-    process gets in W micro-batches.
+    A global batch is cut into ``accumulation * world`` equal chunks; micro-batch m of rank r is chunk ``m * world +
+    r``, augmented by the random stream of that chunk: so W ranks get what one process gets in W micro-batches.
 
     ``ahead`` batches wait, while one more is loaded; 0 = no thread.
 
     Raises:
-        ValueError: the batch does not divide into the chunks, or a number is out of range. Errors
-            of the data set surface at the ``next`` that would have returned the batch.
+        ValueError: the batch does not divide into the chunks, or a number is out of range. Errors of the data set
+            surface at the ``next`` that would have returned the batch.
     """
     parts = world * gradient_accumulation_steps
     if not 0 <= rank < world or parts < 1 or start < 0 or ahead < 0:

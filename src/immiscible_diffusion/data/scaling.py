@@ -10,10 +10,9 @@ from torch import Tensor
 class DataScaling:
     """Data multiplied by a constant before they are diffused; undone after sampling.
 
-    Scaled data are further apart, so their diffused distributions mix less at middle times. Scaling
-    by c multiplies the signal-to-noise ratio by c^2 at every time: it acts on the data and needs no
-    pairing, so it goes with any coupling. Moments, couplings and the network get scaled data;
-    samples are scaled back before they are evaluated.
+    Scaled data are further apart, so their diffused distributions mix less at middle times. Scaling by c multiplies
+    the signal-to-noise ratio by c^2 at every time: it acts on the data and needs no pairing, so it goes with any
+    coupling. Moments, couplings and the network get scaled data; samples are scaled back before they are evaluated.
     """
 
     factor: float = 1.0  # the constant, > 0; the paper tries standard deviations of 0.5, 1 and 2. 1 = off

@@ -65,9 +65,7 @@ class SamplingPipeline:
         if self.sampler.guidance != 1 and self.unconditional is None:
             raise ValueError("sampler.guidance needs unconditional=, what it pushes away from")
 
-    def __call__(
-        self, model: nn.Module, count: int | range, *, seed: int
-    ) -> Iterator[tuple[Tensor, int]]:
+    def __call__(self, model: nn.Module, count: int | range, *, seed: int) -> Iterator[tuple[Tensor, int]]:
         """Yield batches ``[b, *shape]`` of ``count`` samples, each with its function evaluations.
 
         A range names the samples themselves: ranks that share a set generate one range each.

@@ -30,21 +30,14 @@ def generate_folder(
     The call may be stopped or killed at any moment: the same call goes on without a duplicate or a
     gap, with any number of processes and any batch size.
 
-    Args:
-        writer: says which images, and keeps them.
-        draw: makes ``[b, 1 or 3, H, W]`` in [-1, 1] of b indices; image i must be a function of i.
-        batch_size: images at a time; may differ between processes.
-        rank: this process.
-        world: number of processes.
-        quiet: show no progress.
+    The ``writer`` says which images, and keeps them; ``draw`` makes ``[b, 1 or 3, H, W]`` in [-1, 1] of b indices, and
+    image i must be a function of i.
 
     Raises:
         ValueError: ``draw`` returned another number of images, or some that are not finite.
     """
     if batch_size < 1 or not 0 <= rank < world:
-        raise ValueError(
-            f"expected batch_size >= 1 and 0 <= rank < world, got {batch_size}, {rank}, {world}"
-        )
+        raise ValueError(f"expected batch_size >= 1 and 0 <= rank < world, got {batch_size}, {rank}, {world}")
     groups = list(writer.missing(rank, world))
     total, done = sum(len(indices) for indices, _ in groups), 0
     bar = Progress(total, 0, "sampling", unit="image", quiet=quiet)
@@ -82,10 +75,7 @@ def _png(image: Tensor) -> bytes:
 
 
 def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Note in ``folder`` how its images are made; every process may do so, as all write the same.
-
-    ValueError if the folder holds images made otherwise, or not known how.
-    """
+    """Note in ``folder`` how its images are made; ValueError if it holds images made otherwise, or not known how."""
     file = folder / SETTINGS
     if any(path.suffix in (".png", ".tar") for path in folder.glob("*")):
         before = read_json(file) if file.is_file() else {}
@@ -95,7 +85,5 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
             if before.get(name) != settings.get(name)
         ]
         if differences:
-            raise ValueError(
-                f"{folder} holds images made otherwise: {'; '.join(differences)}; choose another folder"
-            )
-    write_json(file, settings)
+            raise ValueError(f"{folder} holds images made otherwise: {'; '.join(differences)}; choose another folder")
+    write_json(file, settings)  # every process may, as all write the same

@@ -41,50 +41,28 @@ GRID_IMAGES = 32
 
 @dataclass(frozen=True)
 class ImageEvaluator:
-    """Scores images against a data set in a feature space.
+    """Scores images against a data set in a feature space."""
 
-    Attributes:
-        extractor: images to features.
-        reference: features of the real images.
-        dataset: the real images.
-        samples: images generated for every score.
-    """
-
-    extractor: FeatureExtractor
-    reference: Reference
-    dataset: DataSet
-    samples: int
+    extractor: FeatureExtractor  # images to features
+    reference: Reference  # features of the real images
+    dataset: DataSet  # the real images
+    samples: int  # images generated for every score
 
     @classmethod
     def of(
-        cls,
-        dataset: DataSet,
-        config: ImageEvalConfig,
-        device: torch.device | str = "cpu",
-        max_real: int | None = None,
+        cls, dataset: DataSet, config: ImageEvalConfig, device: torch.device | str = "cpu", max_real: int | None = None
     ) -> "ImageEvaluator":
-        """Prepare features and reference; the classifier is trained once and cached.
+        """Prepare features, on ``device``, and reference; the classifier is trained once and cached.
 
-        Args:
-            dataset: the real images.
-            config: names the feature space and the number of samples.
-            device: where features are computed.
-            max_real: compare with so many real images, chosen at random; all by default.
-
-        Raises:
-            ValueError: too few samples or data for the feature space.
+        The reference is of ``max_real`` images, chosen at random, or of all. ValueError for too few samples or data.
         """
-        extractor = extractor_from_name(
-            config.features, dataset, seed=EVAL_SEED, device=str(device)
-        )
+        extractor = extractor_from_name(config.features, dataset, seed=EVAL_SEED, device=str(device))
         if config.samples < extractor.dim + 1:
             raise ValueError(
                 f"eval.samples {config.samples} is too few for a Frechet distance in "
                 f"{extractor.dim} dimensions; use at least {extractor.dim + 1}"
             )
-        reference = make_reference(
-            dataset, extractor, limit=max_real, seed=EVAL_SEED, cache=cache_folder()
-        )
+        reference = make_reference(dataset, extractor, limit=max_real, seed=EVAL_SEED, cache=cache_folder())
         return cls(extractor, reference, dataset, config.samples)
 
     def check(self) -> str:
@@ -94,16 +72,11 @@ class ImageEvaluator:
         return self.extractor.name + (f", held-out accuracy {accuracy:.1%}" if known else "")
 
     def measure(
-        self,
-        batches: Iterator[Tensor],
-        metrics: Sequence[str] = METRICS,
-        *,
-        allow_few: bool = False,
+        self, batches: Iterator[Tensor], metrics: Sequence[str] = METRICS, *, allow_few: bool = False
     ) -> SampleMetrics:
-        """Score ``batches`` of images ``[b, C, H, W]`` in [-1, 1]; none is kept.
+        """Score ``batches`` of images ``[b, C, H, W]`` in [-1, 1], none of which is kept; ValueError unless finite.
 
-        Their features are, in float32, unless the Frechet distance alone is asked for. ValueError
-        for images with NaN or infinity.
+        Their features are, in float32, unless the Frechet distance alone is asked for.
         """
         check_metrics(metrics)
         images = (_check_finite(batch).clamp(-1, 1) for batch in batches)
@@ -128,9 +101,7 @@ class ImageEvaluator:
         """Score generated images: the Frechet distance, and all metrics after the last step."""
         return self.evaluate(pipeline, model, seed, METRICS if final else ("frechet",))
 
-    def evaluate(
-        self, pipeline: SamplingPipeline, model: nn.Module, seed: int, metrics: Sequence[str]
-    ) -> EvalResult:
+    def evaluate(self, pipeline: SamplingPipeline, model: nn.Module, seed: int, metrics: Sequence[str]) -> EvalResult:
         """Generate and score images; ``nfe`` is function evaluations per image."""
         evaluations: list[int] = []
         first: list[Tensor] = []
@@ -174,9 +145,7 @@ class ImageEvaluator:
             "floor": floor.note if floor is not None else "too few real data to tell",
         }
 
-    def summary(
-        self, runs: Mapping[str, Mapping[int, RunDir]], folder: Path, step: int
-    ) -> dict[str, Any]:
+    def summary(self, runs: Mapping[str, Mapping[int, RunDir]], folder: Path, step: int) -> dict[str, Any]:
         """Return what the scores of a comparison were made with."""
         floor = self.floor(self.samples)
         return {
@@ -197,15 +166,12 @@ class ImageEvaluator:
             values |= {"frechet": floor.mean, "frechet_low": floor.low, "frechet_high": floor.high}
         return values | {"frechet_of_noise": self.noise_distance(self.samples)}
 
-    def real_against_real(
-        self, samples: int, metrics: Sequence[str] = METRICS
-    ) -> tuple[Floor | None, SampleMetrics]:
+    def real_against_real(self, samples: int, metrics: Sequence[str] = METRICS) -> tuple[Floor | None, SampleMetrics]:
         """Score two disjoint random sets of real data against each other.
 
-        Each is of ``samples`` data, or half of all if that is less: the Frechet distance depends
-        on the count, so only scores from as many samples compare with it. Returns the Frechet
-        distance over 10 splits, None where they are too few for it; and the other ``metrics`` on
-        the first split.
+        Each is of ``samples`` data, or half of all if that is less: the Frechet distance depends on the count, so
+        only scores from as many samples compare with it. Returns the Frechet distance over 10 splits, None where they
+        are too few for it; and the other ``metrics`` on the first split.
         """
         half, seed = self.reference.statistics.count // 2, self.reference.seed
         size, real = min(samples, half), self.reference.real
@@ -214,8 +180,7 @@ class ImageEvaluator:
         if not rest:
             return floor, SampleMetrics(size, self.extractor.name)
         one, other = halves(real, size, seed, 0)
-        reference = Reference.of(other, self.extractor.name, seed)
-        return floor, measure(one, reference, metrics=rest)
+        return floor, measure(one, Reference.of(other, self.extractor.name, seed), metrics=rest)
 
     def floor(self, samples: int) -> Floor | None:
         """Return about what ``samples`` of the data's own distribution would score."""
@@ -228,8 +193,7 @@ class ImageEvaluator:
         def noise() -> Iterator[Tensor]:
             for number, start in enumerate(range(0, samples, batch_size)):
                 shape = (min(batch_size, samples - start), *self.dataset.shape)
-                generator = keyed_generator(EVAL_SEED, number, "noise floor")
-                yield torch.randn(shape, generator=generator)
+                yield torch.randn(shape, generator=keyed_generator(EVAL_SEED, number, "noise floor"))
 
         return self.measure(noise(), ("frechet",), allow_few=True).frechet
 
@@ -237,7 +201,5 @@ class ImageEvaluator:
 def _check_finite(batch: Tensor) -> Tensor:
     wrong = int((~batch.flatten(1).isfinite().all(dim=1)).sum())
     if wrong:
-        raise ValueError(
-            f"{wrong} of {len(batch)} images hold NaN or infinity; the model has probably diverged"
-        )
+        raise ValueError(f"{wrong} of {len(batch)} images hold NaN or infinity; the model has probably diverged")
     return batch

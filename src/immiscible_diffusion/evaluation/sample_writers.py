@@ -21,20 +21,13 @@ class SampleWriter:
     So the classes get equally many, and more can be asked for later: the images that exist stay. A
     file that exists is whole. A shard is written when all of its images are made, so a killed
     process repeats at most one. Equal images give equal bytes.
-
-    Args:
-        folder: for ``{class}_{i}.png``, or for ``images-00000.tar`` ... of such members in order.
-        count: images in all, over all processes.
-        classes: names of the classes, or prompts, for the file names; none for numbers alone.
-        format: single files, shards, or both.
-        shard_size: images in a shard.
     """
 
-    folder: Path
-    count: int
-    classes: Sequence[str] = ()
-    format: Literal["png", "tar", "both"] = "png"
-    shard_size: int = 1000
+    folder: Path  # for ``{class}_{i}.png``, or for ``images-00000.tar`` ... of such members in order
+    count: int  # images in all, over all processes
+    classes: Sequence[str] = ()  # names of the classes, or prompts, for the file names; none for numbers alone
+    format: Literal["png", "tar", "both"] = "png"  # single files, shards, or both
+    shard_size: int = 1000  # images in a shard
 
     def __post_init__(self) -> None:
         check_bounds(self, count=">= 1", shard_size=">= 1")
@@ -65,10 +58,7 @@ class SampleWriter:
         groups: list[tuple[list[int], Path | None]] = [([*range(rank, self.count, world)], None)]
         if self.format != "png":
             shards = range(rank, -(-self.count // self.shard_size), world)
-            groups = [
-                (list(self._indices(shard)), self.folder / f"images-{shard:05d}.tar")
-                for shard in shards
-            ]
+            groups = [(list(self._indices(shard)), self.folder / f"images-{shard:05d}.tar") for shard in shards]
         for indices, shard in groups:
             names = {self.file_name(index) for index in indices}
             remove_unfinished(self.folder, names | {shard.name} if shard else names)
@@ -85,10 +75,7 @@ class SampleWriter:
                 with atomic_path(self.folder / name) as temporary:
                     temporary.write_bytes(content)
         if shard is not None:
-            with (
-                atomic_path(shard) as temporary,
-                tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
-            ):
+            with atomic_path(shard) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
                 for name, content in files.items():
                     member = tarfile.TarInfo(name)
                     member.size = len(content)

@@ -1,8 +1,7 @@
 """Couplings in LeRobot's policies, without a fork.
 
-Diffusion Policy draws its noise inside ``compute_loss``; SmolVLA and pi0 normalize, pad actions to
-a common dimension and draw their noise inside ``forward``. Written for 7427f318 (0.6.2); torch
-alone is imported here.
+Diffusion Policy draws its noise inside ``compute_loss``; SmolVLA and pi0 normalize, pad actions to a common dimension
+and draw their noise inside ``forward``. Written for 7427f318 (0.6.2); torch alone is imported here.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,8 +35,8 @@ def pair_actions(
 ) -> Tensor:
     """Noise for actions as the policy diffuses them, normalized and padded: float32 ``[B, T, A]``.
 
-    Steps beyond the episode and dimensions that the robot does not have count in no distance; there
-    noise is N(0, I) with ``KNN``.
+    Steps beyond the episode and dimensions that the robot does not have count in no distance; there noise is N(0, I)
+    with ``KNN``.
 
     Args:
         coupling: pairs; it must take a mask.
@@ -45,15 +44,14 @@ def pair_actions(
         batch: the policy's batch; ``batch["action_is_pad"]`` ``[B, T]`` is True beyond the episode.
         dims: dimensions of an action of this robot; those from there on are padding. None = all.
         noise: ``[B, T, A]`` of your own, where the coupling can start from it.
-        do_mask_loss_for_padding: whether the policy's loss leaves out the steps beyond the episode,
-            copies of the last action. If it counts them, so does the distance, and no
-            ``action_is_pad`` is needed.
+        do_mask_loss_for_padding: whether the policy's loss leaves out the steps beyond the episode, copies of the
+            last action. If it counts them, so does the distance, and no ``action_is_pad`` is needed.
         cond: conditions of the data, for couplings that use some.
         generator: on the device of ``actions``.
 
     Raises:
-        ValueError: ``action_is_pad`` is missing (copies and padding would be paired like actions)
-            or not boolean, or ``dims`` is out of range.
+        ValueError: ``action_is_pad`` is missing (copies and padding would be paired like actions) or not boolean, or
+            ``dims`` is out of range.
     """
     valid = _valid(actions, batch, dims, do_mask_loss_for_padding)
     return _pair(as_coupling(coupling), actions, noise, cond, valid, generator)
@@ -94,33 +92,22 @@ def _valid(actions: Tensor, batch: Batch, dims: int | None, mask_padding: bool) 
         )
     if not isinstance(padded, Tensor) or padded.dtype != torch.bool:
         kind = padded.dtype if isinstance(padded, Tensor) else type(padded).__name__
-        raise ValueError(
-            f"'{PADDED}' must be a boolean tensor, True beyond the episode, got {kind}"
-        )
+        raise ValueError(f"'{PADDED}' must be a boolean tensor, True beyond the episode, got {kind}")
     if padded.shape != actions.shape[:2]:
-        raise ValueError(
-            f"'{PADDED}' must be {tuple(actions.shape[:2])} like actions, got {tuple(padded.shape)}"
-        )
+        raise ValueError(f"'{PADDED}' must be {tuple(actions.shape[:2])} like actions, got {tuple(padded.shape)}")
     return inside & ~padded.to(actions.device).unsqueeze(-1)
 
 
 @torch.no_grad()
 def matched_noise(
-    distribution: NoiseDistribution,
-    count: int,
-    *,
-    size: int | None = None,
-    generator: torch.Generator | None = None,
+    distribution: NoiseDistribution, count: int, *, size: int | None = None, generator: torch.Generator | None = None
 ) -> Tensor:
     """Noise ``[count, T, size]`` with the moments that a policy was trained on, to sample from.
 
     ``policy.select_action(batch, noise=matched_noise(distribution, len(state)))``
 
-    Args:
-        distribution: measured on complete windows ``[T, A]``, ``NoiseDistribution.measure``.
-        count: how many.
-        size: dimensions that actions are padded to; noise there is N(0, I). None = A.
-        generator: of the draw, on the CPU.
+    The ``distribution`` is of complete windows ``[T, A]``; ``size`` is the number of dimensions that actions are
+    padded to (None = A), where noise is N(0, I); the ``generator`` is on the CPU.
     """
     steps, dims = distribution.shape
     size = dims if size is None else size
@@ -148,8 +135,7 @@ def pair_lerobot(
             them: ``policy.diffusion.compute_loss(batch)`` with a ``noise_scheduler.add_noise``, or
             ``policy.prepare_action(batch)`` and ``policy.model.sample_noise(shape, device)``.
         coupling: pairs; for a Diffusion Policy it must be able to start from its noise.
-        do_mask_loss_for_padding: see ``pair_actions``. None: that of a Diffusion Policy's config;
-            True for the others.
+        do_mask_loss_for_padding: see ``pair_actions``. None: that of a Diffusion Policy's config; True for the others.
         conditions: makes the conditions of the coupling from a batch; by default the robot's state
             as ``cond["observation"]``, where there is one.
 
@@ -159,24 +145,18 @@ def pair_lerobot(
     if isinstance(getattr(policy, "_immiscible", None), PairedPolicy):
         raise ValueError("this policy is paired already; remove() that first")
     diffusion: Any = getattr(policy, "diffusion", None)
-    mask_padding = do_mask_loss_for_padding
     if callable(getattr(diffusion, "compute_loss", None)):
-        if mask_padding is None:
-            mask_padding = diffusion.config.do_mask_loss_for_padding
+        if do_mask_loss_for_padding is None:
+            do_mask_loss_for_padding = diffusion.config.do_mask_loss_for_padding
         pair = PairedPolicy._in_diffusion
-    elif callable(getattr(policy, "prepare_action", None)) and hasattr(
-        getattr(policy, "model", None), "sample_noise"
-    ):
+    elif callable(getattr(policy, "prepare_action", None)) and hasattr(getattr(policy, "model", None), "sample_noise"):
         pair = PairedPolicy._in_flow
     else:
         raise ValueError(
-            f"{type(policy).__name__} is built like neither Diffusion Policy (diffusion."
-            f"compute_loss) nor SmolVLA and pi0 (prepare_action, model.sample_noise); call "
-            f"pair_actions where it draws its noise"
+            f"{type(policy).__name__} is built like neither Diffusion Policy (diffusion.compute_loss) nor SmolVLA and "
+            "pi0 (prepare_action, model.sample_noise); call pair_actions where it draws its noise"
         )
-    paired = PairedPolicy(
-        policy, as_coupling(coupling), mask_padding is not False, conditions or _state
-    )
+    paired = PairedPolicy(policy, as_coupling(coupling), do_mask_loss_for_padding is not False, conditions or _state)
     pair(paired)
     object.__setattr__(policy, "_immiscible", paired)
     return paired
@@ -184,9 +164,7 @@ def pair_lerobot(
 
 def _state(batch: Batch) -> dict[str, Tensor] | None:
     state = batch.get(STATE)
-    if not isinstance(state, Tensor):
-        return None
-    return {OBSERVATION: state.reshape(len(state), -1).float()}
+    return {OBSERVATION: state.reshape(len(state), -1).float()} if isinstance(state, Tensor) else None
 
 
 @dataclass(eq=False)
@@ -198,8 +176,7 @@ class PairedPolicy:
     mask_padding: bool
     conditions: Callable[[Batch], dict[str, Tensor] | None]
     _pull: Tensor | None = None
-    _now: tuple[Tensor, Batch] | None = None
-    """Actions and batch whose noise is drawn next."""
+    _now: tuple[Tensor, Batch] | None = None  # actions and batch whose noise is drawn next
     _undo: list[Callable[[], None]] = field(default_factory=list)
 
     @property
@@ -250,8 +227,7 @@ class PairedPolicy:
 
     def _in_flow(self) -> None:
         """Actions are prepared, then noise is drawn of their shape."""
-        prepare, sample = self.policy.prepare_action, self.policy.model.sample_noise
-        config = self.policy.config
+        prepare, sample, config = self.policy.prepare_action, self.policy.model.sample_noise, self.policy.config
         feature = getattr(config, "action_feature", None) or config.output_features["action"]
 
         def prepared(batch: Batch) -> Tensor:
@@ -263,8 +239,7 @@ class PairedPolicy:
             noise: Tensor = sample(shape, device)
             if self._now is None or not self.policy.training:
                 return noise
-            start = noise if self.coupling.takes_noise else None
-            return self._noise(int(feature.shape[0]), start).to(noise)
+            return self._noise(int(feature.shape[0]), noise if self.coupling.takes_noise else None).to(noise)
 
         self._set(self.policy, "prepare_action", prepared)
         self._set(self.policy.model, "sample_noise", sampled)

@@ -22,24 +22,13 @@ class PlanSampler:
         return self.sample_plan_with_labels(x0, x1)[:2]
 
     def sample_plan_with_labels(
-        self,
-        x0: Tensor,
-        x1: Tensor,
-        y0: Tensor | None = None,
-        y1: Tensor | None = None,
-        replace: bool = True,
+        self, x0: Tensor, x1: Tensor, y0: Tensor | None = None, y1: Tensor | None = None, replace: bool = True
     ) -> tuple[Tensor, Tensor, None, Tensor | None]:
-        """The same, None for the labels of the noise, and ``y1``, the labels of the data.
-
-        Raises:
-            ValueError: ``y0`` is given, which cannot follow the noise.
-        """
+        """The same, None, and ``y1``, the labels of the data; ValueError for ``y0``, which cannot follow the noise."""
         if y0 is not None:
             raise ValueError("y0 labels x0, the noise, which is replaced; label the data with y1")
         cond, coupling = None if y1 is None else {self.label_key: y1}, self.coupling
-        noise = (
-            coupling.pair(x1, x0, cond=cond) if coupling.takes_noise else coupling(x1, cond=cond)
-        )
+        noise = coupling.pair(x1, x0, cond=cond) if coupling.takes_noise else coupling(x1, cond=cond)
         return noise, x1, None, y1
 
 

@@ -77,8 +77,7 @@ def precision(samples: Tensor, real: Tensor | Manifold, *, k: int = 3) -> float:
 
     ``real`` may be a :class:`Manifold`, whose own ``k`` then counts.
     """
-    balls, _, _ = _hits(samples, real, k)
-    return float((balls > 0).double().mean())
+    return float((_hits(samples, real, k)[0] > 0).double().mean())
 
 
 def recall(samples: Tensor | Manifold, real: Tensor, *, k: int = 3) -> float:
@@ -100,16 +99,11 @@ def coverage(samples: Tensor, real: Tensor | Manifold, *, k: int = 5) -> float:
 
     Near ``1 - 2^-k`` for equal distributions and as many samples as real features.
     """
-    _, inside, _ = _hits(samples, real, k)
-    return float((inside > 0).double().mean())
+    return float((_hits(samples, real, k)[1] > 0).double().mean())
 
 
 def spacing(real: Tensor) -> float:
-    """Median distance of real features [N, F] to their nearest other one; copies are skipped.
-
-    Raises:
-        ValueError: if fewer than 2 of them differ.
-    """
+    """Median distance of real features [N, F] to their nearest different one; ValueError if all are equal."""
     real = check_features(real)
     nearest = torch.full((len(real),), torch.inf, dtype=torch.float64)
     for rows, distances in _distances(real, real):
@@ -122,11 +116,10 @@ def spacing(real: Tensor) -> float:
 def memorization(samples: Tensor, real: Tensor, *, real_spacing: float | None = None) -> float:
     """How near the samples [M, F] are to the training features [N, F], as a ratio.
 
-    ``median over samples of d(sample, nearest real) / median over real of d(real, nearest other)``:
-    1 = as far from the training data as these are from each other; near 0 = copies of them. Give
-    the data that the model was *trained* on. Copies within the real features are skipped in the
-    denominator, which ``real_spacing = spacing(real)`` gives if it is known already. As a median
-    it does not see a fraction of copies below one half.
+    ``median over samples of d(sample, nearest real) / median over real of d(real, nearest other)``: 1 = as far from
+    the training data as these are from each other; near 0 = copies of them. Give the data that the model was
+    *trained* on. Copies within the real features are skipped in the denominator, which ``real_spacing =
+    spacing(real)`` gives if it is known already. As a median it does not see a fraction of copies below one half.
     """
     real = check_features(real)
     samples = _check_some(samples, real.shape[1])

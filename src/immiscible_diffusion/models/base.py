@@ -18,18 +18,11 @@ class ModelConfig(ABC):
     """The settings of a network, a frozen dataclass: ``build`` makes the network."""
 
     @abstractmethod
-    def build(
-        self, shape: Shape, num_classes: int | None = None, conditions: Shapes | None = None
-    ) -> nn.Module:
+    def build(self, shape: Shape, num_classes: int | None = None, conditions: Shapes | None = None) -> nn.Module:
         """Return a fresh network ``model(x_t [B, *shape], network_time [B], cond) -> [B, *shape]``.
 
-        Args:
-            shape: of one sample as it is diffused.
-            num_classes: of ``cond["label"]``; None = not conditioned on classes.
-            conditions: further conditions.
-
-        Raises:
-            ValueError: data, classes or conditions that this network cannot take.
+        Without ``num_classes`` it has no ``cond["label"]``; ``conditions`` are those besides labels. ValueError for
+        data, classes or conditions that this network cannot take.
         """
 
     @abstractmethod
@@ -37,13 +30,8 @@ class ModelConfig(ABC):
         """Shrink to a smoke run."""
 
 
-def check_images(
-    config: ModelConfig, shape: Shape, multiple: int, option: str, conditions: Shapes | None
-) -> None:
-    """Raise ValueError unless data are images ``[C, S, S]``, S a ``multiple``, with labels at most.
-
-    The ``option`` changes the multiple.
-    """
+def check_images(config: ModelConfig, shape: Shape, multiple: int, option: str, conditions: Shapes | None) -> None:
+    """Raise ValueError unless data are images ``[C, S, S]``, S a ``multiple`` set by ``option``, with labels only."""
     name = type(config).__name__
     if conditions:
         raise ValueError(

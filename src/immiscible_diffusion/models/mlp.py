@@ -15,28 +15,20 @@ TIME_FEATURES = 64
 
 @dataclass(frozen=True)
 class MLP(ModelConfig):
-    """A residual MLP on flattened data, modulated by time, class and other conditions.
+    """A residual MLP on flattened data, modulated by time, class and other conditions."""
 
-    Args:
-        width: of the residual stream.
-        depth: residual blocks.
-        dropout: inside the blocks.
-        skip: add ``g(t) x_t / (t + 0.1)`` to the output, ``g`` learned, ``t = network_time /
-            1000``: an MLP narrower than the data cannot pass the noise through.
-    """
-
-    width: int = 256
-    depth: int = 3
-    dropout: float = 0.0
+    width: int = 256  # of the residual stream
+    depth: int = 3  # residual blocks
+    dropout: float = 0.0  # inside the blocks
+    # add ``g(t) x_t / (t + 0.1)`` to the output, ``g`` learned, ``t = network_time / 1000``: an MLP narrower than the
+    # data cannot pass the noise through
     skip: bool = False
 
     def tiny(self) -> "MLP":
         """Shrink to a smoke run."""
         return replace(self, width=32, depth=1, dropout=0.0)
 
-    def build(
-        self, shape: Shape, num_classes: int | None = None, conditions: Shapes | None = None
-    ) -> nn.Module:
+    def build(self, shape: Shape, num_classes: int | None = None, conditions: Shapes | None = None) -> nn.Module:
         """Return a fresh network for data of any shape, with whatever conditions there are."""
         return ResidualMLP(self, shape, num_classes, conditions or {})
 
@@ -48,9 +40,7 @@ class ResidualMLP(nn.Module):
     context that modulates the blocks.
     """
 
-    def __init__(
-        self, config: MLP, shape: Shape, num_classes: int | None, conditions: Shapes
-    ) -> None:
+    def __init__(self, config: MLP, shape: Shape, num_classes: int | None, conditions: Shapes) -> None:
         super().__init__()
         width, dim = config.width, math.prod(shape)
         self.conditions = VectorConditions(conditions) if conditions else None
@@ -101,9 +91,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.offset = nn.Parameter(torch.zeros(2 * width))
-        self.layers = nn.Sequential(
-            nn.Linear(width, width), nn.SiLU(), nn.Dropout(dropout), nn.Linear(width, width)
-        )
+        self.layers = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Dropout(dropout), nn.Linear(width, width))
 
     def forward(self, hidden: Tensor, modulation: Tensor) -> Tensor:
         """``[B, width]`` and its modulation ``[B, 2 width]`` to ``[B, width]``."""

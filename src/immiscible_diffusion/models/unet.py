@@ -11,33 +11,22 @@ from immiscible_diffusion.utils.optional_deps import require_extra
 
 @dataclass(frozen=True)
 class UNet(ModelConfig):
-    """diffusers' ``UNet2DModel`` for square images.
+    """diffusers' ``UNet2DModel`` for square images."""
 
-    Args:
-        channels: of the first level.
-        multipliers: of ``channels``, one per level; each level but the last halves the size.
-        blocks: residual blocks per level.
-        attention: sizes (pixels a side) at which there is self-attention.
-        head_channels: channels per attention head.
-        groups: of the group norms; must divide every level's channels.
-        dropout: inside the residual blocks.
-    """
-
-    channels: int = 128
+    channels: int = 128  # of the first level
+    # of ``channels``, one per level; each level but the last halves the size
     multipliers: tuple[int, ...] = (1, 2, 2, 2)
-    blocks: int = 2
-    attention: tuple[int, ...] = (16,)
-    head_channels: int = 64
-    groups: int = 32
-    dropout: float = 0.1
+    blocks: int = 2  # residual blocks per level
+    attention: tuple[int, ...] = (16,)  # sizes (pixels a side) at which there is self-attention
+    head_channels: int = 64  # channels per attention head
+    groups: int = 32  # of the group norms; must divide every level's channels
+    dropout: float = 0.1  # inside the residual blocks
 
     def tiny(self) -> "UNet":
         """Shrink to a smoke run."""
         return replace(self, channels=8, blocks=1, groups=4, head_channels=4, dropout=0.0)
 
-    def build(
-        self, shape: Shape, num_classes: int | None = None, conditions: Shapes | None = None
-    ) -> nn.Module:
+    def build(self, shape: Shape, num_classes: int | None = None, conditions: Shapes | None = None) -> nn.Module:
         """Return a fresh network for images ``[B, C, S, S]`` whose size the levels can halve."""
         halvings = 2 ** (len(self.multipliers) - 1)
         check_images(self, shape, halvings, "fewer model.multipliers", conditions)

@@ -13,19 +13,12 @@ from immiscible_diffusion.models.mlp import time_features
 
 @dataclass(frozen=True)
 class UNet1D(ModelConfig):
-    """Convolutions over the time of an action sequence, with FiLM (2303.04137, appendix A).
+    """Convolutions over the time of an action sequence, with FiLM (2303.04137, appendix A)."""
 
-    Args:
-        channels: of every level; each but the last halves the time.
-        kernel: of the convolutions, odd.
-        groups: of the group norms; must divide every level's channels.
-        embedding: of the diffusion time.
-    """
-
-    channels: tuple[int, ...] = (256, 512, 1024)
-    kernel: int = 5
-    groups: int = 8
-    embedding: int = 256
+    channels: tuple[int, ...] = (256, 512, 1024)  # of every level; each but the last halves the time
+    kernel: int = 5  # of the convolutions, odd
+    groups: int = 8  # of the group norms; must divide every level's channels
+    embedding: int = 256  # of the diffusion time
 
     def __post_init__(self) -> None:
         if not self.channels or any(width % self.groups for width in self.channels):
@@ -33,24 +26,19 @@ class UNet1D(ModelConfig):
                 f"model.groups {self.groups} must divide the channels of every level, got {self.channels}"
             )
         if self.kernel < 1 or self.kernel % 2 == 0 or self.embedding < 2 or self.embedding % 2:
-            raise ValueError(
-                f"expected an odd kernel and an even embedding, got {self.kernel} and {self.embedding}"
-            )
+            raise ValueError(f"expected an odd kernel and an even embedding, got {self.kernel} and {self.embedding}")
 
     def tiny(self) -> "UNet1D":
         """Shrink to a smoke run."""
         return replace(self, channels=(8, 16), embedding=16)
 
-    def build(
-        self, shape: Shape, num_classes: int | None = None, conditions: Shapes | None = None
-    ) -> nn.Module:
+    def build(self, shape: Shape, num_classes: int | None = None, conditions: Shapes | None = None) -> nn.Module:
         """Return a fresh network for action sequences ``[B, T, A]`` that the levels can halve."""
         halvings = 2 ** (len(self.channels) - 1)
         if len(shape) != 2 or shape[0] % halvings:
             raise ValueError(
-                f"a UNet1D of {len(self.channels)} levels takes action sequences [T, A] with T a "
-                f"multiple of {halvings}, got {shape}; change the horizon, or give fewer "
-                f"model.channels"
+                f"a UNet1D of {len(self.channels)} levels takes action sequences [T, A] with T a multiple of "
+                f"{halvings}, got {shape}; change the horizon, or give fewer model.channels"
             )
         if num_classes is not None or not conditions:
             raise ValueError(
@@ -67,9 +55,7 @@ class ConditionalUNet1D(nn.Module):
         super().__init__()
         self.conditions = VectorConditions(conditions)
         width, channels = config.embedding, config.channels
-        self.time = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.Mish(), nn.Linear(4 * width, width)
-        )
+        self.time = nn.Sequential(nn.Linear(width, 4 * width), nn.Mish(), nn.Linear(4 * width, width))
         levels = list(zip((actions, *channels), channels, strict=False))
         context = width + self.conditions.size
 
@@ -78,15 +64,11 @@ class ConditionalUNet1D(nn.Module):
             return nn.ModuleList(Block(one, other, context, config) for one, other in sizes)
 
         self.down = nn.ModuleList(two(before, after) for before, after in levels)
-        self.shorter = nn.ModuleList(
-            nn.Conv1d(size, size, 3, stride=2, padding=1) for size in channels[:-1]
-        )
+        self.shorter = nn.ModuleList(nn.Conv1d(size, size, 3, stride=2, padding=1) for size in channels[:-1])
         self.middle = two(channels[-1], channels[-1])
         rising = levels[:0:-1]
         self.up = nn.ModuleList(two(2 * after, before) for before, after in rising)
-        self.longer = nn.ModuleList(
-            nn.ConvTranspose1d(before, before, 4, stride=2, padding=1) for before, _ in rising
-        )
+        self.longer = nn.ModuleList(nn.ConvTranspose1d(before, before, 4, stride=2, padding=1) for before, _ in rising)
         last = nn.Conv1d(channels[0], actions, 1)
         for parameter in last.parameters():
             nn.init.zeros_(parameter)

@@ -48,8 +48,7 @@ def cifar10_consistency() -> Recipe:
     """
     return Recipe(
         task=Images(
-            data=DataConfig(name="cifar10", flip=True),
-            eval=ImageEvalConfig(samples=50_000, sampling_steps=(1, 2)),
+            data=DataConfig(name="cifar10", flip=True), eval=ImageEvalConfig(samples=50_000, sampling_steps=(1, 2))
         ),
         name="cifar10-consistency",
         path=EDMPath(mean=-1.1, std=2.0),

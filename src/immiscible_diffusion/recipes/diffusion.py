@@ -16,9 +16,8 @@ from immiscible_diffusion.training.recipe import Recipe
 def digits_ddim() -> Recipe:
     """``digits-flow`` with DDPM's schedule and DDIM's sampler.
 
-    Not epsilon as for CIFAR-10, but the sample, with the min-SNR weight: a network of 0.6 M
-    parameters without convolutions is at a Frechet distance of 1 after 1,000 steps so, and of 7
-    with epsilon.
+    Not epsilon as for CIFAR-10, but the sample, with the min-SNR weight: a network of 0.6 M parameters without
+    convolutions is at a Frechet distance of 1 after 1,000 steps so, and of 7 with epsilon.
     """
     recipe = digits_flow()
     return replace(
@@ -38,12 +37,11 @@ def digits_ddim() -> Recipe:
 def cifar10_ddim() -> Recipe:
     """DDIM on CIFAR-10 (Immiscible Diffusion, Fig. 5; Improved, Tables 3 and 8; ``knn:k=8``).
 
-    As published, after tqch/ddpm-torch: U-Net of 35.7 M parameters, linear beta, epsilon, Adam
-    2e-4, 5k warm-up, clip 1, EMA 0.9999, flips; batch 256 (theirs is 128); no noise in sampling
-    and linear step selection. Their measurements fit images of standard deviation 1, for which
-    ``--scaling.factor 2``; ours is 0.5, as usual. Evaluated at the steps of the first paper's
-    Table 5, every 120 epochs of 195 steps. What the best figures (6.63 -> 5.14 / 4.45) took is not
-    known to us; Fig. 5 ends below 200,000.
+    As published, after tqch/ddpm-torch: U-Net of 35.7 M parameters, linear beta, epsilon, Adam 2e-4, 5k warm-up, clip
+    1, EMA 0.9999, flips; batch 256 (theirs is 128); no noise in sampling and linear step selection. Their
+    measurements fit images of standard deviation 1, for which ``--scaling.factor 2``; ours is 0.5, as usual.
+    Evaluated at the steps of the first paper's Table 5, every 120 epochs of 195 steps. What the best figures (6.63 ->
+    5.14 / 4.45) took is not known to us; Fig. 5 ends below 200,000.
     """
     return Recipe(
         task=Images(

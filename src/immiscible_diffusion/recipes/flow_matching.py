@@ -43,9 +43,7 @@ def cifar10_flow() -> Recipe:
         task=Images(
             data=DataConfig(name="cifar10", flip=True),
             eval=ImageEvalConfig(
-                samples=50_000,
-                sampling_steps=(2, 5, 20, 50, 100),
-                steps=(20_000, 100_000, 200_000, 400_000),
+                samples=50_000, sampling_steps=(2, 5, 20, 50, 100), steps=(20_000, 100_000, 200_000, 400_000)
             ),
         ),
         name="cifar10-flow",
@@ -61,9 +59,8 @@ def cifar10_flow() -> Recipe:
 def cifar10_otcfm() -> Recipe:
     """OT-CFM on CIFAR-10 as torchcfm's own example has it (2302.00482; FID 3.5 published).
 
-    ``cifar10-flow`` with batch 128, ``assignment`` and dopri5. torchcfm draws pairs from the plan
-    with replacement, so data repeat within a batch; here each sample is seen once, as in the
-    permutation that the plan is.
+    ``cifar10-flow`` with batch 128, ``assignment`` and dopri5. torchcfm draws pairs from the plan with replacement,
+    so data repeat within a batch; here each sample is seen once, as in the permutation that the plan is.
     """
     return dataclasses.replace(
         cifar10_flow(),

@@ -15,32 +15,22 @@ from immiscible_diffusion.training.recipe import Recipe
 def pusht_policy() -> Recipe:
     """Diffusion Policy on Push-T from key points (2303.04137; Improved, Table 6; ``knn:k=2``).
 
-    Published: mean of the last checkpoints 79.56% -> 82.83%, best 85.71% -> 86.74%, without or with
-    KNN k = 2 (which observations is not known to us). As Diffusion Policy's low-dimensional config:
-    U-Net of 65.8 M parameters, DDPM in 100 steps of the cosine schedule, epsilon, AdamW 1e-4 with
-    betas 0.95 and 0.999 and weight decay 1e-6, 500 steps of warm-up and cosine decay, batch 256,
-    90 episodes, average of the weights ramped up by a power of 0.75.
+    Published: mean of the last checkpoints 79.56% -> 82.83%, best 85.71% -> 86.74%, without or with KNN k = 2 (which
+    observations is not known to us). As Diffusion Policy's low-dimensional config: U-Net of 65.8 M parameters, DDPM
+    in 100 steps of the cosine schedule, epsilon, AdamW 1e-4 with betas 0.95 and 0.999 and weight decay 1e-6, 500
+    steps of warm-up and cosine decay, batch 256, 90 episodes, average of the weights ramped up by a power of 0.75.
     """
     return Recipe(
         task=Policy(
-            data=DemonstrationConfig(
-                val_ratio=0.02, max_train_episodes=90, do_mask_loss_for_padding=False
-            ),
-            eval=PolicyEvalConfig(
-                sampling_steps=(100,), steps=tuple(range(5000, 100_000, 5000)), workers=8
-            ),
+            data=DemonstrationConfig(val_ratio=0.02, max_train_episodes=90, do_mask_loss_for_padding=False),
+            eval=PolicyEvalConfig(sampling_steps=(100,), steps=tuple(range(5000, 100_000, 5000)), workers=8),
         ),
         name="pusht-policy",
         conditional=True,
         path=VPPath("cosine", "epsilon", steps=100),
         model=UNet1D(),
         optim=OptimizerConfig(
-            lr=1e-4,
-            warmup_steps=500,
-            lr_schedule="cosine",
-            max_grad_norm=0.0,
-            betas=(0.95, 0.999),
-            weight_decay=1e-6,
+            lr=1e-4, warmup_steps=500, lr_schedule="cosine", max_grad_norm=0.0, betas=(0.95, 0.999), weight_decay=1e-6
         ),
         ema=EMAConfig(decay=0.9999, power=0.75),
         batch_size=256,
@@ -61,9 +51,7 @@ def pusht_policy_small() -> Recipe:
         name="pusht-policy-small",
         path=VPPath("cosine", "data", steps=100),
         model=MLP(width=512, depth=3),
-        optim=OptimizerConfig(
-            lr=1e-3, warmup_steps=200, lr_schedule="cosine", betas=(0.95, 0.999), weight_decay=1e-6
-        ),
+        optim=OptimizerConfig(lr=1e-3, warmup_steps=200, lr_schedule="cosine", betas=(0.95, 0.999), weight_decay=1e-6),
         ema=EMAConfig(decay=0.999, warmup=True),
         steps=2000,
         sampler=SamplerConfig("ddim", steps=10, clip=1.0),
@@ -71,9 +59,7 @@ def pusht_policy_small() -> Recipe:
         validate_every=250,
         checkpoint_every=500,
         task=Policy(
-            data=DemonstrationConfig(
-                obs_type="relative", differences=True, do_mask_loss_for_padding=False
-            ),
+            data=DemonstrationConfig(obs_type="relative", differences=True, do_mask_loss_for_padding=False),
             eval=PolicyEvalConfig(sampling_steps=(2, 10), steps=(200, 350, 700, 1200)),
         ),
     )

@@ -2,10 +2,7 @@
 
 import dataclasses
 
-from immiscible_diffusion.applications.stable_diffusion.config import (
-    StableDiffusionCodec,
-    TextToImage,
-)
+from immiscible_diffusion.applications.stable_diffusion.config import StableDiffusionCodec, TextToImage
 from immiscible_diffusion.applications.stable_diffusion.inpainting import Inpainting
 from immiscible_diffusion.applications.stable_diffusion.unet import LoRA, StableDiffusionUNet
 from immiscible_diffusion.data import DataConfig

@@ -87,8 +87,7 @@ class Plot:
 def new_plot(title: str, *, height: float = 3.6, width: float = 4.7) -> Iterator[Plot]:
     """Yield a plot of ``width`` x ``height`` inches; artists with a label make its legend.
 
-    The legend stands below the axes and adds to the height. ``title`` is the image's text for
-    screen readers as well.
+    The legend stands below the axes and adds to the height. ``title`` is the image's text for screen readers as well.
     """
     with require_extra("train", "plots"):
         import matplotlib

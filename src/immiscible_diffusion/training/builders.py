@@ -59,18 +59,16 @@ class Run:
     @cached_property
     def coupling(self) -> Coupling:
         """The recipe's coupling; what it needs to know of the data is measured on first use."""
-        return build_coupling(
-            self.recipe, self.task, self.run_dir, self.device, allow_code=self.allow_code
-        )
+        return build_coupling(self.recipe, self.task, self.run_dir, self.device, allow_code=self.allow_code)
 
     @cached_property
     def init_noise(self) -> NoiseDistribution | None:
         """The distribution that the sampler starts from; None for N(0, I)."""
         if self.recipe.sampler.init_noise != "matched":
             return None
-        return _noise_distribution(
-            self.coupling, self.recipe, self.task, self.run_dir, "noise_distribution"
-        ).to(self.device)
+        return _noise_distribution(self.coupling, self.recipe, self.task, self.run_dir, "noise_distribution").to(
+            self.device
+        )
 
     def pipeline(self, batch_size: int = 512, prompts: tuple[str, ...] = ()) -> SamplingPipeline:
         """Return what samples the network; ``prompts`` instead of the data's own conditions."""
@@ -89,12 +87,7 @@ class Run:
 
 
 def build_run(
-    recipe: Recipe,
-    run_dir: RunDir,
-    device: torch.device,
-    dataset: DataSet | None = None,
-    *,
-    allow_code: bool = True,
+    recipe: Recipe, run_dir: RunDir, device: torch.device, dataset: DataSet | None = None, *, allow_code: bool = True
 ) -> Run:
     """Load what ``recipe`` needs, or ``dataset`` for its data; the weights are initial ones.
 
@@ -148,9 +141,7 @@ def _noise_distribution(
     return NoiseDistribution.load(path)
 
 
-def _some_data(
-    recipe: Recipe, task: Task, epoch: int = 0
-) -> Iterator[Tensor | tuple[Tensor, Tensor]]:
+def _some_data(recipe: Recipe, task: Task, epoch: int = 0) -> Iterator[Tensor | tuple[Tensor, Tensor]]:
     """Yield some data, augmented, encoded and scaled as in training, on the CPU, with their labels.
 
     About ten thousand, and more where a conditional recipe has many labels.

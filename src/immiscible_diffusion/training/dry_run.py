@@ -20,8 +20,7 @@ WARMUP_STEPS, TIMED_STEPS, TIMED_SECONDS = 3, 20, 20.0
 def dry_run(recipe: Recipe, device: str) -> str:
     """Return the recipe, its parameters, what is missing, and hours, memory and disk of a run.
 
-    Times 20 real steps (after 3 that do not count; fewer if they are slow), in a folder that is
-    removed.
+    Times 20 real steps (after 3 that do not count; fewer if they are slow), in a folder that is removed.
     """
     # A misspelled one is an error, not missing.
     check_coupling_name(recipe.coupling, allow_import=True)

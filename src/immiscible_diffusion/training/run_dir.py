@@ -136,9 +136,7 @@ class RunDir:
         try:
             return torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, ValueError, KeyError, UnpicklingError) as error:
-            raise ValueError(
-                f"{self.checkpoint} cannot be read ({error}); remove it to start from step 0"
-            ) from error
+            raise ValueError(f"{self.checkpoint} cannot be read ({error}); remove it to start from step 0") from error
 
     def save_weights(self, model: nn.Module, step: int) -> None:
         """Write the averaged weights to publish: safetensors, and JSON to build the model from.

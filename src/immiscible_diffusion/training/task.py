@@ -80,9 +80,7 @@ class TaskConfig(ABC):
             """How and when samples are evaluated."""
 
     @abstractmethod
-    def build(
-        self, recipe: "Recipe", device: torch.device, dataset: DataSet | None = None
-    ) -> "Task":
+    def build(self, recipe: "Recipe", device: torch.device, dataset: DataSet | None = None) -> "Task":
         """Load data and frozen networks; ``dataset`` instead of the data that are named."""
 
     @abstractmethod
@@ -115,9 +113,7 @@ class Task(ABC):
     num_preview_images = 64
     preview_columns: int | None = None
 
-    def __init__(
-        self, recipe: "Recipe", device: torch.device, dataset: DataSet | None = None
-    ) -> None:
+    def __init__(self, recipe: "Recipe", device: torch.device, dataset: DataSet | None = None) -> None:
         self.recipe, self.device = recipe, device
         self.dataset: DataSet = self.load_data("train") if dataset is None else dataset
 

@@ -37,12 +37,7 @@ class Trainer:
     """
 
     def __init__(
-        self,
-        recipe: Recipe,
-        run_dir: RunDir,
-        *,
-        device: str = "auto",
-        dataset: DataSet | None = None,
+        self, recipe: Recipe, run_dir: RunDir, *, device: str = "auto", dataset: DataSet | None = None
     ) -> None:
         self.recipe, self.run_dir = recipe, run_dir
         self.accelerator = make_accelerator(recipe, device, run_dir)
@@ -143,9 +138,7 @@ class Trainer:
                 t = path.sample_time(len(batch.data), generator=batch.rng.time)
                 cond = task.drop_conditions(batch.cond, batch.rng)
                 torch.manual_seed(batch.rng.dropout)
-                losses = loss_fn(
-                    model, path, batch.data, batch.noise, t, cond, batch.mask, progress=step / steps
-                )
+                losses = loss_fn(model, path, batch.data, batch.noise, t, cond, batch.mask, progress=step / steps)
                 accelerator.backward(losses.mean())
                 if recipe.optim.max_grad_norm and accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(model.parameters(), recipe.optim.max_grad_norm)
@@ -159,9 +152,7 @@ class Trainer:
 
     # -- now and then -----------------------------------------------------------------------------
 
-    def after_step(
-        self, bar: Progress, evaluate: Evaluate | None, evaluate_at: tuple[int, ...]
-    ) -> None:
+    def after_step(self, bar: Progress, evaluate: Evaluate | None, evaluate_at: tuple[int, ...]) -> None:
         """Log, validate, preview, evaluate and checkpoint, where this step is due for it."""
         recipe, step = self.recipe, self.step
         last = step == recipe.steps
@@ -194,9 +185,7 @@ class Trainer:
         """Return the mean loss over the ranks since the last log; ValueError if not finite."""
         loss = float(self.accelerator.reduce(torch.stack(self.metrics.losses).mean(), "mean"))
         if not math.isfinite(loss):
-            raise ValueError(
-                f"the loss is not a number at step {self.step}; lower optim.lr, or check the data"
-            )
+            raise ValueError(f"the loss is not a number at step {self.step}; lower optim.lr, or check the data")
         return loss
 
     def validate(self) -> None:

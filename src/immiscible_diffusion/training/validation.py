@@ -1,6 +1,7 @@
 """Validation loss on fixed independent noise and times, comparable across steps and couplings."""
 
 import warnings
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -45,6 +46,11 @@ def validation_batches(task: Task) -> tuple[list[ValidationBatch], str]:
         ValidationBatch(batch.data, n, t, batch.cond if conditional else None, batch.mask)
         for batch, (n, t) in zip(batches, drawn, strict=True)
     ], split
+
+
+def validation_config(data: DataConfig) -> DataConfig:
+    """Return which images of the test split are validated on: the first, in memory."""
+    return replace(data, split="test", max_samples=VALIDATION_SAMPLES, stream=False)
 
 
 def held_out_or_training(task: Task, data: DataConfig) -> tuple[DataSet, str]:

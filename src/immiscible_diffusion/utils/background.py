@@ -16,14 +16,13 @@ def prefetch_iterator(
 ) -> Generator[T, None, None]:
     """Yield the items of ``source``, which are computed in a thread called ``name``.
 
-    The thread may compute item n + ``ahead`` (>= 1) once the consumer has requested item n. So how
-    many items are computed depends on how many were requested, never on timing.
+    The thread may compute item n + ``ahead`` (>= 1) once the consumer has requested item n. So how many items are
+    computed depends on how many were requested, never on timing.
 
-    The thread starts with the first ``next``. An error of ``source`` is raised, with its traceback,
-    by the ``next`` that would have returned the item. The thread ends, and is joined, when the last
-    item was returned, an error was raised, or this generator is closed or collected; it then closes
-    ``source``. With ``finish``, one closed early still computes the items that were requested or
-    ahead, as other processes may wait for them.
+    The thread starts with the first ``next``. An error of ``source`` is raised, with its traceback, by the ``next``
+    that would have returned the item. The thread ends, and is joined, when the last item was returned, an error was
+    raised, or this generator is closed or collected; it then closes ``source``. With ``finish``, one closed early
+    still computes the items that were requested or ahead, as other processes may wait for them.
     """
     requests: SimpleQueue[Future[T] | None] = SimpleQueue()
     pending: deque[Future[T]] = deque()

@@ -11,9 +11,7 @@ SECONDS_BETWEEN_LINES = 30.0
 class Progress:
     """Show how far ``total`` items are, from ``start`` on, with their speed and the time left."""
 
-    def __init__(
-        self, total: int, start: int, label: str, *, unit: str = "step", quiet: bool = False
-    ) -> None:
+    def __init__(self, total: int, start: int, label: str, *, unit: str = "step", quiet: bool = False) -> None:
         with require_extra("train", "the progress bar"):
             from tqdm import tqdm
         interval = 0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES

@@ -49,9 +49,7 @@ def t_quantile(freedom: int, confidence: float = CONFIDENCE) -> float:
     return float(stdtrit(freedom, (1 + confidence) / 2))
 
 
-def mean_interval(
-    values: Sequence[float], *, confidence: float = CONFIDENCE, minimum: float = -math.inf
-) -> Interval:
+def mean_interval(values: Sequence[float], *, confidence: float = CONFIDENCE, minimum: float = -math.inf) -> Interval:
     """``mean +- t std / sqrt(n)`` of independent values; ``minimum`` cuts the lower end."""
     if not values:
         raise ValueError("got no values; expected at least one to take the mean of")

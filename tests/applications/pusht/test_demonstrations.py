@@ -44,9 +44,7 @@ def test_a_missing_chunk_names_the_episode(tmp_path):
     """Zarr itself reads zeros there."""
     folder = write_zarr(tmp_path / "replay.zarr", replay_arrays())
     (folder / "data" / "action" / "3.0").unlink()
-    with pytest.raises(
-        ValueError, match=r"data/action from row 48 on, .* episode 1, cannot be read"
-    ):
+    with pytest.raises(ValueError, match=r"data/action from row 48 on, .* episode 1, cannot be read"):
         load_demonstrations(folder)
 
 
@@ -54,9 +52,7 @@ def test_a_damaged_chunk_names_the_episode(tmp_path):
     folder = write_zarr(tmp_path / "replay.zarr", replay_arrays())
     chunk = folder / "data" / "state" / "4.0"
     chunk.write_bytes(chunk.read_bytes()[:20])
-    with pytest.raises(
-        ValueError, match=r"data/state from row 64 on, .* episode 2, cannot be read"
-    ):
+    with pytest.raises(ValueError, match=r"data/state from row 64 on, .* episode 2, cannot be read"):
         load_demonstrations(folder)
 
 

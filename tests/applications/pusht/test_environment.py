@@ -42,9 +42,7 @@ def recorded(shared_data):
     arrays = np.load(shared_data / SQUARE)
     starts = np.append(0, arrays["episode_ends"][:-1])
     spans = zip(starts, arrays["episode_ends"], strict=True)
-    return [
-        (arrays["state"][a:b].astype(float), arrays["action"][a:b].astype(float)) for a, b in spans
-    ]
+    return [(arrays["state"][a:b].astype(float), arrays["action"][a:b].astype(float)) for a, b in spans]
 
 
 @pytest.mark.parametrize("episode", [*range(0, 200, 20), 120, 156, 192])
@@ -171,9 +169,7 @@ def test_corners_are_those_of_the_env():
     np.testing.assert_array_equal(corners[16:], state[:2])
 
 
-@pytest.mark.parametrize(
-    ("kind", "size"), [("keypoint", 20), ("relative", 38), ("state", 5), ("agent", 2)]
-)
+@pytest.mark.parametrize(("kind", "size"), [("keypoint", 20), ("relative", 38), ("state", 5), ("agent", 2)])
 def test_observations(kind, size):
     states = start_states(4)
     observations = observe(states, kind)
@@ -195,9 +191,7 @@ def test_a_policy_observes_what_was_recorded(shared_data, kind):
 
 
 def test_an_unknown_obs_type_raises():
-    with pytest.raises(
-        ValueError, match="must be one of keypoint, relative, state, corners, agent"
-    ):
+    with pytest.raises(ValueError, match="must be one of keypoint, relative, state, corners, agent"):
         observe(torch.zeros(5), "pixels")
 
 

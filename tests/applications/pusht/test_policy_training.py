@@ -57,9 +57,7 @@ def test_it_trains_resumes_and_survives_json(small, tmp_path, coupling):
     assert_same_weights(tmp_path / "resumed", tmp_path / "uninterrupted")
 
 
-def test_k_of_one_gives_the_weights_of_independent_noise_and_so_does_a_long_warm_up(
-    small, tmp_path
-):
+def test_k_of_one_gives_the_weights_of_independent_noise_and_so_does_a_long_warm_up(small, tmp_path):
     names = ("independent", "knn:k=1", "knn:k=4,start_step=100", "knn:k=4,start_step=4")
     for number, name in enumerate(names):
         train(dataclasses.replace(small, coupling=name), tmp_path / str(number))
@@ -91,9 +89,7 @@ def test_padding_reaches_neither_network_nor_loss(small, tmp_path):
     t, noise = torch.full((len(batch),), 0.3), torch.randn(batch.data.shape)
     output = torch.randn(1, *batch.data.shape[1:]).expand_as(batch.data)
     losses = [
-        RegressionLoss()(
-            lambda *_, out=out: out, FlowMatchingPath(), encoded[0].data, noise, t, None, batch.mask
-        )
+        RegressionLoss()(lambda *_, out=out: out, FlowMatchingPath(), encoded[0].data, noise, t, None, batch.mask)
         for out in (output, output + 1e3 * (~batch.mask))
     ]
     assert torch.equal(losses[0], losses[1])
@@ -105,13 +101,7 @@ def test_a_masked_loss_is_the_mean_over_valid_positions():
     noise[1] = 1.0
     mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]]).bool()[..., None]
     loss = RegressionLoss()(
-        lambda x, *_: torch.zeros_like(x),
-        FlowMatchingPath(),
-        data,
-        noise,
-        torch.ones(2),
-        None,
-        mask,
+        lambda x, *_: torch.zeros_like(x), FlowMatchingPath(), data, noise, torch.ones(2), None, mask
     )
     assert loss.tolist() == [4.0, 1.0]
 
@@ -166,9 +156,7 @@ def test_other_demonstrations_are_refused(small, tmp_path):
 
 def test_demonstrations_are_read_once(small, tmp_path, monkeypatch):
     dataset = Trainer(small, RunDir.open(tmp_path / "a", small), device="cpu").task.dataset
-    monkeypatch.delattr(
-        "immiscible_diffusion.applications.pusht.demonstrations.load_demonstrations"
-    )
+    monkeypatch.delattr("immiscible_diffusion.applications.pusht.demonstrations.load_demonstrations")
     again = Trainer(small, RunDir.open(tmp_path / "b", small), device="cpu", dataset=dataset)
     assert again.task.evaluator().validation is dataset.validation
     assert again.task.validation_data()[0] is dataset.validation
@@ -199,9 +187,7 @@ def test_rollouts_come_back_from_their_file(tmp_path):
 
 
 def test_gains_are_of_the_same_seeds_and_episodes(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "immiscible_diffusion.applications.pusht.evaluator.save_video", lambda *_, **__: None
-    )
+    monkeypatch.setattr("immiscible_diffusion.applications.pusht.evaluator.save_video", lambda *_, **__: None)
     scores = {"independent": {0: 0.2, 1: 0.4}, "knn:k=2": {0: 0.3, 1: 0.5, 2: 0.9}}
     runs = {}
     for coupling, by_seed in scores.items():

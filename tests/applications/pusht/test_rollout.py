@@ -115,10 +115,7 @@ def test_the_clock_gives_the_latency():
     ("policy", "message"),
     [
         (RecordingPolicy(horizon=8), r"expected actions \[B, 9 or more, 2\]"),
-        (
-            lambda *_, **__: torch.full((3, 16, 2), torch.nan),
-            "actions for episode 0 at step 0 are not",
-        ),
+        (lambda *_, **__: torch.full((3, 16, 2), torch.nan), "actions for episode 0 at step 0 are not"),
         (lambda *_, **__: torch.zeros(3, 32), "expected actions"),
     ],
 )
@@ -142,17 +139,13 @@ def test_invalid_options_raise():
 @pytest.fixture(scope="module")
 def policy():
     torch.manual_seed(0)
-    model = UNet1D(channels=(8,), groups=4, embedding=8).build(
-        (16, 2), conditions={"observation": (40,)}
-    )
+    model = UNet1D(channels=(8,), groups=4, embedding=8).build((16, 2), conditions={"observation": (40,)})
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return DiffusionPolicy(
         model,
-        SamplingPipeline(
-            VPPath("cosine", steps=100), SamplerConfig("ddim", steps=3, clip=1.0), (16, 2)
-        ),
+        SamplingPipeline(VPPath("cosine", steps=100), SamplerConfig("ddim", steps=3, clip=1.0), (16, 2)),
         PolicyNormalizer(
             observation=LinearNormalizer(torch.zeros(20), torch.full((20,), 512.0)),
             action=LinearNormalizer(torch.full((2,), 100.0), torch.full((2,), 400.0)),
@@ -181,9 +174,7 @@ def test_a_chunk_depends_on_its_episode_and_number_alone(policy):
 def test_every_sampler_samples_actions(policy, method):
     sampler = SamplerConfig(method, steps=2, clip=1.0)
     pipeline = dataclasses.replace(policy.pipeline, sampler=sampler)
-    chunks = dataclasses.replace(policy, pipeline=pipeline)(
-        torch.rand(2, 2, 20), episodes=torch.arange(2), chunk=0
-    )
+    chunks = dataclasses.replace(policy, pipeline=pipeline)(torch.rand(2, 2, 20), episodes=torch.arange(2), chunk=0)
     assert bool(chunks.isfinite().all())
 
 
@@ -212,9 +203,7 @@ def test_a_diffusion_policy_acts(policy):
 
 def test_a_video_has_a_row_for_each_policy_and_a_column_for_each_episode(run, tmp_path):
     image = pytest.importorskip("PIL.Image")
-    save_video(
-        tmp_path / "a.gif", {"one": run[0], "two": run[0]}, episodes=(0, 2), size=32, every=6
-    )
+    save_video(tmp_path / "a.gif", {"one": run[0], "two": run[0]}, episodes=(0, 2), size=32, every=6)
     with image.open(tmp_path / "a.gif") as video:
         assert video.size == (2 * 34, 2 * (34 + 28))
         assert video.n_frames == 5  # steps 0, 6, 12, 18 and 20

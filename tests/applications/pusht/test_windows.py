@@ -29,9 +29,7 @@ def test_windows_are_those_of_diffusion_policy():
     assert len(windows) == len(expected)
     batch = windows.batch(torch.arange(len(windows)))
     for index, (rows, inside) in enumerate(expected):
-        assert torch.equal(
-            batch.data[index], windows.normalizer.action.normalize(recorded.action[rows])
-        )
+        assert torch.equal(batch.data[index], windows.normalizer.action.normalize(recorded.action[rows]))
         observations = windows.normalizer.observations(recorded.observation[rows[:N_OBS]][None])[0]
         assert torch.equal(batch.cond["observation"][index], observations)
         assert batch.mask[index, :, 0].tolist() == inside
@@ -87,19 +85,13 @@ def test_data_lie_in_the_range_and_come_back():
     batch = windows.batch(torch.arange(len(windows)))
     assert float(batch.data.min()) == pytest.approx(-1)
     assert float(batch.data.max()) == pytest.approx(1)
-    torch.testing.assert_close(
-        windows.normalizer.action.unnormalize(batch.data)[0, 1:], recorded.action[:15]
-    )
+    torch.testing.assert_close(windows.normalizer.action.unnormalize(batch.data)[0, 1:], recorded.action[:15])
 
 
 def test_validation_windows_are_normalized_by_the_training_range():
     train, validation = episodes().split(0.3, seed=1)
     windows = Windows.fit(train)
-    assert (
-        windows.digest
-        == Windows.fit(train).digest
-        != Windows(validation, windows.normalizer).digest
-    )
+    assert windows.digest == Windows.fit(train).digest != Windows(validation, windows.normalizer).digest
     assert not torch.equal(
         Windows(validation, windows.normalizer).batch(torch.arange(3)).data,
         Windows.fit(validation).batch(torch.arange(3)).data,
@@ -115,9 +107,7 @@ def test_split_is_by_episode_and_loses_none():
     assert len(train) == 8
     assert len(validation) == 2
     assert sorted(train.lengths.tolist() + validation.lengths.tolist()) == recorded.lengths.tolist()
-    assert {tuple(row) for row in train.action.tolist()}.isdisjoint(
-        map(tuple, validation.action.tolist())
-    )
+    assert {tuple(row) for row in train.action.tolist()}.isdisjoint(map(tuple, validation.action.tolist()))
 
 
 def test_split_is_a_function_of_the_seed_alone():

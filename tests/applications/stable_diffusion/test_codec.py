@@ -91,9 +91,7 @@ def test_text_of_sdxl_is_what_its_pipeline_would_attend_to(small_sdxl):
         pipeline = StableDiffusionXLPipeline.from_pretrained(small_sdxl)
     codec = StableDiffusionCodec(str(small_sdxl)).load()
     texts = ["a cat", "a dog"]
-    text, _, pooled, _ = pipeline.encode_prompt(
-        texts, device="cpu", do_classifier_free_guidance=False
-    )
+    text, _, pooled, _ = pipeline.encode_prompt(texts, device="cpu", do_classifier_free_guidance=False)
     cond = codec.encode_prompts(texts, (16, 24))
     torch.testing.assert_close(cond["text"], text, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(cond["pooled"], pooled, atol=1e-6, rtol=1e-5)
@@ -129,14 +127,10 @@ def test_the_codec_is_frozen(codec, images):
     assert not any(weight.requires_grad for part in parts for weight in part.parameters())
 
 
-@pytest.mark.parametrize(
-    ("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)]
-)
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_frozen_parts_are_in_half_under_mixed_precision(small_sd, images, precision, dtype):
     codec = StableDiffusionCodec(str(small_sd)).load("cpu", precision)
-    assert {w.dtype for w in (*codec.vae.parameters(), *codec.texts[0].encoder.parameters())} == {
-        dtype
-    }
+    assert {w.dtype for w in (*codec.vae.parameters(), *codec.texts[0].encoder.parameters())} == {dtype}
     exact = StableDiffusionCodec(str(small_sd)).load().encode(Batch(images)).data
     latents = codec.encode(Batch(images)).data
     assert latents.dtype == torch.float32

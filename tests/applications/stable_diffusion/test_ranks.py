@@ -62,10 +62,7 @@ def whole(small_sd, tmp_path_factory):
 @pytest.mark.subprocess
 def test_two_processes_equal_one(small_sd, tmp_path):
     more = ("--coupling", "knn:k=4,center=mean")
-    assert (
-        train(options(tmp_path / "one", small_sd, *more, "--gradient_accumulation_steps", "2")[1:])
-        == 0
-    )
+    assert train(options(tmp_path / "one", small_sd, *more, "--gradient_accumulation_steps", "2")[1:]) == 0
     finish(start(2, *options(tmp_path / "two", small_sd, *more)))
     assert_equal(tmp_path / "one", tmp_path / "two")
 

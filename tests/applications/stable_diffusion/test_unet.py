@@ -81,9 +81,7 @@ def test_adapters_alone_are_trained_and_start_at_nothing(small_sd):
     torch.manual_seed(0)
     model = StableDiffusionUNet(str(small_sd), lora=LoRA(rank=2)).build(SHAPE)
     x, time, cond = inputs()
-    torch.testing.assert_close(
-        model(x, time, cond), diffusers_unet(small_sd)(x, time, cond["text"]).sample
-    )
+    torch.testing.assert_close(model(x, time, cond), diffusers_unet(small_sd)(x, time, cond["text"]).sample)
     names = trainable_names(model)
     assert names
     assert all("lora_" in name for name in names)
@@ -155,9 +153,7 @@ def test_a_checkpoint_of_diffusers_script_is_a_start(tmp_path, folder):
 def test_errors_name_what_is_missing(small_sd, tmp_path):
     x, time, cond = inputs()
     model = StableDiffusionUNet(str(small_sd), inpainting=True).build(SHAPE)
-    with pytest.raises(
-        ValueError, match="needs cond with text, inpaint_mask, masked_latents, got text"
-    ):
+    with pytest.raises(ValueError, match="needs cond with text, inpaint_mask, masked_latents, got text"):
         model(x, time, cond)
     with pytest.raises(ValueError, match=r"no U-Net unet at .*hf download"):
         StableDiffusionUNet(str(tmp_path)).build(SHAPE)

@@ -70,9 +70,7 @@ def test_a_consistent_model_has_no_loss():
     """Of one sample alone the consistency function is that sample, everywhere."""
     data, noise = pair()
     for progress in (0.0, 0.4, 1.0):
-        loss = ConsistencyLoss()(
-            lambda x, time, cond: data, PATH, data, noise, T, None, progress=progress
-        )
+        loss = ConsistencyLoss()(lambda x, time, cond: data, PATH, data, noise, T, None, progress=progress)
         assert float(loss.abs().max()) < 1e-3
 
 
@@ -122,22 +120,10 @@ def test_it_is_smooth_where_both_agree():
             lambda: ConsistencyLoss()(RecordInputs(), FlowMatchingPath(), *pair(), T, None),
             "needs an EDMPath, got FlowMatchingPath",
         ),
-        (
-            lambda: ConsistencyLoss().check(FlowMatchingPath(), CONSISTENCY),
-            "needs an EDMPath, got FlowMatchingPath",
-        ),
-        (
-            lambda: ConsistencyLoss().check(PATH, SamplerConfig("edm")),
-            "consistency, got edm",
-        ),
-        (
-            lambda: ConsistencyLoss().check(EDMPath(time="discrete"), CONSISTENCY),
-            "continuous noise levels",
-        ),
-        (
-            lambda: RegressionLoss().check(PATH, CONSISTENCY),
-            "needs ConsistencyLoss",
-        ),
+        (lambda: ConsistencyLoss().check(FlowMatchingPath(), CONSISTENCY), "needs an EDMPath, got FlowMatchingPath"),
+        (lambda: ConsistencyLoss().check(PATH, SamplerConfig("edm")), "consistency, got edm"),
+        (lambda: ConsistencyLoss().check(EDMPath(time="discrete"), CONSISTENCY), "continuous noise levels"),
+        (lambda: RegressionLoss().check(PATH, CONSISTENCY), "needs ConsistencyLoss"),
     ],
 )
 def test_errors(make, message):

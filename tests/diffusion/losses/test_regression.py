@@ -15,21 +15,14 @@ def test_is_the_mean_square_of_each_sample():
     data, noise, t = setting()
     error = torch.arange(6.0)
     loss = RegressionLoss()(
-        lambda x, time, cond: noise - data + error[:, None, None],
-        FlowMatchingPath(),
-        data,
-        noise,
-        t,
-        None,
+        lambda x, time, cond: noise - data + error[:, None, None], FlowMatchingPath(), data, noise, t, None
     )
     assert torch.allclose(loss, error.square(), atol=1e-5)
 
 
 def test_of_an_ignorant_model_is_the_size_of_the_target():
     data, noise, t = setting()
-    loss = RegressionLoss()(
-        lambda x, time, cond: torch.zeros_like(x), FlowMatchingPath(), data, noise, t, None
-    )
+    loss = RegressionLoss()(lambda x, time, cond: torch.zeros_like(x), FlowMatchingPath(), data, noise, t, None)
     assert torch.allclose(loss, (noise - data).square().flatten(1).mean(dim=1))
 
 
@@ -66,12 +59,7 @@ def test_weight_of_the_path():
 def test_half_precision_models_do_not_overflow_the_square():
     data, noise, t = setting()
     loss = RegressionLoss()(
-        lambda x, time, cond: torch.full_like(x, 1000, dtype=torch.float16),
-        FlowMatchingPath(),
-        data,
-        noise,
-        t,
-        None,
+        lambda x, time, cond: torch.full_like(x, 1000, dtype=torch.float16), FlowMatchingPath(), data, noise, t, None
     )
     assert loss.dtype == torch.float32
     assert bool(loss.isfinite().all())
@@ -81,9 +69,7 @@ def test_half_precision_models_do_not_overflow_the_square():
 def test_gradient_reaches_the_model_and_not_the_noise():
     data, noise, t = setting()
     scale = torch.ones((), requires_grad=True)
-    loss = RegressionLoss()(
-        lambda x, time, cond: scale * x, FlowMatchingPath(), data, noise, t, None
-    )
+    loss = RegressionLoss()(lambda x, time, cond: scale * x, FlowMatchingPath(), data, noise, t, None)
     loss.sum().backward()
     x, target = FlowMatchingPath().sample(data, noise, t).x_t, noise - data
     assert torch.allclose(scale.grad, (2 * (x - target) * x).flatten(1).mean(dim=1).sum())

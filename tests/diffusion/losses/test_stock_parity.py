@@ -26,9 +26,7 @@ def stock_step(unet, latents, noise, text, timesteps, *, prediction, gamma, offs
         from diffusers import DDPMScheduler
         from diffusers.training_utils import compute_snr
 
-        scheduler = DDPMScheduler(
-            beta_schedule="scaled_linear", prediction_type=PREDICTIONS[prediction], **BETAS
-        )
+        scheduler = DDPMScheduler(beta_schedule="scaled_linear", prediction_type=PREDICTIONS[prediction], **BETAS)
     if offset:
         noise = noise + offset * torch.randn((latents.shape[0], latents.shape[1], 1, 1))
     mixed_in = noise
@@ -70,12 +68,7 @@ def test_loss_and_gradient_are_the_scripts(prediction, gamma, offset, perturbati
     torch.manual_seed(7)
     loss_fn = RegressionLoss(noise_offset=offset, input_perturbation=perturbation)
     ours = loss_fn(
-        lambda x, time, cond: unet(x, time, cond["text"]).sample,
-        path,
-        latents,
-        noise,
-        t,
-        {"text": text},
+        lambda x, time, cond: unet(x, time, cond["text"]).sample, path, latents, noise, t, {"text": text}
     ).mean()
     assert float(ours) == pytest.approx(float(theirs), rel=1e-5, abs=1e-6)
     mine = torch.autograd.grad(ours, list(unet.parameters()), allow_unused=True)
@@ -116,13 +109,6 @@ def test_without_augmentation_nothing_is_drawn():
 
 def test_offset_needs_channels_and_is_not_negative():
     with pytest.raises(ValueError, match="noise_offset needs noise with channels"):
-        RegressionLoss(0.1)(
-            lambda x, t, c: x,
-            VPPath(),
-            torch.ones(2, 3),
-            torch.ones(2, 3),
-            torch.ones(2),
-            None,
-        )
+        RegressionLoss(0.1)(lambda x, t, c: x, VPPath(), torch.ones(2, 3), torch.ones(2, 3), torch.ones(2), None)
     with pytest.raises(ValueError, match="must be >= 0"):
         RegressionLoss(noise_offset=-1)

@@ -125,10 +125,7 @@ def test_what_the_network_sees():
         (lambda: FlowMatchingPath(time_scale=float("nan")), "time_scale must be above 0"),
         (lambda: FlowMatchingPath().sample(*pair(3, 2), torch.zeros(2)), r"t \(2,\)"),
         (lambda: FlowMatchingPath().sample(*pair(3, 2), torch.tensor(0.5)), r"t \(\)"),
-        (
-            lambda: FlowMatchingPath().sample(pair(3, 2)[0], pair(3, 1)[0], torch.zeros(3)),
-            r"noise \(3, 1\)",
-        ),
+        (lambda: FlowMatchingPath().sample(pair(3, 2)[0], pair(3, 1)[0], torch.zeros(3)), r"noise \(3, 1\)"),
     ],
 )
 def test_errors(make, message):

@@ -1,13 +1,7 @@
 import pytest
 import torch
 
-from immiscible_diffusion.diffusion.paths import (
-    EDMPath,
-    FlowMatchingPath,
-    Mixture,
-    VPPath,
-    per_row,
-)
+from immiscible_diffusion.diffusion.paths import EDMPath, FlowMatchingPath, Mixture, VPPath, per_row
 
 KINDS = ("epsilon", "v", "data", "velocity")
 T = torch.tensor([0.003, 0.1, 0.5, 0.9, 0.999], dtype=torch.float64)

@@ -9,15 +9,9 @@ STABLE = {"schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 THEIRS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 SETTINGS = {
     "ddpm": ({}, {"beta_schedule": "linear"}),
-    "stable": (
-        STABLE,
-        {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
-    ),
+    "stable": (STABLE, {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}),
     "cosine": ({"schedule": "cosine"}, {"beta_schedule": "squaredcos_cap_v2"}),
-    "zero": (
-        STABLE | {"zero_snr": True, "prediction": "v"},
-        THEIRS | {"rescale_betas_zero_snr": True},
-    ),
+    "zero": (STABLE | {"zero_snr": True, "prediction": "v"}, THEIRS | {"rescale_betas_zero_snr": True}),
 }
 STEPS = torch.tensor([0, 1, 17, 499, 998, 999])
 

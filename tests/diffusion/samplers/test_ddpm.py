@@ -32,9 +32,7 @@ def solved(solver, path=FINE, **options):
 @pytest.mark.parametrize("prediction", ["epsilon", "v", "data"])
 def test_ddim_is_of_first_order(prediction):
     path = VPPath("cosine", prediction, steps=4096)
-    slope, errors = mixture.order(
-        solved(sample_ddim, path, spacing="trailing"), reference(path), (32, 64, 128, 256)
-    )
+    slope, errors = mixture.order(solved(sample_ddim, path, spacing="trailing"), reference(path), (32, 64, 128, 256))
     assert 0.85 < slope < 1.25, errors
 
 
@@ -72,9 +70,7 @@ def test_ddpm_recovers_the_mixture_with_noise_of_its_own():
     sampler = SamplerConfig("ddpm", steps=500)
 
     def step_noise(number):
-        return torch.randn(
-            3000, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(number)
-        )
+        return torch.randn(3000, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(number))
 
     noise = step_noise(10_000)
     model = mixture.model_on(path)
@@ -97,13 +93,7 @@ def test_a_step_is_that_of_diffusers(eta):
     for step in scheduler.timesteps:
         expected = scheduler.step(output, step, expected, eta=eta, variance_noise=fresh).prev_sample
     made = sample_ddim(
-        path,
-        lambda x, time, cond: output,
-        x,
-        steps=10,
-        spacing="trailing",
-        eta=eta,
-        step_noise=lambda n: fresh,
+        path, lambda x, time, cond: output, x, steps=10, spacing="trailing", eta=eta, step_noise=lambda n: fresh
     ).data
     assert select_timesteps(path, 10, "trailing") == scheduler.timesteps.tolist()
     # Theirs adds noise to the last step as well, from alpha = 1: none. Tables in float32.

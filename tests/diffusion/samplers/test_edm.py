@@ -29,9 +29,7 @@ def consistency_of(count=400):
 def test_edm_is_of_second_order():
     reference = mixture.exact(80 * START, 1.0, 80.0)
     slope, errors = mixture.order(
-        lambda n: sample_edm(PATH, mixture.sigma_model, START, steps=n).data,
-        reference,
-        (40, 80, 160),
+        lambda n: sample_edm(PATH, mixture.sigma_model, START, steps=n).data, reference, (40, 80, 160)
     )
     assert 1.7 < slope < 3, errors
 
@@ -47,9 +45,7 @@ def test_a_perfect_consistency_model_recovers_the_mixture_in_any_number_of_steps
         generator = torch.Generator().manual_seed(number)
         return torch.randn(3000, 1, dtype=torch.float64, generator=generator)
 
-    made = sample_consistency(
-        PATH, consistency_of(), step_noise(99), steps=steps, step_noise=step_noise
-    )
+    made = sample_consistency(PATH, consistency_of(), step_noise(99), steps=steps, step_noise=step_noise)
     assert made.nfe == steps
     assert stats.ks_2samp(made.data[:, 0], mixture.draw(3000)[:, 0]).pvalue > 0.01
 

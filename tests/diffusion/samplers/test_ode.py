@@ -36,9 +36,7 @@ def noise_of(count=5, dim=3, dtype=torch.float64):
     return torch.randn(count, dim, dtype=dtype, generator=generator)
 
 
-@pytest.mark.parametrize(
-    ("sample", "order"), ORDERS.items(), ids=lambda v: getattr(v, "__name__", v)
-)
+@pytest.mark.parametrize(("sample", "order"), ORDERS.items(), ids=lambda v: getattr(v, "__name__", v))
 def test_order_of_the_error(sample, order):
     noise, steps = noise_of(), np.array([8, 16, 32, 64])
     errors = [(sample(field, noise, steps=n).data - exact(noise)).abs().max() for n in steps]
@@ -93,9 +91,7 @@ def test_straight_paths_need_one_step():
 
 def test_gaussian_data_get_their_covariance():
     # E[noise - data | x_t] of data N(0, C) is linear; its flow maps noise to C^(1/2) noise.
-    basis = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(1)).double())[
-        0
-    ]
+    basis = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(1)).double())[0]
     variance = torch.tensor([0.1, 0.5, 1.0, 3.0], dtype=torch.float64)
     covariance = basis * variance @ basis.T
     eye = torch.eye(4, dtype=torch.float64)

@@ -48,9 +48,7 @@ def test_frames_hold_the_sample_and_times_fall(name):
         assert frame.x_t.abs().max() < 4  # of unit size, also where sigma is 80
 
 
-@pytest.mark.parametrize(
-    "path", [FlowMatchingPath(), FlowMatchingPath(time_scale=1.0), VPPath(), EDMPath()]
-)
+@pytest.mark.parametrize("path", [FlowMatchingPath(), FlowMatchingPath(time_scale=1.0), VPPath(), EDMPath()])
 def test_from_network_time_undoes_network_time(path):
     t = torch.arange(1, 11, dtype=torch.float64) / 10
     torch.testing.assert_close(path.from_network_time(path.network_time(t)), t, atol=1e-6, rtol=0)

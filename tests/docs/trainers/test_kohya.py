@@ -20,9 +20,7 @@ class Trainer:
         self.page, self.coupling = page("kohya"), coupling
         self.seen = SimpleNamespace()
 
-    def get_noise_noisy_latents_and_timesteps(
-        self, args, noise_scheduler, latents, coupling=None, block="after"
-    ):
+    def get_noise_noisy_latents_and_timesteps(self, args, noise_scheduler, latents, coupling=None, block="after"):
         noise = self.page.run(block, latents=latents, coupling=coupling).noise
         if args.noise_offset:
             noise = noise + args.noise_offset * torch.randn(*latents.shape[:2], 1, 1)
@@ -32,9 +30,7 @@ class Trainer:
             mixed_in = noise + args.ip_noise_gamma * torch.randn_like(latents)
         return noise, noise_scheduler.add_noise(latents, mixed_in, timesteps), timesteps
 
-    def get_noise_pred_and_target(
-        self, args, accelerator, noise_scheduler, latents, batch, unet, is_train=True
-    ):
+    def get_noise_pred_and_target(self, args, accelerator, noise_scheduler, latents, batch, unet, is_train=True):
         found = self.page.run(
             "call",
             train_util=self,
@@ -72,17 +68,13 @@ def step(trainer, args, scheduler, latents, unet, is_train=True):
     before = latents.clone()
     captions = [f"a photo of {i}" for i in range(len(latents))]
     batch = {"captions": list(captions)}
-    _, target, timesteps, _ = trainer.get_noise_pred_and_target(
-        args, None, scheduler, latents, batch, unet, is_train
-    )
+    _, target, timesteps, _ = trainer.get_noise_pred_and_target(args, None, scheduler, latents, batch, unet, is_train)
     assert torch.equal(latents, before)
     assert unet.seen[-1].conditions[0] == captions
     return target, timesteps
 
 
-def test_training_is_paired_and_the_target_is_the_mixed_noise(
-    trainer, args, scheduler, latents, recorder
-):
+def test_training_is_paired_and_the_target_is_the_mixed_noise(trainer, args, scheduler, latents, recorder):
     target, timesteps = step(trainer, args, scheduler, latents, recorder)
     assert pull(latents, target).mean() > 0.8
     assert torch.equal(recorder.seen[0].x_t, scheduler.add_noise(latents, target, timesteps))
@@ -116,9 +108,7 @@ def test_k_1_is_the_line_that_was_there(trainer, page, args, scheduler, latents)
     outcomes = []
     for coupling, block in [(KNN(k=1), "after"), (None, "after"), (None, "before")]:
         torch.manual_seed(0)
-        outcomes.append(
-            trainer.get_noise_noisy_latents_and_timesteps(args, scheduler, latents, coupling, block)
-        )
+        outcomes.append(trainer.get_noise_noisy_latents_and_timesteps(args, scheduler, latents, coupling, block))
     for now in outcomes[1:]:
         assert all(torch.equal(one, other) for one, other in zip(outcomes[0], now, strict=True))
 

@@ -17,9 +17,7 @@ def test_the_first_lines(page, latents):
     found = own.run("after", data=latents, coupling=own.run("setup").coupling)
     lean = own.run("check", data=latents, noise=found.noise).lean
     assert abs(lean - 0.84) < 4 / len(latents) ** 0.5
-    assert (
-        abs(own.run("check", data=latents, noise=own.run("before", data=latents).noise).lean) < 0.5
-    )
+    assert abs(own.run("check", data=latents, noise=own.run("before", data=latents).noise).lean) < 0.5
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -32,8 +30,7 @@ def test_k_1_is_the_line_that_was_there(page, latents, dtype):
 
 
 @pytest.mark.parametrize(
-    ("rms", "figures"),
-    [(1.0, [0.46, 0.84, 1.16, 1.44, 1.91]), (0.5, [0.33, 0.59, 0.82, 1.02, 1.35])],
+    ("rms", "figures"), [(1.0, [0.46, 0.84, 1.16, 1.44, 1.91]), (0.5, [0.33, 0.59, 0.82, 1.02, 1.35])]
 )
 def test_the_figures_of_the_page(page, many, rms, figures):
     assert ", ".join(f"{figure:.2f}" for figure in figures) in page("own").text.replace("\n", " ")

@@ -35,9 +35,7 @@ class Model:
     def evaluate(self, eval_batch):
         torch.manual_seed(0)
         return self.page.run(
-            "evaluation",
-            prepare_batch=lambda batch: self.prepare_batch(batch, state={}),
-            eval_batch=eval_batch,
+            "evaluation", prepare_batch=lambda batch: self.prepare_batch(batch, state={}), eval_batch=eval_batch
         ).prepared_eval_batch
 
 
@@ -75,9 +73,7 @@ def test_offset_and_perturbation_come_after(page, batch, latents):
 def test_k_1_is_the_line_that_was_there(page, batch, latents):
     ready = Model(page, KNN(k=1)).prepare_batch(batch, {})
     torch.manual_seed(0)
-    assert torch.equal(
-        ready["noise"], page("simpletuner").run("before", batch={"latents": latents}).noise
-    )
+    assert torch.equal(ready["noise"], page("simpletuner").run("before", batch={"latents": latents}).noise)
 
 
 def test_ranks_of_a_context_group_agree(page, latents):

@@ -90,9 +90,7 @@ def test_labeled_batches_are_paired_by_the_same_coupling(images):
 
 @pytest.mark.parametrize("replace", [True, False])
 def test_no_datum_is_dropped_or_repeated(images, replace):
-    _, data = as_torchcfm(LinearAssignment()).sample_plan(
-        torch.randn_like(images), images, replace=replace
-    )
+    _, data = as_torchcfm(LinearAssignment()).sample_plan(torch.randn_like(images), images, replace=replace)
     assert torch.equal(data, images)
 
 
@@ -157,9 +155,7 @@ def test_the_guided_matcher_keeps_labels(page, images):
 
 
 def test_batch_of_one(page, images):
-    t, xt, _ = paired_matcher(page).sample_location_and_conditional_flow(
-        torch.randn(1, 3, 8, 8), images[:1]
-    )
+    t, xt, _ = paired_matcher(page).sample_location_and_conditional_flow(torch.randn(1, 3, 8, 8), images[:1])
     assert xt.shape == (1, 3, 8, 8)
     assert t.shape == (1,)
 

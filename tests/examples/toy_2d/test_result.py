@@ -7,15 +7,7 @@ from scipy.stats import chisquare
 
 from examples.toy_2d.assignment_theory import AssignmentDensity, diagram
 from examples.toy_2d.data import toy_data
-from examples.toy_2d.result import (
-    Extent,
-    compute,
-    euler_ends,
-    exact_paths,
-    path_times,
-    plane_density,
-    straightness,
-)
+from examples.toy_2d.result import Extent, compute, euler_ends, exact_paths, path_times, plane_density, straightness
 from helpers import generator
 from immiscible_diffusion import KNN, Independent, LinearAssignment, Moments
 from immiscible_diffusion.analysis.miscibility import miscibility

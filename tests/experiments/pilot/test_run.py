@@ -112,10 +112,7 @@ def test_a_killed_pilot_goes_on_to_the_same_end(tmp_path, interrupted):
     assert len(list(killed.rglob("finished.json"))) == 3  # two, and one from the matched start
     outcome = made(killed).run()
     assert scores(killed) == scores(whole)
-    assert (
-        outcome.verdict.sentences[0].partition("about")[0]
-        == (expected.verdict.sentences[0].partition("about")[0])
-    )
+    assert outcome.verdict.sentences[0].partition("about")[0] == (expected.verdict.sentences[0].partition("about")[0])
     assert outcome.verdict.effects == expected.verdict.effects
 
 

@@ -91,9 +91,7 @@ def test_a_network_narrower_than_the_data_can_pass_the_noise_on():
 
 def test_the_network_is_chosen_by_data_and_device():
     def model(shape, network="auto", device="cpu", **parts):
-        return pilot_recipe(
-            samples(70, *shape, **parts), network, torch.device(device), **STEPS
-        ).model
+        return pilot_recipe(samples(70, *shape, **parts), network, torch.device(device), **STEPS).model
 
     assert isinstance(model((1, 8, 8)), MLP)
     assert isinstance(model((1, 8, 8), "unet"), UNet)

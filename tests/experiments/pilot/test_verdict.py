@@ -5,13 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from immiscible_diffusion.experiments.pilot.verdict import (
-    effects_of,
-    finals_of,
-    is_narrow,
-    seeds_for,
-    verdict_of,
-)
+from immiscible_diffusion.experiments.pilot.verdict import effects_of, finals_of, is_narrow, seeds_for, verdict_of
 from immiscible_diffusion.reporting.compare.records import CouplingEntry, SampleMetrics, Trial
 from tests.helpers import generator
 
@@ -151,8 +145,7 @@ def test_a_coupling_that_keeps_the_noise_distribution_has_one_start():
 def test_identical_couplings_are_told_apart_no_more_often_than_five_percent(seeds, noise):
     trials = 1000
     wrong = [
-        verdict(fabricated(seeds, noise, key=key), floor=None).kind in ("helps", "costs")
-        for key in range(trials)
+        verdict(fabricated(seeds, noise, key=key), floor=None).kind in ("helps", "costs") for key in range(trials)
     ]
     assert sum(wrong) / trials < 0.05 + 3 * math.sqrt(0.05 * 0.95 / trials)
 

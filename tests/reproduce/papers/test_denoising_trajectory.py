@@ -21,9 +21,7 @@ def noise():
 
 def trajectory(data, noise, coupling, path=None, **options):
     path = path or FlowMatchingPath()
-    return denoising_trajectory(
-        OptimalDenoiser.of(data, coupling, path), path, noise, data, **options
-    )
+    return denoising_trajectory(OptimalDenoiser.of(data, coupling, path), path, noise, data, **options)
 
 
 def test_at_pure_noise_no_pairing_knows_no_image(data, noise):
@@ -86,9 +84,7 @@ def test_conditions_alone_make_no_spread(data, noise):
         return means[classes]
 
     groups = {"groups": classes, "data_groups": of_data}
-    within = denoising_trajectory(
-        predict, FlowMatchingPath(), noise, shifted, steps=1, **groups
-    ).steps[0]
+    within = denoising_trajectory(predict, FlowMatchingPath(), noise, shifted, steps=1, **groups).steps[0]
     across = denoising_trajectory(predict, FlowMatchingPath(), noise, shifted, steps=1).steps[0]
     assert within.spread.value < 1e-6
     assert within.offset.value < 1e-6
@@ -99,9 +95,7 @@ def test_offset_of_a_constant(data, noise):
     """Prediction = mean + 1: the offset is 1 in units of the data's deviation."""
     unit = (data.flatten(1) - data.flatten(1).mean(dim=0)).view_as(data)
     unit = unit / unit.square().sum().div(49 * 16).sqrt()
-    result = denoising_trajectory(
-        lambda x, t: torch.ones_like(x), FlowMatchingPath(), noise, unit, steps=1
-    )
+    result = denoising_trajectory(lambda x, t: torch.ones_like(x), FlowMatchingPath(), noise, unit, steps=1)
     assert result.steps[0].offset.value == pytest.approx(1)
 
 

@@ -11,9 +11,7 @@ SHAPE = (1, 4, 5)
 
 def test_a_linear_map_changes_as_the_square_of_the_weight():
     matrix = torch.randn(20, 7, generator=generator())
-    _, results = perturbation_test(
-        lambda noise: noise.flatten(1) @ matrix, SHAPE, weights=(0.1, 0.2, 0.4)
-    )
+    _, results = perturbation_test(lambda noise: noise.flatten(1) @ matrix, SHAPE, weights=(0.1, 0.2, 0.4))
     small, double, four = (one.change.value for one in results)
     assert double / small == pytest.approx(4, rel=1e-3)
     assert four / small == pytest.approx(16, rel=1e-3)
@@ -47,13 +45,7 @@ def test_renormalizing_matters_by_length_alone():
 
 def test_noise_is_renormalized_to_unit_variance():
     seen = []
-    perturbation_test(
-        lambda noise: seen.append(noise) or noise,
-        SHAPE,
-        weights=(2.0,),
-        noises=500,
-        renormalize=True,
-    )
+    perturbation_test(lambda noise: seen.append(noise) or noise, SHAPE, weights=(2.0,), noises=500, renormalize=True)
     assert all(abs(float(noise.std()) - 1) < 0.02 for noise in seen)
 
 

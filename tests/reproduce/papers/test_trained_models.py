@@ -39,10 +39,7 @@ def sections_of(run, **options):
 def test_both_tests_of_a_run(run, tmp_path):
     sections = sections_of(run, folder=tmp_path, noises=32)
     json.dumps([section.to_json() for section in sections], allow_nan=False)
-    assert [section.stands_for for section in sections] == [
-        "Fig. 3 of arXiv 2505.18521",
-        "Fig. 3 of arXiv 2406.12303",
-    ]
+    assert [section.stands_for for section in sections] == ["Fig. 3 of arXiv 2505.18521", "Fig. 3 of arXiv 2406.12303"]
     perturbed, steps = map(rows, sections)
     changes = [perturbed[f"W = {w} %: change"] for w in (10, 20, 30)]
     values = [row.measured.value for row in changes]

@@ -13,7 +13,7 @@ from immiscible_diffusion.evaluation.evaluator import Evaluator
 from immiscible_diffusion.evaluation.images import ImageEvaluator
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.task import EvalConfig, Task, TaskConfig
-from immiscible_diffusion.training.validation import VALIDATION_SAMPLES, held_out_or_training
+from immiscible_diffusion.training.validation import held_out_or_training, validation_config
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,9 @@ class ImageTask(Task):
 
     def load_data(self, split: str) -> DataSet:
         """Load the images of ``split``."""
-        config = self.data_config(split)
-        return load_stream(config) if config.stream else load_images(config)
-
-    def data_config(self, split: str) -> DataConfig:
-        """Return which images those of ``split`` are."""
         data: DataConfig = self.recipe.task.data
-        if split == "train":
-            return data
-        return dataclasses.replace(data, split="test", max_samples=VALIDATION_SAMPLES, stream=False)
+        data = data if split == "train" else validation_config(data)
+        return load_stream(data) if data.stream else load_images(data)
 
     def validation_data(self) -> tuple[DataSet, str]:
         """Return the test split where the set has one, else the training data."""

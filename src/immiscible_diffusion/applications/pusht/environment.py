@@ -97,14 +97,13 @@ class VectorEnv:
             env.reset(start_states())
             steps = env.step(actions)          # [50, 8, 2]
 
-    What an environment does depends on its state and actions alone, not on the number of workers
-    (0 = all in this process, as always within a daemonic one, which may have no children).
-    Processes are spawned, so that threads and CUDA of the caller do no harm. They end with the
-    ``with`` statement, however it is left, and with the caller if that one dies.
+    What an environment does depends on its state and actions alone, not on the number of workers (0 = all in this
+    process, as always within a daemonic one, which may have no children). Processes are spawned, so that threads and
+    CUDA of the caller do no harm. They end with the ``with`` statement, however it is left, and with the caller if
+    that one dies.
 
-    Not ``gymnasium.vector.AsyncVectorEnv``: it starts a process per environment (50 of them), a
-    worker of it ends with the first error, and closing it after a worker died raises and leaves
-    the others running.
+    Not ``gymnasium.vector.AsyncVectorEnv``: it starts a process per environment (50 of them), a worker of it ends
+    with the first error, and closing it after a worker died raises and leaves the others running.
     """
 
     def __init__(self, count: int, *, workers: int = 0) -> None:

@@ -154,10 +154,7 @@ def _rollouts_file(run_dir: RunDir, step: int) -> Path:
 
 
 def _entry(
-    coupling: str,
-    rollouts: Mapping[int, Rollouts],
-    baseline: Mapping[int, Rollouts],
-    runs: Mapping[int, RunDir],
+    coupling: str, rollouts: Mapping[int, Rollouts], baseline: Mapping[int, Rollouts], runs: Mapping[int, RunDir]
 ) -> PolicyEntry:
     """Return the scores of one coupling over its seeds; its gain on the seeds of the baseline."""
     result = score_rollouts(list(rollouts.values()))

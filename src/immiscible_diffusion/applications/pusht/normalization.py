@@ -61,11 +61,10 @@ class LinearNormalizer:
 class PolicyNormalizer:
     """Normalize what a policy observes and does.
 
-    Without ``difference`` a network sees the last observations stacked, each in [-1, 1], as in
-    Diffusion Policy. With it, it sees the last one and the differences between neighbors, each with
-    mean 0 and variance 1. Speeds are small beside positions, and a small network learns them sooner
-    apart: on Push-T a regression of 500 steps is off by 24.9 pixels with differences and by 28.4 to
-    30.0 stacked.
+    Without ``difference`` a network sees the last observations stacked, each in [-1, 1], as in Diffusion Policy. With
+    it, it sees the last one and the differences between neighbors, each with mean 0 and variance 1. Speeds are small
+    beside positions, and a small network learns them sooner apart: on Push-T a regression of 500 steps is off by 24.9
+    pixels with differences and by 28.4 to 30.0 stacked.
     """
 
     observation: LinearNormalizer  # of observations ``[O]``

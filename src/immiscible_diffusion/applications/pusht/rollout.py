@@ -182,10 +182,9 @@ def score_difference(runs: Sequence[Rollouts], baseline: Sequence[Rollouts]) -> 
 def bootstrap_interval(values: NDArray[np.float64], *, seed: int = 0) -> Interval:
     """Mean of ``values`` ``[seeds, episodes]`` with a bootstrap interval over both.
 
-    Seeds and episodes are resampled independently of each other, as all seeds meet the same
-    episodes (Owen 2007, the pigeonhole bootstrap). Of few seeds a bootstrap is too narrow: the
-    interval is never narrower than Student's over seeds. One seed tells nothing of others: its
-    interval is over episodes alone.
+    Seeds and episodes are resampled independently of each other, as all seeds meet the same episodes (Owen 2007, the
+    pigeonhole bootstrap). Of few seeds a bootstrap is too narrow: the interval is never narrower than Student's over
+    seeds. One seed tells nothing of others: its interval is over episodes alone.
     """
     seeds, episodes = values.shape
     rng = np.random.default_rng(seed)
@@ -206,8 +205,7 @@ def bootstrap_interval(values: NDArray[np.float64], *, seed: int = 0) -> Interva
 def wilson_interval(hits: NDArray[np.bool_]) -> Interval:
     """Fraction of ``hits`` ``[seeds, episodes]`` with Wilson's interval for that many episodes.
 
-    Seeds meet the same episodes and are not counted as more. Sound at 0 and 1, where a bootstrap
-    has no width.
+    Seeds meet the same episodes and are not counted as more. Sound at 0 and 1, where a bootstrap has no width.
     """
     n, share, z = hits.shape[1], float(hits.mean()), NORMAL_QUANTILE
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
@@ -219,8 +217,7 @@ def wilson_interval(hits: NDArray[np.bool_]) -> Interval:
 def last_and_best(scores: Sequence[float], last: int = 10) -> tuple[float, float]:
     """Mean of the ``last`` checkpoints and the best of all: the paper's two figures.
 
-    The best is chosen on the episodes that score it, so it is too good; compare it with other
-    bests only.
+    The best is chosen on the episodes that score it, so it is too good; compare it with other bests only.
     """
     if not scores or last < 1:
         raise ValueError(f"expected scores and last >= 1, got {len(scores)} and {last}")

@@ -1,7 +1,6 @@
 """Push-T without its simulator: states, observations, initial states of test episodes.
 
-A state is ``[agent x, agent y, block x, block y, block angle]``, in pixels of a field of 512 x 512
-and radians.
+A state is ``[agent x, agent y, block x, block y, block angle]``, in pixels of a field of 512 x 512 and radians.
 """
 
 import math
@@ -20,10 +19,7 @@ KEY_POINTS = (
     *((-39.96641, 32.72966), (-16.82434, 62.86318), (23.54146, -1.70029)),
 )
 # Corners of the two bars of the block, in the order of gym-pusht, as LeRobot recorded them.
-CORNERS = (
-    *((-60, 0), (60, 0), (60, 30), (-60, 30)),
-    *((-15, 30), (15, 30), (15, 120), (-15, 120)),
-)
+CORNERS = (*((-60, 0), (60, 0), (60, 30), (-60, 30)), *((-15, 30), (15, 30), (15, 120), (-15, 120)))
 OBS_TYPES = ("keypoint", "relative", "state", "corners", "agent")
 
 
@@ -42,11 +38,10 @@ def key_points(state: Tensor, local: tuple[tuple[float, float], ...] = KEY_POINT
 def observe(state: Tensor, obs_type: str) -> Tensor:
     """Compute what a policy observes of ``state`` ``[..., 5]``.
 
-    ``obs_type`` is ``keypoint``: nine points on the block and the agent's position ``[..., 20]``,
-    as published; ``relative``: these, and the points relative to the agent ``[..., 38]``;
-    ``state``: the state itself ``[..., 5]``, whose angle jumps at 2 pi; ``corners``: eight corners
-    of the block and the agent's position ``[..., 18]``, or ``agent``: its position alone
-    ``[..., 2]``, as LeRobot records them.
+    ``obs_type`` is ``keypoint``: nine points on the block and the agent's position ``[..., 20]``, as published;
+    ``relative``: these, and the points relative to the agent ``[..., 38]``; ``state``: the state itself ``[..., 5]``,
+    whose angle jumps at 2 pi; ``corners``: eight corners of the block and the agent's position ``[..., 18]``, or
+    ``agent``: its position alone ``[..., 2]``, as LeRobot records them.
     """
     agent = state[..., :2]
     if obs_type == "state":

@@ -27,8 +27,7 @@ OBSERVATION = "observation"
 class Episodes:
     """Recorded episodes, one after the other, in the units they were recorded in.
 
-    ValueError names the episode of rows that do not fit together or are not finite, or that has
-    none.
+    ValueError names the episode of rows that do not fit together or are not finite, or that has none.
     """
 
     observation: Tensor  # ``[N, O]`` float32
@@ -100,9 +99,8 @@ class Episodes:
     ) -> tuple["Episodes", "Episodes"]:
         """Split into training and validation episodes, by the seed and their number alone.
 
-        ``val_ratio`` of the episodes, at least one, are validated on, and at most
-        ``max_train_episodes`` of the rest trained on; Diffusion Policy takes 90 of 206. ValueError
-        if nothing is left.
+        ``val_ratio`` of the episodes, at least one, are validated on, and at most ``max_train_episodes`` of the rest
+        trained on; Diffusion Policy takes 90 of 206. ValueError if nothing is left.
         """
         count, limit = max(1, round(val_ratio * len(self))), max_train_episodes
         if not 0 < val_ratio < 1 or count >= len(self) or (limit is not None and limit < 1):

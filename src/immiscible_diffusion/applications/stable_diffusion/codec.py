@@ -19,10 +19,9 @@ TOKENS = ("tokens", "tokens_2")
 class LatentCodec:
     """``data = (sample of vae(images) - shift) * scaling``, ``cond["text"]`` of the tokens.
 
-    Conditions of the result: ``text`` ``[B, L, W]``; with two text encoders (SDXL) also ``pooled``
-    ``[B, P]`` and ``time_ids`` ``[B, 6]``; for in-painting ``inpaint_mask`` ``[B, 1, h, w]`` (1 is
-    to be painted) and ``masked_latents`` ``[B, C, h, w]``, the latents of the visible part. Others,
-    such as ``label``, are passed on.
+    Conditions of the result: ``text`` ``[B, L, W]``; with two text encoders (SDXL) also ``pooled`` ``[B, P]`` and
+    ``time_ids`` ``[B, 6]``; for in-painting ``inpaint_mask`` ``[B, 1, h, w]`` (1 is to be painted) and
+    ``masked_latents`` ``[B, C, h, w]``, the latents of the visible part. Others, such as ``label``, are passed on.
     """
 
     vae: Any  # diffusers' ``AutoencoderKL``, frozen

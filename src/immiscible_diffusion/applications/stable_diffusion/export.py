@@ -13,22 +13,13 @@ from torch import Tensor, nn
 
 from immiscible_diffusion.applications.stable_diffusion.codec import LatentCodec
 from immiscible_diffusion.applications.stable_diffusion.config import task_of, unet_of
-from immiscible_diffusion.applications.stable_diffusion.load_pipeline import (
-    PretrainedPipeline,
-    silence_hf_logging,
-)
+from immiscible_diffusion.applications.stable_diffusion.load_pipeline import PretrainedPipeline, silence_hf_logging
 from immiscible_diffusion.applications.stable_diffusion.unet import TextUNet
 from immiscible_diffusion.diffusion.paths import VPPath
 from immiscible_diffusion.training.ema import EMA
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
-from immiscible_diffusion.utils.atomic_files import (
-    atomic_folder,
-    atomic_path,
-    read_json,
-    write_json,
-    write_text,
-)
+from immiscible_diffusion.utils.atomic_files import atomic_folder, atomic_path, read_json, write_json, write_text
 from immiscible_diffusion.utils.optional_deps import require_extra
 
 PREDICTION_TYPES = {"epsilon": "epsilon", "v": "v_prediction", "data": "sample"}
@@ -57,9 +48,8 @@ UPLOADED = (
 def publish(recipe: Recipe, run_dir: RunDir, codec: LatentCodec, model: nn.Module, ema: EMA, step: int) -> None:
     """Write what diffusers and others load.
 
-    After every checkpoint ``unet/`` (current weights) and ``unet_ema/`` (averaged), like diffusers'
-    training script, and after the last step a complete pipeline whose ``unet/`` has the averaged
-    weights; of LoRA the adapters' files.
+    After every checkpoint ``unet/`` (current weights) and ``unet_ema/`` (averaged), like diffusers' training script,
+    and after the last step a complete pipeline whose ``unet/`` has the averaged weights; of LoRA the adapters' files.
     """
     assert isinstance(model, TextUNet)
     with silence_hf_logging():

@@ -21,12 +21,7 @@ from immiscible_diffusion.data.captions import Captioned, Captions
 from immiscible_diffusion.data.images import draw_flips
 from immiscible_diffusion.data.load import DataConfig
 from immiscible_diffusion.data.prompts import ClassNamePrompts, ListCaptions, Prompts, Tokenize
-from immiscible_diffusion.utils.atomic_files import (
-    atomic_path,
-    read_json,
-    remove_unfinished,
-    write_json,
-)
+from immiscible_diffusion.utils.atomic_files import atomic_path, read_json, remove_unfinished, write_json
 from immiscible_diffusion.utils.background import prefetch_iterator
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.optional_deps import require_extra

@@ -9,13 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from immiscible_diffusion.applications.images.task import ImageTask
 from immiscible_diffusion.applications.stable_diffusion.config import task_of, unet_of
 from immiscible_diffusion.applications.stable_diffusion.export import check_before, publish, push
-from immiscible_diffusion.applications.stable_diffusion.latent_cache import (
-    describe_transform,
-    load_latents,
-)
+from immiscible_diffusion.applications.stable_diffusion.latent_cache import describe_transform, load_latents
 from immiscible_diffusion.applications.stable_diffusion.load_pipeline import frozen_dtype
 from immiscible_diffusion.applications.stable_diffusion.scores import FewShotEvaluator
 from immiscible_diffusion.applications.stable_diffusion.unet import TextUNet
@@ -27,26 +23,25 @@ from immiscible_diffusion.data.streaming import load_stream
 from immiscible_diffusion.diffusion.paths import Cond
 from immiscible_diffusion.evaluation.config import ImageEvalConfig
 from immiscible_diffusion.evaluation.evaluator import Evaluator
+from immiscible_diffusion.evaluation.images import ImageEvaluator
 from immiscible_diffusion.models.condition_dropout import drop_labels, drop_text
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
-from immiscible_diffusion.training.task import EvalConfig
+from immiscible_diffusion.training.task import EvalConfig, Task
+from immiscible_diffusion.training.validation import held_out_or_training, validation_config
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.random import RandomStreams, keyed_generator
 
 IMAGES_PER_PROMPT = 4
 
 
-class TextToImageTask(ImageTask):
+class TextToImageTask(Task):
     """Latents with the text that describes them."""
 
     def __init__(self, recipe: Recipe, device: torch.device, dataset: DataSet | None = None) -> None:
         self.config = config = task_of(recipe)
         self.codec = config.codec.load(
-            device,
-            recipe.mixed_precision,
-            passthrough=config.latents is not None,
-            inpainting=config.inpainting,
+            device, recipe.mixed_precision, passthrough=config.latents is not None, inpainting=config.inpainting
         )
         self.max_batch_size = self.codec.max_batch_size
         if config.preview_prompts:
@@ -58,8 +53,8 @@ class TextToImageTask(ImageTask):
 
     def load_data(self, split: str) -> DataSet:
         """Load the images of ``split``, or the cached latents, with their tokens."""
-        data, captions = self.data_config(split), self.config.captions or Captions()
-        tokenize = self.codec.tokenize
+        data, captions = self.config.data, self.config.captions or Captions()
+        data, tokenize = data if split == "train" else validation_config(data), self.codec.tokenize
         if data.stream:
             return load_stream(data, captions, tokenize)
         if self.config.latents is None:
@@ -78,6 +73,10 @@ class TextToImageTask(ImageTask):
             return dataset if dataset.tokenize else dataset.tokenized(self.codec.tokenize)
         captions = self.config.captions or Captions()
         return Captioned(dataset, captions.of_classes(dataset, None), self.codec.tokenize)
+
+    def validation_data(self) -> tuple[DataSet, str]:
+        """Return the test split where the set has one, else the training data."""
+        return held_out_or_training(self, self.config.data)
 
     def reference_images(self) -> DataSet:
         """Return the real images as squares of one size, also where latents are trained on."""
@@ -169,11 +168,11 @@ class TextToImageTask(ImageTask):
 
     def evaluator(self, config: EvalConfig | None = None, max_real: int | None = None) -> Evaluator:
         """Return what scores images: adapters, tuned on few images, by few-shot metrics."""
-        config = config or self.config.eval
-        if unet_of(self.recipe).lora is None:
-            return super().evaluator(config, max_real)
+        config, images = config or self.config.eval, self.reference_images()
         assert isinstance(config, ImageEvalConfig)
-        few = self.reference_images() if self.dataset.is_encoded else self.dataset
+        if unet_of(self.recipe).lora is None:
+            return ImageEvaluator.of(images, config, self.device, max_real)
+        few = images if self.dataset.is_encoded else self.dataset
         return FewShotEvaluator.of(few, config, self.device)
 
     def preview(self, pipeline: Any, model: nn.Module) -> Tensor:

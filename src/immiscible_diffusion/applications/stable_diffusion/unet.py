@@ -9,10 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from immiscible_diffusion.applications.stable_diffusion.load_pipeline import (
-    missing,
-    silence_hf_logging,
-)
+from immiscible_diffusion.applications.stable_diffusion.load_pipeline import missing, silence_hf_logging
 from immiscible_diffusion.diffusion.paths import Cond
 from immiscible_diffusion.models.base import ModelConfig, Shape, Shapes
 from immiscible_diffusion.utils.optional_deps import require_extra

@@ -45,9 +45,7 @@ class Loss(ABC):
     def check(self, path: Path, sampler: SamplerConfig) -> None:
         """Raise ValueError for a path or sampler that does not go with this loss."""
         if sampler.method == "consistency":
-            raise ValueError(
-                f"sampler.method consistency needs ConsistencyLoss, got {type(self).__name__}"
-            )
+            raise ValueError(f"sampler.method consistency needs ConsistencyLoss, got {type(self).__name__}")
 
 
 def mean_over(values: Tensor, mask: Tensor | None) -> Tensor:

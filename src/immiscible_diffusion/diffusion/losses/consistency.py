@@ -19,20 +19,19 @@ from immiscible_diffusion.utils.checks import check_bounds, check_choices
 class ConsistencyLoss(Loss):
     """``weight * d(model(x + sigma n, sigma), stop_gradient(model(x + r n, r)))``, ``r < sigma``.
 
-    Consistency training without a pretrained teacher (ECT, 2406.14548). Both points have the same
-    sample, the same paired noise and the same dropout. ``r / sigma`` rises in stages to 1; while it
-    is 0 this is denoising (with the distance, not its square as in EDM). ``d`` is the pseudo-Huber
-    distance of iCT (2310.14189); iCT's grid of noise levels is not built.
+    Consistency training without a pretrained teacher (ECT, 2406.14548). Both points have the same sample, the same
+    paired noise and the same dropout. ``r / sigma`` rises in stages to 1; while it is 0 this is denoising (with the
+    distance, not its square as in EDM). ``d`` is the pseudo-Huber distance of iCT (2310.14189); iCT's grid of noise
+    levels is not built.
 
     Args:
         q: in stage n the gap ``(sigma - r) / sigma`` is about ``q^-(n + 1)``.
         num_stages: of equal length.
         pretrain_fraction: of training, at its beginning, with ``r = sigma_min``: denoising.
         k: how much wider the gap is at small sigma.
-        huber: c of the pseudo-Huber distance in units of ``sqrt(D)`` (iCT: 0.00054); 0 is the
-            Euclidean distance.
-        weighting: ``gap``: ``1 / (sigma - r)`` (ECT on CIFAR-10, iCT); ``edm``: ``1 / sigma^2 +
-            1 / sigma_data^2`` (ECT on ImageNet).
+        huber: c of the pseudo-Huber distance in units of ``sqrt(D)`` (iCT: 0.00054); 0 is the Euclidean distance.
+        weighting: ``gap``: ``1 / (sigma - r)`` (ECT on CIFAR-10, iCT); ``edm``: ``1 / sigma^2 + 1 / sigma_data^2``
+            (ECT on ImageNet).
     """
 
     has_curriculum: ClassVar[bool] = True
@@ -61,9 +60,7 @@ class ConsistencyLoss(Loss):
         if not isinstance(path, EDMPath):
             raise ValueError(f"ConsistencyLoss needs an EDMPath, got {type(path).__name__}")
         if sampler.method != "consistency":
-            raise ValueError(
-                f"ConsistencyLoss needs sampler.method consistency, got {sampler.method}"
-            )
+            raise ValueError(f"ConsistencyLoss needs sampler.method consistency, got {sampler.method}")
         if path.time == "discrete":
             raise ValueError(
                 "ConsistencyLoss needs continuous noise levels (ECT), and path.time discrete is "

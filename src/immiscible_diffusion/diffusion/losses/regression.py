@@ -48,9 +48,7 @@ class RegressionLoss(Loss):
         """Loss ``[B]``: mean over the valid dimensions of a sample, times ``path.weight(t)``."""
         if self.noise_offset:
             if noise.ndim < 3:
-                raise ValueError(
-                    f"noise_offset needs noise with channels [B, C, ...], got {tuple(noise.shape)}"
-                )
+                raise ValueError(f"noise_offset needs noise with channels [B, C, ...], got {tuple(noise.shape)}")
             offset = torch.randn(noise.shape[:2], device=noise.device, dtype=noise.dtype)
             noise = noise + self.noise_offset * offset.view(*offset.shape, *(1,) * (noise.ndim - 2))
         point = path.sample(data, noise, t)

@@ -16,15 +16,14 @@ TIMES = ("uniform", "logit_normal")
 class FlowMatchingPath(Path):
     """Straight paths: ``x_t = (1 - t) data + t noise``, target ``noise - data``.
 
-    Flow matching, arXiv 2210.02747 / rectified flow, 2209.03003; most papers on it count time the
-    other way round.
+    Flow matching, arXiv 2210.02747 / rectified flow, 2209.03003; most papers on it count time the other way round.
 
     Args:
         time: distribution of training times: ``uniform``, or ``logit_normal`` (2403.03206, eq. 19).
         mean: of the logit-normal's Gaussian; above 0 favors noise.
         std: of the logit-normal's Gaussian.
-        shift: ``t -> shift t / (1 + (shift - 1) t)`` after drawing (2403.03206, eq. 23); above 1
-            favors noise, as suits larger images. Of training times only.
+        shift: ``t -> shift t / (1 + (shift - 1) t)`` after drawing (2403.03206, eq. 23); above 1 favors noise, as
+            suits larger images. Of training times only.
         time_scale: the network sees ``time_scale * t``.
     """
 

@@ -42,9 +42,7 @@ class Mixture:
             raise ValueError(f"a prediction is epsilon, v, data or velocity, got {prediction!r}")
         return known[prediction]
 
-    def to_data_and_noise(
-        self, prediction: Prediction, output: Tensor, x_t: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def to_data_and_noise(self, prediction: Prediction, output: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor]:
         """Data and noise ``[B, *shape]`` that ``output`` at ``x_t`` predicts.
 
         At alpha = 0 the data cannot be recovered from epsilon, nor at sigma = 0 the noise from
@@ -55,9 +53,7 @@ class Mixture:
         data = (b * x_t - self.sigma * output) / determinant
         return data, (self.alpha * output - a * x_t) / determinant
 
-    def convert(
-        self, output: Tensor, x_t: Tensor, prediction: Prediction, into: Prediction
-    ) -> Tensor:
+    def convert(self, output: Tensor, x_t: Tensor, prediction: Prediction, into: Prediction) -> Tensor:
         """``output``, which is a ``prediction`` at ``x_t``, as the prediction ``into``."""
         if prediction == into:
             return output

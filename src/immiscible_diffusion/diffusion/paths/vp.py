@@ -8,15 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.diffusion.paths.base import (
-    Cond,
-    Model,
-    Path,
-    PathSample,
-    Velocity,
-    check_sample,
-    per_row,
-)
+from immiscible_diffusion.diffusion.paths.base import Cond, Model, Path, PathSample, Velocity, check_sample, per_row
 from immiscible_diffusion.diffusion.paths.parametrization import Mixture
 from immiscible_diffusion.utils.checks import check_bounds, check_choices
 

@@ -5,12 +5,7 @@ from immiscible_diffusion.diffusion.samplers.config import METHODS, SamplerConfi
 from immiscible_diffusion.diffusion.samplers.ddpm import sample_ddim, sample_dpm, select_timesteps
 from immiscible_diffusion.diffusion.samplers.edm import sample_consistency, sample_edm
 from immiscible_diffusion.diffusion.samplers.guidance import guided
-from immiscible_diffusion.diffusion.samplers.ode import (
-    sample_dopri5,
-    sample_euler,
-    sample_heun,
-    sample_midpoint,
-)
+from immiscible_diffusion.diffusion.samplers.ode import sample_dopri5, sample_euler, sample_heun, sample_midpoint
 from immiscible_diffusion.diffusion.samplers.recording import Frame, RecordingModel, trajectory_grid
 
 __all__ = [

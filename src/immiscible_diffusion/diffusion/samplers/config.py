@@ -9,12 +9,7 @@ from immiscible_diffusion.diffusion.paths import Cond, EDMPath, Model, Path, Vel
 from immiscible_diffusion.diffusion.samplers.base import SamplerOutput, StepNoise
 from immiscible_diffusion.diffusion.samplers.ddpm import Spacing, sample_ddim, sample_dpm
 from immiscible_diffusion.diffusion.samplers.edm import sample_consistency, sample_edm
-from immiscible_diffusion.diffusion.samplers.ode import (
-    sample_dopri5,
-    sample_euler,
-    sample_heun,
-    sample_midpoint,
-)
+from immiscible_diffusion.diffusion.samplers.ode import sample_dopri5, sample_euler, sample_heun, sample_midpoint
 from immiscible_diffusion.utils.checks import check_bounds, check_choices
 
 METHODS = {"euler": sample_euler, "heun": sample_heun, "midpoint": sample_midpoint}
@@ -43,9 +38,7 @@ class SamplerConfig:
         guidance: weight of the condition (2207.12598): 1 is none, above 1 pushes towards it.
     """
 
-    method: Literal[
-        "euler", "heun", "midpoint", "dopri5", "ddim", "ddpm", "dpm", "edm", "consistency"
-    ] = "euler"
+    method: Literal["euler", "heun", "midpoint", "dopri5", "ddim", "ddpm", "dpm", "edm", "consistency"] = "euler"
     steps: int = 50
     tolerance: float = 1e-5
     init_noise: Literal["normal", "matched"] = "normal"
@@ -90,13 +83,7 @@ class SamplerConfig:
         return METHODS[self.method](velocity, noise, steps=self.steps)
 
     def sample(
-        self,
-        path: Path,
-        model: Model,
-        noise: Tensor,
-        *,
-        cond: Cond | None = None,
-        step_noise: StepNoise | None = None,
+        self, path: Path, model: Model, noise: Tensor, *, cond: Cond | None = None, step_noise: StepNoise | None = None
     ) -> SamplerOutput:
         """Turn ``noise`` ``[B, *shape]`` of unit variance at t = 1 into data.
 
@@ -108,24 +95,14 @@ class SamplerConfig:
         if isinstance(path, VPPath) and self.method in ("ddim", "ddpm"):
             eta = 1.0 if self.method == "ddpm" else self.eta
             return sample_ddim(
-                path,
-                model,
-                noise,
-                cond,
-                steps,
-                spacing,
-                eta=eta,
-                clip=self.clip,
-                step_noise=step_noise,
+                path, model, noise, cond, steps, spacing, eta=eta, clip=self.clip, step_noise=step_noise
             )
         if isinstance(path, VPPath) and self.method == "dpm":
             return sample_dpm(path, model, noise, cond, steps, spacing)
         if isinstance(path, EDMPath) and self.method == "edm":
             return sample_edm(path, model, noise, cond=cond, steps=steps)
         if isinstance(path, EDMPath) and self.method == "consistency":
-            return sample_consistency(
-                path, model, noise, cond=cond, steps=steps, step_noise=step_noise
-            )
+            return sample_consistency(path, model, noise, cond=cond, steps=steps, step_noise=step_noise)
         start = path.sigma_max * noise if isinstance(path, EDMPath) else noise
         return self(path.velocity(model, cond), start)
 

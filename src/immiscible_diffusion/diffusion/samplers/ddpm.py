@@ -17,23 +17,20 @@ Spacing = Literal["linear", "quadratic", "trailing"]
 def select_timesteps(path: VPPath, count: int, spacing: Spacing = "linear") -> list[int]:
     """``count`` of the path's steps, falling.
 
-    ``linear`` and ``quadratic`` are those of DDIM (2010.02502, D.2), which end at step 0 and leave
-    the last ones out (quadratic steps that coincide are taken once; they begin at 0.8 of all, where
-    a cosine schedule still shows a third of the data); ``trailing`` starts at the last
-    (2305.08891), as zero SNR needs.
+    ``linear`` and ``quadratic`` are those of DDIM (2010.02502, D.2), which end at step 0 and leave the last ones out
+    (quadratic steps that coincide are taken once; they begin at 0.8 of all, where a cosine schedule still shows a
+    third of the data); ``trailing`` starts at the last (2305.08891), as zero SNR needs.
 
     Raises:
-        ValueError: more steps than the path has, an unknown spacing, or one step that is not
-            ``trailing``: it would be step 0, which returns the noise unchanged.
+        ValueError: more steps than the path has, an unknown spacing, or one step that is not ``trailing``: it would
+            be step 0, which returns the noise unchanged.
     """
     if not 1 <= count <= path.steps:
         raise ValueError(f"steps must be from 1 to {path.steps}, those of the path, got {count}")
     if spacing not in get_args(Spacing):
         raise ValueError(f"spacing must be linear, quadratic or trailing, got {spacing!r}")
     if count == 1 and spacing != "trailing":
-        raise ValueError(
-            f"one {spacing} step is step 0, which returns the noise; use trailing or more steps"
-        )
+        raise ValueError(f"one {spacing} step is step 0, which returns the noise; use trailing or more steps")
     if spacing == "trailing":
         return [round(path.steps * (count - i) / count) - 1 for i in range(count)]
     if spacing == "linear":
@@ -87,9 +84,7 @@ def sample_ddim(
     return SamplerOutput(x, len(timesteps))
 
 
-def _ddim_coefficients(
-    path: VPPath, t: float, t_next: float, eta: float
-) -> tuple[float, float, float]:
+def _ddim_coefficients(path: VPPath, t: float, t_next: float, eta: float) -> tuple[float, float, float]:
     """Coefficients of the data, the predicted noise and fresh noise at ``t_next``."""
     times = torch.tensor([t, t_next], dtype=torch.float64)
     alpha, alpha_next = path.alpha(times).tolist()
@@ -101,12 +96,7 @@ def _ddim_coefficients(
 
 @torch.no_grad()
 def sample_dpm(
-    path: VPPath,
-    model: Model,
-    noise: Tensor,
-    cond: Cond | None = None,
-    steps: int = 20,
-    spacing: Spacing = "trailing",
+    path: VPPath, model: Model, noise: Tensor, cond: Cond | None = None, steps: int = 20, spacing: Spacing = "trailing"
 ) -> SamplerOutput:
     """DPM-Solver++ of second order, multistep (2211.01095), by diffusers' scheduler."""
     with require_extra("train", "DPM-Solver++"):

@@ -43,9 +43,8 @@ class RecordingModel:
 def trajectory_grid(frames: list[Frame], samples: Tensor, columns: int = 8) -> Tensor:
     """Two rows of ``columns`` images for each sample: ``x_t`` and the predicted data over time.
 
-    Returns ``[B * 2 * columns, *shape]``: ``columns - 1`` evenly spaced frames, the first and the
-    last among them, then the result ``samples`` ``[B, *shape]``. Fewer frames give fewer columns:
-    ``len(frames) + 1``.
+    Returns ``[B * 2 * columns, *shape]``: ``columns - 1`` evenly spaced frames, the first and the last among them,
+    then the result ``samples`` ``[B, *shape]``. Fewer frames give fewer columns: ``len(frames) + 1``.
     """
     if not frames or columns < 2:
         raise ValueError(f"expected frames and columns >= 2, got {len(frames)} and {columns}")

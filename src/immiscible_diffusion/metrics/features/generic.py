@@ -17,10 +17,9 @@ WIDE, ROWS, ROWS_OF_WIDE = 2_000, 10_000, 2_000  # dimensions; samples that dire
 class GenericFeatures:
     """``[z, |x - mean - z V|, relu(z W + b) / sqrt(L), c]`` of a sample x, ``z = (x - mean) V^T``.
 
-    The leading principal directions of the data, the length of what lies outside of them, random
-    rectified features of these (so that a Frechet distance sees more than mean and covariance), and
-    the leading principal directions of the conditions: the distance is then that of the joint
-    distribution of data and conditions.
+    The leading principal directions of the data, the length of what lies outside of them, random rectified features
+    of these (so that a Frechet distance sees more than mean and covariance), and the leading principal directions of
+    the conditions: the distance is then that of the joint distribution of data and conditions.
     """
 
     mean: Tensor  # [D]
@@ -56,8 +55,7 @@ class GenericFeatures:
         inside = _inside(data, self.mean, self.directions)
         parts = [inside]
         if len(self.offset):
-            lifted = torch.relu(inside @ self.weight + self.offset) / len(self.offset) ** 0.5
-            parts.append(lifted)
+            parts.append(torch.relu(inside @ self.weight + self.offset) / len(self.offset) ** 0.5)
         if conditions is not None and len(self.condition_directions):
             parts.append(conditions @ self.condition_directions.T)
         return torch.cat(parts, dim=1)

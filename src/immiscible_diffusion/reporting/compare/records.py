@@ -87,8 +87,7 @@ class ExcessPoint:
 class Trial:
     """One training: a coupling and a seed.
 
-    Images are PNG paths relative to results.json, made from the same initial noise for every
-    coupling.
+    Images are PNG paths relative to results.json, made from the same initial noise for every coupling.
     """
 
     coupling: str

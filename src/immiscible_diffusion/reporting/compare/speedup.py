@@ -1,10 +1,9 @@
 """How many times fewer steps: speed-ups at equal metric, with intervals over seeds.
 
-For one seed and number of sampling steps, the speed-up is steps(baseline) / steps(coupling) to the
-same metric, on best-so-far curves that are linear in log step and log of the metric between
-neighboring evaluations. The target is the worse of the two final values, so that both reach it;
-below 1 the coupling is slower. A curve that is at the target when first evaluated got there at an
-unknown earlier step: the ratio is then only a bound.
+For one seed and number of sampling steps, the speed-up is steps(baseline) / steps(coupling) to the same metric, on
+best-so-far curves that are linear in log step and log of the metric between neighboring evaluations. The target is
+the worse of the two final values, so that both reach it; below 1 the coupling is slower. A curve that is at the
+target when first evaluated got there at an unknown earlier step: the ratio is then only a bound.
 """
 
 import math
@@ -85,9 +84,8 @@ class Speedup:
 class ControlShare:
     """The share of a coupling's gain in the final metric that its shuffled control keeps.
 
-    share = (baseline - control) / (baseline - coupling) of ``finals``, their means over the seeds
-    that all three have; None where the gain is not resolved: smaller than the width of the floor,
-    or not positive on every seed.
+    share = (baseline - control) / (baseline - coupling) of ``finals``, their means over the seeds that all three
+    have; None where the gain is not resolved: smaller than the width of the floor, or not positive on every seed.
     """
 
     sampling_steps: int

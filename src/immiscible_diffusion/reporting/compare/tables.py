@@ -267,8 +267,7 @@ def latex_escaped(value: Any) -> str:
 def speedup_markdown(comparison: Comparison) -> str:
     """A markdown table for a README: the speed-up of every coupling by sampling steps.
 
-    In brackets the final metric; the headline column is bold. A line below says what it is and
-    which command made it.
+    In brackets the final metric; the headline column is bold. A line below says what it is and which command made it.
     """
     rows = []
     for entry in comparison.couplings:

@@ -10,11 +10,7 @@ from safetensors.torch import load_file
 
 from fixtures.stable_diffusion import sd_recipe
 from helpers import train
-from immiscible_diffusion.applications.stable_diffusion.export import (
-    DIFFUSERS,
-    KOHYA,
-    to_kohya,
-)
+from immiscible_diffusion.applications.stable_diffusion.export import DIFFUSERS, KOHYA, to_kohya
 from immiscible_diffusion.applications.stable_diffusion.load_pipeline import silence_hf_logging
 from immiscible_diffusion.applications.stable_diffusion.unet import LoRA
 
@@ -67,9 +63,7 @@ def test_the_folder_itself_loads(run):
 
         loaded = DiffusionPipeline.from_pretrained(pipeline)
         loaded.load_lora_weights(folder)
-    torch.testing.assert_close(
-        predict(trainer, loaded.unet), predict(trainer, trainer.ema.model.unet)
-    )
+    torch.testing.assert_close(predict(trainer, loaded.unet), predict(trainer, trainer.ema.model.unet))
 
 
 @pytest.mark.parametrize("file", [DIFFUSERS, KOHYA])

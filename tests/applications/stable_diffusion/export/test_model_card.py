@@ -69,12 +69,7 @@ def test_publishing_offline_says_how_to_do_it_by_hand(tmp_path, monkeypatch):
 
 def test_a_run_is_published_with_its_card_after_the_last_step(small_sd, tmp_path, monkeypatch):
     recipe = sd_recipe(
-        "imagenet-sd-scratch",
-        small_sd,
-        coupling="knn:k=4",
-        push_to_hub="me/mine",
-        steps=2,
-        checkpoint_every=1,
+        "imagenet-sd-scratch", small_sd, coupling="knn:k=4", push_to_hub="me/mine", steps=2, checkpoint_every=1
     )
     calls, files_sent = [], []
 

@@ -47,9 +47,7 @@ def test_means_are_those_of_the_vae(images: ImageSet, vae: Any, folder: Path) ->
     assert (len(latents), latents.num_classes) == (11, 3)
 
 
-def test_sampled_latents_have_the_distribution_of_the_vae(
-    images: ImageSet, vae: Any, folder: Path
-) -> None:
+def test_sampled_latents_have_the_distribution_of_the_vae(images: ImageSet, vae: Any, folder: Path) -> None:
     encode(images, vae, folder, SMALL)
     latents = LatentSet.open(folder)
     rows = torch.full((4000,), 5)
@@ -63,9 +61,7 @@ def test_sampled_latents_have_the_distribution_of_the_vae(
     assert torch.equal(drawn, again)
 
 
-def test_mirror_images_are_encoded_not_mirrored_latents(
-    images: ImageSet, vae: Any, folder: Path
-) -> None:
+def test_mirror_images_are_encoded_not_mirrored_latents(images: ImageSet, vae: Any, folder: Path) -> None:
     encode(images, vae, folder, SMALL)
     latents = LatentSet.open(folder, flip=True)
     rows, both = torch.tensor([2, 9]), torch.tensor([True, False])
@@ -81,9 +77,7 @@ def test_mirror_images_are_encoded_not_mirrored_latents(
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_other_readers_can_read_the_shards(
-    images: ImageSet, vae: Any, folder: Path, dtype: Any
-) -> None:
+def test_other_readers_can_read_the_shards(images: ImageSet, vae: Any, folder: Path, dtype: Any) -> None:
     from safetensors import safe_open
 
     manifest = encode(images, vae, folder, dataclasses.replace(SMALL, dtype=dtype))
@@ -137,9 +131,7 @@ def test_two_processes_make_what_one_makes(images: ImageSet, vae: Any, tmp_path:
     assert state(one) == state(two)
 
 
-def test_a_mismatch_reports_what_differs(
-    images: ImageSet, vae: Any, other_vae: Any, folder: Path
-) -> None:
+def test_a_mismatch_reports_what_differs(images: ImageSet, vae: Any, other_vae: Any, folder: Path) -> None:
     encode(images, vae, folder, SMALL)
     with pytest.raises(ValueError, match=rf"vae is '{vae_digest(vae)}' there and"):
         encode(images, other_vae, folder, SMALL)
@@ -155,9 +147,7 @@ def test_a_mismatch_reports_what_differs(
     LatentSet.open(folder, vae=vae_digest(vae), data=data_digest(images))
 
 
-def test_shards_of_others_and_truncated_ones_are_missing(
-    images: ImageSet, vae: Any, tmp_path: Path
-) -> None:
+def test_shards_of_others_and_truncated_ones_are_missing(images: ImageSet, vae: Any, tmp_path: Path) -> None:
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     manifest = encode(images, vae, ours, SMALL)
     encode(make_images(11, seed=1), vae, theirs, SMALL)
