@@ -42,10 +42,10 @@ class KNN(Coupling):
     """The nearest of k independent Gaussian noises for every sample, exact for any k.
 
     With ``u = data / |data|`` a Gaussian noise is ``a u + r w``: ``a ~ N(0, 1)``, ``r^2 ~ chi^2(D - 1)``, ``w``
-    uniform on the unit sphere across ``u``, all independent, and its squared distance to the sample is ``r^2 + a^2 - 2
-    a |data|`` plus a constant. So one noise is drawn whole, the k - 1 others as pairs ``(a, r)``, and if one of these
-    is nearest the drawn noise gets its two lengths. Time and memory are those of one ``torch.randn``, plus O(k)
-    scalars per sample worked in pieces.
+    uniform on the unit sphere across ``u``, all independent, and its squared distance to the sample is
+    ``r^2 + a^2 - 2 a |data|`` plus a constant. So one noise is drawn whole, the k - 1 others as pairs ``(a, r)``, and
+    if one of these is nearest the drawn noise gets its two lengths. Time and memory are those of one ``torch.randn``,
+    plus O(k) scalars per sample worked in pieces.
 
     The result is *not* N(0, I): nearest noises are shorter, and drift toward the mean of the data (``center`` removes
     that drift). ``KL(noise | sample, N(0, I)) = log k - 1 + 1/k``.

@@ -113,8 +113,9 @@ class Moments(TensorFields):
         """Fit to ``data``: a tensor ``[N, *shape]``, or an iterable of batches ``[B, *shape]``.
 
         A batch may come as ``(data, labels)`` with labels ``[B]``, whole numbers from 0. Sums run in float64 on the
-        CPU; nothing is quadratic in D. Directions are exact up to rounding where D or N is at most ``2 directions +
-        64``; beyond, what follows in the spectrum is dropped as batches come, and the last directions lean a little.
+        CPU; nothing is quadratic in D. Directions are exact up to rounding where D or N is at most
+        ``2 directions + 64``; beyond, what follows in the spectrum is dropped as batches come, and the last directions
+        lean a little.
 
         Args:
             data: the data, encoded and augmented; ValueError for none, not finite ones, or labels of some alone.

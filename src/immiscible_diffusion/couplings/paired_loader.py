@@ -69,8 +69,8 @@ class PairedLoader:
         loader: any iterable of ``Batch``, data ``[B, *shape]``, or ``(data, labels)``, where labels are a tensor (then
             ``cond["label"]``) or a dictionary. ``loader.starting_at(n)``, if there is one, gives the batches from n on
             without making those before.
-        coupling: draws from the generator that it is given only. One with a ``pool_size`` of m pairs batches 0 to m -
-            1 as one, then the next m.
+        coupling: draws from the generator that it is given only. One with a ``pool_size`` of m pairs batches 0 to
+            m - 1 as one, then the next m.
         encode: ``encode(item, generator)`` makes one of these of what the loader yields, in the thread; a VAE, say. It
             should draw from ``generator``: torch's own serves the training loop at the same time.
         seed: seed of the noise; a random one by default. Every pass over the loader, and every rank, draws different

@@ -36,8 +36,9 @@ class Expected:
 def information_budget(k: int) -> float:
     """``KL(p_k(. | x), N(0, I)) = log k - 1 + 1/k`` nats, for any sample and any dimension.
 
-    The survival of the winner's distance is the largest of k uniform numbers, and the log density ratio is ``log k +
-    (k - 1) log survival``. No noise tells more about its sample on average; to tell apart N data takes log N.
+    The survival of the winner's distance is the largest of k uniform numbers, and the log density ratio is
+    ``log k + (k - 1) log survival``. No noise tells more about its sample on average; to tell apart N data takes
+    log N.
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
