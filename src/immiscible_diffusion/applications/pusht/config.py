@@ -14,8 +14,7 @@ class DemonstrationConfig:
     path: str | None = None  # a Zarr store as Diffusion Policy's, its arrays in .npz, or LeRobot's
     # keypoint, relative (to the agent) or state; LeRobot's observations are taken as they are
     obs_type: Literal["keypoint", "relative", "state"] = "keypoint"
-    # condition on the last observation and its change instead of all observations
-    differences: bool = False
+    differences: bool = False  # condition on the last observation and its change instead of all observations
     horizon: int = 16  # actions that the policy predicts
     n_obs_steps: int = 2  # observations that it sees
     n_action_steps: int = 8  # predicted actions that are carried out
@@ -45,8 +44,7 @@ class PolicyEvalConfig(EvalConfig):
     num: int = 5  # how many training steps, spaced evenly in their logarithm
     episodes: int = 50  # of the simulator, from fixed initial states; 0 = no simulator
     windows: int = 512  # validation windows that the error of actions is measured on
-    # run the simulator at all evaluated training steps, or at the last
-    rollout_every: Literal["all", "last"] = "all"
+    rollout_every: Literal["all", "last"] = "all"  # run the simulator at all evaluated training steps, or at the last
     workers: int = 0  # processes of the simulator; 0 = in this one
 
     def __post_init__(self) -> None:

@@ -28,9 +28,8 @@ class Steps(NamedTuple):
 class PushT:
     """One environment without a screen, whose state can be set.
 
-    gym-pusht's own reset sets the block's position before its angle, which turns it about its
-    center of mass and so shifts it by up to 90 pixels. Here the angle comes first, and replaying
-    recorded actions gives the recorded states.
+    gym-pusht's own reset sets the block's position before its angle, which turns it about its center of mass and so
+    shifts it by up to 90 pixels. Here the angle comes first, and replaying recorded actions gives the recorded states.
     """
 
     def __init__(self) -> None:
@@ -99,8 +98,7 @@ class VectorEnv:
 
     What an environment does depends on its state and actions alone, not on the number of workers (0 = all in this
     process, as always within a daemonic one, which may have no children). Processes are spawned, so that threads and
-    CUDA of the caller do no harm. They end with the ``with`` statement, however it is left, and with the caller if
-    that one dies.
+    CUDA do no harm. They end with the ``with`` statement, however it is left, and with a caller that dies.
 
     Not ``gymnasium.vector.AsyncVectorEnv``: it starts a process per environment (50 of them), a worker of it ends
     with the first error, and closing it after a worker died raises and leaves the others running.

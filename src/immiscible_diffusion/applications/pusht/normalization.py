@@ -69,8 +69,7 @@ class PolicyNormalizer:
 
     observation: LinearNormalizer  # of observations ``[O]``
     action: LinearNormalizer  # of actions ``[A]``
-    # of the difference of an observation to the one before, or None to stack
-    difference: LinearNormalizer | None = None
+    difference: LinearNormalizer | None = None  # of the change since the observation before, or None to stack
 
     @classmethod
     def fit(

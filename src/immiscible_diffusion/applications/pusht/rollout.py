@@ -42,8 +42,7 @@ class Rollouts:
     states: Array  # ``[E, steps + 1, 5]``, from the first; after an episode's end its last
     actions: Array  # ``[E, steps, 2]``; NaN after the end
     coverage: Array  # ``[E, steps]``: fraction of the goal covered; NaN after the end
-    # seconds that each chunk took, for all episodes together, and for how many
-    latency: tuple[tuple[float, int], ...] = ()
+    latency: tuple[tuple[float, int], ...] = ()  # seconds of each chunk, for all episodes together, and how many
 
     @property
     def score(self) -> Array:
@@ -92,11 +91,10 @@ def rollout(
 ) -> Rollouts:
     """Run ``policy`` in every environment from ``starts`` ``[E, 5]``.
 
-    It sees ``n_obs_steps`` observations of ``obs_type`` (``observe``); before the first they repeat
-    it. ``n_action_steps`` of its actions are carried out, from the last observation on. An episode
-    ends after ``max_steps``, or with success. ``clock`` gives seconds, for the latency.
-
-    ValueError if a chunk is too short or not finite.
+    It sees ``n_obs_steps`` observations of ``obs_type`` (``observe``); before the first they repeat it.
+    ``n_action_steps`` of its actions are carried out, from the last observation on. An episode ends after
+    ``max_steps``, or with success. ``clock`` gives seconds, for the latency. ValueError if a chunk is too short or not
+    finite.
     """
     if min(n_obs_steps, n_action_steps, max_steps) < 1:
         sizes = n_obs_steps, n_action_steps, max_steps

@@ -30,8 +30,7 @@ class Policy(TaskConfig):
     """A policy that learns recorded demonstrations."""
 
     data: DemonstrationConfig = field(default_factory=DemonstrationConfig)  # the demonstrations
-    # how and when policies are evaluated
-    eval: PolicyEvalConfig = field(default_factory=PolicyEvalConfig)
+    eval: PolicyEvalConfig = field(default_factory=PolicyEvalConfig)  # how and when policies are evaluated
 
     makes_images: ClassVar[bool] = False
     next_step: ClassVar[str] = "immiscible evaluate {run} runs the policy in the simulator"

@@ -24,10 +24,8 @@ def save_video(
 ) -> None:
     """Write a GIF: a row for each policy, a column for each episode, with the score so far.
 
-    Of the first four ``episodes`` by default. An environment's image has ``size`` by ``size``
-    pixels. There are ``every`` steps between frames; a step is 0.1 s and is shown as long.
-
-    ValueError if there are no policies or no such episodes.
+    Of the first four ``episodes`` by default. An environment's image has ``size`` by ``size`` pixels. There are
+    ``every`` steps between frames; a step is 0.1 s and is shown as long. ValueError if there are no such episodes.
     """
     with require_extra("train", "videos of rollouts"):
         from PIL import Image, ImageDraw

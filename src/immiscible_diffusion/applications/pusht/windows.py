@@ -121,10 +121,8 @@ class Windows(DataSet):
     ``n_action_steps - 1`` after (pad_before and pad_after of Diffusion Policy), so that every step
     is predicted once. There they repeat the first or last step.
 
-    A batch has ``data`` ``[B, horizon, A]`` in [-1, 1], ``cond["observation"]``
-    ``[B, n_obs_steps * O]``, and ``mask`` ``[B, horizon, 1]`` or None.
-
-    ValueError names an episode shorter than the horizon.
+    A batch has ``data`` ``[B, horizon, A]`` in [-1, 1], ``cond["observation"]`` ``[B, n_obs_steps * O]``, and ``mask``
+    ``[B, horizon, 1]`` or None. ValueError names an episode shorter than the horizon.
     """
 
     episodes: Episodes
@@ -136,9 +134,8 @@ class Windows(DataSet):
         horizon, lengths = self.config.horizon, self.episodes.lengths
         if len(short := (lengths < horizon).nonzero()):
             raise ValueError(
-                f"{self.name}: episode {self.episodes.number(short[0])} has "
-                f"{int(lengths[short[0]])} steps, fewer than the horizon of {horizon}; leave it "
-                f"out (Episodes.select), or set a shorter horizon"
+                f"{self.name}: episode {self.episodes.number(short[0])} has {int(lengths[short[0]])} steps, fewer "
+                f"than the horizon of {horizon}; leave it out (Episodes.select), or set a shorter horizon"
             )
         for what in (OBSERVATION, "action"):
             size = getattr(self.episodes, what).shape[1]

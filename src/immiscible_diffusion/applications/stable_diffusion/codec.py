@@ -30,8 +30,7 @@ class LatentCodec:
     inpainting: Inpainting | None = None  # which part of an image is hidden
     passthrough: bool = False  # the data are latents already and are passed on
     vae_hash: str | None = None  # of the VAE's weights, to check cached latents
-    # The unconditional input of guidance is zeros, as in SDXL's pipeline, instead of the states of
-    # the empty prompt.
+    # The unconditional input of guidance is zeros, as in SDXL's pipeline, instead of the states of the empty prompt.
     zero_uncond: bool = False
 
     def __post_init__(self) -> None:

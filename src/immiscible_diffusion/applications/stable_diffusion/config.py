@@ -75,10 +75,8 @@ class TextToImage(TaskConfig):
     captions: Captions | None = None  # where prompts come from
     buckets: Buckets | None = None  # of aspect ratios; None = all images are cropped to one square
     latents: str | None = None  # a folder written by immiscible encode, read instead of the images
-    # hide a part of every image, which the network paints; None = off
-    inpainting: Inpainting | None = None
-    # what previews show; by default the classes, or the first captions
-    preview_prompts: tuple[str, ...] = ()
+    inpainting: Inpainting | None = None  # hide a part of every image, which the network paints; None = off
+    preview_prompts: tuple[str, ...] = ()  # what previews show; by default the classes, or the first captions
     push_to_hub: str | None = None  # owner/name to publish to after the last step
     eval: ImageEvalConfig = field(default_factory=ImageEvalConfig)  # how and when images are scored
 
@@ -120,9 +118,8 @@ class TextToImage(TaskConfig):
             )
         if model.inpainting != (inpainting is not None) or not recipe.conditional:
             raise ValueError(
-                f"a text-to-image network is conditional, and model.inpainting goes with "
-                f"task.inpainting; got conditional={recipe.conditional}, "
-                f"model.inpainting={model.inpainting} and inpainting={inpainting}"
+                "a text-to-image network is conditional, and model.inpainting goes with task.inpainting; got "
+                f"conditional={recipe.conditional}, model.inpainting={model.inpainting} and inpainting={inpainting}"
             )
         masked = inpainting is not None and inpainting.pair_masked_region
         if masked and recipe.sampler.init_noise == "matched":

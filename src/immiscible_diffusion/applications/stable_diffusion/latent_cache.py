@@ -170,8 +170,7 @@ class EncodingConfig:
     """How to encode."""
 
     dtype: Literal["float16", "bfloat16"] = "float16"  # of what is stored
-    # encode mirror images too: a VAE's latent of one is not the mirror image of the latent
-    flips: bool = True
+    flips: bool = True  # encode mirror images too: a VAE's latent of one is not the mirror image of the latent
     shard_size: int = 1024  # images per shard; an interruption loses at most one of each process
     batch_size: int = 16  # images in the VAE at a time
     transform: str = ""  # how the images were resized and converted, in words

@@ -118,8 +118,8 @@ def frozen_dtype(mixed_precision: str) -> torch.dtype:
 def load_pipeline(source: str, device: torch.device, dtype: torch.dtype, *, text: bool) -> Any:
     """Load a pipeline by its folder or hub name, quiet and without a safety checker.
 
-    It is a text-to-image pipeline with ``text``; else an unconditional diffusion model, such as
-    google/ddpm-cifar10-32, which is sampled by DDIM. ValueError if it is of the other kind, or not there.
+    With ``text`` it is a text-to-image pipeline; else an unconditional one, such as google/ddpm-cifar10-32, which is
+    sampled by DDIM. ValueError if it is of the other kind, or not there.
     """
     with require_extra("train", "sampling a pipeline"):
         from diffusers import DDIMPipeline, DiffusionPipeline

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from immiscible_diffusion.applications.images.task import ImageTask
 from immiscible_diffusion.applications.stable_diffusion.config import task_of, unet_of
 from immiscible_diffusion.applications.stable_diffusion.export import check_before, publish, push
 from immiscible_diffusion.applications.stable_diffusion.latent_cache import describe_transform, load_latents
@@ -23,19 +24,18 @@ from immiscible_diffusion.data.streaming import load_stream
 from immiscible_diffusion.diffusion.paths import Cond
 from immiscible_diffusion.evaluation.config import ImageEvalConfig
 from immiscible_diffusion.evaluation.evaluator import Evaluator
-from immiscible_diffusion.evaluation.images import ImageEvaluator
 from immiscible_diffusion.models.condition_dropout import drop_labels, drop_text
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
-from immiscible_diffusion.training.task import EvalConfig, Task
-from immiscible_diffusion.training.validation import held_out_or_training, validation_config
+from immiscible_diffusion.training.task import EvalConfig
+from immiscible_diffusion.training.validation import validation_config
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.random import RandomStreams, keyed_generator
 
 IMAGES_PER_PROMPT = 4
 
 
-class TextToImageTask(Task):
+class TextToImageTask(ImageTask):
     """Latents with the text that describes them."""
 
     def __init__(self, recipe: Recipe, device: torch.device, dataset: DataSet | None = None) -> None:
@@ -59,8 +59,7 @@ class TextToImageTask(Task):
             return load_stream(data, captions, tokenize)
         if self.config.latents is None:
             return load_captioned(data, captions, tokenize, self.config.buckets)
-        # Images that samples are scored against are the recipe's: latents of another size would
-        # go unnoticed.
+        # Images that samples are scored against are the recipe's: latents of another size would go unnoticed.
         expected = {
             "vae": self.codec.vae_hash,
             "transform": describe_transform(data, int(self.codec.vae.config.in_channels)),
@@ -73,10 +72,6 @@ class TextToImageTask(Task):
             return dataset if dataset.tokenize else dataset.tokenized(self.codec.tokenize)
         captions = self.config.captions or Captions()
         return Captioned(dataset, captions.of_classes(dataset, None), self.codec.tokenize)
-
-    def validation_data(self) -> tuple[DataSet, str]:
-        """Return the test split where the set has one, else the training data."""
-        return held_out_or_training(self, self.config.data)
 
     def reference_images(self) -> DataSet:
         """Return the real images as squares of one size, also where latents are trained on."""
@@ -168,11 +163,11 @@ class TextToImageTask(Task):
 
     def evaluator(self, config: EvalConfig | None = None, max_real: int | None = None) -> Evaluator:
         """Return what scores images: adapters, tuned on few images, by few-shot metrics."""
-        config, images = config or self.config.eval, self.reference_images()
-        assert isinstance(config, ImageEvalConfig)
+        config = config or self.config.eval
         if unet_of(self.recipe).lora is None:
-            return ImageEvaluator.of(images, config, self.device, max_real)
-        few = images if self.dataset.is_encoded else self.dataset
+            return super().evaluator(config, max_real)
+        assert isinstance(config, ImageEvalConfig)
+        few = self.reference_images() if self.dataset.is_encoded else self.dataset
         return FewShotEvaluator.of(few, config, self.device)
 
     def preview(self, pipeline: Any, model: nn.Module) -> Tensor:

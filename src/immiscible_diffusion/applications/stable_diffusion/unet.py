@@ -45,10 +45,8 @@ class StableDiffusionUNet(ModelConfig):
     # a pipeline, a checkpoint of diffusers' training script, the folder of a U-Net, or a name on
     # the hub; by default that of codec.pretrained
     pretrained: str | None = None
-    # pretrained, or scratch: its configuration with random weights
-    init: Literal["pretrained", "scratch"] = "pretrained"
-    # which weights: unet, or unet_ema, the averaged ones of a checkpoint
-    subfolder: Literal["unet", "unet_ema"] = "unet"
+    init: Literal["pretrained", "scratch"] = "pretrained"  # or scratch: its configuration with random weights
+    subfolder: Literal["unet", "unet_ema"] = "unet"  # or unet_ema, the averaged weights of a checkpoint
     inpainting: bool = False  # widen its input by the mask and the masked image; new weights are 0
     gradient_checkpointing: bool = False  # compute activations twice instead of keeping them
     lora: LoRA | None = None  # train adapters only; None = train all weights
@@ -105,9 +103,8 @@ class TextUNet(nn.Module):
             widen(unet, inputs)
         if (unet.config.in_channels, unet.config.out_channels) != (inputs, channels):
             raise ValueError(
-                f"the U-Net takes {unet.config.in_channels} channels and gives "
-                f"{unet.config.out_channels}; latents of {channels} channels need {inputs} and "
-                f"{channels} (in-painting: set model.inpainting)"
+                f"the U-Net takes {unet.config.in_channels} channels and gives {unet.config.out_channels}; latents of "
+                f"{channels} channels need {inputs} and {channels} (in-painting: set model.inpainting)"
             )
         if config.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
