@@ -168,9 +168,8 @@ class Pilot:
         if division is None:
             steps, seeds = settings.steps or MIN_STEPS, settings.seeds or USUAL_SEEDS
             text = (
-                f"too little time to tell: {settings.minutes:g} minutes do not hold "
-                f"{settings.seeds or MIN_SEEDS} seeds of {steps} steps here; about "
-                f"{time_budget.minutes_for(timing, seeds, steps)} minutes would"
+                f"too little time to tell: {settings.minutes:g} minutes do not hold {settings.seeds or MIN_SEEDS} "
+                f"seeds of {steps} steps here; about {time_budget.minutes_for(timing, seeds, steps)} minutes would"
             )
             return Verdict("too little", (text,))
         if not dry_run:
