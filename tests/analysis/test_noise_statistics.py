@@ -10,9 +10,9 @@ from immiscible_diffusion import KNN, Independent, LinearAssignment, Moments
 from immiscible_diffusion.analysis.miscibility import miscibility
 from immiscible_diffusion.analysis.noise_density import KNNDensity
 from immiscible_diffusion.analysis.noise_statistics import gaussian_fit, gaussian_fit_bias, measure_noise
-from immiscible_diffusion.couplings.calibrated import Calibrated
 from immiscible_diffusion.couplings.gaussian_ot import GaussianOT
 from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
+from immiscible_diffusion.couplings.wrappers import Calibrated
 from immiscible_diffusion.reporting.analysis.records import NoiseStatistics
 from immiscible_diffusion.utils.serialization import from_dict, to_dict
 

@@ -1,7 +1,7 @@
 import torch
 
 from immiscible_diffusion import KNN, Independent
-from immiscible_diffusion.couplings.benchmark import measure_cost, peak_bytes
+from immiscible_diffusion.couplings.describe import measure_cost, peak_bytes
 
 
 def test_peak_counts_what_is_held_together():

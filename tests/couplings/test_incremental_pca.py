@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from immiscible_diffusion.couplings.incremental_pca import IncrementalPCA
+from immiscible_diffusion.couplings.moments import IncrementalPCA
 
 
 def spread(count, dim, decay):

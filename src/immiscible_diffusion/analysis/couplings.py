@@ -15,8 +15,8 @@ from immiscible_diffusion.analysis.noise_density import has_closed_form, log_den
 from immiscible_diffusion.analysis.sample_pairs import draw_noise
 from immiscible_diffusion.couplings import KNN, Coupling, NoiseDistribution, as_coupling, parse_coupling
 from immiscible_diffusion.couplings._validation import valid_positions
-from immiscible_diffusion.couplings.calibrated import Calibrated
 from immiscible_diffusion.couplings.moments import Moments
+from immiscible_diffusion.couplings.wrappers import Calibrated
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.random import keyed_generator
 

@@ -18,8 +18,8 @@ from immiscible_diffusion.couplings import KNN, Coupling, Independent, Shuffled
 from immiscible_diffusion.couplings._knn_kernels import offset_of
 from immiscible_diffusion.couplings._validation import valid_positions
 from immiscible_diffusion.couplings.base import FunctionCoupling
-from immiscible_diffusion.couplings.calibrated import Calibrated
 from immiscible_diffusion.couplings.gaussian_ot import GaussianOT
+from immiscible_diffusion.couplings.wrappers import Calibrated
 from immiscible_diffusion.utils.batch import Batch
 
 LEAST_VARIANCE = 1e-12

@@ -22,8 +22,8 @@ class DataOptions:
     """Which data.
 
     Args:
-        data: a data set (digits, fashion_mnist, cifar10, hub:ID), a folder of images or of parquet files, or a file
-            of your own arrays [N, ...]: .npy, .npz or .safetensors (images, latents, video, windows of actions).
+        data: a data set (digits, fashion_mnist, cifar10, hub:ID), a folder of images or of parquet files, or a file of
+            your own arrays [N, ...]: .npy, .npz or .safetensors (images, latents, video, windows of actions).
         place: where a named data set lies: a folder or a parquet file.
         split: of a named data set or folder, train or test.
         array: the array of a file that holds the data; not needed if there is one, or one is named data.

@@ -21,8 +21,8 @@ WIDTH = 100
 class Options:
     """What to expect of couplings on data of a shape: no data, a second or two.
 
-    Pull of the noise along its sample, noise variance, distance reduction, information budget, and
-    time and memory on this machine. Examples:
+    Pull of the noise along its sample, noise variance, distance reduction, information budget, and time and memory on
+    this machine. Examples:
 
     immiscible describe knn:k=64 --shape 16,128,128
 
@@ -31,14 +31,14 @@ class Options:
     immiscible describe assignment shuffled:knn:k=4 --shape 3,32,32 --rms 0.5 --batch 512 --json
 
     Args:
-        couplings: one or several, side by side: independent, knn:k=16, knn:k=16,center=mean (or
-            label, channel), assignment, shuffled:ANY. Others depend on the data.
+        couplings: one or several, side by side: independent, knn:k=16, knn:k=16,center=mean (or label, channel),
+            assignment, shuffled:ANY. Others depend on the data.
         shape: of one sample as the model sees it, without the batch, such as 3,32,32.
-        rms: root mean square of the data, less their center for center=...; about 0.5 for images
-            in [-1, 1], 1 for latents scaled to it.
+        rms: root mean square of the data, less their center for center=...; about 0.5 for images in [-1, 1], 1 for
+            latents scaled to it.
         data_count: samples in the data set, whose log N is what it takes to tell them apart.
-        batch: samples that assignment pairs together (by default 256), and the batch that is timed
-            (by default what takes a moment).
+        batch: samples that assignment pairs together (by default 256), and the batch that is timed (by default what
+            takes a moment).
         device: where to measure time and memory.
         json: print JSON.
     """

@@ -22,9 +22,9 @@ PACKAGES = ("accelerate", "diffusers", "safetensors", "rich", "matplotlib")
 class Options:
     """Get everything a recipe needs, before a job on a node without a network.
 
-    Data go into the cache of ``datasets`` ($HF_HOME, ~/.cache/huggingface), networks for features
-    into $IMMISCIBLE_CACHE (~/.cache/immiscible-diffusion): the job must see the same folders.
-    Prints what is there and what is missing; exit code 2 if something is.
+    Data go into the cache of ``datasets`` ($HF_HOME, ~/.cache/huggingface), networks for features into
+    $IMMISCIBLE_CACHE (~/.cache/immiscible-diffusion): the job must see the same folders. Prints what is there and what
+    is missing; exit code 2 if something is.
 
     Args:
         device: where a classifier for features is trained, if the recipe asks for one.

@@ -120,7 +120,6 @@ def load_vae(source: str) -> Any:
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"there is no VAE at {source} ({reason}); download the pipeline where there is a "
-            f"network (`hf download {source} --include 'vae/*' --local-dir FOLDER`), and give that "
-            f"folder"
+            f"there is no VAE at {source} ({reason}); download the pipeline where there is a network (`hf download "
+            f"{source} --include 'vae/*' --local-dir FOLDER`), and give that folder"
         ) from error

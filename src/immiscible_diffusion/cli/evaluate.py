@@ -35,17 +35,17 @@ class Options(SamplerChanges):
         samples: images to make; the recipe's number by default.
         real: compare with so many real data, chosen at random; all by default.
         seed: of the initial noise.
-        features: feature space: classifier, pixels, efficientnet, inception (FID) or dinov2
-            (FD-DINOv2); the recipe's by default.
+        features: feature space: classifier, pixels, efficientnet, inception (FID) or dinov2 (FD-DINOv2); the recipe's
+            by default.
         metrics: which; frechet alone keeps no features, so any number of samples fits.
-        clip_metrics: of a folder, metrics by CLIP besides: score (CLIPScore; needs the prompts that
-            `immiscible sample --to` notes) and cmmd.
-        calibrate: also score real data against real data, and pure noise: the best and the worst
-            values of the metrics.
+        clip_metrics: of a folder, metrics by CLIP besides: score (CLIPScore; needs the prompts that `immiscible sample
+            --to` notes) and cmmd.
+        calibrate: also score real data against real data, and pure noise: the best and the worst values of the
+            metrics.
         batch_size: images at a time.
         device: where to sample and to compute features.
-        allow_code: import the coupling that the run's recipe names, if it is code of yours (only
-            needed for init_noise matched).
+        allow_code: import the coupling that the run's recipe names, if it is code of yours (only needed for init_noise
+            matched).
     """
 
     run: Annotated[Path, tyro.conf.Positional]

@@ -77,9 +77,9 @@ def take_name(arguments: Sequence[str], command: str) -> tuple[str, list[str]]:
 def named_recipe(name: str, arguments: Sequence[str]) -> tuple[Recipe, list[str]]:
     """The recipe called ``name`` with parts of other kinds, shrunk if asked for; other arguments.
 
-    ``--model.kind DiT``, ``--path.kind`` and ``--loss.kind`` choose a class with its defaults, then ``--tiny``
-    shrinks the recipe; all other options change the result. tyro's own subcommands (``model:di-t``) cannot do that:
-    they act after ``--tiny``, choose no sampler that suits a path, and do not go with the options of ``compare``.
+    ``--model.kind DiT``, ``--path.kind`` and ``--loss.kind`` choose a class with its defaults, then ``--tiny`` shrinks
+    the recipe; all other options change the result. tyro's own subcommands (``model:di-t``) cannot do that: they act
+    after ``--tiny``, choose no sampler that suits a path, and do not go with the options of ``compare``.
     """
     recipe, hints = recipe_from_name(name), typing.get_type_hints(Recipe)
     parser = argparse.ArgumentParser(f"immiscible ... {name}", add_help=False, allow_abbrev=False)

@@ -16,8 +16,8 @@ from immiscible_diffusion.utils.atomic_files import read_json, write_text
 class Options:
     """Write a comparison's page again from its results.json, or its tables for a paper.
 
-    Without a switch: report.html, results.csv and speedups.csv. With --latex or --csv those alone;
-    nothing is trained or evaluated. After new trials: immiscible compare RECIPE --gather.
+    Without a switch: report.html, results.csv and speedups.csv. With --latex or --csv those alone; nothing is trained
+    or evaluated. After new trials: immiscible compare RECIPE --gather.
 
     Args:
         folder: of the comparison, with results.json.

@@ -53,10 +53,10 @@ class Options(SamplerChanges):
 
     Args:
         run: a run folder; its averaged weights are sampled.
-        pipeline: sample this instead: a folder with a pipeline of diffusers, or its hub name; an
-            unconditional one by DDIM.
-        to: folder for the images; by default RUN/images/STEP-SAMPLER-SEED, made anew, and a grid
-            of its first images beside it.
+        pipeline: sample this instead: a folder with a pipeline of diffusers, or its hub name; an unconditional one by
+            DDIM.
+        to: folder for the images; by default RUN/images/STEP-SAMPLER-SEED, made anew, and a grid of its first images
+            beside it.
         count: images in all; more can be asked for later.
         seed: of the initial noise.
         prompt: text to show, one or several, for a model conditioned on text.
@@ -66,12 +66,12 @@ class Options(SamplerChanges):
         synonyms: which synonyms of a class name are used.
         format: png, files {class}_{i}.png; tar, webdataset shards of them; or both.
         shard_size: images in a tar shard.
-        batch_size: images at a time, on each process; by default 256 and at most what the VAE
-            takes, 16 with a pipeline.
+        batch_size: images at a time, on each process; by default 256 and at most what the VAE takes, 16 with a
+            pipeline.
         precision: of a pipeline.
         device: where to sample.
-        allow_code: import the coupling that the run's recipe names, if it is code of yours (only
-            needed for init_noise matched).
+        allow_code: import the coupling that the run's recipe names, if it is code of yours (only needed for init_noise
+            matched).
     """
 
     run: Annotated[Path | None, tyro.conf.Positional] = None

@@ -15,11 +15,11 @@ class SamplerChanges:
     """What to change of the recipe's sampler; nothing by default.
 
     Args:
-        method: sampler: euler, heun, midpoint or dopri5; on a VPPath also ddim, ddpm or dpm
-            (DPM-Solver++), on an EDMPath edm or consistency.
+        method: sampler: euler, heun, midpoint or dopri5; on a VPPath also ddim, ddpm or dpm (DPM-Solver++), on an
+            EDMPath edm or consistency.
         steps: sampling steps.
-        init_noise: normal, N(0, I), or matched, the distribution of the noise that the run was
-            trained on (measured now and kept in the run if it is not there).
+        init_noise: normal, N(0, I), or matched, the distribution of the noise that the run was trained on (measured
+            now and kept in the run if it is not there).
         spacing: which of the path's steps ddim, ddpm and dpm take.
         eta: share of fresh noise in ddim, 0 to 1.
         clip: bound on predicted data in ddim and ddpm.

@@ -75,8 +75,8 @@ def _chi_square(degrees: Tensor, generator: torch.Generator | None) -> Tensor:
 def move_to_nearest(noise: Tensor, offset: Tensor, rivals: Tensor, scratch: Tensor, valid: Tensor | None) -> None:
     """Give ``noise`` ``[n, D]``, in place, the lengths of its rival where the rival is nearer.
 
-    Few passes over the noise and few operations on scalars: both count (``benchmarks/``). A row of
-    data that is not finite stays at nothing and gets NaN.
+    Few passes over the noise and few operations on scalars: both count (``benchmarks/``). A row of data that is not
+    finite stays at nothing and gets NaN.
     """
     inverse_square, rival_distance, rival_along, rival_radius = rivals.split(1, dim=1)
     dot = torch.mul(noise, offset, out=scratch).sum(dim=1, keepdim=True)

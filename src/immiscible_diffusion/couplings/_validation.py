@@ -51,28 +51,19 @@ def check_fitted(what: str, fitted: tuple[int, ...], shape: tuple[int, ...], adv
 
 
 def valid_positions(mask: Tensor | None, data: Tensor) -> Tensor | None:
-    """``mask`` broadcast to ``data``, a view; None stays None.
-
-    Raises:
-        ValueError: not boolean, not broadcastable, or (on the CPU) a sample has no valid position.
-    """
+    """``mask`` broadcast to ``data``, a view; None stays None. ValueError for one that leaves a sample nothing."""
     if mask is None:
         return None
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         raise ValueError(f"mask must be boolean, True where data are valid, got {kind_of(mask)}")
     if 0 < mask.ndim < data.ndim and mask.shape[0] == len(data) > 1 and not _is_compiling():
-        warnings.warn(
-            f"mask {tuple(mask.shape)} is taken as one for all of data {tuple(data.shape)}, as "
-            f"torch broadcasts it; for one each give {data.ndim} dimensions, such as mask[:, None]",
-            stacklevel=4,
-        )
+        message = f"mask {tuple(mask.shape)} is taken as one for all of data {tuple(data.shape)}, as torch broadcasts"
+        warnings.warn(f"{message}; for one each give {data.ndim} dimensions, such as mask[:, None]", stacklevel=4)
     try:
         valid = mask.broadcast_to(data.shape)
     except RuntimeError:
-        raise ValueError(
-            f"mask {tuple(mask.shape)} does not broadcast to data {tuple(data.shape)}; give one "
-            f"of {data.ndim} dimensions, 1 wherever it says the same for all positions"
-        ) from None
+        shapes = f"mask {tuple(mask.shape)} does not broadcast to data {tuple(data.shape)}"
+        raise ValueError(f"{shapes}; give one of {data.ndim} dimensions, some of size 1") from None
     if can_sync(mask) and bool((empty := ~valid.flatten(1).any(dim=1)).any()):
         raise ValueError(f"mask leaves sample {int(empty.nonzero()[0])} no valid position")
     return valid
@@ -87,10 +78,7 @@ def take_condition(cond: dict[str, Tensor] | None, key: str, what: str) -> Tenso
 
 
 def check_labels(labels: Any, count: int, classes: int | None = None) -> None:
-    """Raise ValueError unless ``labels`` are whole numbers ``[count]`` from 0 (below ``classes``).
-
-    Their values are looked at only where ``can_sync``.
-    """
+    """Raise ValueError unless ``labels`` are whole numbers ``[count]`` from 0 (below ``classes``, if on the CPU)."""
     if not isinstance(labels, Tensor):
         raise ValueError(f"labels must be a tensor [{count}], got {type(labels).__name__}")
     if labels.is_floating_point() or labels.shape != (count,):
@@ -100,9 +88,7 @@ def check_labels(labels: Any, count: int, classes: int | None = None) -> None:
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or (classes is not None and high >= classes):
         expected = "0 or more" if classes is None else f"0 to {classes - 1}, as fitted"
-        raise ValueError(
-            f"labels must be {expected}, got {low} to {high} (give the true label, also where the model's is dropped)"
-        )
+        raise ValueError(f"labels must be {expected}, got {low} to {high}; also where the model drops them")
 
 
 def rows_of_labels(table: Tensor, labels: Tensor) -> Tensor:

@@ -30,22 +30,20 @@ MISMATCH_RATE = 0.05
 class LinearAssignment(Coupling):
     """One-to-one pairing of a batch of data with a batch of noise at least total cost.
 
-    The noises are those drawn, in another order, so their distribution stays N(0, I) exactly. A batch of one sample
-    is legal, pairs nothing and warns. Solved on the CPU by scipy: hide its time with ``PairedLoader``.
+    The noises are those drawn, in another order, so their distribution stays N(0, I) exactly. A batch of one sample is
+    legal, pairs nothing and warns. Solved on the CPU by scipy: hide its time with ``PairedLoader``.
 
     Args:
-        cost: ``"inner"``: the squared distance, whose best permutation is that of the inner products alone (one
-            matrix product, no ``[B, B, D]``); ``"norm"``: the distance not squared, as the paper's code has it
-            (slower to solve, for parity); ``"l1"``: the sum of absolute differences (the paper's ablation).
+        cost: ``"inner"``: the squared distance, by inner products alone (one matrix product, no ``[B, B, D]``);
+            ``"norm"``: the distance not squared, as the paper's code has it (slower to solve, for parity); ``"l1"``:
+            the sum of absolute differences (the paper's ablation).
         negate: return minus the assigned noise: a control whose pairs are equally dependent but distant (the paper's
             ablation without optimal transport).
-        pool: batches paired as one, by ``PairedLoader`` or ``pair_pool``; a call by itself pairs the batch it is
-            given, and warns.
-        oversample: noises drawn for every sample, of which all but one go unused. More than 1 changes the noise
-            distribution as KNN does: shorter noises are picked.
-        cond_key: the condition that noise must not cross: the noise of row j carries the condition of row j, and is
-            given to data of like condition. Without it noise and condition become dependent, while sampling draws the
-            noise independently of the condition.
+        pool: batches paired as one by ``PairedLoader`` or ``pair_pool``; a plain call warns.
+        oversample: noises drawn for every sample, all but one unused. More than 1 changes the noise distribution as
+            KNN does: shorter noises are picked.
+        cond_key: the condition that noise must not cross: the noise of row j carries the condition of row j. Without
+            it noise comes to depend on the condition, and in sampling it does not.
         cond_cost: ``"hard"``: noise moves between equal conditions only; ``"soft"``: other conditions cost extra, 1
             for other labels, 1 - cosine for other vectors, times a weight.
         mismatch_rate: sets that weight: of the pairs with different conditions, this share still costs less than the
@@ -53,9 +51,9 @@ class LinearAssignment(Coupling):
         across_ranks: one assignment over all processes of ``torch.distributed``; all must call. A rank may have no
             rows; a fault of one is a ValueError on all.
         max_size: split larger problems at random into parts of at most this many samples.
-        standardize: measure distances from data of mean 0 and variance 1 in every coordinate over what is paired
-            (Immiscible Diffusion Policy, arXiv 2610.09369, has it so, with ``cost="norm"``): actions whose
-            coordinates differ in spread then count alike. The data and the noise distribution stay as they are.
+        standardize: measure distances from data of mean 0 and variance 1 in every coordinate over what is paired, so
+            that all coordinates of an action count alike (Immiscible Diffusion Policy, arXiv 2610.09369, with
+            ``cost="norm"``).
     """
 
     cost: Literal["inner", "norm", "l1"] = "inner"
@@ -120,8 +118,8 @@ class LinearAssignment(Coupling):
     def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
         """Noise ``[oversample B, *shape]``, drawn or the caller's, assigned to ``data``.
 
-        Row j B + i of an oversample was drawn for sample i. ``generator`` also serves ``max_size``;
-        across ranks that of rank 0 does.
+        Row j B + i of an oversample was drawn for sample i. ``generator`` also serves ``max_size``; across ranks that
+        of rank 0 does.
         """
         if self.across_ranks and ranks_in_use():
             return pair_across_ranks(self, data, noise, cond, mask, generator)
@@ -149,26 +147,30 @@ class LinearAssignment(Coupling):
         """
         valid, condition = self.check_pair(data, noise, cond, mask)
         if len(data) == 1 and self.oversample == 1:
-            message = "LinearAssignment pairs nothing in a batch of one sample; KNN(k) does"
-            warnings.warn(message, stacklevel=7)
+            warnings.warn("LinearAssignment pairs nothing in a batch of one sample; KNN(k) does", stacklevel=7)
         if self.pool > 1:
-            message = f"pool={self.pool} joins batches in PairedLoader or pair_pool, not in a call"
-            warnings.warn(message, stacklevel=7)
+            warnings.warn(f"pool={self.pool} joins batches in PairedLoader or pair_pool, not in a call", stacklevel=7)
+        from scipy.optimize import linear_sum_assignment  # keeps the package's import light
+
         index = torch.arange(len(data), device=data.device)
         points = standardized(data, valid) if self.standardize else data
+        soft = condition is not None and self.cond_cost == "soft"
         for rows in self._problems(data, condition, generator):
             columns = torch.cat([rows + j * len(data) for j in range(self.oversample)])
+            if len(columns) <= 1:
+                continue
             own = None if valid is None else valid[rows]
-            like = condition[rows] if condition is not None and self.cond_cost == "soft" else None
-            index[rows] = columns[self._solve(points[rows], noise[columns], own, like)]
+            squared = self.oversample > 1 or soft
+            cost = assignment_cost(self.cost, points[rows], noise[columns], own, squared).cpu()
+            check_rows_finite(cost)
+            if condition is not None and soft:
+                cost = add_condition_cost(cost, condition[rows].cpu(), self.mismatch_rate)
+            column = torch.as_tensor(linear_sum_assignment(cost.numpy())[1], device=data.device)
+            index[rows] = columns[column]
         return index
 
     def check_pair(self, data: Tensor, noise: Tensor, cond: Cond, mask: Mask) -> tuple[Mask, Tensor | None]:
-        """The mask in the shape of ``data``, unless all are valid, and ``cond[cond_key]``, if any.
-
-        Raises:
-            ValueError: something does not fit. Data may be empty across ranks.
-        """
+        """The mask in the shape of ``data`` (None if all are valid) and ``cond[cond_key]``; ValueError if bad."""
         check_data(data, may_be_empty=self.across_ranks)
         expected = (self.oversample * len(data), *data.shape[1:])
         floating = isinstance(noise, Tensor) and noise.is_floating_point()
@@ -197,16 +199,3 @@ class LinearAssignment(Coupling):
             else:
                 parts.append(rows)
         return parts
-
-    def _solve(self, data: Tensor, noise: Tensor, valid: Tensor | None, condition: Tensor | None) -> Tensor:
-        """The column of every row of one problem."""
-        from scipy.optimize import linear_sum_assignment  # keeps the package's import light
-
-        if len(noise) <= 1:
-            return torch.zeros(len(data), dtype=torch.int64, device=data.device)
-        squared = self.oversample > 1 or condition is not None
-        cost = assignment_cost(self.cost, data, noise, valid, squared=squared).cpu()
-        check_rows_finite(cost)
-        if condition is not None:
-            cost = add_condition_cost(cost, condition.cpu(), self.mismatch_rate)
-        return torch.as_tensor(linear_sum_assignment(cost.numpy())[1], device=data.device)

@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -20,10 +20,10 @@ Rng = torch.Generator | None
 class Coupling:
     """Decides which noise goes with which sample: ``noise = coupling(data)``.
 
-    A coupling is stateless, a frozen dataclass: what it needs to know of the data set is fitted
-    before the first step. It draws noise; it never moves, drops or repeats data, so labels and
-    other conditions stay with their data. A subclass defines ``choose``, and overrides the
-    properties below where the defaults are not true of it. ``testing.check_coupling`` tests one.
+    A coupling is stateless, a frozen dataclass: what it needs to know of the data set is fitted before the first step.
+    It draws noise; it never moves, drops or repeats data, so labels and other conditions stay with their data. A
+    subclass defines ``choose``, and overrides the properties below where the defaults are not true of it.
+    ``testing.check_coupling`` tests one.
 
     A function ``(data, *, cond, generator)`` does as well; ``as_coupling`` wraps it.
     """
@@ -105,8 +105,8 @@ class Coupling:
     def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
         """The noise of checked ``data``: what a subclass defines.
 
-        ``noise`` is the caller's, or None where it is to be drawn (``start_noise`` does either);
-        ``mask`` has the shape of ``data``, or is None.
+        ``noise`` is the caller's, or None where it is to be drawn (``start_noise`` does either); ``mask`` has the
+        shape of ``data``, or is None.
         """
         raise NotImplementedError(f"{type(self).__name__} must define choose")
 
@@ -165,21 +165,19 @@ class Independent(Coupling):
 
 @dataclass(frozen=True)
 class FunctionCoupling(Coupling):
-    """A function, or an object of another class, as a coupling; see ``as_coupling``.
-
-    Args:
-        function: ``(data, *, cond, generator)``, and ``mask`` where data have one.
-    """
+    """A function ``(data, *, cond, generator)``, or with ``mask`` too, as a coupling; see ``as_coupling``."""
 
     function: Callable[..., Tensor]
-    takes_mask: bool = field(default=False, init=False, compare=False, repr=False)
     takes_noise = False
 
     def __post_init__(self) -> None:
         check_signature(self.function)
+
+    @property
+    def takes_mask(self) -> bool:
+        """Whether the function has an argument ``mask``."""
         parameters = inspect.signature(self.function).parameters.values()
-        takes = any(p.name == "mask" or p.kind is p.VAR_KEYWORD for p in parameters)
-        object.__setattr__(self, "takes_mask", takes)
+        return any(p.name == "mask" or p.kind is p.VAR_KEYWORD for p in parameters)
 
     def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
         """What the function returns; ValueError if it is not like ``data``."""
@@ -195,10 +193,8 @@ class FunctionCoupling(Coupling):
 def as_coupling(coupling: Any) -> Coupling:
     """``coupling`` itself, or a function (an object that can be called) wrapped as one.
 
-    Nothing is read off what is wrapped: it has the defaults of ``Coupling``.
-
-    Raises:
-        ValueError: it cannot be called as ``coupling(data, cond=cond, generator=generator)``.
+    Nothing is read off what is wrapped: it has the defaults of ``Coupling``. ValueError if it cannot be called as
+    ``coupling(data, cond=cond, generator=generator)``.
     """
     return coupling if isinstance(coupling, Coupling) else FunctionCoupling(coupling)
 

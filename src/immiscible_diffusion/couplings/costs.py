@@ -1,8 +1,8 @@
 """Costs of giving noise j to sample i, without a ``[B, B, D]`` tensor, and of crossing conditions.
 
-A plain assignment gives noise to data whatever their conditions, so noise comes to depend on the
-condition; sampling, which draws noise from N(0, I) given a condition, then starts elsewhere than
-training did. C2OT (arXiv 2503.10636) adds a cost for crossing.
+A plain assignment gives noise to data whatever their conditions, so noise comes to depend on the condition; sampling,
+which draws noise from N(0, I) given a condition, then starts elsewhere than training did. C2OT (arXiv 2503.10636) adds
+a cost for crossing.
 """
 
 import warnings
@@ -18,25 +18,30 @@ CONSTANT = 1e-6  # a coordinate that varies by less is left out of what is stand
 FEW_MOVABLE = 0.25
 
 
-def assignment_cost(kind: str, data: Tensor, noise: Tensor, valid: Tensor | None, *, squared: bool = False) -> Tensor:
+def assignment_cost(kind: str, data: Tensor, noise: Tensor, valid: Tensor | None, squared: bool = False) -> Tensor:
     """``[B, N]``: cost of giving noise j of ``[N, *shape]`` to sample i of ``[B, *shape]``.
 
-    ``inner`` is half the squared distance less what does not matter to a square assignment:
-    ``-<x, n>``; with ``squared``, or over valid positions alone, ``|n|^2 / 2`` does matter.
+    ``inner`` is half the squared distance less what does not matter to a square assignment: ``-<x, n>``; with
+    ``squared``, or over valid positions alone, ``|n|^2 / 2`` does matter.
     """
     dtype = working_dtype(data.dtype)
     rows, columns = data.flatten(1).to(dtype), noise.flatten(1).to(dtype)
     inside = None if valid is None else valid.flatten(1)
     if inside is not None:
         rows = rows.masked_fill(~inside, 0)
-    if kind == "inner":
-        return _inner(rows, columns, inside, squared)
-    if inside is None:
+    if kind != "inner" and inside is None:
         return torch.cdist(rows, columns, p=1 if kind == "l1" else 2)
-    if kind == "l1":
+    if kind == "l1" and inside is not None:
         pairs = zip(rows, inside, strict=True)
         return torch.stack([((columns - row).abs_() * own).sum(dim=1) for row, own in pairs])
-    half = rows.square().sum(dim=1, keepdim=True) / 2 + _inner(rows, columns, inside, True)
+    cost = product(rows, columns.T).neg_()
+    if inside is not None:
+        cost.add_(product(inside.to(dtype), columns.square().T), alpha=0.5)
+    elif squared:
+        cost.add_(columns.square().sum(dim=1), alpha=0.5)
+    if kind == "inner":
+        return cost
+    half = rows.square().sum(dim=1, keepdim=True) / 2 + cost
     return (2 * half).clamp_min_(0).sqrt_()
 
 
@@ -52,16 +57,6 @@ def standardized(data: Tensor, valid: Tensor | None) -> Tensor:
     rows = (rows - rows.sum(dim=0) / count).masked_fill(~inside, 0)
     spread = (rows.square().sum(dim=0) / count).sqrt()
     return torch.where(spread > CONSTANT, rows / spread.clamp_min(CONSTANT), torch.zeros_like(rows))
-
-
-def _inner(rows: Tensor, columns: Tensor, inside: Tensor | None, squared: bool) -> Tensor:
-    cost = product(rows, columns.T).neg_()
-    if inside is not None:
-        return cost.add_(product(inside.to(rows.dtype), columns.square().T), alpha=0.5)
-    return cost.add_(columns.square().sum(dim=1), alpha=0.5) if squared else cost
-
-
-# -- conditions ----------------------------------------------------------------------------------
 
 
 def checked_condition(cond: dict[str, Tensor] | None, key: str, count: int) -> Tensor:
@@ -83,8 +78,8 @@ def groups_of(condition: Tensor) -> list[Tensor]:
     movable = float(counts[counts > 1].sum()) / max(1, len(condition))
     if movable < FEW_MOVABLE and len(condition) > 1:
         warnings.warn(
-            f"only {movable:.0%} of {len(condition)} data share their condition with another and "
-            f"can be paired; use a larger pool, cond_cost='soft', or KNN, which needs no partner",
+            f"only {movable:.0%} of {len(condition)} data share their condition with another and can be paired; use a "
+            f"larger pool, cond_cost='soft', or KNN, which needs no partner",
             stacklevel=5,
         )
     return list(group.argsort(stable=True).split(counts.tolist()))
@@ -97,10 +92,7 @@ def condition_distance(condition: Tensor) -> Tensor:
         group = torch.unique(rows, dim=0, return_inverse=True)[1]
         return (group[:, None] != group[None]).to(torch.float64)
     if rows.shape[1] == 1:
-        raise ValueError(
-            "cond_cost='soft' compares directions, and a condition of one number has none; give "
-            "whole numbers (bins), or a vector such as [cos, sin]"
-        )
+        raise ValueError("cond_cost='soft' compares directions: a condition of one number has none; give bins")
     rows = rows.double()
     unit = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1e-30)
     return (1 - unit @ unit.T).clamp_min(0)
@@ -109,9 +101,9 @@ def condition_distance(condition: Tensor) -> Tensor:
 def add_condition_cost(cost: Tensor, condition: Tensor, mismatch_rate: float) -> Tensor:
     """``cost`` ``[B, s B]`` plus a weight times the distance of the conditions.
 
-    Noise j is preferred to the sample's own draw where ``cost_ij + w c_ij < cost_ii``. Of the pairs
-    with different conditions the weight leaves the share ``mismatch_rate`` so: it is a quantile of
-    ``(cost_ii - cost_ij) / c_ij`` of the batch.
+    Noise j is preferred to the sample's own draw where ``cost_ij + w c_ij < cost_ii``. Of the pairs with different
+    conditions the weight leaves the share ``mismatch_rate`` so: it is a quantile of ``(cost_ii - cost_ij) / c_ij`` of
+    the batch.
     """
     distance = condition_distance(condition).repeat(1, cost.shape[1] // cost.shape[0])
     gain = cost.diagonal()[:, None].double() - cost.double()

@@ -1,22 +1,24 @@
 """What to expect of a coupling, by its name and the shape of the data alone.
 
-KNN has closed forms (``theory``). Assignment has none: it is simulated on isotropic Gaussian data.
-It depends on data and noise through their inner products and lengths only, so a batch of B in any
-dimension is drawn as B + 1 numbers a row, with the same distribution.
+KNN has closed forms (``theory``). Assignment has none: it is simulated on isotropic Gaussian data. It depends on data
+and noise through their inner products and lengths only, so a batch of B in any dimension is drawn as B + 1 numbers a
+row, with the same distribution.
 """
 
 import math
 import warnings
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from immiscible_diffusion.couplings.assignment import LinearAssignment
 from immiscible_diffusion.couplings.base import Coupling, Independent
-from immiscible_diffusion.couplings.benchmark import CallCost, measure_cost
-from immiscible_diffusion.couplings.calibrated import Calibrated
 from immiscible_diffusion.couplings.knn import KNN
 from immiscible_diffusion.couplings.registry import parse_without_data
 from immiscible_diffusion.couplings.theory import (
@@ -26,7 +28,7 @@ from immiscible_diffusion.couplings.theory import (
     information_budget,
     knn_expectation,
 )
-from immiscible_diffusion.couplings.wrappers import Shuffled
+from immiscible_diffusion.couplings.wrappers import Calibrated, Shuffled
 
 FEW_NUMBERS = 1 << 21  # of data and candidates, in a batch that is timed by default
 MANY_NUMBERS = 1 << 28  # in a batch of the size asked for
@@ -39,19 +41,12 @@ UNPAIRED = Expected(0.0, 1.0, 1.0, 0.0)
 
 @dataclass(frozen=True)
 class DataSpec:
-    """The data that a coupling is described for.
+    """The data that a coupling is described for."""
 
-    Attributes:
-        shape: shape of one sample.
-        rms: root mean square of the data (less their center, for a coupling that has one).
-        batch: data in a batch; None: 256 for assignment, and what takes a moment to time.
-        device: where to measure time and memory: auto, cpu, cuda or mps.
-    """
-
-    shape: tuple[int, ...]
-    rms: float = 1.0
-    batch: int | None = None
-    device: str = "cpu"
+    shape: tuple[int, ...]  # of one sample
+    rms: float = 1.0  # root mean square of the data, less their center for a coupling that has one
+    batch: int | None = None  # data in a batch; None: 256 for assignment, and what takes a moment to time
+    device: str = "cpu"  # where to measure time and memory: auto, cpu, cuda or mps
 
     def __post_init__(self) -> None:
         if not self.shape or min(self.shape) < 1:
@@ -65,6 +60,21 @@ class DataSpec:
     def dim(self) -> int:
         """Numbers in a sample."""
         return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class CallCost:
+    """Time and memory of one call, the least of some repeats."""
+
+    rows: int  # data in the batch
+    milliseconds: float
+    randn_milliseconds: float  # of ``torch.randn`` of the same shape
+    memory: float  # most that torch held at a time, the noise included, in units of the data
+
+    @property
+    def times_randn(self) -> float:
+        """The call in units of ``torch.randn``."""
+        return self.milliseconds / self.randn_milliseconds
 
 
 @dataclass(frozen=True)
@@ -96,11 +106,7 @@ class CouplingSummary:
 
 
 def describe_coupling(name: str, spec: DataSpec, *, allow_import: bool = False) -> CouplingSummary:
-    """Figures of the coupling called ``name``, as ``parse_coupling`` takes it.
-
-    Raises:
-        ValueError: there is no such coupling, or no such device.
-    """
+    """Figures of the coupling called ``name``, as ``parse_coupling`` takes it; ValueError if there is none."""
     coupling = parse_without_data(name.removeprefix(MATCHED), allow_import=allow_import)
     summary = _describe(name, coupling, spec)
     if not name.startswith(MATCHED):
@@ -114,9 +120,8 @@ def _describe(name: str, coupling: Coupling, spec: DataSpec) -> CouplingSummary:
     if isinstance(coupling, Independent):
         return _with_cost(summary.updated(expected=UNPAIRED, information_budget=0.0), coupling, spec)
     if isinstance(coupling, KNN):
-        centered = ("rms and pull are those of the data less their center",)
         expected = knn_expectation(coupling.k, spec.dim, spec.rms)
-        notes = () if coupling.center is None else centered
+        notes = () if coupling.center is None else ("rms and pull are those of the data less their center",)
         summary = summary.updated(*notes, expected=expected, information_budget=information_budget(coupling.k))
         # Timed without its center, which costs next to nothing and does not fit the shape.
         return _with_cost(summary, KNN(coupling.k), spec, scalars=8 * coupling.k)
@@ -125,8 +130,7 @@ def _describe(name: str, coupling: Coupling, spec: DataSpec) -> CouplingSummary:
     if isinstance(coupling, Calibrated):
         inner = _describe(name, coupling.coupling, spec)
         note = (
-            "carries as much information on its sample as the coupling inside, with mean 0 and "
-            "covariance I over the data; the rest depends on the data: use immiscible compare"
+            "carries as much information as the coupling inside; the rest depends on the data: use immiscible compare"
         )
         return summary.updated(note, information_budget=inner.information_budget, bounded=inner.bounded)
     if isinstance(coupling, Shuffled):
@@ -137,8 +141,7 @@ def _describe(name: str, coupling: Coupling, spec: DataSpec) -> CouplingSummary:
             note = f"no pairing is left, only the noise distribution, which is {word}N(0, I)"
             expected = Expected(0.0, moment, moment, math.nan)
             return summary.updated(note, expected=expected, information_budget=0.0, cost=inner.cost)
-    note = "depends on the data, so nothing is known before; use immiscible compare"
-    return summary.updated(note)
+    return summary.updated("depends on the data, so nothing is known before; use immiscible compare")
 
 
 def _describe_assignment(summary: CouplingSummary, coupling: LinearAssignment, spec: DataSpec) -> CouplingSummary:
@@ -155,10 +158,8 @@ def _describe_assignment(summary: CouplingSummary, coupling: LinearAssignment, s
         moment = 1.0 if summary.preserves_marginal else math.nan
         unknown = Expected(math.nan, moment, math.nan, math.nan)
         return summary.updated(f"not simulated: {error}; use immiscible compare", expected=unknown)
-    note = (
-        f"pull (+- {expected.pull_error:.1g}) and distance are simulated on isotropic Gaussian "
-        f"data, {rows} at a time, a stand-in for yours"
-    )
+    pull = f"pull (+- {expected.pull_error:.1g})"
+    note = f"{pull} and distance are simulated on Gaussian data, {rows} at a time, a stand-in for yours"
     return _with_cost(summary.updated(note, expected=expected), coupling, spec, rows=rows)
 
 
@@ -181,18 +182,13 @@ def _with_cost(
         return summary.updated(cost=measure_cost(coupling, data))
 
 
+# -- assignment, simulated -------------------------------------------------------------------------
+
+
 def simulate_assignment(coupling: LinearAssignment, dim: int, rms: float, rows: int, *, seed: int = 0) -> Expected:
-    """Expectations of an assignment on N(0, rms^2 I) data, with standard errors.
+    """Expectations of an assignment on N(0, rms^2 I) data ``[rows, dim]``, with standard errors.
 
-    Args:
-        coupling: within one process, without conditions.
-        dim: numbers in a sample.
-        rms: root mean square of the data.
-        rows: data that are assigned together.
-        seed: seed of the draws.
-
-    Raises:
-        ValueError: it would take long.
+    ``coupling`` works within one process, without conditions. ValueError if it would take long.
     """
     if rows > LARGEST_BATCH:
         raise ValueError(f"{rows} data assigned together take too long; at most {LARGEST_BATCH}")
@@ -225,8 +221,8 @@ def _simulate_batch(coupling: LinearAssignment, dim: int, rms: float, rows: int,
 def _draw_reduced(dim: int, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Gaussian data and noise turned so that the data span the first ``rows`` axes.
 
-    Data: the triangular factor of a Wishart matrix (Bartlett). Noise: its part within their span,
-    and the length of the rest. Both ``[rows, rows + 1]``.
+    Data: the triangular factor of a Wishart matrix (Bartlett). Noise: its part within their span, and the length of
+    the rest. Both ``[rows, rows + 1]``.
     """
     data = torch.randn(rows, rows + 1, dtype=torch.float64, generator=generator).tril(-1)
     noise = torch.randn(rows, rows + 1, dtype=torch.float64, generator=generator)
@@ -239,8 +235,63 @@ def _draw_reduced(dim: int, rows: int, generator: torch.Generator) -> tuple[Tens
 
 def _draw_complete(dim: int, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     if rows * dim > MOST_NUMBERS:
-        raise ValueError(
-            f"with this cost {rows} data of {dim} numbers have to be drawn complete; at most {MOST_NUMBERS} numbers"
-        )
+        raise ValueError(f"{rows} data of {dim} numbers have to be drawn complete; at most {MOST_NUMBERS} numbers")
     data = torch.randn(rows, dim, dtype=torch.float64, generator=generator)
     return data, torch.randn(rows, dim, dtype=torch.float64, generator=generator)
+
+
+# -- time and memory, measured ---------------------------------------------------------------------
+
+
+def measure_cost(coupling: Coupling, data: Tensor) -> CallCost:
+    """Time and memory of ``coupling(data)``, in some 0.2 s where a call is shorter than that.
+
+    On a CPU by one thread: the time of several that wait for one another on a busy machine means nothing.
+    """
+    from torch.utils.benchmark import Timer
+
+    memory = peak_bytes(lambda: coupling(data), data) / data.nbytes  # warms up, too
+    times = [
+        Timer("f(data)", globals={"f": f, "data": data}).blocked_autorange(min_run_time=0.1).times
+        for f in (coupling, torch.randn_like)
+    ]
+    return CallCost(len(data), 1e3 * min(times[0]), 1e3 * min(times[1]), memory)
+
+
+def peak_bytes(call: Callable[[], Any], *inputs: Tensor) -> int:
+    """Most bytes that tensors made in ``call`` held at a time, its result included, views of ``inputs`` not."""
+    with _HeldBytes(inputs) as held:
+        result = call()
+    del result
+    return held.peak
+
+
+class _HeldBytes(TorchDispatchMode):
+    """Counts the storages that operations return, until they are freed."""
+
+    def __init__(self, inputs: tuple[Tensor, ...]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known = {tensor.untyped_storage()._cdata for tensor in inputs}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # skipping it would import all of torch's compiler: seconds
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run ``func`` and count the storages it returns."""
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                storage = leaf.untyped_storage()
+                key, size = storage._cdata, storage.nbytes()
+                if key not in self._known:
+                    self._known.add(key)
+                    self.now += size
+                    self.peak = max(self.peak, self.now)
+                    weakref.finalize(storage, self._forget, key, size).atexit = False
+        return out
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size

@@ -1,7 +1,7 @@
 """One assignment over all processes: rows go to rank 0, which solves, and come back.
 
-What ranks bring is announced as objects and sent as tensors: pickled, 1,024 x 3,072 floats of two
-processes take 105 ms there and back (gloo, 2 cores), as tensors 20 ms.
+What ranks bring is announced as objects and sent as tensors: pickled, 1,024 x 3,072 floats of two processes take 105
+ms there and back (gloo, 2 cores), as tensors 20 ms.
 """
 
 import itertools
@@ -43,11 +43,8 @@ def pairing_group() -> Any:
 def pair_across_ranks(coupling: Any, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
     """``coupling.pair_here`` on the rows of all ranks, in their order; this rank's noise.
 
-    Ranks may have any number of rows, also none; ``noise`` that is None is drawn here. Rows of one
-    shape are assigned together.
-
-    Raises:
-        ValueError: on all ranks, if the input of one does not fit, or rank 0 could not solve.
+    Ranks may have any number of rows, also none; ``noise`` that is None is drawn here. Rows of one shape are assigned
+    together. ValueError on all ranks if the input of one does not fit, or rank 0 could not solve.
     """
     try:
         check_data(data, may_be_empty=True)
@@ -61,14 +58,9 @@ def pair_across_ranks(coupling: Any, data: Tensor, noise: Noise, cond: Cond, mas
 
 
 def finish_across_ranks(coupling: Any, generator: Callable[[int], torch.Generator]) -> None:
-    """Take part without rows until all ranks have come to the end of their batches.
+    """Take part without rows until all ranks have come to the end of their batches; ValueError if one failed.
 
-    Args:
-        coupling: a ``LinearAssignment``.
-        generator: for the n-th round of the others; rank 0 solves for them.
-
-    Raises:
-        ValueError: another rank failed.
+    ``generator(n)`` serves the n-th round of the others, for which rank 0 solves.
     """
     for number in itertools.count():
         forms = _announce([])
@@ -116,11 +108,8 @@ def _take_part(coupling: Any, rows: list[Tensor], forms: list[Form], generator: 
     return noises.get(0, torch.zeros(0))
 
 
-# As bytes, since gloo does not know every dtype.
-
-
 def _send(tensor: Tensor, rank: int) -> None:
-    if tensor.numel():
+    if tensor.numel():  # as bytes, since gloo does not know every dtype
         dist.send(tensor.flatten().view(torch.uint8), dst=rank, group=pairing_group())
 
 
@@ -180,14 +169,9 @@ def _check_ranks(everyone: dict[int, list[Tensor]], ranks: list[int]) -> None:
     first: dict[tuple[float, ...], int] = {}
     for rank in ranks:
         if forms[rank] != forms[ranks[0]]:
-            raise ValueError(
-                f"conditions of all ranks must have one shape and dtype; rank {ranks[0]} has "
-                f"{forms[ranks[0]]}, rank {rank} {forms[rank]}; pad them to one shape"
-            )
+            both = f"rank {ranks[0]} has {forms[ranks[0]]}, rank {rank} {forms[rank]}"
+            raise ValueError(f"conditions of all ranks must have one shape and dtype; {both}; pad them")
         numbers = tuple(everyone[rank][1][0].flatten()[:COMPARED].tolist())
         other = first.setdefault(numbers, rank)
         if other != rank and len(numbers) == COMPARED:  # fewer may be alike by chance
-            raise ValueError(
-                f"ranks {other} and {rank} drew the same noise: seed them differently, such as "
-                f"torch.manual_seed(seed + rank), or give each a generator of its own"
-            )
+            raise ValueError(f"ranks {other} and {rank} drew the same noise: seed them with seed + rank, say")

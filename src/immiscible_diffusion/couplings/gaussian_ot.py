@@ -15,10 +15,10 @@ class GaussianOT(Coupling):
     """Noise correlated with its sample along the leading directions of the data.
 
     The entropic plan between N(mean, Sigma) and N(0, I) for the cost ``|x - n|^2 + eps KL`` is diagonal in the
-    principal directions: with ``s`` the standard deviation along one and ``w = <x - mean, v> / s``, ``<n, v> = rho w
-    + sqrt(1 - rho^2) e``, ``e ~ N(0, 1)``, ``rho = 4 s / (sqrt(eps^2 + 16 s^2) + eps)``. Every sample is paired by
-    itself, so batch size 1 will do. Mean and covariance of the noise over the data set are those of N(0, I); higher
-    moments are those of the data where rho is near 1 (``kurtosis``), so small ``eps`` distorts.
+    principal directions: with ``s`` the standard deviation along one and ``w = <x - mean, v> / s``,
+    ``<n, v> = rho w + sqrt(1 - rho^2) e``, ``e ~ N(0, 1)``, ``rho = 4 s / (sqrt(eps^2 + 16 s^2) + eps)``. Every sample
+    is paired by itself, so batch size 1 will do. Mean and covariance of the noise over the data set are those of
+    N(0, I); higher moments are those of the data where rho is near 1 (``kurtosis``), so small ``eps`` distorts.
 
     Args:
         moments: of the data, with directions.

@@ -42,10 +42,10 @@ class KNN(Coupling):
     """The nearest of k independent Gaussian noises for every sample, exact for any k.
 
     With ``u = data / |data|`` a Gaussian noise is ``a u + r w``: ``a ~ N(0, 1)``, ``r^2 ~ chi^2(D - 1)``, ``w``
-    uniform on the unit sphere across ``u``, all independent, and its squared distance to the sample is ``r^2 + a^2 -
-    2 a |data|`` plus a constant. So one noise is drawn whole, the k - 1 others as pairs ``(a, r)``, and if one of
-    these is nearest the drawn noise gets its two lengths. Time and memory are those of one ``torch.randn``, plus O(k)
-    scalars per sample worked in pieces.
+    uniform on the unit sphere across ``u``, all independent, and its squared distance to the sample is
+    ``r^2 + a^2 - 2 a |data|`` plus a constant. So one noise is drawn whole, the k - 1 others as pairs ``(a, r)``, and
+    if one of these is nearest the drawn noise gets its two lengths. Time and memory are those of one ``torch.randn``,
+    plus O(k) scalars per sample worked in pieces.
 
     The result is *not* N(0, I): nearest noises are shorter, and drift toward the mean of the data (``center`` removes
     that drift). ``KL(noise | sample, N(0, I)) = log k - 1 + 1/k``.
@@ -53,8 +53,8 @@ class KNN(Coupling):
     Args:
         k: candidates per sample, >= 1; ``k = 1`` is ``torch.randn`` bit for bit.
         center: what distances are taken from: fitted ``Moments`` (their mean), or with ``moments`` given ``"mean"``,
-            ``"label"`` (the mean of the sample's label, in ``cond[label_key]``), or ``"channel"`` (one mean a
-            channel, so data of any size).
+            ``"label"`` (the mean of the sample's label, in ``cond[label_key]``), or ``"channel"`` (one mean a channel,
+            so data of any size).
         moments: for a ``center`` that is a word: ``Moments``, or your own object with ``mean`` ``[*shape]``,
             ``label_mean`` ``[L, *shape]`` or ``channel_mean`` ``[C]``.
         label_key: the condition that holds the labels ``[B]``, for ``center="label"``.
@@ -73,15 +73,11 @@ class KNN(Coupling):
         if isinstance(self.center, str) and self.center not in CENTERS:
             raise ValueError(f"center must be {', '.join(CENTERS)} or Moments, got {self.center!r}")
         if isinstance(self.center, str) == (self.moments is None):
-            raise ValueError(
-                f"center that is a word needs moments=Moments.fit(...), any other takes none, got "
-                f"{self.center!r} and {self.moments!r}"
-            )
+            got = f"{self.center!r} and {self.moments!r}"
+            raise ValueError(f"center: a word needs moments=Moments.fit(...), any other takes none, got {got}")
         if self.center is not None and not isinstance(self._means(), Tensor):
-            raise ValueError(
-                f"center must be fitted Moments with a tensor .{self._attribute}, got a "
-                f"{type(self.moments or self.center).__name__}; see Moments.fit (label: on pairs)"
-            )
+            got = type(self.moments or self.center).__name__
+            raise ValueError(f"center must be fitted Moments with a tensor .{self._attribute}, got a {got}")
 
     def __repr__(self) -> str:
         fields = {"center": self.center, "moments": self.moments}
@@ -143,8 +139,8 @@ class KNN(Coupling):
     def select(self, data: Tensor, candidates: Tensor, *, cond: Cond = None, mask: Mask = None) -> Tensor:
         """The nearest of ``candidates`` ``[B, k, *shape]`` to every sample, over valid positions.
 
-        For noise that is not isotropic (offset noise, colored noise). Candidates are worked in
-        pieces; no tensor of their size is made.
+        For noise that is not isotropic (offset noise, colored noise). Candidates are worked in pieces; no tensor of
+        their size is made.
         """
         check_data(data)
         expected, got = (len(data), self.k, *data.shape[1:]), tuple(candidates.shape)

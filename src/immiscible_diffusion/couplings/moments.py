@@ -1,4 +1,4 @@
-"""Mean and spread of a data set, fitted once before step 0 and saved with the run."""
+"""Mean, spread and leading directions of a data set, fitted once before step 0 and saved with the run."""
 
 import hashlib
 import os
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.couplings._validation import check_labels, kind_of
-from immiscible_diffusion.couplings.incremental_pca import IncrementalPCA
 from immiscible_diffusion.utils.atomic_files import atomic_path
 from immiscible_diffusion.utils.optional_deps import require_extra
 
@@ -23,11 +22,8 @@ T = TypeVar("T", bound="TensorFields")
 class TensorFields:
     """An immutable record of tensors and a few numbers, compared and saved by content."""
 
-    description: ClassVar[str]
-    """What a file of such a record holds, for errors."""
-
-    parsers: ClassVar[dict[str, Callable[[str], Any]]]
-    """The fields that are no tensors, and how each is read from text."""
+    description: ClassVar[str]  # of a file, for errors
+    parsers: ClassVar[dict[str, Callable[[str], Any]]]  # of the fields that are no tensors, from text
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -117,16 +113,13 @@ class Moments(TensorFields):
         """Fit to ``data``: a tensor ``[N, *shape]``, or an iterable of batches ``[B, *shape]``.
 
         A batch may come as ``(data, labels)`` with labels ``[B]``, whole numbers from 0. Sums run in float64 on the
-        CPU; nothing is quadratic in D. Directions are exact up to rounding where D or N is at most ``2 directions +
-        64``; beyond, what follows in the spectrum is dropped as batches come, and the last directions lean a little.
+        CPU; nothing is quadratic in D. Directions are exact up to rounding where D or N is at most
+        ``2 directions + 64``; beyond, what follows in the spectrum is dropped as batches come, and the last directions
+        lean a little.
 
         Args:
-            data: the data, encoded and augmented.
+            data: the data, encoded and augmented; ValueError for none, not finite ones, or labels of some alone.
             directions: how many leading directions to keep; 0 = none.
-
-        Raises:
-            ValueError: no data, data not finite, batches of different shapes, bad labels, or some batches with labels
-                and some without.
         """
         if directions < 0:
             raise ValueError(f"directions must be 0 (none) or more, got {directions}")
@@ -140,10 +133,8 @@ class Moments(TensorFields):
                 total = square = total.new_zeros(shape)
                 label_total = total.new_zeros(0, *shape)
             if batch.shape[1:] != shape:
-                raise ValueError(
-                    f"batches differ in shape: {tuple(shape)} and {tuple(batch.shape[1:])}; "
-                    f"moments are of data of one shape (for many sizes: Moments.fit_channels)"
-                )
+                both = f"{tuple(shape)} and {tuple(batch.shape[1:])}"
+                raise ValueError(f"batches differ in shape: {both}; for many sizes use Moments.fit_channels")
             count += len(batch)
             total, square = total + batch.sum(dim=0), square + batch.square().sum(dim=0)
             for part in batch.flatten(1).split(AT_A_TIME) if directions else ():
@@ -235,3 +226,49 @@ def _batches(data: Data) -> Iterator[tuple[Tensor, Tensor | None]]:
             raise ValueError("data are not finite; mend them before fitting moments")
         if len(values):
             yield values.detach().to("cpu", torch.float64), labels
+
+
+class IncrementalPCA:
+    """The scatter of the rows seen so far, kept to its ``rank`` leading directions.
+
+    Each update joins the kept directions, the new rows and the shift of the mean (Ross et al. 2008) and keeps the
+    leading ones: exact while ``rank`` reaches the dimension or the number of rows, else the smallest kept directions
+    lose what was dropped; ask for more than you need.
+    """
+
+    def __init__(self, rank: int) -> None:
+        self.rank, self.count = rank, 0
+        self.mean = torch.zeros(0)
+        self.rows = torch.zeros(0, 0)
+
+    def update(self, batch: Tensor) -> None:
+        """Take up rows ``[B, D]`` float64."""
+        count, mean = len(batch), batch.mean(dim=0)
+        parts = [batch - mean]
+        if self.count:
+            weight = (self.count * count / (self.count + count)) ** 0.5
+            parts += [self.rows, weight * (mean - self.mean)[None]]
+            mean = self.mean + (mean - self.mean) * (count / (self.count + count))
+        self.rows = leading_rows(torch.cat(parts), self.rank)
+        self.count, self.mean = self.count + count, mean
+
+    def leading(self, count: int) -> tuple[Tensor, Tensor]:
+        """Directions ``[r, D]``, orthonormal, and variances along them ``[r]``, descending."""
+        length = torch.linalg.vector_norm(self.rows, dim=1)
+        kept = length > 1e-7 * length.max().clamp_min(1e-30)
+        rows, length = self.rows[kept][:count], length[kept][:count]
+        # Once more made orthonormal: rows of very different lengths are so to rounding only.
+        basis, _ = torch.linalg.qr((rows / length[:, None]).T)
+        return basis.T, length.square() / self.count
+
+
+def leading_rows(rows: Tensor, rank: int) -> Tensor:
+    """``[min(rank, ...), D]``: rows with the leading part of the scatter ``rows.T @ rows``.
+
+    By the smaller of the two Gram matrices; they are singular values times singular vectors.
+    """
+    if rows.shape[0] <= rows.shape[1]:
+        values, vectors = torch.linalg.eigh(rows @ rows.T)
+        return (vectors.T @ rows).flip(0)[:rank]
+    values, vectors = torch.linalg.eigh(rows.T @ rows)
+    return (vectors.T * values.clamp_min(0).sqrt()[:, None]).flip(0)[:rank]

@@ -4,7 +4,7 @@ Training sees the noise that a coupling makes, sampling starts from N(0, I). Whe
 brought back (``Calibrated``) or sampling starts from its distribution (``color``).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -28,9 +28,9 @@ LEAST_VARIANCE = 1e-6
 class NoiseDistribution(TensorFields):
     """Mean and covariance of the noise that a coupling makes over a data set.
 
-    The covariance is free in the span of a basis, the leading directions of the data, and
-    ``scale^2`` times the identity outside; the mean lies in the span (outside, an estimate would be
-    sampling noise, 1 / sqrt(count) in each of D dimensions). Immutable, compared by content.
+    The covariance is free in the span of a basis, the leading directions of the data, and ``scale^2`` times the
+    identity outside; the mean lies in the span (outside, an estimate would be sampling noise, 1 / sqrt(count) in each
+    of D dimensions). Immutable, compared by content.
 
     Attributes:
         shape: shape of a sample.
@@ -41,8 +41,8 @@ class NoiseDistribution(TensorFields):
         kurtosis: ``[r]`` excess kurtosis along the basis: 0 for a Gaussian.
         count: noises it was measured from.
         label_mean: ``[L, r]`` mean of every label (of one without noises, that of all), or None.
-        label_covariance: ``[L, r, r]``, or None. The covariance within all labels counts as r more
-            noises of every label: few noises draw towards it, a label without noises has just it.
+        label_covariance: ``[L, r, r]``, or None. The covariance within all labels counts as r more noises of every
+            label: few noises draw towards it, a label without noises has just it.
     """
 
     shape: tuple[int, ...]
@@ -89,16 +89,15 @@ class NoiseDistribution(TensorFields):
 
         Args:
             coupling: the model will be trained with it.
-            batches: of the size of training, ``[B, *shape]`` or ``(data, labels)``; several passes
-                over the data make several noises for each.
+            batches: of the size of training, ``[B, *shape]`` or ``(data, labels)``; several passes over the data make
+                several noises for each.
             moments: of the data; their directions are the basis.
             by_label: also measure the distribution of each label, where there are labels.
             label_key: the labels are given to the coupling as ``cond={label_key: labels}``.
             generator: on the device of the data.
 
         Raises:
-            ValueError: too few noises to tell a covariance, noise that is not finite, data of
-                another shape than the moments', bad labels, or only some batches with labels.
+            ValueError: noises too few or not finite, data of another shape, bad labels.
         """
         if isinstance(batches, Tensor):
             raise ValueError("give batches as in training, such as data.split(256), not one tensor")
@@ -107,7 +106,10 @@ class NoiseDistribution(TensorFields):
         if exact and (not by_label or coupling.preserves_conditional(label_key)):
             return cls.standard(moments)
         shape, sums = tuple(moments.mean.shape), _NoiseSums(basis_of(moments).double())
-        for data, labels in _batches(batches, shape, by_label):
+        for data, labels in map(split_labels, batches):
+            check_fitted("the moments were", shape, data.shape[1:], "fit them on these data")
+            if by_label and sums.count and labeled != (labels is not None):
+                raise ValueError("some batches came with labels, some without; give all labels")
             labeled = by_label and labels is not None
             if exact and not labeled:
                 return cls.standard(moments)
@@ -189,8 +191,8 @@ class NoiseDistribution(TensorFields):
 def basis_of(moments: Moments) -> Tensor:
     """``[r, D]``: the directions of the moments, and what the means add to their span.
 
-    Noise that is not centered drifts to the mean of the data, which need not lie in the span. Means
-    of more labels than there are directions are not added: the directions hold most of them.
+    Noise that is not centered drifts to the mean of the data, which need not lie in the span. Means of more labels
+    than there are directions are not added: the directions hold most of them.
     """
     if moments.directions is None:
         raise ValueError("a noise distribution needs moments with directions; see Moments.fit")
@@ -206,19 +208,6 @@ def basis_of(moments: Moments) -> Tensor:
         if len(basis) < basis.shape[1] and float(rest.norm()) > 1e-3:
             basis = torch.cat([basis, rest[None] / rest.norm()])
     return basis.float()
-
-
-def _batches(
-    batches: Iterable[Tensor | tuple[Tensor, Tensor]], shape: tuple[int, ...], by_label: bool
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Data and labels of every batch."""
-    labeled = set()
-    for data, labels in map(split_labels, batches):
-        check_fitted("the moments were", shape, data.shape[1:], "fit them on these data")
-        labeled.add(labels is not None)
-        if by_label and len(labeled) > 1:
-            raise ValueError("some batches came with labels and some without; give all labels")
-        yield data, labels
 
 
 class _NoiseSums:
@@ -270,9 +259,9 @@ class _NoiseSums:
     def by_label(self, labeled: bool) -> dict[str, Any]:
         """Moments of every label, if ``labeled``.
 
-        To the covariance r more noises of the pooled one within labels are mixed. Means are drawn
-        to that of all by as much as few noises scatter them (empirical Bayes): with few of each
-        label they would else be more sampling noise than shift.
+        To the covariance r more noises of the pooled one within labels are mixed. Means are drawn to that of all by as
+        much as few noises scatter them (empirical Bayes): with few of each label they would else be more sampling
+        noise than shift.
         """
         if not labeled:
             return {}

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -55,14 +55,6 @@ PairedBatches = Generator[PairedBatch, None, None]
 Events = Generator[tuple[PairedBatch, torch.cuda.Event | None], None, None]
 
 
-@runtime_checkable
-class ResumableLoader(Protocol):
-    """A loader that begins at any batch without making those before it."""
-
-    def starting_at(self, index: int) -> Iterable[Any]:
-        """The batches from number ``index`` on."""
-
-
 class PairedLoader:
     """The batches of ``loader`` with their noise, paired one batch ahead in a thread.
 
@@ -74,12 +66,13 @@ class PairedLoader:
     of its own; on MPS, where two threads crash (pytorch/pytorch#197805), there is none, as with ``ahead=0``.
 
     Args:
-        loader: any iterable, or a ``ResumableLoader``, of ``Batch``, data ``[B, *shape]``, or ``(data, labels)``,
-            where labels are a tensor (then ``cond["label"]``) or a dictionary.
-        coupling: draws from the generator that it is given only. One with a ``pool_size`` of m pairs batches 0 to m -
-            1 as one, then the next m.
-        encode: ``encode(item, generator)`` makes one of these of what the loader yields, in the thread; a VAE, say.
-            It should draw from ``generator``: torch's own serves the training loop at the same time.
+        loader: any iterable of ``Batch``, data ``[B, *shape]``, or ``(data, labels)``, where labels are a tensor (then
+            ``cond["label"]``) or a dictionary. ``loader.starting_at(n)``, if there is one, gives the batches from n on
+            without making those before.
+        coupling: draws from the generator that it is given only. One with a ``pool_size`` of m pairs batches 0 to
+            m - 1 as one, then the next m.
+        encode: ``encode(item, generator)`` makes one of these of what the loader yields, in the thread; a VAE, say. It
+            should draw from ``generator``: torch's own serves the training loop at the same time.
         seed: seed of the noise; a random one by default. Every pass over the loader, and every rank, draws different
             noise.
         streams: the random streams of batch n, instead of ``seed``.
@@ -87,14 +80,11 @@ class PairedLoader:
         ahead: batches (pools) paired in advance; 0 = no thread.
         start: index of the first batch to yield in the first pass. Noise is the same as if all batches had been asked
             for.
-
-    Raises:
-        ValueError: ``ahead`` or ``start`` is negative, or the loader yields something else.
     """
 
     def __init__(
         self,
-        loader: Iterable[Any] | ResumableLoader,
+        loader: Iterable[Any],
         coupling: Coupling,
         encode: Encode | None = None,
         *,
@@ -187,7 +177,7 @@ class PairedLoader:
 
     def _batches(self, start: int, epoch: int) -> Iterator[tuple[Batch, RandomStreams]]:
         """The batches from ``start`` on, encoded and on their device, and their random streams."""
-        if isinstance(self.loader, ResumableLoader):
+        if hasattr(self.loader, "starting_at"):
             items = iter(self.loader.starting_at(start))
         else:
             items = iter(self.loader)
@@ -225,10 +215,8 @@ def as_batch(item: Any) -> Batch:
         case [Tensor() as data, (None | dict()) as cond]:
             return Batch(data, cond)
     types = [type(part).__name__ for part in item] if isinstance(item, (tuple, list)) else ""
-    raise ValueError(
-        f"expected a Batch, a tensor, or (data, labels) with labels a tensor or a dictionary, got "
-        f"{type(item).__name__} {types}; give encode= a function that makes one of them"
-    )
+    expected = "expected a Batch, a tensor, or (data, labels) with labels a tensor or a dictionary"
+    raise ValueError(f"{expected}, got {type(item).__name__} {types}; give encode= a function that makes one")
 
 
 def _time_when_done(device: torch.device) -> float:
@@ -299,15 +287,9 @@ def _one_across_ranks(batches: PairedBatches) -> PairedBatches:
 def pair_pool(coupling: Coupling, batches: Sequence[Batch], *, generator: Rng = None) -> list[Tensor]:
     """Noise for each of ``batches``, paired over all of them.
 
-    Batches whose data have the same shape, dtype and device form one batch for the coupling; those
-    groups are paired one after the other, in the order of their first batches. A coupling that
-    works across ranks needs the same shapes in the same order on all ranks.
-
-    Returns:
-        A tensor like ``data`` for every batch, in their order.
-
-    Raises:
-        ValueError: batches of a group differ in the names or shapes of their conditions.
+    Batches whose data have the same shape, dtype and device form one batch for the coupling; those groups are paired
+    one after the other, in the order of their first batches. A coupling that works across ranks needs the same shapes
+    in the same order on all ranks. ValueError where batches of a group differ in names or shapes of conditions.
     """
     groups: dict[Any, list[int]] = {}
     for index, batch in enumerate(batches):

@@ -12,12 +12,11 @@ import torch
 
 from immiscible_diffusion.couplings.assignment import LinearAssignment
 from immiscible_diffusion.couplings.base import Coupling, Independent, as_coupling, check_signature
-from immiscible_diffusion.couplings.calibrated import Calibrated
 from immiscible_diffusion.couplings.gaussian_ot import GaussianOT
 from immiscible_diffusion.couplings.knn import CENTERS, KNN
 from immiscible_diffusion.couplings.moments import Moments
 from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
-from immiscible_diffusion.couplings.wrappers import Shuffled, WarmUp
+from immiscible_diffusion.couplings.wrappers import Calibrated, Shuffled, WarmUp
 
 MomentsSource = Moments | Callable[[], Moments] | None
 DistributionSource = NoiseDistribution | Callable[[Coupling], NoiseDistribution] | None
@@ -39,8 +38,7 @@ def parse_coupling(
             by import path: a class, ``"my_module:MyCoupling(k=3)"``, or a function.
         moments: moments of the data for ``center=`` and ``gaussian_ot``, or a function that fits them, called only if
             they are needed.
-        distribution: the noise distribution for ``calibrated:``, or a function of the inner coupling that measures
-            it.
+        distribution: the noise distribution for ``calibrated:``, or a function of the inner coupling that measures it.
         allow_import: import a coupling of your own. Only for names that the user typed: one that comes with a run
             folder or another file is somebody else's code.
 
@@ -69,24 +67,18 @@ def parse_coupling(
     if match := _IMPORT.fullmatch(name):
         if not allow_import:
             raise ValueError(
-                f"coupling '{name}' is code to import, which a run folder or file may not name by "
-                f"itself; if you trust it, give --allow-code (or --coupling '{name}') on the "
-                f"command line, allow_import=True in Python"
+                f"coupling '{name}' is code to import, which no run folder or file may name by itself; if you trust "
+                f"it, give --allow-code (or --coupling '{name}') on the command line, allow_import=True in Python"
             )
         return _import_coupling(name, match)
     raise ValueError(
-        f"unknown coupling '{name}'; known: independent, knn:k=K[,center=mean|label|channel], "
-        f"assignment[:cost=inner|norm|l1], gaussian_ot[:eps=E], shuffled:<any of these>, "
-        f"calibrated:<any of these>, or your own as my_module:MyCoupling(option=value)"
+        f"unknown coupling '{name}'; known: independent, knn:k=K[,center=mean|label|channel], assignment"
+        f"[:cost=inner|norm|l1], gaussian_ot[:eps=E], shuffled:<any>, calibrated:<any>, or module:Name(k=3)"
     )
 
 
 def parse_without_data(name: str, *, allow_import: bool = False) -> Coupling:
-    """The coupling that ``name`` spells, with moments and a noise distribution of random data.
-
-    Raises:
-        ValueError: ``name`` spells no coupling; no data are needed to find out.
-    """
+    """The coupling that ``name`` spells, with moments and noise distribution of random data; ValueError for none."""
     data = torch.randn(66, 64, generator=torch.Generator().manual_seed(0))
     moments = Moments.fit([(data, torch.arange(66) % 2)])  # as many directions as of any data
     standard = NoiseDistribution.standard(moments)

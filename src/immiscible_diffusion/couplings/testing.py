@@ -37,16 +37,16 @@ def check_coupling(
 ) -> None:
     """Check that ``coupling`` keeps what every coupling promises.
 
-    Small batches on the CPU, a second or less: shape, dtype and device of the noise; no gradient;
-    randomness from the generator alone; data and conditions left as they were; views; a sane
-    length of the noise; no state; use inside autocast; a mask refused or respected.
+    Small batches on the CPU, a second or less: shape, dtype and device of the noise; no gradient; randomness from the
+    generator alone; data and conditions left as they were; views; a sane length of the noise; no state; use inside
+    autocast; a mask refused or respected.
 
     Args:
         coupling: the coupling, ready to be called.
-        shape: shape of one sample, if the coupling takes this one only (it is fitted, say); data of
-            one to four dimensions are tried as well if ``shape`` is left as it is.
-        conditions: ``count -> cond``, the conditions of ``count`` data, if the coupling needs some
-            (default: ``{"label": [count] int64}``).
+        shape: shape of one sample, if the coupling takes this one only (it is fitted, say); data of one to four
+            dimensions are tried as well if ``shape`` is left as it is.
+        conditions: ``count -> cond``, the conditions of ``count`` data, if the coupling needs some (default:
+            ``{"label": [count] int64}``).
 
     Raises:
         CouplingError: what was expected, what came, what to do.
@@ -69,13 +69,9 @@ def check_coupling(
         for dtype in DTYPES:
             _Check(coupling, data.to(dtype), conditions(5)).form()
         check = _Check(coupling, data, conditions(5))
-        check.randomness()
-        check.mask()
-        check.inputs()
-        check.views()
-        check.length()
-        check.state()
-        check.autocast()
+        promises = (check.randomness, check.mask, check.inputs, check.views, check.length, check.state, check.autocast)
+        for promise in promises:
+            promise()
 
 
 def _generator(seed: int = 0) -> torch.Generator:
@@ -104,12 +100,10 @@ class _Check:
         where = f"for data {tuple(data.shape)} {data.dtype}"
         for cond in (self.cond, None) if set(self.cond) == {"label"} else (self.cond,):
             noise = self.coupling(data, cond=cond, generator=_generator())
-            tensor = isinstance(noise, Tensor)
-            _require(tensor, f"a tensor {where}", type(noise), "return noise alone")
+            _require(isinstance(noise, Tensor), f"a tensor {where}", type(noise), "return noise alone")
             expected, got = ((tuple(x.shape), x.dtype, x.device) for x in (data, noise))
             _require(got == expected, f"noise {expected}", got, "make the noise like the data")
-            advice = "decorate __call__ with @torch.no_grad()"
-            _require(not noise.requires_grad, "no gradient", "noise that requires grad", advice)
+            _require(not noise.requires_grad, "no gradient", "noise that requires grad", "use @torch.no_grad()")
             finite = bool(noise.isfinite().all())
             _require(finite, f"finite noise {where}", "nan or inf", "compute in float32")
             own = noise.untyped_storage().data_ptr() != data.untyped_storage().data_ptr()
@@ -121,29 +115,24 @@ class _Check:
         first, again, other = (self.draw(self.data, seed) for seed in (0, 0, 1))
         untouched = torch.equal(state, torch.get_rng_state())
         _require(untouched, "torch's global generator untouched", "a change of its state", advice)
-        same = torch.equal(first, again)
-        _require(same, "the same noise from the same seed", "two noises", advice)
-        differs = not torch.equal(first, other)
-        _require(differs, "other noise from another seed", "the same", advice)
+        _require(torch.equal(first, again), "the same noise from the same seed", "two noises", advice)
+        _require(not torch.equal(first, other), "other noise from another seed", "the same", advice)
         for generator, where in ((_generator(), ""), (None, " without generator")):
             draws = [self.coupling(self.data, cond=self.cond, generator=generator) for _ in range(2)]
-            new = not torch.equal(*draws)
-            _require(new, f"new noise at every call{where}", "the same twice", advice)
+            _require(not torch.equal(*draws), f"new noise at every call{where}", "the same twice", advice)
         torch.set_rng_state(state)  # a test leaves no trace
 
     def mask(self) -> None:
         """A mask is refused or respected: data that are not valid are not read."""
         mask = torch.ones(self.data.shape, dtype=torch.bool)
         mask[:, ..., -1] = self.data.shape[-1] == 1
-        noises = []
-        for fill in (0.0, float("nan")):
-            data, generator = self.data.masked_fill(~mask, fill), _generator()
-            try:
-                coupling = as_coupling(self.coupling)
-                noises.append(coupling(data, cond=self.cond, mask=mask, generator=generator))
-            except ValueError:
-                return  # refused
-        one, other = noises
+        one, other = (self.data.masked_fill(~mask, fill) for fill in (0.0, float("nan")))
+        try:
+            coupling = as_coupling(self.coupling)
+            one = coupling(one, cond=self.cond, mask=mask, generator=_generator())
+            other = coupling(other, cond=self.cond, mask=mask, generator=_generator())
+        except ValueError:
+            return  # refused
         kept = torch.equal(one, other) and bool(one.isfinite().all())
         expected = "finite noise that does not depend on data where the mask is False"
         _require(kept, expected, "noise that does", "or raise ValueError for a mask")
@@ -155,8 +144,7 @@ class _Check:
         rows = dict(self.cond)
         self.coupling(self.data, cond=rows, generator=_generator())
         _require(torch.equal(self.data, data), "data untouched", "data changed in place", advice)
-        same = all(rows.get(name) is row for name, row in self.cond.items())
-        same = same and _same(rows, cond)
+        same = all(rows.get(name) is row for name, row in self.cond.items()) and _same(rows, cond)
         _require(same, "cond untouched, in order", "cond changed in place", advice)
 
     def views(self) -> None:
@@ -180,8 +168,8 @@ class _Check:
         before = copy.deepcopy(getattr(self.coupling, "__dict__", {}))
         first = self.draw(self.data)
         self.draw(self.data.flip(0), seed=1)
-        same = _same(before, getattr(self.coupling, "__dict__", {}))
         advice = "make it a frozen dataclass; fit what it must know before the first step"
+        same = _same(before, getattr(self.coupling, "__dict__", {}))
         _require(same, "no change of attributes in a call", "a change", advice)
         same = torch.equal(first, self.draw(self.data))
         _require(same, "noise that no earlier call changes", "another noise", advice)

@@ -1,9 +1,9 @@
 """What KNN does to the noise of a sample, in expectation, from its size alone: no data needed.
 
-KNN picks by distance only, so all that matters is the distribution of the distance from the sample to one
-Gaussian noise. Of k noises the least distance has survival S(.)^k, and given the distance the noise
-is von Mises-Fisher around the sample. So each figure is an integral over one number, exact up to
-rounding for any dimension, in some ten milliseconds.
+KNN picks by distance only, so all that matters is the distribution of the distance from the sample to one Gaussian
+noise. Of k noises the least distance has survival S(.)^k, and given the distance the noise is von Mises-Fisher around
+the sample. So each figure is an integral over one number, exact up to rounding for any dimension, in some ten
+milliseconds.
 """
 
 import math
@@ -23,30 +23,22 @@ LONGEST = 1e4  # rms beyond which float64 loses the noise beside the sample
 
 @dataclass(frozen=True)
 class Expected:
-    """What a coupling does to a noise, in expectation over noises.
+    """What a coupling does to a noise, in expectation over noises."""
 
-    Attributes:
-        pull: ``E <n, x / |x|>``, standard deviations of the noise along its sample.
-        second_moment: ``E |n|^2 / D``: the variance a dimension over data of mean zero.
-        variance: ``(E |n|^2 - pull^2) / D``: the same about the mean noise of the one sample.
-        distance_reduction: ``1 - E |n - x| / E |g - x|`` with g independent noise.
-        pull_error: standard error of a simulated pull; 0 where it is exact.
-        distance_error: the same of the distance reduction.
-    """
-
-    pull: float
-    second_moment: float
-    variance: float
-    distance_reduction: float
-    pull_error: float = 0.0
-    distance_error: float = 0.0
+    pull: float  # E <n, x / |x|>, standard deviations of the noise along its sample
+    second_moment: float  # E |n|^2 / D: the variance a dimension over data of mean zero
+    variance: float  # (E |n|^2 - pull^2) / D: the same about the mean noise of the one sample
+    distance_reduction: float  # 1 - E |n - x| / E |g - x| with g independent noise
+    pull_error: float = 0.0  # standard error of a simulated pull; 0 where it is exact
+    distance_error: float = 0.0  # the same of the distance reduction
 
 
 def information_budget(k: int) -> float:
     """``KL(p_k(. | x), N(0, I)) = log k - 1 + 1/k`` nats, for any sample and any dimension.
 
-    The survival of the winner's distance is the largest of k uniform numbers, and the log density ratio is ``log k +
-    (k - 1) log survival``. No noise tells more about its sample on average; to tell apart N data takes log N.
+    The survival of the winner's distance is the largest of k uniform numbers, and the log density ratio is
+    ``log k + (k - 1) log survival``. No noise tells more about its sample on average; to tell apart N data takes
+    log N.
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
@@ -56,8 +48,8 @@ def information_budget(k: int) -> float:
 def assignment_budget(batch: int) -> float:
     """``log(B!) / B`` nats a sample: what a batch assigned one to one tells at most.
 
-    The density of the assigned noises, all together, is B! times that of independent ones, where
-    no exchange lowers the cost, and 0 elsewhere.
+    The density of the assigned noises, all together, is B! times that of independent ones, where no exchange lowers
+    the cost, and 0 elsewhere.
     """
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
@@ -65,13 +57,9 @@ def assignment_budget(batch: int) -> float:
 
 
 def knn_expectation(k: int, dim: int, rms: float) -> Expected:
-    """Expected pull, moments and distance reduction of ``KNN(k)``.
+    """Expected pull, moments and distance reduction of ``KNN(k)`` for samples of ``dim`` D >= 1 numbers.
 
-    Args:
-        k: candidates, >= 1.
-        dim: numbers in a sample, D >= 1.
-        rms: root mean square of the sample, ``|x| / sqrt(D)``, less the center where there is one.
-            At 0 a sample has no direction, and its pull is 0.
+    ``rms`` is ``|x| / sqrt(D)``, less the center where there is one. At 0 a sample has no direction: its pull is 0.
     """
     return Distances(dim, rms).nearest(k)
 
@@ -80,9 +68,9 @@ def knn_expectation(k: int, dim: int, rms: float) -> Expected:
 class Distances:
     """The distribution of the distance from a sample of ``dim`` numbers to N(0, I) noise, on a grid.
 
-    Its density f, the non-central chi, obeys ``(log f)' = (D - 1)/d - d + L A(L d)`` with L the
-    length of the sample and ``A = I_{D/2} / I_{D/2 - 1}``, the ratio of Bessel functions that is
-    also the mean cosine of a von Mises-Fisher direction. No underflow, whatever D.
+    Its density f, the non-central chi, obeys ``(log f)' = (D - 1)/d - d + L A(L d)`` with L the length of the sample
+    and ``A = I_{D/2} / I_{D/2 - 1}``, the ratio of Bessel functions that is also the mean cosine of a von Mises-Fisher
+    direction. No underflow, whatever D.
     """
 
     dim: int
@@ -165,8 +153,8 @@ class Distances:
 def bessel_ratio(dim: int, concentration: Array) -> Array:
     """``I_{D/2}(c) / I_{D/2 - 1}(c)``, in [0, 1], for ``dim`` D >= 1 and c >= 0.
 
-    Backward recurrence, all terms positive, from 64 orders up: there by a mean of Amos' two bounds
-    (Math. Comp. 28, 1974) that has the first three terms for large c right.
+    Backward recurrence, all terms positive, from 64 orders up: there by a mean of Amos' two bounds (Math. Comp. 28,
+    1974) that has the first three terms for large c right.
     """
     order = dim / 2 + RECURRENCES
     root = np.sqrt((order - 0.5) * (order + 0.5) + concentration**2)

@@ -1,4 +1,4 @@
-"""Couplings around a coupling: the shuffled control, a late start, pairing by a masked part."""
+"""Couplings around a coupling: shuffled, from a later step, by a masked part, calibrated."""
 
 import warnings
 from dataclasses import dataclass, replace
@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.couplings._validation import take_condition
-from immiscible_diffusion.couplings.base import Cond, Coupling, Independent, Mask, Noise, Rng, as_coupling
+from immiscible_diffusion.couplings._validation import can_sync, take_condition
+from immiscible_diffusion.couplings.base import Cond, Coupling, Independent, Mask, Noise, Rng, as_coupling, start_noise
+from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
 
 
 def _of_coupling(name: str) -> Any:
@@ -58,9 +59,9 @@ class Wrapper(Coupling):
 class Shuffled(Wrapper):
     """The control: the very noises of ``coupling``, handed to other data of the batch.
 
-    The noise distribution is kept and the pairing destroyed, so what a shuffled coupling gains over
-    ``Independent`` is not due to pairing. The permutation is one random cycle: no sample keeps its
-    noise (unless it is alone in its batch, which warns).
+    The noise distribution is kept and the pairing destroyed, so what a shuffled coupling gains over ``Independent`` is
+    not due to pairing. The permutation is one random cycle: no sample keeps its noise (unless it is alone in its
+    batch, which warns).
     """
 
     name = "shuffled"
@@ -80,12 +81,8 @@ class Shuffled(Wrapper):
 class WarmUp(Wrapper):
     """No pairing before ``start_step``, then ``coupling`` (arXiv 2610.09369 starts at an epoch).
 
-    A coupling knows no step: ``at_step`` gives the one of a step. Called as it is, this pairs, so a
-    noise distribution that is measured of it is that of the later training.
-
-    Args:
-        coupling: pairs.
-        start_step: the first optimizer step with pairing; 0 = from the beginning.
+    ``start_step`` is the first optimizer step with pairing. A coupling knows no step: ``at_step`` gives the one of a
+    step. Called as it is, this pairs, so a noise distribution that is measured of it is that of the later training.
     """
 
     start_step: int
@@ -111,12 +108,8 @@ class WarmUp(Wrapper):
 class MaskedCoupling(Wrapper):
     """``coupling``, looking only where the condition ``cond_key`` is not 0; all of it gets noise.
 
-    For inpainting: what lies around the hole is known, so the noise is chosen by what is in it. It
-    is no mask of the batch: all of the data are diffused and fitted.
-
-    Args:
-        coupling: pairs by what is inside.
-        cond_key: the condition, ``[B, 1, h, w]`` or whatever broadcasts to the data.
+    For inpainting: what lies around the hole is known, so the noise is chosen by what is in it. The condition,
+    ``[B, 1, h, w]`` or what broadcasts to the data, is no mask of the batch: all of the data are diffused and fitted.
     """
 
     cond_key: str = "inpaint_mask"
@@ -125,3 +118,57 @@ class MaskedCoupling(Wrapper):
         """Noise for ``data``; ValueError without the condition."""
         inside = take_condition(cond, self.cond_key, "pairing inside the mask").bool()
         return self.inner(data, noise, cond, inside if mask is None else mask & inside, generator)
+
+
+@dataclass(frozen=True)
+class Calibrated(Wrapper):
+    """``n' = C^(-1/2) (n - m)``: the noise of ``coupling`` with mean 0 and covariance I.
+
+    ``m`` and ``C`` are the moments of its noise over the data set (or of a label): one affine map, so the noise is
+    paired as before and sampling starts from N(0, I). First two moments only: the noise is not exactly N(0, I).
+
+    Samples that a mask cuts are not paired: the moments were measured on complete samples and differ for every mask.
+    They get N(0, I), as calibration aims at.
+
+    Args:
+        coupling: pairs.
+        distribution: of its noise, ``NoiseDistribution.measure(coupling, batches, moments)``.
+        label_key: the condition that holds the labels, if the distribution has labels.
+    """
+
+    distribution: NoiseDistribution
+    label_key: str = "label"
+
+    name = "calibrated"
+    preserves_marginal = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.distribution, NoiseDistribution):
+            kind = type(self.distribution).__name__
+            raise ValueError(f"Calibrated needs the NoiseDistribution of its coupling, got {kind}")
+
+    def at_step(self, step: int) -> Coupling:
+        """This; ValueError around a coupling that changes, whose noise has no one distribution."""
+        if self.coupling.at_step(step) is not self.coupling:
+            raise ValueError(f"{self.coupling} changes with the step; use WarmUp(Calibrated(...), N)")
+        return self
+
+    def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
+        """Noise for ``data`` ``[B, *shape]``; ValueError for a mask that cuts every sample."""
+        labels, cut = self.labels_of(cond), None
+        if mask is not None:
+            cut = ~mask.flatten(1).all(dim=1)
+            if can_sync(cut) and bool(cut.all()):
+                raise ValueError("the mask cuts every sample; use the coupling inside Calibrated")
+        paired = self.distribution.whiten(self.inner(data, noise, cond, mask, generator), labels)
+        if cut is None:
+            return paired
+        cut = cut.view(-1, *(1 for _ in data.shape[1:]))
+        return torch.where(cut, start_noise(data, noise, generator), paired)
+
+    def labels_of(self, cond: Cond) -> Tensor | None:
+        """``cond[label_key]`` where the distribution has labels; ValueError if it is missing."""
+        if self.distribution.label_mean is None:
+            return None
+        return take_condition(cond, self.label_key, "a noise distribution by label")

@@ -32,8 +32,7 @@ class ArrayFile:
     def read(self, name: str) -> Any:
         """The array ``name``, numpy's or torch's; ValueError if it is not there."""
         if name not in self.names:
-            known = ", ".join(self.names)
-            raise ValueError(f"{self.path} has no array '{name}'; there are: {known}")
+            raise ValueError(f"{self.path} has no array '{name}'; there are: {', '.join(self.names)}")
         return self.load(name)
 
     @classmethod
@@ -54,8 +53,7 @@ class ArrayFile:
                 raise ValueError(f"{path} cannot be read: {error}") from error
             return
         with _readable(str(path)):
-            mode: Any = "r" if path.suffix == ".npy" else None
-            arrays = np.load(path, mmap_mode=mode, allow_pickle=False)
+            arrays = np.load(path, mmap_mode="r" if path.suffix == ".npy" else None, allow_pickle=False)
         if isinstance(arrays, np.ndarray):
             yield cls(path, ("data",), {"data": arrays}.__getitem__)
             return

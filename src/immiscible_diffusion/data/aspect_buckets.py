@@ -25,10 +25,7 @@ def bucket_sizes(size: int, step: int = 64, smallest: int | None = None) -> tupl
     """The shapes of at most ``size x size`` pixels whose sides are multiples of ``step``.
 
     For each side the longest other side within the area; for 1024, 64 and 512 the range of SDXL's
-    list, 512 x 2048 to 2048 x 512 (2307.01952, appendix I). Arguments as for ``Buckets``.
-
-    Raises:
-        ValueError: sizes that leave no bucket.
+    list, 512 x 2048 to 2048 x 512 (2307.01952, appendix I). Arguments as for ``Buckets``; ValueError for no bucket.
     """
     smallest = max(step, size // 2 // step * step) if smallest is None else smallest
     if step < 1 or not step <= smallest <= size or size % step:
@@ -132,8 +129,7 @@ class BucketedImages(DataSet):
     @cached_property
     def digest(self) -> str:
         """Hash of where the rows come from, and of the buckets."""
-        text = f"{self.squares.digest}/{self.buckets}/{self.bucket.tolist()}"
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256(f"{self.squares.digest}/{self.buckets}/{self.bucket.tolist()}".encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.bucket)
@@ -147,11 +143,7 @@ class BucketedImages(DataSet):
         return BucketSampler(self.bucket, batch_size, seed, last)
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
-        """The images at ``indices`` ``[B]``, all of one bucket, in [-1, 1].
-
-        Raises:
-            ValueError: they are of several buckets.
-        """
+        """The images at ``indices`` ``[B]`` in [-1, 1]; ValueError if they are of several buckets."""
         numbers = self.bucket[indices].unique()
         if len(numbers) != 1:
             raise ValueError(
@@ -167,9 +159,8 @@ class BucketedImages(DataSet):
         flips = draw_flips(len(indices), self.squares.flip, generator)
         labels = None if self.labels is None else self.labels[indices]
         batch = to_batch(torch.stack(images), labels, 255, flips)
-        if not self.time_ids:
-            return batch
-        return replace(batch, cond={**(batch.cond or {}), "time_ids": torch.tensor(ids).float()})
+        time_ids = {"time_ids": torch.tensor(ids).float()} if self.time_ids else {}
+        return replace(batch, cond={**(batch.cond or {}), **time_ids} or None)
 
 
 @dataclass(frozen=True)

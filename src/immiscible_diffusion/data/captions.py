@@ -21,7 +21,6 @@ from immiscible_diffusion.data.prompts import (
     load_class_names,
     sample_prompts,
 )
-from immiscible_diffusion.data.sampler import Sampler
 from immiscible_diffusion.utils.batch import Batch
 
 CAPTION_COLUMNS = ("text", "caption", "captions", "prompt", "sentences")
@@ -62,8 +61,7 @@ class Captions:
             raise NoCaptionsError(
                 f"the data set {images.name} has neither captions nor labels with class names; give a Captioned"
             )
-        path = Path(folder) if folder else None
-        names = load_class_names(images.class_names, self.names, path)
+        names = load_class_names(images.class_names, self.names, Path(folder) if folder else None)
         return ClassNamePrompts(images.labels, names, self.template, self.synonyms)
 
 
@@ -90,20 +88,15 @@ class Captioned(DataSet):
     is_encoded = forward("images.is_encoded")
     digest = forward("images.digest")
     common_rows = forward("images.common_rows")
+    sampler = forward("images.sampler")
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """Names of the classes, as they stand in prompts that are made of them."""
-        if isinstance(self.prompts, ClassNamePrompts):
-            return tuple(self.prompts.names)
-        return self.images.class_names
+        return tuple(self.prompts.names) if isinstance(self.prompts, ClassNamePrompts) else self.images.class_names
 
     def __len__(self) -> int:
         return len(self.images)
-
-    def sampler(self, batch_size: int, seed: int) -> Sampler:
-        """The sampler of the images."""
-        return self.images.sampler(batch_size, seed)
 
     def texts(self, indices: torch.Tensor, generator: torch.Generator | None = None) -> list[str]:
         """The prompts at ``indices`` ``[B]``; one of several captions iff a generator is given."""
@@ -138,18 +131,15 @@ def load_captioned(
             raise ValueError(f"{config.name} has images of one size, which need no buckets")
         images = load_images(config)
         return Captioned(images, captions.of_classes(images, config.path), tokenize)
-    if config.name == "coco":
-        rows = coco_rows(config)
-    else:
-        rows = open_rows(config, IMAGENET_HINT if config.name == "imagenet-1k" else HINT)
+    hint = IMAGENET_HINT if config.name == "imagenet-1k" else HINT
+    rows = coco_rows(config) if config.name == "coco" else open_rows(config, hint)
     images = images_from_rows(rows, config) if buckets is None else buckets.images(rows, config)
     return Captioned(images, _prompts(rows, images, captions, config), tokenize)
 
 
 def _prompts(rows: Any, images: DataSet, captions: Captions, config: DataConfig) -> Prompts:
     """The prompts of ``rows``: from a column, text files or the classes, whichever there are."""
-    column = caption_column(rows, captions.column)
-    if column is not None:
+    if column := caption_column(rows, captions.column):
         return _column_captions(rows, column, len(images))
     if files := _text_files(rows, columns(rows, config)[0], captions.extension, len(images)):
         return StoredCaptions(lambda row: [" ".join(files[row].read_text(encoding="utf-8").split())])
@@ -164,11 +154,7 @@ def _prompts(rows: Any, images: DataSet, captions: Captions, config: DataConfig)
 
 
 def caption_column(rows: Any, name: str | None) -> str | None:
-    """``name``, or by default the first column with a usual name; None if there is none.
-
-    Raises:
-        ValueError: the column ``name`` is absent, or is not of texts.
-    """
+    """``name``, a column of texts (else ValueError), or by default the first with a usual name; None without one."""
 
     def element(kind: Any) -> Any:  # the type of a column, or of the elements of its lists
         return kind[0] if isinstance(kind, list) and kind else getattr(kind, "feature", kind)

@@ -76,8 +76,7 @@ class SampleFolder(DataSet):
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
         """The images at ``indices`` ``[B]`` in [-1, 1]; never augmented."""
-        images = [self._decode(self.places[int(index)]) for index in indices]
-        return to_batch(torch.stack(images), None, 255)
+        return to_batch(torch.stack([self._decode(self.places[int(index)]) for index in indices]), None, 255)
 
     def in_batches(self, size: int = 512) -> Iterator[Tensor]:
         """All images ``[b, C, H, W]`` in [-1, 1], in order."""

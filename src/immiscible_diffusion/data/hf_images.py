@@ -1,6 +1,7 @@
 """Images in parquet files, folders or on the hub, through the ``datasets`` library."""
 
 import glob
+import math
 import re
 import sys
 from contextlib import suppress
@@ -44,28 +45,25 @@ def images_from_rows(rows: Any, config: "DataConfig") -> ImageSet | LazyImageSet
             raise ValueError(
                 f"column '{label_column}' has rows without a label (empty or negative); set data.labels false"
             )
-        names = getattr(rows.features[label_column], "names", None)
-        names = tuple(names or map(str, range(max(labels) + 1)))
+        names = tuple(getattr(rows.features[label_column], "names", None) or map(str, range(max(labels) + 1)))
     if config.max_samples is not None:
         rows = rows.select(range(min(config.max_samples, len(rows))))
     mode = _mode(rows, image_column, config)
-    first = decode_image(rows[0][image_column], mode, config.size)
-    decode = partial(_decode, mode, config.size, tuple(first.shape))
+    shape = tuple(decode_image(rows[0][image_column], mode, config.size).shape)
+    decode = partial(_decode, mode, config.size, shape)
     with opened_image(rows[0][image_column]) as image:
         # CIFAR-10 is lossless as published: figures made of a JPEG copy must say so.
         recoded = config.name == "cifar10" and image.format == "JPEG"
     name, note = config.name.removeprefix("hub:"), "JPEG re-encoded" if recoded else ""
     common: dict[str, Any] = {"note": note, "class_names": names, "flip": config.flip}
-    if len(rows) * first.numel() > config.in_memory_gib * 2**30:
-        shape = tuple(first.shape)
+    if len(rows) * math.prod(shape) > config.in_memory_gib * 2**30:
         return LazyImageSet(rows, image_column, decode, shape, name, label=label_column, **common)
     with require_extra("train", "the progress bar"):
         from tqdm import tqdm
-    images = torch.empty((len(rows), *first.shape), dtype=torch.uint8)
+    images = torch.empty((len(rows), *shape), dtype=torch.uint8)
     chunks = rows.with_format("arrow").iter(batch_size=DECODE_CHUNK)  # 3x faster than by row
     cells = (cell for chunk in chunks for cell in chunk[image_column].to_pylist())
-    bar = tqdm(cells, "decoding", len(rows), leave=False, disable=not sys.stderr.isatty())
-    for row, cell in enumerate(bar):
+    for row, cell in enumerate(tqdm(cells, "decoding", len(rows), leave=False, disable=not sys.stderr.isatty())):
         images[row] = decode(cell)
     target = None if labels is None else torch.tensor(labels[: len(rows)])
     return ImageSet(images, name, target, **common)
@@ -113,24 +111,20 @@ def load_arguments(config: "DataConfig") -> dict[str, Any]:
         raise ValueError(f"data.path {path} is neither a folder nor a .parquet file")
     parquet = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
     if parquet:
-        files = [glob.escape(str(file)) for file in parquet if _in_split(file, path, config.split)]
-        if not files:
-            where = "in its name or folder"
-            raise ValueError(f"{path}: no parquet file there has '{config.split}' {where}")
-        return {"path": "parquet", "data_files": {config.split: files}}
-    split = path / config.split
-    if not split.is_dir() and config.split != "train":
-        raise ValueError(f"{path} has no folder '{config.split}'")
-    folder = split if split.is_dir() else path
+        tables = [glob.escape(str(file)) for file in parquet if _in_split(file, path, config.split)]
+        if not tables:
+            raise ValueError(f"{path}: no parquet file there has '{config.split}' in its name or folder")
+        return {"path": "parquet", "data_files": {config.split: tables}}
+    folder = path / config.split
+    if not folder.is_dir():
+        if config.split != "train":
+            raise ValueError(f"{path} has no folder '{config.split}'")
+        folder = path
     if not any(map(_is_image, folder.rglob("*"))):
         raise ValueError(f"{folder} has no images")
-    classes = any(map(_is_image, folder.glob("*/*")))
-    loose = any(map(_is_image, folder.iterdir()))
-    return {
-        "path": "imagefolder",
-        "data_files": {config.split: f"{glob.escape(str(folder))}/**"},
-        "drop_labels": not config.labels or not classes or loose,
-    }
+    classes = any(map(_is_image, folder.glob("*/*"))) and not any(map(_is_image, folder.iterdir()))
+    files = {config.split: f"{glob.escape(str(folder))}/**"}
+    return {"path": "imagefolder", "data_files": files, "drop_labels": not (config.labels and classes)}
 
 
 def columns(rows: Any, config: "DataConfig") -> tuple[str, str | None]:
@@ -139,8 +133,7 @@ def columns(rows: Any, config: "DataConfig") -> tuple[str, str | None]:
 
     images = [name for name, kind in rows.features.items() if isinstance(kind, datasets.Image)]
     if not images:
-        known = ", ".join(rows.features)
-        raise ValueError(f"{config.path or config.name} has no column of images; columns: {known}")
+        raise ValueError(f"{config.path or config.name} has no column of images; columns: {', '.join(rows.features)}")
 
     def is_label(name: str, kind: Any) -> bool:
         whole = str(getattr(kind, "dtype", None)).startswith(("int", "uint"))
@@ -153,8 +146,7 @@ def columns(rows: Any, config: "DataConfig") -> tuple[str, str | None]:
 def _in_split(file: Path, root: Path, split: str) -> bool:
     """Whether a parquet file belongs to ``split``, by the words of its name and folders.
 
-    ``data.path`` may be a single file of any name for train; for a test split the name must say
-    so: else training data would pass for held-out data.
+    A single file of any name is train; for a test split the name must say so: else training data would pass for it.
     """
     if file == root and split == "train":
         return True

@@ -19,11 +19,7 @@ Size = tuple[int, int]
 
 @contextmanager
 def opened_image(cell: dict[str, Any]) -> Iterator[Any]:
-    """A cell of an image column, ``bytes`` or ``path``, as PIL opens it.
-
-    Raises:
-        ValueError: names an image that is broken.
-    """
+    """A cell of an image column, ``bytes`` or ``path``, as PIL opens it; ValueError names a broken one."""
     with require_extra("train", "reading images"):
         from PIL import Image
     content = cell.get("bytes")

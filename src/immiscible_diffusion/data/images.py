@@ -105,8 +105,9 @@ class LazyImageSet(DataSet):
     @property
     def digest(self) -> str:
         """Hash of where the rows come from and how they are decoded."""
-        source = f"{self.rows._fingerprint}/{len(self.rows)}/{self.shape}/{self.label}"
-        return hashlib.sha256(source.encode()).hexdigest()
+        return hashlib.sha256(
+            f"{self.rows._fingerprint}/{len(self.rows)}/{self.shape}/{self.label}".encode()
+        ).hexdigest()
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -70,9 +70,6 @@ def load_arrays(
         mask: name of a mask, true where data are valid, of as many dimensions as the data.
         max_samples: this many samples, chosen at random by ``seed``; None = all.
         seed: of the choice.
-
-    Raises:
-        ValueError: what is wrong with the file or its arrays.
     """
     with ArrayFile.open(Path(path)) as file:
         left = [name for name in file.names if name not in (*cond, mask)]
@@ -164,11 +161,9 @@ def _tensor(array: Any, rows: Tensor, where: str) -> Tensor:
         kind, size = array.dtype.kind, array.dtype.itemsize
         if kind not in "biuf":
             raise ValueError(f"{where} must be numbers, got {array.dtype}")
-        dtype: Any = array.dtype.newbyteorder("=")
+        dtype: Any = np.float64 if kind == "f" and size > 8 else array.dtype.newbyteorder("=")
         if kind == "u" and size > 1:  # torch computes with signed ones only
             dtype = np.int64
-        elif kind == "f" and size > 8:
-            dtype = np.float64
         return torch.from_numpy(array[rows.numpy()].astype(dtype, order="C", copy=False))
     if array.is_complex():
         raise ValueError(f"{where} must be numbers, got {array.dtype}")
@@ -186,11 +181,7 @@ def check_size(name: str, shape: tuple[int, ...]) -> None:
 
 
 def add_mirror_images(data: InMemoryData) -> InMemoryData:
-    """``data`` and, after all of them, the mirror image (last dimension reversed) of each.
-
-    Raises:
-        ValueError: samples of fewer than three dimensions are no images.
-    """
+    """``data`` (ValueError unless images) and, after them, the mirror image (last dimension reversed) of each."""
     images, mask = data.batch.data, data.batch.mask
     if images.ndim < 4:
         raise ValueError(
@@ -199,10 +190,8 @@ def add_mirror_images(data: InMemoryData) -> InMemoryData:
     if mask is not None:
         mask = mask.broadcast_to(images.shape)
         mask = torch.cat([mask, mask.flip(-1)])
-    cond: Cond | None = data.batch.cond and {
-        name: torch.cat([values, values]) for name, values in data.batch.cond.items()
-    }
-    both = Batch(torch.cat([images, images.flip(-1)]), cond, mask)
+    cond: Cond = {name: torch.cat([values, values]) for name, values in (data.batch.cond or {}).items()}
+    both = Batch(torch.cat([images, images.flip(-1)]), cond or None, mask)
     note = join_notes(data.note, "the mirror image of every sample is among the data")
     return replace(data, batch=both, note=note, mirrored=True)
 
@@ -213,8 +202,7 @@ def random_rows(count: int, max_samples: int | None, seed: int) -> Tensor:
         raise ValueError(f"the number of images must be at least 1, got {max_samples}")
     if max_samples is None or max_samples >= count:
         return torch.arange(count)
-    order = torch.randperm(count, generator=keyed_generator(seed, "subset"))
-    return order[:max_samples].sort().values
+    return torch.randperm(count, generator=keyed_generator(seed, "subset"))[:max_samples].sort().values
 
 
 def join_notes(*notes: str) -> str:

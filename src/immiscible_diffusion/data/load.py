@@ -25,9 +25,8 @@ FASHION = (
 )
 COCO_FOLDERS = {"train": ("train2017", "train2014"), "validation": ("val2017", "val2014")}
 COCO_DOWNLOAD = (
-    "download train2017.zip (or val2017.zip) and annotations_trainval2017.zip from "
-    "images.cocodataset.org (zips/ and annotations/), unpack both into one folder, and set "
-    "data.path to it; a copy on the hub is read as hub:ID"
+    "download train2017.zip (or val2017.zip) and annotations_trainval2017.zip from images.cocodataset.org (zips/ and "
+    "annotations/), unpack both into one folder, and set data.path to it; a copy on the hub is read as hub:ID"
 )
 
 
@@ -71,8 +70,7 @@ class DataConfig:
         """The same if it needs no download, else 32 x 32 color images of digits."""
         if self.path or self.name in LOCAL:
             return self
-        flip, max_samples = self.flip, self.max_samples
-        return DataConfig("digits", size=32, channels=3, flip=flip, max_samples=max_samples)
+        return DataConfig("digits", size=32, channels=3, flip=self.flip, max_samples=self.max_samples)
 
 
 def load_images(config: DataConfig) -> DataSet:
@@ -85,8 +83,7 @@ def load_images(config: DataConfig) -> DataSet:
     if config.name.startswith("hub:"):
         return load_hf_images(config)
     if config.name not in SOURCES:
-        known = ", ".join(SOURCES)
-        raise ValueError(f"unknown data set '{config.name}'; known: {known}, or hub:ID")
+        raise ValueError(f"unknown data set '{config.name}'; known: {', '.join(SOURCES)}, or hub:ID")
     return SOURCES[config.name](config)
 
 
@@ -132,16 +129,11 @@ def _gray_images(
     if not config.labels:
         return ImageSet(images, config.name, levels=levels, flip=config.flip)
     labels = torch.tensor(classes[: config.max_samples]).long()
-    class_names = tuple(map(str, names))
-    return ImageSet(images, config.name, labels, levels, class_names=class_names, flip=config.flip)
+    return ImageSet(images, config.name, labels, levels, class_names=tuple(map(str, names)), flip=config.flip)
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The array of bytes in ``path``, shaped as the file says.
-
-    Raises:
-        ValueError: not an idx file of unsigned bytes, or of another length than it says.
-    """
+    """The array of bytes in ``path``; ValueError if it is no idx file of bytes, or of another length than it says."""
     try:
         content = path.read_bytes()
         if path.suffix == ".gz":
@@ -162,8 +154,7 @@ def read_idx(path: Path) -> np.ndarray:
 def coco_rows(config: DataConfig) -> Any:
     """The images of a split with all their captions (column ``captions``, lists of texts).
 
-    Raises:
-        ValueError: the files are not there (says what to download), or are not COCO's.
+    ValueError if the files are not there (it says what to download), or are not COCO's.
     """
     if config.path is None:
         raise ValueError(f"the data set coco needs data.path: {COCO_DOWNLOAD}")
@@ -192,8 +183,7 @@ def _coco_rows(folder: Path, file: Path, max_samples: int | None) -> Any:
     if not ids:
         raise ValueError(f"{file} has no captions")
     paths = [{"path": str(folder / names[image]), "bytes": None} for image in ids]
-    columns = {"image": paths, "captions": [captions[image] for image in ids]}
-    rows = datasets.Dataset.from_dict(columns)
+    rows = datasets.Dataset.from_dict({"image": paths, "captions": [captions[image] for image in ids]})
     return rows.cast_column("image", datasets.Image(decode=False))
 
 

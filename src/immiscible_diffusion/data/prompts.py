@@ -104,8 +104,7 @@ def load_class_names(names: Sequence[str], file: str | Path | None, folder: Path
     The ``file`` has names, one a line in the order of the classes, or each after the name of its folder, ``n01440764
     tench, Tinca tinca``. Without it, ImageNet's list is looked for in the ``folder`` of the data set and above.
 
-    Raises:
-        ValueError: the file is absent or lacks a class, or there is none for WordNet's ids.
+    ValueError if the file is absent or lacks a class, or there is none for WordNet's ids.
     """
     if file is None and not all(WORDNET_ID.fullmatch(name) for name in names):
         return names

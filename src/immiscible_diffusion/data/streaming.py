@@ -98,8 +98,7 @@ class Stream:
         A rank reads its part of the shards in a shuffle of the epoch and of ``start``.
 
         Raises:
-            ValueError: fewer shards than ranks, or the batch does not divide; at ``next``, what
-                cannot be read, by name, unless it is skipped.
+            ValueError: fewer shards than ranks, or the batch does not divide; at ``next``, what cannot be read.
         """
         parts = world * gradient_accumulation_steps
         check_split(batch_size, parts)
@@ -191,8 +190,7 @@ class Stream:
         batch = to_batch(torch.stack(images), _labels(samples), 255, flips)
         if self.tokenize is None:
             return batch
-        choices = map(self.texts_of, samples)
-        texts = [all_[int(torch.rand((), generator=generator) * len(all_))] for all_ in choices]
+        texts = [all_[int(torch.rand((), generator=generator) * len(all_))] for all_ in map(self.texts_of, samples)]
         return add_tokens(batch, self.tokenize, texts)
 
 
@@ -223,24 +221,16 @@ class StreamedImages(Captioned):
 def load_stream(
     config: DataConfig, captions: Captions | None = None, tokenize: Tokenize | None = None
 ) -> StreamedImages:
-    """The stream that ``config`` names, with its first ``config.max_samples`` (1,000) images.
-
-    Raises:
-        ValueError: what ``open_stream`` raises, or no image can be read.
-    """
+    """The stream that ``config`` names, with its first ``config.max_samples`` (1,000) images; ValueError for none."""
     stream = open_stream(config, captions, tokenize)
     first = stream.first(config.max_samples or NUM_IN_MEMORY)
     if not first:
         raise ValueError(f"{stream.name}: no image can be read")
     images, samples = zip(*first, strict=True)
     labels = _labels(samples) if stream.classes else None
-    dataset = ImageSet(
-        torch.stack(images),
-        stream.name,
-        labels,
-        class_names=tuple(stream.classes.names) if stream.classes and labels is not None else None,
-        note=f"a stream, of which the first {len(images):,} images are in memory",
-    )
+    names = tuple(stream.classes.names) if stream.classes and labels is not None else None
+    note = f"a stream, of which the first {len(images):,} images are in memory"
+    dataset = ImageSet(torch.stack(images), stream.name, labels, class_names=names, note=note)
     prompts = ListCaptions([list(stream.texts_of(sample)) for sample in samples])
     return StreamedImages(dataset, prompts, tokenize, stream=stream)
 
@@ -249,10 +239,7 @@ def open_stream(config: DataConfig, captions: Captions | None = None, tokenize: 
     """A stream of what ``config`` names: tar shards, parquet files, or a set of the hub.
 
     Its ``path`` is a .tar, a folder of them, a pattern with * or {00000..00099}, or an address;
-    else what ``load_images`` takes. Its ``size`` is needed.
-
-    Raises:
-        ValueError: no size, no shards, no such column, or the hub out of reach.
+    else what ``load_images`` takes. ValueError for no size, no shards, no such column, or the hub out of reach.
     """
     captions = captions or Captions()
     if config.size is None:
@@ -269,8 +256,7 @@ def open_stream(config: DataConfig, captions: Captions | None = None, tokenize: 
     classes = None
     if config.labels and names:
         names = load_class_names(names, None, path)
-        numbers = torch.arange(len(names))
-        classes = ClassNamePrompts(numbers, names, captions.template, captions.synonyms)
+        classes = ClassNamePrompts(torch.arange(len(names)), names, captions.template, captions.synonyms)
     return Stream(config, shards, tokenize, classes)
 
 
@@ -288,8 +274,8 @@ def _table(config: DataConfig, captions: Captions) -> tuple[list[Shard], Sequenc
                 texts = (texts,) if isinstance(texts, str) else tuple(texts or ())
                 yield Sample(row[image], texts, row[label] if label else None)
         except Exception as error:  # noqa: BLE001  every reader has its own
-            name = f"{config.path or config.name}, shard {number}"
-            yield ShardError(f"{name} cannot be read to its end: {error}", rest_lost=True)
+            where = f"{config.path or config.name}, shard {number}"
+            yield ShardError(f"{where} cannot be read to its end: {error}", rest_lost=True)
 
     shards: list[Shard] = [partial(read, number) for number in range(rows.num_shards)]
     return shards, getattr(rows.features[label], "names", None) if label else None

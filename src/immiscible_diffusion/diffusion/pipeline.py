@@ -41,8 +41,8 @@ class SamplingPipeline:
         conditions: the conditions of samples by index.
         unconditional: the conditions that guidance pushes away from.
         decode: turns what was diffused into data.
-        init_noise: the distribution of the noise that the network was trained on, for a sampler
-            with ``init_noise="matched"``.
+        init_noise: the distribution of the noise that the network was trained on, for a sampler with
+            ``init_noise="matched"``.
     """
 
     path: Path

@@ -9,16 +9,12 @@ from immiscible_diffusion.utils.checks import check_bounds
 
 @dataclass(frozen=True)
 class ImageEvalConfig(EvalConfig):
-    """When and how images are scored.
+    """When and how images are scored."""
 
-    Args:
-        features: feature space: ``classifier``, ``pixels``, or of a pretrained network
-            ``efficientnet``, ``inception`` (FID) or ``dinov2`` (FD-DINOv2); docs/evaluate.md.
-        samples: images generated for every score.
-    """
-
+    # feature space: ``classifier``, ``pixels``, or of a pretrained network ``efficientnet``, ``inception`` (FID) or
+    # ``dinov2`` (FD-DINOv2); docs/evaluate.md
     features: Literal["classifier", "pixels", "efficientnet", "inception", "dinov2"] = "classifier"
-    samples: int = 10_000
+    samples: int = 10_000  # images generated for every score
 
     def __post_init__(self) -> None:
         super().__post_init__()

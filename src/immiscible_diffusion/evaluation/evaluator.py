@@ -17,15 +17,10 @@ EVAL_SEED = 0
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Scores of one network with one sampler.
+    """Scores of one network with one sampler."""
 
-    Attributes:
-        scores: by name; JSON values.
-        images: a few samples to look at, ``[N, C, H, W]`` in [-1, 1], or None.
-    """
-
-    scores: Mapping[str, Any]
-    images: Tensor | None = None
+    scores: Mapping[str, Any]  # by name; JSON values
+    images: Tensor | None = None  # a few samples to look at, ``[N, C, H, W]`` in [-1, 1], or None
 
 
 class Evaluator(Protocol):
@@ -45,23 +40,15 @@ class Evaluator(Protocol):
         headline: bool = True,
         run_dir: RunDir | None = None,
     ) -> EvalResult:
-        """Score what ``pipeline`` samples with the averaged ``model``.
+        """Score what ``pipeline`` samples with the averaged ``model``, from noise of ``seed``.
 
-        Args:
-            pipeline: how to sample.
-            model: the averaged network.
-            seed: of the noise that sampling starts from.
-            step: training steps behind the model.
-            final: after the last training step: slow metrics too.
-            headline: at the recipe's own number of sampling steps: slow metrics too.
-            run_dir: where more than scores may be kept.
+        The ``seed`` is of the noise that sampling starts from, ``step`` the training steps behind the model. Slow
+        metrics are computed if ``final`` (after the last step) and ``headline`` (at the recipe's own number of
+        sampling steps). More than scores may be kept in ``run_dir``.
         """
 
     def calibrate(self, metrics: Sequence[str]) -> dict[str, Any]:
-        """Score real data against real data, and pure noise: the best and the worst values.
-
-        ValueError if there is no such scale.
-        """
+        """Score real data against real data, and pure noise: the best and worst values; ValueError if not possible."""
         raise ValueError("calibrate is for images scored by a Frechet distance; leave it out")
 
     def evaluate_run(self, run: Run, *, seed: int, batch_size: int, metrics: Sequence[str]) -> dict[str, Any]:
@@ -70,6 +57,6 @@ class Evaluator(Protocol):
     def summary(self, runs: Mapping[str, Mapping[int, RunDir]], folder: Path, step: int) -> dict[str, Any]:
         """Return what a comparison's report says of the evaluation besides the curves of scores.
 
-        ``runs`` are run folders by coupling and seed, ``folder`` is that of the comparison, where
-        images may be written, ``step`` the last training step.
+        ``runs`` are run folders by coupling and seed, ``folder`` is that of the comparison, where images may be
+        written, ``step`` the last training step.
         """

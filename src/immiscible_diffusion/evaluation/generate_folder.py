@@ -25,18 +25,13 @@ def generate_folder(
     world: int = 1,
     quiet: bool = True,
 ) -> int:
-    """Make the images of this process that are missing; return how many were made.
+    """Make the images of process ``rank`` of ``world`` that are missing; return how many were made.
 
-    The call may be stopped or killed at any moment: the same call goes on without a duplicate or a
-    gap, with any number of processes and any batch size.
+    The call may be stopped or killed at any moment: the same call goes on without a duplicate or a gap, with any
+    number of processes and any batch size.
 
-    Args:
-        writer: says which images, and keeps them.
-        draw: makes ``[b, 1 or 3, H, W]`` in [-1, 1] of b indices; image i must be a function of i.
-        batch_size: images at a time; may differ between processes.
-        rank: this process.
-        world: number of processes.
-        quiet: show no progress.
+    The ``writer`` says which images, and keeps them; ``draw`` makes ``[b, 1 or 3, H, W]`` in [-1, 1] of b indices, and
+    image i must be a function of i.
 
     Raises:
         ValueError: ``draw`` returned another number of images, or some that are not finite.
@@ -80,10 +75,7 @@ def _png(image: Tensor) -> bytes:
 
 
 def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Note in ``folder`` how its images are made; every process may do so, as all write the same.
-
-    ValueError if the folder holds images made otherwise, or not known how.
-    """
+    """Note in ``folder`` how its images are made; ValueError if it holds images made otherwise, or not known how."""
     file = folder / SETTINGS
     if any(path.suffix in (".png", ".tar") for path in folder.glob("*")):
         before = read_json(file) if file.is_file() else {}
@@ -94,4 +86,4 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
         ]
         if differences:
             raise ValueError(f"{folder} holds images made otherwise: {'; '.join(differences)}; choose another folder")
-    write_json(file, settings)
+    write_json(file, settings)  # every process may, as all write the same

@@ -41,34 +41,20 @@ GRID_IMAGES = 32
 
 @dataclass(frozen=True)
 class ImageEvaluator:
-    """Scores images against a data set in a feature space.
+    """Scores images against a data set in a feature space."""
 
-    Attributes:
-        extractor: images to features.
-        reference: features of the real images.
-        dataset: the real images.
-        samples: images generated for every score.
-    """
-
-    extractor: FeatureExtractor
-    reference: Reference
-    dataset: DataSet
-    samples: int
+    extractor: FeatureExtractor  # images to features
+    reference: Reference  # features of the real images
+    dataset: DataSet  # the real images
+    samples: int  # images generated for every score
 
     @classmethod
     def of(
         cls, dataset: DataSet, config: ImageEvalConfig, device: torch.device | str = "cpu", max_real: int | None = None
     ) -> "ImageEvaluator":
-        """Prepare features and reference; the classifier is trained once and cached.
+        """Prepare features, on ``device``, and reference; the classifier is trained once and cached.
 
-        Args:
-            dataset: the real images.
-            config: names the feature space and the number of samples.
-            device: where features are computed.
-            max_real: compare with so many real images, chosen at random; all by default.
-
-        Raises:
-            ValueError: too few samples or data for the feature space.
+        The reference is of ``max_real`` images, chosen at random, or of all. ValueError for too few samples or data.
         """
         extractor = extractor_from_name(config.features, dataset, seed=EVAL_SEED, device=str(device))
         if config.samples < extractor.dim + 1:
@@ -88,10 +74,9 @@ class ImageEvaluator:
     def measure(
         self, batches: Iterator[Tensor], metrics: Sequence[str] = METRICS, *, allow_few: bool = False
     ) -> SampleMetrics:
-        """Score ``batches`` of images ``[b, C, H, W]`` in [-1, 1]; none is kept.
+        """Score ``batches`` of images ``[b, C, H, W]`` in [-1, 1], none of which is kept; ValueError unless finite.
 
-        Their features are, in float32, unless the Frechet distance alone is asked for. ValueError
-        for images with NaN or infinity.
+        Their features are, in float32, unless the Frechet distance alone is asked for.
         """
         check_metrics(metrics)
         images = (_check_finite(batch).clamp(-1, 1) for batch in batches)
@@ -195,8 +180,7 @@ class ImageEvaluator:
         if not rest:
             return floor, SampleMetrics(size, self.extractor.name)
         one, other = halves(real, size, seed, 0)
-        reference = Reference.of(other, self.extractor.name, seed)
-        return floor, measure(one, reference, metrics=rest)
+        return floor, measure(one, Reference.of(other, self.extractor.name, seed), metrics=rest)
 
     def floor(self, samples: int) -> Floor | None:
         """Return about what ``samples`` of the data's own distribution would score."""
@@ -209,8 +193,7 @@ class ImageEvaluator:
         def noise() -> Iterator[Tensor]:
             for number, start in enumerate(range(0, samples, batch_size)):
                 shape = (min(batch_size, samples - start), *self.dataset.shape)
-                generator = keyed_generator(EVAL_SEED, number, "noise floor")
-                yield torch.randn(shape, generator=generator)
+                yield torch.randn(shape, generator=keyed_generator(EVAL_SEED, number, "noise floor"))
 
         return self.measure(noise(), ("frechet",), allow_few=True).frechet
 

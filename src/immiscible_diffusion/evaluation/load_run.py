@@ -16,14 +16,10 @@ def load_run(
     *,
     allow_code: bool = False,
 ) -> Run:
-    """Load a run with its averaged weights.
+    """Load a run with its averaged weights, and its training data if ``dataset`` does not give them.
 
-    Args:
-        run_dir: the run folder.
-        device: auto, cpu, cuda or mps.
-        dataset: the training data, if they are loaded already.
-        allow_code: import the coupling that its recipe names, if it is not one of ours; a
-            stranger's run folder could name any code.
+    With ``allow_code`` the coupling that its recipe names is imported, if it is not one of ours: a stranger's run
+    folder could name any code.
 
     Raises:
         ValueError: no run, no weights yet, or data other than those it was trained on.

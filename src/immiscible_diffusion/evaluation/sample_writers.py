@@ -21,20 +21,13 @@ class SampleWriter:
     So the classes get equally many, and more can be asked for later: the images that exist stay. A
     file that exists is whole. A shard is written when all of its images are made, so a killed
     process repeats at most one. Equal images give equal bytes.
-
-    Args:
-        folder: for ``{class}_{i}.png``, or for ``images-00000.tar`` ... of such members in order.
-        count: images in all, over all processes.
-        classes: names of the classes, or prompts, for the file names; none for numbers alone.
-        format: single files, shards, or both.
-        shard_size: images in a shard.
     """
 
-    folder: Path
-    count: int
-    classes: Sequence[str] = ()
-    format: Literal["png", "tar", "both"] = "png"
-    shard_size: int = 1000
+    folder: Path  # for ``{class}_{i}.png``, or for ``images-00000.tar`` ... of such members in order
+    count: int  # images in all, over all processes
+    classes: Sequence[str] = ()  # names of the classes, or prompts, for the file names; none for numbers alone
+    format: Literal["png", "tar", "both"] = "png"  # single files, shards, or both
+    shard_size: int = 1000  # images in a shard
 
     def __post_init__(self) -> None:
         check_bounds(self, count=">= 1", shard_size=">= 1")
@@ -58,8 +51,8 @@ class SampleWriter:
     def missing(self, rank: int = 0, world: int = 1) -> Iterator[tuple[list[int], Path | None]]:
         """Yield groups of images that a process is to make, each with its shard if it is one.
 
-        Every world-th image belongs to the process, or every world-th shard, whatever exists. What
-        a killed process left of their files is removed.
+        Every world-th image belongs to the process, or every world-th shard, whatever exists. What a killed process
+        left of their files is removed.
         """
         files = {file.name for file in self.folder.glob("*.png")}
         groups: list[tuple[list[int], Path | None]] = [([*range(rank, self.count, world)], None)]

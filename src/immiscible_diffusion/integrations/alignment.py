@@ -11,9 +11,9 @@ from immiscible_diffusion.couplings.base import check_noise
 def pull(data: Tensor, noise: Tensor, *, mask: Tensor | None = None) -> Tensor:
     """``<noise, data> / |data|``, the component of each noise along its sample: ``[B]`` float32.
 
-    A number to log: without pairing 0 +- 1 for a sample, so 0 +- 1/sqrt(B) in the mean; for data of
-    root mean square 1, 0.46 with ``KNN(2)`` and 1.9 with ``KNN(64)``.
-    ``mask`` is boolean, broadcasts to ``data`` ``[B, *shape]`` and is True where data are valid.
+    A number to log: without pairing 0 +- 1 for a sample, so 0 +- 1/sqrt(B) in the mean; for data of root mean square
+    1, 0.46 with ``KNN(2)`` and 1.9 with ``KNN(64)``. ``mask`` is boolean, broadcasts to ``data`` ``[B, *shape]`` and
+    is True where data are valid.
     """
     check_noise(data, noise)
     valid, rows, noise = valid_positions(mask, data), data.float(), noise.float()

@@ -18,28 +18,22 @@ class Collate:
 
     ``DataLoader(images, 64, num_workers=4, collate_fn=Collate(KNN(4), data_key="pixel_values"))``
 
-    For loaders that yield what the network sees: images, or latents from disk. The pool of
-    ``LinearAssignment`` is the loader's batch; for a larger one load several at once and split.
+    For loaders that yield what the network sees: images, or latents from disk. The pool of ``LinearAssignment`` is the
+    loader's batch; for a larger one load several at once and split.
 
     Noise comes from torch's generator in the worker, which the loader seeds anew for every worker
     and epoch from ``DataLoader(generator=)`` or else from the generator of the main process: seed
     that one with ``torch.manual_seed(seed + rank)``, or all ranks draw the same.
-
-    Args:
-        coupling: any that needs no other process; its tensors (centers) must be on the CPU.
-        collate_fn: makes the batch: a dict, a tuple or list, or a tensor (the data).
-        data_key: where the data are: a key of the dict, or the place in the tuple.
-        noise_key: where a dict gets the noise. To a tuple or list it is appended; of a tensor it
-            makes ``(data, noise)``.
-        mask_key: where the mask of valid positions is, if any.
-        cond: names of the coupling's conditions to their keys or places, such as ``{"label": 1}``.
     """
 
-    coupling: Coupling
+    coupling: Coupling  # any that needs no other process; its tensors (centers) must be on the CPU
+    # makes the batch: a dict, a tuple or list, or a tensor (the data)
     collate_fn: Callable[[list[Any]], Any] = default_collate
-    data_key: Key = 0
+    data_key: Key = 0  # where the data are: a key of the dict, or the place in the tuple
+    # where a dict gets the noise. To a tuple or list it is appended; of a tensor it makes ``(data, noise)``
     noise_key: str = "noise"
-    mask_key: Key | None = None
+    mask_key: Key | None = None  # where the mask of valid positions is, if any
+    # names of the coupling's conditions to their keys or places, such as ``{"label": 1}``
     cond: Mapping[str, Key] | None = None
 
     def __post_init__(self) -> None:
@@ -71,5 +65,4 @@ def _take(batch: Any, key: Key, option: str) -> Tensor:
         return batch[key]
     except (KeyError, IndexError, TypeError) as error:
         held = ", ".join(map(str, batch)) if isinstance(batch, Mapping) else f"{len(batch)} items"
-        kind = type(batch).__name__
-        raise ValueError(f"{option}={key!r} is not in the batch, a {kind} of {held}") from error
+        raise ValueError(f"{option}={key!r} is not in the batch, a {type(batch).__name__} of {held}") from error

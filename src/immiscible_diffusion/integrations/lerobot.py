@@ -106,11 +106,8 @@ def matched_noise(
 
     ``policy.select_action(batch, noise=matched_noise(distribution, len(state)))``
 
-    Args:
-        distribution: measured on complete windows ``[T, A]``, ``NoiseDistribution.measure``.
-        count: how many.
-        size: dimensions that actions are padded to; noise there is N(0, I). None = A.
-        generator: of the draw, on the CPU.
+    The ``distribution`` is of complete windows ``[T, A]``; ``size`` is the number of dimensions that actions are
+    padded to (None = A), where noise is N(0, I); the ``generator`` is on the CPU.
     """
     steps, dims = distribution.shape
     size = dims if size is None else size
@@ -130,16 +127,15 @@ def pair_lerobot(
 ) -> "PairedPolicy":
     """Let ``policy`` train on paired noise from now on; evaluation and inference stay as they are.
 
-    ``paired = pair_lerobot(policy, KNN(k=2))``, before the training loop; ``paired.pull`` is a
-    number to log, ``paired.remove()`` undoes it. Weights and their names stay as they are.
+    ``paired = pair_lerobot(policy, KNN(k=2))``, before the training loop; ``paired.pull`` is a number to log,
+    ``paired.remove()`` undoes it. Weights and their names stay as they are.
 
     Args:
-        policy: LeRobot's ``DiffusionPolicy``, ``SmolVLAPolicy``, ``PI0Policy``, or one built like
-            them: ``policy.diffusion.compute_loss(batch)`` with a ``noise_scheduler.add_noise``, or
+        policy: LeRobot's ``DiffusionPolicy``, ``SmolVLAPolicy``, ``PI0Policy``, or one built like them:
+            ``policy.diffusion.compute_loss(batch)`` with a ``noise_scheduler.add_noise``, or
             ``policy.prepare_action(batch)`` and ``policy.model.sample_noise(shape, device)``.
         coupling: pairs; for a Diffusion Policy it must be able to start from its noise.
-        do_mask_loss_for_padding: see ``pair_actions``. None: that of a Diffusion Policy's config;
-            True for the others.
+        do_mask_loss_for_padding: see ``pair_actions``. None: that of a Diffusion Policy's config; True for the others.
         conditions: makes the conditions of the coupling from a batch; by default the robot's state
             as ``cond["observation"]``, where there is one.
 
@@ -149,20 +145,18 @@ def pair_lerobot(
     if isinstance(getattr(policy, "_immiscible", None), PairedPolicy):
         raise ValueError("this policy is paired already; remove() that first")
     diffusion: Any = getattr(policy, "diffusion", None)
-    mask_padding = do_mask_loss_for_padding
     if callable(getattr(diffusion, "compute_loss", None)):
-        if mask_padding is None:
-            mask_padding = diffusion.config.do_mask_loss_for_padding
+        if do_mask_loss_for_padding is None:
+            do_mask_loss_for_padding = diffusion.config.do_mask_loss_for_padding
         pair = PairedPolicy._in_diffusion
     elif callable(getattr(policy, "prepare_action", None)) and hasattr(getattr(policy, "model", None), "sample_noise"):
         pair = PairedPolicy._in_flow
     else:
         raise ValueError(
-            f"{type(policy).__name__} is built like neither Diffusion Policy (diffusion."
-            f"compute_loss) nor SmolVLA and pi0 (prepare_action, model.sample_noise); call "
-            f"pair_actions where it draws its noise"
+            f"{type(policy).__name__} is built like neither Diffusion Policy (diffusion.compute_loss) nor SmolVLA and "
+            "pi0 (prepare_action, model.sample_noise); call pair_actions where it draws its noise"
         )
-    paired = PairedPolicy(policy, as_coupling(coupling), mask_padding is not False, conditions or _state)
+    paired = PairedPolicy(policy, as_coupling(coupling), do_mask_loss_for_padding is not False, conditions or _state)
     pair(paired)
     object.__setattr__(policy, "_immiscible", paired)
     return paired
@@ -170,9 +164,7 @@ def pair_lerobot(
 
 def _state(batch: Batch) -> dict[str, Tensor] | None:
     state = batch.get(STATE)
-    if not isinstance(state, Tensor):
-        return None
-    return {OBSERVATION: state.reshape(len(state), -1).float()}
+    return {OBSERVATION: state.reshape(len(state), -1).float()} if isinstance(state, Tensor) else None
 
 
 @dataclass(eq=False)
@@ -184,8 +176,7 @@ class PairedPolicy:
     mask_padding: bool
     conditions: Callable[[Batch], dict[str, Tensor] | None]
     _pull: Tensor | None = None
-    _now: tuple[Tensor, Batch] | None = None
-    """Actions and batch whose noise is drawn next."""
+    _now: tuple[Tensor, Batch] | None = None  # actions and batch whose noise is drawn next
     _undo: list[Callable[[], None]] = field(default_factory=list)
 
     @property
@@ -236,8 +227,7 @@ class PairedPolicy:
 
     def _in_flow(self) -> None:
         """Actions are prepared, then noise is drawn of their shape."""
-        prepare, sample = self.policy.prepare_action, self.policy.model.sample_noise
-        config = self.policy.config
+        prepare, sample, config = self.policy.prepare_action, self.policy.model.sample_noise, self.policy.config
         feature = getattr(config, "action_feature", None) or config.output_features["action"]
 
         def prepared(batch: Batch) -> Tensor:
@@ -249,8 +239,7 @@ class PairedPolicy:
             noise: Tensor = sample(shape, device)
             if self._now is None or not self.policy.training:
                 return noise
-            start = noise if self.coupling.takes_noise else None
-            return self._noise(int(feature.shape[0]), start).to(noise)
+            return self._noise(int(feature.shape[0]), noise if self.coupling.takes_noise else None).to(noise)
 
         self._set(self.policy, "prepare_action", prepared)
         self._set(self.policy.model, "sample_noise", sampled)

@@ -24,11 +24,7 @@ class PlanSampler:
     def sample_plan_with_labels(
         self, x0: Tensor, x1: Tensor, y0: Tensor | None = None, y1: Tensor | None = None, replace: bool = True
     ) -> tuple[Tensor, Tensor, None, Tensor | None]:
-        """The same, None for the labels of the noise, and ``y1``, the labels of the data.
-
-        Raises:
-            ValueError: ``y0`` is given, which cannot follow the noise.
-        """
+        """The same, None, and ``y1``, the labels of the data; ValueError for ``y0``, which cannot follow the noise."""
         if y0 is not None:
             raise ValueError("y0 labels x0, the noise, which is replaced; label the data with y1")
         cond, coupling = None if y1 is None else {self.label_key: y1}, self.coupling
@@ -39,9 +35,9 @@ class PlanSampler:
 def as_torchcfm(coupling: Coupling, *, label_key: str = "label") -> PlanSampler:
     """``coupling`` in the place of torchcfm's plan sampler.
 
-    ``matcher.ot_sampler = as_torchcfm(KNN(k=4))``. There ``x0`` is noise, at t = 0, ``x1`` data, at
-    t = 1, and ``u = x1 - x0`` is learned; here data are at t = 0, and ``noise - data = -u``.
-    ``x1`` and its labels, which the coupling gets as ``cond[label_key]``, stay in place, bit for
-    bit. ``x0`` is used where the coupling can start from it; a function draws its own.
+    ``matcher.ot_sampler = as_torchcfm(KNN(k=4))``. There ``x0`` is noise, at t = 0, ``x1`` data, at t = 1, and ``u =
+    x1 - x0`` is learned; here data are at t = 0, and ``noise - data = -u``. ``x1`` and its labels, which the coupling
+    gets as ``cond[label_key]``, stay in place, bit for bit. ``x0`` is used where the coupling can start from it; a
+    function draws its own.
     """
     return PlanSampler(as_coupling(coupling), label_key)

@@ -25,12 +25,9 @@ def cmmd(a: Tensor, b: Tensor, *, sigma: float = SIGMA, scale: float = SCALE) ->
 
     The mean over all pairs, those of an image with itself included, as in the authors' code: never
     negative, 0 for equal sets, and above 0 by about ``scale (1 - k) (1/N + 1/M)`` for two samples
-    of one distribution. CMMD is this of CLIP features of length 1, ``cmmd_features``.
+    of one distribution. CMMD is this of CLIP features of length 1, ``cmmd_features``. ``a`` is [N, F], ``b`` [M, F].
 
-    ``a`` is [N, F], ``b`` [M, F].
-
-    Raises:
-        ValueError: no features, unequal dimensions, not finite, or sigma not above 0.
+    ValueError for no features, unequal dimensions, not finite ones, or sigma not above 0.
     """
     a = check_features(a)
     b = check_features(b, a.shape[1])
@@ -56,11 +53,8 @@ def cmmd_features(device: torch.device | str = "cpu", source: str | None = None)
     """CLIP's image features of length 1; by default of ViT-L/14 at 336 pixels, as in the paper.
 
     The ``source`` is a folder of the weights, or their name on the hub; by default
-    $IMMISCIBLE_CMMD_CLIP, then ``openai/clip-vit-large-patch14-336``.
-
-    Raises:
-        MissingDependencyError: transformers is not installed.
-        ValueError: the weights are not there, or not CLIP's.
+    $IMMISCIBLE_CMMD_CLIP, then ``openai/clip-vit-large-patch14-336``. MissingDependencyError without transformers;
+    ValueError if the weights are not there, or not CLIP's.
     """
     return _image_features(_load(source, "IMMISCIBLE_CMMD_CLIP", CMMD_MODEL).to(device))
 
@@ -87,9 +81,7 @@ class Clip:
     def load(cls, source: str | None = None, device: torch.device | str = "cpu") -> "Clip":
         """CLIP from a folder or the hub; by default $IMMISCIBLE_CLIP, then ViT-L/14.
 
-        Raises:
-            MissingDependencyError: transformers is not installed.
-            ValueError: the weights are not there, or not CLIP's.
+        MissingDependencyError without transformers; ValueError if the weights are not there, or not CLIP's.
         """
         model = _load(source, "IMMISCIBLE_CLIP", SCORE_MODEL).to(device)
         from transformers import CLIPTokenizer
@@ -105,19 +97,13 @@ class Clip:
     def text_features(self, texts: Sequence[str]) -> Tensor:
         """Features [B, F] of texts, truncated to the length of CLIP's text encoder."""
         length = int(self.model.config.text_config.max_position_embeddings)
-        tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt").to(
-            next(self.model.parameters()).device
-        )
+        tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=length, return_tensors="pt")
+        tokens = tokens.to(next(self.model.parameters()).device)
         out = self.model.text_model(tokens["input_ids"], attention_mask=tokens["attention_mask"])
-        features = self.model.text_projection(out.pooler_output)
-        return nn.functional.normalize(features, dim=-1)
+        return nn.functional.normalize(self.model.text_projection(out.pooler_output), dim=-1)
 
     def score(self, batches: Iterable[tuple[Tensor, Sequence[str]]]) -> ClipScore:
-        """CLIPScore of the center squares of images [b, 1 or 3, H, W] in [-1, 1] and their texts.
-
-        Raises:
-            ValueError: no images, or not a text for each.
-        """
+        """CLIPScore of the center squares of images [b, 1 or 3, H, W] in [-1, 1] and their texts, one for each."""
         scores = []
         for data, texts in batches:
             if len(data) != len(texts):

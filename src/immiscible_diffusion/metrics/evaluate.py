@@ -83,21 +83,16 @@ def make_reference(
     Args:
         dataset: the training set: ``memorization`` looks for copies of it.
         extractor: makes the features.
-        limit: use this many samples, chosen at random by ``seed``; all by default.
+        limit: use this many samples, at least 2, chosen at random by ``seed``; all by default.
         seed: of that choice, of the splits of the floor, and of KID's subsets.
-        cache: folder of cached statistics; None for none. Needs a data set with a ``digest`` and
-            an extractor with an ``identity``.
-
-    Raises:
-        ValueError: if ``limit`` or the data set is below 2.
+        cache: folder of cached statistics, for a data set with a ``digest`` and an extractor with an ``identity``.
     """
     count = len(dataset) if limit is None else min(limit, len(dataset))
     if count < 2:
         raise ValueError(f"a reference needs at least 2 data, got {len(dataset)} and {limit=}")
     indices = torch.arange(len(dataset))
     if count < len(dataset):
-        order = torch.randperm(len(dataset), generator=keyed_generator(seed, "reference"))
-        indices = order[:count].sort().values
+        indices = torch.randperm(len(dataset), generator=keyed_generator(seed, "reference"))[:count].sort().values
 
     def extract_real() -> Tensor:
         return extract(extractor, data_batches(dataset, indices))

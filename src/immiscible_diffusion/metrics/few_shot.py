@@ -26,11 +26,7 @@ class FewShotMetrics:
 
 
 def few_shot_metrics(extractor: FeatureExtractor, samples: Tensor, real: Tensor) -> FewShotMetrics:
-    """Compare ``samples`` with the training images ``real``, ``[B, C, H, W]`` in [-1, 1].
-
-    Raises:
-        ValueError: fewer than two samples or two training images, or other channels.
-    """
+    """Compare ``samples`` with the training images ``real``, ``[B, C, H, W]`` in [-1, 1], at least two of each."""
     if min(len(samples), len(real)) < 2 or samples.shape[1] != real.shape[1]:
         raise ValueError(
             f"expected at least 2 samples and 2 training images of the same channels, got "
@@ -38,8 +34,7 @@ def few_shot_metrics(extractor: FeatureExtractor, samples: Tensor, real: Tensor)
         )
     f, g = (extract(extractor, data.split(64)).double() for data in (samples, real))
     unit_f, unit_g = (torch.nn.functional.normalize(features, dim=1) for features in (f, g))
-    cosines = unit_f @ unit_f.T
-    pairs = len(f) * (len(f) - 1)
+    cosines, pairs = unit_f @ unit_f.T, len(f) * (len(f) - 1)
     (mean, std), (real_mean, real_std) = map(_channel_statistics, (samples, real))
     return FewShotMetrics(
         similarity=float((unit_f @ unit_g.T).mean()),

@@ -13,11 +13,7 @@ _ROUNDING = 1e-8
 
 
 def check_features(features: Tensor, dim: int | None = None) -> Tensor:
-    """Features [B, F] as float64 on the CPU.
-
-    Raises:
-        ValueError: if they are not a matrix, not ``dim`` wide, or not finite.
-    """
+    """Features [B, F] as float64 on the CPU; ValueError if they are no matrix, not ``dim`` wide, or not finite."""
     if features.ndim != 2 or (dim is not None and features.shape[1] != dim):
         raise ValueError(f"expected features [B, {'F' if dim is None else dim}], got {list(features.shape)}")
     features = features.detach().to("cpu", torch.float64)
@@ -91,10 +87,9 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics, *, allow_few: b
     when the features are Inception's. It is biased upwards by about 1 / count, so compare only
     figures made with equal counts and equal features.
 
-    With ``allow_few``, fewer than F + 1 features are accepted, whose covariance has not full rank.
-
     Raises:
-        ValueError: on too few features, different dimensions, or a covariance that is indefinite.
+        ValueError: on different dimensions, an indefinite covariance, or, unless ``allow_few``, fewer than F + 1
+            features, whose covariance has not full rank.
     """
     _check_dims(a, b)
     least, count = a.dim + 1, min(a.count, b.count)
@@ -148,8 +143,7 @@ class Floor:
         if self.counts is not None:
             raise ValueError(f"the floor was scaled to {self.counts} already")
         scale = (1 / samples + 1 / real) / (2 / self.size)
-        values = (scale * self.mean, scale * self.low, scale * self.high)
-        return Floor(*values, self.size, (samples, real))
+        return Floor(scale * self.mean, scale * self.low, scale * self.high, self.size, (samples, real))
 
     @property
     def note(self) -> str:
@@ -181,6 +175,5 @@ def floor_of(real: Tensor, size: int, seed: int) -> Floor | None:
 
 def halves(real: Tensor, size: int, seed: int, split: int) -> tuple[Tensor, Tensor]:
     """Two random disjoint sets [size, F] of the features [N, F]."""
-    generator = keyed_generator(seed, "floor", split)
-    order = torch.randperm(len(real), generator=generator)
+    order = torch.randperm(len(real), generator=keyed_generator(seed, "floor", split))
     return real[order[:size]], real[order[size : 2 * size]]

@@ -25,14 +25,8 @@ def kernel_distance(a: Tensor, b: Tensor, *, subset: int = 500, subsets: int = 5
     """Unbiased MMD^2 under the kernel ``k(x, y) = (x.y / F + 1)^3``, averaged over random subsets.
 
     Unlike the Frechet distance it has no bias at small counts. If either set has ``subset``
-    features or fewer, both sets are used complete, once.
-
-    Args:
-        a: features [N, F].
-        b: features [M, F].
-        subset: features drawn, without replacement, from each set.
-        subsets: how many times.
-        seed: of the subsets.
+    features or fewer, both sets are used complete, once; else ``subsets`` times ``subset`` features are drawn, without
+    replacement, from each of ``a`` [N, F] and ``b`` [M, F].
 
     Raises:
         ValueError: on unequal dimensions, fewer than 2 features, or ``subset``, ``subsets`` < 2.
@@ -67,6 +61,5 @@ def _unbiased(a: Tensor, b: Tensor) -> float:
 
 def _sum(x: Tensor, y: Tensor) -> float:
     """Sum of the kernel over all pairs, in blocks of rows."""
-    rows = max(1, _BLOCK // len(y))
-    sums = [((block @ y.T) / x.shape[1] + 1).pow(3).sum() for block in x.split(rows)]
+    sums = [((block @ y.T) / x.shape[1] + 1).pow(3).sum() for block in x.split(max(1, _BLOCK // len(y)))]
     return float(torch.stack(sums).sum())

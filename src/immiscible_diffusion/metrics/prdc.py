@@ -77,8 +77,7 @@ def precision(samples: Tensor, real: Tensor | Manifold, *, k: int = 3) -> float:
 
     ``real`` may be a :class:`Manifold`, whose own ``k`` then counts.
     """
-    balls, _, _ = _hits(samples, real, k)
-    return float((balls > 0).double().mean())
+    return float((_hits(samples, real, k)[0] > 0).double().mean())
 
 
 def recall(samples: Tensor | Manifold, real: Tensor, *, k: int = 3) -> float:
@@ -100,16 +99,11 @@ def coverage(samples: Tensor, real: Tensor | Manifold, *, k: int = 5) -> float:
 
     Near ``1 - 2^-k`` for equal distributions and as many samples as real features.
     """
-    _, inside, _ = _hits(samples, real, k)
-    return float((inside > 0).double().mean())
+    return float((_hits(samples, real, k)[1] > 0).double().mean())
 
 
 def spacing(real: Tensor) -> float:
-    """Median distance of real features [N, F] to their nearest other one; copies are skipped.
-
-    Raises:
-        ValueError: if fewer than 2 of them differ.
-    """
+    """Median distance of real features [N, F] to their nearest different one; ValueError if all are equal."""
     real = check_features(real)
     nearest = torch.full((len(real),), torch.inf, dtype=torch.float64)
     for rows, distances in _distances(real, real):

@@ -49,10 +49,7 @@ class StatisticsFile:
             log.warning("could not cache statistics in %s (%s)", self.path.parent, error)
 
     def read(self) -> tuple[FeatureStatistics, Floor | None] | None:
-        """Statistics and floor; None if there are none.
-
-        So too, with a warning, if the file is damaged or about something else.
-        """
+        """Statistics and floor; None if there are none or, with a warning, damaged ones or those of other features."""
         if not self.path.exists():
             return None
         with require_extra("train", "the cache of reference statistics"):
@@ -62,8 +59,7 @@ class StatisticsFile:
                 record = file.metadata() or {}
                 for key, value in self.about.items():
                     if record.get(key) != value:
-                        other = f"{key}: {record.get(key)!r}, not {value!r}"
-                        raise ValueError(f"they are of other features ({other})")
+                        raise ValueError(f"they are of other features ({key}: {record.get(key)!r}, not {value!r})")
                 mean, scatter = file.get_tensor("mean"), file.get_tensor("scatter")
             if scatter.shape != (len(mean), len(mean)) or not scatter.isfinite().all():
                 raise ValueError(f"expected a finite scatter [{len(mean)}, {len(mean)}]")

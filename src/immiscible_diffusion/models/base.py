@@ -21,13 +21,8 @@ class ModelConfig(ABC):
     def build(self, shape: Shape, num_classes: int | None = None, conditions: Shapes | None = None) -> nn.Module:
         """Return a fresh network ``model(x_t [B, *shape], network_time [B], cond) -> [B, *shape]``.
 
-        Args:
-            shape: of one sample as it is diffused.
-            num_classes: of ``cond["label"]``; None = not conditioned on classes.
-            conditions: further conditions.
-
-        Raises:
-            ValueError: data, classes or conditions that this network cannot take.
+        Without ``num_classes`` it has no ``cond["label"]``; ``conditions`` are those besides labels. ValueError for
+        data, classes or conditions that this network cannot take.
         """
 
     @abstractmethod
@@ -36,10 +31,7 @@ class ModelConfig(ABC):
 
 
 def check_images(config: ModelConfig, shape: Shape, multiple: int, option: str, conditions: Shapes | None) -> None:
-    """Raise ValueError unless data are images ``[C, S, S]``, S a ``multiple``, with labels at most.
-
-    The ``option`` changes the multiple.
-    """
+    """Raise ValueError unless data are images ``[C, S, S]``, S a ``multiple`` set by ``option``, with labels only."""
     name = type(config).__name__
     if conditions:
         raise ValueError(

@@ -6,10 +6,7 @@ from immiscible_diffusion.diffusion.paths import Cond
 
 
 def drop_labels(cond: Cond, num_classes: int, probability: float, generator: torch.Generator | None = None) -> Cond:
-    """``cond`` with some of ``cond["label"]`` ``[B]`` set to ``num_classes``, which is no label.
-
-    ``generator`` is on the device of the labels.
-    """
+    """``cond`` with some of ``cond["label"]`` ``[B]`` set to ``num_classes``, no label; drawn on their device."""
     label = cond["label"]
     draw = torch.rand(label.shape, device=label.device, generator=generator)
     return {**cond, "label": torch.where(draw < probability, num_classes, label)}

@@ -12,21 +12,13 @@ from immiscible_diffusion.utils.optional_deps import require_extra
 
 @dataclass(frozen=True)
 class DiT(ModelConfig):
-    """diffusers' ``DiTTransformer2DModel`` (2212.09748) for square images or latents.
+    """diffusers' ``DiTTransformer2DModel`` (2212.09748) for square images or latents."""
 
-    Args:
-        heads: of the attention; the width is ``heads * head_channels``.
-        head_channels: channels per head.
-        depth: blocks.
-        patch: pixels a side of a token.
-        dropout: inside the blocks.
-    """
-
-    heads: int = 6
-    head_channels: int = 64
-    depth: int = 12
-    patch: int = 2
-    dropout: float = 0.0
+    heads: int = 6  # of the attention; the width is ``heads * head_channels``
+    head_channels: int = 64  # channels per head
+    depth: int = 12  # blocks
+    patch: int = 2  # pixels a side of a token
+    dropout: float = 0.0  # inside the blocks
 
     def tiny(self) -> "DiT":
         """Shrink to a smoke run."""
@@ -67,6 +59,5 @@ class ConditionalDiT(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
         """Predict the target at ``x`` ``[B, C, S, S]`` and ``time`` ``[B]``."""
-        one_class = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        label = label_of(cond) if self.conditional else one_class
+        label = label_of(cond) if self.conditional else torch.zeros(len(x), dtype=torch.int64, device=x.device)
         return self.dit(x, timestep=time, class_labels=label).sample

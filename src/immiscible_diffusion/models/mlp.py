@@ -15,19 +15,13 @@ TIME_FEATURES = 64
 
 @dataclass(frozen=True)
 class MLP(ModelConfig):
-    """A residual MLP on flattened data, modulated by time, class and other conditions.
+    """A residual MLP on flattened data, modulated by time, class and other conditions."""
 
-    Args:
-        width: of the residual stream.
-        depth: residual blocks.
-        dropout: inside the blocks.
-        skip: add ``g(t) x_t / (t + 0.1)`` to the output, ``g`` learned, ``t = network_time /
-            1000``: an MLP narrower than the data cannot pass the noise through.
-    """
-
-    width: int = 256
-    depth: int = 3
-    dropout: float = 0.0
+    width: int = 256  # of the residual stream
+    depth: int = 3  # residual blocks
+    dropout: float = 0.0  # inside the blocks
+    # add ``g(t) x_t / (t + 0.1)`` to the output, ``g`` learned, ``t = network_time / 1000``: an MLP narrower than the
+    # data cannot pass the noise through
     skip: bool = False
 
     def tiny(self) -> "MLP":
@@ -42,8 +36,8 @@ class MLP(ModelConfig):
 class ResidualMLP(nn.Module):
     """``model(x_t [B, *shape], network_time [B], cond) -> [B, *shape]``.
 
-    Continuous conditions are both part of the input and, through a layer of their own, of the
-    context that modulates the blocks.
+    Continuous conditions are both part of the input and, through a layer of their own, of the context that modulates
+    the blocks.
     """
 
     def __init__(self, config: MLP, shape: Shape, num_classes: int | None, conditions: Shapes) -> None:

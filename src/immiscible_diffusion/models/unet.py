@@ -11,25 +11,16 @@ from immiscible_diffusion.utils.optional_deps import require_extra
 
 @dataclass(frozen=True)
 class UNet(ModelConfig):
-    """diffusers' ``UNet2DModel`` for square images.
+    """diffusers' ``UNet2DModel`` for square images."""
 
-    Args:
-        channels: of the first level.
-        multipliers: of ``channels``, one per level; each level but the last halves the size.
-        blocks: residual blocks per level.
-        attention: sizes (pixels a side) at which there is self-attention.
-        head_channels: channels per attention head.
-        groups: of the group norms; must divide every level's channels.
-        dropout: inside the residual blocks.
-    """
-
-    channels: int = 128
+    channels: int = 128  # of the first level
+    # of ``channels``, one per level; each level but the last halves the size
     multipliers: tuple[int, ...] = (1, 2, 2, 2)
-    blocks: int = 2
-    attention: tuple[int, ...] = (16,)
-    head_channels: int = 64
-    groups: int = 32
-    dropout: float = 0.1
+    blocks: int = 2  # residual blocks per level
+    attention: tuple[int, ...] = (16,)  # sizes (pixels a side) at which there is self-attention
+    head_channels: int = 64  # channels per attention head
+    groups: int = 32  # of the group norms; must divide every level's channels
+    dropout: float = 0.1  # inside the residual blocks
 
     def tiny(self) -> "UNet":
         """Shrink to a smoke run."""

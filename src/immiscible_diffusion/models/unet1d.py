@@ -13,19 +13,12 @@ from immiscible_diffusion.models.mlp import time_features
 
 @dataclass(frozen=True)
 class UNet1D(ModelConfig):
-    """Convolutions over the time of an action sequence, with FiLM (2303.04137, appendix A).
+    """Convolutions over the time of an action sequence, with FiLM (2303.04137, appendix A)."""
 
-    Args:
-        channels: of every level; each but the last halves the time.
-        kernel: of the convolutions, odd.
-        groups: of the group norms; must divide every level's channels.
-        embedding: of the diffusion time.
-    """
-
-    channels: tuple[int, ...] = (256, 512, 1024)
-    kernel: int = 5
-    groups: int = 8
-    embedding: int = 256
+    channels: tuple[int, ...] = (256, 512, 1024)  # of every level; each but the last halves the time
+    kernel: int = 5  # of the convolutions, odd
+    groups: int = 8  # of the group norms; must divide every level's channels
+    embedding: int = 256  # of the diffusion time
 
     def __post_init__(self) -> None:
         if not self.channels or any(width % self.groups for width in self.channels):
@@ -44,9 +37,8 @@ class UNet1D(ModelConfig):
         halvings = 2 ** (len(self.channels) - 1)
         if len(shape) != 2 or shape[0] % halvings:
             raise ValueError(
-                f"a UNet1D of {len(self.channels)} levels takes action sequences [T, A] with T a "
-                f"multiple of {halvings}, got {shape}; change the horizon, or give fewer "
-                f"model.channels"
+                f"a UNet1D of {len(self.channels)} levels takes action sequences [T, A] with T a multiple of "
+                f"{halvings}, got {shape}; change the horizon, or give fewer model.channels"
             )
         if num_classes is not None or not conditions:
             raise ValueError(

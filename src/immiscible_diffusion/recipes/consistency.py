@@ -18,8 +18,8 @@ from immiscible_diffusion.training.recipe import Recipe
 def digits_consistency() -> Recipe:
     """``digits-flow`` as a consistency model: minutes on a CPU.
 
-    Sampling starts from sigma 10, which training sees in 3 of 100 data; 80, as for CIFAR-10, it
-    would hardly ever see in a run of this length.
+    Sampling starts from sigma 10, which training sees in 3 of 100 data; 80, as for CIFAR-10, it would hardly ever see
+    in a run of this length.
     """
     recipe = digits_flow()
     return replace(
@@ -41,10 +41,10 @@ def digits_consistency() -> Recipe:
 def cifar10_consistency() -> Recipe:
     """Consistency training on CIFAR-10 (Immiscible Diffusion, Fig. 4; Improved, Table 3).
 
-    Batch 512, 800,000 steps (Fig. 4), ``assignment`` (10.22 -> 8.54) or ``knn:k=4`` (9.16). The
-    papers used the first consistency training (2303.01469, in JAX); this is its successor without a
-    teacher (ECT, 2406.14548: its weight, its dropout, its rate with RAdam, here Adam), so compare
-    ours with ours. ECT starts from a trained EDM; here the first quarter denoises.
+    Batch 512, 800,000 steps (Fig. 4), ``assignment`` (10.22 -> 8.54) or ``knn:k=4`` (9.16). The papers used the first
+    consistency training (2303.01469, in JAX); this is its successor without a teacher (ECT, 2406.14548: its weight,
+    its dropout, its rate with RAdam, here Adam), so compare ours with ours. ECT starts from a trained EDM; here the
+    first quarter denoises.
     """
     return Recipe(
         task=Images(
@@ -64,8 +64,8 @@ def cifar10_consistency() -> Recipe:
 def celeba_consistency() -> Recipe:
     """Consistency training on CelebA, 64 x 64 (Immiscible Diffusion, Fig. 4): batch 1024.
 
-    Published: about 1.3 times fewer steps with ``assignment``. The set has no labels to train a
-    classifier on, so FID it is.
+    Published: about 1.3 times fewer steps with ``assignment``. The set has no labels to train a classifier on, so FID
+    it is.
     """
     data = DataConfig(name="hub:nielsr/CelebA-faces")
     return _of_size_64("celeba-consistency", data, 1024, features="inception")

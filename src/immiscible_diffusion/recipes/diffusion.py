@@ -38,10 +38,10 @@ def cifar10_ddim() -> Recipe:
     """DDIM on CIFAR-10 (Immiscible Diffusion, Fig. 5; Improved, Tables 3 and 8; ``knn:k=8``).
 
     As published, after tqch/ddpm-torch: U-Net of 35.7 M parameters, linear beta, epsilon, Adam 2e-4, 5k warm-up, clip
-    1, EMA 0.9999, flips; batch 256 (theirs is 128); no noise in sampling and linear step selection. Their
-    measurements fit images of standard deviation 1, for which ``--scaling.factor 2``; ours is 0.5, as usual.
-    Evaluated at the steps of the first paper's Table 5, every 120 epochs of 195 steps. What the best figures (6.63 ->
-    5.14 / 4.45) took is not known to us; Fig. 5 ends below 200,000.
+    1, EMA 0.9999, flips; batch 256 (theirs is 128); no noise in sampling and linear step selection. Their measurements
+    fit images of standard deviation 1, for which ``--scaling.factor 2``; ours is 0.5, as usual. Evaluated at the steps
+    of the first paper's Table 5, every 120 epochs of 195 steps. What the best figures (6.63 -> 5.14 / 4.45) took is
+    not known to us; Fig. 5 ends below 200,000.
     """
     return Recipe(
         task=Images(

@@ -34,10 +34,10 @@ def digits_flow() -> Recipe:
 def cifar10_flow() -> Recipe:
     """Flow matching on CIFAR-10 (Improved Immiscible Diffusion, Table 3; ``knn:k=4``).
 
-    As published, after TorchCFM's CIFAR-10 example: U-Net of 35.7 M parameters, Adam 2e-4, 5k
-    warm-up, clip 1, EMA 0.9999, batch 256, flips; Euler 50 or dopri5 1e-5. The network sees t
-    itself, not 1000 t. Evaluated where the authors give figures: their README's 5.07 -> 3.68 is at
-    20,000 steps, the paper's same figures (Table 4) at 200,000, besides 6.10 -> 4.28 at 100,000.
+    As published, after TorchCFM's CIFAR-10 example: U-Net of 35.7 M parameters, Adam 2e-4, 5k warm-up, clip 1, EMA
+    0.9999, batch 256, flips; Euler 50 or dopri5 1e-5. The network sees t itself, not 1000 t. Evaluated where the
+    authors give figures: their README's 5.07 -> 3.68 is at 20,000 steps, the paper's same figures (Table 4) at
+    200,000, besides 6.10 -> 4.28 at 100,000.
     """
     return Recipe(
         task=Images(
@@ -59,8 +59,8 @@ def cifar10_flow() -> Recipe:
 def cifar10_otcfm() -> Recipe:
     """OT-CFM on CIFAR-10 as torchcfm's own example has it (2302.00482; FID 3.5 published).
 
-    ``cifar10-flow`` with batch 128, ``assignment`` and dopri5. torchcfm draws pairs from the plan with replacement,
-    so data repeat within a batch; here each sample is seen once, as in the permutation that the plan is.
+    ``cifar10-flow`` with batch 128, ``assignment`` and dopri5. torchcfm draws pairs from the plan with replacement, so
+    data repeat within a batch; here each sample is seen once, as in the permutation that the plan is.
     """
     return dataclasses.replace(
         cifar10_flow(),

@@ -16,9 +16,9 @@ def pusht_policy() -> Recipe:
     """Diffusion Policy on Push-T from key points (2303.04137; Improved, Table 6; ``knn:k=2``).
 
     Published: mean of the last checkpoints 79.56% -> 82.83%, best 85.71% -> 86.74%, without or with KNN k = 2 (which
-    observations is not known to us). As Diffusion Policy's low-dimensional config: U-Net of 65.8 M parameters, DDPM
-    in 100 steps of the cosine schedule, epsilon, AdamW 1e-4 with betas 0.95 and 0.999 and weight decay 1e-6, 500
-    steps of warm-up and cosine decay, batch 256, 90 episodes, average of the weights ramped up by a power of 0.75.
+    observations is not known to us). As Diffusion Policy's low-dimensional config: U-Net of 65.8 M parameters, DDPM in
+    100 steps of the cosine schedule, epsilon, AdamW 1e-4 with betas 0.95 and 0.999 and weight decay 1e-6, 500 steps of
+    warm-up and cosine decay, batch 256, 90 episodes, average of the weights ramped up by a power of 0.75.
     """
     return Recipe(
         task=Policy(
@@ -43,8 +43,8 @@ def pusht_policy() -> Recipe:
 def pusht_policy_small() -> Recipe:
     """A policy for Push-T in minutes on one core of a CPU.
 
-    A residual MLP predicts the actions themselves from positions relative to the agent and their
-    changes. Convolutions on stacked key points take hours for that.
+    A residual MLP predicts the actions themselves from positions relative to the agent and their changes. Convolutions
+    on stacked key points take hours for that.
     """
     return dataclasses.replace(
         pusht_policy(),

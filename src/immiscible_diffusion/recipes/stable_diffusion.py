@@ -75,9 +75,9 @@ def imagenet_sd_finetune() -> Recipe:
 def sd_inpaint() -> Recipe:
     """In-painting (Improved, Table 5: 18.35 -> 17.32): v1.4 widened by mask and masked image.
 
-    The published settings of these runs are not known to us: those of fine-tuning. A rectangle of a
-    quarter to three quarters of the sides is hidden; noise is paired with the whole target latent,
-    or inside the mask alone (--inpainting.pair-masked-region).
+    The published settings of these runs are not known to us: those of fine-tuning. A rectangle of a quarter to three
+    quarters of the sides is hidden; noise is paired with the whole target latent, or inside the mask alone
+    (--inpainting.pair-masked-region).
     """
     return _inpaint("sd-inpaint", Inpainting("inside"))
 
@@ -102,8 +102,8 @@ def _inpaint(name: str, inpainting: Inpainting) -> Recipe:
 def coco_sd() -> Recipe:
     """Stable Diffusion from scratch on the captions of MS-COCO (Improved, Table 9: batch 2048).
 
-    Other settings and the figures are not known to us: those of ImageNet. ``--data.path`` is the
-    folder with train2017/ and annotations/.
+    Other settings and the figures are not known to us: those of ImageNet. ``--data.path`` is the folder with
+    train2017/ and annotations/.
     """
     recipe = imagenet_sd_scratch()
     data = dataclasses.replace(recipe.task.data, name="coco")
@@ -113,8 +113,8 @@ def coco_sd() -> Recipe:
 def sd_lora() -> Recipe:
     """Adapters for Stable Diffusion from a folder of images and captions, batch 1, 512 x 512.
 
-    No gain of pairing has been published for so few data. ``knn:k=2`` to try; sampling starts from
-    N(0, I) in every interface, so a strong pull does not pay.
+    No gain of pairing has been published for so few data. ``knn:k=2`` to try; sampling starts from N(0, I) in every
+    interface, so a strong pull does not pay.
     """
     return Recipe(
         task=TextToImage(

@@ -33,15 +33,8 @@ SHARDED = ("DEEPSPEED", "FSDP", "MEGATRON_LM")
 class Run:
     """A recipe with everything that it needs on a device.
 
-    Attributes:
-        recipe: the experiment.
-        run_dir: where its files are.
-        device: where it runs.
-        task: its application, loaded.
-        model: the network, with initial weights or those of ``step``.
-        step: training steps behind the weights.
-        allow_code: whether the recipe's coupling may name code to import; False for recipes that
-            were read from files.
+    ``task`` is its application, loaded; ``model`` has initial weights, or those of ``step``. Only with ``allow_code``
+    may the recipe's coupling name code to import: not in recipes that were read from files.
     """
 
     recipe: Recipe

@@ -15,17 +15,9 @@ from immiscible_diffusion.utils.random import RandomStreams
 class TrainDataLoader:
     """The micro-batches of one rank, counted from step 0 on: functions of the seed alone.
 
-    Micro-batch m of rank r is keyed as chunk ``m world + r`` of its step, so W ranks see what one
-    process sees in W micro-batches.
-
-    Args:
-        dataset: the data.
-        batch_size: data per step, over all ranks and micro-batches.
-        seed: of the order and of augmentation.
-        device: where random numbers are drawn.
-        rank: this process.
-        world: number of processes.
-        gradient_accumulation_steps: micro-batches per step.
+    Micro-batch m of rank r is keyed as chunk ``m world + r`` of its step, so W ranks see what one process sees in W
+    micro-batches. ``batch_size`` is of a step, over all ranks and micro-batches; random numbers are drawn on
+    ``device``.
     """
 
     dataset: DataSet

@@ -45,10 +45,9 @@ def dry_run(recipe: Recipe, device: str) -> str:
         "missing: nothing",
         f"data: {dataset.name}, {len(dataset):,} of shape {'x'.join(map(str, dataset.shape))}",
         f"parameters: {sum(p.numel() for p in model.parameters()):,}",
-        f"time: {1000 * seconds:.1f} ms a step over {steps} steps, waiting for pairing "
-        f"{times['pairing_share']:.1%} of it (pairing takes {times['pairing_ms']:.1f} ms, "
-        f"{'in a thread' if recipe.prefetch else 'in the step'}); {recipe.steps:,} steps take "
-        f"{duration(seconds * recipe.steps)} (without previews and validation)",
+        f"time: {1000 * seconds:.1f} ms a step over {steps} steps, waiting for pairing {times['pairing_share']:.1%} "
+        f"of it (pairing takes {times['pairing_ms']:.1f} ms, {'in a thread' if recipe.prefetch else 'in the step'}); "
+        f"{recipe.steps:,} steps take {duration(seconds * recipe.steps)} (without previews and validation)",
         f"memory: {peak_memory(trainer.device) / 2**30:.2f} GiB at its peak",
         f"disk: {size / 2**20:,.0f} MiB, and the previews",
     ]

@@ -53,10 +53,9 @@ class StepMetrics:
         self.waited += time.perf_counter() - began
 
     def times(self) -> dict[str, float]:
-        """Return what a step took, in seconds and milliseconds.
+        """Return what a step took: ``seconds_per_step``, ``pairing_ms``, ``waiting_ms``, ``pairing_share``.
 
-        ``pairing_share`` is how much of a step pairing may have added: no more than it took, and no
-        more than the step waited.
+        The share is how much of a step pairing may have added: no more than it took, and no more than the step waited.
         """
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -75,8 +74,8 @@ class StepMetrics:
 def loss_by_time(sums: Tensor) -> dict[str, Any]:
     """Return the mean loss by bin of t from its ``sums`` ``[2, TIME_BINS]`` over all ranks.
 
-    ``time_bins`` are the edges; a bin holds the times from its lower edge up to its upper one, and
-    the last bin t = 1 as well. None where no time fell.
+    ``time_bins`` are the edges; a bin holds the times from its lower edge up to its upper one, and the last bin t = 1
+    as well. None where no time fell.
     """
     totals, counts = sums.tolist()
     means = [s / n if n else None for s, n in zip(totals, counts, strict=True)]

@@ -20,8 +20,8 @@ class OptimizerConfig:
     Args:
         lr: learning rate after warm-up.
         warmup_steps: steps of linear warm-up from 0.
-        lr_schedule: ``constant`` after warm-up (as published), or ``linear`` or ``cosine`` decay to
-            0 at the last step.
+        lr_schedule: ``constant`` after warm-up (as published), or ``linear`` or ``cosine`` decay to 0 at the last
+            step.
         max_grad_norm: bound on the norm of the gradient; 0 = none.
         betas: Adam's.
         weight_decay: decoupled (AdamW); 0 = Adam.

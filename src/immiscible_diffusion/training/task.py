@@ -34,8 +34,8 @@ class EvalConfig:
         sampling_steps: numbers of steps of the recipe's sampler.
         num: how many training steps, spaced evenly in their logarithm.
         start: the first of them, as a fraction of all steps.
-        steps: the training steps themselves, instead of ``num`` and ``start``; those beyond the
-            end of training are left out, and the last step is always among them.
+        steps: the training steps themselves, instead of ``num`` and ``start``; those beyond the end of training are
+            left out, and the last step is always among them.
     """
 
     sampling_steps: tuple[int, ...] = (2, 5, 20, 100)
@@ -142,8 +142,8 @@ class Task(ABC):
     def encode(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
         """Turn a batch of the data set into what is diffused, on the device, with its conditions.
 
-        ``scale * encoder(data)``, and 0 where the mask says invalid: the network sees all of
-        ``x_t``, and padding must not tell it anything. ``generator`` is what an encoder draws from.
+        ``scale * encoder(data)``, and 0 where the mask says invalid: the network sees all of ``x_t``, and padding must
+        not tell it anything. ``generator`` is what an encoder draws from.
         """
         batch = self._encode(batch.to(self.device), generator)
         data = self.recipe.scaling.apply(batch.data)
@@ -203,8 +203,8 @@ class Task(ABC):
     def conditions(self, indices: Sequence[int], prompts: Sequence[str] = ()) -> Cond | None:
         """Return the conditions of samples: sample i depends on i alone.
 
-        By default sample i is of class ``i mod number of classes``; None for an unconditional
-        network; ValueError for prompts, which only text-to-image models take.
+        By default sample i is of class ``i mod number of classes``; None for an unconditional network; ValueError for
+        prompts, which only text-to-image models take.
         """
         if prompts:
             raise ValueError("this run was not trained on prompts; leave classes and prompts out")
@@ -227,8 +227,8 @@ class Task(ABC):
     def evaluator(self, config: EvalConfig | None = None, max_real: int | None = None) -> Any:
         """Return what scores samples, an ``evaluation.Evaluator``.
 
-        ``config`` replaces the recipe's ``task.eval``; ``max_real`` limits the real samples that
-        are compared with, chosen at random.
+        ``config`` replaces the recipe's ``task.eval``; ``max_real`` limits the real samples that are compared with,
+        chosen at random.
         """
 
     def preview(self, pipeline: SamplingPipeline, model: nn.Module) -> Tensor:

@@ -32,8 +32,7 @@ Evaluate = Callable[[int, nn.Module], None]
 class Trainer:
     """Everything a run of ``recipe`` consists of, ready to train.
 
-    Files go to ``run_dir``; ``device`` is auto, cpu, cuda or mps; ``dataset`` replaces the data
-    that the recipe names.
+    Files go to ``run_dir``; ``device`` is auto, cpu, cuda or mps; ``dataset`` replaces the data that the recipe names.
     """
 
     def __init__(

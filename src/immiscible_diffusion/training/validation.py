@@ -29,8 +29,8 @@ class ValidationBatch(NamedTuple):
 def validation_batches(task: Task) -> tuple[list[ValidationBatch], str]:
     """Draw up to 512 samples with noise and times, the same for every coupling and seed.
 
-    Returns them as training sees them, and the name of their split: ``test`` where the data have
-    one, ``train`` otherwise.
+    Returns them as training sees them, and the name of their split: ``test`` where the data have one, ``train``
+    otherwise.
     """
     dataset, split = task.validation_data()
     streams, conditional = RandomStreams(0, rank=0), task.recipe.conditional

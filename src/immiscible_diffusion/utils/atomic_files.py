@@ -87,8 +87,8 @@ def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary sibling of the folder ``path``, renamed on success, removed on error.
 
-    A process that dies inside leaves ``path`` as it was; one that dies during the renaming may
-    leave it absent, never half written.
+    A process that dies inside leaves ``path`` as it was; one that dies during the renaming may leave it absent, never
+    half written.
     """
     target, mark = Path(path), uuid.uuid4().hex[:12]
     temporary = target.with_name(f".{target.name}.{mark}.tmp")

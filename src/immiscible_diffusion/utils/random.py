@@ -1,7 +1,7 @@
 """Keyed randomness: every stream is a pure function of (seed, step, rank, name).
 
-No generator state is carried or saved. A coupling that draws more numbers therefore cannot shift the times or the
-data order, threads share nothing, and a resumed run draws what the uninterrupted one would have drawn.
+No generator state is carried or saved. A coupling that draws more numbers therefore cannot shift the times or the data
+order, threads share nothing, and a resumed run draws what the uninterrupted one would have drawn.
 """
 
 import hashlib

@@ -17,8 +17,8 @@ class Interrupted(Exception):
 class InterruptGuard:
     """Hold signals back within a ``with`` statement: they set ``received`` and do nothing else.
 
-    A second Ctrl-C raises KeyboardInterrupt. Outside the main thread, where Python cannot catch
-    signals, the guard does nothing.
+    A second Ctrl-C raises KeyboardInterrupt. Outside the main thread, where Python cannot catch signals, the guard
+    does nothing.
     """
 
     def __init__(self) -> None:

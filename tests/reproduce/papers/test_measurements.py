@@ -10,9 +10,9 @@ from helpers import generator
 from immiscible_diffusion import KNN, Independent, LinearAssignment, Moments, Shuffled
 from immiscible_diffusion.analysis.estimates import Mean
 from immiscible_diffusion.analysis.noise_statistics import gaussian_fit
-from immiscible_diffusion.couplings.calibrated import Calibrated
 from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
 from immiscible_diffusion.couplings.theory import knn_expectation
+from immiscible_diffusion.couplings.wrappers import Calibrated
 from immiscible_diffusion.utils.random import keyed_generator
 from reproduce.papers import distance_reduction as distance_reduction_module
 from reproduce.papers.cluster_map import cluster_map

@@ -30,8 +30,8 @@ class Loss(ABC):
     ) -> Tensor:
         """Loss ``[B]`` of ``data`` and ``noise`` ``[B, *shape]`` at ``t`` ``[B]``.
 
-        Where ``mask``, broadcast to ``data``, is False the data count for nothing. ``progress`` in
-        [0, 1] is the fraction of training that is done.
+        Where ``mask``, broadcast to ``data``, is False the data count for nothing. ``progress`` in [0, 1] is the
+        fraction of training that is done.
         """
 
     def without_augmentation(self) -> "Loss":

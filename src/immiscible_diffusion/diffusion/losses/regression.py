@@ -17,10 +17,9 @@ class RegressionLoss(Loss):
     Both options change the noise after it was paired, and draw from torch's global generator.
 
     Args:
-        noise_offset: adds this times a random constant per channel to the noise of images, in the
-            target too, as diffusers' scripts do; 0 = off.
-        input_perturbation: adds this times more noise to the network's input, not to the target
-            (2301.11706); 0 = off.
+        noise_offset: adds this times a random constant per channel to the noise of images, in the target too, as
+            diffusers' scripts do; 0 = off.
+        input_perturbation: adds this times more noise to the network's input, not to the target (2301.11706); 0 = off.
     """
 
     noise_offset: float = 0.0

@@ -16,17 +16,17 @@ from immiscible_diffusion.utils.checks import check_bounds, check_choices
 class EDMPath(Path):
     """``x_t = data + sigma(t) noise``; the network, preconditioned, predicts the data.
 
-    EDM (2206.00364). ``sigma`` rises with t from ``sigma_min`` to ``sigma_max`` (eq. 5). Wrap the
-    network in ``Preconditioned``.
+    EDM (2206.00364). ``sigma`` rises with t from ``sigma_min`` to ``sigma_max`` (eq. 5). Wrap the network in
+    ``Preconditioned``.
 
     Args:
         sigma_min: at t = 0.
         sigma_max: at t = 1.
         rho: ``sigma^(1 / rho)`` is linear in t.
         sigma_data: standard deviation of the data.
-        time: distribution of training times: ``lognormal`` (log sigma is Gaussian), or
-            ``discrete``: the upper ends of ``levels - 1`` equal steps of t, each with the
-            Gaussian's probability of the step (iCT, 2310.14189, eq. 10: the student's level).
+        time: distribution of training times: ``lognormal`` (log sigma is Gaussian), or ``discrete``: the upper ends of
+            ``levels - 1`` equal steps of t, each with the Gaussian's probability of the step (iCT, 2310.14189, eq. 10:
+            the student's level).
         mean: of log sigma; -1.2 in EDM, -1.1 in iCT.
         std: of log sigma; 1.2 in EDM, 2.0 in iCT.
         levels: noise levels of ``discrete``, ``sigma_min`` and ``sigma_max`` among them.
@@ -107,14 +107,14 @@ class EDMPath(Path):
 class Preconditioned(nn.Module):
     """A network as a denoiser (2206.00364, table 1): ``c_skip x + c_out network(c_in x, time)``.
 
-    Input and target of the network have unit variance at every sigma, and at small sigma its error
-    hardly changes the result.
+    Input and target of the network have unit variance at every sigma, and at small sigma its error hardly changes the
+    result.
 
     Args:
         network: ``network(x, time, cond)``; ``time`` is ``log(sigma) / 4``.
         sigma_data: standard deviation of the data.
-        sigma_min: where the output is the input itself, as consistency models need (2303.01469,
-            appendix C); 0 for EDM.
+        sigma_min: where the output is the input itself, as consistency models need (2303.01469, appendix C); 0 for
+            EDM.
     """
 
     def __init__(self, network: nn.Module, sigma_data: float = 0.5, sigma_min: float = 0.0) -> None:

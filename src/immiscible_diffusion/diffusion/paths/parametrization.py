@@ -12,8 +12,8 @@ Prediction = Literal["epsilon", "v", "data", "velocity"]
 class Mixture:
     """``x_t = alpha data + sigma noise``, and the slopes of its coefficients in t.
 
-    Every prediction is linear in the pair, ``output = a data + b noise``, so the pair follows from
-    ``x_t`` and the output by a 2 x 2 system.
+    Every prediction is linear in the pair, ``output = a data + b noise``, so the pair follows from ``x_t`` and the
+    output by a 2 x 2 system.
 
     Attributes:
         alpha: ``[B, 1, ...]``, coefficient of the data.
@@ -45,8 +45,8 @@ class Mixture:
     def to_data_and_noise(self, prediction: Prediction, output: Tensor, x_t: Tensor) -> tuple[Tensor, Tensor]:
         """Data and noise ``[B, *shape]`` that ``output`` at ``x_t`` predicts.
 
-        At alpha = 0 the data cannot be recovered from epsilon, nor at sigma = 0 the noise from
-        data: they are infinite or NaN.
+        At alpha = 0 the data cannot be recovered from epsilon, nor at sigma = 0 the noise from data: they are infinite
+        or NaN.
         """
         a, b = self.coefficients(prediction)
         determinant = self.alpha * b - self.sigma * a

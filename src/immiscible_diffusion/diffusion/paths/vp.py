@@ -19,19 +19,19 @@ LARGEST_BETA = 0.999  # of the cosine schedule, 2102.09672
 class VPPath(Path):
     """``x_t = alpha data + sigma noise`` with ``alpha^2 + sigma^2 = 1``, trained at integer steps.
 
-    DDPM (2006.11239). Step s of 0 ... steps - 1, the network's time, is ``t = (s + 1) / steps``;
-    t = 0 is data itself. Between steps the angle ``atan2(sigma, alpha)`` is linear in t.
+    DDPM (2006.11239). Step s of 0 ... steps - 1, the network's time, is ``t = (s + 1) / steps``; t = 0 is data itself.
+    Between steps the angle ``atan2(sigma, alpha)`` is linear in t.
 
     Args:
-        schedule: of beta: ``linear`` (DDPM), ``scaled_linear`` (Stable Diffusion: linear in its
-            root) or ``cosine`` (2102.09672, which needs no beta).
-        prediction: what the network learns: ``epsilon`` (the noise), ``v`` (2202.00512: ``alpha
-            noise - sigma data``) or ``data``.
+        schedule: of beta: ``linear`` (DDPM), ``scaled_linear`` (Stable Diffusion: linear in its root) or ``cosine``
+            (2102.09672, which needs no beta).
+        prediction: what the network learns: ``epsilon`` (the noise), ``v`` (2202.00512: ``alpha noise - sigma data``)
+            or ``data``.
         steps: of the schedule.
         beta_start: first beta.
         beta_end: last beta.
-        zero_snr: rescale so that the last step is pure noise (2305.08891, algorithm 1); not with
-            ``epsilon``, from which no data follow there.
+        zero_snr: rescale so that the last step is pure noise (2305.08891, algorithm 1); not with ``epsilon``, from
+            which no data follow there.
         min_snr: gamma of the min-SNR weight (2303.09556), usually 5; None weights every step alike.
     """
 

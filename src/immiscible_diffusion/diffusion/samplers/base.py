@@ -34,8 +34,8 @@ def start_noise(
 ) -> Tensor:
     """Noise ``[len(indices), *shape]`` to start from: row i depends on ``(seed, index)`` alone.
 
-    So a sample does not depend on how sampling was split into batches or over devices. With
-    ``step``, the noise that this step of a stochastic sampler adds.
+    So a sample does not depend on how sampling was split into batches or over devices. With ``step``, the noise that
+    this step of a stochastic sampler adds.
     """
     name = "sample" if step is None else f"sample step {step}"
     rows = [torch.randn(shape, generator=keyed_generator(seed, index, name)) for index in indices]

@@ -23,18 +23,18 @@ class SamplerConfig:
     """Which sampler, and how many steps.
 
     Args:
-        method: ``euler``, ``heun``, ``midpoint`` or ``dopri5`` along the path's ODE (not ``heun``
-            of a VPPath, whose time is discrete); of a VPPath ``ddim``, ``ddpm`` or ``dpm``
-            (DPM-Solver++); of an EDMPath ``edm`` (Heun in sigma) or ``consistency``.
+        method: ``euler``, ``heun``, ``midpoint`` or ``dopri5`` along the path's ODE (not ``heun`` of a VPPath, whose
+            time is discrete); of a VPPath ``ddim``, ``ddpm`` or ``dpm`` (DPM-Solver++); of an EDMPath ``edm`` (Heun in
+            sigma) or ``consistency``.
         steps: of all but ``dopri5``.
         tolerance: relative and absolute, for ``dopri5``.
-        init_noise: the distribution to start from: ``normal``, N(0, I) as everyone does, or
-            ``matched``, that of the noise the model was trained on (``NoiseDistribution``).
-        spacing: which of the path's steps ``ddim``, ``ddpm`` and ``dpm`` take: ``linear``,
-            ``quadratic`` or ``trailing``.
+        init_noise: the distribution to start from: ``normal``, N(0, I) as everyone does, or ``matched``, that of the
+            noise the model was trained on (``NoiseDistribution``).
+        spacing: which of the path's steps ``ddim``, ``ddpm`` and ``dpm`` take: ``linear``, ``quadratic`` or
+            ``trailing``.
         eta: fresh noise in ``ddim``, 0 to 1; ``ddpm`` is 1.
-        clip: predicted data are clamped to plus and minus this in ``ddim`` and ``ddpm``; of data
-            before any image scaling.
+        clip: predicted data are clamped to plus and minus this in ``ddim`` and ``ddpm``; of data before any image
+            scaling.
         guidance: weight of the condition (2207.12598): 1 is none, above 1 pushes towards it.
     """
 
@@ -87,8 +87,8 @@ class SamplerConfig:
     ) -> SamplerOutput:
         """Turn ``noise`` ``[B, *shape]`` of unit variance at t = 1 into data.
 
-        The ``model`` was trained on ``path``; ``step_noise`` is of methods that add some at every
-        step. ValueError if the method cannot sample this path.
+        The ``model`` was trained on ``path``; ``step_noise`` is of methods that add some at every step. ValueError if
+        the method cannot sample this path.
         """
         self.check(path)
         steps, spacing = self.steps, self.spacing
@@ -125,4 +125,4 @@ class SamplerConfig:
             f"guidance {self.guidance:g}": self.guidance != 1,
             "matched": self.init_noise == "matched",
         }
-        return " ".join(part for part, is_said in parts.items() if is_said)
+        return " ".join(part for part, applies in parts.items() if applies)

@@ -22,8 +22,8 @@ def select_timesteps(path: VPPath, count: int, spacing: Spacing = "linear") -> l
     third of the data); ``trailing`` starts at the last (2305.08891), as zero SNR needs.
 
     Raises:
-        ValueError: more steps than the path has, an unknown spacing, or one step that is not ``trailing``: it would
-            be step 0, which returns the noise unchanged.
+        ValueError: more steps than the path has, an unknown spacing, or one step that is not ``trailing``: it would be
+            step 0, which returns the noise unchanged.
     """
     if not 1 <= count <= path.steps:
         raise ValueError(f"steps must be from 1 to {path.steps}, those of the path, got {count}")

@@ -11,8 +11,8 @@ from immiscible_diffusion.diffusion.paths import Cond, Model
 def guided(model: Model, weight: float, unconditional: Callable[[Cond], Cond]) -> Model:
     """``uncond + weight (cond - uncond)`` (2207.12598): two evaluations in one batch.
 
-    A ``weight`` of 1 is the conditional model itself, above 1 guides, 0 is unconditional.
-    ``unconditional`` turns a condition into the one that stands for none, of the same shapes.
+    A ``weight`` of 1 is the conditional model itself, above 1 guides, 0 is unconditional. ``unconditional`` turns a
+    condition into the one that stands for none, of the same shapes.
     """
 
     def both(x: Tensor, time: Tensor, cond: Cond | None) -> Tensor:

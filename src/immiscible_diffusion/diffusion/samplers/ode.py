@@ -1,7 +1,7 @@
 """ODE samplers: plain functions from noise (t = 1) to data (t = 0).
 
-Each takes a velocity ``(x [B, *shape], t [B]) -> dx/dt``, such as ``path.velocity(model, cond)``,
-and counts its evaluations.
+Each takes a velocity ``(x [B, *shape], t [B]) -> dx/dt``, such as ``path.velocity(model, cond)``, and counts its
+evaluations.
 """
 
 import itertools

@@ -12,8 +12,8 @@ from immiscible_diffusion.diffusion.paths import Cond, Model, Path
 class Frame:
     """One evaluation of a model at time ``t``.
 
-    ``x_t`` ``[B, *shape]`` is its input divided by ``sqrt(alpha^2 + sigma^2)``: of the size of data
-    or noise, whatever the path; ``data`` ``[B, *shape]`` what it predicted.
+    ``x_t`` ``[B, *shape]`` is its input divided by ``sqrt(alpha^2 + sigma^2)``: of the size of data or noise, whatever
+    the path; ``data`` ``[B, *shape]`` what it predicted.
     """
 
     t: float

@@ -5,21 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from immiscible_diffusion.data.base import DataSet
-from immiscible_diffusion.experiments.compare.excess_loss import excess_points, measure_excess
+from immiscible_diffusion.experiments.compare.excess_loss import OptimalLosses, excess_points, measure_excess
 from immiscible_diffusion.experiments.compare.plan import BASELINE, Plan, Trial
 from immiscible_diffusion.experiments.compare.trajectories import draw_trajectory
 from immiscible_diffusion.experiments.compare.trial import TrialRunner, headline_steps, is_finished
 from immiscible_diffusion.reporting.compare import Comparison, write_report
-from immiscible_diffusion.reporting.compare.records import (
-    CouplingEntry,
-    Dataset,
-    ExcessPoint,
-    LossPoint,
-    SampleMetrics,
-)
+from immiscible_diffusion.reporting.compare.records import CouplingEntry, Dataset, LossPoint, SampleMetrics
 from immiscible_diffusion.reporting.compare.records import Trial as TrialRecord
 from immiscible_diffusion.reporting.compare.summary import findings, summary
-from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.atomic_files import read_json
 
@@ -27,13 +20,7 @@ from immiscible_diffusion.utils.atomic_files import read_json
 def report(plan: Plan, command: str, *, irreducible: bool = True) -> tuple[Path, list[str]]:
     """Write results and page into the plan's folder; the page's path and its sentences.
 
-    Args:
-        plan: the comparison.
-        command: that made it.
-        irreducible: compute the irreducible losses too, for the excess loss.
-
-    Raises:
-        ValueError: no trial has been evaluated yet.
+    ``irreducible`` computes the irreducible losses too, for the excess loss. ValueError: see ``collect``.
     """
     comparison = collect(plan, command, irreducible=irreducible)
     page = write_report(comparison, plan.folder)
@@ -41,7 +28,7 @@ def report(plan: Plan, command: str, *, irreducible: bool = True) -> tuple[Path,
 
 
 def collect(plan: Plan, command: str, *, irreducible: bool = True, runner: TrialRunner | None = None) -> Comparison:
-    """The record of a comparison; unfinished trials come with what they have.
+    """The record of a comparison; unfinished trials come with what they have, ValueError if nothing is evaluated.
 
     ``runner`` has the data and the evaluator, if they are loaded already.
     """
@@ -52,12 +39,11 @@ def collect(plan: Plan, command: str, *, irreducible: bool = True, runner: Trial
     task, dataset = runner.task, runner.task.dataset
     measured = irreducible and recipe.task.diffuses_data_set
     excess, optimal = measure_excess(plan, task) if measured else (None, {})
-    trials = []
-    for trial in begun:
-        losses = optimal.get(trial.unmatched)
-        points = excess_points(trained_run(plan, trial), losses) if losses else ()
-        trials.append(trial_record(plan, trial, dataset, points))
+    trials = [trial_record(plan, trial, dataset, optimal.get(trial.unmatched)) for trial in begun]
     hardware, versions = trained_on(plan)
+    sampler = recipe.sampler
+    clip = "" if sampler.clip is None else f", clipped at {sampler.clip:g}"
+    guidance = "" if sampler.guidance == 1 else f", guidance {sampler.guidance:g}"
     runs = {name: {seed: RunDir(plan.trial_dir(Trial(name, seed))) for seed in plan.seeds} for name in plan.couplings}
     return Comparison(
         recipe=recipe.name,
@@ -70,8 +56,8 @@ def collect(plan: Plan, command: str, *, irreducible: bool = True, runner: Trial
         **runner.evaluator.summary(runs, plan.folder, recipe.steps),
         sampling_steps=recipe.task.eval.sampling_steps,
         headline_steps=headline_steps(recipe),
-        sampler=recipe.sampler.with_steps(1).method,
-        sampling=sampling_of(recipe),
+        sampler=sampler.with_steps(1).method,
+        sampling=f"steps {sampler.selection}{clip}{guidance}; EMA of the weights {recipe.ema}",
         eval_steps=plan.eval_steps,
         batch_size=recipe.batch_size,
         total_steps=recipe.steps,
@@ -82,34 +68,23 @@ def collect(plan: Plan, command: str, *, irreducible: bool = True, runner: Trial
     )
 
 
-def sampling_of(recipe: Recipe) -> str:
-    """How samples were made, which stands beside every figure."""
-    sampler = recipe.sampler
-    clip = "" if sampler.clip is None else f", clipped at {sampler.clip:g}"
-    guidance = "" if sampler.guidance == 1 else f", guidance {sampler.guidance:g}"
-    return f"steps {sampler.selection}{clip}{guidance}; EMA of the weights {recipe.ema}"
-
-
 def trained_on(plan: Plan) -> tuple[str, dict[str, str]]:
     """Hardware and versions that the trials were trained with, which need not be those here."""
     files = [plan.trial_dir(trial) / "environment.json" for trial in plan.trials]
     records = [read_json(file) for file in files if file.exists()]
     names = dict.fromkeys(name for record in records for name in record["versions"])
-    versions = {
-        name: " / ".join(sorted({record["versions"].get(name, "unknown") for record in records})) for name in names
-    }
+    versions = {n: " / ".join(sorted({record["versions"].get(n, "unknown") for record in records})) for n in names}
     return "; ".join(sorted({record["hardware"] for record in records})), versions
 
 
 def trained_run(plan: Plan, trial: Trial) -> RunDir:
     """The run folder of the training: another trial's, where that was evaluated along with it."""
     run = RunDir(plan.trial_dir(trial))
-    if trial.is_matched and not run.records("train"):
-        return RunDir(plan.trial_dir(trial.unmatched))
-    return run
+    carried = trial.is_matched and not run.records("train")
+    return RunDir(plan.trial_dir(trial.unmatched)) if carried else run
 
 
-def trial_record(plan: Plan, trial: Trial, dataset: DataSet, excess: tuple[ExcessPoint, ...] = ()) -> TrialRecord:
+def trial_record(plan: Plan, trial: Trial, dataset: DataSet, optimal: OptimalLosses | None) -> TrialRecord:
     """The record of what a trial's run folder holds."""
     run, trained = RunDir(plan.trial_dir(trial)), trained_run(plan, trial)
     training = trained.records("train")
@@ -120,12 +95,13 @@ def trial_record(plan: Plan, trial: Trial, dataset: DataSet, excess: tuple[Exces
         for step in plan.eval_steps
         if (path := run.root / "samples" / f"{method}{steps}_step_{step:06d}.png").exists()
     }
-    images = plan.recipe.task.makes_images
-    trajectory = draw_trajectory(plan, trial, dataset) if images else None
+    trajectory = draw_trajectory(plan, trial, dataset) if plan.recipe.task.makes_images else None
+    names = SampleMetrics.__dataclass_fields__
+    metrics = [{k: v for k, v in record.items() if k in names} for record in run.records("quality")]
     return TrialRecord(
         coupling=trial.coupling,
         seed=trial.seed,
-        metrics=tuple(metrics_record(record) for record in run.records("quality")),
+        metrics=tuple(SampleMetrics(**values) for values in metrics),
         seconds_per_step=mean_of(training, "seconds_per_step"),
         pairing_share=mean_of(training, "pairing_share"),
         pairing_ms=mean_of(training, "pairing_ms"),
@@ -134,14 +110,8 @@ def trial_record(plan: Plan, trial: Trial, dataset: DataSet, excess: tuple[Exces
         grids=grids,
         trajectory=None if trajectory is None else trajectory.relative_to(plan.folder).as_posix(),
         finished=is_finished(plan, trial),
-        excess=excess,
+        excess=excess_points(trained, optimal) if optimal else (),
     )
-
-
-def metrics_record(record: dict[str, Any]) -> SampleMetrics:
-    """A line of metrics.jsonl as the report wants it."""
-    names = SampleMetrics.__dataclass_fields__
-    return SampleMetrics(**{name: value for name, value in record.items() if name in names})
 
 
 def losses(records: list[dict[str, Any]]) -> tuple[LossPoint, ...]:

@@ -1,8 +1,7 @@
 """Excess loss: a network's loss by noise level, less what the optimal denoiser loses there.
 
-Both are measured on noisy images that are the same at every training step and for every seed. Their
-noise is the coupling's own and fresh: keyed apart from training, so no network can have learned it.
-The levels are the same for every coupling, whatever times a recipe trains at.
+Both are measured on noisy images that are the same at every training step and for every seed, at the same levels for
+every coupling. Their noise is the coupling's own, keyed apart from training, so no network can have learned it.
 
 RUN/denoising/step_000500.npy  losses of every noisy image, ``[levels, P]``
 COMPARISON/irreducible/  the optimal denoiser's losses, computed once for every coupling
@@ -14,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -42,8 +41,7 @@ from immiscible_diffusion.utils.optional_deps import require_extra
 from immiscible_diffusion.utils.progress import Progress
 from immiscible_diffusion.utils.random import keyed_generator
 
-AVERAGED = 10
-"""The first so many levels are the middles of equal bins of t: their mean is the mean over t."""
+AVERAGED = 10  # The first so many levels are the middles of equal bins of t: their mean is the mean over t.
 LEVELS = (*((2 * i + 1) / (2 * AVERAGED) for i in range(AVERAGED)), 0.98, 1.0)
 PROBES = 512
 SEED = 0
@@ -67,9 +65,8 @@ class Probes:
         rows = choose_rows(row_count(recipe, dataset), -(-PROBES // size) * size, SEED)
         noises = []
         for number, part in enumerate(rows.split(size)):
-            batch = images_at(recipe, dataset, part)
             generator = keyed_generator(SEED, number, "denoising")
-            noises.append(pair_pool(coupling, [batch], generator=generator)[0])
+            noises.append(pair_pool(coupling, [images_at(recipe, dataset, part)], generator=generator)[0])
         rows = rows[:PROBES]
         return cls(rows, images_at(recipe, dataset, rows), torch.cat(noises)[:PROBES])
 
@@ -107,14 +104,10 @@ def losses_by_level(recipe: Recipe, model: nn.Module, probes: Probes, device: to
 
 
 def keep_losses(run: RunDir, step: int, losses: Tensor) -> None:
-    """Write ``losses`` ``[levels, P]``: their means to metrics.jsonl, all to a file of the step.
-
-    The optimal denoiser's loss is taken off image by image, so all are needed.
-    """
+    """Write ``losses`` ``[levels, P]``: their means to metrics.jsonl, all to a file, for a difference by image."""
     with atomic_path(_losses_file(run, step)) as temporary, temporary.open("wb") as file:
         np.save(file, losses.float().numpy(), allow_pickle=False)
-    means = [mean_of(row)._asdict() for row in losses]
-    run.log("denoising", step, levels=list(LEVELS), loss=means)
+    run.log("denoising", step, levels=list(LEVELS), loss=[mean_of(row)._asdict() for row in losses])
 
 
 def load_losses(run: RunDir, step: int) -> Tensor | None:
@@ -139,10 +132,7 @@ class OptimalLosses:
 def optimal_losses(
     recipe: Recipe, dataset: DataSet, coupling: Coupling, progress: Callable[[int], None] = lambda done: None
 ) -> OptimalLosses:
-    """The posterior over all training images, given the label for a conditional recipe.
-
-    Of a large set only the first probes are used.
-    """
+    """By the posterior over all images, given the label for a conditional recipe; a large set has fewer probes."""
     images = images_at(recipe, dataset, torch.arange(row_count(recipe, dataset)))
     probes, count = Probes.draw(recipe, dataset, coupling), probe_count(recipe, dataset)
     size = pairing_batch(recipe, coupling)
@@ -163,18 +153,21 @@ def optimal_losses(
 
 
 def measure_excess(plan: Plan, task: Task) -> tuple[Excess | None, Mapping[Trial, OptimalLosses]]:
-    """The irreducible losses of the couplings trained so far, and by trial those of every probe.
+    """The irreducible losses of the couplings trained so far (None if there are none), and by trial of every probe.
 
-    None if no trial has losses by level. Moments and calibrations are measured anew for every seed:
-    where seeds have different couplings each has its own losses.
+    Moments and calibrations are measured anew for every seed: where couplings differ by seed, so do their losses.
     """
     recipe, dataset, entries = plan.recipe, task.dataset, []
     optimal: dict[Trial, OptimalLosses] = {}
-    for name, trials in _trials_with_losses(plan).items():
+    with_losses: dict[str, dict[int, Trial]] = {}  # coupling -> seed -> trial; matched: changes sampling alone
+    for trial in sorted(plan.trials, key=lambda trial: trial.is_matched):
+        if (plan.trial_dir(trial) / "denoising").is_dir():
+            with_losses.setdefault(trial.unmatched.coupling, {}).setdefault(trial.seed, trial)
+    for name, trials in with_losses.items():
         reason = no_bound(recipe) or too_large(recipe, dataset)
         try:
             if not reason:
-                found = {trial.unmatched: _cached(plan, trial, task) for trial in trials}
+                found = {trial.unmatched: _cached(plan, trial, task) for trial in trials.values()}
                 entries.append(_entry(name, list(found.values())))
                 optimal |= found
         except (ValueError, torch.linalg.LinAlgError) as error:
@@ -209,8 +202,7 @@ def _cached(plan: Plan, trial: Trial, task: Task) -> OptimalLosses:
         "seed": SEED,
         "coupling": content_of(coupling),
     }
-    result: OptimalLosses = compute(json.dumps(basis, sort_keys=True), recipe, dataset, coupling)
-    return result
+    return cast(OptimalLosses, compute(json.dumps(basis, sort_keys=True), recipe, dataset, coupling))
 
 
 def _compute(basis: str, recipe: Recipe, dataset: DataSet, coupling: Coupling) -> OptimalLosses:
@@ -232,51 +224,25 @@ def _entry(name: str, losses: Sequence[OptimalLosses]) -> Irreducible:
     return Irreducible(name, *means, losses[0].estimate)
 
 
-def _trials_with_losses(plan: Plan) -> dict[str, list[Trial]]:
-    """By coupling a trial of each seed with losses by level.
-
-    ``matched:`` changes sampling alone, so it counts as the coupling that it trains with.
-    """
-    result: dict[str, dict[int, Trial]] = {}
-    for trial in sorted(plan.trials, key=lambda trial: trial.is_matched):
-        if (plan.trial_dir(trial) / "denoising").is_dir():
-            result.setdefault(trial.unmatched.coupling, {}).setdefault(trial.seed, trial)
-    return {name: list(trials.values()) for name, trials in result.items()}
-
-
 def excess_points(run: RunDir, optimal: OptimalLosses) -> tuple[ExcessPoint, ...]:
-    """The excess loss of ``run`` at every step where losses were measured.
-
-    The optimal loss on each noisy image is taken off the loss on that image, so most of the noise of both cancels.
-    """
+    """The excess loss of ``run`` at every step with losses, by noisy image: most of the noise of both cancels."""
     points = []
     for step in sorted({record["step"] for record in run.records("denoising")}):
-        losses = load_losses(run, step)
-        if losses is None:
+        if (losses := load_losses(run, step)) is None:
             continue
         losses = losses[:, : optimal.reached.shape[1]]
         excess = losses - optimal.reached
-        means = [mean_of(row) for row in excess]
+        values, errors = zip(*(mean_of(row) for row in excess), strict=True)
         over_t = mean_of(excess[:AVERAGED].mean(dim=0))
-        points.append(
-            ExcessPoint(
-                step,
-                loss=tuple(float(row.mean()) for row in losses),
-                excess=tuple(mean.value for mean in means),
-                error=tuple(mean.error for mean in means),
-                mean=over_t.value,
-                mean_error=over_t.error,
-            )
-        )
+        points.append(ExcessPoint(step, tuple(float(row.mean()) for row in losses), values, errors, *over_t))
     return tuple(points)
 
 
 def no_bound(recipe: Recipe) -> str:
     """Why the recipe's loss has no such bound; empty if it has."""
-    if isinstance(recipe.loss, RegressionLoss):
-        return ""
     kind = type(recipe.loss).__name__
-    return f"the recipe trains with {kind}, whose network is no denoiser: the bound is of denoising"
+    text = f"the recipe trains with {kind}, whose network is no denoiser: the bound is of denoising"
+    return "" if isinstance(recipe.loss, RegressionLoss) else text
 
 
 def probe_count(recipe: Recipe, dataset: DataSet) -> int:
@@ -292,14 +258,10 @@ def too_large(recipe: Recipe, dataset: DataSet) -> str:
     """Why the posterior over all images is not computed; empty if it is."""
     images, dim = row_count(recipe, dataset), math.prod(dataset.shape)
     if images * dim > MOST_ELEMENTS:
-        return (
-            f"too large: {images:,} images of {dim:,} dimensions are {4 * images * dim / 1e9:.2g} "
-            f"GB, and {4 * MOST_ELEMENTS / 1e9:.2g} GB is the most that is held at once"
-        )
+        text = f"too large: {images:,} images of {dim:,} dimensions are {4 * images * dim / 1e9:.2g} GB"
+        return f"{text}, and {4 * MOST_ELEMENTS / 1e9:.2g} GB is the most that is held at once"
     work = FEWEST * _work_of_one(recipe, dataset)
     if work > MOST_WORK:
-        return (
-            f"too large: even {FEWEST} noisy images x {images:,} images x {len(LEVELS)} levels x "
-            f"{dim:,} dimensions are {work:.2g} multiplications, and {MOST_WORK:.2g} is the most"
-        )
+        factors = f"{FEWEST} noisy images x {images:,} images x {len(LEVELS)} levels x {dim:,} dimensions"
+        return f"too large: even {factors} are {work:.2g} multiplications, and {MOST_WORK:.2g} is the most"
     return ""

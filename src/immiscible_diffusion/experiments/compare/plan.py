@@ -54,10 +54,8 @@ class Plan:
             if len(set(values)) < len(values):
                 raise ValueError(f"a {what} is named twice: {', '.join(map(str, values))}")
         if len({slug(coupling).lower() for coupling in self.couplings}) < len(self.couplings):
-            raise ValueError(
-                f"two couplings would share a folder, as their names differ in case or in signs "
-                f"alone: {', '.join(self.couplings)}"
-            )
+            alike = "as their names differ in case or in signs alone"
+            raise ValueError(f"two couplings would share a folder, {alike}: {', '.join(self.couplings)}")
         for coupling in self.couplings:
             # A misspelled one fails here, not after hours.
             check_coupling_name(coupling.removeprefix(MATCHED), allow_import=True)
@@ -69,11 +67,11 @@ class Plan:
 
     def trial_recipe(self, trial: Trial) -> Recipe:
         """The recipe of a trial."""
+        sampler = self.recipe.sampler
+        if trial.is_matched:
+            sampler = dataclasses.replace(sampler, init_noise="matched")
         coupling = trial.unmatched.coupling
-        recipe = dataclasses.replace(self.recipe, coupling=coupling, seed=trial.seed)
-        if not trial.is_matched:
-            return recipe
-        return dataclasses.replace(recipe, sampler=dataclasses.replace(recipe.sampler, init_noise="matched"))
+        return dataclasses.replace(self.recipe, coupling=coupling, seed=trial.seed, sampler=sampler)
 
     def matched_trial(self, trial: Trial) -> Trial | None:
         """The trial of this plan with the training of ``trial`` and matched initial noise."""
@@ -98,18 +96,13 @@ class Plan:
     def check(self) -> None:
         """Raise ValueError if the folder holds a comparison of another recipe."""
         path = self.folder / "plan.json"
-        if path.exists():
-            before = Recipe.from_dict(read_json(path)["recipe"])
-            if changed := differences(before, self.recipe):
-                raise ValueError(
-                    f"{self.folder} holds a comparison of another recipe ({'; '.join(changed)}); choose another --out"
-                )
+        if path.exists() and (changed := differences(Recipe.from_dict(read_json(path)["recipe"]), self.recipe)):
+            raise ValueError(
+                f"{self.folder} holds a comparison of another recipe ({'; '.join(changed)}); choose another --out"
+            )
 
     def keep(self) -> None:
-        """Write the plan; ValueError if the folder holds a comparison of another recipe.
-
-        Couplings and seeds may be added to a comparison; its finished trials stay.
-        """
+        """Write the plan, after ``check``. Couplings and seeds may be added; finished trials stay."""
         self.check()
         values = {"recipe": self.recipe.to_dict(), "couplings": list(self.couplings), "seeds": list(self.seeds)}
         try:

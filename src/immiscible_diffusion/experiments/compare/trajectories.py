@@ -12,20 +12,17 @@ IMAGES, COLUMNS = 3, 8
 
 
 def draw_trajectory(plan: Plan, trial: Trial, dataset: DataSet) -> Path | None:
-    """The PNG of a finished trial of the first seed, drawn if it is not there yet.
+    """The PNG of a finished trial of the first seed, drawn if it is not there yet; None for other trials.
 
-    With the headline sampling steps, or the most if that is one step. None for other trials, and
-    for those that share another's weights.
+    With the headline sampling steps, or the most if that is one step. Trials that share another's weights have none.
     """
     folder = plan.trial_dir(trial)
     if trial.seed != plan.trials[0].seed or trial.is_matched or not is_finished(plan, trial):
         return None
     recipe = plan.trial_recipe(trial)
     steps = headline_steps(recipe)
-    if steps == 1:
-        steps = max(recipe.task.eval.sampling_steps)
-    sampler = recipe.sampler.with_steps(steps)
-    name = f"trajectory_{sampler.method}{steps}_step_{recipe.steps:06d}"
+    sampler = recipe.sampler.with_steps(steps if steps > 1 else max(recipe.task.eval.sampling_steps))
+    name = f"trajectory_{sampler.method}{sampler.steps}_step_{recipe.steps:06d}"
     path = folder / "samples" / f"{name}.png"
     if not path.exists():
         run = load_run(RunDir(folder), "cpu", dataset, allow_code=True).with_sampler(sampler)

@@ -2,7 +2,7 @@
 
 import warnings
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import nn
@@ -44,19 +44,14 @@ class TrialRunner:
         return evaluator
 
     def __call__(self, trial: Trial) -> None:
-        """Train ``trial`` from where it stands to the end.
-
-        Raises:
-            Interrupted: on a signal, after writing a checkpoint.
-        """
+        """Train ``trial`` from where it stands to the end; Interrupted on a signal, after writing a checkpoint."""
         if is_finished(self.plan, trial) or is_carried(self.plan, trial):
             return
         recipe = self.plan.trial_recipe(trial)
         run_dir = RunDir.open(self.plan.trial_dir(trial), recipe)
         trainer = Trainer(recipe, run_dir, device=self.device, dataset=self.task.dataset)
         outputs = [(run_dir, trainer.pipeline)]
-        companion = matched_trial(self.plan, trial)
-        if companion is not None:
+        if (companion := matched_trial(self.plan, trial)) is not None:
             matched = self.plan.trial_recipe(companion)
             beside = RunDir.open(self.plan.trial_dir(companion), matched)
             beside.begin(matched, trainer.device)
@@ -66,11 +61,9 @@ class TrialRunner:
         def evaluate(step: int, model: nn.Module) -> None:
             if recipe.task.diffuses_data_set:
                 if not probes:  # not before, as the run's moments count once it has begun
-                    cpu = torch.device("cpu")
-                    coupling = build_coupling(recipe, trainer.task, run_dir, cpu)
+                    coupling = build_coupling(recipe, trainer.task, run_dir, torch.device("cpu"))
                     probes.append(Probes.draw(recipe, self.task.dataset, coupling))
-                losses = losses_by_level(recipe, model.eval(), probes[0], trainer.device)
-                keep_losses(run_dir, step, losses)
+                keep_losses(run_dir, step, losses_by_level(recipe, model.eval(), probes[0], trainer.device))
             for where, pipeline in outputs:
                 if where is not run_dir:  # the run drops records of an earlier attempt itself
                     where.truncate_log_after(step - 1)
@@ -85,10 +78,7 @@ class TrialRunner:
         rows = self.task.dataset.common_rows()[:SAMPLES_TRIED]
         batch = self.task.encode(self.task.dataset.batch(rows))
         data, labels = batch.data, (batch.cond or {}).get("label")
-
-        def moments() -> Moments:
-            return Moments.fit(data if labels is None else [(data, labels)])
-
+        moments = partial(Moments.fit, data if labels is None else [(data, labels)])
         for name in {trial.unmatched.coupling: None for trial in self.plan.trials}:
             try:
                 with warnings.catch_warnings():
@@ -96,8 +86,7 @@ class TrialRunner:
                     coupling = parse_coupling(
                         name, moments, lambda _: NoiseDistribution.standard(moments()), allow_import=True
                     )
-                    generator = torch.Generator(data.device)
-                    coupling(data, cond=batch.cond, mask=batch.mask, generator=generator)
+                    coupling(data, cond=batch.cond, mask=batch.mask, generator=torch.Generator(data.device))
             except Exception as error:
                 raise ValueError(f"coupling '{name}' fails on the data: {error}") from error
 
@@ -109,19 +98,13 @@ def evaluate_model(
     headline = headline_steps(recipe)
     for steps in recipe.task.eval.sampling_steps:
         with_steps = pipeline.with_steps(steps)
+        final, is_headline = step == recipe.steps, steps == headline
         result = evaluator(
-            with_steps,
-            model,
-            seed=recipe.seed,
-            step=step,
-            final=step == recipe.steps,
-            headline=steps == headline,
-            run_dir=run_dir,
+            with_steps, model, seed=recipe.seed, step=step, final=final, headline=is_headline, run_dir=run_dir
         )
         run_dir.log("quality", step, sampling_steps=steps, **result.scores)
         if result.images is not None:
-            name = f"{with_steps.sampler.method}{steps}_step_{step:06d}"
-            run_dir.save_grid(result.images, name, columns=8)
+            run_dir.save_grid(result.images, f"{with_steps.sampler.method}{steps}_step_{step:06d}", columns=8)
 
 
 def headline_steps(recipe: Recipe) -> int:
@@ -137,10 +120,9 @@ def is_finished(plan: Plan, trial: Trial) -> bool:
 
 
 def matched_trial(plan: Plan, trial: Trial) -> Trial | None:
-    """The matched trial that is evaluated along with the training of ``trial``.
+    """The matched trial that is evaluated along with the training of ``trial``, if there is one.
 
-    None if there is none, or it came into the plan when this training was under way already: then
-    it trains by itself.
+    One that came into the plan when this training was under way already trains by itself.
     """
     matched = plan.matched_trial(trial)
     if matched is None or is_finished(plan, matched):

@@ -11,6 +11,8 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
+from functools import partial
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -28,32 +30,23 @@ POLL_SECONDS = 2.0
 
 def default_workers(device: str) -> int:
     """One worker a core on a CPU, one in all on an accelerator."""
-    accelerated = pick_device(device).type != "cpu"
-    return 1 if accelerated else max(1, len(available_cores()))
+    return max(1, len(available_cores())) if pick_device(device).type == "cpu" else 1
 
 
 def threads_each(device: str) -> int:
-    """Torch threads of a worker.
-
-    One where it trains on the CPU, however many workers there are: sums are then made in one order,
-    so the figures do not depend on the number of workers (and two threads on busy cores are slow).
-    """
+    """Torch threads of a worker: one on the CPU, so that figures do not depend on the number of workers."""
     return max(1, len(available_cores()) // 2) if default_workers(device) == 1 else 1
 
 
 def available_cores() -> set[int]:
     """The cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return os.sched_getaffinity(0)
-    return set(range(os.cpu_count() or 1))
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def run_trials(plan: Plan, *, device: str, workers: int) -> None:
     """Run what is not finished of ``plan`` in ``workers`` processes, showing progress.
 
-    Raises:
-        ValueError: a trial failed; the others were run to their end.
-        Interrupted: on a signal; the trials in progress wrote checkpoints.
+    ValueError if a trial failed (the others were run to their end); Interrupted on a signal, with checkpoints written.
     """
     open_trials = [trial for trial in plan.trials if not is_finished(plan, trial)]
     if not open_trials:
@@ -64,10 +57,8 @@ def run_trials(plan: Plan, *, device: str, workers: int) -> None:
     tasks, outcomes = context.Queue(), context.Queue()
     for trial in open_trials:
         tasks.put(trial)
-    arguments = (plan, device, threads, tasks, outcomes)
-    processes: list[BaseProcess] = [
-        context.Process(target=_work, args=arguments, daemon=True) for _ in range(min(workers, len(open_trials)))
-    ]
+    worker = partial(context.Process, target=_work, args=(plan, device, threads, tasks, outcomes), daemon=True)
+    processes: list[BaseProcess] = [worker() for _ in range(min(workers, len(open_trials)))]
     with InterruptGuard() as guard:
         _start(processes, threads)
         failures = _watch(plan, open_trials, processes, outcomes, guard)
@@ -78,10 +69,9 @@ def run_trials(plan: Plan, *, device: str, workers: int) -> None:
 
 
 def _start(processes: list[BaseProcess], threads: int) -> None:
-    """Start workers that ignore SIGINT, which the terminal sends to the whole group.
+    """Start workers that ignore SIGINT, which the terminal sends to the whole group: the parent sends SIGTERM.
 
-    The parent sends SIGTERM instead. They inherit ignored signals, and read the number of threads
-    from the environment before torch is imported.
+    They inherit ignored signals, and read the number of threads from the environment before torch is imported.
     """
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     environment = os.environ.get("OMP_NUM_THREADS")
@@ -97,10 +87,7 @@ def _start(processes: list[BaseProcess], threads: int) -> None:
 
 
 def end_with_parent() -> None:
-    """Stop this worker as by SIGTERM when its parent is gone, even killed.
-
-    An orphan would write into the same run folders as the workers of the command given again.
-    """
+    """Stop this worker as by SIGTERM when its parent is gone: an orphan would write where a restarted command does."""
     parent = multiprocessing.parent_process()
 
     def wait() -> None:
@@ -134,12 +121,10 @@ def _watch(
     plan: Plan, open_trials: list[Trial], processes: list[BaseProcess], outcomes: Any, guard: InterruptGuard
 ) -> list[str]:
     """Show progress until the workers are done and pass signals on; the failed trials' messages."""
-    results: dict[Trial, str | None] = {}
-    terminated = False
-    total = len(plan.trials) * plan.recipe.steps
+    results: dict[Trial, str | None] = {}  # of the trials that ended: an error message or None
+    alive, terminated = True, False
     label = f"{len(plan.couplings)} couplings x {len(plan.seeds)} seeds"
-    with Progress(total, _steps_done(plan), label) as progress:
-        alive = True
+    with Progress(len(plan.trials) * plan.recipe.steps, _steps_done(plan), label) as progress:
         while alive:
             time.sleep(POLL_SECONDS)
             alive = any(process.is_alive() for process in processes)
@@ -149,24 +134,16 @@ def _watch(
                 terminated = True
                 for process in processes:
                     process.terminate()  # a trial writes a checkpoint and stops
-            results |= _outcomes(outcomes)
+            with suppress(queue.Empty):
+                while True:
+                    trial, message = outcomes.get(timeout=0.05)
+                    results[trial] = message
     failures = [message for message in results.values() if message is not None]
     lost = [trial for trial in open_trials if trial not in results]
     if lost and guard.received is None:
         codes = ", ".join(str(process.exitcode) for process in processes)
         failures.append(f"a worker died (exit codes {codes}) before finishing {lost[0]}")
     return failures
-
-
-def _outcomes(outcomes: Any) -> dict[Trial, str | None]:
-    """The trials that ended since the last call, each with its error message or None."""
-    results: dict[Trial, str | None] = {}
-    while True:
-        try:
-            trial, message = outcomes.get(timeout=0.05)
-        except queue.Empty:
-            return results
-        results[trial] = message
 
 
 def _steps_done(plan: Plan) -> int:

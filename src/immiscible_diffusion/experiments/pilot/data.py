@@ -41,16 +41,10 @@ class Samples(DataSet):
 
     @classmethod
     def of(cls, source: InMemoryData, conditions: tuple[str, ...] = (), *, normalize: bool = False) -> "Samples":
-        """``source``, pooled if it is too large.
+        """``source``, pooled if it is too large; ``conditions`` are those that the network is given.
 
-        Args:
-            source: the data.
-            conditions: those that the network is given.
-            normalize: shift and scale all data by one number each, to mean 0 and variance 1.
-
-        Raises:
-            ValueError: a condition the data lack, or data so large or small against noise of
-                variance 1 that they cannot have been meant.
+        ``normalize`` shifts and scales all data by one number each, to mean 0 and variance 1. ValueError: a condition
+        the data lack, or data so large or small against noise of variance 1 that they cannot have been meant.
         """
         cond, data, mask = dict(source.batch.cond or {}), source.batch.data, source.batch.mask
         if missing := [name for name in conditions if name not in cond]:
@@ -75,14 +69,9 @@ class Samples(DataSet):
         vector = _vector([cond[name] for name in conditions if [name] != labels], mask)
         if vector.shape[1]:
             cond[VECTOR] = vector
-        return cls(
-            source.name,
-            Batch(data, cond or None, mask),
-            join_notes(note, text),
-            conditions,
-            int(cond[LABEL].max()) + 1 if len(labels) == 1 else None,
-            source.mirrored,
-        ).split(0)
+        num_classes = int(cond[LABEL].max()) + 1 if len(labels) == 1 else None
+        every, note = Batch(data, cond or None, mask), join_notes(note, text)
+        return cls(source.name, every, note, conditions, num_classes, source.mirrored).split(0)
 
     def split(self, seed: int) -> "Samples":
         """A random half to train on, the rest held out; a sample goes with its mirror image."""
@@ -142,9 +131,9 @@ class Samples(DataSet):
 
     def take(self, rows: Tensor) -> Batch:
         """The samples in those rows."""
-        data, cond, mask = self.every.data, self.every.cond, self.every.mask
-        cond = cond and {name: value[rows] for name, value in cond.items()}
-        return Batch(data[rows], cond, None if mask is None else mask[rows])
+        every = self.every
+        cond = every.cond and {name: value[rows] for name, value in every.cond.items()}
+        return Batch(every.data[rows], cond, None if every.mask is None else every.mask[rows])
 
 
 def is_label(values: Tensor) -> bool:

@@ -13,19 +13,10 @@ from immiscible_diffusion.couplings import Moments, NoiseDistribution, check_cou
 from immiscible_diffusion.experiments.compare.collect import collect
 from immiscible_diffusion.experiments.compare.plan import BASELINE, MATCHED, Plan
 from immiscible_diffusion.experiments.compare.trial import TrialRunner, is_finished
+from immiscible_diffusion.experiments.pilot import time_budget
 from immiscible_diffusion.experiments.pilot.data import LABEL, MIN_SAMPLES, Samples
 from immiscible_diffusion.experiments.pilot.task import NUM_IMAGES, ArrayEvaluator, is_image, pilot_recipe
-from immiscible_diffusion.experiments.pilot.time_budget import (
-    MIN_SEEDS,
-    MIN_STEPS,
-    SHARE,
-    USUAL_SEEDS,
-    Division,
-    divide,
-    minutes_for,
-    stop_after,
-    warm_up,
-)
+from immiscible_diffusion.experiments.pilot.time_budget import MIN_SEEDS, MIN_STEPS, USUAL_SEEDS, Division
 from immiscible_diffusion.experiments.pilot.verdict import SHUFFLED, Verdict, finals_of, verdict_of
 from immiscible_diffusion.reporting.compare import Comparison
 from immiscible_diffusion.training.run_dir import RunDir
@@ -71,9 +62,8 @@ class Settings:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if self.coupling == BASELINE or self.coupling.startswith((MATCHED, SHUFFLED)):
             raise ValueError(
-                f"coupling '{self.coupling}': name the coupling itself, such as knn:k=4; a pilot "
-                f"trains without pairing, with the shuffled control, and samples from the matched "
-                f"start by itself"
+                f"coupling '{self.coupling}': name the coupling itself, such as knn:k=4; a pilot trains without "
+                f"pairing, with the shuffled control, and samples from the matched start by itself"
             )
         check_coupling_name(self.coupling, allow_import=True)
 
@@ -91,15 +81,7 @@ class Outcome:
 class Pilot:
     """A pilot study of one coupling on one set of samples.
 
-    Its folder is that of a comparison, with budget.json beside: what was asked, how the minutes are
-    divided, and the seconds spent.
-
-    Args:
-        samples: the data.
-        settings: what is asked.
-        folder: where it is kept.
-        device: where to train.
-        quiet: show no progress.
+    Its folder is a comparison's, with budget.json beside: what was asked, how minutes are divided, seconds spent.
     """
 
     samples: Samples
@@ -113,9 +95,8 @@ class Pilot:
     def run(self, command: str = "immiscible pilot") -> Outcome:
         """Train what is not finished yet, as long as there is time, and decide.
 
-        Raises:
-            Interrupted: on a signal; finished trainings are kept.
-            ValueError: the folder holds another question, or a coupling fails on the data.
+        Interrupted on a signal, with finished trainings kept; ValueError if the folder holds another question, or a
+        coupling fails on the data.
         """
         division = self.divide()
         if isinstance(division, Verdict):
@@ -129,15 +110,12 @@ class Pilot:
         """Seconds spent by this call and earlier ones."""
         return time.monotonic() - self.began + self.spent
 
-    # -- the plan ---------------------------------------------------------------------------------
-
     @cached_property
     def couplings(self) -> tuple[str, ...]:
         """No pairing, the coupling and its control, and both from the start that matches them."""
         some = self.samples.take(torch.arange(min(64, self.samples.count)))
-        moments = Moments.fit(some.data, directions=1)
-        if some.cond and LABEL in some.cond:
-            moments = Moments.fit([(some.data, some.cond[LABEL])], directions=1)
+        labels = (some.cond or {}).get(LABEL)
+        moments = Moments.fit(some.data if labels is None else [(some.data, labels)], directions=1)
         name = self.settings.coupling
         coupling = parse_coupling(name, moments, NoiseDistribution.standard(moments), allow_import=True)
         names = (BASELINE, name, SHUFFLED + name)
@@ -169,11 +147,7 @@ class Pilot:
         return runner, runner.evaluator
 
     def divide(self, *, dry_run: bool = False) -> Division | Verdict:
-        """How the minutes are spent, by a warm-up or as an earlier call has it.
-
-        Returns:
-            A verdict where data or minutes are too few.
-        """
+        """How the minutes are spent, by a warm-up or as an earlier call has it; a verdict where data or time lack."""
         settings, path = self.settings, self.folder / "budget.json"
         if (count := self.samples.count) < MIN_SAMPLES:
             text = f"too little data to tell: {count}, and it takes {MIN_SAMPLES} at least"
@@ -181,26 +155,21 @@ class Pilot:
         if path.exists():
             before = read_json(path)
             if changed := [k for k, v in self.question.items() if before["question"].get(k) != v]:
-                name = changed[0]
-                raise ValueError(
-                    f"{self.folder} holds a pilot of another question ({name}: "
-                    f"{before['question'].get(name)} -> {self.question[name]}); choose another "
-                    f"--out"
-                )
+                change = f"{changed[0]}: {before['question'].get(changed[0])} -> {self.question[changed[0]]}"
+                raise ValueError(f"{self.folder} holds a pilot of another question ({change}); choose another --out")
             self.spent, values = before["seconds"], before["division"]
             return Division(**values | {"eval_steps": tuple(values["eval_steps"])})
         runner, evaluator = self.runner(self.plan(Division(1, MIN_STEPS, (MIN_STEPS,), 0)), settings.seed)
         is_fixed = settings.seeds is not None and settings.steps is not None
-        share = 0 if is_fixed else 60 * settings.minutes
-        timing = warm_up(runner.plan, runner.task, evaluator, share)
+        seconds = 0 if is_fixed else 60 * settings.minutes
+        timing = time_budget.warm_up(runner.plan, runner.task, evaluator, seconds)
         left = settings.minutes - self.seconds / 60
-        division = divide(left, timing, seeds=settings.seeds, steps=settings.steps)
+        division = time_budget.divide(left, timing, seeds=settings.seeds, steps=settings.steps)
         if division is None:
             steps, seeds = settings.steps or MIN_STEPS, settings.seeds or USUAL_SEEDS
             text = (
-                f"too little time to tell: {settings.minutes:g} minutes do not hold "
-                f"{settings.seeds or MIN_SEEDS} seeds of {steps} steps here; about "
-                f"{minutes_for(timing, seeds, steps)} minutes would"
+                f"too little time to tell: {settings.minutes:g} minutes do not hold {settings.seeds or MIN_SEEDS} "
+                f"seeds of {steps} steps here; about {time_budget.minutes_for(timing, seeds, steps)} minutes would"
             )
             return Verdict("too little", (text,))
         if not dry_run:
@@ -226,12 +195,10 @@ class Pilot:
         except OSError as error:
             raise ValueError(f"cannot write to {self.folder}: {error}") from error
 
-    # -- training ---------------------------------------------------------------------------------
-
     def train_all(self, plan: Plan) -> None:
         """Train what is not finished, seed by seed, until the minutes are over."""
         plan.keep()
-        with InterruptGuard() as guard, stop_after(60 * self.settings.minutes - self.seconds) as over:
+        with InterruptGuard() as guard, time_budget.stop_after(60 * self.settings.minutes - self.seconds) as over:
             for seed in plan.seeds:
                 runner, _ = self.runner(plan, seed)
                 for trial in runner.plan.trials:
@@ -246,10 +213,8 @@ class Pilot:
                     finally:
                         self._keep()
                     if guard.received is not None and not over.is_set():
-                        raise Interrupted(
-                            guard.received,
-                            f"stopped; finished trainings are in {self.folder}, the same command goes on from there",
-                        )
+                        text = f"finished trainings are in {self.folder}, the same command goes on from there"
+                        raise Interrupted(guard.received, f"stopped; {text}")
 
     def outcome(self, plan: Plan, division: Division, command: str) -> Outcome:
         """What the finished trials say."""
@@ -269,14 +234,14 @@ class Pilot:
             RunDir(self.folder).save_grid(self.samples.take(rows).data, "held_out", 8)
         if verdict.seeds_needed is not None:  # say what would tell
             seconds = verdict.seeds_needed * division.seconds / division.seeds
-            minutes = math.ceil(seconds / 60 / SHARE)
+            minutes = math.ceil(seconds / 60 / time_budget.SHARE)
             text = f"about --seeds {verdict.seeds_needed} --minutes {minutes} would do"
             verdict = replace(verdict, sentences=(f"{verdict.sentences[0]}; {text}",))
         return Outcome(verdict, division, comparison)
 
     def record(self, outcome: Outcome) -> dict[str, Any]:
         """The JSON values of pilot.json."""
-        samples, verdict = self.samples, outcome.verdict
+        samples, verdict, division = self.samples, outcome.verdict, outcome.division
         effects = [asdict(effect) | {"verdict": effect.verdict} for effect in verdict.effects]
         values: dict[str, Any] = to_dict(asdict(verdict) | {"effects": effects})
         return values | {
@@ -291,7 +256,7 @@ class Pilot:
                 "masked": samples.every.mask is not None,
                 "held_out": samples.num_held_out,
             },
-            "network": str(self.plan(outcome.division).recipe.model) if outcome.division else "",
-            "plan": outcome.division and asdict(outcome.division),
+            "network": str(self.plan(division).recipe.model) if division else "",
+            "plan": division and asdict(division),
             "seconds": self.seconds,
         }

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any, ClassVar
 
 import torch
@@ -68,9 +69,8 @@ class ArrayTask(Task):
 
     def load_data(self, split: str) -> DataSet:
         """Raise ValueError: the arrays are in the memory of the command that trains."""
-        raise ValueError(
-            f"{self.recipe.task.data.name} was given to immiscible pilot, which alone can go on with this run"
-        )
+        name = self.recipe.task.data.name
+        raise ValueError(f"{name} was given to immiscible pilot, which alone can go on with this run")
 
     def validation_data(self) -> tuple[DataSet, str]:
         """Return what is held out."""
@@ -78,8 +78,7 @@ class ArrayTask(Task):
         return replace(data, rows=data.held_out, held_out=data.rows), "held out"
 
     def _build_model(self) -> nn.Module:
-        data = self.dataset
-        return self.recipe.model.build(self.shape, data.num_classes, data.condition_shapes)
+        return self.recipe.model.build(self.shape, self.dataset.num_classes, self.dataset.condition_shapes)
 
     def drop_conditions(self, cond: Cond | None, rng: Any) -> Cond | None:
         """Keep what the network is given; all other conditions are for couplings."""
@@ -93,8 +92,7 @@ class ArrayTask(Task):
         return self._of_network(self.dataset.take(rows).to(self.device).cond)
 
     def _of_network(self, cond: Cond | None) -> Cond | None:
-        names = [LABEL] if self.dataset.num_classes is not None else []
-        names += list(self.dataset.condition_shapes)
+        names = [*([LABEL] if self.dataset.num_classes is not None else []), *self.dataset.condition_shapes]
         return {name: (cond or {})[name] for name in names} or None
 
     def evaluator(self, config: EvalConfig | None = None, max_real: int | None = None) -> "ArrayEvaluator":
@@ -111,9 +109,8 @@ class ArrayEvaluator:
     @cached_property
     def features(self) -> GenericFeatures:
         """Features fitted to all samples, a quarter as many as are held out at most."""
-        samples = self.samples
-        room = samples.num_held_out // 4
-        return GenericFeatures.fit(samples.every.data, samples.condition_matrix, max_features=room)
+        data, matrix = self.samples.every.data, self.samples.condition_matrix
+        return GenericFeatures.fit(data, matrix, max_features=self.samples.num_held_out // 4)
 
     @cached_property
     def reference(self) -> FeatureStatistics:
@@ -123,8 +120,7 @@ class ArrayEvaluator:
     @cached_property
     def floor(self) -> Floor | None:
         """Distances between disjoint sets of real samples, as many as are held out."""
-        real = self._features(torch.arange(self.samples.count))
-        return floor_of(real, self.samples.num_held_out, EVAL_SEED)
+        return floor_of(self._features(torch.arange(self.samples.count)), self.samples.num_held_out, EVAL_SEED)
 
     def check(self) -> str:
         """Say what scores samples."""
@@ -144,29 +140,17 @@ class ArrayEvaluator:
         noise = start_noise(EVAL_SEED, range(count), self.samples.shape)
         return min(self.distance(noise), self.distance(data.mean(dim=0).expand_as(noise)))
 
-    def __call__(
-        self,
-        pipeline: SamplingPipeline,
-        model: nn.Module,
-        *,
-        seed: int,
-        step: int,
-        final: bool = True,
-        headline: bool = True,
-        run_dir: RunDir | None = None,
-    ) -> EvalResult:
+    def __call__(self, pipeline: SamplingPipeline, model: nn.Module, *, seed: int, **context: Any) -> EvalResult:
         """Score as many samples as are held out; sample i has the conditions of the i-th."""
-        count = len(self.samples.held_out)
-        batches, nfe = zip(*pipeline(model, count, seed=seed), strict=True)
+        batches, nfe = zip(*pipeline(model, len(self.samples.held_out), seed=seed), strict=True)
         data = torch.cat(batches).cpu()
-        scores = {"nfe": round(sum(nfe) / len(nfe)), "samples": count, "features": "generic"}
+        scores = {"nfe": round(fmean(nfe)), "samples": len(data), "features": "generic"}
         images = data[:NUM_IMAGES] if is_image(self.samples.shape) else None
         return EvalResult(scores | {"frechet": self.distance(data)}, images)
 
     def calibrate(self, metrics: Sequence[str]) -> dict[str, Any]:
         """Score real samples against real ones, and what takes no training."""
-        floor = {"frechet": self.floor.mean} if self.floor else {}
-        return floor | {"frechet_of_noise": self.untrained}
+        return {**({"frechet": self.floor.mean} if self.floor else {}), "frechet_of_noise": self.untrained}
 
     def evaluate_run(self, run: Run, *, seed: int, batch_size: int, metrics: Any) -> dict[str, Any]:
         """Score a run's model."""
@@ -175,14 +159,9 @@ class ArrayEvaluator:
 
     def summary(self, runs: Mapping[str, Mapping[int, RunDir]], folder: Path, step: int) -> dict[str, Any]:
         """Return what the scores of a comparison were made with."""
-        count = len(self.samples.held_out)
-        return {
-            "features": str(self.features),
-            "accuracy": None,
-            "samples": count,
-            "real_samples": count,
-            "floor": self.floor and FloorRecord(**asdict(self.floor), note=self.floor.note),
-        }
+        floor = self.floor and FloorRecord(**asdict(self.floor), note=self.floor.note)
+        values = {"features": str(self.features), "accuracy": None, "floor": floor}
+        return values | {"samples": len(self.samples.held_out), "real_samples": len(self.samples.held_out)}
 
     def _features(self, rows: Tensor, data: Tensor | None = None) -> Tensor:
         """Features of the samples in ``rows``, or of ``data`` with their conditions and mask."""
@@ -210,11 +189,10 @@ def pilot_recipe(
 ) -> Recipe:
     """Return the recipe for ``samples``: by itself an MLP on a CPU, a U-Net for images elsewhere.
 
-    The MLP has a skip connection, as one narrower than the data could not pass the noise on, and
-    the rate decays to 0, as the last steps' noise would hide the differences between couplings.
+    The MLP has a skip connection, as one narrower than the data could not pass the noise on, and the rate decays to 0,
+    as the last steps' noise would hide the differences between couplings.
 
-    Raises:
-        ValueError: an unknown network, or a U-Net for data that it cannot take.
+    ValueError: an unknown network, or a U-Net for data that it cannot take.
     """
     if network not in NETWORKS:
         raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {network!r}")

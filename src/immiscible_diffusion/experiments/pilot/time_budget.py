@@ -65,16 +65,9 @@ class Division:
 
 
 def divide(minutes: float, timing: Timing, *, seeds: int | None = None, steps: int | None = None) -> Division | None:
-    """As many seeds as leave enough steps to each; None where not even the fewest fit.
+    """As many seeds as leave enough steps to each, if none were asked for; None where not even the fewest fit.
 
-    Five seeds at least where each gets ``MIN_STEPS``; more only beyond ``ENOUGH_STEPS``; below
-    five only where five do not fit.
-
-    Args:
-        minutes: in all that are left.
-        timing: of the warm-up.
-        seeds: asked for; None = by this rule.
-        steps: asked for; None = what fits.
+    Five at least where each gets ``MIN_STEPS``; more only beyond ``ENOUGH_STEPS``; fewer only where five do not fit.
     """
     if seeds is not None and steps is not None:
         return Division.of(seeds, steps, timing)
@@ -102,16 +95,9 @@ def _steps_in(seconds: float, timing: Timing) -> int:
 
 
 def warm_up(plan: Plan, task: Task, evaluator: ArrayEvaluator, seconds: float) -> Timing:
-    """Time training steps of every coupling of ``plan``, and one evaluation.
+    """Time training steps of every coupling of ``plan``, and one evaluation, in a small share of ``seconds``.
 
-    Args:
-        plan: with one seed.
-        task: that seed's.
-        evaluator: that seed's.
-        seconds: of the whole pilot; the warm-up takes a small share.
-
-    Raises:
-        ValueError: a coupling fails on the data.
+    ``plan``, ``task`` and ``evaluator`` are of one seed. ValueError if a coupling fails on the data.
     """
     began = time.monotonic()
     evaluator.reference  # noqa: B018 - features are fitted once for all trials of a seed

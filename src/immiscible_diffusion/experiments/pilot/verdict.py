@@ -1,11 +1,10 @@
 """What a pilot may say: helps or costs by so much, no effect above seed noise, or too little.
 
-``log(d / d_none) = log(d / d_shuffled) + log(d_shuffled / d_none)``, with d the distance at the end
-of training: the effect of a coupling is that of pairing, which its shuffled control lacks, plus
-that of the changed noise distribution, which the control has. All three are paired by seed, with
-t-intervals. An effect is looked at from several starts and with several sampling steps: the
-intervals hold together at 95%, each at 1 - 5% / comparisons (Bonferroni). A gain counts if its
-interval excludes 1, the floor does not hide it, and the interval of pairing excludes 1 too.
+``log(d / d_none) = log(d / d_shuffled) + log(d_shuffled / d_none)``, with d the distance at the end of training: the
+effect of a coupling is that of pairing, which its shuffled control lacks, plus that of the changed noise distribution,
+which the control has. All three are paired by seed, with t-intervals. An effect is looked at from several starts and
+with several sampling steps: the intervals hold together at 95%, each at 1 - 5% / comparisons (Bonferroni). A gain
+counts if its interval excludes 1, the floor does not hide it, and the interval of pairing excludes 1 too.
 """
 
 import math
@@ -53,11 +52,6 @@ class Effect:
             return "noise" if is_narrow(self.pairing) or self.pairing.low > 1 else "open"
         return "none" if is_narrow(self.total) else "open"
 
-    @property
-    def deciding(self) -> Interval:
-        """The interval that a verdict waits for."""
-        return self.pairing if self.total.high < 1 else self.total
-
     def __str__(self) -> str:
         steps = f"{self.sampling_steps} Euler step{'s' if self.sampling_steps > 1 else ''}"
         return f"{self.coupling.removeprefix(MATCHED)} sampled {self.start} in {steps}"
@@ -65,8 +59,7 @@ class Effect:
     @property
     def start(self) -> str:
         """Where sampling starts, in words."""
-        is_matched = self.coupling.startswith(MATCHED)
-        return "from its own noise distribution" if is_matched else "from N(0, I)"
+        return "from its own noise distribution" if self.coupling.startswith(MATCHED) else "from N(0, I)"
 
 
 @dataclass(frozen=True)
@@ -98,8 +91,7 @@ def seeds_for(std: float, level: float) -> int:
 
 def finals_of(comparison: Comparison) -> Finals:
     """The distances at the last step, on the seeds that all couplings have finished."""
-    names = [entry.name for entry in comparison.couplings]
-    done = [{t.seed for t in comparison.trials_of(name) if t.finished} for name in names]
+    done = [{t.seed for t in comparison.trials_of(entry.name) if t.finished} for entry in comparison.couplings]
     seeds = set.intersection(*done)
     finals: dict[tuple[str, int], dict[int, float]] = {}
     for trial in (trial for trial in comparison.trials if trial.seed in seeds):
@@ -123,19 +115,15 @@ def effects_of(finals: Finals, coupling: str, floor: tuple[float, float] | None)
             pairs = ((values, baseline), (values, control), (control, baseline))
             total, pairing, noise = (ratio_interval(*p, confidence=level) for p in pairs)
             means = fmean(baseline.values()), fmean(values.values())
-            resolved = floor_resolves(floor, *means)
-            effects.append(Effect(name, steps, total, pairing, noise, *means, resolved))
+            effects.append(Effect(name, steps, total, pairing, noise, *means, floor_resolves(floor, *means)))
     return tuple(effects), level
 
 
 def verdict_of(finals: Finals, coupling: str, *, floor: tuple[float, float] | None, untrained: float) -> Verdict:
-    """The verdict on distances at the end of training.
+    """The verdict on ``coupling`` from distances at the end of training, on the same seeds.
 
-    Args:
-        finals: of every coupling, with every number of sampling steps, on the same seeds.
-        coupling: that is asked about.
-        floor: smallest and largest distance between sets of real data; None = not known.
-        untrained: distance of what takes no training: pure noise, or the mean of the data.
+    ``floor`` has the smallest and the largest distance between sets of real data, if known; ``untrained`` is the
+    distance of what takes no training: pure noise, or the mean of the data.
     """
     seeds = sorted(next(iter(finals.values()), {}))
     if len(seeds) < MIN_SEEDS:
@@ -146,21 +134,18 @@ def verdict_of(finals: Finals, coupling: str, *, floor: tuple[float, float] | No
     kind, needed = "too little", None
     sentences: tuple[str, ...]
     if (best := min(e.baseline for e in effects)) > LEARNED * untrained:
-        text = (
-            f"too little time to tell: without pairing the network has hardly learned anything yet "
-            f"(distance {best:.3g}, without training {untrained:.3g})"
-        )
-        sentences = (text,)
+        text = "too little time to tell: without pairing the network has hardly learned anything yet"
+        sentences = (f"{text} (distance {best:.3g}, without training {untrained:.3g})",)
     elif "helps" in kinds:
         kind, sentences = "helps", _helps(effects)
     elif "costs" in kinds:
         kind, sentences = "costs", _costs(effects)
     elif "open" in kinds:
-        waiting = [e.deciding for e in effects if e.verdict == "open"]
+        waiting = [e.pairing if e.total.high < 1 else e.total for e in effects if e.verdict == "open"]
         widest = max(max(i.high, 1 / i.low) for i in waiting)
         needed = max(len(seeds) + 1, *(seeds_for(i.std, level) for i in waiting))
-        text = f"too little time to tell: {len(seeds)} seeds leave room for an effect of {widest - 1:.0%} either way"
-        sentences = (text,)
+        text = f"{len(seeds)} seeds leave room for an effect of {widest - 1:.0%} either way"
+        sentences = (f"too little time to tell: {text}",)
     elif "floor" in kinds:
         text = "too little data to tell: the difference is within what two sets of real data of this size differ by"
         sentences = (text,)
@@ -190,10 +175,8 @@ def _costs(effects: tuple[Effect, ...]) -> tuple[str, ...]:
 def _none(effects: tuple[Effect, ...]) -> tuple[str, ...]:
     best = min(effects, key=lambda e: (e.verdict != "noise", e.total.value))
     if best.verdict == "noise":
-        text = (
-            f"no gain by pairing: {best} is {_percent(best.total)} nearer to the data than "
-            f"without pairing, but by its changed noise distribution"
-        )
+        text = f"no gain by pairing: {best} is {_percent(best.total)} nearer to the data than without pairing, "
+        text += "but by its changed noise distribution"
     else:
         widest = max(max(e.total.high, 1 / e.total.low) for e in effects)
         text = f"no effect above seed noise: one of {widest - 1:.0%} would have been seen"

@@ -109,7 +109,7 @@ class ClassifierFeatures(FeatureExtractor):
         if problem:
             raise ValueError(f"classifier features need {problem}; use the features 'pixels'")
         network, accuracy = trained_classifier(dataset, seed=seed, device=device, cache=cache)
-        return cls(network, tuple(dataset.shape), accuracy)
+        return cls(network, shape, accuracy)
 
     @torch.no_grad()
     def __call__(self, data: Tensor) -> Tensor:
@@ -126,8 +126,7 @@ def trained_classifier(
     """The classifier of ``dataset``, in evaluation mode, and its accuracy on held-out images."""
     if dataset.digest is None:
         return _train(dataset, seed, device)
-    name = f"classifier-v{VERSION}-{hash_seed(dataset.digest, VERSION, seed):016x}.safetensors"
-    file = cache_folder(cache) / name
+    file = cache_folder(cache) / f"classifier-v{VERSION}-{hash_seed(dataset.digest, VERSION, seed):016x}.safetensors"
     with require_extra("train", "the classifier cache"):
         from safetensors import SafetensorError, safe_open
         from safetensors.torch import save_file
@@ -170,8 +169,7 @@ def _train(dataset: DataSet, seed: int, device: torch.device | str) -> tuple[Cla
     epochs = range(-(-steps * _BATCH // len(train)))
     order = torch.cat([train[torch.randperm(len(train), generator=generator)] for _ in epochs])
     with _isolated_state(seed, device):
-        network = Classifier(tuple(dataset.shape), dataset.num_classes or 0)
-        network.to(device, torch.float32)
+        network = Classifier(tuple(dataset.shape), dataset.num_classes or 0).to(device, torch.float32)
         optimizer = torch.optim.AdamW(network.parameters(), lr=_RATE, weight_decay=1e-2)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps)
         for indices in order[: steps * _BATCH].split(_BATCH):

@@ -55,8 +55,7 @@ class GenericFeatures:
         inside = _inside(data, self.mean, self.directions)
         parts = [inside]
         if len(self.offset):
-            lifted = torch.relu(inside @ self.weight + self.offset) / len(self.offset) ** 0.5
-            parts.append(lifted)
+            parts.append(torch.relu(inside @ self.weight + self.offset) / len(self.offset) ** 0.5)
         if conditions is not None and len(self.condition_directions):
             parts.append(conditions @ self.condition_directions.T)
         return torch.cat(parts, dim=1)

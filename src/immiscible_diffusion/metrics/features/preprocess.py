@@ -13,9 +13,6 @@ def to_bytes(data: Tensor) -> Tensor:
     """Data [B, 1 or 3, H, W] in [-1, 1] as color images [B, 3, H, W] uint8.
 
     Rounded as the images that ``sample`` writes: features of images and of their files are equal.
-
-    Raises:
-        ValueError: on other shapes.
     """
     if data.ndim != 4 or data.shape[1] not in (1, 3):
         raise ValueError(
@@ -57,10 +54,7 @@ def _bicubic(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 @contextmanager
 def in_full_precision(device: torch.device) -> Iterator[None]:
-    """Float32 inside: no autocast, no TF32 in products or convolutions.
-
-    Features in TF32 would differ from those on a CPU in the third digit.
-    """
+    """No autocast or TF32 inside: features in TF32 would differ from those on a CPU in the third digit."""
     matmul = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:

