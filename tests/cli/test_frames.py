@@ -31,5 +31,5 @@ def test_at_most_seven_frames_from_main_to_the_coupling(tmp_path, monkeypatch):
     assert main(["train", "digits-flow", "--tiny", "--preview-every", "0", "--out", out, *options]) == 0
     frames = sys.modules["tracing_coupling"].FRAMES
     assert frames[-1] == "main main"
-    assert frames[0] == "paired_loader __iter__"
+    assert frames[0].startswith("paired_loader ")
     assert len(frames) <= 7, frames

@@ -88,7 +88,7 @@ def test_old_names_give_one_line_with_the_new_one(capsys):
 
 def test_new_names_are_options(capsys):
     recipes = ("digits-flow", "pusht-policy", "digits-consistency", "coco-sd", "sd-inpaint")
-    for words in [["sample"], ["evaluate"], ["analyze"], ["pilot"], ["compare", "digits-flow"]]:
+    for words in [["sample"], ["evaluate"], ["analyze"], ["pilot"], ["encode"], ["compare", "digits-flow"]]:
         main([*words, "--help"])
     for recipe in recipes:
         main(["train", recipe, "--help"])
