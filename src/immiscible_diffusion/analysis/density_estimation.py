@@ -15,14 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.analysis.noise_density import (
-    GaussianDensity,
-    PairDensity,
-    density_of,
-    has_closed_form,
-    squares,
-    take,
-)
+from immiscible_diffusion.analysis import noise_density
 from immiscible_diffusion.analysis.sample_pairs import BATCH_SIZE, draw_noise
 from immiscible_diffusion.couplings import Coupling
 from immiscible_diffusion.couplings.moments import Moments
@@ -50,7 +43,7 @@ FIT_PAIRS = 20_000
 LEAST_WIDTH = 0.05  # standard deviation of the Gaussian
 
 
-def fit_gaussian(pairs: Iterable[tuple[Batch, Tensor]], moments: Moments) -> GaussianDensity:
+def fit_gaussian(pairs: Iterable[tuple[Batch, Tensor]], moments: Moments) -> noise_density.GaussianDensity:
     """The Gaussian given the sample that has the moments of ``pairs``.
 
     Args:
@@ -75,7 +68,7 @@ def fit_gaussian(pairs: Iterable[tuple[Batch, Tensor]], moments: Moments) -> Gau
     gain_across = 0.0 if flat else float(across[0] / across[1])
     left = float(across[2] - gain_across**2 * across[1]) / (count * rest) if rest else 1.0
     scale = math.sqrt(max(left, LEAST_WIDTH**2))
-    return GaussianDensity(mean, axes, gain, width, n - gain * o, gain_across, scale)
+    return noise_density.GaussianDensity(mean, axes, gain, width, n - gain * o, gain_across, scale)
 
 
 @dataclass(frozen=True)
@@ -122,7 +115,7 @@ class SplineLogit:
 class EstimatedDensity:
     """The density of a Gaussian given the sample times smooth functions of ``FEATURES``."""
 
-    gaussian: GaussianDensity  # of the noise given the sample
+    gaussian: noise_density.GaussianDensity  # of the noise given the sample
     logit: SplineLogit | None  # log ratio to it; None before it is fitted
     lengths: tuple[float, float]  # mean and standard deviation of the length of the data less the mean
     pairs_used: int  # pairs that it was fitted to, half for the Gaussian, half for the logit
@@ -140,7 +133,7 @@ class EstimatedDensity:
         """``-|n|^2 / 2``, the log ratio of the Gaussian, and the logit."""
         assert self.logit is not None
         features = self.features(points, shifts, images)
-        return squares(points, shifts).mul_(-0.5).add_(features[RATIO]).add_(self.logit(features))
+        return noise_density.squares(points, shifts).mul_(-0.5).add_(features[RATIO]).add_(self.logit(features))
 
     def features(self, points: Tensor, shifts: Tensor, images: Batch) -> list[Tensor]:
         """``FEATURES`` of all pairs, each ``[P, N]`` or broadcasting to it, in natural units."""
@@ -148,11 +141,11 @@ class EstimatedDensity:
         sample = images.data.flatten(1).to(points)
         offset = sample - self.gaussian.mean.to(points)
         length = torch.linalg.vector_norm(offset, dim=1).clamp_min(1e-12)
-        size = squares(points, shifts)
+        size = noise_density.squares(points, shifts)
         dot = points @ offset.T - (shifts * offset).sum(dim=1)
         along = dot / length
         sample_square = sample.square().sum(dim=1)
-        distance = squares(points, shifts + sample) - dim - sample_square
+        distance = noise_density.squares(points, shifts + sample) - dim - sample_square
         centered_distance = size - 2 * dot - dim
         mean, deviation = self.lengths
         longer = (length - mean) / max(deviation, 1e-12)
@@ -167,10 +160,12 @@ class EstimatedDensity:
         ]
 
 
-def density_for(coupling: Coupling, images: Batch, *, batch_size: int = BATCH_SIZE, seed: int = 0) -> PairDensity:
+def density_for(
+    coupling: Coupling, images: Batch, *, batch_size: int = BATCH_SIZE, seed: int = 0
+) -> noise_density.PairDensity:
     """The closed form of ``coupling``, or where it has none an estimate from pairs."""
-    if has_closed_form(coupling):
-        return density_of(coupling)
+    if noise_density.has_closed_form(coupling):
+        return noise_density.density_of(coupling)
     return fit_density(coupling, images, batch_size=batch_size, seed=seed)
 
 
@@ -226,7 +221,7 @@ def _draw_pairs(
         generator, own = keyed_generator(seed, number, "rows"), hash_seed(seed, number)
         rows = torch.randint(len(images), (batch_size,), generator=generator)
         noise = draw_noise(coupling, images, rows, seed=own, batch_size=batch_size)
-        yield take(images, rows), noise.flatten(1).double()
+        yield noise_density.take(images, rows), noise.flatten(1).double()
 
 
 def _own_features(model: EstimatedDensity, noise: Tensor, truth: Batch) -> Tensor:

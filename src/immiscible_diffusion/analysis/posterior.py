@@ -6,14 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.analysis.noise_density import (
-    PairDensity,
-    density_of,
-    image_parts,
-    log_density,
-    squares,
-    take,
-)
+from immiscible_diffusion.analysis import noise_density
 from immiscible_diffusion.couplings import Coupling
 from immiscible_diffusion.diffusion.paths import Path
 from immiscible_diffusion.utils.batch import Batch
@@ -70,7 +63,7 @@ class Posterior:
 
 @torch.no_grad()
 def posterior(
-    density: PairDensity,
+    density: noise_density.PairDensity,
     images: Batch,
     x_t: Tensor,
     alpha: float,
@@ -89,17 +82,17 @@ def posterior(
         log_weights: given the condition.
         valid: ``[P, *shape]`` boolean: dimensions that the variance is of; None = all.
     """
-    logits = log_density(density, x_t.double() / sigma, images, alpha / sigma)
+    logits = noise_density.log_density(density, x_t.double() / sigma, images, alpha / sigma)
     if log_weights is not None:
         logits += log_weights
     probability = torch.log_softmax(logits, dim=1)
     share = probability.exp()
     # About one of the images, so that data far from 0 keep their digits.
-    origin = take(images, slice(0, 1)).data.flatten().double()
+    origin = noise_density.take(images, slice(0, 1)).data.flatten().double()
     inside = None if valid is None else valid.flatten(1).double()
     mean = torch.zeros(len(x_t), len(origin), dtype=torch.float64, device=x_t.device)
     square = torch.zeros(len(x_t), dtype=torch.float64, device=x_t.device)
-    for rows, part in image_parts(images):
+    for rows, part in noise_density.image_parts(images):
         flat = part.data.flatten(1).double() - origin
         mean.addmm_(share[:, rows], flat)
         every = flat.square_()
@@ -130,7 +123,7 @@ class GaussianKernel:
     def __call__(self, rows: Tensor) -> Tensor:
         """``[P, N]`` for the conditions of data ``rows``."""
         flat = self.features.flatten(1).double() / self.bandwidth
-        return squares(flat[rows], flat).mul_(-0.5)
+        return noise_density.squares(flat[rows], flat).mul_(-0.5)
 
     def __str__(self) -> str:
         return f"a Gaussian kernel on the condition, bandwidth {self.bandwidth:g}"
@@ -141,13 +134,13 @@ class OptimalDenoiser:
     """The best possible network for ``data``, ``coupling`` and ``path``: no training."""
 
     images: Batch  # the data, conditions and mask
-    density: PairDensity  # of the coupling (``density_of``)
+    density: noise_density.PairDensity  # of the coupling (``density_of``)
     path: Path  # how data and noise are mixed
 
     @classmethod
     def of(cls, data: Tensor, coupling: Coupling, path: Path) -> "OptimalDenoiser":
         """For ``data`` ``[N, *shape]``; ValueError for a coupling without closed form."""
-        return cls(Batch(data), density_of(coupling), path)
+        return cls(Batch(data), noise_density.density_of(coupling), path)
 
     def __call__(self, x_t: Tensor, t: float) -> Tensor:
         """``E[data | x_t]`` for ``x_t`` ``[P, *shape]`` at time ``t``; float64."""

@@ -24,18 +24,7 @@ from immiscible_diffusion.analysis.noise_statistics import LARGEST_FIT, gaussian
 from immiscible_diffusion.analysis.thumbnails import ThumbnailStyle, write_thumbnails
 from immiscible_diffusion.couplings import Coupling
 from immiscible_diffusion.data.in_memory import InMemoryData, join_notes
-from immiscible_diffusion.reporting.analysis.records import (
-    SCHEMA,
-    AnalysisRecord,
-    CouplingRecord,
-    DataRecord,
-    GaussianFit,
-    Miscibility,
-    NoiseStatistics,
-    Thumbnails,
-    read_analysis,
-    write_analysis,
-)
+from immiscible_diffusion.reporting.analysis import records
 from immiscible_diffusion.utils.batch import Batch, Cond
 from immiscible_diffusion.utils.serialization import to_dict
 
@@ -108,11 +97,11 @@ class Setup:
         """``[N]``, that condition."""
         return None if self.label_key is None else (self.images.cond or {})[self.label_key]
 
-    def record(self) -> DataRecord:
+    def record(self) -> records.DataRecord:
         """What was analyzed."""
         mask, drawn = self.images.mask, self.config.thumbnails and self.cache.folder is not None
         count = self.data.numel() if mask is None else int(mask.expand_as(self.data).sum())
-        return DataRecord(
+        return records.DataRecord(
             name=self.source.name,
             note=join_notes(self.source.note, self.style.note if drawn else ""),
             digest=self.cache.data["digest"],
@@ -169,7 +158,7 @@ class CouplingAnalysis:
         """How noise is drawn."""
         return {"batch_size": self.setup.config.batch_size, "seed": self.setup.config.seed}
 
-    def measure(self, tally: Tally) -> CouplingRecord:
+    def measure(self, tally: Tally) -> records.CouplingRecord:
         """Every part, read or measured now."""
         setup, config, images = self.setup, self.setup.config, self.setup.images
         content = content_of_coupling(self.coupling, by_name=self.by_name)
@@ -187,46 +176,46 @@ class CouplingAnalysis:
             known = {"cond": images.cond, "mask": images.mask, "density": self.density}
             return known | self.drawing
 
-        def mixed(name: str, condition: Condition) -> Miscibility:
+        def mixed(name: str, condition: Condition) -> records.Miscibility:
             length = config.probes * len(config.levels)
             points: dict[str, Any] = {"path": config.path, "levels": config.levels, "probes": config.probes}
             given: dict[str, Any] = {"labels": condition.labels, "weights": condition.weights}
 
-            def make() -> Miscibility:
+            def make() -> records.Miscibility:
                 every = points | given | options() | {"progress": partial(tally.update, length)}
                 record = miscibility(images.data, self.coupling, **every)
                 return dataclasses.replace(record, condition=condition.text)
 
-            return part(name, length, Miscibility, make)
+            return part(name, length, records.Miscibility, make)
 
-        def noise() -> NoiseStatistics:
+        def noise() -> records.NoiseStatistics:
             by_label: dict[str, Any] = {"labels": setup.labels, "label_key": setup.label_key or "label"}
             every = options() | by_label | {"moments": setup.builder.leading_moments}
             return measure_noise(images.data, self.coupling, pairs=config.pairs, **every)
 
-        def fit() -> GaussianFit:
+        def fit() -> records.GaussianFit:
             return gaussian_fit(images.data, self.coupling, cond=images.cond, **self.drawing)
 
-        def thumbnails(folder: Path) -> tuple[Thumbnails, ...]:
-            def make() -> tuple[Thumbnails, ...]:
+        def thumbnails(folder: Path) -> tuple[records.Thumbnails, ...]:
+            def make() -> tuple[records.Thumbnails, ...]:
                 stem = folder / "thumbnails" / slug(self.name)
                 drawn = (self.density, config, setup.style, stem)
                 return write_thumbnails(images, self.coupling, *drawn)
 
-            def usable(drawn: tuple[Thumbnails, ...]) -> bool:
+            def usable(drawn: tuple[records.Thumbnails, ...]) -> bool:
                 return all((folder / file).is_file() for one in drawn for file in one.files)
 
-            return part("thumbnails", 0, tuple[Thumbnails, ...], make, usable)
+            return part("thumbnails", 0, tuple[records.Thumbnails, ...], make, usable)
 
         folder, fitted = setup.cache.folder, None
         if config.gaussian_fit:
-            fitted = part("gaussian_fit", FIT_LENGTH, GaussianFit, fit)
-        record = CouplingRecord(
+            fitted = part("gaussian_fit", FIT_LENGTH, records.GaussianFit, fit)
+        record = records.CouplingRecord(
             name=self.name,
             k=candidates_of(self.coupling),
             miscibility=mixed("miscibility", Condition("")),
             conditional=tuple(mixed(f"given-{i}", one) for i, one in enumerate(setup.conditions)),
-            noise=part("noise", 2 * config.pairs, NoiseStatistics, noise),
+            noise=part("noise", 2 * config.pairs, records.NoiseStatistics, noise),
             gaussian_fit=fitted,
             thumbnails=() if folder is None else thumbnails(folder),
             seconds=0.0,
@@ -246,7 +235,7 @@ def analyze(
     name: str = "data",
     folder: Path | str | None = None,
     progress: Progress | None = None,
-) -> AnalysisRecord:
+) -> records.AnalysisRecord:
     """Measure how mixed ``data`` are under each of ``couplings``, and what these change.
 
     Args:
@@ -278,8 +267,8 @@ def analyze(
     earlier = _earlier(setup, [one.name for one in subjects])
     setup.cache.write_plan([one.name for one in subjects if one.by_name])
     tally = Tally(sum(one.length for one in subjects), progress)
-    record = AnalysisRecord(
-        schema=SCHEMA,
+    record = records.AnalysisRecord(
+        schema=records.SCHEMA,
         command="",
         date=date.today().isoformat(),
         hardware="",
@@ -289,7 +278,7 @@ def analyze(
         couplings=(*(one.measure(tally) for one in subjects), *earlier),
     )
     if target is not None:
-        write_analysis(record, target)
+        records.write_analysis(record, target)
     return record
 
 
@@ -314,13 +303,13 @@ def build_couplings(setup: Setup, couplings: Sequence[str | Coupling]) -> list[C
     ]
 
 
-def _earlier(setup: Setup, names: Sequence[str]) -> list[CouplingRecord]:
+def _earlier(setup: Setup, names: Sequence[str]) -> list[records.CouplingRecord]:
     """Couplings of the folder's analysis.json that were given as objects, and now are not."""
     path = setup.cache.folder and setup.cache.folder / "analysis.json"
     if not path or not path.exists():
         return []
     try:
-        record = read_analysis(path)
+        record = records.read_analysis(path)
     except ValueError as error:
         warnings.warn(f"left out: {error}", stacklevel=3)
         return []

@@ -9,13 +9,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from immiscible_diffusion.applications.stable_diffusion.latent_cache import (
-    EncodingConfig,
-    describe_transform,
-    encode,
-    missing_shards,
-    vae_digest,
-)
+from immiscible_diffusion.applications.stable_diffusion import latent_cache
 from immiscible_diffusion.cli.options import Device, parse
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.data.captions import Captions, NoCaptionsError, load_captioned
@@ -81,14 +75,16 @@ def main(arguments: list[str]) -> int:
         dataset: DataSet = load_captioned(config, captions)
     except NoCaptionsError:  # nor class names: images alone
         dataset = load_images(config)
-    transform = describe_transform(config, options.channels)
-    encoding = EncodingConfig(options.dtype, options.flips, options.shard_size, options.batch_size, transform)
+    transform = latent_cache.describe_transform(config, options.channels)
+    encoding = latent_cache.EncodingConfig(
+        options.dtype, options.flips, options.shard_size, options.batch_size, transform
+    )
     vae = load_vae(options.vae)
-    vae_hash = vae_digest(vae)
+    vae_hash = latent_cache.vae_digest(vae)
     vae = vae.to(device, getattr(torch, options.precision)).eval().requires_grad_(False)
     share = -(-len(dataset) // world)
     with Progress(share, 0, "encoding", unit="image", quiet=rank > 0) as progress:
-        manifest = encode(
+        manifest = latent_cache.encode(
             dataset,
             vae,
             options.out,
@@ -98,7 +94,7 @@ def main(arguments: list[str]) -> int:
             world=world,
             on_progress=lambda done: progress.update(min(done, share)),
         )
-    missing = missing_shards(manifest, options.out)
+    missing = latent_cache.missing_shards(manifest, options.out)
     state = "complete" if not missing else f"{len(missing)} shards of other processes are missing"
     sys.stderr.write(
         f"{options.out}: latents {manifest.shape} of {manifest.count:,} images in {manifest.shards} shards; {state}\n"

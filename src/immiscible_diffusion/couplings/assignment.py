@@ -11,16 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from immiscible_diffusion.couplings import costs
 from immiscible_diffusion.couplings._validation import check_data, check_rows_finite, kind_of, valid_positions
 from immiscible_diffusion.couplings.base import Cond, Coupling, Mask, Noise, Rng
-from immiscible_diffusion.couplings.costs import (
-    COSTS,
-    add_condition_cost,
-    assignment_cost,
-    checked_condition,
-    groups_of,
-    standardized,
-)
 from immiscible_diffusion.couplings.distributed import finish_across_ranks, pair_across_ranks, ranks_in_use
 
 MISMATCH_RATE = 0.05
@@ -70,8 +63,8 @@ class LinearAssignment(Coupling):
     name = "assignment"
 
     def __post_init__(self) -> None:
-        if self.cost not in COSTS:
-            raise ValueError(f"cost must be one of {', '.join(COSTS)}, got {self.cost!r}")
+        if self.cost not in costs.COSTS:
+            raise ValueError(f"cost must be one of {', '.join(costs.COSTS)}, got {self.cost!r}")
         if self.cond_cost not in ("hard", "soft"):
             raise ValueError(f"cond_cost must be hard or soft, got {self.cond_cost!r}")
         for name in ("pool", "oversample"):
@@ -153,7 +146,7 @@ class LinearAssignment(Coupling):
         from scipy.optimize import linear_sum_assignment  # keeps the package's import light
 
         index = torch.arange(len(data), device=data.device)
-        points = standardized(data, valid) if self.standardize else data
+        points = costs.standardized(data, valid) if self.standardize else data
         soft = condition is not None and self.cond_cost == "soft"
         for rows in self._problems(data, condition, generator):
             columns = torch.cat([rows + j * len(data) for j in range(self.oversample)])
@@ -161,10 +154,10 @@ class LinearAssignment(Coupling):
                 continue
             own = None if valid is None else valid[rows]
             squared = self.oversample > 1 or soft
-            cost = assignment_cost(self.cost, points[rows], noise[columns], own, squared).cpu()
+            cost = costs.assignment_cost(self.cost, points[rows], noise[columns], own, squared).cpu()
             check_rows_finite(cost)
             if condition is not None and soft:
-                cost = add_condition_cost(cost, condition[rows].cpu(), self.mismatch_rate)
+                cost = costs.add_condition_cost(cost, condition[rows].cpu(), self.mismatch_rate)
             column = torch.as_tensor(linear_sum_assignment(cost.numpy())[1], device=data.device)
             index[rows] = columns[column]
         return index
@@ -184,13 +177,13 @@ class LinearAssignment(Coupling):
         check_rows_finite(noise, what="noise")
         if self.cond_key is None or (len(data) == 0 and not cond):
             return valid, None
-        return valid, checked_condition(cond, self.cond_key, len(data)).to(data.device)
+        return valid, costs.checked_condition(cond, self.cond_key, len(data)).to(data.device)
 
     def _problems(self, data: Tensor, condition: Tensor | None, generator: Rng) -> list[Tensor]:
         """Rows that are assigned together: of equal condition, and not too many."""
         groups = [torch.arange(len(data), device=data.device)]
         if condition is not None and self.cond_cost == "hard":
-            groups = groups_of(condition)
+            groups = costs.groups_of(condition)
         parts: list[Tensor] = []
         for rows in groups:
             if self.max_size is not None and len(rows) > self.max_size:

@@ -17,17 +17,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from immiscible_diffusion.couplings import theory
 from immiscible_diffusion.couplings.assignment import LinearAssignment
 from immiscible_diffusion.couplings.base import Coupling, Independent
 from immiscible_diffusion.couplings.knn import KNN
 from immiscible_diffusion.couplings.registry import parse_without_data
-from immiscible_diffusion.couplings.theory import (
-    LONGEST,
-    Expected,
-    assignment_budget,
-    information_budget,
-    knn_expectation,
-)
 from immiscible_diffusion.couplings.wrappers import Calibrated, Shuffled
 
 FEW_NUMBERS = 1 << 21  # of data and candidates, in a batch that is timed by default
@@ -36,7 +30,7 @@ USUAL_BATCH = 256
 LARGEST_BATCH = 2048  # simulated
 MOST_NUMBERS = 1 << 22  # simulated, in a batch that has to be drawn complete
 MATCHED = "matched:"
-UNPAIRED = Expected(0.0, 1.0, 1.0, 0.0)
+UNPAIRED = theory.Expected(0.0, 1.0, 1.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -51,8 +45,8 @@ class DataSpec:
     def __post_init__(self) -> None:
         if not self.shape or min(self.shape) < 1:
             raise ValueError(f"shape must be sizes >= 1 of one sample, got {self.shape}")
-        if not 0 <= self.rms <= LONGEST:
-            raise ValueError(f"rms must be from 0 to {LONGEST:g}, got {self.rms}")
+        if not 0 <= self.rms <= theory.LONGEST:
+            raise ValueError(f"rms must be from 0 to {theory.LONGEST:g}, got {self.rms}")
         if self.batch is not None and self.batch < 1:
             raise ValueError(f"batch must be at least 1, got {self.batch}")
 
@@ -93,7 +87,7 @@ class CouplingSummary:
 
     name: str
     preserves_marginal: bool
-    expected: Expected | None = None
+    expected: theory.Expected | None = None
     information_budget: float | None = None
     bounded: bool = False
     cost: CallCost | None = None
@@ -120,9 +114,9 @@ def _describe(name: str, coupling: Coupling, spec: DataSpec) -> CouplingSummary:
     if isinstance(coupling, Independent):
         return _with_cost(summary.updated(expected=UNPAIRED, information_budget=0.0), coupling, spec)
     if isinstance(coupling, KNN):
-        expected = knn_expectation(coupling.k, spec.dim, spec.rms)
+        expected = theory.knn_expectation(coupling.k, spec.dim, spec.rms)
         notes = () if coupling.center is None else ("rms and pull are those of the data less their center",)
-        summary = summary.updated(*notes, expected=expected, information_budget=information_budget(coupling.k))
+        summary = summary.updated(*notes, expected=expected, information_budget=theory.information_budget(coupling.k))
         # Timed without its center, which costs next to nothing and does not fit the shape.
         return _with_cost(summary, KNN(coupling.k), spec, scalars=8 * coupling.k)
     if isinstance(coupling, LinearAssignment):
@@ -139,7 +133,7 @@ def _describe(name: str, coupling: Coupling, spec: DataSpec) -> CouplingSummary:
             moment = 1.0 if inner.expected is None else inner.expected.second_moment
             word = "" if summary.preserves_marginal else "not "
             note = f"no pairing is left, only the noise distribution, which is {word}N(0, I)"
-            expected = Expected(0.0, moment, moment, math.nan)
+            expected = theory.Expected(0.0, moment, moment, math.nan)
             return summary.updated(note, expected=expected, information_budget=0.0, cost=inner.cost)
     return summary.updated("depends on the data, so nothing is known before; use immiscible compare")
 
@@ -148,7 +142,7 @@ def _describe_assignment(summary: CouplingSummary, coupling: LinearAssignment, s
     rows = (spec.batch or USUAL_BATCH) * coupling.pool
     if coupling.oversample == 1:
         note = f"the budget is log({rows}!) / {rows} or less"
-        summary = summary.updated(note, information_budget=assignment_budget(rows), bounded=True)
+        summary = summary.updated(note, information_budget=theory.assignment_budget(rows), bounded=True)
     try:
         if coupling.cond_key is not None:
             raise ValueError(f"cond_key={coupling.cond_key!r} pairs by conditions of the data")
@@ -156,7 +150,7 @@ def _describe_assignment(summary: CouplingSummary, coupling: LinearAssignment, s
         expected = simulate_assignment(coupling, spec.dim, spec.rms, rows)
     except ValueError as error:
         moment = 1.0 if summary.preserves_marginal else math.nan
-        unknown = Expected(math.nan, moment, math.nan, math.nan)
+        unknown = theory.Expected(math.nan, moment, math.nan, math.nan)
         return summary.updated(f"not simulated: {error}; use immiscible compare", expected=unknown)
     pull = f"pull (+- {expected.pull_error:.1g})"
     note = f"{pull} and distance are simulated on Gaussian data, {rows} at a time, a stand-in for yours"
@@ -185,7 +179,9 @@ def _with_cost(
 # -- assignment, simulated -------------------------------------------------------------------------
 
 
-def simulate_assignment(coupling: LinearAssignment, dim: int, rms: float, rows: int, *, seed: int = 0) -> Expected:
+def simulate_assignment(
+    coupling: LinearAssignment, dim: int, rms: float, rows: int, *, seed: int = 0
+) -> theory.Expected:
     """Expectations of an assignment on N(0, rms^2 I) data ``[rows, dim]``, with standard errors.
 
     ``coupling`` works within one process, without conditions. ValueError if it would take long.
@@ -198,7 +194,7 @@ def simulate_assignment(coupling: LinearAssignment, dim: int, rms: float, rows: 
     pull, moment, reduction = torch.stack(batches).mean(dim=0).tolist()
     errors = (torch.stack(batches).std(dim=0) / math.sqrt(repeats)).tolist()
     moment = 1.0 if coupling.preserves_marginal else moment
-    return Expected(pull, moment, moment - pull**2 / dim, reduction, errors[0], errors[2])
+    return theory.Expected(pull, moment, moment - pull**2 / dim, reduction, errors[0], errors[2])
 
 
 def _simulate_batch(coupling: LinearAssignment, dim: int, rms: float, rows: int, generator: torch.Generator) -> Tensor:

@@ -9,15 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from immiscible_diffusion.diffusion import samplers
 from immiscible_diffusion.diffusion.paths import Cond, Model, Path
-from immiscible_diffusion.diffusion.samplers import (
-    RecordingModel,
-    SamplerConfig,
-    SamplerOutput,
-    guided,
-    start_noise,
-    trajectory_grid,
-)
 from immiscible_diffusion.utils.checks import check_bounds
 
 
@@ -46,7 +39,7 @@ class SamplingPipeline:
     """
 
     path: Path
-    sampler: SamplerConfig
+    sampler: samplers.SamplerConfig
     shape: tuple[int, ...]
     device: torch.device | str = "cpu"
     batch_size: int = 512
@@ -75,17 +68,17 @@ class SamplingPipeline:
             sampled = self.sample(model, indices[start : start + self.batch_size], seed=seed)
             yield sampled.data, sampled.nfe
 
-    def sample(self, model: nn.Module, indices: Sequence[int], *, seed: int) -> SamplerOutput:
+    def sample(self, model: nn.Module, indices: Sequence[int], *, seed: int) -> samplers.SamplerOutput:
         """Generate the samples ``indices``, in whatever order, with their function evaluations."""
         sampled = self._sample(self._guided(model), indices, seed)
         passes = 1 if self.sampler.guidance == 1 else 2  # with the condition and without
-        return SamplerOutput(self.decode(sampled.data), passes * sampled.nfe)
+        return samplers.SamplerOutput(self.decode(sampled.data), passes * sampled.nfe)
 
     def trajectories(self, model: nn.Module, count: int, *, seed: int, columns: int = 8) -> Tensor:
         """Generate ``count`` samples with what the network predicts on the way, in rows."""
-        recording = RecordingModel(self._guided(model), self.path)
+        recording = samplers.RecordingModel(self._guided(model), self.path)
         last = self._sample(recording, range(count), seed).data
-        return self.decode(trajectory_grid(recording.frames, last, columns))
+        return self.decode(samplers.trajectory_grid(recording.frames, last, columns))
 
     def with_steps(self, steps: int) -> "SamplingPipeline":
         """Return the pipeline with another number of sampling steps."""
@@ -95,13 +88,13 @@ class SamplingPipeline:
         model = model.eval()
         if self.unconditional is None:
             return model
-        return guided(model, self.sampler.guidance, self.unconditional)
+        return samplers.guided(model, self.sampler.guidance, self.unconditional)
 
     @torch.no_grad()
-    def _sample(self, model: Model, indices: Sequence[int], seed: int) -> SamplerOutput:
+    def _sample(self, model: Model, indices: Sequence[int], seed: int) -> samplers.SamplerOutput:
         cond = self.conditions(indices)
-        noise = start_noise(seed, indices, self.shape, self.device)
+        noise = samplers.start_noise(seed, indices, self.shape, self.device)
         if self.sampler.init_noise == "matched" and self.init_noise is not None:
             noise = self.init_noise.color(noise, (cond or {}).get("label"))
-        step_noise = partial(start_noise, seed, indices, self.shape, self.device)
+        step_noise = partial(samplers.start_noise, seed, indices, self.shape, self.device)
         return self.sampler.sample(self.path, model, noise, cond=cond, step_noise=step_noise)

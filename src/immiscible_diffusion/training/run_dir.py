@@ -20,14 +20,7 @@ from torch import Tensor, nn
 
 from immiscible_diffusion.models.trainable import load_trainable_state, trainable_state
 from immiscible_diffusion.training.recipe import Recipe, differences
-from immiscible_diffusion.utils.atomic_files import (
-    append_jsonl,
-    atomic_path,
-    read_json,
-    read_jsonl,
-    write_json,
-    write_jsonl,
-)
+from immiscible_diffusion.utils import atomic_files
 from immiscible_diffusion.utils.images import image_grid
 from immiscible_diffusion.utils.optional_deps import require_extra
 
@@ -87,14 +80,14 @@ class RunDir:
         """Make the folder and write what is about to run; ValueError if it cannot be written."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            write_json(self.root / "recipe.json", recipe.to_dict())
-            write_json(self.root / "environment.json", environment(device, processes))
+            atomic_files.write_json(self.root / "recipe.json", recipe.to_dict())
+            atomic_files.write_json(self.root / "environment.json", environment(device, processes))
         except OSError as error:
             raise ValueError(f"cannot write to the run folder {self.root}: {error}") from error
 
     def recipe(self) -> Recipe:
         """Read the recipe of the run."""
-        return Recipe.from_dict(read_json(self.root / "recipe.json"))
+        return Recipe.from_dict(atomic_files.read_json(self.root / "recipe.json"))
 
     # -- metrics.jsonl ----------------------------------------------------------------------------
 
@@ -105,17 +98,17 @@ class RunDir:
 
     def log(self, kind: str, step: int, **values: Any) -> None:
         """Append a record."""
-        append_jsonl(self.metrics, {"kind": kind, "step": step, **values})
+        atomic_files.append_jsonl(self.metrics, {"kind": kind, "step": step, **values})
 
     def records(self, kind: str) -> list[dict[str, Any]]:
         """Return the records of a kind, oldest first."""
-        return [record for record in read_jsonl(self.metrics) if record["kind"] == kind]
+        return [record for record in atomic_files.read_jsonl(self.metrics) if record["kind"] == kind]
 
     def truncate_log_after(self, step: int) -> None:
         """Drop the records of steps after ``step``: a resumed run makes them again."""
         if self.metrics.exists():
-            kept = [record for record in read_jsonl(self.metrics) if record["step"] <= step]
-            write_jsonl(self.metrics, kept)
+            kept = [record for record in atomic_files.read_jsonl(self.metrics) if record["step"] <= step]
+            atomic_files.write_jsonl(self.metrics, kept)
 
     # -- weights and state ------------------------------------------------------------------------
 
@@ -126,7 +119,7 @@ class RunDir:
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write the state to resume from, complete or not at all."""
-        with atomic_path(self.checkpoint) as temporary:
+        with atomic_files.atomic_path(self.checkpoint) as temporary:
             torch.save(state, temporary)
 
     def load_checkpoint(self) -> dict[str, Any] | None:
@@ -146,10 +139,10 @@ class RunDir:
         with require_extra("train", "saving weights"):
             from safetensors.torch import save_file
         state = {k: v.detach().cpu().contiguous() for k, v in trainable_state(model).items()}
-        with atomic_path(self.root / "weights" / "model.safetensors") as temporary:
+        with atomic_files.atomic_path(self.root / "weights" / "model.safetensors") as temporary:
             save_file(state, str(temporary), {"step": str(step)})
         description = {"step": step, "recipe": self.recipe().to_dict()}
-        write_json(self.root / "weights" / "model.json", description)
+        atomic_files.write_json(self.root / "weights" / "model.json", description)
 
     def load_weights(self, model: nn.Module) -> int:
         """Put the averaged weights into ``model``, as it is trained; return their step."""
@@ -169,7 +162,7 @@ class RunDir:
 
     def save_grid(self, images: Tensor, name: str, columns: int | None = None) -> None:
         """Write ``images`` ``[B, C, H, W]`` in [-1, 1] as one grid in samples/."""
-        with atomic_path(self.root / "samples" / f"{name}.png") as temporary:
+        with atomic_files.atomic_path(self.root / "samples" / f"{name}.png") as temporary:
             image_grid(images, columns).save(temporary, format="PNG")
 
 

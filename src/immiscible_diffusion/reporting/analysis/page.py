@@ -6,18 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from immiscible_diffusion.reporting.analysis import plots, summary
+from immiscible_diffusion.reporting.analysis import plots, records, summary
 from immiscible_diffusion.reporting.analysis.plots import Series
-from immiscible_diffusion.reporting.analysis.records import (
-    BASELINE,
-    UNKNOWN,
-    AnalysisRecord,
-    CouplingRecord,
-    Mean,
-    NoiseStatistics,
-    ThumbnailLevel,
-    read_analysis,
-)
 from immiscible_diffusion.reporting.html import image_file, number, render
 from immiscible_diffusion.reporting.plotting import BASELINE as BASELINE_COLOR
 from immiscible_diffusion.reporting.plotting import LineStyle, line_styles
@@ -42,12 +32,12 @@ def write_analysis_page(folder: str | os.PathLike[str]) -> Path:
         MissingDependencyError: without matplotlib, pandas or jinja2.
     """
     target = Path(folder)
-    page = render_analysis_page(read_analysis(target / "analysis.json"), target)
+    page = render_analysis_page(records.read_analysis(target / "analysis.json"), target)
     write_text(target / "analysis.html", page)
     return target / "analysis.html"
 
 
-def render_analysis_page(record: AnalysisRecord, folder: str | os.PathLike[str]) -> str:
+def render_analysis_page(record: records.AnalysisRecord, folder: str | os.PathLike[str]) -> str:
     """The HTML of an analysis; thumbnails are read from ``folder``."""
     page = _Page(record, Path(folder))
     return render("analysis.html", page=page, record=record, summary=summary, title=page.title)
@@ -56,16 +46,16 @@ def render_analysis_page(record: AnalysisRecord, folder: str | os.PathLike[str])
 class _Page:
     """Plots, tables and images of one analysis, which the template asks for."""
 
-    def __init__(self, record: AnalysisRecord, folder: Path) -> None:
+    def __init__(self, record: records.AnalysisRecord, folder: Path) -> None:
         self.record, self.folder, self.couplings = record, folder, record.couplings
         self.times, self.noun = record.times, record.data.noun
         self.ticks = [f"{t:g}" for t in record.times]
-        self.styles = line_styles([c.name for c in self.couplings if c.name != BASELINE])
-        self.styles[BASELINE] = LineStyle(BASELINE_COLOR, "o")
+        self.styles = line_styles([c.name for c in self.couplings if c.name != records.BASELINE])
+        self.styles[records.BASELINE] = LineStyle(BASELINE_COLOR, "o")
         name = record.data.name.rstrip("/").rpartition("/")[2]  # of a folder its own name
         self.title = f"{name}: how mixed the samples are, and what pairing changes"
 
-    def series(self, read: Callable[[CouplingRecord], Iterable[Mean]]) -> list[Series]:
+    def series(self, read: Callable[[records.CouplingRecord], Iterable[records.Mean]]) -> list[Series]:
         """The values that ``read`` finds in every coupling."""
         return [Series(c.label, self.styles[c.name], list(read(c))) for c in self.couplings]
 
@@ -107,9 +97,9 @@ class _Page:
         if base is None or base.under(condition) is None or len(self.couplings) < 2:
             return None
 
-        def relative(coupling: CouplingRecord) -> list[Mean]:
+        def relative(coupling: records.CouplingRecord) -> list[records.Mean]:
             if coupling is base:
-                return [Mean(1.0, 0.0)] * len(self.times)
+                return [records.Mean(1.0, 0.0)] * len(self.times)
             every = ([c.at(condition, t, "irreducible") for c in (coupling, base)] for t in self.times)
             return [summary.ratio(*pair) for pair in every]
 
@@ -127,17 +117,17 @@ class _Page:
             rows.append(["(the path's weight)", *(number(weights.get(t)) for t in self.times)])
         return _frame(["Coupling", *self.ticks], rows)
 
-    def estimates(self) -> list[tuple[CouplingRecord, float, Mean]]:
+    def estimates(self) -> list[tuple[records.CouplingRecord, float, records.Mean]]:
         """Couplings of estimated density, with the level whose error is surely largest."""
         worst = []
         for c in self.couplings:
             if c.miscibility.estimate:
                 errors = [(level.t, level.consistency_error) for level in c.miscibility.levels]
-                known = [(t, e) for t, e in errors if e.is_known] or [(math.nan, UNKNOWN)]
+                known = [(t, e) for t, e in errors if e.is_known] or [(math.nan, records.UNKNOWN)]
                 worst.append((c, *max(known, key=lambda one: abs(one[1].value) - one[1].bar)))
         return worst
 
-    def factor(self, error: Mean) -> float:
+    def factor(self, error: records.Mean) -> float:
         """By which an effective number is off where its logarithm is off by ``error``."""
         return math.exp(min(abs(error.value), 700))
 
@@ -152,7 +142,7 @@ class _Page:
                 sample["couplings"].append((c.label, images))
         return list(samples.values())
 
-    def level_images(self, level: ThumbnailLevel, coupling: str) -> list["Markup | None"]:
+    def level_images(self, level: records.ThumbnailLevel, coupling: str) -> list["Markup | None"]:
         files = {"Noisy point": level.x_t, "Prediction": level.denoised}
         return [
             image_file(self.folder / file, f"{what} at t = {level.t:g}, {coupling}") for what, file in files.items()
@@ -206,16 +196,16 @@ class _Page:
     def class_plot(self, name: str, title: str, label: str) -> "Markup":
         """A value of the noise of every label by itself."""
 
-        def read(coupling: CouplingRecord) -> list[Mean]:
+        def read(coupling: records.CouplingRecord) -> list[records.Mean]:
             noises = (coupling.noise.per_label.get(key) for key in self.classes)
-            return [getattr(noise, name) if noise else UNKNOWN for noise in noises]
+            return [getattr(noise, name) if noise else records.UNKNOWN for noise in noises]
 
         ticks = list(self.classes.values())
         options: dict[str, Any] = {"below": "class", "joined": False, "reference": 0.0}
         return plots.lines(title, ticks, self.series(read), label, **options)
 
     def class_tables(self) -> dict[str, "DataFrame"]:
-        def rows(noises: dict[str, NoiseStatistics]) -> list[list[str]]:
+        def rows(noises: dict[str, records.NoiseStatistics]) -> list[list[str]]:
             every = [(name, noises[key]) for key, name in self.classes.items() if key in noises]
             return [[name, f"{one.samples:,}", *_noise_cells(one)] for name, one in every]
 
@@ -252,7 +242,7 @@ class _Page:
         return wrong if knn else None
 
 
-def _noise_cells(noise: NoiseStatistics) -> list[str]:
+def _noise_cells(noise: records.NoiseStatistics) -> list[str]:
     return [str(getattr(noise, name)) for name in _NOISE]
 
 

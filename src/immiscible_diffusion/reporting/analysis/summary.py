@@ -4,16 +4,7 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
-from immiscible_diffusion.reporting.analysis.records import (
-    BASELINE,
-    LEAST_KL,
-    SURE,
-    UNKNOWN,
-    AnalysisRecord,
-    CouplingRecord,
-    Mean,
-    Miscibility,
-)
+from immiscible_diffusion.reporting.analysis import records
 from immiscible_diffusion.reporting.html import number
 
 SMALL = 1000  # samples
@@ -49,28 +40,28 @@ class Finding:
         return f"{self.coupling} [{self.verdict.value}]: {self.text}"
 
 
-def verdict_of(coupling: CouplingRecord) -> Verdict:
+def verdict_of(coupling: records.CouplingRecord) -> Verdict:
     """By its KL from N(0, I): exactly 0, above 0 by three standard errors, or neither."""
     kl = coupling.noise.kl
-    if coupling.name == BASELINE:
+    if coupling.name == records.BASELINE:
         return Verdict.UNPAIRED
     if coupling.failed:
         return Verdict.FAILED
     if kl == (0, 0):
         return Verdict.PRESERVED
-    changed = kl.is_known and kl.value > max(SURE * kl.bar, LEAST_KL)
+    changed = kl.is_known and kl.value > max(records.SURE * kl.bar, records.LEAST_KL)
     return Verdict.CHANGED if changed else Verdict.UNRESOLVED
 
 
-def findings(record: AnalysisRecord) -> list[Finding]:
+def findings(record: records.AnalysisRecord) -> list[Finding]:
     """One finding per coupling, the baseline's first."""
     return [
         Finding(one.name if one.failed else one.label, verdict_of(one), _sentence(record, one))
-        for one in sorted(record.couplings, key=lambda one: one.name != BASELINE)
+        for one in sorted(record.couplings, key=lambda one: one.name != records.BASELINE)
     ]
 
 
-def _sentence(record: AnalysisRecord, coupling: CouplingRecord) -> str:
+def _sentence(record: records.AnalysisRecord, coupling: records.CouplingRecord) -> str:
     verdict, t = verdict_of(coupling), record.main_time
     if verdict is Verdict.FAILED:
         reason = (
@@ -91,12 +82,12 @@ def _sentence(record: AnalysisRecord, coupling: CouplingRecord) -> str:
     return "; ".join(parts) + _remedy(record, coupling) + "."
 
 
-def _count(mixing: Miscibility, record: AnalysisRecord, t: float) -> str:
+def _count(mixing: records.Miscibility, record: records.AnalysisRecord, t: float) -> str:
     effective, total = mixing.at(t, "effective"), mixing.effective_count.value
     return f"{counted(effective)} of {count(total)} {record.data.noun}"
 
 
-def _remedy(record: AnalysisRecord, coupling: CouplingRecord) -> str:
+def _remedy(record: records.AnalysisRecord, coupling: records.CouplingRecord) -> str:
     """What to do where sampling would start beside what was trained; a control gets none."""
     if verdict_of(coupling) is not Verdict.CHANGED or "shuffled:" in coupling.name:
         return ""
@@ -106,7 +97,7 @@ def _remedy(record: AnalysisRecord, coupling: CouplingRecord) -> str:
     return f" ({'' if 'calibrated:' in coupling.name else train}sample with --init-noise matched)"
 
 
-def condition_summary(record: AnalysisRecord) -> str:
+def condition_summary(record: records.AnalysisRecord) -> str:
     """How much is mixed given the condition; empty without one."""
     coupling = next((one for one in record.couplings if one.conditional), None)
     if coupling is None:
@@ -123,14 +114,14 @@ def condition_summary(record: AnalysisRecord) -> str:
     )
 
 
-def remarks(record: AnalysisRecord) -> list[str]:
+def remarks(record: records.AnalysisRecord) -> list[str]:
     """What else a reader must know."""
     few = record.data.samples
     small = f"Only {few} samples: a network can memorize them, with or without pairing."
     return [small, NO_RECOMMENDATION] if few < SMALL else [NO_RECOMMENDATION]
 
 
-def summary_lines(record: AnalysisRecord) -> list[str]:
+def summary_lines(record: records.AnalysisRecord) -> list[str]:
     """Everything above, as lines of text."""
     lines = [condition_summary(record), *map(str, findings(record)), *remarks(record)]
     return [line for line in lines if line]
@@ -141,16 +132,16 @@ def count(value: float) -> str:
     return f"{value:,.0f}" if value >= 99.95 or value.is_integer() else number(value)
 
 
-def counted(mean: Mean) -> str:
+def counted(mean: records.Mean) -> str:
     """A mean number of samples: whole where there are many."""
     if not mean.value >= 100:
         return str(mean)
     return f"{mean.value:,.0f} ± {mean.bar:,.0f}" if mean.bar >= 1 else f"{mean.value:,.0f}"
 
 
-def ratio(one: Mean, other: Mean) -> Mean:
+def ratio(one: records.Mean, other: records.Mean) -> records.Mean:
     """Of two means, as if independent; unknown where the divisor may be 0."""
     if not one.is_known or not other.value > 4 * other.bar:
-        return UNKNOWN
+        return records.UNKNOWN
     value = one.value / other.value
-    return Mean(value, math.hypot(one.bar, value * other.bar) / other.value)
+    return records.Mean(value, math.hypot(one.bar, value * other.bar) / other.value)

@@ -4,18 +4,9 @@ from collections.abc import Mapping
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from immiscible_diffusion.reporting import plotting
 from immiscible_diffusion.reporting.compare.records import Comparison
 from immiscible_diffusion.reporting.compare.tables import final_points, new_frame, over_seeds, trained_couplings
-from immiscible_diffusion.reporting.plotting import (
-    BASELINE,
-    GRAY,
-    LineStyle,
-    line_styles,
-    log_x,
-    log_y,
-    new_plot,
-    short,
-)
 from immiscible_diffusion.utils.statistics import SMALLEST
 
 if TYPE_CHECKING:
@@ -23,14 +14,14 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-def styles_of(comparison: Comparison) -> dict[str, LineStyle]:
+def styles_of(comparison: Comparison) -> dict[str, plotting.LineStyle]:
     """The style of each coupling; a control has its coupling's color."""
     plain = [e.name for e in comparison.couplings if e.control_of is None and not e.baseline]
-    styles = line_styles(plain) | {comparison.baseline.name: LineStyle(BASELINE, "o")}
+    styles = plotting.line_styles(plain) | {comparison.baseline.name: plotting.LineStyle(plotting.BASELINE, "o")}
     for entry in comparison.couplings:
         if entry.control_of is not None:
-            of = styles.get(entry.control_of, LineStyle(BASELINE, "o"))
-            styles[entry.name] = LineStyle(of.color, of.marker, control=True)
+            of = styles.get(entry.control_of, plotting.LineStyle(plotting.BASELINE, "o"))
+            styles[entry.name] = plotting.LineStyle(of.color, of.marker, control=True)
     return styles
 
 
@@ -54,11 +45,11 @@ def metric_against_steps(comparison: Comparison, sampling_steps: int) -> "Markup
     headline = ", headline" if sampling_steps == comparison.headline_steps else ""
     names = [entry.name for entry in comparison.couplings]
     lines = {name: metric_by_step(comparison, name, sampling_steps) for name in names}
-    with new_plot(comparison.steps_text(sampling_steps) + headline) as plot:
+    with plotting.new_plot(comparison.steps_text(sampling_steps) + headline) as plot:
         _draw_lines(plot.axes, comparison, lines)
         _draw_floor(plot.axes, comparison)
-        log_x(plot.axes, comparison.eval_steps)
-        log_y(plot.axes)
+        plotting.log_x(plot.axes, comparison.eval_steps)
+        plotting.log_y(plot.axes)
         plot.axes.set(xlabel="training steps", ylabel=f"{comparison.metric} (lower is better)")
     return plot.image
 
@@ -69,11 +60,11 @@ def metric_against_sampling_steps(comparison: Comparison) -> "Markup":
     for entry in comparison.couplings:
         frames = {s: metric_by_step(comparison, entry.name, s) for s in sampling_steps}
         lines[entry.name] = new_frame(f.iloc[-1].rename(s) for s, f in frames.items() if len(f))
-    with new_plot("At the end of training") as plot:
+    with plotting.new_plot("At the end of training") as plot:
         _draw_lines(plot.axes, comparison, lines)
         _draw_floor(plot.axes, comparison)
-        log_x(plot.axes, sampling_steps)
-        log_y(plot.axes)
+        plotting.log_x(plot.axes, sampling_steps)
+        plotting.log_y(plot.axes)
         label = f"{comparison.sampler_name} steps of the sampler"
         plot.axes.set(xlabel=label, ylabel=comparison.metric)
     return plot.image
@@ -91,9 +82,9 @@ def losses_against_steps(comparison: Comparison, kind: str) -> "Markup":
         )
         for entry in comparison.couplings
     }
-    with new_plot(f"{kind.capitalize()} loss on {noise[kind]}") as plot:
+    with plotting.new_plot(f"{kind.capitalize()} loss on {noise[kind]}") as plot:
         _draw_lines(plot.axes, comparison, lines)
-        log_x(plot.axes, comparison.eval_steps)
+        plotting.log_x(plot.axes, comparison.eval_steps)
         if steps := [step for frame in lines.values() for step in frame.index]:
             plot.axes.set_xlim(min(steps) / 1.08, max(steps) * 1.08)
         plot.axes.set(xlabel="training steps (not comparable between couplings)", ylabel="loss")
@@ -108,7 +99,7 @@ def pairing_cost(comparison: Comparison) -> "Markup":
         if trials:
             shares = [trial.pairing_share or 0.0 for trial in trials]
             rows.append((entry, [1000 * (t.seconds_per_step or 0) for t in trials], fmean(shares)))
-    with new_plot("Time of a training step", height=0.9 + 0.42 * len(rows)) as plot:
+    with plotting.new_plot("Time of a training step", height=0.9 + 0.42 * len(rows)) as plot:
         for row, (entry, times, share) in enumerate(rows):
             total, color = fmean(times), styles_of(comparison)[entry.name].color
             plot.axes.barh(row, total, height=0.62, color=color, alpha=0.25, linewidth=0)
@@ -116,7 +107,7 @@ def pairing_cost(comparison: Comparison) -> "Markup":
             plot.axes.plot(times, [row] * len(times), "o", color=color, markersize=3.5)
             place = {"textcoords": "offset points", "va": "center"}
             plot.axes.annotate(f"{total:.3g} ms", (max(times), row), (6, 0), **place)
-        labels = [short(entry.label) for entry, *_ in rows]
+        labels = [plotting.short(entry.label) for entry, *_ in rows]
         plot.axes.set_yticks(range(len(rows)), labels, parse_math=False)
         plot.axes.set(xlabel="milliseconds per step", xlim=(0, plot.axes.get_xlim()[1] * 1.18))
         plot.axes.grid(axis="x")
@@ -126,7 +117,7 @@ def pairing_cost(comparison: Comparison) -> "Markup":
 def excess_by_level(comparison: Comparison) -> "Markup":
     """Excess loss against t at the last step, with two standard errors of the noisy images."""
     levels = comparison.excess.levels if comparison.excess else ()
-    with new_plot("Excess loss by t at the last step") as plot:
+    with plotting.new_plot("Excess loss by t at the last step") as plot:
         lines, errors = {}, [0.5]
         for name in trained_couplings(comparison):
             points = final_points(comparison, name)
@@ -144,15 +135,15 @@ def excess_by_level(comparison: Comparison) -> "Markup":
 
 def excess_against_steps(comparison: Comparison) -> "Markup":
     """Mean excess loss over t against training steps."""
-    with new_plot("Excess loss, mean over t") as plot:
+    with plotting.new_plot("Excess loss, mean over t") as plot:
         lines = {
             name: over_seeds({p.step: p.mean for p in t.excess} for t in comparison.trials_of(name))
             for name in trained_couplings(comparison)
         }
         _draw_lines(plot.axes, comparison, lines)
-        log_x(plot.axes, comparison.eval_steps)
+        plotting.log_x(plot.axes, comparison.eval_steps)
         if all(frame.low.min() > 0 for frame in lines.values() if len(frame)):
-            log_y(plot.axes)
+            plotting.log_y(plot.axes)
         plot.axes.set(xlabel="training steps", ylabel="excess loss per dimension")
     return plot.image
 
@@ -174,7 +165,7 @@ def _draw_lines(axes: Any, comparison: Comparison, lines: Mapping[str, "DataFram
 def _draw_floor(axes: Any, comparison: Comparison) -> None:
     if comparison.floor is not None:
         low, high = max(comparison.floor.low, SMALLEST), comparison.floor.high
-        axes.axhspan(low, high, color=GRAY, alpha=0.22, linewidth=0, zorder=0, label="floor")
+        axes.axhspan(low, high, color=plotting.GRAY, alpha=0.22, linewidth=0, zorder=0, label="floor")
 
 
 def _signed_log_y(axes: Any, linear: float) -> None:
