@@ -88,15 +88,7 @@ class ImageEvaluator:
         return measure(features, self.reference, metrics=metrics, allow_few=allow_few)
 
     def __call__(
-        self,
-        pipeline: SamplingPipeline,
-        model: nn.Module,
-        *,
-        seed: int,
-        step: int,
-        final: bool = True,
-        headline: bool = True,
-        run_dir: RunDir | None = None,
+        self, pipeline: SamplingPipeline, model: nn.Module, *, seed: int, final: bool = True, **when: Any
     ) -> EvalResult:
         """Score generated images: the Frechet distance, and all metrics after the last step."""
         return self.evaluate(pipeline, model, seed, METRICS if final else ("frechet",))
@@ -155,8 +147,6 @@ class ImageEvaluator:
             "real_samples": self.reference.statistics.count,
             "floor": floor and FloorRecord(**dataclasses.asdict(floor), note=floor.note),
         }
-
-    # -- the two ends of the scale ----------------------------------------------------------------
 
     def calibrate(self, metrics: Sequence[str] = METRICS) -> dict[str, Any]:
         """Score real against real, with ``frechet`` over splits, and ``frechet_of_noise``."""

@@ -16,13 +16,11 @@ def load_run(
     *,
     allow_code: bool = False,
 ) -> Run:
-    """Load a run with its averaged weights, and its training data if ``dataset`` does not give them.
+    """Load a run with its averaged weights; ``device`` is auto, cpu, cuda or mps.
 
-    With ``allow_code`` the coupling that its recipe names is imported, if it is not one of ours: a stranger's run
-    folder could name any code.
-
-    Raises:
-        ValueError: no run, no weights yet, or data other than those it was trained on.
+    ``dataset`` is the training data, if they are loaded already. ``allow_code`` imports the coupling that the recipe
+    names, if it is not one of ours: a stranger's run folder could name any code. ValueError if there is no run, no
+    weights yet, or data other than those it was trained on.
     """
     run_dir = run_dir if isinstance(run_dir, RunDir) else RunDir.existing(run_dir)
     where = pick_device(device)

@@ -44,8 +44,8 @@ def pair_actions(
         batch: the policy's batch; ``batch["action_is_pad"]`` ``[B, T]`` is True beyond the episode.
         dims: dimensions of an action of this robot; those from there on are padding. None = all.
         noise: ``[B, T, A]`` of your own, where the coupling can start from it.
-        do_mask_loss_for_padding: whether the policy's loss leaves out the steps beyond the episode, copies of the
-            last action. If it counts them, so does the distance, and no ``action_is_pad`` is needed.
+        do_mask_loss_for_padding: whether the policy's loss leaves out the steps beyond the episode, copies of the last
+            action. If it counts them, so does the distance, and no ``action_is_pad`` is needed.
         cond: conditions of the data, for couplings that use some.
         generator: on the device of ``actions``.
 
@@ -104,10 +104,9 @@ def matched_noise(
 ) -> Tensor:
     """Noise ``[count, T, size]`` with the moments that a policy was trained on, to sample from.
 
-    ``policy.select_action(batch, noise=matched_noise(distribution, len(state)))``
-
-    The ``distribution`` is of complete windows ``[T, A]``; ``size`` is the number of dimensions that actions are
-    padded to (None = A), where noise is N(0, I); the ``generator`` is on the CPU.
+    ``policy.select_action(batch, noise=matched_noise(distribution, len(state)))``. The ``distribution`` is measured on
+    complete windows ``[T, A]``, ``NoiseDistribution.measure``; ``size`` is what actions are padded to (None = A),
+    noise there is N(0, I); the ``generator`` is on the CPU.
     """
     steps, dims = distribution.shape
     size = dims if size is None else size
@@ -136,8 +135,8 @@ def pair_lerobot(
             ``policy.prepare_action(batch)`` and ``policy.model.sample_noise(shape, device)``.
         coupling: pairs; for a Diffusion Policy it must be able to start from its noise.
         do_mask_loss_for_padding: see ``pair_actions``. None: that of a Diffusion Policy's config; True for the others.
-        conditions: makes the conditions of the coupling from a batch; by default the robot's state
-            as ``cond["observation"]``, where there is one.
+        conditions: makes the conditions of the coupling from a batch; by default the robot's state as
+            ``cond["observation"]``, where there is one.
 
     Raises:
         ValueError: a policy of another structure, or one that is paired already.

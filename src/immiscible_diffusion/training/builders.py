@@ -90,9 +90,6 @@ def build_run(
     return Run(recipe, run_dir, device, task, task.build_model(), allow_code=allow_code)
 
 
-# -- what is measured of the data before step 0 -----------------------------------------------
-
-
 def build_coupling(
     recipe: Recipe, task: Task, run_dir: RunDir, device: torch.device, *, allow_code: bool = True
 ) -> Coupling:
@@ -154,9 +151,6 @@ def _some_data(recipe: Recipe, task: Task, epoch: int = 0) -> Iterator[Tensor | 
         cond = None if labels is None else {"label": labels}
         batch = task.encode(Batch(batch.data, cond, batch.mask), encode).to("cpu")
         yield (batch.data, batch.cond["label"]) if batch.cond else batch.data
-
-
-# -- accelerate -------------------------------------------------------------------------------
 
 
 def make_accelerator(recipe: Recipe, device: str, run_dir: RunDir) -> Any:

@@ -89,8 +89,6 @@ class RunDir:
         """Read the recipe of the run."""
         return Recipe.from_dict(atomic_files.read_json(self.root / "recipe.json"))
 
-    # -- metrics.jsonl ----------------------------------------------------------------------------
-
     @property
     def metrics(self) -> Path:
         """The log: a JSON record a line, each of a kind and a step."""
@@ -109,8 +107,6 @@ class RunDir:
         if self.metrics.exists():
             kept = [record for record in atomic_files.read_jsonl(self.metrics) if record["step"] <= step]
             atomic_files.write_jsonl(self.metrics, kept)
-
-    # -- weights and state ------------------------------------------------------------------------
 
     @property
     def checkpoint(self) -> Path:

@@ -9,11 +9,7 @@ from immiscible_diffusion.utils.optional_deps import require_extra
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device ``name``; ``auto`` is cuda if there is one, else mps, else cpu.
-
-    Raises:
-        ValueError: the device is not available.
-    """
+    """Return the device ``name``, ``auto`` being cuda if there is one, else mps, else cpu; ValueError if absent."""
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     available = [*["cuda"] * cuda, *["mps"] * mps, "cpu"]
     if name == "auto":

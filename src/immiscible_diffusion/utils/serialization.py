@@ -32,8 +32,7 @@ def to_dict(value: Any, *, kinds: bool = True) -> Any:
 def from_dict(kind: Any, value: Any, where: str) -> Any:
     """Read ``value`` as an instance of the annotation ``kind``; None for a float is NaN.
 
-    Raises:
-        ValueError: names the first field below ``where`` that is unknown, missing or of a wrong type.
+    ValueError names the first field below ``where`` that is unknown, missing or of a wrong type.
     """
     if value is None and type(None) in _options(kind):
         return None

@@ -1,38 +1,25 @@
 """What a loss is. Noise is an argument: which noise goes with which sample is decided upstream."""
 
-from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import ClassVar
 
 from torch import Tensor
 
-from immiscible_diffusion.diffusion.paths import Cond, EDMPath, Model, Path
+from immiscible_diffusion.diffusion.paths import EDMPath, Path
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
 
 
-class Loss(ABC):
-    """``loss_fn(model, path, data, noise, t, cond) -> [B]``: one loss per sample."""
+class Loss:
+    """``loss_fn(model, path, data, noise, t, cond, mask=None, progress=1.0) -> [B]``: one loss per sample.
+
+    Of ``data`` and ``noise`` ``[B, *shape]`` at ``t`` ``[B]``; where ``mask``, broadcast to data, is False they
+    count for nothing. ``progress`` in [0, 1] is the fraction of training that is done.
+    """
 
     has_curriculum: ClassVar[bool] = False
     """The loss depends on ``progress``, so a run's length must not be changed."""
 
-    @abstractmethod
-    def __call__(
-        self,
-        model: Model,
-        path: Path,
-        data: Tensor,
-        noise: Tensor,
-        t: Tensor,
-        cond: Cond | None,
-        mask: Tensor | None = None,
-        *,
-        progress: float = 1.0,
-    ) -> Tensor:
-        """Loss ``[B]`` of ``data`` and ``noise`` ``[B, *shape]`` at ``t`` ``[B]``.
-
-        Where ``mask``, broadcast to ``data``, is False the data count for nothing. ``progress`` in [0, 1] is the
-        fraction of training that is done.
-        """
+    __call__: Callable[..., Tensor]
 
     def without_augmentation(self) -> "Loss":
         """The loss for validation: on the given noise itself, with nothing added at random."""
