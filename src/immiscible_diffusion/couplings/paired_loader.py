@@ -145,7 +145,11 @@ class PairedLoader:
             rng, device = pool[0][1], batches[0].data.device
             timed = device.type == "cpu" or index // size % TIMED_EVERY == 0
             began = _time_when_done(device) if timed else 0.0
-            noises = pair_pool(self.coupling.at_step(rng.step), batches, generator=rng.noise)
+            coupling, one = self.coupling.at_step(rng.step), batches[0]
+            if size == 1:
+                noises = [coupling(one.data, cond=one.cond, mask=one.mask, generator=rng.noise)]
+            else:
+                noises = pair_pool(coupling, batches, generator=rng.noise)
             seconds = (_time_when_done(device) - began) / len(pool) if timed else None
             for (batch, rng), noise in zip(pool, noises, strict=True):
                 if index >= start:
