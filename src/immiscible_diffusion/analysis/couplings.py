@@ -59,7 +59,8 @@ class CouplingBuilder:
         noise = draw_noise(coupling, self.images, rows, seed=self.seed, batch_size=size)
         shape = self.images.data[rows].shape
         if noise.shape != shape or not bool(noise.isfinite().all()):
-            raise ValueError(f"{name} must give finite noise {tuple(shape)}, got {noise}")
+            got = f"{tuple(noise.shape)}{'' if noise.shape != shape else ', not all of it finite'}"
+            raise ValueError(f"{name} must give finite noise {tuple(shape)}, got {got}")
         if closed_form:
             log_density(density_for(coupling, self.images), noise, take(self.images, rows))
         return coupling

@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> int:
 
 def couplings(options: Options) -> tuple[str, ...]:
     """The couplings of the comparison, the baseline first."""
-    return tuple(dict.fromkeys((BASELINE, *(options.coupling or DEFAULT_COUPLINGS))))
+    return (BASELINE, *(name for name in options.coupling or DEFAULT_COUPLINGS if name != BASELINE))
 
 
 def run_all(plan: Plan, device: str, workers: int | None) -> None:

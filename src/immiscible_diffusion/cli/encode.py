@@ -104,14 +104,14 @@ def main(arguments: list[str]) -> int:
 
 def load_vae(source: str) -> Any:
     """Load the VAE of a pipeline or alone, from a folder or the hub, in float32."""
+    with require_extra("train", "the VAE"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from diffusers import AutoencoderKL
     folder = Path(source)
     inside = {} if folder.is_dir() and not (folder / "vae").is_dir() else {"subfolder": "vae"}
     try:
-        with require_extra("train", "the VAE"), warnings.catch_warnings():
-            # Of diffusers' import, and torch_dtype, an older name of dtype.
-            warnings.simplefilter("ignore")
-            from diffusers import AutoencoderKL
-
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch_dtype: an older name of dtype
             return AutoencoderKL.from_pretrained(source, torch_dtype=torch.float32, **inside)
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]

@@ -150,7 +150,8 @@ def _some_data(recipe: Recipe, task: Task, epoch: int = 0) -> Iterator[Tensor | 
         labels = (batch.cond or {}).get("label")  # text costs time and is not needed
         cond = None if labels is None else {"label": labels}
         batch = task.encode(Batch(batch.data, cond, batch.mask), encode).to("cpu")
-        yield (batch.data, batch.cond["label"]) if batch.cond else batch.data
+        labels = (batch.cond or {}).get("label")  # of in-painting there are other conditions
+        yield batch.data if labels is None else (batch.data, labels)
 
 
 def make_accelerator(recipe: Recipe, device: str, run_dir: RunDir) -> Any:

@@ -37,7 +37,7 @@ class OptimizerConfig:
     use_8bit_adam: bool = False
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_choices(self, "optim.")
         check_bounds(self, "optim.", lr="> 0", betas=">= 0 and < 1", weight_decay=">= 0")
         check_bounds(self, "optim.", warmup_steps=">= 0", max_grad_norm=">= 0")
 

@@ -168,7 +168,8 @@ def last_step(metrics: Path) -> int:
         return 0
     with metrics.open("rb") as file:
         file.seek(max(0, metrics.stat().st_size - 4096))
-        steps = re.findall(rb'"step": (\d+)[,}]', file.read())
+        whole = file.read().rpartition(b"\n")[0]
+    steps = re.findall(rb'"step": (\d+)[,}]', whole)
     return int(steps[-1]) if steps else 0
 
 

@@ -438,6 +438,19 @@ def test_unlabeled_pictures_without_captions_say_what_is_missing(small_sd, tmp_p
         trainer_of(recipe, tmp_path)
 
 
+def test_moments_of_inpainting_need_no_labels(small_sd, tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(4):
+        image.new("RGB", (16, 16), (60 * number, 90, 30)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"thing number {number}")
+    data = DataConfig("folder", path=str(folder), size=16, channels=3)
+    recipe = sd_recipe("sd-inpaint", small_sd, coupling="knn:k=2,center=mean", data=data, batch_size=2)
+    trainer = trainer_of(recipe, tmp_path / "run")
+    assert trainer.coupling.center.mean.shape == trainer.task.codec.shape(trainer.task.dataset.shape)
+
+
 def test_8_bit_adam_says_what_to_install(small_sd, tmp_path):
     recipe = sd_recipe("sd-lora", small_sd)
     optim = dataclasses.replace(recipe.optim, use_8bit_adam=True)

@@ -118,11 +118,9 @@ def _read_chunks(path: Path, name: str, array: Any, ends: NDArray[Any] | None) -
                     raise FileNotFoundError("it is missing")
             parts.append(np.asarray(array[row : row + array.chunks[0]]))
         except READ_ERRORS as error:
-            number = "" if ends is None else int(np.searchsorted(ends, row, side="right"))
-            raise ValueError(
-                f"{path} is cut short: the chunk of {name} from row {row} on, which begins in "
-                f"episode {number}, cannot be read ({error}); download the store again"
-            ) from error
+            where = "" if ends is None else f", in episode {int(np.searchsorted(ends, row, side='right'))},"
+            text = f"{path} is cut short: the chunk of {name} from row {row} on{where} cannot be read ({error})"
+            raise ValueError(f"{text}; download the store again") from error
     return np.concatenate(parts)
 
 

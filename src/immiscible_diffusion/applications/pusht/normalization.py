@@ -57,7 +57,7 @@ class LinearNormalizer:
         return ((self.low + self.high) / 2).to(like), half.to(like)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PolicyNormalizer:
     """Normalize what a policy observes and does.
 

@@ -78,10 +78,12 @@ class PretrainedPipeline:
         if package not in ("diffusers", "transformers"):
             raise ValueError(f"the pipeline {self.source} has no {name}: its index has {package!r}")
         with silence_hf_logging():
+            part = getattr(importlib.import_module(package), str(kind), None)
+            if part is None:
+                raise ValueError(f"{package} has no {kind}, which {self.source} names as its {name}")
             try:
-                part = getattr(importlib.import_module(package), str(kind))
                 return part.from_pretrained(self.source, subfolder=name, **options)
-            except (AttributeError, OSError, ValueError) as error:
+            except (OSError, ValueError) as error:
                 raise missing(self.source, error, name) from error
 
     def load_texts(self) -> list[TextPart]:

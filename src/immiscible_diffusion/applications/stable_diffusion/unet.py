@@ -104,7 +104,8 @@ class TextUNet(nn.Module):
         if (unet.config.in_channels, unet.config.out_channels) != (inputs, channels):
             raise ValueError(
                 f"the U-Net takes {unet.config.in_channels} channels and gives {unet.config.out_channels}; latents of "
-                f"{channels} channels need {inputs} and {channels} (in-painting: set model.inpainting)"
+                f"{channels} channels need {inputs} and {channels}"
+                f"{'' if config.inpainting else ' (in-painting: set model.inpainting)'}"
             )
         if config.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
