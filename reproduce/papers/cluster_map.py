@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.analysis.estimates import Mean, mean_of
+from immiscible_diffusion.analysis.thumbnails import COLORS
 from immiscible_diffusion.couplings import Coupling
 from immiscible_diffusion.utils.atomic_files import atomic_path
 from immiscible_diffusion.utils.batch import Cond
 from immiscible_diffusion.utils.random import hash_seed
 from reproduce.papers.clusters import draw_clusters
 
-# Okabe and Ito's palette, told apart with every common color blindness.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222", "#999999")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 

@@ -6,9 +6,8 @@ import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Literal, get_args
 
-import torch
 import tyro
 
 from immiscible_diffusion.analysis.config import AnalysisConfig
@@ -17,7 +16,7 @@ from immiscible_diffusion.analysis.noise_density import has_closed_form
 from immiscible_diffusion.analysis.run import Setup, analyze, build_couplings
 from immiscible_diffusion.analysis.time_estimate import PAGE, estimate_seconds, peak_memory, timed
 from immiscible_diffusion.cli.data_options import DataOptions
-from immiscible_diffusion.cli.options import parse, run_path
+from immiscible_diffusion.cli.options import Switch, parse, run_path, set_threads
 from immiscible_diffusion.data.array_files import is_array_file
 from immiscible_diffusion.data.in_memory import InMemoryData
 from immiscible_diffusion.diffusion.paths import EDMPath, FlowMatchingPath, VPPath
@@ -99,10 +98,10 @@ class Options(DataOptions):
     bandwidth: float | None = None
     batch_size: int = 256
     thumbnails: int = 4
-    gaussian_fit: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    gaussian_fit: Switch = False
     seed: int = 0
     threads: int | None = None
-    dry_run: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    dry_run: Switch = False
 
     @property
     def couplings(self) -> tuple[str, ...]:
@@ -124,10 +123,7 @@ class Options(DataOptions):
 def main(arguments: list[str]) -> int:
     """Analyze, or print what that would take."""
     options = parse(Options, arguments, "analyze")
-    if options.threads is not None:
-        if options.threads < 1:
-            raise ValueError(f"threads must be at least 1, got {options.threads}")
-        torch.set_num_threads(options.threads)
+    set_threads(options.threads)
     if options.place in get_args(PathOptions.__annotations__["kind"]):
         raise ValueError(
             f"--path is where a named data set lies; how data and noise are mixed is --path.kind {options.place}"

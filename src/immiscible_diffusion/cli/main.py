@@ -16,7 +16,7 @@ COMMANDS = {
     "sample": "make images with a trained run or a published pipeline: 64, or 50,000 for FID",
     "evaluate": "score a trained run, or a folder of images, against real data",
     "compare": "train with and without pairing at equal steps, and report what it saves",
-    "report": "write the page of a comparison anew, or its tables as LaTeX and CSV",
+    "report": "write the page of a comparison again, or its tables as LaTeX and CSV",
     "demo": "the comparison to see first: digits, a few minutes on a CPU",
     "analyze": "how mixed data are, and what a coupling changes, in closed form",
     "pilot": "ten minutes on your own data: does pairing help?",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import torch
 import tyro
 
 from immiscible_diffusion.cli.renamed import check_options
@@ -111,6 +112,14 @@ def usual_sampler(path: Any, loss: Any) -> SamplerConfig:
     if isinstance(path, VPPath):
         return SamplerConfig("ddim", steps=50)
     return SamplerConfig("edm", steps=18) if isinstance(path, EDMPath) else SamplerConfig()
+
+
+def set_threads(threads: int | None) -> None:
+    """Let torch use so many threads of the processor, its own choice by default; ValueError below 1."""
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"threads must be at least 1, got {threads}")
+        torch.set_num_threads(threads)
 
 
 def run_path(out: Path | None, *parts: str) -> Path:

@@ -12,7 +12,7 @@ import torch
 import tyro
 
 from immiscible_diffusion.cli.data_options import DataOptions
-from immiscible_diffusion.cli.options import Device, parse, run_path
+from immiscible_diffusion.cli.options import Device, Switch, parse, run_path, set_threads
 from immiscible_diffusion.experiments.pilot.data import Samples
 from immiscible_diffusion.experiments.pilot.run import Pilot, Settings
 from immiscible_diffusion.experiments.pilot.verdict import Verdict
@@ -48,20 +48,17 @@ class Options(DataOptions):
     """
 
     settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
-    normalize: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    normalize: Switch = False
     out: Path | None = None
     device: Device = "auto"
     threads: int | None = None
-    dry_run: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    dry_run: Switch = False
 
 
 def main(arguments: list[str]) -> int:
     """Run a pilot, or say what that would take."""
     options = parse(Options, arguments, "pilot")
-    if options.threads is not None:
-        if options.threads < 1:
-            raise ValueError(f"threads must be at least 1, got {options.threads}")
-        torch.set_num_threads(options.threads)
+    set_threads(options.threads)
     device, data = pick_device(options.device), options.load(options.settings.seed)
     samples = Samples.of(data, options.cond, normalize=options.normalize)
     out = run_path(options.out, "pilot", Path(options.data.replace(":", "-")).stem)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from immiscible_diffusion.cli.options import parse
+from immiscible_diffusion.cli.options import Switch, parse
 from immiscible_diffusion.reporting.compare import Comparison, csv_tables, latex_table, write_report
 from immiscible_diffusion.utils.atomic_files import read_json, write_text
 
@@ -27,8 +27,8 @@ class Options:
     """
 
     folder: Annotated[Path, tyro.conf.Positional]
-    latex: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
-    csv: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    latex: Switch = False
+    csv: Switch = False
     out: Path | None = None
 
 

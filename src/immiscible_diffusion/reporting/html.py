@@ -1,7 +1,7 @@
 """Pages from the jinja2 templates beside this file, with tables and images of their own.
 
-In an ``.html`` template text is escaped, and a page needs nothing from elsewhere: the browser is
-told to fetch nothing.
+In an ``.html`` template text is escaped, and a page needs nothing from elsewhere: the browser
+may fetch nothing.
 """
 
 from base64 import b64encode

@@ -23,31 +23,31 @@ def test_the_distance_sees_more_than_mean_and_covariance():
 def test_the_distance_is_of_the_joint_distribution_with_conditions():
     label = torch.arange(1000) % 2
     data = torch.randn(1000, 3, generator=generator()) + 4 * label[:, None]
-    told = torch.nn.functional.one_hot(label).float()
-    features = GenericFeatures.fit(data, told)
-    wrong = features(data, told[torch.randperm(1000, generator=generator(1))])
-    floor = floor_of(features(data, told), 500, 0)
-    assert distance(wrong, features(data, told)) > 10 * floor.high
+    condition = torch.nn.functional.one_hot(label).float()
+    features = GenericFeatures.fit(data, condition)
+    wrong = features(data, condition[torch.randperm(1000, generator=generator(1))])
+    floor = floor_of(features(data, condition), 500, 0)
+    assert distance(wrong, features(data, condition)) > 10 * floor.high
 
 
 def test_features_depend_on_the_data_alone():
     """Neither on torch's global generator nor on the first rows, where labels are sorted."""
     label = torch.arange(30_000) // 1_500
-    told = torch.nn.functional.one_hot(label).float()
+    condition = torch.nn.functional.one_hot(label).float()
     data = torch.randn(30_000, 4, generator=generator())
     torch.manual_seed(0)
-    first = GenericFeatures.fit(data, told)
+    first = GenericFeatures.fit(data, condition)
     torch.manual_seed(1)
-    again = GenericFeatures.fit(data, told)
-    assert torch.equal(first(data[:9], told[:9]), again(data[:9], told[:9]))
-    late = told[-6_000:] @ first.condition_directions.T  # labels that the first 10,000 rows lack
+    again = GenericFeatures.fit(data, condition)
+    assert torch.equal(first(data[:9], condition[:9]), again(data[:9], condition[:9]))
+    late = condition[-6_000:] @ first.condition_directions.T  # labels that the first 10,000 rows lack
     assert float(late.abs().max()) > 1e-3
 
 
 def test_there_are_no_more_features_than_asked_for():
-    data, told = torch.randn(100, 50, generator=generator()), torch.eye(100)
+    data, condition = torch.randn(100, 50, generator=generator()), torch.eye(100)
     for most in (4, 12, 40, 128):
-        assert GenericFeatures.fit(data, told, max_features=most)(data, told).shape[1] <= most
+        assert GenericFeatures.fit(data, condition, max_features=most)(data, condition).shape[1] <= most
 
 
 def test_a_condition_that_never_changes_says_nothing():

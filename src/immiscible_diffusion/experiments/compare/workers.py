@@ -1,7 +1,7 @@
 """Trials over several processes on one machine.
 
 Own processes instead of a ``ProcessPoolExecutor``: that ends all workers when one dies (out of memory), has no way to
-pass a signal on, and starts a queued trial in a worker that was just told to stop.
+pass a signal on, and starts a queued trial in a worker that was just asked to stop.
 """
 
 import multiprocessing
