@@ -29,6 +29,7 @@ class SampleMetrics:
     sampling_steps: int
     nfe: int | None = None
     frechet: float | None = None
+    pixels: float | None = None  # the Frechet distance of the pixels themselves, beside that of ``features``
     kid: float | None = None
     kid_error: float | None = None
     precision: float | None = None
@@ -44,9 +45,9 @@ class SampleMetrics:
         where = f"at step {self.step}, sampling_steps {self.sampling_steps}"
         if self.step < 1 or self.sampling_steps < 1:  # they have a place on logarithmic axes
             raise ValueError(f"metrics {where}: expected both >= 1")
-        for name in (*METRICS, "kid_error", "action_error", "score", "success"):
+        for name in (*METRICS, "pixels", "kid_error", "action_error", "score", "success"):
             value = getattr(self, name)
-            least = 0 if name in ("frechet", "action_error") else -math.inf
+            least = 0 if name in ("frechet", "pixels", "action_error") else -math.inf
             if value is not None and not (math.isfinite(value) and value >= least):
                 raise ValueError(
                     f"{name} is {value} {where}; expected a finite number (a distance or error "
@@ -57,6 +58,23 @@ class SampleMetrics:
     def value(self) -> float | None:
         """The metric that the comparison is about, lower is better."""
         return self.action_error if self.frechet is None else self.frechet
+
+
+@dataclass(frozen=True)
+class SamplerVariant:
+    """The metric of a trial's last weights when one option of the sampler has another value: no training.
+
+    ``option`` is a field of ``SamplerConfig``: ``init_scale``, ``shift`` or ``prune`` (controls: what a baseline gains
+    so is not due to pairing), or ``guidance``.
+    """
+
+    coupling: str
+    seed: int
+    sampling_steps: int
+    option: str
+    setting: float
+    frechet: float
+    pixels: float | None = None
 
 
 @dataclass(frozen=True)
@@ -218,6 +236,7 @@ class Comparison:
     couplings: tuple[CouplingEntry, ...]
     trials: tuple[Trial, ...]
     excess: Excess | None = None
+    variants: tuple[SamplerVariant, ...] = ()  # of ``--controls`` and ``--guidances``
     metric: str = FRECHET  # the name of ``SampleMetrics.value``, lower is better
     sampling: str = ""  # how samples were made
     policies: tuple[PolicyEntry, ...] = ()
