@@ -3,6 +3,8 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +16,16 @@ Shapes = Mapping[str, Shape]
 """Shapes of the continuous conditions of one sample, such as ``{"observation": (40,)}``."""
 
 
+Precondition = Literal["none", "data", "pairs"]
+
+
+@dataclass(frozen=True)
 class ModelConfig(ABC):
     """The settings of a network, a frozen dataclass: ``build`` makes the network."""
+
+    # leave to the network what no linear map predicts (EDM's skip, for every path): ``data`` by mean and variance of
+    # the data, ``pairs`` by those of the noise and their covariance too; ``none`` as published (EDMPath: sigma_data)
+    precondition: Precondition = field(default="none", kw_only=True)
 
     @abstractmethod
     def build(self, shape: Shape, num_classes: int | None = None, conditions: Shapes | None = None) -> nn.Module:

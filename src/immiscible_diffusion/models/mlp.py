@@ -1,14 +1,13 @@
 """A residual MLP: learns small images, actions and toy data in minutes on a CPU."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from immiscible_diffusion.diffusion.paths import Cond
-from immiscible_diffusion.diffusion.paths.base import per_row
-from immiscible_diffusion.models.base import ModelConfig, Shape, Shapes, VectorConditions, label_of
+from immiscible_diffusion.models.base import ModelConfig, Precondition, Shape, Shapes, VectorConditions, label_of
 
 TIME_FEATURES = 64
 
@@ -20,9 +19,8 @@ class MLP(ModelConfig):
     width: int = 256  # of the residual stream
     depth: int = 3  # residual blocks
     dropout: float = 0.0  # inside the blocks
-    # add ``g(t) x_t / (t + 0.1)`` to the output, ``g`` learned, ``t = network_time / 1000``: an MLP narrower than the
-    # data cannot pass the noise through
-    skip: bool = False
+    # on by default, as an MLP cannot pass the noise through
+    precondition: Precondition = field(default="data", kw_only=True)
 
     def tiny(self) -> "MLP":
         """Shrink to a smoke run."""
@@ -56,10 +54,6 @@ class ResidualMLP(nn.Module):
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.out = nn.Sequential(nn.LayerNorm(width), last)
-        self.skip = nn.Linear(TIME_FEATURES, 1) if config.skip else None
-        if self.skip is not None:
-            nn.init.zeros_(self.skip.weight)
-            nn.init.ones_(self.skip.bias)
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
         """Predict the target at ``x`` ``[B, *shape]`` and ``time`` ``[B]``."""
@@ -74,11 +68,7 @@ class ResidualMLP(nn.Module):
         hidden, modulation = self.embed(inputs), self.modulate(context)
         for block in self.blocks:
             hidden = block(hidden, modulation)
-        output = self.out(hidden).view(x.shape)
-        if self.skip is None:
-            return output
-        gate = self.skip(features)[:, 0] / (time / 1000 + 0.1)
-        return output + per_row(gate, x) * x
+        return self.out(hidden).view(x.shape)
 
 
 class Block(nn.Module):

@@ -14,20 +14,31 @@ from immiscible_diffusion.training.recipe import Recipe
 
 
 def digits_flow() -> Recipe:
-    """Flow matching on 1,797 real handwritten digits, 8 x 8: minutes on a CPU."""
+    """Flow matching on 1,797 real handwritten digits, 8 x 8: a minute on a core.
+
+    Network, rate and times were chosen by the Frechet distance without pairing after 1,500 steps (docs/results). The
+    rate is constant and the average of the weights spans the last tenth of training, so that the curve over training
+    steps is as good at every point as a run that ends there.
+    """
     return Recipe(
-        task=Images(data=DataConfig(name="digits"), eval=ImageEvalConfig(samples=1000, num=5)),
+        task=Images(
+            data=DataConfig(name="digits"),
+            eval=ImageEvalConfig(
+                samples=1000, sampling_steps=(2, 5, 10, 20, 50, 100), steps=(188, 375, 750, 1500, 3000)
+            ),
+        ),
         name="digits-flow",
-        model=MLP(width=160, depth=2),
+        path=FlowMatchingPath(time="logit_normal"),
+        model=MLP(width=160, depth=4),
         optim=OptimizerConfig(lr=4e-3, warmup_steps=100),
-        ema=EMAConfig(decay=0.995, warmup=True),
+        ema=EMAConfig(decay=0.9999, warmup=True),
         batch_size=256,
-        steps=1500,
+        steps=3000,
         sampler=SamplerConfig(steps=20),
         log_every=50,
-        validate_every=250,
-        preview_every=500,
-        checkpoint_every=250,
+        validate_every=500,
+        preview_every=1000,
+        checkpoint_every=500,
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from immiscible_diffusion.couplings import Coupling, Moments, NoiseDistribution, parse_coupling
 from immiscible_diffusion.data import DataSet
+from immiscible_diffusion.diffusion.paths import Preconditioned
 from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.training.recipe import Recipe
@@ -62,6 +63,20 @@ class Run:
         return _noise_distribution(self.coupling, self.recipe, self.task, self.run_dir, "noise_distribution").to(
             self.device
         )
+
+    def fit_preconditioning(self) -> None:
+        """Measure data, or pairs, for a network that is yet to be trained, if it asks for it."""
+        if isinstance(self.model, Preconditioned) and self.recipe.model.precondition != "none":
+            self.model.fit(self._pairs())
+
+    def _pairs(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yield some data, with the noise that the coupling gives them if the preconditioning asks for pairs."""
+        generator = RandomStreams(self.recipe.seed, rank=0, device=self.device).noise
+        for batch in _some_data(self.recipe, self.task):
+            data, label = batch if isinstance(batch, tuple) else (batch, None)
+            data, cond = data.to(self.device), None if label is None else {"label": label.to(self.device)}
+            paired = self.recipe.model.precondition == "pairs"
+            yield data, self.coupling(data, cond=cond, generator=generator) if paired else None
 
     def pipeline(self, batch_size: int = 512, prompts: tuple[str, ...] = ()) -> SamplingPipeline:
         """Return what samples the network; ``prompts`` instead of the data's own conditions."""

@@ -167,15 +167,15 @@ class Task(ABC):
     def build_model(self) -> nn.Module:
         """Build the network with its initial weights, which depend on the seed alone.
 
-        ValueError if the network does not fit the data.
+        Preconditioning is still to be fitted. ValueError if the network does not fit the data.
         """
         recipe, path = self.recipe, self.recipe.noise_path
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(hash_seed(recipe.seed, "weights"))
             model = self._build_model()
-        if not isinstance(path, EDMPath):
-            return model
-        return Preconditioned(model, path.sigma_data, recipe.loss.identity_sigma(path))
+        if isinstance(path, EDMPath):
+            return Preconditioned(model, path, path.sigma_data**2, recipe.loss.identity_sigma(path))
+        return model if recipe.model.precondition == "none" else Preconditioned(model, path)
 
     def _build_model(self) -> nn.Module:
         recipe, classes = self.recipe, self.dataset.num_classes

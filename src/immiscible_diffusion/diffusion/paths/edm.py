@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from immiscible_diffusion.diffusion.paths.base import Cond, Path, PathSample, check_sample, per_row
+from immiscible_diffusion.diffusion.paths.base import Path, PathSample, check_sample, per_row
 from immiscible_diffusion.diffusion.paths.parametrization import Mixture, Prediction
 from immiscible_diffusion.utils.checks import check_bounds, check_choices
 
@@ -102,30 +102,3 @@ class EDMPath(Path):
     @property
     def _roots(self) -> tuple[float, float]:
         return self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
-
-
-class Preconditioned(nn.Module):
-    """A network as a denoiser (2206.00364, table 1): ``c_skip x + c_out network(c_in x, time)``.
-
-    Input and target of the network have unit variance at every sigma, and at small sigma its error hardly changes the
-    result.
-
-    Args:
-        network: ``network(x, time, cond)``; ``time`` is ``log(sigma) / 4``.
-        sigma_data: standard deviation of the data.
-        sigma_min: where the output is the input itself, as consistency models need (2303.01469, appendix C); 0 for
-            EDM.
-    """
-
-    def __init__(self, network: nn.Module, sigma_data: float = 0.5, sigma_min: float = 0.0) -> None:
-        super().__init__()
-        self.network, self.sigma_data, self.sigma_min = network, sigma_data, sigma_min
-
-    def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
-        """Predict the data in ``x`` ``[B, *shape]`` at ``time = log(sigma) / 4`` ``[B]``."""
-        precise = time.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
-        sigma, sigma_data = per_row((4 * precise).exp(), x), self.sigma_data
-        shifted, norm = sigma - self.sigma_min, (sigma.square() + sigma_data**2).sqrt()
-        c_skip = sigma_data**2 / (shifted.square() + sigma_data**2)
-        c_out = shifted * sigma_data / norm
-        return c_skip * x + c_out * self.network(x / norm, time, cond)

@@ -31,7 +31,16 @@ from immiscible_diffusion.training.task import EvalConfig, Task, TaskConfig
 NUM_IMAGES = 32  # shown
 MAX_IMAGE_SIZE = 64
 NETWORKS = ("auto", "mlp", "unet")
-UNET = UNet(channels=32, multipliers=(1, 2, 2), blocks=1, attention=(), head_channels=16, groups=8, dropout=0.0)
+UNET = UNet(
+    channels=32,
+    multipliers=(1, 2, 2),
+    blocks=1,
+    attention=(),
+    head_channels=16,
+    groups=8,
+    dropout=0.0,
+    precondition="data",
+)
 
 
 @dataclass(frozen=True)
@@ -189,8 +198,8 @@ def pilot_recipe(
 ) -> Recipe:
     """Return the recipe for ``samples``: by itself an MLP on a CPU, a U-Net for images elsewhere.
 
-    The MLP has a skip connection, as one narrower than the data could not pass the noise on, and the rate decays to 0,
-    as the last steps' noise would hide the differences between couplings.
+    Both are preconditioned, as a network that has to pass the noise on hides the differences between couplings; so
+    would the noise of the last steps, and the rate decays to 0.
 
     ValueError: an unknown network, or a U-Net for data that it cannot take.
     """
@@ -206,7 +215,7 @@ def pilot_recipe(
             f"{', '.join(samples.condition_names) or 'none'}; use --network mlp"
         )
     large = math.prod(shape) > 256
-    model: MLP | UNet = MLP(width=256 if large else 160, depth=2, skip=True)
+    model: MLP | UNet = MLP(width=256 if large else 160, depth=2)
     lr, batch_size = (2e-3, 128) if large else (4e-3, 256)
     if network == "unet" or (network == "auto" and fits and device.type != "cpu"):
         model, lr, batch_size = UNET, 1e-3, 128
