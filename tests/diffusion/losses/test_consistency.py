@@ -76,7 +76,7 @@ def test_a_consistent_model_has_no_loss():
 
 def test_while_denoising_the_target_is_the_sample():
     (data, noise), loss_fn = pair(), ConsistencyLoss(pretrain_fraction=0.5, huber=0)
-    model = Preconditioned(nn.Module(), sigma_min=PATH.sigma_min)
+    model = Preconditioned(nn.Module(), PATH, identity_sigma=PATH.sigma_min)
     model.network.forward = lambda x, time, cond: torch.zeros_like(x)
     loss = loss_fn(model, PATH, data, noise, T, None, progress=0.2)
     sigma = PATH.sigma(T)

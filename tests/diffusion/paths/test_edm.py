@@ -2,19 +2,11 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
 from immiscible_diffusion import EDMPath
-from immiscible_diffusion.diffusion.paths import Preconditioned
 from immiscible_diffusion.diffusion.samplers import sample_heun
 
 GRID = torch.linspace(0, 1, 1001, dtype=torch.float64)
-
-
-class Constant(nn.Module):
-    def forward(self, x, time, cond):
-        self.seen = x, time
-        return torch.ones_like(x)
 
 
 def test_sigma_rises_from_end_to_end_and_is_undone():
@@ -64,38 +56,6 @@ def test_the_weight_cancels_the_preconditioning():
     sigma = path.sigma(GRID)
     out = sigma * 0.5 / (sigma**2 + 0.25).sqrt()
     assert torch.allclose(path.weight(GRID) * out**2, torch.ones_like(GRID))
-
-
-def test_the_network_sees_unit_variance_and_log_sigma():
-    path, network = EDMPath(), Constant()
-    generator = torch.Generator().manual_seed(0)
-    data = 0.5 * torch.randn(64, 4000, generator=generator, dtype=torch.float64)
-    noise = torch.randn(data.shape, generator=generator, dtype=torch.float64)
-    t = torch.linspace(0, 1, 64, dtype=torch.float64)
-    point = path.sample(data, noise, t)
-    Preconditioned(network)(point.x_t, path.network_time(t), None)
-    seen, time = network.seen
-    assert torch.allclose(seen.var(dim=1), torch.ones(64).double(), atol=0.12)
-    assert torch.allclose((4 * time).exp(), path.sigma(t))
-
-
-def test_a_perfect_network_has_unit_target_variance():
-    path = EDMPath()
-    generator = torch.Generator().manual_seed(0)
-    data = 0.5 * torch.randn(8, 20_000, generator=generator, dtype=torch.float64)
-    noise = torch.randn(data.shape, generator=generator, dtype=torch.float64)
-    t = torch.linspace(0, 1, 8, dtype=torch.float64)
-    point, sigma = path.sample(data, noise, t), path.sigma(t)[:, None]
-    skip, out = 0.25 / (sigma**2 + 0.25), sigma * 0.5 / (sigma**2 + 0.25).sqrt()
-    wanted = (data - skip * point.x_t) / out
-    assert torch.allclose(wanted.var(dim=1), torch.ones(8).double(), atol=0.05)
-
-
-def test_a_consistency_model_is_the_identity_at_the_end():
-    path = EDMPath()
-    model = Preconditioned(Constant(), sigma_min=path.sigma_min)
-    x = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(model(x, path.network_time(torch.zeros(3).double()), None), x, atol=1e-12)
 
 
 def test_the_exact_flow_of_a_gaussian_is_followed():

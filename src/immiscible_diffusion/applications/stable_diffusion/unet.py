@@ -55,7 +55,7 @@ class StableDiffusionUNet(ModelConfig):
         if self.init not in ("pretrained", "scratch"):
             raise ValueError(f"model.init must be pretrained or scratch, got {self.init!r}")
         if self.precondition != "none":
-            raise ValueError(f"this U-Net must predict as it was trained to; got model.precondition {self.precondition}")
+            raise ValueError(f"this U-Net predicts as it was trained to; got model.precondition {self.precondition}")
         if self.lora is not None and self.init == "scratch":
             raise ValueError("adapters of random weights learn little; use model.init pretrained")
 

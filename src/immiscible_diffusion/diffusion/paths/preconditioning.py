@@ -34,7 +34,7 @@ class Preconditioned(nn.Module):
         path: that it is trained on.
         data_variance: s^2, until ``fit`` measures it; the means are 0, v is 1 and c is 0.
         identity_sigma: of an EDMPath, the sigma at which the output is the input itself, as consistency models need
-            (2303.01469, appendix C): it is taken from sigma in c_skip and in the first factor of c_out. 0 otherwise.
+            (2303.01469, appendix C): it is taken from sigma, but not in d. 0 otherwise.
     """
 
     data_mean: Tensor
@@ -62,7 +62,7 @@ class Preconditioned(nn.Module):
         variance, shifted_variance = (alpha**2 * s2 + 2 * alpha * s * c + s**2 * v for s in (sigma, shifted))
         c_skip = (a * alpha * s2 + (a * shifted + b * alpha) * c + b * shifted * v) / shifted_variance
         c_out = (alpha * b - shifted * a).abs() * ((s2 * v - c**2) / variance).sqrt()
-        centered = x - (alpha * mean + sigma * noise_mean)
+        centered = x - (alpha * mean + shifted * noise_mean)
         output = self.network((centered / variance.sqrt()).to(x.dtype), time, cond)
         return (a * mean + b * noise_mean + c_skip * centered + c_out * output).to(x.dtype)
 
