@@ -20,7 +20,7 @@ class MLP(ModelConfig):
     depth: int = 3  # residual blocks
     dropout: float = 0.0  # inside the blocks
     # on by default, as an MLP cannot pass the noise through
-    precondition: Precondition = field(default="data", kw_only=True)
+    precondition: Precondition = field(default="pairs", kw_only=True)
 
     def tiny(self) -> "MLP":
         """Shrink to a smoke run."""

@@ -71,12 +71,13 @@ class Run:
 
     def _pairs(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yield some data, with the noise that the coupling gives them if the preconditioning asks for pairs."""
+        paired = self.recipe.model.precondition == "pairs"
         generator = RandomStreams(self.recipe.seed, rank=0, device=self.device).noise
-        for batch in _some_data(self.recipe, self.task):
-            data, label = batch if isinstance(batch, tuple) else (batch, None)
-            data, cond = data.to(self.device), None if label is None else {"label": label.to(self.device)}
-            paired = self.recipe.model.precondition == "pairs"
-            yield data, self.coupling(data, cond=cond, generator=generator) if paired else None
+        for epoch in range(-(-MOMENTS_SAMPLES // min(len(self.task.dataset), MOMENTS_SAMPLES)) if paired else 1):
+            for batch in _some_data(self.recipe, self.task, epoch):
+                data, label = batch if isinstance(batch, tuple) else (batch, None)
+                data, cond = data.to(self.device), None if label is None else {"label": label.to(self.device)}
+                yield data, self.coupling(data, cond=cond, generator=generator) if paired else None
 
     def pipeline(self, batch_size: int = 512, prompts: tuple[str, ...] = ()) -> SamplingPipeline:
         """Return what samples the network; ``prompts`` instead of the data's own conditions."""

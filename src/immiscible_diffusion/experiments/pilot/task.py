@@ -39,7 +39,7 @@ UNET = UNet(
     head_channels=16,
     groups=8,
     dropout=0.0,
-    precondition="data",
+    precondition="pairs",
 )
 
 
