@@ -50,8 +50,8 @@ class Trainer:
         self.loader = TrainDataLoader(
             self.task.dataset, batch_size, recipe.seed, self.device, rank, world, micro_batches
         )
-        self.run.fit_preconditioning()
         self.validation, self.validation_split = validation_batches(self.task)
+        self.run.fit_preconditioning()
         model = self.run.model.to(self.device)
         self.ema = EMA(recipe.ema, model)
         optimizer, self.lr_schedule = make_optimizer(recipe.optim, model, recipe.steps)
