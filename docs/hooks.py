@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: pages from the parsers, from files outside docs/, and the points of the figure.
+"""Hooks of mkdocs: the commands' help, pages of files outside docs/, and the points of the figure.
 
 Every page works on GitHub as it is. On the site a linked file from outside docs/ becomes a page of its own, so that no
 link needs the network.
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 OUTSIDE = "repository"  # folder of the site for files from outside docs/
 LINK = re.compile(r"(?<=\]\()(?!https?:|#|mailto:)([^)#\s]+)")
 LANGUAGES = {".py": "python", ".sbatch": "bash", ".toml": "toml", ".json": "json"}
-OF_A_RECIPE = ("train", "compare", "download")
+OF_A_RECIPE, RECIPE = ("train", "compare", "download"), "digits-flow"
 SETS = {"eight_gaussians": "Eight blobs", "two_moons": "Two moons", "spiral": "Spiral", "checkerboard": "Checkerboard"}
 POINTS = 128
 
@@ -39,8 +39,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that no file in docs/ holds."""
-    files.append(File.generated(config, "cli.md", content=cli_page()))
+    """Add what no file in docs/ holds: the points, and the files of the repository that pages link."""
     files.append(File.generated(config, "javascripts/plane_data.js", content=plane_data()))
     queue = [ROOT / "docs" / file.src_uri for file in files.documentation_pages() if file.generated_by is None]
     for path in queue:
@@ -59,7 +58,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Point links between docs/ and the rest of the repository to where the site has them."""
+    """Point links that leave docs/ to where the site has their files; add the help of the commands."""
     here = page.file.src_uri
     outside = here.startswith(OUTSIDE)
     source = ROOT / here.removeprefix(f"{OUTSIDE}/") if outside else ROOT / "docs" / here
@@ -72,7 +71,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return link[1]
         return posixpath.relpath(site_uri(target), PurePosixPath(here).parent)
 
-    return LINK.sub(moved, markdown)
+    return LINK.sub(moved, markdown) + (command_help() if here == "cli.md" else "")
 
 
 def site_uri(path: Path) -> str:
@@ -83,21 +82,21 @@ def site_uri(path: Path) -> str:
     return uri if path.suffix == ".md" else f"{uri}.md"
 
 
-def cli_page() -> str:
+def command_help() -> str:
     """What ``immiscible`` and each of its commands print for ``--help``."""
-    blocks = ["# Command line", "What each command prints for `--help`.", fenced(["--help"])]
+    blocks = ["", fenced(["--help"])]
     for command in COMMANDS:
         blocks += [f"## immiscible {command}", fenced([command, "--help"])]
         if command in OF_A_RECIPE:
-            name = "digits-flow"
-            blocks += [f"With a recipe, here `{name}`, whose values are the defaults:", fenced([command, name, "--help"])]
+            blocks.append(f"With a recipe, here `{RECIPE}`, whose values are the defaults:")
+            blocks.append(fenced([command, RECIPE, "--help"]))
     return "\n\n".join(blocks) + "\n"
 
 
 def fenced(arguments: list[str]) -> str:
     """The command and what it prints, as a block."""
     text = io.StringIO()
-    with patch.dict(os.environ, {"COLUMNS": "100", "NO_COLOR": "1"}), contextlib.redirect_stdout(text):
+    with patch.dict(os.environ, {"COLUMNS": "88", "NO_COLOR": "1"}), contextlib.redirect_stdout(text):
         code = main(arguments)
     if code or not text.getvalue().strip():
         raise RuntimeError(f"immiscible {' '.join(arguments)} ended with {code}, and printed: {text.getvalue()!r}")

@@ -7,7 +7,7 @@
   const sets = self.planeData;
   if (!host || !math || !sets) return;
 
-  const EDGE = 4.3; // of the plane, from the middle
+  const EDGE = 4; // of the plane, from the middle
   const LEAST_TIME = 0.02; // for the network: at t = 0 nothing is mixed
   const LATTICE = 44; // cells of the map of what the network expects, from end to end
   const STARTS = 72;
@@ -21,20 +21,20 @@
     pairs: {
       independent: "No pairing: every point is sent to noise on all sides. The lines cross, so one place x_t may come from nearly any point. Choose another coupling and watch them untangle.",
       knn: "Each point takes the nearest of k noises, on its own, so the lines cross less. The noise is no longer N(0, I): it is shorter and drawn toward the data.",
-      assignment: "The 128 noises are dealt out one to one at least total squared distance. Lines hardly cross, and all noises together are still N(0, I).",
+      assignment: "The 128 noises are given out one to one at least total squared distance. Lines hardly cross, and all noises together are still N(0, I).",
       shuffled: "The control: the noises that KNN chose, given to other points. The noise has changed as with KNN, but nothing is paired.",
     },
     network: {
       independent: "Arrows: where the best possible network goes from x_t. Color: the group it expects, the stronger the surer. Near t = 1 noise says nothing and all arrows aim at the mean of the data.",
-      knn: "Even at t = 1 noise already tells of its point: the colors begin there, and arrows aim at the nearest group instead of the mean.",
-      assignment: "At t = 1 the plane is divided between the points nearly sharply, so the network can aim at the right group from the start.",
-      shuffled: "Without pairing the colors at t = 1 are gone, as with no coupling at all: what KNN gained there came from pairing.",
+      knn: "Even at t = 1 a noise tells of its point, the more the larger k: the colors begin there, and arrows lean to the nearest group instead of the mean.",
+      assignment: "At t = 1 a noise already belongs to one of about eight points, so the network can aim at the right group from the start.",
+      shuffled: "At t = 1 the colors are gone, as without any coupling: what KNN gained there came from pairing, not from the changed noise.",
     },
     sampling: {
       independent: "Sampling follows those arrows from N(0, I). Paths run to the middle first and turn late, so a sampler with few steps misses.",
-      knn: "Paths turn less, and two Euler steps end nearer. With a large k, N(0, I) is no longer the noise of training: start from that noise instead (matched init noise).",
+      knn: "Paths turn less, and two Euler steps end nearer. The noise of training is not N(0, I), the less so the larger k: start from that noise instead, which is what matched init noise is for.",
       assignment: "Paths are nearly straight, so that a few steps suffice, and they start from the noise of training.",
-      shuffled: "As many turns as without pairing, and the noise of sampling is not that of training: the worst of both.",
+      shuffled: "The pairing is gone and paths turn again. With a large k they turn far more from N(0, I) than from the noise of training: the changed noise alone does harm.",
     },
   };
   const MEANING = {
@@ -77,6 +77,11 @@
         ${radios("coupling", Object.entries(NAMES), "independent")}</fieldset>
       <label class="plane-k"><span>k = <output></output></span>
         <input type="range" name="plane-k" min="1" max="${Math.log2(MOST_NOISES)}" step="1" value="4"></label>
+      <fieldset class="plane-choice plane-start"><legend>Sampling starts from</legend>${radios(
+        "start",
+        [["normal", "N(0, I)"], ["training", "the noise of training"]],
+        "normal",
+      )}</fieldset>
       <p class="plane-see" id="plane-see"></p>
       <table class="plane-numbers"><thead><tr><th></th><th scope="col">this</th><th scope="col">independent</th></tr>
         </thead><tbody></tbody></table>
@@ -88,7 +93,7 @@
         "eight_gaussians",
       )}</fieldset>
       <p class="plane-foot"><button type="button" class="plane-draw">Draw new noise</button>
-        <span class="plane-note" role="status"></span></p>
+        <span class="plane-note"></span><span class="plane-hidden" role="status"></span></p>
     </div>`;
   const find = (selector) => host.querySelector(selector);
   const canvas = find("canvas");
@@ -97,21 +102,22 @@
 
   // What is computed
 
-  const state = { set: "eight_gaussians", coupling: "independent", k: 16, t: 0.6, view: "pairs", seed: 1 };
+  const state = { set: "eight_gaussians", coupling: "independent", k: 16, t: 0.6, view: "pairs", start: "normal", seed: 1 };
   let probe = null; // x_t that is asked about
   let moving = null; // noise on its way to another coupling's
   let playing = 0;
   let now; // what belongs to the state
+  let plain; // the same without pairing
   const counted = {}; // densities of assignment by set
 
   const points = () => sets[state.set].points;
-  const starts = math.gaussian(STARTS, math.uniform(99));
+  const normal = math.gaussian(STARTS, math.uniform(99));
 
   /** The noise of every point. */
-  function pairNoise(coupling) {
+  function pairNoise(coupling, seed = state.seed) {
     const x = points();
     const count = x.length / 2;
-    const draw = math.uniform(state.seed);
+    const draw = math.uniform(seed);
     const candidates = Array.from({ length: MOST_NOISES }, () => math.gaussian(count, draw));
     if (coupling === "independent") return candidates[0];
     if (coupling === "assignment") return math.assignNoise(x, candidates[0]);
@@ -139,8 +145,16 @@
     return counted[state.set];
   }
 
+  /** Where sampling starts, of N(0, I) or of noise as in training, of points of all groups. */
+  function startNoise(coupling) {
+    if (state.start === "normal") return normal;
+    const noise = pairNoise(coupling, 12345);
+    return normal.map((_, at) => noise[2 * ((37 * (at >> 1)) % (noise.length / 2)) + (at & 1)]);
+  }
+
   /** Figures and paths of a density. */
-  function measured(density, noise) {
+  function measured(coupling, density, noise) {
+    const starts = startNoise(coupling);
     const paths = [];
     let square = 0;
     for (let i = 0; i < 2 * STARTS; i += 2) {
@@ -164,8 +178,11 @@
   function compute() {
     const before = now && now.noise.length === points().length ? shownNoise() : null;
     const noise = pairNoise(state.coupling);
-    now = measured(densityOf(state.coupling), noise);
-    now.plain = state.coupling === "independent" ? now : measured(densityOf("independent"), pairNoise("independent"));
+    now = measured(state.coupling, densityOf(state.coupling), noise);
+    const key = [state.set, state.start, state.seed].join();
+    if (!plain || plain.key !== key) {
+      plain = { key, ...measured("independent", densityOf("independent"), pairNoise("independent")) };
+    }
     if (state.coupling === "assignment") setTimeout(count, 30, now.density);
     moving = before && !still.matches ? { from: before, start: performance.now() } : null;
     refresh();
@@ -180,7 +197,7 @@
       density.add(math.gaussian(points().length / 2 - 1, math.uniform(1000 + density.batches)));
     }
     if (Math.floor(density.batches / 50) > Math.floor(before / 50)) {
-      Object.assign(now, measured(density, now.noise));
+      Object.assign(now, measured("assignment", density, now.noise));
       refresh();
     }
     setTimeout(count, 10, density);
@@ -221,7 +238,7 @@
 
   function dot(x, y, radius, fill, stroke) {
     context.beginPath();
-    context.arc(across(x), down(y), radius * Math.max(unit(), 0.75), 0, 2 * Math.PI);
+    context.arc(across(x), down(y), radius * Math.max(unit(), 0.65), 0, 2 * Math.PI);
     if (fill) {
       context.fillStyle = fill;
       context.fill();
@@ -314,7 +331,7 @@
         const sure = Math.max(0, (chance[best] - 1 / groups) / (1 - 1 / groups));
         const [red, green, blue] = rgb(colors[best % colors.length]);
         pixels.data.set([red, green, blue, 150 * sure], 4 * (row * (LATTICE + 1) + column));
-        if (row % 2 === 0 && column % 2 === 0 && x * x + y * y < 17) arrows.push([x, y, mean.x - x, mean.y - y]);
+        if (row % 2 === 0 && column % 2 === 0 && x * x + y * y < 15) arrows.push([x, y, mean.x - x, mean.y - y]);
       }
     }
     chart.getContext("2d").putImageData(pixels, 0, 0);
@@ -375,7 +392,7 @@
     dot(mean.x, mean.y, 5, paper, ink);
     dot(...probe, 9, paper, ink);
     dot(...probe, 3, ink);
-    const text = `x_t: ${short(mean.effective)} of ${weights.length} points mixed`;
+    const text = `here ${short(mean.effective)} of ${weights.length} points are mixed`;
     context.font = "600 13px system-ui, sans-serif";
     const width = context.measureText(text).width + 16;
     const left = Math.min(Math.max(across(probe[0]) - width / 2, 4), size - width - 4);
@@ -397,19 +414,20 @@
     const t = state.t;
     const mixed = (one) => short(math.meanEffective(one.density, points(), one.noise, time()));
     const rows = [
-      ["mean distance of the pairs", (one) => one.distance.toFixed(2)],
-      [`points mixed at t = ${t.toFixed(2)}, of 128`, mixed],
-      ["sampling paths longer than straight by", (one) => `${(100 * one.longer).toFixed(1)} %`],
-      ["two Euler steps miss by", (one) => one.miss.toFixed(2)],
+      ["mean distance of pairs", (one) => one.distance.toFixed(2)],
+      [`points mixed at t = ${t.toFixed(2)}`, mixed],
+      ["paths, over straight", (one) => `+${(100 * one.longer).toFixed(1)} %`],
+      ["2 Euler steps miss by", (one) => one.miss.toFixed(2)],
     ];
     find("tbody").innerHTML = rows
-      .map(([name, of]) => `<tr><th scope="row">${name}</th><td>${of(now)}</td><td>${of(now.plain)}</td></tr>`)
+      .map(([name, of]) => `<tr><th scope="row">${name}</th><td>${of(now)}</td><td>${of(plain)}</td></tr>`)
       .join("");
     find(".plane-t").textContent = `t = ${t.toFixed(2)}`;
     find(".plane-meaning").textContent = MEANING[state.coupling];
     find(".plane-k output").textContent = state.k;
     find(".plane-k").classList.toggle("plane-off", !["knn", "shuffled"].includes(state.coupling));
     find("[name=plane-k]").disabled = !["knn", "shuffled"].includes(state.coupling);
+    find(".plane-start").hidden = state.view !== "sampling";
     find(".plane-see").innerHTML = SEE[state.view][state.coupling].replaceAll("x_t", "x<sub>t</sub>");
     const batches = now.density.batches;
     find(".plane-note").textContent =
@@ -435,7 +453,7 @@
       [1, 10, 128].map(level).join("") +
       tick(0, "middle") + tick(0.5, "middle") + tick(1, "end") +
       `<path class="now" d="M${x(state.t)} 8V108"/>` +
-      `<path class="plain" d="${trace(now.plain.curve).join("")}"/>` +
+      `<path class="plain" d="${trace(plain.curve).join("")}"/>` +
       `<path class="this" d="${trace(now.curve).join("")}"/>` +
       `<circle cx="${x(state.t)}" cy="${y(here)}" r="4.5"/>`;
   }
@@ -511,6 +529,8 @@
       event.preventDefault();
       const [x, y] = probe || [0, 0];
       setProbe(x + 0.15 * by[0], y + 0.15 * by[1]);
+      const { effective } = ask(...probe, new Float64Array(points().length / 2));
+      find("[role=status]").textContent = `${probe.map((value) => value.toFixed(1))}: ${short(effective)} points mixed`;
     }
   });
 
@@ -531,9 +551,7 @@
   }
   new ResizeObserver(resize).observe(canvas);
   new MutationObserver(restyle).observe(document.body, { attributes: true, attributeFilter: ["data-md-color-scheme"] });
-  now = null;
   compute();
   restyle();
   resize();
-  host.planeState = state;
 })();

@@ -76,7 +76,8 @@ def test_posterior(coupling, name):
                 weights.push(own); mean.push([found.x, found.y]); effective.push(found.effective);
             }}
             return {{ weights, mean, effective }};"""
-        theirs = {key: torch.tensor(value).double() for key, value in javascript(body, points=points, x=x, t=t).items()}
+        theirs = javascript(body, points=points, x=x, t=t)
+        theirs = {name: torch.tensor(value).double() for name, value in theirs.items()}
         torch.testing.assert_close(theirs["weights"], ours.log_probability.exp(), rtol=1e-3, atol=1e-5)
         torch.testing.assert_close(theirs["mean"], ours.mean, rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(theirs["effective"], ours.entropy.exp(), rtol=1e-3, atol=1e-4)
@@ -98,7 +99,9 @@ def test_sampling_paths(coupling):
     ours = exact_paths(denoiser, start, steps=60)
     paths = torch.tensor(theirs["paths"]).double().view(len(start), -1, 2).transpose(0, 1)
     torch.testing.assert_close(paths, ours, rtol=0, atol=1e-3)
-    torch.testing.assert_close(torch.tensor(theirs["ends"]).double(), euler_ends(denoiser, start, 2), rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        torch.tensor(theirs["ends"]).double(), euler_ends(denoiser, start, 2), rtol=0, atol=1e-3
+    )
     assert theirs["straightness"] == pytest.approx(straightness(ours), abs=1e-4)
 
 
