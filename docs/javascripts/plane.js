@@ -34,7 +34,7 @@
       independent: "Sampling follows those arrows from N(0, I). Paths run to the middle first and turn late, so a sampler with few steps misses.",
       knn: "Paths turn less, and two Euler steps end nearer. The noise of training is not N(0, I), the less so the larger k: start from that noise instead, which is what matched init noise is for.",
       assignment: "Paths are nearly straight, so that a few steps suffice, and they start from the noise of training.",
-      shuffled: "The pairing is gone and paths turn again. With a large k they turn far more from N(0, I) than from the noise of training: the changed noise alone does harm.",
+      shuffled: "The pairing is gone and paths turn again, with a large k far more than without a coupling: the changed noise alone does harm.",
     },
   };
   const MEANING = {
@@ -395,8 +395,8 @@
     const text = `here ${short(mean.effective)} of ${weights.length} points are mixed`;
     context.font = "600 13px system-ui, sans-serif";
     const width = context.measureText(text).width + 16;
-    const left = Math.min(Math.max(across(probe[0]) - width / 2, 4), size - width - 4);
-    const top = down(probe[1]) > 60 ? down(probe[1]) - 44 : down(probe[1]) + 18;
+    const left = (size - width) / 2;
+    const top = down(probe[1]) < size - 60 ? size - 34 : 8; // not where the point is
     context.fillStyle = ink;
     context.globalAlpha = 0.9;
     context.fillRect(left, top, width, 26);
