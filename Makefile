@@ -8,7 +8,7 @@ CONSTRAINTS ?= constraints.txt
 PIN := $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -q
 
-.PHONY: demo test test-fast lint types setup clean
+.PHONY: demo test test-fast lint types docs setup clean
 
 demo: setup
 	$(BIN)/immiscible demo
@@ -28,14 +28,18 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
+# The site, into site/, without the network; the notice is of the theme's next release.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(PIN) --editable '.[train,sd,pusht,dev]'
+	$(BIN)/python -m pip install --quiet $(PIN) --editable '.[train,sd,pusht,docs,dev]'
 	# What we are tested against, without the trainers and plotters it would bring along.
 	$(BIN)/python -m pip install --quiet $(PIN) --no-deps torchcfm POT
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) build src/*.egg-info
+	rm -rf $(VENV) build site src/*.egg-info
