@@ -37,6 +37,7 @@ class Options(SamplerChanges):
         seed: of the initial noise.
         features: feature space: classifier, pixels, efficientnet, inception (FID) or dinov2 (FD-DINOv2); the recipe's
             by default.
+        pixels: also the Frechet distance of the pixels; as the recipe says by default.
         metrics: which; frechet alone keeps no features, so any number of samples fits.
         clip_metrics: of a folder, metrics by CLIP besides: score (CLIPScore; needs the prompts that `immiscible sample
             --to` notes) and cmmd.
@@ -54,6 +55,7 @@ class Options(SamplerChanges):
     real: int | None = None
     seed: int = 0
     features: str | None = None
+    pixels: bool | None = None
     metrics: tuple[str, ...] = METRICS
     clip_metrics: tuple[ClipMetric, ...] = ()
     calibrate: bool = False
@@ -142,6 +144,7 @@ def calibrate(options: Options, evaluator: Evaluator) -> dict[str, Any]:
 def eval_config(options: Options, recipe: Recipe) -> Any:
     """How the recipe is evaluated, with the options that concern it."""
     changes: dict[str, Any] = {"samples": options.samples, "features": options.features}
+    changes["pixels"] = options.pixels
     changes = {name: value for name, value in changes.items() if value is not None}
     known = {field.name for field in dataclasses.fields(recipe.task.eval)}
     if wrong := changes.keys() - known:

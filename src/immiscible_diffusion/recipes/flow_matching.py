@@ -16,7 +16,7 @@ from immiscible_diffusion.training.recipe import Recipe
 def digits_flow() -> Recipe:
     """Flow matching on 1,797 real handwritten digits, 8 x 8: minutes on a CPU."""
     return Recipe(
-        task=Images(data=DataConfig(name="digits"), eval=ImageEvalConfig(samples=1000, num=5)),
+        task=Images(data=DataConfig(name="digits"), eval=ImageEvalConfig(samples=1000, num=5, pixels=True)),
         name="digits-flow",
         model=MLP(width=160, depth=2),
         optim=OptimizerConfig(lr=4e-3, warmup_steps=100),
@@ -81,7 +81,7 @@ def fashion_flow() -> Recipe:
     return dataclasses.replace(
         digits_flow(),
         name="fashion-flow",
-        task=Images(data=data, eval=ImageEvalConfig(samples=2000, num=5)),
+        task=Images(data=data, eval=ImageEvalConfig(samples=2000, num=5, pixels=True)),
         conditional=True,
         cond_drop_prob=0.1,
         model=MLP(width=256, depth=3),
