@@ -9,6 +9,7 @@ import torch
 from immiscible_diffusion.cli.main import main
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.evaluation.load_run import load_run
+from immiscible_diffusion.experiments.compare.collect import variants as collected
 from immiscible_diffusion.experiments.compare.plan import BASELINE, Plan, Trial
 from immiscible_diffusion.experiments.compare.sweep import SHIFTS, STARTS, Sweep, SweepRunner
 from immiscible_diffusion.experiments.compare.trial import TrialRunner
@@ -161,3 +162,14 @@ def test_large_samples_have_no_pruned_start(tmp_path):
     with pytest.warns(UserWarning, match="a sample has 5184 values"):
         sweep = Sweep(controls=True).check(TrialRunner(Plan(tmp_path, recipe, (BASELINE,), (0,)), "cpu"))
     assert {name for name, _ in sweep.starts} == {"init_scale"}
+
+
+def test_a_pruned_start_that_refuses_nearly_everything_is_left_out_with_a_notice(tmp_path):
+    plan = Plan(tmp_path, recipe_from_name("digits-flow").tiny(), (BASELINE,), (0,))
+    [trial], sweep = plan.trials, Sweep(controls=True, starts=(("prune", 0.2), ("prune", 2.7)))
+    runner = TrialRunner(plan, "cpu")
+    runner(trial)
+    with pytest.warns(UserWarning, match="independent, seed 0: prune 0.2 accepts 0.0% of the starts"):
+        SweepRunner(runner, sweep)(trial)
+    assert sweep.missing(plan, trial) == []
+    assert {v.setting for v in collected(plan, trial) if v.option == "prune"} == {2.7}

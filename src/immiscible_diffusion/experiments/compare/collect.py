@@ -126,6 +126,7 @@ def variants(plan: Plan, trial: Trial) -> list[SamplerVariant]:
     return [
         SamplerVariant(trial.coupling, trial.seed, **{k: v for k, v in record.items() if k in names})
         for record in variant_records(plan, trial)
+        if record["frechet"] is not None
     ]
 
 

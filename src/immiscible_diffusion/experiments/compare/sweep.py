@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any
 
 from immiscible_diffusion.couplings.empty_axes import MAX_DIM
-from immiscible_diffusion.diffusion.samplers import METHODS
+from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
+from immiscible_diffusion.diffusion.samplers import METHODS, start_noise
 from immiscible_diffusion.evaluation.images import ImageEvaluator
 from immiscible_diffusion.evaluation.load_run import load_run
 from immiscible_diffusion.experiments.compare.plan import BASELINE, Plan, Trial
@@ -18,6 +19,7 @@ from immiscible_diffusion.training.run_dir import RunDir
 
 SHIFTS = (0.5, 0.67, 1.5, 2.0, 3.0)
 STARTS = (*(("init_scale", value) for value in (0.95, 0.97, 0.985)), *(("prune", value) for value in (2.0, 2.7)))
+LEAST_ACCEPTED = 0.01  # share of pruned starts; fewer take too long to draw
 Setting = tuple[str, float, int]
 """An option of the sampler, its value and the sampling steps."""
 
@@ -97,11 +99,24 @@ class SweepRunner:
             changes: dict[str, Any] = {option: value}
             sampler = dataclasses.replace(recipe.sampler.with_steps(steps), **changes)
             pipeline = run.with_sampler(sampler).pipeline()
+            values = {"option": option, "setting": value, "sampling_steps": steps}
+            if option == "prune" and (share := accepted_share(pipeline)) < LEAST_ACCEPTED:
+                note = f"prune {value:g} accepts {share:.1%} of the starts, too few to draw; it is left out"
+                warnings.warn(f"{trial}: {note}", stacklevel=2)
+                log.log("variant", run.step, **values, frechet=None, note=note)
+                continue
             scores = self.runner.evaluator(
                 pipeline, run.model, seed=trial.seed, step=run.step, final=False, headline=False
             ).scores
-            values = {"option": option, "setting": value, "sampling_steps": steps}
             log.log("variant", run.step, **values, frechet=scores["frechet"], pixels=scores.get("pixels"))
+
+
+def accepted_share(pipeline: SamplingPipeline) -> float:
+    """Share of 1000 starts that the sampler's ``prune`` accepts."""
+    assert pipeline.pruning is not None
+    assert pipeline.sampler.prune is not None
+    noise = start_noise(0, range(1000), pipeline.shape, pipeline.device)
+    return float(pipeline.pruning.accepts(noise, pipeline.sampler.prune).float().mean())
 
 
 def run_sweep(plan: Plan, sweep: Sweep, *, device: str, workers: int) -> None:
