@@ -185,8 +185,7 @@ def calibrate(options: Options, evaluator: Evaluator) -> dict[str, Any]:
 
 def eval_config(options: Options, recipe: Recipe) -> Any:
     """How the recipe is evaluated, with the options that concern it."""
-    changes: dict[str, Any] = {"samples": options.samples, "features": options.features}
-    changes["pixels"] = options.pixels
+    changes: dict[str, Any] = {"samples": options.samples, "features": options.features, "pixels": options.pixels}
     changes = {name: value for name, value in changes.items() if value is not None}
     known = {field.name for field in dataclasses.fields(recipe.task.eval)}
     if wrong := changes.keys() - known:

@@ -65,13 +65,12 @@ class Run:
 
     @cached_property
     def pruning(self) -> EmptyAxes | None:
-        """The axes that a sampler with ``prune`` avoids, found among all data once and kept; None without it."""
+        """The axes that a sampler with ``prune`` avoids, found once among at most 50,000 data and kept; or None."""
         if self.recipe.sampler.prune is None:
             return None
         path = self.run_dir.root / "empty_axes.safetensors"
         if not (self.run_dir.has_begun and path.exists()):
-            count = len(self.task.dataset)
-            EmptyAxes.fit(lambda: _some_data(self.recipe, self.task, count=count)).save(path)
+            EmptyAxes.fit(lambda: _some_data(self.recipe, self.task, count=DISTRIBUTION_SAMPLES)).save(path)
         return EmptyAxes.load(path).to(self.device)
 
     def pipeline(self, batch_size: int = 512, prompts: tuple[str, ...] = ()) -> SamplingPipeline:
