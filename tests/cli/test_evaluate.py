@@ -153,3 +153,34 @@ def test_real_against_real_is_the_distance_of_disjoint_sets():
     whole, _ = judge.real_against_real(10_000, ["frechet"])
     assert whole == judge.reference.floor
     assert judge.real_against_real(3, ["frechet"])[0] is None
+
+
+def test_guidances_make_a_table_with_the_best(run, capsys, tmp_path):
+    out = tmp_path / "guided"
+    words = ["train", "digits-flow", "--tiny", "--device", "cpu", "--out", str(out), "--preview-every", "0"]
+    assert main([*words, "--conditional", "--cond_drop_prob", "0.1"]) == 0
+    last, text = evaluated(capsys, out, "--guidances", "1", "1.5", "3", "--metrics", "frechet")
+    results = json.loads((out / "evaluation.json").read_text())
+    assert [r["guidance"] for r in results] == [1.0, 1.5, 3.0]
+    assert [r["sampler"] for r in results] == ["euler 2", "euler 2 guidance 1.5", "euler 2 guidance 3"]
+    [best] = [r for r in results if r["best"]]
+    assert best["frechet"] == min(r["frechet"] for r in results)
+    rows = [line.split() for line in text.splitlines()[-4:]]
+    assert rows[0] == ["guidance", "frechet", "pixels"]
+    assert [row[0] for row in rows[1:] if row[-1] == "best"] == [f"{best['guidance']:.4g}"]
+    assert "samples         120" in text
+    alone, _ = evaluated(capsys, out, "--guidance", "3", "--metrics", "frechet")
+    assert alone == {name: value for name, value in last.items() if name not in ("guidance", "best")}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--guidances", "1", "2", "--guidance", "2"], "leave folder and guidance"),
+        (["--guidances", "1", "2", "--metrics", "kid"], "keep frechet among the metrics"),
+        (["--guidances", "1", "2"], "set cond_drop_prob"),
+    ],
+)
+def test_guidances_that_cannot_be(run, capsys, words, message):
+    assert main(["evaluate", str(run), "--device", "cpu", *words]) == 2
+    assert message in capsys.readouterr().err

@@ -12,6 +12,7 @@ import tyro
 from immiscible_diffusion.cli.options import Device, Switch, named_recipe, run_path, split_known, take_name
 from immiscible_diffusion.experiments.compare.collect import report
 from immiscible_diffusion.experiments.compare.plan import BASELINE, Plan
+from immiscible_diffusion.experiments.compare.sweep import Sweep, SweepRunner, run_sweep
 from immiscible_diffusion.experiments.compare.trial import TrialRunner, is_carried, is_finished
 from immiscible_diffusion.experiments.compare.workers import default_workers, run_trials, threads_each
 
@@ -38,6 +39,10 @@ class Options:
         list: print the trials (number, state, coupling, seed) and stop.
         trial: run this trial alone (for job arrays).
         gather: make the report from what is there and stop.
+        controls: when all are trained, evaluate the last weights of every coupling with shifted sampling times too,
+            and those of the baseline with a scaled and a pruned start.
+        guidances: and those of every coupling with these weights of guidance, of a network that was trained with
+            cond_drop_prob.
         irreducible: compute the loss that no network can go below, for the report's excess loss (once, in
             irreducible/; a set too large for it is left out, and the report says so).
     """
@@ -50,6 +55,8 @@ class Options:
     list: Switch = False
     trial: int | None = None
     gather: bool = False
+    controls: Switch = False
+    guidances: tuple[float, ...] = ()
     irreducible: bool = True
 
 
@@ -61,16 +68,17 @@ def main(arguments: list[str]) -> int:
     folder = run_path(options.out, "compare", recipe.name)
     plan = Plan(folder, recipe, couplings(options), options.seeds)
     plan.check()
+    sweep = Sweep(options.controls, options.guidances)
     if options.list:
         for number, trial in enumerate(plan.trials):
             state = "finished" if is_finished(plan, trial) else "open"
             sys.stdout.write(f"{number:4}  {state:9} {trial}\n")
         return 0
     if options.trial is not None and not options.gather:
-        run_one(plan, options.trial, options.device)
+        run_one(plan, options.trial, options.device, sweep)
         return 0
     if not options.gather:
-        run_all(plan, options.device, options.workers)
+        run_all(plan, options.device, options.workers, sweep)
     command = shlex.join(["immiscible", "compare", *arguments])
     page, sentences = report(plan, command, irreducible=options.irreducible)
     sys.stdout.write("\n".join([*sentences, "", f"report: {page}"]) + "\n")
@@ -82,8 +90,8 @@ def couplings(options: Options) -> tuple[str, ...]:
     return (BASELINE, *(name for name in options.coupling or DEFAULT_COUPLINGS if name != BASELINE))
 
 
-def run_all(plan: Plan, device: str, workers: int | None) -> None:
-    """Make the evaluator once, so that workers find its classifier cached, then run all trials."""
+def run_all(plan: Plan, device: str, workers: int | None, sweep: Sweep) -> None:
+    """Make the evaluator once, so that workers find its classifier cached, then run all trials and the sweep."""
     if workers is not None and workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     if (ranks := os.environ.get("WORLD_SIZE", "1")) != "1":
@@ -93,21 +101,29 @@ def run_all(plan: Plan, device: str, workers: int | None) -> None:
         )
     runner = TrialRunner(plan, device)
     runner.evaluator.check()  # fails here, once, if data, samples or simulator are missing
+    sweep = sweep.check(runner)
     runner.try_couplings()
     plan.keep()
-    run_trials(plan, device=device, workers=workers or default_workers(device))
+    workers = workers or default_workers(device)
+    run_trials(plan, device=device, workers=workers)
+    run_sweep(plan, sweep, device=device, workers=workers)
 
 
-def run_one(plan: Plan, number: int, device: str) -> None:
-    """Run one trial of a job array."""
+def run_one(plan: Plan, number: int, device: str, sweep: Sweep) -> None:
+    """Run one trial of a job array, with its part of the sweep."""
     if not 0 <= number < len(plan.trials):
         raise ValueError(f"trial must be 0 to {len(plan.trials) - 1}, got {number}; see --list")
     trial = plan.trials[number]
+    runner = TrialRunner(plan, device, quiet=False)
+    sweep = sweep.check(runner)
     plan.keep()
     if is_carried(plan, trial):
         state = f"evaluated along with trial {plan.trials.index(trial.unmatched)}"
     else:
         torch.set_num_threads(threads_each(device))
-        TrialRunner(plan, device, quiet=False)(trial)
+        runner(trial)
+        for one in (trial, plan.matched_trial(trial)):
+            if one is not None and is_finished(plan, one):
+                SweepRunner(runner, sweep)(one)
         state = "finished"
     sys.stderr.write(f"trial {number} ({trial}) is {state}\n")

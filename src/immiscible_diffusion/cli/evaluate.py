@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,7 +37,9 @@ class Options(SamplerChanges):
         seed: of the initial noise.
         features: feature space: classifier, pixels, efficientnet, inception (FID) or dinov2 (FD-DINOv2); the recipe's
             by default.
+        pixels: also the Frechet distance of the pixels; as the recipe says by default.
         metrics: which; frechet alone keeps no features, so any number of samples fits.
+        guidances: weights of guidance to score one after another, for a table with the best by Frechet distance.
         clip_metrics: of a folder, metrics by CLIP besides: score (CLIPScore; needs the prompts that `immiscible sample
             --to` notes) and cmmd.
         calibrate: also score real data against real data, and pure noise: the best and the worst values of the
@@ -54,7 +56,9 @@ class Options(SamplerChanges):
     real: int | None = None
     seed: int = 0
     features: str | None = None
+    pixels: bool | None = None
     metrics: tuple[str, ...] = METRICS
+    guidances: tuple[float, ...] = ()
     clip_metrics: tuple[ClipMetric, ...] = ()
     calibrate: bool = False
     batch_size: int = 512
@@ -77,12 +81,22 @@ def main(arguments: list[str]) -> int:
         )
     run = RunDir.existing(options.run)
     folder = options.folder
+    if options.guidances:
+        results = evaluate_guidances(options, run)
+        keep(run, results)
+        sys.stdout.write(table(results))
+        return 0
     result = evaluate_folder(options, run, folder) if folder else evaluate_run(options, run)
-    file = run.root / "evaluation.json"
-    write_json(file, [*(read_json(file) if file.exists() else []), result])
+    keep(run, [result])
     result.pop("calibration", None)  # printed before
     sys.stdout.write("".join(f"{name:16}{text(value)}\n" for name, value in result.items()))
     return 0
+
+
+def keep(run: RunDir, results: list[dict[str, Any]]) -> None:
+    """Append to RUN/evaluation.json."""
+    file = run.root / "evaluation.json"
+    write_json(file, [*(read_json(file) if file.exists() else []), *results])
 
 
 def text(value: Any) -> str:
@@ -102,6 +116,36 @@ def evaluate_run(options: Options, run_dir: RunDir) -> dict[str, Any]:
     return {**scores, **calibration}
 
 
+def evaluate_guidances(options: Options, run_dir: RunDir) -> list[dict[str, Any]]:
+    """Score what the run's model makes with every weight, and say which is best."""
+    if options.folder or options.guidance is not None or "frechet" not in options.metrics:
+        raise ValueError(
+            "guidances sample a run with every weight and compare Frechet distances: leave folder and guidance, and "
+            "keep frechet among the metrics"
+        )
+    run = load_run(run_dir, options.device, allow_code=options.allow_code)
+    runs = [run.with_sampler(replace(options, guidance=weight).of(run.recipe.sampler)) for weight in options.guidances]
+    evaluator = run.task.evaluator(eval_config(options, run.recipe), options.real)
+    if not isinstance(evaluator, ImageEvaluator):
+        raise ValueError(f"{run.recipe.name} is not scored by a Frechet distance; give one guidance at a time")
+    calibration = calibrate(options, evaluator)
+    how: dict[str, Any] = {"seed": options.seed, "batch_size": options.batch_size, "metrics": options.metrics}
+    results = [evaluator.evaluate_run(one, **how) | calibration for one in runs]
+    best = min(range(len(results)), key=lambda i: results[i]["frechet"])
+    weights = enumerate(zip(options.guidances, results, strict=True))
+    return [{"guidance": weight, "best": i == best} | result for i, (weight, result) in weights]
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """What the results have in common, and a row of metrics for every weight of guidance."""
+    columns = ["guidance", *(name for name in ("frechet", "pixels", *METRICS[1:]) if results[0][name] is not None)]
+    common = {n: v for n, v in results[0].items() if all(result[n] == v for result in results) and n != "calibration"}
+    lines = [f"{name:16}{text(value)}" for name, value in common.items() if name not in columns]
+    lines += ["", "".join(f"{name:14}" for name in columns)]
+    rows = ("".join(f"{text(r[name]):14}" for name in columns) + "best" * r["best"] for r in results)
+    return "\n".join(line.rstrip() for line in (*lines, *rows)) + "\n"
+
+
 def evaluate_folder(options: Options, run: RunDir, folder: Path) -> dict[str, Any]:
     """Score images made elsewhere, resized as the run's data are."""
     recipe, device = run.recipe(), pick_device(options.device)
@@ -119,7 +163,7 @@ def evaluate_folder(options: Options, run: RunDir, folder: Path) -> dict[str, An
         "files": samples.encoding + ("" if original == real.shape else resized),
         "sampling": read_json(made) if made.is_file() else None,
     }
-    config = eval_config(dataclasses.replace(options, samples=len(samples)), recipe)
+    config = eval_config(replace(options, samples=len(samples)), recipe)
     by_clip = clip_metrics(options.clip_metrics, folder, real, device)
     evaluator = ImageEvaluator.of(real, config, device, options.real)
     calibration = calibrate(options, evaluator)
@@ -141,9 +185,9 @@ def calibrate(options: Options, evaluator: Evaluator) -> dict[str, Any]:
 
 def eval_config(options: Options, recipe: Recipe) -> Any:
     """How the recipe is evaluated, with the options that concern it."""
-    changes: dict[str, Any] = {"samples": options.samples, "features": options.features}
+    changes: dict[str, Any] = {"samples": options.samples, "features": options.features, "pixels": options.pixels}
     changes = {name: value for name, value in changes.items() if value is not None}
     known = {field.name for field in dataclasses.fields(recipe.task.eval)}
     if wrong := changes.keys() - known:
         raise ValueError(f"{recipe.name} makes no images to score; leave {', '.join(wrong)}")
-    return dataclasses.replace(recipe.task.eval, **changes)
+    return replace(recipe.task.eval, **changes)

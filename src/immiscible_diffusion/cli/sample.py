@@ -32,7 +32,7 @@ from immiscible_diffusion.utils.device import process_state, rank_world_device
 from immiscible_diffusion.utils.images import image_grid
 
 GRID = 64
-NOT_OF_PIPELINES = ("method", "init_noise", "spacing", "eta", "clip")
+NOT_OF_PIPELINES = ("method", "init_noise", "init_scale", "prune", "shift", "spacing", "eta", "clip")
 
 
 @dataclass(frozen=True, kw_only=True)

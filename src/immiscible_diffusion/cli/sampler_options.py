@@ -20,6 +20,10 @@ class SamplerChanges:
         steps: sampling steps.
         init_noise: normal, N(0, I), or matched, the distribution of the noise that the run was trained on (measured
             now and kept in the run if it is not there).
+        init_scale: factor of the initial noise.
+        prune: reject initial noise along axes without data, in units of 1 / sqrt(D): 2.7 (measured now and kept in the
+            run if it is not there).
+        shift: above 1, euler, heun and midpoint take more steps near the noise.
         spacing: which of the path's steps ddim, ddpm and dpm take.
         eta: share of fresh noise in ddim, 0 to 1.
         clip: bound on predicted data in ddim and ddpm.
@@ -29,6 +33,9 @@ class SamplerChanges:
     method: str | None = None
     steps: int | None = None
     init_noise: str | None = None
+    init_scale: float | None = None
+    prune: float | None = None
+    shift: float | None = None
     spacing: Literal["linear", "quadratic", "trailing"] | None = None
     eta: float | None = None
     clip: float | None = None

@@ -2,6 +2,7 @@
 
 from immiscible_diffusion.couplings.assignment import LinearAssignment
 from immiscible_diffusion.couplings.base import Coupling, Independent, as_coupling
+from immiscible_diffusion.couplings.empty_axes import EmptyAxes
 from immiscible_diffusion.couplings.gaussian_ot import GaussianOT
 from immiscible_diffusion.couplings.knn import KNN
 from immiscible_diffusion.couplings.moments import Moments
@@ -14,6 +15,7 @@ __all__ = [
     "KNN",
     "Calibrated",
     "Coupling",
+    "EmptyAxes",
     "GaussianOT",
     "Independent",
     "LinearAssignment",

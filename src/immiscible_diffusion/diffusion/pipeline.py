@@ -21,6 +21,13 @@ class InitNoise(Protocol):
         """Turn N(0, I) ``noise`` ``[B, *shape]`` into noise of the distribution."""
 
 
+class Pruning(Protocol):
+    """Which noise sampling may start from; ``couplings.EmptyAxes`` is one."""
+
+    def accepts(self, noise: Tensor, threshold: float) -> Tensor:
+        """Return whether each of ``noise`` ``[B, *shape]`` may be, ``[B]``."""
+
+
 @dataclass(frozen=True)
 class SamplingPipeline:
     """Generates data with a network; sample i depends on ``(seed, i)``, not on batches or devices.
@@ -36,6 +43,7 @@ class SamplingPipeline:
         decode: turns what was diffused into data.
         init_noise: the distribution of the noise that the network was trained on, for a sampler with
             ``init_noise="matched"``.
+        pruning: the directions without data, for a sampler with ``prune``.
     """
 
     path: Path
@@ -47,6 +55,7 @@ class SamplingPipeline:
     unconditional: Callable[[Cond], Cond] | None = None
     decode: Callable[[Tensor], Tensor] = lambda data: data
     init_noise: InitNoise | None = None
+    pruning: Pruning | None = None
 
     def __post_init__(self) -> None:
         check_bounds(self, batch_size=">= 1")
@@ -55,6 +64,8 @@ class SamplingPipeline:
                 "sampler.init_noise matched needs the distribution of the noise that the network "
                 "was trained on; give init_noise=NoiseDistribution.measure(...)"
             )
+        if self.sampler.prune is not None and self.pruning is None:
+            raise ValueError("sampler.prune needs the directions without data; give pruning=EmptyAxes.fit(...)")
         if self.sampler.guidance != 1 and self.unconditional is None:
             raise ValueError("sampler.guidance needs unconditional=, what it pushes away from")
 
@@ -94,6 +105,9 @@ class SamplingPipeline:
     def _sample(self, model: Model, indices: Sequence[int], seed: int) -> samplers.SamplerOutput:
         cond = self.conditions(indices)
         noise = samplers.start_noise(seed, indices, self.shape, self.device)
+        if self.sampler.prune is not None and self.pruning is not None:
+            accepts = partial(self.pruning.accepts, threshold=self.sampler.prune)
+            noise = samplers.pruned_noise(seed, indices, noise, accepts)
         if self.sampler.init_noise == "matched" and self.init_noise is not None:
             noise = self.init_noise.color(noise, (cond or {}).get("label"))
         step_noise = partial(samplers.start_noise, seed, indices, self.shape, self.device)

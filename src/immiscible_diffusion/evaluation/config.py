@@ -14,6 +14,7 @@ class ImageEvalConfig(EvalConfig):
     # feature space: ``classifier``, ``pixels``, or of a pretrained network ``efficientnet``, ``inception`` (FID) or
     # ``dinov2`` (FD-DINOv2); docs/evaluate.md
     features: Literal["classifier", "pixels", "efficientnet", "inception", "dinov2"] = "classifier"
+    pixels: bool = False  # also the Frechet distance of the pixels
     samples: int = 10_000  # images generated for every score
 
     def __post_init__(self) -> None:
@@ -22,4 +23,4 @@ class ImageEvalConfig(EvalConfig):
 
     def tiny(self) -> "ImageEvalConfig":
         """Shrink to a smoke run."""
-        return replace(self, samples=128, sampling_steps=(1, 2), num=2, start=0.5, steps=())
+        return replace(self, samples=256 if self.pixels else 128, sampling_steps=(1, 2), num=2, start=0.5, steps=())

@@ -19,6 +19,7 @@ from immiscible_diffusion.metrics import (
     FeatureExtractor,
     FeatureStatistics,
     Floor,
+    PixelFeatures,
     Reference,
     SampleMetrics,
     cache_folder,
@@ -26,6 +27,7 @@ from immiscible_diffusion.metrics import (
     extract,
     extractor_from_name,
     floor_of,
+    frechet_distance,
     halves,
     make_reference,
     measure,
@@ -47,6 +49,7 @@ class ImageEvaluator:
     reference: Reference  # features of the real images
     dataset: DataSet  # the real images
     samples: int  # images generated for every score
+    pixels: Reference | None = None  # pixels of the real images, if they are scored too
 
     @classmethod
     def of(
@@ -63,7 +66,16 @@ class ImageEvaluator:
                 f"{extractor.dim} dimensions; use at least {extractor.dim + 1}"
             )
         reference = make_reference(dataset, extractor, limit=max_real, seed=EVAL_SEED, cache=cache_folder())
-        return cls(extractor, reference, dataset, config.samples)
+        if not config.pixels:
+            return cls(extractor, reference, dataset, config.samples)
+        of_pixels = PixelFeatures(tuple(dataset.shape))
+        pixels = make_reference(dataset, of_pixels, limit=max_real, seed=EVAL_SEED, cache=cache_folder())
+        if min(config.samples, pixels.statistics.count) < of_pixels.dim + 1:
+            raise ValueError(
+                f"{config.samples} samples and {pixels.statistics.count} real data are too few for a Frechet distance "
+                f"of {of_pixels.dim} pixels; use at least {of_pixels.dim + 1} of both, or set eval.pixels false"
+            )
+        return cls(extractor, reference, dataset, config.samples, pixels)
 
     def check(self) -> str:
         """Say what scores images; everything was loaded when this was made."""
@@ -79,13 +91,27 @@ class ImageEvaluator:
         Their features are, in float32, unless the Frechet distance alone is asked for.
         """
         check_metrics(metrics)
-        images = (_check_finite(batch).clamp(-1, 1) for batch in batches)
+        pixels = self.pixels if "frechet" in metrics else None
+        statistics = FeatureStatistics.empty(pixels.statistics.dim if pixels else 0)
+
+        def clamped() -> Iterator[Tensor]:
+            nonlocal statistics
+            for batch in batches:
+                image = _check_finite(batch).clamp(-1, 1)
+                statistics = statistics.update(image.flatten(1)) if pixels else statistics
+                yield image
+
+        images = clamped()
         features: Tensor | FeatureStatistics
         if set(metrics) <= {"frechet"}:
             features = stream_statistics(self.extractor.dim, map(self.extractor, images))
         else:
             features = extract(self.extractor, images)
-        return measure(features, self.reference, metrics=metrics, allow_few=allow_few)
+        scores = measure(features, self.reference, metrics=metrics, allow_few=allow_few)
+        if pixels is None:
+            return scores
+        distance = frechet_distance(statistics, pixels.statistics, allow_few=allow_few)
+        return dataclasses.replace(scores, pixels=distance)
 
     def __call__(
         self, pipeline: SamplingPipeline, model: nn.Module, *, seed: int, final: bool = True, **when: Any

@@ -10,7 +10,7 @@ from immiscible_diffusion.metrics.evaluate import (
     stream_statistics,
 )
 from immiscible_diffusion.metrics.features import extractor_from_name
-from immiscible_diffusion.metrics.features.base import FeatureExtractor, extract
+from immiscible_diffusion.metrics.features.base import FeatureExtractor, PixelFeatures, extract
 from immiscible_diffusion.metrics.fid import FeatureStatistics, Floor, floor_of, frechet_distance, halves
 from immiscible_diffusion.metrics.reference_cache import cache_folder
 
@@ -19,6 +19,7 @@ __all__ = [
     "FeatureExtractor",
     "FeatureStatistics",
     "Floor",
+    "PixelFeatures",
     "Reference",
     "SampleMetrics",
     "cache_folder",

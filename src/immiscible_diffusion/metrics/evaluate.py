@@ -134,6 +134,7 @@ class SampleMetrics:
     samples: int  # their number
     features: str  # the extractor's name
     frechet: float | None = None  # Frechet distance, 0 or more; lower is better
+    pixels: float | None = None  # the Frechet distance of the pixels themselves
     kid: float | None = None  # kernel distance, about 0 for equal distributions; lower is better
     kid_error: float | None = None  # its standard error over subsets; None also where the sets were used complete
     precision: float | None = None  # fraction of samples near real data, in [0, 1]

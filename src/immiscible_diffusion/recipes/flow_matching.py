@@ -24,7 +24,7 @@ def digits_flow() -> Recipe:
         task=Images(
             data=DataConfig(name="digits"),
             eval=ImageEvalConfig(
-                samples=1000, sampling_steps=(2, 5, 10, 20, 50, 100), steps=(188, 375, 750, 1500, 3000)
+                samples=1000, pixels=True, sampling_steps=(2, 5, 10, 20, 50, 100), steps=(188, 375, 750, 1500, 3000)
             ),
         ),
         name="digits-flow",
@@ -92,7 +92,7 @@ def fashion_flow() -> Recipe:
     return dataclasses.replace(
         digits_flow(),
         name="fashion-flow",
-        task=Images(data=data, eval=ImageEvalConfig(samples=2000, num=5)),
+        task=Images(data=data, eval=ImageEvalConfig(samples=2000, num=5, pixels=True)),
         conditional=True,
         cond_drop_prob=0.1,
         model=MLP(width=256, depth=3),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from immiscible_diffusion.couplings import Coupling, Moments, NoiseDistribution, parse_coupling
+from immiscible_diffusion.couplings import Coupling, EmptyAxes, Moments, NoiseDistribution, parse_coupling
 from immiscible_diffusion.data import DataSet
 from immiscible_diffusion.diffusion.paths import Preconditioned
 from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
@@ -79,6 +79,16 @@ class Run:
                 data, cond = data.to(self.device), None if label is None else {"label": label.to(self.device)}
                 yield data, self.coupling(data, cond=cond, generator=generator) if paired else None
 
+    @cached_property
+    def pruning(self) -> EmptyAxes | None:
+        """The axes that a sampler with ``prune`` avoids, found once among at most 50,000 data and kept; or None."""
+        if self.recipe.sampler.prune is None:
+            return None
+        path = self.run_dir.root / "empty_axes.safetensors"
+        if not (self.run_dir.has_begun and path.exists()):
+            EmptyAxes.fit(lambda: _some_data(self.recipe, self.task, count=DISTRIBUTION_SAMPLES)).save(path)
+        return EmptyAxes.load(path).to(self.device)
+
     def pipeline(self, batch_size: int = 512, prompts: tuple[str, ...] = ()) -> SamplingPipeline:
         """Return what samples the network; ``prompts`` instead of the data's own conditions."""
         recipe, task = self.recipe, self.task
@@ -92,6 +102,7 @@ class Run:
             unconditional=task.unconditional,
             decode=task.decode,
             init_noise=self.init_noise,
+            pruning=self.pruning,
         )
 
 
@@ -147,12 +158,14 @@ def _noise_distribution(
     return NoiseDistribution.load(path)
 
 
-def _some_data(recipe: Recipe, task: Task, epoch: int = 0) -> Iterator[Tensor | tuple[Tensor, Tensor]]:
+def _some_data(
+    recipe: Recipe, task: Task, epoch: int = 0, count: int = MOMENTS_SAMPLES
+) -> Iterator[Tensor | tuple[Tensor, Tensor]]:
     """Yield some data, augmented, encoded and scaled as in training, on the CPU, with their labels.
 
-    About ten thousand, and more where a conditional recipe has many labels.
+    ``count`` of them, and more where a conditional recipe has many labels.
     """
-    dataset, count = task.dataset, MOMENTS_SAMPLES
+    dataset = task.dataset
     if recipe.conditional and dataset.num_classes:
         count = max(count, SAMPLES_PER_LABEL * dataset.num_classes)
     streams = RandomStreams(recipe.seed, epoch, rank=0)

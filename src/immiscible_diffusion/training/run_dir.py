@@ -2,6 +2,7 @@
 
 recipe.json  environment.json  metrics.jsonl
 moments.safetensors  calibration.safetensors  noise_distribution.safetensors
+empty_axes.safetensors
 weights/model.safetensors  weights/model.json  samples/step_000500.png  checkpoint.pt
 """
 

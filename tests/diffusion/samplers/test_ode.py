@@ -6,6 +6,7 @@ import torch
 from scipy import integrate
 
 from immiscible_diffusion import FlowMatchingPath
+from immiscible_diffusion.diffusion.paths import EDMPath, VPPath
 from immiscible_diffusion.diffusion.samplers import (
     METHODS,
     SamplerConfig,
@@ -159,3 +160,57 @@ def test_errors(make, message):
 def test_names_for_tables():
     assert str(SamplerConfig("heun", steps=25)) == "heun 25"
     assert str(SamplerConfig("dopri5", tolerance=1e-4)) == "dopri5 0.0001"
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shift", [0.5, 3.0])
+def test_a_shifted_grid_is_that_of_the_formula(method, shift):
+    times = []
+
+    def velocity(x, t):
+        times.append(float(t[0]))
+        return torch.ones_like(x)
+
+    sampled = SamplerConfig(method, steps=4, shift=shift)(velocity, noise_of())
+    equal = np.linspace(1, 0, 5)
+    grid = shift * equal / (1 + (shift - 1) * equal)
+    starts = times if method == "euler" else times[::2]
+    np.testing.assert_allclose(starts, grid[:-1], rtol=1e-12)
+    assert torch.allclose(sampled.data, noise_of() - 1)  # the steps sum to 1
+    # The formula of the training times.
+    path = FlowMatchingPath(shift=shift)
+    draws = [p.sample_time(9, generator=torch.Generator().manual_seed(0)) for p in (FlowMatchingPath(), path)]
+    np.testing.assert_allclose(shift * draws[0] / (1 + (shift - 1) * draws[0]), draws[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 20, 50, 100])
+def test_no_shift_leaves_every_time_as_it_was(steps):
+    times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    assert torch.equal(SamplerConfig().shift * times / (1 + (SamplerConfig().shift - 1) * times), times)
+
+
+def test_init_scale_multiplies_the_noise_and_one_leaves_it():
+    path, model = FlowMatchingPath(), lambda x, time, cond: torch.sin(x)
+    noise = noise_of()
+    scaled = SamplerConfig(steps=3, init_scale=0.9).sample(path, model, noise).data
+    assert torch.equal(scaled, SamplerConfig(steps=3).sample(path, model, 0.9 * noise).data)
+    assert torch.equal(
+        SamplerConfig(steps=3).sample(path, model, noise).data, sample_euler(path.velocity(model), noise, steps=3).data
+    )
+
+
+@pytest.mark.parametrize("method", ["dopri5", "ddim", "edm"])
+def test_a_shift_is_of_methods_in_t(method):
+    path = {"ddim": VPPath(), "edm": EDMPath()}.get(method, FlowMatchingPath())
+    with pytest.raises(ValueError, match=f"moves the times of euler, heun, midpoint, and the method is {method}"):
+        SamplerConfig(method, shift=2).check(path)
+
+
+def test_what_was_changed_is_in_the_name():
+    sampler = SamplerConfig(steps=5, init_scale=0.95, prune=2.7, shift=0.5)
+    assert str(sampler) == "euler 5 init_scale 0.95 prune 2.7 shift 0.5"
+    assert sampler.selection == "equal in t, then shifted by 0.5"
+    with pytest.raises(ValueError, match="use one of the two"):
+        SamplerConfig(prune=2.7, init_noise="matched")
+    with pytest.raises(ValueError, match="shift must be > 0"):
+        SamplerConfig(shift=0)

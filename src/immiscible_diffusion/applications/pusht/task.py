@@ -49,6 +49,8 @@ class Policy(TaskConfig):
             raise ValueError(
                 f"a policy needs a model of action sequences, UNet1D or MLP; got {type(recipe.model).__name__}"
             )
+        if recipe.sampler.prune is not None:
+            raise ValueError("sampler.prune is for images; leave it out for a policy")
         if recipe.scaling.factor != 1 or recipe.preview_every:
             raise ValueError(
                 f"actions keep their range and have no image previews; set scaling.factor 1 and "

@@ -1,6 +1,6 @@
 """What samplers return, and the noise that they start from."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,9 @@ from immiscible_diffusion.utils.random import keyed_generator
 
 StepNoise = Callable[[int], Tensor]
 """``noise(n) -> [B, *shape]``: what step n adds, for stochastic samplers."""
+
+AT_A_TIME = 64
+"""Candidates that a refused row draws at once."""
 
 
 @dataclass(frozen=True)
@@ -40,3 +43,23 @@ def start_noise(
     name = "sample" if step is None else f"sample step {step}"
     rows = [torch.randn(shape, generator=keyed_generator(seed, index, name)) for index in indices]
     return torch.stack(rows).to(device)
+
+
+def pruned_noise(
+    seed: int, indices: Sequence[int], noise: Tensor, accepts: Callable[[Tensor], Tensor], attempts: int = 100_000
+) -> Tensor:
+    """``noise`` ``[B, *shape]`` with every row that ``accepts`` (``[n, *shape] -> bool [n]``) refuses drawn again.
+
+    Row i draws from a stream of ``(seed, index)`` until one is accepted; ValueError after so many ``attempts``.
+    """
+    noise = noise.clone()
+    for row in (~accepts(noise)).nonzero().flatten().tolist():
+        generator = keyed_generator(seed, indices[row], "pruned sample")
+        for _ in range(attempts // AT_A_TIME):
+            candidates = torch.randn((AT_A_TIME, *noise.shape[1:]), generator=generator).to(noise.device)
+            if len(accepted := accepts(candidates).nonzero()):
+                noise[row] = candidates[accepted[0, 0]]
+                break
+        else:
+            raise ValueError(f"sampler.prune refused {attempts} starts of sample {indices[row]}; give a larger one")
+    return noise

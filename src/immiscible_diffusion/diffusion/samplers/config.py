@@ -36,6 +36,11 @@ class SamplerConfig:
         clip: predicted data are clamped to plus and minus this in ``ddim`` and ``ddpm``; of data before any image
             scaling.
         guidance: weight of the condition (2207.12598): 1 is none, above 1 pushes towards it.
+        init_scale: factor of the noise to start from.
+        prune: reject noise to start from whose cosine with an empty axis of the data (``EmptyAxes``, 2512.18184) is
+            above ``prune / sqrt(D)``, for samples of D values.
+        shift: ``t -> shift t / (1 + (shift - 1) t)`` of the times of ``euler``, ``heun`` and ``midpoint`` (2403.03206,
+            eq. 23); above 1 takes more steps near the noise.
     """
 
     method: Literal["euler", "heun", "midpoint", "dopri5", "ddim", "ddpm", "dpm", "edm", "consistency"] = "euler"
@@ -46,10 +51,16 @@ class SamplerConfig:
     eta: float = 0.0
     clip: float | None = None
     guidance: float = 1.0
+    init_scale: float = 1.0
+    prune: float | None = None
+    shift: float = 1.0
 
     def __post_init__(self) -> None:
         check_choices(self)
         check_bounds(self, steps=">= 1", tolerance="> 0", eta=">= 0 and <= 1", clip="> 0")
+        check_bounds(self, init_scale="> 0", prune="> 0", shift="> 0")
+        if self.prune is not None and self.init_noise == "matched":
+            raise ValueError("prune rejects noise of N(0, I), and init_noise is matched; use one of the two")
 
     def check(self, path: Path) -> None:
         """Raise ValueError unless this method can sample ``path``."""
@@ -57,6 +68,11 @@ class SamplerConfig:
             raise ValueError(
                 "heun is of first order where a path has steps, and its images are worse than "
                 "euler's at twice the cost; use ddim, dpm or midpoint"
+            )
+        if self.shift != 1 and self.method not in METHODS:
+            raise ValueError(
+                f"shift {self.shift:g} moves the times of {', '.join(METHODS)}, and the method is {self.method}; "
+                f"leave shift at 1"
             )
         required = REQUIRED_PATH.get(self.method, Path)
         if not isinstance(path, required):
@@ -72,7 +88,9 @@ class SamplerConfig:
             return f"adaptive, tolerance {self.tolerance:g}"
         if self.method in OF_VP:
             return f"{self.spacing} among those of training"
-        return "in sigma" if self.method in OF_EDM else "equal in t"
+        if self.method in OF_EDM:
+            return "in sigma"
+        return "equal in t" if self.shift == 1 else f"equal in t, then shifted by {self.shift:g}"
 
     def __call__(self, velocity: Velocity, noise: Tensor) -> SamplerOutput:
         """Integrate a velocity from ``noise`` ``[B, *shape]`` at t = 1 to data at t = 0."""
@@ -80,18 +98,18 @@ class SamplerConfig:
             return sample_dopri5(velocity, noise, tolerance=self.tolerance)
         if self.method not in METHODS:
             raise ValueError(f"{self.method} needs path and model; use sampler.sample")
-        return METHODS[self.method](velocity, noise, steps=self.steps)
+        return METHODS[self.method](velocity, noise, steps=self.steps, shift=self.shift)
 
     def sample(
         self, path: Path, model: Model, noise: Tensor, *, cond: Cond | None = None, step_noise: StepNoise | None = None
     ) -> SamplerOutput:
-        """Turn ``noise`` ``[B, *shape]`` of unit variance at t = 1 into data.
+        """Turn ``noise`` ``[B, *shape]`` of unit variance at t = 1, times ``init_scale``, into data.
 
         The ``model`` was trained on ``path``; ``step_noise`` is of methods that add some at every step. ValueError if
         the method cannot sample this path.
         """
         self.check(path)
-        steps, spacing = self.steps, self.spacing
+        steps, spacing, noise = self.steps, self.spacing, self.init_scale * noise
         if isinstance(path, VPPath) and self.method in ("ddim", "ddpm"):
             eta = 1.0 if self.method == "ddpm" else self.eta
             return sample_ddim(
@@ -124,5 +142,8 @@ class SamplerConfig:
             self.spacing: self.method in OF_VP and self.spacing != "trailing",
             f"guidance {self.guidance:g}": self.guidance != 1,
             "matched": self.init_noise == "matched",
+            f"init_scale {self.init_scale:g}": self.init_scale != 1,
+            f"prune {self.prune or 0:g}": self.prune is not None,
+            f"shift {self.shift:g}": self.shift != 1,
         }
         return " ".join(part for part, applies in parts.items() if applies)

@@ -8,9 +8,21 @@ from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.experiments.compare.excess_loss import OptimalLosses, excess_points, measure_excess
 from immiscible_diffusion.experiments.compare.plan import BASELINE, Plan, Trial
 from immiscible_diffusion.experiments.compare.trajectories import draw_trajectory
-from immiscible_diffusion.experiments.compare.trial import TrialRunner, headline_steps, is_finished
+from immiscible_diffusion.experiments.compare.trial import (
+    TrialRunner,
+    headline_steps,
+    is_finished,
+    trained_run,
+    variant_records,
+)
 from immiscible_diffusion.reporting.compare import Comparison, write_report
-from immiscible_diffusion.reporting.compare.records import CouplingEntry, Dataset, LossPoint, SampleMetrics
+from immiscible_diffusion.reporting.compare.records import (
+    CouplingEntry,
+    Dataset,
+    LossPoint,
+    SampleMetrics,
+    SamplerVariant,
+)
 from immiscible_diffusion.reporting.compare.records import Trial as TrialRecord
 from immiscible_diffusion.reporting.compare.summary import findings, summary
 from immiscible_diffusion.training.run_dir import RunDir
@@ -65,6 +77,7 @@ def collect(plan: Plan, command: str, *, irreducible: bool = True, runner: Trial
         couplings=tuple(CouplingEntry(name, name, plan.control_of(name), name == BASELINE) for name in plan.couplings),
         trials=tuple(trials),
         excess=excess,
+        variants=tuple(variant for trial in begun for variant in variants(plan, trial)),
     )
 
 
@@ -75,13 +88,6 @@ def trained_on(plan: Plan) -> tuple[str, dict[str, str]]:
     names = dict.fromkeys(name for record in records for name in record["versions"])
     versions = {n: " / ".join(sorted({record["versions"].get(n, "unknown") for record in records})) for n in names}
     return "; ".join(sorted({record["hardware"] for record in records})), versions
-
-
-def trained_run(plan: Plan, trial: Trial) -> RunDir:
-    """The run folder of the training: another trial's, where that was evaluated along with it."""
-    run = RunDir(plan.trial_dir(trial))
-    carried = trial.is_matched and not run.records("train")
-    return RunDir(plan.trial_dir(trial.unmatched)) if carried else run
 
 
 def trial_record(plan: Plan, trial: Trial, dataset: DataSet, optimal: OptimalLosses | None) -> TrialRecord:
@@ -112,6 +118,16 @@ def trial_record(plan: Plan, trial: Trial, dataset: DataSet, optimal: OptimalLos
         finished=is_finished(plan, trial),
         excess=excess_points(trained, optimal) if optimal else (),
     )
+
+
+def variants(plan: Plan, trial: Trial) -> list[SamplerVariant]:
+    """What was evaluated of a trial with other options of the sampler."""
+    names = SamplerVariant.__dataclass_fields__
+    return [
+        SamplerVariant(trial.coupling, trial.seed, **{k: v for k, v in record.items() if k in names})
+        for record in variant_records(plan, trial)
+        if record["frechet"] is not None
+    ]
 
 
 def losses(records: list[dict[str, Any]]) -> tuple[LossPoint, ...]:

@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -117,6 +118,19 @@ def is_finished(plan: Plan, trial: Trial) -> bool:
     """Whether ``trial`` was trained to the end of the plan."""
     path = plan.trial_dir(trial) / "finished.json"
     return path.exists() and read_json(path)["steps"] >= plan.recipe.steps
+
+
+def trained_run(plan: Plan, trial: Trial) -> RunDir:
+    """The run folder of the training: another trial's, where that was evaluated along with it."""
+    run = RunDir(plan.trial_dir(trial))
+    carried = trial.is_matched and not run.records("train")
+    return RunDir(plan.trial_dir(trial.unmatched)) if carried else run
+
+
+def variant_records(plan: Plan, trial: Trial) -> list[dict[str, Any]]:
+    """What the run folder of ``trial`` says of other options of the sampler with its last weights."""
+    records = RunDir(plan.trial_dir(trial)).records("variant")
+    return [record for record in records if record["step"] == plan.recipe.steps]
 
 
 def matched_trial(plan: Plan, trial: Trial) -> Trial | None:

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from multiprocessing.process import BaseProcess
@@ -26,6 +27,8 @@ from immiscible_diffusion.utils.progress import Progress
 from immiscible_diffusion.utils.signals import Interrupted, InterruptGuard
 
 POLL_SECONDS = 2.0
+MakeRunner = Callable[[], Callable[[Trial], None]]
+Bar = tuple[int, Callable[[], int], str, str]
 
 
 def default_workers(device: str) -> int:
@@ -49,6 +52,18 @@ def run_trials(plan: Plan, *, device: str, workers: int) -> None:
     ValueError if a trial failed (the others were run to their end); Interrupted on a signal, with checkpoints written.
     """
     open_trials = [trial for trial in plan.trials if not is_finished(plan, trial)]
+    label = f"{len(plan.couplings)} couplings x {len(plan.seeds)} seeds"
+    bar = (len(plan.trials) * plan.recipe.steps, partial(_steps_done, plan), label, "step")
+    run_in_workers(plan, partial(TrialRunner, plan, device), open_trials, bar, device=device, workers=workers)
+
+
+def run_in_workers(
+    plan: Plan, make_runner: MakeRunner, open_trials: list[Trial], bar: Bar, *, device: str, workers: int
+) -> None:
+    """Run ``make_runner()(trial)`` for ``open_trials`` in ``workers`` processes; errors as of ``run_trials``.
+
+    ``bar`` has the total, what counts those done, a label and a unit.
+    """
     if not open_trials:
         return
     threads = threads_each(device)
@@ -57,13 +72,13 @@ def run_trials(plan: Plan, *, device: str, workers: int) -> None:
     tasks, outcomes = context.Queue(), context.Queue()
     for trial in open_trials:
         tasks.put(trial)
-    worker = partial(context.Process, target=_work, args=(plan, device, threads, tasks, outcomes), daemon=True)
+    worker = partial(context.Process, target=_work, args=(make_runner, threads, tasks, outcomes), daemon=True)
     processes: list[BaseProcess] = [worker() for _ in range(min(workers, len(open_trials)))]
     with InterruptGuard() as guard:
         _start(processes, threads)
-        failures = _watch(plan, open_trials, processes, outcomes, guard)
+        failures = _watch(open_trials, bar, processes, outcomes, guard)
     if guard.received is not None:
-        raise Interrupted(guard.received, f"stopped; the same command goes on from the checkpoints in {plan.folder}")
+        raise Interrupted(guard.received, f"stopped; the same command goes on from what is in {plan.folder}")
     if failures:
         raise ValueError("; ".join(failures))
 
@@ -98,11 +113,11 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True, name="end-with-parent").start()
 
 
-def _work(plan: Plan, device: str, threads: int, tasks: Any, outcomes: Any) -> None:
+def _work(make_runner: MakeRunner, threads: int, tasks: Any, outcomes: Any) -> None:
     """A worker process: trials from ``tasks`` until there are none."""
     end_with_parent()
     torch.set_num_threads(threads)
-    runner = TrialRunner(plan, device)
+    runner = make_runner()
     while True:
         try:
             trial = tasks.get(timeout=0.5)
@@ -118,17 +133,17 @@ def _work(plan: Plan, device: str, threads: int, tasks: Any, outcomes: Any) -> N
 
 
 def _watch(
-    plan: Plan, open_trials: list[Trial], processes: list[BaseProcess], outcomes: Any, guard: InterruptGuard
+    open_trials: list[Trial], bar: Bar, processes: list[BaseProcess], outcomes: Any, guard: InterruptGuard
 ) -> list[str]:
     """Show progress until the workers are done and pass signals on; the failed trials' messages."""
     results: dict[Trial, str | None] = {}  # of the trials that ended: an error message or None
     alive, terminated = True, False
-    label = f"{len(plan.couplings)} couplings x {len(plan.seeds)} seeds"
-    with Progress(len(plan.trials) * plan.recipe.steps, _steps_done(plan), label) as progress:
+    total, done, label, unit = bar
+    with Progress(total, done(), label, unit=unit) as progress:
         while alive:
             time.sleep(POLL_SECONDS)
             alive = any(process.is_alive() for process in processes)
-            progress.update(_steps_done(plan))
+            progress.update(done())
             # Not on Windows, where it would kill at once: there the console tells the workers.
             if guard.received is not None and not terminated and sys.platform != "win32":
                 terminated = True
