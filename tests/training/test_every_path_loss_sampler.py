@@ -108,7 +108,7 @@ def test_a_guided_network_knows_one_label_more(tiny):
         part.task.build(part, torch.device("cpu")).build_model()
         for part in (recipe, dataclasses.replace(recipe, cond_drop_prob=0.1))
     )
-    assert more.label.num_embeddings == plain.label.num_embeddings + 1
+    assert more.network.label.num_embeddings == plain.network.label.num_embeddings + 1
 
 
 @pytest.mark.parametrize(

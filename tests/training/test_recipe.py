@@ -102,7 +102,7 @@ def test_recipes_from_before_a_field_was_there_can_be_read():
 def test_differences_names_what_changed():
     one = recipe_from_name("digits-flow")
     other = dataclasses.replace(one, seed=3, model=MLP(width=8, depth=2))
-    assert differences(one, other) == ["model.width: 160 -> 8", "seed: 0 -> 3"]
+    assert differences(one, other) == ["model.depth: 4 -> 2", "model.width: 160 -> 8", "seed: 0 -> 3"]
 
 
 def test_evaluation_steps_may_be_given():

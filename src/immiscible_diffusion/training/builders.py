@@ -64,20 +64,20 @@ class Run:
             self.device
         )
 
-    def fit_preconditioning(self) -> None:
-        """Measure data, or pairs, for a network that is yet to be trained, if it asks for it."""
+    def fit_preconditioning(self, rows: int) -> None:
+        """Measure data, or pairs of ``rows`` as in training, if a network that is yet to be trained asks for it."""
         if isinstance(self.model, Preconditioned) and self.recipe.model.precondition != "none":
-            self.model.fit(self._pairs())
+            self.model.fit(self._pairs(rows))
 
-    def _pairs(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Yield some data, with the noise that the coupling gives them if the preconditioning asks for pairs."""
-        paired = self.recipe.model.precondition == "pairs"
+    def _pairs(self, rows: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        if self.recipe.model.precondition == "data":
+            yield from ((batch.data, None) for batch in _some_batches(self.recipe, self.task))
+            return
         generator = RandomStreams(self.recipe.seed, rank=0, device=self.device).noise
-        for epoch in range(-(-MOMENTS_SAMPLES // min(len(self.task.dataset), MOMENTS_SAMPLES)) if paired else 1):
-            for batch in _some_data(self.recipe, self.task, epoch):
-                data, label = batch if isinstance(batch, tuple) else (batch, None)
-                data, cond = data.to(self.device), None if label is None else {"label": label.to(self.device)}
-                yield data, self.coupling(data, cond=cond, generator=generator) if paired else None
+        coupling, rows = self.coupling.unpooled(), rows * self.coupling.pool_size
+        for epoch in range(-(-MOMENTS_SAMPLES // min(len(self.task.dataset), MOMENTS_SAMPLES))):
+            for batch in _some_batches(self.recipe, self.task, epoch, rows=rows, labels_only=False):
+                yield batch.data, coupling(batch.data, cond=batch.cond, mask=batch.mask, generator=generator)
 
     @cached_property
     def pruning(self) -> EmptyAxes | None:
@@ -161,26 +161,40 @@ def _noise_distribution(
 def _some_data(
     recipe: Recipe, task: Task, epoch: int = 0, count: int = MOMENTS_SAMPLES
 ) -> Iterator[Tensor | tuple[Tensor, Tensor]]:
-    """Yield some data, augmented, encoded and scaled as in training, on the CPU, with their labels.
+    """Yield data of ``_some_batches`` on the CPU, with their labels."""
+    for batch in _some_batches(recipe, task, epoch, count):
+        batch = batch.to("cpu")
+        labels = (batch.cond or {}).get("label")  # of in-painting there are other conditions
+        yield batch.data if labels is None else (batch.data, labels)
 
-    ``count`` of them, and more where a conditional recipe has many labels.
+
+def _some_batches(
+    recipe: Recipe,
+    task: Task,
+    epoch: int = 0,
+    count: int = MOMENTS_SAMPLES,
+    rows: int | None = None,
+    labels_only: bool = True,
+) -> Iterator[Batch]:
+    """Yield some data, augmented, encoded and scaled as in training, with their labels, or all their conditions.
+
+    ``count`` of them, and more where a conditional recipe has many labels; ``rows`` at a time.
     """
     dataset = task.dataset
     if recipe.conditional and dataset.num_classes:
         count = max(count, SAMPLES_PER_LABEL * dataset.num_classes)
     streams = RandomStreams(recipe.seed, epoch, rank=0)
-    rows = dataset.complete_rows()
-    order = rows[torch.randperm(len(rows), generator=streams.order)[:count]]
+    complete = dataset.complete_rows()
+    order = complete[torch.randperm(len(complete), generator=streams.order)[:count]]
     augment, encode = streams.augment, replace(streams, device=task.device).encode
     # What is encoded at a time must not depend on how many ranks share a batch.
     micro_batch = recipe.batch_size // recipe.gradient_accumulation_steps
-    for indices in order.split(task.max_batch_size or micro_batch):
+    for indices in order.split(rows or task.max_batch_size or micro_batch):
         batch = dataset.batch(indices, augment)
-        labels = (batch.cond or {}).get("label")  # text costs time and is not needed
-        cond = None if labels is None else {"label": labels}
-        batch = task.encode(Batch(batch.data, cond, batch.mask), encode).to("cpu")
-        labels = (batch.cond or {}).get("label")  # of in-painting there are other conditions
-        yield batch.data if labels is None else (batch.data, labels)
+        if labels_only:  # text costs time and is not needed
+            labels = (batch.cond or {}).get("label")
+            batch = Batch(batch.data, None if labels is None else {"label": labels}, batch.mask)
+        yield task.encode(batch, encode)
 
 
 def make_accelerator(recipe: Recipe, device: str, run_dir: RunDir) -> Any:

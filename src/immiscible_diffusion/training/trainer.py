@@ -51,7 +51,7 @@ class Trainer:
             self.task.dataset, batch_size, recipe.seed, self.device, rank, world, micro_batches
         )
         self.validation, self.validation_split = validation_batches(self.task)
-        self.run.fit_preconditioning()
+        self.run.fit_preconditioning(batch_size // (world * micro_batches))
         model = self.run.model.to(self.device)
         self.ema = EMA(recipe.ema, model)
         optimizer, self.lr_schedule = make_optimizer(recipe.optim, model, recipe.steps)
