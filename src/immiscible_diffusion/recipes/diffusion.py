@@ -16,8 +16,9 @@ from immiscible_diffusion.training.recipe import Recipe
 def digits_ddim() -> Recipe:
     """``digits-flow`` with DDPM's schedule and DDIM's sampler.
 
-    Not epsilon as for CIFAR-10, but the sample, with the min-SNR weight: a network of 0.6 M parameters without
-    convolutions is at a Frechet distance of 1 after 1,000 steps so, and of 7 with epsilon.
+    Not epsilon as for CIFAR-10, but the sample, with the min-SNR weight: a network without convolutions is at a
+    Frechet distance of 1 after 1,000 steps so, and of 7 with epsilon. It is not preconditioned: to predict the sample
+    it has no noise to pass on, and its distance in 20 steps was 0.50 so and 0.70 preconditioned.
     """
     recipe = digits_flow()
     return replace(
@@ -25,12 +26,8 @@ def digits_ddim() -> Recipe:
         name="digits-ddim",
         task=recipe.task.replace(eval=replace(recipe.task.eval, sampling_steps=(5, 20, 100))),
         path=VPPath("cosine", "data", min_snr=5.0),
-        model=MLP(width=256, depth=3),
-        optim=OptimizerConfig(lr=2e-3, warmup_steps=100, lr_schedule="cosine"),
-        steps=3000,
+        model=MLP(width=160, depth=4, precondition="none"),
         sampler=SamplerConfig("ddim", steps=20, clip=1.0),
-        preview_every=1000,
-        checkpoint_every=500,
     )
 
 

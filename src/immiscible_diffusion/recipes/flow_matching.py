@@ -92,13 +92,14 @@ def fashion_flow() -> Recipe:
     return dataclasses.replace(
         digits_flow(),
         name="fashion-flow",
-        task=Images(data=data, eval=ImageEvalConfig(samples=2000, num=5, pixels=True)),
+        task=Images(
+            data=data,
+            eval=ImageEvalConfig(
+                samples=2000, pixels=True, sampling_steps=(2, 5, 20, 100), steps=(375, 750, 1500, 3000)
+            ),
+        ),
         conditional=True,
         cond_drop_prob=0.1,
-        model=MLP(width=256, depth=3),
-        optim=OptimizerConfig(lr=2e-3, warmup_steps=100, lr_schedule="cosine"),
-        steps=4000,
-        validate_every=500,
-        preview_every=1000,
-        checkpoint_every=500,
+        model=MLP(width=256, depth=4),
+        optim=OptimizerConfig(lr=2e-3, warmup_steps=100),
     )
