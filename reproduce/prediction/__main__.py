@@ -53,7 +53,7 @@ COUPLINGS = (
 )
 SETS = ("digits", "digits-0-4", "fashion", "cifar-gray", "gaussians")
 LEVELS = tuple((2 * i + 1) / 20 for i in range(10))
-SEEDS, BATCH, STEPS, WIDTH, LR = (0, 1, 2), 128, 1200, 96, 4e-3
+SEEDS, BATCH, STEPS, WIDTH, LR = (0, 1, 2), 128, 1200, 96, 2e-3
 PATH = FlowMatchingPath(time="logit_normal")
 EVALUATED = (60, 120, 200, 320, 500, 800, 1200)
 SAMPLING_STEPS, SAMPLES, DATA = (5, 20), 1000, 2000
