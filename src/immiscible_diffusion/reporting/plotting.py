@@ -135,9 +135,21 @@ def log_x(axes: Any, ticks: Sequence[int], gap: float = 1.35) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(places[::-1]))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
-    )
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: thousands(value)))
+
+
+def thousands(value: float) -> str:
+    """'1.5k' or '500'."""
+    return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"
+
+
+def tile(axes: Any, x: float, y: float, shade: float) -> None:
+    """Fill the unit square around a point: from red at -1 over white to blue at 1, told apart with color blindness."""
+    from matplotlib import colormaps
+    from matplotlib.patches import Rectangle
+
+    color = colormaps["RdBu"](0.5 + 0.36 * max(-1.0, min(1.0, shade)))  # light enough for dark text
+    axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=color, edgecolor="white", linewidth=1.5))
 
 
 def log_y(axes: Any) -> None:

@@ -6,8 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from immiscible_diffusion.reporting.compare import plots, summary, tables
+from immiscible_diffusion.reporting.compare import controls, plots, summary, tables
 from immiscible_diffusion.reporting.compare.records import FRECHET, Comparison
+from immiscible_diffusion.reporting.compare.speedup import speedups
 from immiscible_diffusion.reporting.html import image_file, render, table
 from immiscible_diffusion.utils.atomic_files import write_json, write_text
 
@@ -45,7 +46,8 @@ def csv_tables(comparison: Comparison) -> dict[str, str]:
 
 def render_page(comparison: Comparison, folder: str | os.PathLike[str]) -> str:
     """The HTML of the report; images are read from ``folder``."""
-    source, video = Path(folder), comparison.video
+    source, video, results = Path(folder), comparison.video, speedups(comparison)
+    grids = sample_grids(comparison, source)
     return render(
         "compare.html",
         title=f"{comparison.recipe}: training with and without pairing",
@@ -53,12 +55,17 @@ def render_page(comparison: Comparison, folder: str | os.PathLike[str]) -> str:
         note=f"({comparison.note.strip()})" if comparison.note.strip() else "",
         frechet=comparison.metric == FRECHET,
         summary=summary,
+        results=results,
+        sentences=summary.sentences(comparison, results),
         missing=summary.missing(comparison),
         tables=tables,
+        controls=controls,
         table=partial(_table, comparison),
         plots=plots,
         video=video and image_file(source / video, "Policies, a row each"),
-        grids=sample_grids(comparison, source),
+        grids=grids,
+        samples=grids and {label: row[-1] for label, row in grids["images"].items()},
+        earlier=grids and _earlier(grids),
         trajectories=_trajectories(comparison, source),
     )
 
@@ -77,7 +84,8 @@ def _table(comparison: Comparison, frame: "DataFrame") -> "Markup":
     def verdict(text: str) -> Markup:
         return badge.format(text.replace(" ", "-"), text)
 
-    return table(frame, Coupling=label, Verdict=verdict) if len(frame) else Markup()
+    formats = {"Coupling": label, "Verdict": verdict, "Holm-corrected": verdict}
+    return table(frame, **formats) if len(frame) else Markup()
 
 
 def sample_grids(comparison: Comparison, folder: Path) -> dict[str, Any] | None:
@@ -87,6 +95,12 @@ def sample_grids(comparison: Comparison, folder: Path) -> dict[str, Any] | None:
     if (last := len(steps) - 1) >= GRID_COLUMNS:  # evenly spread, the first and last among them
         steps = [steps[round(i * last / (GRID_COLUMNS - 1))] for i in range(GRID_COLUMNS)]
     return _image_table(comparison, folder, paths, {f"step {step:,}": str(step) for step in steps})
+
+
+def _earlier(grids: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The grids less the last training step; None if there is no other."""
+    images = {label: row[:-1] for label, row in grids["images"].items()}
+    return {**grids, "columns": grids["columns"][:-1], "images": images} if len(grids["columns"]) > 1 else None
 
 
 def _trajectories(comparison: Comparison, folder: Path) -> dict[str, Any] | None:
