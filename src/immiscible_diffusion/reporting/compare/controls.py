@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import geometric_mean
 from typing import TYPE_CHECKING
 
-from immiscible_diffusion.reporting.compare.records import Comparison
+from immiscible_diffusion.reporting.compare.records import Comparison, CouplingEntry
 from immiscible_diffusion.reporting.compare.speedup import common_seeds, share_of_control
 from immiscible_diffusion.reporting.compare.tables import (
     figure,
@@ -125,36 +125,34 @@ def _row(comparison: Comparison, name: str, option: str, reference: str, label: 
             continue
         where = "" if not option else f"at {one.value:g}" if one.value is not None else "as it is"
         ratio = None if (name, option) == (base, reference) or other is None else one.against(other)
-        times = f"ratio {interval_text(ratio)}" if ratio and one != other else ""
+        times = f"ratio {interval_text(ratio)}" if ratio and other and one.values != other.values else ""
         texts.append(figure(number(one.mean), where, times, kind=ratio_kind(ratio)))
     return label, *texts
 
 
-def remarks(comparison: Comparison) -> list[str]:
-    """Whether the gains at the end of training are more than controls have without pairing, in sentences."""
+def remarks(comparison: Comparison, only: CouplingEntry | None = None) -> list[str]:
+    """Whether the final gains of each coupling, or ``only`` one, are more than a control has, in sentences."""
     lines = []
-    for entry in comparison.treated:
-        own, control, unexplained = [], [], comparison.control(entry.name) is None and not comparison.variants
+    for entry in comparison.treated if only is None else (only,):
+        alone, shared = [], []
         for steps, one, base in _finals(comparison, entry.name):
             ratio = one.against(base)
             if ratio is None or not ratio.high < 1:
                 continue
-            rivals = [r for r in _rivals(comparison, entry.name, steps) if r.mean < base.mean]
-            ties = [(str(r), against) for r in rivals if (against := one.against(r)) and against.high >= 1]
+            rivals = [rival for rival in _rivals(comparison, entry.name, steps) if rival.mean < base.mean]
+            ties = {str(r): 1 / tie.value for r in rivals if (tie := one.against(r)) and tie.high >= 1}
             if ties:
-                label, against = min(ties, key=lambda tie: -tie[1].value)
-                control.append(f"{steps} ({label}: {number(1 / against.value)} times its distance)")
+                label = min(ties, key=ties.__getitem__)
+                shared.append(f"{steps} ({label}: {number(ties[label])} times its distance)")
             else:
-                own.append(str(steps))
-        if own and unexplained:
+                alone.append(str(steps))
+        if alone and comparison.control(entry.name) is None and not options_of(comparison):
             lines.append(f"{entry.label}: no control was run, so how much of its gain is pairing is not known.")
-        elif own:
-            lines.append(f"{entry.label}: at {listed(own)} sampling steps its gain is more than any control has.")
-        if control:
-            lines.append(
-                f"{entry.label}: at {listed(control)} sampling steps a control gains too and is not resolved from "
-                "it. A gain that a control has too is not called pairing's."
-            )
+        elif alone or shared:
+            parts = [f"more than any control's with {listed(alone)} sampling steps"] if alone else []
+            parts += [f"not resolved from a control's with {listed(shared)}"] if shared else []
+            rule = " A gain that a control has too is not called pairing's." if shared else ""
+            lines.append(f"{entry.label}: the final gain is {', '.join(parts)}.{rule}")
     return lines
 
 
@@ -198,10 +196,12 @@ def two_metrics_table(comparison: Comparison) -> "DataFrame":
     return steps_frame(comparison, rows)
 
 
-def disagreements(comparison: Comparison) -> list[str]:
+def disagreements(comparison: Comparison, only: CouplingEntry | None = None) -> list[str]:
     """Where features and pixels point to different sides of 1 and an interval of either excludes 1, in sentences."""
     lines = []
     for (name, steps), (features, pixels) in metric_ratios(comparison).items():
+        if only is not None and name != only.name:
+            continue
         if features is None or pixels is None or (features.value - 1) * (pixels.value - 1) >= 0:
             continue
         clear = [word for word, ratio in (("features", features), ("pixels", pixels)) if ratio.excludes(1)]

@@ -36,17 +36,26 @@ def metric_by_step(comparison: Comparison, name: str, sampling_steps: int, metri
 
 
 def metric_plots(comparison: Comparison) -> list["Markup"]:
-    """The metric by training step for every number of sampling steps, and by that number."""
-    by_step = [metric_against_steps(comparison, s) for s in comparison.sampling_steps]
-    return [*by_step, metric_against_sampling_steps(comparison)]
+    """The metric by training step for every number of sampling steps, by that number, and the legend of all."""
+    by_step = [metric_against_steps(comparison, s, legend=False) for s in comparison.sampling_steps]
+    return [*by_step, metric_against_sampling_steps(comparison, legend=False), legend(comparison)]
 
 
-def metric_against_steps(comparison: Comparison, sampling_steps: int) -> "Markup":
+def legend(comparison: Comparison) -> "Markup":
+    """The legend of plots that have none of their own."""
+    with plotting.new_plot("Legend", height=0.7 + 0.22 * len(comparison.couplings), legend=False) as plot:
+        _draw_lines(plot.axes, comparison, {e.name: over_seeds([{1: 1.0}]) for e in comparison.couplings})
+        _draw_floor(plot.axes, comparison)
+        plotting.legend_alone(plot.axes)
+    return plot.image
+
+
+def metric_against_steps(comparison: Comparison, sampling_steps: int, *, legend: bool = True) -> "Markup":
     """The metric against training steps, both logarithmic."""
     headline = ", headline" if sampling_steps == comparison.headline_steps else ""
     names = [entry.name for entry in comparison.couplings]
     lines = {name: metric_by_step(comparison, name, sampling_steps) for name in names}
-    with plotting.new_plot(comparison.steps_text(sampling_steps) + headline) as plot:
+    with plotting.new_plot(comparison.steps_text(sampling_steps) + headline, legend=legend) as plot:
         _draw_lines(plot.axes, comparison, lines)
         _draw_floor(plot.axes, comparison)
         plotting.log_x(plot.axes, comparison.eval_steps)
@@ -55,13 +64,14 @@ def metric_against_steps(comparison: Comparison, sampling_steps: int) -> "Markup
     return plot.image
 
 
-def metric_against_sampling_steps(comparison: Comparison, metric: str = "value") -> "Markup":
+def metric_against_sampling_steps(comparison: Comparison, metric: str = "value", *, legend: bool = True) -> "Markup":
     """A metric at the last training step against the number of sampling steps."""
     sampling_steps, lines = sorted(comparison.sampling_steps), {}
     for entry in comparison.couplings:
         frames = {s: metric_by_step(comparison, entry.name, s, metric) for s in sampling_steps}
         lines[entry.name] = new_frame(f.iloc[-1].rename(s) for s, f in frames.items() if len(f))
-    with plotting.new_plot("At the end of training" + (f", in {metric}" if metric != "value" else "")) as plot:
+    title = "At the end of training" + (f", in {metric}" if metric != "value" else "")
+    with plotting.new_plot(title, legend=legend) as plot:
         _draw_lines(plot.axes, comparison, lines)
         if metric == "value":
             _draw_floor(plot.axes, comparison)
@@ -102,8 +112,8 @@ def _heat_map(comparison: Comparison, label: str, ratios: dict[tuple[int, int], 
             plotting.tile(plot.axes, x, y, -log / scale)
             clear = ratio.excludes(1)
             style = {"fontweight": "bold" if clear else "normal", "color": plotting.BASELINE if clear else "#6b6b6b"}
-            size = min(11, 60 / len(steps))
-            plot.axes.text(x, y, f"{ratio.value:.2g}", ha="center", va="center", fontsize=size, **style)
+            text = f"{ratio.value:.2f}" if ratio.value < 10 else f"{ratio.value:.0f}"
+            plot.axes.text(x, y, text, ha="center", va="center", fontsize=min(11, 58 / len(steps)), **style)
         plot.axes.set_xticks(range(len(steps)), [plotting.thousands(step) for step in steps])
         plot.axes.set_yticks(range(len(sampling_steps)), [str(n) for n in sampling_steps])
         plot.axes.set(xlim=(-0.5, len(steps) - 0.5), ylim=(-0.5, len(sampling_steps) - 0.5))
@@ -221,9 +231,15 @@ def _draw_lines(axes: Any, comparison: Comparison, lines: Mapping[str, "DataFram
 
 
 def _draw_floor(axes: Any, comparison: Comparison) -> None:
-    if comparison.floor is not None:
-        low, high = max(comparison.floor.low, SMALLEST), comparison.floor.high
-        axes.axhspan(low, high, color=plotting.GRAY, alpha=0.22, linewidth=0, zorder=0, label="floor")
+    """The floor as a band; where it is far below, the axis does not reach for it."""
+    if comparison.floor is None:
+        return
+    low, high = max(comparison.floor.low, SMALLEST), comparison.floor.high
+    values = [y for line in axes.get_lines() for y in line.get_ydata() if y > 0]
+    axes.axhspan(low, high, color=plotting.GRAY, alpha=0.22, linewidth=0, zorder=0, label="floor")
+    if values:
+        least = min(values)
+        axes.set_ylim(min(least, max(low, least / 3) if high > least / 3 else least) / 1.2, max(*values, high) * 1.15)
 
 
 def _signed_log_y(axes: Any, linear: float) -> None:

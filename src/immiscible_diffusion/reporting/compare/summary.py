@@ -15,10 +15,11 @@ BELOW = 4.0  # standard errors below 0 that make an excess loss a fault: there a
 
 
 def sentences(comparison: Comparison, results: Sequence[Speedup] | None = None) -> list[str]:
-    """The headline, and what to hold against it: the number of comparisons, the controls, the second metric."""
+    """The headline, and what to hold against it: number of comparisons, controls and second metric of the best one."""
     results = speedups(comparison) if results is None else results
-    lines = [headline(comparison, results), chance(results)]
-    return [line for line in (*lines, *controls.remarks(comparison), *controls.disagreements(comparison)) if line]
+    best = best_coupling(comparison, results)
+    held = [*controls.remarks(comparison, best), *controls.disagreements(comparison, best)] if best else []
+    return [headline(comparison, results), chance(results), *held]
 
 
 def headline(comparison: Comparison, results: Sequence[Speedup]) -> str:
@@ -87,7 +88,7 @@ def _savings(comparison: Comparison, results: Sequence[Speedup], saves: str) -> 
     if absent := [where(r) for r in ordered if r.verdict is Verdict.NOT_MEASURED]:
         parts.append(f"it is not measured {listed(absent)}")
     helps = any(r.verdict is Verdict.HELPS for r in results)
-    return ("" if helps else f"saves no {saves} steps: ") + "; ".join(parts)
+    return ("" if helps else f"saves no {saves} steps: {'it ' * bool(needs or finals)}") + "; ".join(parts)
 
 
 def chance(results: Sequence[Speedup]) -> str:
@@ -97,7 +98,7 @@ def chance(results: Sequence[Speedup]) -> str:
         return "One seed has no interval, so nothing here is resolved."
     left = sum(r.holds for r in results)
     return (
-        f"{count} comparisons; about {number((1 - CONFIDENCE) * count)} would be resolved by chance alone. "
+        f"{count} comparisons; about {(1 - CONFIDENCE) * count:.2g} would be resolved by chance alone. "
         f"{sum(r.is_resolved for r in results)} are, {left} after Holm's correction for their number."
     )
 

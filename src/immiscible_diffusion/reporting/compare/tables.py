@@ -39,11 +39,11 @@ _SPEEDUP_COLUMNS = (
 )
 
 
-def new_frame(rows: Iterable[Any], columns: Iterable[str] | None = None) -> "DataFrame":
+def new_frame(rows: Iterable[Any], columns: Iterable[str] | None = None, **options: Any) -> "DataFrame":
     """A frame of ``rows``: mappings, or tuples in the order of ``columns``."""
     with require_extra("train", "reports"):
         import pandas as pd
-    return pd.DataFrame(list(rows), columns=None if columns is None else list(columns))
+    return pd.DataFrame(list(rows), columns=None if columns is None else list(columns), **options)
 
 
 def interval_text(interval: Interval | None, bound: str = "") -> str:
@@ -100,7 +100,7 @@ def ratio_figure(ratio: Interval | None) -> "Markup | str":
 
 def steps_frame(comparison: Comparison, rows: Iterable[Any]) -> "DataFrame":
     """Rows of a label and an entry for every number of sampling steps."""
-    return new_frame(rows, ["Coupling", *map(comparison.steps_text, comparison.sampling_steps)])
+    return new_frame(rows, ["Coupling", *map(comparison.steps_text, comparison.sampling_steps)], dtype=object)
 
 
 def metrics_frame(comparison: Comparison) -> "DataFrame":
