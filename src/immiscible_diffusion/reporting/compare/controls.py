@@ -152,7 +152,7 @@ def remarks(comparison: Comparison, only: CouplingEntry | None = None) -> list[s
             parts = [f"more than any control's with {listed(alone)} sampling steps"] if alone else []
             parts += [f"not resolved from a control's with {listed(shared)}"] if shared else []
             rule = " A gain that a control has too is not called pairing's." if shared else ""
-            lines.append(f"{entry.label}: the final gain is {', '.join(parts)}.{rule}")
+            lines.append(f"{entry.label}: the gain in final {comparison.metric} is {', '.join(parts)}.{rule}")
     return lines
 
 
@@ -178,11 +178,12 @@ def has_pixels(comparison: Comparison) -> bool:
 
 def metric_ratios(comparison: Comparison) -> dict[tuple[str, int], list[Interval | None]]:
     """Ratios to the baseline at the end of training by coupling and sampling steps: of features, of pixels."""
-    base, pairs = comparison.baseline.name, {}
+    base = comparison.baseline.name
+    pairs: dict[tuple[str, int], list[Interval | None]] = {}
     for entry in comparison.couplings:
         for steps in comparison.sampling_steps if not entry.baseline else ():
             settings = [[final(comparison, n, steps, m) for n in (entry.name, base)] for m in ("value", "pixels")]
-            pairs[entry.name, steps] = [one and one.against(other) for one, other in settings]
+            pairs[entry.name, steps] = [one.against(other) if one else None for one, other in settings]
     return pairs
 
 

@@ -150,8 +150,8 @@ def steps_to(curve: Mapping[int, float], target: float) -> tuple[float, bool]:
     for i, (step, value) in enumerate(points):
         if value > target:
             continue
-        if i == 0:
-            return float(step), True
+        if i == 0 or value == target:  # exactly, for a bound of exactly 1
+            return float(step), i == 0
         step_before, value_before = points[i - 1]
         before, after, goal = (math.log(max(v, SMALLEST)) for v in (value_before, value, target))
         share = (before - goal) / (before - after) if before > after else 1.0
