@@ -110,3 +110,9 @@ def test_metrics_that_disagree_are_named(final, parsed, plots, tmp_path):
     parsed(page)
     assert "At the end of training, in pixels" in plots(page)
     assert "Features and pixels" not in render_page(final(), tmp_path)
+
+
+def test_a_retuned_baseline_is_held_against_the_retuned_coupling(final):
+    # The baseline's best grid reaches what the coupling has as it is, and half of that is within its reach too.
+    variants = {("independent", "shift", 3.0): (5.0, 5.5, 4.5), ("knn", "shift", 3.0): (2.5, 2.8, 2.2)}
+    assert "more than any control's with 20" in controls.remarks(final(variants))[0]

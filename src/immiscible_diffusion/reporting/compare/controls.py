@@ -140,7 +140,11 @@ def remarks(comparison: Comparison, only: CouplingEntry | None = None) -> list[s
             if ratio is None or not ratio.high < 1:
                 continue
             rivals = [rival for rival in _rivals(comparison, entry.name, steps) if rival.mean < base.mean]
-            ties = {str(r): 1 / tie.value for r in rivals if (tie := one.against(r)) and tie.high >= 1}
+            ties = {}
+            for rival in rivals:  # a re-tuned baseline is a rival of the re-tuned coupling
+                own = best_setting(comparison, entry.name, steps, rival.option) or one
+                if (tie := own.against(rival)) and tie.high >= 1:
+                    ties[str(rival)] = 1 / tie.value
             if ties:
                 label = min(ties, key=ties.__getitem__)
                 shared.append(f"{steps} ({label}: {number(ties[label])} times its distance)")

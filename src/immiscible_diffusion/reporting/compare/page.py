@@ -47,7 +47,6 @@ def csv_tables(comparison: Comparison) -> dict[str, str]:
 def render_page(comparison: Comparison, folder: str | os.PathLike[str]) -> str:
     """The HTML of the report; images are read from ``folder``."""
     source, video, results = Path(folder), comparison.video, speedups(comparison)
-    grids = sample_grids(comparison, source)
     return render(
         "compare.html",
         title=f"{comparison.recipe}: training with and without pairing",
@@ -63,9 +62,7 @@ def render_page(comparison: Comparison, folder: str | os.PathLike[str]) -> str:
         table=partial(_table, comparison),
         plots=plots,
         video=video and image_file(source / video, "Policies, a row each"),
-        grids=grids,
-        samples=grids and {label: row[-1] for label, row in grids["images"].items()},
-        earlier=grids and _earlier(grids),
+        grids=sample_grids(comparison, source),
         trajectories=_trajectories(comparison, source),
     )
 
@@ -95,12 +92,6 @@ def sample_grids(comparison: Comparison, folder: Path) -> dict[str, Any] | None:
     if (last := len(steps) - 1) >= GRID_COLUMNS:  # evenly spread, the first and last among them
         steps = [steps[round(i * last / (GRID_COLUMNS - 1))] for i in range(GRID_COLUMNS)]
     return _image_table(comparison, folder, paths, {f"step {step:,}": str(step) for step in steps})
-
-
-def _earlier(grids: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The grids less the last training step; None if there is no other."""
-    images = {label: row[:-1] for label, row in grids["images"].items()}
-    return {**grids, "columns": grids["columns"][:-1], "images": images} if len(grids["columns"]) > 1 else None
 
 
 def _trajectories(comparison: Comparison, folder: Path) -> dict[str, Any] | None:

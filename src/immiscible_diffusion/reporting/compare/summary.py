@@ -83,12 +83,12 @@ def _savings(comparison: Comparison, results: Sequence[Speedup], saves: str) -> 
     parts = [f"needs {listed(needs)}"] if needs else []
     parts += [f"has a final {comparison.metric} {listed(finals)}"] if finals else []
     if unresolved := [values(r) for r in ordered if r.verdict is Verdict.UNRESOLVED]:
-        lead = "no difference is resolved" if parts else f"no difference from {base} is resolved"
-        parts.append(f"{lead} {listed(unresolved)}")
+        lead = "no difference is resolved " if parts else f"has no resolved difference in {saves} steps from {base}: "
+        parts.append(lead + listed(unresolved))
     if absent := [where(r) for r in ordered if r.verdict is Verdict.NOT_MEASURED]:
-        parts.append(f"it is not measured {listed(absent)}")
-    helps = any(r.verdict is Verdict.HELPS for r in results)
-    return ("" if helps else f"saves no {saves} steps: {'it ' * bool(needs or finals)}") + "; ".join(parts)
+        parts.append(f"is not measured {listed(absent)}")
+    hurts = {r.verdict for r in results if r.is_resolved} == {Verdict.HURTS}
+    return (f"saves no {saves} steps: it " if hurts else "") + "; ".join(parts)
 
 
 def chance(results: Sequence[Speedup]) -> str:
