@@ -1,7 +1,7 @@
 """Is a gain pairing's? What controls gain without it, every coupling at its own best setting, two metrics."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import geometric_mean
 from typing import TYPE_CHECKING
@@ -135,9 +135,10 @@ def remarks(comparison: Comparison, only: CouplingEntry | None = None) -> list[s
     lines = []
     for entry in comparison.treated if only is None else (only,):
         alone, shared = [], []
-        for steps, one, base in _finals(comparison, entry.name):
-            ratio = one.against(base)
-            if ratio is None or not ratio.high < 1:
+        for steps in comparison.sampling_steps:
+            one, base = (final(comparison, name, steps) for name in (entry.name, comparison.baseline.name))
+            ratio = one.against(base) if one else None
+            if one is None or base is None or ratio is None or not ratio.high < 1:
                 continue
             rivals = [rival for rival in _rivals(comparison, entry.name, steps) if rival.mean < base.mean]
             ties = {}
@@ -158,13 +159,6 @@ def remarks(comparison: Comparison, only: CouplingEntry | None = None) -> list[s
             rule = " A gain that a control has too is not called pairing's." if shared else ""
             lines.append(f"{entry.label}: the gain in final {comparison.metric} is {', '.join(parts)}.{rule}")
     return lines
-
-
-def _finals(comparison: Comparison, name: str) -> Iterator[tuple[int, Setting, Setting]]:
-    for steps in comparison.sampling_steps:
-        one, base = (final(comparison, n, steps) for n in (name, comparison.baseline.name))
-        if one and base:
-            yield steps, one, base
 
 
 def _rivals(comparison: Comparison, name: str, steps: int) -> list[Setting]:
