@@ -114,7 +114,7 @@ def realistic_trial(name, seed):
     for step in STEPS:
         for n, end in zip(SAMPLING_STEPS, ends, strict=True):
             value = (end + 60 * (faster * step / 250) ** -1.3) * math.exp(rng.normal(0, 0.03))
-            metrics.append(SampleMetrics(step, n, n, value, value / 900, 0.0004, 0.8, 0.7, 0.9, 0.85, 0.0))
+            metrics.append(SampleMetrics(step, n, n, value, None, value / 900, 0.0004, 0.8, 0.7, 0.9, 0.85, 0.0))
     decay = [math.exp(-step / 900) for step in STEPS]
     pairing = 0.0 if name == "independent" else 1.4 if "knn" in name else 6.3
     return Trial(

@@ -79,4 +79,4 @@ def test_the_page_of_an_analysis(analysis_page, tmp_path):
 
 
 def test_the_report_of_a_comparison(comparison, folder, tmp_path):
-    check(write_report(comparison, folder), tmp_path, images=6 * 4 + 8)
+    check(write_report(comparison, folder), tmp_path, images=6 * 4 + 14)

@@ -8,9 +8,11 @@ from scipy import stats
 
 from immiscible_diffusion.utils.statistics import (
     geometric_interval,
+    holm,
     mean_interval,
     paired_interval,
     ratio_interval,
+    ratio_p_value,
     t_quantile,
 )
 
@@ -70,3 +72,23 @@ def test_zero_has_a_ratio_and_a_minimum_cuts():
 def test_the_quantile_is_student_s():
     assert t_quantile(1) == pytest.approx(12.706, rel=1e-4)
     assert t_quantile(10_000) == pytest.approx(1.960, rel=1e-3)
+
+
+def test_holm_by_hand():
+    # In order: 5 x 0.005, 4 x 0.01, 3 x 0.02, 2 x 0.03, 1 x 0.04, none below the one before it.
+    adjusted = holm([0.01, 0.04, 0.03, 0.005, 0.02])
+    assert adjusted == pytest.approx([0.04, 0.06, 0.06, 0.025, 0.06])
+    assert holm([0.9, 0.8]) == pytest.approx([1.0, 1.0])
+    assert holm([]) == []
+
+
+def test_the_p_value_of_a_ratio_is_scipys_and_agrees_with_the_interval():
+    values = [1.3, 1.1, 1.7, 1.2]
+    ratio = geometric_interval(values)
+    assert ratio_p_value(ratio) == pytest.approx(stats.ttest_1samp(np.log(values), 0).pvalue)
+    edge = geometric_interval(values, confidence=1 - ratio_p_value(ratio))
+    assert edge.low == pytest.approx(1)
+    assert ratio_p_value(geometric_interval([2.0])) is None
+    assert ratio_p_value(geometric_interval([2.0, 2.0])) == 0
+    assert ratio.reciprocal.value == pytest.approx(geometric_interval([1 / v for v in values]).value)
+    assert ratio.reciprocal.high == pytest.approx(geometric_interval([1 / v for v in values]).high)

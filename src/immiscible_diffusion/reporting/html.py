@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
     from pandas import DataFrame
 
+_SMALL = 400  # width of an image that is enlarged without smoothing
 _TYPES = {".png": ("image/png", b"\x89PNG\r\n\x1a\n"), ".gif": ("image/gif", b"GIF8")}
 
 
@@ -70,16 +71,17 @@ def table(frame: "DataFrame", **formats: Callable[[Any], str]) -> "Markup":
     return Markup(f'<div class="scroll">{text}</div>')
 
 
-def image(content: bytes, kind: str, alt: str) -> "Markup":
+def image(content: bytes, kind: str, alt: str, css_class: str = "") -> "Markup":
     """An ``<img>`` that holds ``content`` of the MIME type ``kind`` itself."""
     from markupsafe import Markup
 
     data = b64encode(content).decode("ascii")
-    return Markup('<img alt="{}" src="data:{};base64,{}">').format(alt, kind, data)
+    named = Markup(' class="{}"').format(css_class) if css_class else ""
+    return Markup('<img{} alt="{}" src="data:{};base64,{}">').format(named, alt, kind, data)
 
 
 def image_file(path: Path, alt: str) -> "Markup | None":
-    """The PNG or GIF at ``path`` as an ``<img>``; None if there is no such file.
+    """The PNG or GIF at ``path`` as an ``<img>``, small ones of class ``pixels``; None if there is no such file.
 
     Raises:
         ValueError: the file is neither, by its content and its name.
@@ -90,4 +92,5 @@ def image_file(path: Path, alt: str) -> "Markup | None":
     kind, start = _TYPES.get(path.suffix, ("", b"\0"))
     if not content.startswith(start):
         raise ValueError(f"{path} is not a PNG or GIF image; expected one for: {alt}")
-    return image(content, kind, alt)
+    small = kind == "image/png" and int.from_bytes(content[16:20], "big") < _SMALL
+    return image(content, kind, alt, "pixels" if small else "")

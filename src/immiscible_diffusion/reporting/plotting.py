@@ -84,10 +84,11 @@ class Plot:
 
 
 @contextmanager
-def new_plot(title: str, *, height: float = 3.6, width: float = 4.7) -> Iterator[Plot]:
+def new_plot(title: str, *, height: float = 3.6, width: float = 4.7, legend: bool = True) -> Iterator[Plot]:
     """Yield a plot of ``width`` x ``height`` inches; artists with a label make its legend.
 
-    The legend stands below the axes and adds to the height. ``title`` is the image's text for screen readers as well.
+    The legend stands below the axes and adds to the height, or is left out. ``title`` is the image's text for screen
+    readers as well.
     """
     with require_extra("train", "plots"):
         import matplotlib
@@ -99,7 +100,8 @@ def new_plot(title: str, *, height: float = 3.6, width: float = 4.7) -> Iterator
         # A label such as "5 $ a step" is text, never a formula.
         plot.axes.set_title(title, parse_math=False)
         yield plot
-        _add_legend(figure, plot.axes)
+        if legend:
+            _add_legend(figure, plot.axes)
         buffer = io.BytesIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
@@ -119,6 +121,16 @@ def _add_legend(figure: Any, axes: Any) -> None:
     figure.set_size_inches(width, height + 0.1 + _LEGEND_ROW * math.ceil(len(labels) / columns))
 
 
+def legend_alone(axes: Any) -> None:
+    """Leave nothing of ``axes`` but a legend: for small multiples that share it."""
+    handles, labels = axes.get_legend_handles_labels()
+    axes.clear()
+    axes.set_axis_off()
+    legend = axes.legend(handles, [short(label, 42) for label in labels], loc="upper left", borderaxespad=0)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
 def short(label: str, limit: int = 26) -> str:
     """``label``, cut to what an axis has room for."""
     return label if len(label) <= limit else label[: limit - 1] + "…"
@@ -135,9 +147,21 @@ def log_x(axes: Any, ticks: Sequence[int], gap: float = 1.35) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(places[::-1]))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
-    )
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: thousands(value)))
+
+
+def thousands(value: float) -> str:
+    """'1.5k' or '500'."""
+    return f"{value / 1000:g}k" if value >= 1000 else f"{value:g}"
+
+
+def tile(axes: Any, x: float, y: float, shade: float) -> None:
+    """Fill the unit square around a point: from red at -1 over white to blue at 1, told apart with color blindness."""
+    from matplotlib import colormaps
+    from matplotlib.patches import Rectangle
+
+    color = colormaps["RdBu"](0.5 + 0.3 * max(-1.0, min(1.0, shade)))  # light enough for dark text
+    axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=color, edgecolor="white", linewidth=1.5))
 
 
 def log_y(axes: Any) -> None:

@@ -1,8 +1,8 @@
-"""Means over seeds with Student's t intervals: plain, paired, and of log-ratios."""
+"""Means over seeds with Student's t intervals: plain, paired, and of log-ratios; tests of many at once."""
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from statistics import fmean, stdev
 from typing import TypeVar
@@ -39,6 +39,12 @@ class Interval:
     def excludes(self, value: float) -> bool:
         """Whether ``value`` lies outside."""
         return not self.low <= value <= self.high
+
+    @property
+    def reciprocal(self) -> "Interval":
+        """The interval of 1 / the ratio."""
+        low, high = (1 / end if end else math.inf for end in (self.high, self.low))
+        return replace(self, value=1 / self.value, low=low, high=high)
 
 
 @lru_cache(maxsize=1024)
@@ -77,6 +83,24 @@ def ratio_interval(
     """Geometric mean of ``values / baseline`` over the keys (seeds) that both have."""
     logs = [_log(values[key]) - _log(baseline[key]) for key in values if key in baseline]
     return geometric_interval([_exp(log) for log in logs], confidence=confidence)
+
+
+def ratio_p_value(ratio: Interval) -> float | None:
+    """Two-sided p-value of Student's t-test that a ``geometric_interval`` is of ratio 1; None of one value."""
+    from scipy.special import stdtr
+
+    if ratio.count < 2:
+        return None
+    mean, error = _log(ratio.value), ratio.std / math.sqrt(ratio.count)
+    return float(2 * stdtr(ratio.count - 1, -abs(mean) / error)) if error else float(mean == 0)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values: those at most 0.05 are found together, with 5% error in the family."""
+    adjusted, largest = [1.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = adjusted[i] = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+    return adjusted
 
 
 def _log(value: float) -> float:

@@ -17,7 +17,7 @@ def test_the_report_is_one_page_that_fetches_and_runs_nothing(comparison, folder
     structure = parsed(page)
     assert not structure.tags & {"script", "link", "iframe", "object"}
     kinds = [re.match(r"data:image/(\w+)", image["src"])[1] for image in structure.images]
-    assert (kinds.count("png"), kinds.count("svg")) == (6 * 4, 5 + 1 + 2)
+    assert (kinds.count("png"), kinds.count("svg")) == (6 * 4, 4 + 1 + 1 + 5 + 1 + 2)
     assert not re.findall(r"(?:@import|url\((?!#))", page)
     names = {p.name for p in folder.iterdir()}
     assert names == {"grids", "report.html", "results.csv", "results.json", "speedups.csv"}

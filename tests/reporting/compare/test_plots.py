@@ -25,6 +25,7 @@ def drawn(comparison):
         plots.metric_against_sampling_steps(comparison),
         *(plots.losses_against_steps(comparison, kind) for kind in ("validation", "training")),
         plots.pairing_cost(comparison),
+        plots.legend(comparison),
     ]
     return [svg(image) for image in images]
 
@@ -43,15 +44,29 @@ def test_plots_parse_and_fetch_nothing(kind, request):
 
 
 def test_every_line_is_in_the_legend(comparison):
-    [first, *_] = drawn(comparison)
-    texts = {element.text for element in ElementTree.fromstring(first).iter() if element.text}
-    assert {entry.label for entry in comparison.couplings} | {"floor"} <= texts
+    for image in (plots.metric_against_steps(comparison, 20), plots.metric_plots(comparison)[-1]):
+        texts = {element.text for element in ElementTree.fromstring(svg(image)).iter() if element.text}
+        assert {entry.label for entry in comparison.couplings} | {"floor"} <= texts
 
 
 def test_labels_are_never_formulas_or_markup(comparison):
     couplings = tuple(replace(entry, label=f"$\\bad{{{i}</svg>") for i, entry in enumerate(comparison.couplings))
     for text in drawn(replace(comparison, couplings=couplings)):
         assert "\\bad{0&lt;/svg&gt;" in text
+
+
+def test_the_heat_map_holds_the_ratios_paired_by_seed(comparison):
+    ratios = plots.ratios_to_baseline(comparison, "assignment")
+    assert set(ratios) == {(step, n) for step in comparison.eval_steps for n in comparison.sampling_steps}
+    expected = 1.0
+    for one, base in zip(comparison.trials_of("assignment"), comparison.trials_of("independent"), strict=True):
+        expected *= (one.metrics[-1].value / base.metrics[-1].value) ** (1 / 3)
+    assert ratios[6000, 100].value == pytest.approx(expected)
+    texts = [svg(image) for image in plots.heat_maps(comparison)]
+    assert len(texts) == 5
+    assert f">{expected:.2f}<" in texts[-1]
+    for text in texts:
+        ElementTree.fromstring(text)
 
 
 def test_a_control_has_the_color_of_its_coupling_and_the_baseline_is_black(comparison):

@@ -1,4 +1,4 @@
-"""Speed-ups against closed forms: power laws, hand-computed interpolation, bounds, intervals."""
+"""Both savings against closed forms: power laws, hand-computed interpolation, bounds, intervals, correction."""
 
 import math
 from dataclasses import replace
@@ -10,6 +10,7 @@ from immiscible_diffusion.reporting.compare.records import Floor, SampleMetrics,
 from immiscible_diffusion.reporting.compare.speedup import (
     best_so_far,
     floor_resolves,
+    running_minimum,
     share_of_control,
     speedup,
     speedups,
@@ -170,7 +171,70 @@ def test_the_floor_hides_small_differences():
 
 def test_every_coupling_with_every_number_of_sampling_steps(comparison):
     results = speedups(comparison)
-    assert len(results) == 5 * 4
+    assert len(results) == 2 * 5 * 4
     assert {r.coupling for r in results} == {e.name for e in comparison.couplings if not e.baseline}
     with pytest.raises(ValueError, match="coupling is 'nobody'"):
         speedup(comparison, "nobody", 20)
+
+
+NUMBERS = (2, 5, 20, 100)
+
+
+def sampled(name, seed, values, step=400):
+    """A trial with a value for each number of sampling steps after ``step``, and worse ones earlier."""
+    pairs = list(zip(NUMBERS, values, strict=True))
+    metrics = [SampleMetrics(100, n, frechet=10 * v) for n, v in pairs]
+    return Trial(name, seed, (*metrics, *(SampleMetrics(step, n, frechet=v) for n, v in pairs)))
+
+
+@pytest.mark.parametrize("faster", [1.5, 2.4, 1 / 1.5, 1 / 2.4])
+@pytest.mark.parametrize("number", [5, 20])
+def test_a_power_law_over_sampling_steps_saves_its_factor(build, faster, number):
+    trials = []
+    for seed, slope in enumerate((0.5, 0.8, 1.1)):
+        trials.append(sampled("independent", seed, [9 * n**-slope for n in NUMBERS]))
+        trials.append(sampled("knn", seed, [9 * (faster * n) ** -slope for n in NUMBERS]))
+    result = speedup(build(trials), "knn", number, "sampling")
+    assert result.steps.value == pytest.approx(faster, rel=1e-9)
+    assert (result.bound, result.horizon) == ("", 400)
+    assert result.verdict == ("helps" if faster > 1 else "hurts")
+
+
+def saving(build, base, other, number):
+    trials = [sampled(name, seed, v) for name, v in (("independent", base), ("knn", other)) for seed in (0, 1)]
+    return speedup(build(trials), "knn", number, "sampling")
+
+
+def test_beyond_the_measured_sampling_steps_there_are_bounds(build):
+    good, bad = [40, 10, 4, 2], [400, 100, 40, 20]
+    never = saving(build, good, bad, 20)
+    assert (never.steps.value, never.bound, never.verdict) == (pytest.approx(20 / 100), "<", "hurts")
+    at_once = saving(build, bad, good, 20)
+    assert (at_once.steps.value, at_once.bound, at_once.verdict) == (pytest.approx(20 / 2), ">", "helps")
+    most = saving(build, good, bad, 100)  # with the most steps too the coupling is worse, however little
+    assert (most.steps.value, most.bound, most.verdict) == (pytest.approx(1), "<", "hurts")
+    same = saving(build, good, good, 20)
+    assert (same.steps.value, same.verdict) == (pytest.approx(1), "unresolved")
+
+
+def test_more_sampling_steps_never_count_as_worse(build):
+    # The baseline is best with 20: what it "reaches with 100" it reaches with 20, and so does an equal coupling.
+    result = saving(build, [40, 10, 4, 6], [40, 10, 4, 9], 100)
+    assert (result.steps.value, result.baseline_final.value) == (pytest.approx(1), 4)
+    assert running_minimum({100: 6.0, 2: 40.0, 20: 4.0, 5: None}) == {2: 40.0, 20: 4.0, 100: 4.0}
+
+
+def test_interpolation_over_sampling_steps_by_hand(build):
+    # The baseline has 8 with 20; the coupling 16 with 5 and 4 with 20, so 8 at the geometric mean, 10.
+    assert saving(build, [64, 32, 8, 4], [64, 16, 4, 2], 20).steps.value == pytest.approx(2)
+
+
+def test_holm_is_over_both_savings_and_only_takes_verdicts_away(comparison):
+    results = speedups(comparison)
+    tested = [r for r in results if r.p_value is not None]
+    least = min(tested, key=lambda r: r.p_value)
+    assert least.corrected == pytest.approx(len(tested) * least.p_value)
+    assert all(r.corrected >= r.p_value for r in tested)
+    assert 0 < sum(r.holds for r in results) < sum(r.is_resolved for r in results)
+    for r in tested:  # the test and the interval are one
+        assert r.is_resolved == (r.p_value < 0.05)

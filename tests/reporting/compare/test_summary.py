@@ -1,52 +1,78 @@
-"""Verdicts, and that the evidence and what is missing are named."""
+"""Sentences: gain and limit from the record, and what is missing."""
 
 from dataclasses import replace
 
-import pytest
-
-from immiscible_diffusion.reporting.compare.speedup import Verdict
-from immiscible_diffusion.reporting.compare.summary import findings, missing, summary
+from immiscible_diffusion.reporting.compare.records import CouplingEntry, SampleMetrics, Trial
+from immiscible_diffusion.reporting.compare.speedup import speedups
+from immiscible_diffusion.reporting.compare.summary import best_coupling, chance, headline, missing, sentences
 from immiscible_diffusion.reporting.compare.tables import interval_text
 from immiscible_diffusion.reporting.html import number
 from immiscible_diffusion.utils.statistics import Interval, mean_interval
 
-
-def runs(power, faster):
-    trials = [power("independent", s) for s in range(len(faster))]
-    return [*trials, *(power("knn", s, f) for s, f in enumerate(faster))]
+STEPS = (250, 500, 1000, 2000, 4000, 6000)
+SPREAD = (0.98, 1.0, 1.02)
 
 
-@pytest.mark.parametrize(
-    ("faster", "verdict", "evidence"),
-    [
-        ([2.0, 2.1, 1.9], "helps", "2.00 (1.76 to 2.26)"),
-        ([0.5, 0.51, 0.49], "hurts", "0.500 (0.476 to 0.525)"),
-        ([0.8, 1.0, 1.25], "unresolved", "1.00 (0.574 to 1.74)"),
-        ([2.0], "unresolved", "2.00 (one seed)"),
-        ([100.0, 120.0], "helps", "> 24.0"),
-    ],
-)
-def test_the_verdict_is_that_of_the_interval(build, power, faster, verdict, evidence):
-    [finding] = findings(build(runs(power, faster)))
-    assert finding.verdict.value == verdict
-    assert evidence in finding.evidence
+def record(build, factors, seeds=3, **changes):
+    """A comparison of power laws: by number of sampling steps, times faster."""
+    trials = []
+    for name, fast in (("independent", dict.fromkeys(factors, 1.0)), ("knn", factors)):
+        for seed in range(seeds):
+            spread = SPREAD[seed] if name == "knn" else 1.0
+            metrics = [
+                SampleMetrics(step, n, frechet=100 / n * (f * spread * step / 250) ** -0.5)
+                for n, f in fast.items()
+                for step in STEPS
+            ]
+            trials.append(Trial(name, seed, tuple(metrics), finished=True))
+    return build(trials, sampling_steps=tuple(factors), headline_steps=min(factors), **changes)
 
 
-def test_floor_and_control_are_named(comparison):
-    found = {f.coupling: f for f in findings(comparison)}
-    assert set(found) == {"knn:k=16,center=mean", "knn:k=64", "assignment"}
-    assert "The floor (1.5 to 3.1" in found["knn:k=16,center=mean"].evidence
-    assert "keeps 16% at 2, 25% at 5" in found["knn:k=16,center=mean"].evidence
-    assert found["knn:k=64"].verdict is Verdict.HURTS
-    assert "No shuffled control" in found["assignment"].evidence
+def said(comparison):
+    return headline(comparison, speedups(comparison)).partition(" At the end")[0]
 
 
-def test_the_summary_sorts_the_couplings_by_verdict(comparison, empty):
-    text = summary(comparison)
-    head = text.partition("With 20 Euler steps: ")[2].partition("\n")[0]
-    assert head.startswith("helps: KNN k=16, centerd, linear assignment, B=256; hurts: KNN k=64")
-    assert "not measured: KNN k=16, centerd" in summary(empty)
-    assert "no coupling" in summary(replace(empty, couplings=empty.couplings[:1]))
+def test_a_gain_and_its_limits_are_in_one_sentence(build):
+    text = said(record(build, {5: 2.0, 20: 0.5, 100: 1.0}))
+    assert text.startswith(
+        "KNN needs 2.00 (1.90 to 2.10) times fewer training steps than independent at 5 Euler steps"
+    )
+    assert "2.00 (1.90 to 2.10) times more at 20" in text
+    assert "no difference is resolved at 100 (1.00, 0.951 to 1.05)" in text
+
+
+def test_a_loss_is_said_as_plainly(build):
+    text = said(record(build, {5: 0.5, 20: 1.0}))
+    assert "saves no training steps: it needs 2.00 (1.90 to 2.10) times more training steps than independent" in text
+    assert "no difference is resolved at 20" in text
+
+
+def test_one_seed_resolves_nothing(build):
+    comparison = record(build, {5: 2.0, 20: 3.0}, seeds=1)
+    text = said(comparison)
+    assert "has no resolved difference in training steps from independent" in text
+    assert "at 5 Euler steps (1.96, one seed)" in text
+    assert "nothing here is resolved" in chance(speedups(comparison))
+
+
+def test_the_best_of_several_is_no_control_and_says_of_how_many(comparison, empty):
+    results = speedups(comparison)
+    assert best_coupling(comparison, results).label == "KNN k=16, centerd"
+    assert "the best of 3 couplings" in headline(comparison, results)
+    kept = tuple(t for t in comparison.trials if t.coupling in ("independent", "knn:k=64"))
+    couplings = (comparison.couplings[0], CouplingEntry("knn:k=64", "c", "independent"))
+    control = replace(comparison, couplings=couplings, trials=kept)
+    assert headline(control, speedups(control)) == "There is no coupling to compare."
+    assert headline(empty, speedups(empty)) == "No coupling has been measured."
+
+
+def test_a_bound_is_said_as_a_bound(build):
+    assert "more than 24.0 times fewer training steps" in said(record(build, {20: 110.0}))
+
+
+def test_the_number_of_comparisons_is_said(comparison, partial):
+    assert sentences(comparison)[1].startswith("40 comparisons; about 2 would be resolved by chance alone.")
+    assert len(sentences(partial)) > 2
 
 
 def test_missing_trials_are_named(comparison, partial, empty):

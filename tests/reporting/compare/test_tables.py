@@ -8,14 +8,16 @@ import pandas as pd
 import pytest
 
 from immiscible_diffusion.reporting.compare import csv_tables, latex_table, speedup_markdown
-from immiscible_diffusion.reporting.compare.speedup import speedup
+from immiscible_diffusion.reporting.compare.controls import share_table
+from immiscible_diffusion.reporting.compare.speedup import speedup, speedups
 from immiscible_diffusion.reporting.compare.tables import (
-    control_table,
     cost_table,
     latex_escaped,
     metric_table,
     over_seeds,
-    speedup_table,
+    paper_table,
+    savings_table,
+    verdict_table,
 )
 
 
@@ -30,9 +32,9 @@ def test_csv_rows_are_tidy_and_agree_with_the_record(comparison):
     assert not results.duplicated(["coupling", "seed", "step", "sampling_steps"]).any()
     assert float(results.frechet[0]) == comparison.trials_of("independent")[0].metrics[0].frechet
     assert ",20,20," in files["results.csv"]  # whole numbers stay whole
-    speedups = read(files["speedups.csv"]).set_index(["coupling", "sampling_steps", "seed"])
-    assert len(speedups) == 5 * 4 * (3 + 1)
-    row, expected = speedups.loc["assignment", 20, "all"], speedup(comparison, "assignment", 20)
+    table = read(files["speedups.csv"]).set_index(["saves", "coupling", "sampling_steps", "seed"])
+    assert len(table) == 2 * 5 * 4 * (3 + 1)
+    row, expected = table.loc["training", "assignment", 20, "all"], speedup(comparison, "assignment", 20)
     assert (float(row.speedup), float(row.low)) == (expected.steps.value, expected.steps.low)
     assert row.verdict == expected.verdict
 
@@ -41,15 +43,18 @@ def test_csv_files_of_nothing_have_their_columns(empty, partial):
     for record in (empty, partial, replace(empty, couplings=empty.couplings[:1])):
         files = csv_tables(record)
         assert files["results.csv"].startswith("coupling,label,seed,step,sampling_steps,nfe,frechet")
-    assert len(read(csv_tables(empty)["speedups.csv"])) == 5 * 4
+    assert len(read(csv_tables(empty)["speedups.csv"])) == 2 * 5 * 4
 
 
 def test_the_tables_of_the_page_have_a_row_for_each_coupling(comparison, partial):
     for record in (comparison, partial):
-        for table in (speedup_table(record, 20), cost_table(record)):
-            assert list(table.Coupling) == [entry.label for entry in record.couplings]
+        labels, results = [entry.label for entry in record.couplings], speedups(record)
+        assert list(cost_table(record).Coupling) == labels
+        for saves in ("training", "sampling"):
+            assert list(savings_table(record, results, saves).Coupling) == labels[1:]
         assert len(metric_table(record)) == 4 * len(record.couplings)
-        assert len(control_table(record)) == 4 * 2
+        assert len(verdict_table(record, results)) == 2 * 4 * len(labels[1:])
+        assert len(share_table(record)) == 2
     table = metric_table(comparison).set_index(["Coupling", "Sampling steps"])
     last = [t.metrics[-1].frechet for t in comparison.trials_of("assignment")]
     value = float(table.loc[("linear assignment, B=256", 100), "frechet"])
@@ -72,7 +77,7 @@ def test_every_latex_row_has_every_column_and_every_environment_ends(comparison)
     text = latex_table(comparison)
     rows = rows_of(text)
     assert len(rows) == 1 + len(comparison.sampling_steps) * len(comparison.couplings)
-    assert {len(re.split(r"(?<!\\)&", row)) for row in rows} == {6}
+    assert {len(re.split(r"(?<!\\)&", row)) for row in rows} == {7}
     for kind in ("table", "tabular"):
         assert text.count(f"\\begin{{{kind}}}") == text.count(f"\\end{{{kind}}}") == 1
     bare = re.sub(r"\\[{}]", "", "\n".join(text.splitlines()[1:]))
@@ -83,7 +88,7 @@ def test_every_latex_row_has_every_column_and_every_environment_ends(comparison)
 
 def test_latex_figures_are_those_of_the_page(comparison):
     rows = rows_of(latex_table(comparison))
-    expected = speedup_table(comparison, comparison.sampling_steps[0])["Speed-up in steps"]
+    expected = paper_table(comparison)["Training steps"][: len(comparison.couplings)]
     texts = [row.split(" & ")[2] for row in rows[1 : 1 + len(expected)]]
     assert texts == [latex_escaped(value) for value in expected]
     assert any("--" in value for value in texts)
@@ -110,7 +115,8 @@ def test_latex_and_markdown_survive_trials_that_are_not_there(partial, empty):
 def test_the_markdown_table_has_a_row_per_coupling_and_its_command(comparison):
     text = speedup_markdown(comparison)
     lines = text.splitlines()
-    assert len({line.count("|") - line.count("\\|") for line in lines[:8]}) == 1
+    assert len({line.count("|") - line.count("\\|") for line in lines if line.startswith("|")}) == 1
+    assert sum(line.startswith("| linear assignment") for line in lines) == 2  # training steps and sampling steps
     assert "**20** Euler steps" in lines[0]
     assert "KNN k=64 \\<raw\\>" in text
     assert f"`{comparison.command}`" in text

@@ -24,7 +24,7 @@ from immiscible_diffusion.reporting.compare.records import (
     SamplerVariant,
 )
 from immiscible_diffusion.reporting.compare.records import Trial as TrialRecord
-from immiscible_diffusion.reporting.compare.summary import findings, summary
+from immiscible_diffusion.reporting.compare.summary import sentences
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.atomic_files import read_json
 
@@ -36,7 +36,7 @@ def report(plan: Plan, command: str, *, irreducible: bool = True) -> tuple[Path,
     """
     comparison = collect(plan, command, irreducible=irreducible)
     page = write_report(comparison, plan.folder)
-    return page, [summary(comparison), *(finding.text for finding in findings(comparison))]
+    return page, sentences(comparison)
 
 
 def collect(plan: Plan, command: str, *, irreducible: bool = True, runner: TrialRunner | None = None) -> Comparison:

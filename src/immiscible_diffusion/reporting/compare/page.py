@@ -6,8 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from immiscible_diffusion.reporting.compare import plots, summary, tables
+from immiscible_diffusion.reporting.compare import controls, plots, summary, tables
 from immiscible_diffusion.reporting.compare.records import FRECHET, Comparison
+from immiscible_diffusion.reporting.compare.speedup import speedups
 from immiscible_diffusion.reporting.html import image_file, render, table
 from immiscible_diffusion.utils.atomic_files import write_json, write_text
 
@@ -45,7 +46,7 @@ def csv_tables(comparison: Comparison) -> dict[str, str]:
 
 def render_page(comparison: Comparison, folder: str | os.PathLike[str]) -> str:
     """The HTML of the report; images are read from ``folder``."""
-    source, video = Path(folder), comparison.video
+    source, video, results = Path(folder), comparison.video, speedups(comparison)
     return render(
         "compare.html",
         title=f"{comparison.recipe}: training with and without pairing",
@@ -53,8 +54,11 @@ def render_page(comparison: Comparison, folder: str | os.PathLike[str]) -> str:
         note=f"({comparison.note.strip()})" if comparison.note.strip() else "",
         frechet=comparison.metric == FRECHET,
         summary=summary,
+        results=results,
+        sentences=summary.sentences(comparison, results),
         missing=summary.missing(comparison),
         tables=tables,
+        controls=controls,
         table=partial(_table, comparison),
         plots=plots,
         video=video and image_file(source / video, "Policies, a row each"),
@@ -77,7 +81,8 @@ def _table(comparison: Comparison, frame: "DataFrame") -> "Markup":
     def verdict(text: str) -> Markup:
         return badge.format(text.replace(" ", "-"), text)
 
-    return table(frame, Coupling=label, Verdict=verdict) if len(frame) else Markup()
+    formats = {"Coupling": label, "Verdict": verdict, "Holm-corrected": verdict}
+    return table(frame, **formats) if len(frame) else Markup()
 
 
 def sample_grids(comparison: Comparison, folder: Path) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """Plots of a comparison, each with its legend; a coupling looks the same in all of them."""
 
+import math
 from collections.abc import Mapping
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from immiscible_diffusion.reporting import plotting
 from immiscible_diffusion.reporting.compare.records import Comparison
 from immiscible_diffusion.reporting.compare.tables import final_points, new_frame, over_seeds, trained_couplings
-from immiscible_diffusion.utils.statistics import SMALLEST
+from immiscible_diffusion.utils.statistics import SMALLEST, Interval, ratio_interval
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -25,27 +26,36 @@ def styles_of(comparison: Comparison) -> dict[str, plotting.LineStyle]:
     return styles
 
 
-def metric_by_step(comparison: Comparison, name: str, sampling_steps: int) -> "DataFrame":
-    """The metric by training step: geometric mean, smallest and largest over the longest runs."""
+def metric_by_step(comparison: Comparison, name: str, sampling_steps: int, metric: str = "value") -> "DataFrame":
+    """A metric by training step: geometric mean, smallest and largest over the longest runs."""
     runs = [
-        {m.step: m.value for m in trial.metrics if m.sampling_steps == sampling_steps and m.value}
+        {m.step: value for m in trial.metrics if m.sampling_steps == sampling_steps and (value := getattr(m, metric))}
         for trial in comparison.trials_of(name)
     ]
     return over_seeds(runs, geometric=True)
 
 
 def metric_plots(comparison: Comparison) -> list["Markup"]:
-    """The metric by training step for every number of sampling steps, and by that number."""
-    by_step = [metric_against_steps(comparison, s) for s in comparison.sampling_steps]
-    return [*by_step, metric_against_sampling_steps(comparison)]
+    """The metric by training step for every number of sampling steps, by that number, and the legend of all."""
+    by_step = [metric_against_steps(comparison, s, legend=False) for s in comparison.sampling_steps]
+    return [*by_step, metric_against_sampling_steps(comparison, legend=False), legend(comparison)]
 
 
-def metric_against_steps(comparison: Comparison, sampling_steps: int) -> "Markup":
+def legend(comparison: Comparison) -> "Markup":
+    """The legend of plots that have none of their own."""
+    with plotting.new_plot("Legend", height=0.7 + 0.22 * len(comparison.couplings), legend=False) as plot:
+        _draw_lines(plot.axes, comparison, {e.name: over_seeds([{1: 1.0}]) for e in comparison.couplings})
+        _draw_floor(plot.axes, comparison)
+        plotting.legend_alone(plot.axes)
+    return plot.image
+
+
+def metric_against_steps(comparison: Comparison, sampling_steps: int, *, legend: bool = True) -> "Markup":
     """The metric against training steps, both logarithmic."""
     headline = ", headline" if sampling_steps == comparison.headline_steps else ""
     names = [entry.name for entry in comparison.couplings]
     lines = {name: metric_by_step(comparison, name, sampling_steps) for name in names}
-    with plotting.new_plot(comparison.steps_text(sampling_steps) + headline) as plot:
+    with plotting.new_plot(comparison.steps_text(sampling_steps) + headline, legend=legend) as plot:
         _draw_lines(plot.axes, comparison, lines)
         _draw_floor(plot.axes, comparison)
         plotting.log_x(plot.axes, comparison.eval_steps)
@@ -54,20 +64,78 @@ def metric_against_steps(comparison: Comparison, sampling_steps: int) -> "Markup
     return plot.image
 
 
-def metric_against_sampling_steps(comparison: Comparison) -> "Markup":
-    """The metric at the last training step against the number of sampling steps."""
+def metric_against_sampling_steps(comparison: Comparison, metric: str = "value", *, legend: bool = True) -> "Markup":
+    """A metric at the last training step against the number of sampling steps."""
     sampling_steps, lines = sorted(comparison.sampling_steps), {}
     for entry in comparison.couplings:
-        frames = {s: metric_by_step(comparison, entry.name, s) for s in sampling_steps}
+        frames = {s: metric_by_step(comparison, entry.name, s, metric) for s in sampling_steps}
         lines[entry.name] = new_frame(f.iloc[-1].rename(s) for s, f in frames.items() if len(f))
-    with plotting.new_plot("At the end of training") as plot:
+    title = "At the end of training" + (f", in {metric}" if metric != "value" else "")
+    with plotting.new_plot(title, legend=legend) as plot:
         _draw_lines(plot.axes, comparison, lines)
-        _draw_floor(plot.axes, comparison)
+        if metric == "value":
+            _draw_floor(plot.axes, comparison)
         plotting.log_x(plot.axes, sampling_steps)
         plotting.log_y(plot.axes)
         label = f"{comparison.sampler_name} steps of the sampler"
         plot.axes.set(xlabel=label, ylabel=comparison.metric)
     return plot.image
+
+
+def heat_maps(comparison: Comparison) -> list["Markup"]:
+    """For every coupling its metric over the baseline's at each training step and number of sampling steps."""
+    ratios = {e.label: ratios_to_baseline(comparison, e.name) for e in comparison.couplings if not e.baseline}
+    logs = [abs(math.log(max(r.value, SMALLEST))) for every in ratios.values() for r in every.values()]
+    scale = min(max([0.1, *logs]), math.log(4))
+    return [_heat_map(comparison, label, every, scale) for label, every in ratios.items() if every]
+
+
+def ratios_to_baseline(comparison: Comparison, name: str) -> dict[tuple[int, int], Interval]:
+    """The metric over the baseline's, paired by seed, by training step and sampling steps."""
+    values: dict[str, dict[tuple[int, int], dict[int, float]]] = {name: {}, comparison.baseline.name: {}}
+    for trial in (t for n in values for t in comparison.trials_of(n)):
+        for m in trial.metrics:
+            if m.value is not None:
+                values[trial.coupling].setdefault((m.step, m.sampling_steps), {})[trial.seed] = m.value
+    base = values[comparison.baseline.name]
+    pairs = {place: (found, base.get(place, {})) for place, found in values[name].items()}
+    return {place: ratio_interval(*pair) for place, pair in pairs.items() if set(pair[0]) & set(pair[1])}
+
+
+def _heat_map(comparison: Comparison, label: str, ratios: dict[tuple[int, int], Interval], scale: float) -> "Markup":
+    """Blue is better than the baseline, red worse; numbers are bold where the interval excludes 1, else gray."""
+    steps, sampling_steps = sorted({step for step, _ in ratios}), sorted(comparison.sampling_steps)
+    height = 1.2 + 0.55 * len(sampling_steps)
+    with plotting.new_plot(label, height=height) as plot:
+        for (step, n), ratio in ratios.items():
+            x, y, log = steps.index(step), sampling_steps.index(n), math.log(max(ratio.value, SMALLEST))
+            plotting.tile(plot.axes, x, y, -log / scale)
+            clear = ratio.excludes(1)
+            style = {"fontweight": "bold" if clear else "normal", "color": plotting.BASELINE if clear else "#6b6b6b"}
+            text = f"{ratio.value:.2f}" if ratio.value < 10 else f"{ratio.value:.0f}"
+            plot.axes.text(x, y, text, ha="center", va="center", fontsize=min(11, 58 / len(steps)), **style)
+        plot.axes.set_xticks(range(len(steps)), [plotting.thousands(step) for step in steps])
+        plot.axes.set_yticks(range(len(sampling_steps)), [str(n) for n in sampling_steps])
+        plot.axes.set(xlim=(-0.5, len(steps) - 0.5), ylim=(-0.5, len(sampling_steps) - 0.5))
+        plot.axes.set(xlabel="training steps", ylabel=f"{comparison.sampler_name} steps")
+    return plot.image
+
+
+def guidance_plots(comparison: Comparison) -> list["Markup"]:
+    """The metric against the guidance weight after the last training step, for every number of sampling steps."""
+    swept = [v for v in comparison.variants if v.option == "guidance"]
+    images = []
+    for steps in [s for s in comparison.sampling_steps if any(v.sampling_steps == s for v in swept)]:
+        runs: dict[str, dict[int, dict[float, float]]] = {entry.name: {} for entry in comparison.couplings}
+        for v in (v for v in swept if v.sampling_steps == steps and v.coupling in runs):
+            runs[v.coupling].setdefault(v.seed, {})[v.setting] = v.frechet
+        with plotting.new_plot(f"Guidance, {comparison.steps_text(steps)}") as plot:
+            lines = {name: over_seeds(seeds.values(), geometric=True) for name, seeds in runs.items()}
+            _draw_lines(plot.axes, comparison, lines)
+            plotting.log_y(plot.axes)
+            plot.axes.set(xlabel="guidance weight", ylabel=comparison.metric)
+        images.append(plot.image)
+    return images
 
 
 def losses_against_steps(comparison: Comparison, kind: str) -> "Markup":
@@ -163,9 +231,15 @@ def _draw_lines(axes: Any, comparison: Comparison, lines: Mapping[str, "DataFram
 
 
 def _draw_floor(axes: Any, comparison: Comparison) -> None:
-    if comparison.floor is not None:
-        low, high = max(comparison.floor.low, SMALLEST), comparison.floor.high
-        axes.axhspan(low, high, color=plotting.GRAY, alpha=0.22, linewidth=0, zorder=0, label="floor")
+    """The floor as a band; where it is far below, the axis does not reach for it."""
+    if comparison.floor is None:
+        return
+    low, high = max(comparison.floor.low, SMALLEST), comparison.floor.high
+    values = [y for line in axes.get_lines() for y in line.get_ydata() if y > 0]
+    axes.axhspan(low, high, color=plotting.GRAY, alpha=0.22, linewidth=0, zorder=0, label="floor")
+    if values:
+        least = min(values)
+        axes.set_ylim(min(least, max(low, least / 3) if high > least / 3 else least) / 1.2, max(*values, high) * 1.15)
 
 
 def _signed_log_y(axes: Any, linear: float) -> None:

@@ -1,9 +1,10 @@
-"""How many times fewer steps: speed-ups at equal metric, with intervals over seeds.
+"""How many times fewer steps: of training, and of the sampler, to equal metric, with intervals over seeds.
 
-For one seed and number of sampling steps, the speed-up is steps(baseline) / steps(coupling) to the same metric, on
-best-so-far curves that are linear in log step and log of the metric between neighboring evaluations. The target is
-the worse of the two final values, so that both reach it; below 1 the coupling is slower. A curve that is at the
-target when first evaluated got there at an unknown earlier step: the ratio is then only a bound.
+Both are the same mathematics on curves of a trial: the best metric up to so many steps, linear in log step and log of
+the metric between neighboring evaluations; the ratio is steps(baseline) / steps(coupling) to the same target, and
+below 1 the coupling is slower. Over training steps the target is the worse of the two final values, so that both
+reach it. Over sampling steps, after the last training step, it is what the baseline reaches with a given number. Where
+a curve is at the target when first evaluated, or never, the ratio is only a bound.
 """
 
 import math
@@ -11,9 +12,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from statistics import fmean
+from typing import Literal
 
 from immiscible_diffusion.reporting.compare.records import Comparison, Trial
-from immiscible_diffusion.utils.statistics import SMALLEST, Interval, geometric_interval, mean_interval
+from immiscible_diffusion.utils.statistics import (
+    CONFIDENCE,
+    SMALLEST,
+    Interval,
+    geometric_interval,
+    holm,
+    mean_interval,
+    ratio_interval,
+    ratio_p_value,
+)
 
 
 class Verdict(str, Enum):
@@ -35,7 +46,7 @@ class SeedSpeedup:
     bound: str
     baseline_final: float
     coupling_final: float
-    time_ratio: float | None
+    time_ratio: float | None = None
 
 
 @dataclass(frozen=True)
@@ -43,41 +54,61 @@ class Speedup:
     """A coupling against the baseline with one number of sampling steps."""
 
     coupling: str  # its name
-    sampling_steps: int  # of the sampler
+    sampling_steps: int  # of the sampler; for ``saves="sampling"`` the baseline's
+    saves: Literal["training", "sampling"] = "training"  # steps
     horizon: int | None = None  # the last training step that the seeds have in common
     seeds: tuple[SeedSpeedup, ...] = ()  # the seeds that reach it; others are left out
     steps: Interval | None = None  # geometric mean; None if no seed gives a speed-up
     wall: Interval | None = None  # speed-up in training time, the cost of pairing included
     bound: str = ""  # '>' or '<' where a seed gives only a bound, '~' where seeds give both
     quality_ratio: Interval | None = None  # final metric / the baseline's; below 1: better
-    baseline_final: Interval | None = None  # mean of the best metric up to the horizon
+    baseline_final: Interval | None = None  # mean of the best metric up to the horizon or the number
     coupling_final: Interval | None = None  # the same of the coupling
     resolved: bool | None = None  # False where the floor hides the difference of the finals
+    corrected: float | None = None  # p-value after Holm's correction for all on the page
+
+    @property
+    def evidence(self) -> Interval | None:
+        """What decides: the interval on steps, or that on the final metric where steps give none.
+
+        A bound counts if it holds on every seed, lies on one side of 1, and the final metric agrees. Where every
+        curve is at the target when first evaluated, the final metric decides, unless the floor hides the difference.
+        None where nothing decides.
+        """
+        quality, ratios = self.quality_ratio, [row.ratio for row in self.seeds if row.bound != "~"]
+        if quality is None or self.bound == "~":
+            return None
+        if self.bound == ">":
+            return quality.reciprocal if min(ratios) >= 1 > quality.value else None
+        if self.bound == "<":
+            return quality.reciprocal if max(ratios) <= 1 < quality.value else None
+        return self.steps or (None if self.resolved is False else quality.reciprocal)
 
     @property
     def verdict(self) -> Verdict:
-        """By the interval on steps, or that on the final metric where steps give no interval.
-
-        One seed resolves nothing. A bound counts if it holds on every seed, lies on one side of 1,
-        and the interval on the final metric agrees. Where every curve is at the target when first
-        evaluated, the final metric decides, unless the floor hides the difference.
-        """
-        quality = self.quality_ratio
-        if quality is None:
+        """By the interval of ``evidence``; one seed resolves nothing."""
+        if self.quality_ratio is None:
             return Verdict.NOT_MEASURED
-        better = quality.value < 1
-        if self.steps is None:
-            decided = self.resolved is not False
-        elif self.bound in {">", "<"}:
-            ratios = [row.ratio for row in self.seeds if row.bound != "~"]
-            better = self.bound == ">"
-            decided = min(ratios) > 1 > quality.value if better else max(ratios) < 1 < quality.value
-        else:
-            better = self.steps.value > 1
-            quality, decided = self.steps, not self.bound
-        if not decided or not quality.excludes(1):
+        if self.evidence is None or not self.evidence.excludes(1):
             return Verdict.UNRESOLVED
-        return Verdict.HELPS if better else Verdict.HURTS
+        return Verdict.HELPS if self.evidence.value > 1 else Verdict.HURTS
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether the coupling helps or hurts."""
+        return self.verdict in (Verdict.HELPS, Verdict.HURTS)
+
+    @property
+    def p_value(self) -> float | None:
+        """Of the verdict: 1 where nothing decides, None where there are no two seeds."""
+        if self.quality_ratio is None or self.quality_ratio.count < 2:
+            return None
+        return 1.0 if self.evidence is None else ratio_p_value(self.evidence)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the coupling helps or hurts after the correction for the number of comparisons."""
+        return self.is_resolved and self.corrected is not None and self.corrected <= 1 - CONFIDENCE + 1e-9
 
 
 @dataclass(frozen=True)
@@ -96,10 +127,15 @@ class ControlShare:
 
 def best_so_far(trial: Trial, sampling_steps: int, until: int | None = None) -> dict[int, float]:
     """The running minimum of the metric by ascending training step, up to step ``until``."""
-    points = [(m.step, m.value) for m in trial.metrics if m.sampling_steps == sampling_steps]
+    points = {m.step: m.value for m in trial.metrics if m.sampling_steps == sampling_steps}
+    return running_minimum({step: v for step, v in points.items() if until is None or step <= until})
+
+
+def running_minimum(points: Mapping[int, float | None]) -> dict[int, float]:
+    """The best value up to each number of steps, ascending."""
     curve, best = {}, math.inf
-    for step, value in sorted((step, value) for step, value in points if value is not None):
-        if until is None or step <= until:
+    for step, value in sorted(points.items()):
+        if value is not None:
             best = curve[step] = min(best, value)
     return curve
 
@@ -114,8 +150,8 @@ def steps_to(curve: Mapping[int, float], target: float) -> tuple[float, bool]:
     for i, (step, value) in enumerate(points):
         if value > target:
             continue
-        if i == 0:
-            return float(step), True
+        if i == 0 or value == target:  # exactly, for a bound of exactly 1
+            return float(step), i == 0
         step_before, value_before = points[i - 1]
         before, after, goal = (math.log(max(v, SMALLEST)) for v in (value_before, value, target))
         share = (before - goal) / (before - after) if before > after else 1.0
@@ -125,15 +161,29 @@ def steps_to(curve: Mapping[int, float], target: float) -> tuple[float, bool]:
 
 
 def compare_seed(baseline: Trial, coupling: Trial, sampling_steps: int, horizon: int) -> SeedSpeedup:
-    """Compare two runs of one seed, both evaluated at ``horizon`` or later."""
+    """Compare two runs of one seed over training steps, both evaluated at ``horizon`` or later."""
     base, other = (best_so_far(trial, sampling_steps, horizon) for trial in (baseline, coupling))
     finals = min(base.values()), min(other.values())
     (base_steps, base_bounded), (steps, bounded) = (steps_to(c, max(finals)) for c in (base, other))
     bound = {(0, 0): "", (0, 1): ">", (1, 0): "<", (1, 1): "~"}[base_bounded, bounded]
     times = baseline.seconds_per_step, coupling.seconds_per_step
     time_ratio = times[0] / times[1] if times[0] and times[1] else None
-    ratio = base_steps / steps
-    return SeedSpeedup(baseline.seed, max(finals), ratio, bound, *finals, time_ratio)
+    return SeedSpeedup(baseline.seed, max(finals), base_steps / steps, bound, *finals, time_ratio)
+
+
+def compare_samplers(baseline: Trial, coupling: Trial, sampling_steps: int, horizon: int) -> SeedSpeedup:
+    """Compare two runs of one seed over sampling steps at training step ``horizon``.
+
+    The target is what the baseline reaches with up to ``sampling_steps``, at the fewest steps that reach it.
+    """
+    points = [{m.sampling_steps: m.value for m in t.metrics if m.step == horizon} for t in (baseline, coupling)]
+    shared = set.intersection(*({n for n, value in each.items() if value is not None} for each in points))
+    base, other = (running_minimum({n: each[n] for n in shared}) for each in points)
+    target, last = base[sampling_steps], max(shared)
+    steps, bounded = steps_to(other, target) if other[last] <= target else (last, False)
+    bound = "<" if other[last] > target else ">" if bounded else ""
+    ratio = steps_to(base, target)[0] / steps
+    return SeedSpeedup(baseline.seed, target, ratio, bound, target, other[sampling_steps])
 
 
 def last_steps(comparison: Comparison, name: str, sampling_steps: int) -> dict[int, int]:
@@ -151,34 +201,41 @@ def common_seeds(comparison: Comparison, names: Sequence[str], sampling_steps: i
     return horizon, tuple(sorted(seed for seed in horizons if horizons[seed] == horizon))
 
 
-def speedup(comparison: Comparison, name: str, sampling_steps: int) -> Speedup:
+def speedup(
+    comparison: Comparison, name: str, sampling_steps: int, saves: Literal["training", "sampling"] = "training"
+) -> Speedup:
     """Compare the coupling ``name`` with the baseline, paired by seed."""
     names = (comparison.baseline.name, comparison.entry(name).name)
     horizon, seeds = common_seeds(comparison, names, sampling_steps)
     if not seeds:
-        return Speedup(name, sampling_steps)
+        return Speedup(name, sampling_steps, saves)
     base, other = ({t.seed: t for t in comparison.trials_of(name)} for name in names)
-    rows = tuple(compare_seed(base[s], other[s], sampling_steps, horizon) for s in seeds)
+    compare = compare_seed if saves == "training" else compare_samplers
+    rows = tuple(compare(base[s], other[s], sampling_steps, horizon) for s in seeds)
     known = [row for row in rows if row.bound != "~"]
     bounds = [row.bound for row in known]
     steps, bound = mean_ratio([row.ratio for row in known], bounds)
     times = [row.ratio * row.time_ratio for row in known if row.time_ratio is not None]
     wall = mean_ratio(times, bounds)[0] if len(times) == len(known) else None
-    finals = [[row.baseline_final for row in rows], [row.coupling_final for row in rows]]
-    ratios = [max(b, SMALLEST) / max(a, SMALLEST) for a, b in zip(*finals, strict=True)]
-    first, second = (mean_interval(values, minimum=0) for values in finals)
+    finals = [{r.seed: r.baseline_final for r in rows}, {r.seed: r.coupling_final for r in rows}]
+    first, second = (mean_interval([*values.values()], minimum=0) for values in finals)
     floor = comparison.floor
     ends = None if floor is None else (floor.low, floor.high)
     resolved = floor_resolves(ends, first.value, second.value)
-    result = Speedup(name, sampling_steps, horizon, rows, steps, wall, bound)
-    result = replace(result, quality_ratio=geometric_interval(ratios), resolved=resolved)
+    result = Speedup(name, sampling_steps, saves, horizon, rows, steps, wall, bound)
+    result = replace(result, quality_ratio=ratio_interval(finals[1], finals[0]), resolved=resolved)
     return replace(result, baseline_final=first, coupling_final=second)
 
 
 def speedups(comparison: Comparison) -> list[Speedup]:
-    """Every coupling and control but the baseline, with every number of sampling steps."""
+    """Every coupling and control but the baseline, with every number of sampling steps: both savings, corrected."""
     names = [entry.name for entry in comparison.couplings if not entry.baseline]
-    return [speedup(comparison, name, s) for name in names for s in comparison.sampling_steps]
+    kinds: tuple[Literal["training", "sampling"], ...] = ("training", "sampling")
+    kinds = kinds if len(comparison.sampling_steps) > 1 else kinds[:1]
+    every = [speedup(comparison, n, s, kind) for kind in kinds for n in names for s in comparison.sampling_steps]
+    p_values = {i: p for i, result in enumerate(every) if (p := result.p_value) is not None}
+    corrected = dict(zip(p_values, holm([*p_values.values()]), strict=True))
+    return [replace(result, corrected=corrected.get(i)) for i, result in enumerate(every)]
 
 
 def share_of_control(comparison: Comparison, name: str, sampling_steps: int) -> ControlShare | None:

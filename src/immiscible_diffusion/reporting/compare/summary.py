@@ -1,85 +1,105 @@
-"""What a comparison says, in sentences: a verdict with its evidence for each coupling."""
+"""What a comparison says, in sentences made from the record, gain and limit alike."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from statistics import fmean
 
-from immiscible_diffusion.reporting.compare.records import Comparison
-from immiscible_diffusion.reporting.compare.speedup import Speedup, Verdict, last_steps, share_of_control, speedup
-from immiscible_diffusion.reporting.compare.tables import final_points, interval_text, share_text
+from immiscible_diffusion.reporting.compare import controls
+from immiscible_diffusion.reporting.compare.records import Comparison, CouplingEntry
+from immiscible_diffusion.reporting.compare.speedup import Speedup, Verdict, last_steps, speedups
+from immiscible_diffusion.reporting.compare.tables import final_points, interval_text, listed, range_text, value_text
+from immiscible_diffusion.reporting.html import number
+from immiscible_diffusion.utils.statistics import CONFIDENCE, Interval
 
 BELOW = 4.0  # standard errors below 0 that make an excess loss a fault: there are many of them
 
 
-@dataclass(frozen=True)
-class Finding:
-    """The verdict on one coupling at the headline sampling steps, and its evidence."""
-
-    coupling: str
-    label: str
-    verdict: Verdict
-    evidence: str
-
-    @property
-    def text(self) -> str:
-        """The whole sentence."""
-        return f"{self.label}: {self.verdict.value}. {self.evidence}"
+def sentences(comparison: Comparison, results: Sequence[Speedup] | None = None) -> list[str]:
+    """The headline, and what to hold against it: number of comparisons, controls and second metric of the best one."""
+    results = speedups(comparison) if results is None else results
+    best = best_coupling(comparison, results)
+    held = [*controls.remarks(comparison, best), *controls.disagreements(comparison, best)] if best else []
+    return [headline(comparison, results), chance(results), *held]
 
 
-def findings(comparison: Comparison) -> list[Finding]:
-    """One finding for each coupling that is neither baseline nor control, in the order given."""
-    every = {e: speedup(comparison, e.name, comparison.headline_steps) for e in comparison.treated}
-    return [
-        Finding(entry.name, entry.label, result.verdict, _evidence(comparison, result))
-        for entry, result in every.items()
+def headline(comparison: Comparison, results: Sequence[Speedup]) -> str:
+    """What the best coupling saves in steps of training and of the sampler, and where it does not."""
+    best = best_coupling(comparison, results)
+    if best is None:
+        return "No coupling has been measured." if comparison.treated else "There is no coupling to compare."
+    count = len({r.coupling for r in results} & {entry.name for entry in comparison.treated})
+    first = f"{best.label}{f', the best of {count} couplings,' if count > 1 else ''}"
+    training = [r for r in results if (r.coupling, r.saves) == (best.name, "training")]
+    text = f"{first} {_savings(comparison, training, 'training')}."
+    shown = (comparison.headline_steps, max(comparison.sampling_steps))
+    sampling = [r for r in results if (r.coupling, r.saves) == (best.name, "sampling") and r.sampling_steps in shown]
+    if any(r.steps for r in sampling):
+        text += f" At the end of training it {_savings(comparison, sampling, 'sampling')}."
+    return text
+
+
+def best_coupling(comparison: Comparison, results: Sequence[Speedup]) -> CouplingEntry | None:
+    """The coupling, no control, with the greatest mean log speed-up in training steps over the sampling steps.
+
+    Where a curve says nothing about steps, by the final metric.
+    """
+
+    def gain(entry: CouplingEntry) -> tuple[int, float]:
+        measured = [r for r in results if (r.coupling, r.saves) == (entry.name, "training") and r.quality_ratio]
+        means = [r.steps or r.quality_ratio.reciprocal for r in measured if r.quality_ratio]
+        return len(means), fmean(math.log(mean.value) for mean in means) if means else 0.0
+
+    best = max(comparison.treated, key=gain, default=None)
+    return best if best and gain(best)[0] else None
+
+
+def _savings(comparison: Comparison, results: Sequence[Speedup], saves: str) -> str:
+    """'needs 2.1 (1.8 to 2.5) times fewer training steps than A at 5 Euler steps; no difference is resolved at 20'."""
+    base, preposition = comparison.baseline.label, "at" if saves == "training" else "with"
+    named: list[Speedup] = []
+
+    def where(result: Speedup) -> str:
+        named.append(result)  # the first names the unit
+        steps = result.sampling_steps
+        return f"{preposition} {steps if len(named) > 1 else comparison.steps_text(steps)}"
+
+    def times(result: Speedup, ratio: Interval) -> str:
+        word, ratio = ("fewer", ratio) if result.verdict is Verdict.HELPS else ("more", ratio.reciprocal)
+        least = f"more than {number(ratio.value)} times " if ratio.value > 1.005 else ""
+        text = least if result.bound else f"{interval_text(ratio)} times "
+        return f"{text}{word}{'' if named else f' {saves} steps than {base}'} {where(result)}"
+
+    def values(result: Speedup) -> str:
+        ends = (value_text(result.steps, result.bound), range_text(result.steps))
+        return f"{where(result)} ({', '.join(filter(None, ends))})" if result.steps else where(result)
+
+    ordered = [r for verdict in Verdict for r in results if r.verdict is verdict]
+    needs = [times(r, r.steps) for r in ordered if r.is_resolved and r.steps]
+    finals = [
+        f"{interval_text(r.quality_ratio)} times that of {base} {where(r)}"
+        for r in ordered
+        if r.is_resolved and r.steps is None
     ]
+    parts = [f"needs {listed(needs)}"] if needs else []
+    parts += [f"has a final {comparison.metric} {listed(finals)}"] if finals else []
+    if unresolved := [values(r) for r in ordered if r.verdict is Verdict.UNRESOLVED]:
+        lead = "no difference is resolved " if parts else f"has no resolved difference in {saves} steps from {base}: "
+        parts.append(lead + listed(unresolved))
+    if absent := [where(r) for r in ordered if r.verdict is Verdict.NOT_MEASURED]:
+        parts.append(f"is not measured {listed(absent)}")
+    hurts = {r.verdict for r in results if r.is_resolved} == {Verdict.HURTS}
+    return (f"saves no {saves} steps: it " if hurts else "") + "; ".join(parts)
 
 
-def summary(comparison: Comparison) -> str:
-    """The verdicts, a line for each number of sampling steps: 'With 20 Euler steps: helps: A.'."""
-    if not comparison.treated:
-        return "There is no coupling to compare with the baseline."
-    lines = []
-    for steps in comparison.sampling_steps:
-        verdicts = {e.label: speedup(comparison, e.name, steps).verdict for e in comparison.treated}
-        groups = {v: [label for label in verdicts if verdicts[label] == v] for v in Verdict}
-        parts = [f"{v.value}: {', '.join(labels)}" for v, labels in groups.items() if labels]
-        lines.append(f"With {comparison.steps_text(steps)}: {'; '.join(parts)}.")
-    return "\n".join([f"Training steps against {comparison.baseline.label}.", *lines])
-
-
-def _evidence(comparison: Comparison, result: Speedup) -> str:
-    base, final = result.baseline_final, result.coupling_final
-    if base is None or final is None:
-        return f"No seed has been evaluated for both it and {comparison.baseline.label}."
-    where, seeds = comparison.steps_text(result.sampling_steps), len(result.seeds)
-    steps = interval_text(result.steps, result.bound) if result.steps else "not bounded"
-    wall = f", in time {interval_text(result.wall, result.bound)}" if result.wall else ""
-    text = (
-        f"With {where}, speed-up in training steps {steps}{wall}; final {comparison.metric} {interval_text(final)} "
-        f"against {interval_text(base)}, ratio {interval_text(result.quality_ratio)}; {seeds} "
-        f"seed{'s' if seeds != 1 else ' gives no interval'}."
-    )
-    if result.resolved is False and (floor := comparison.floor):
-        ends = f"{floor.low:.3g} to {floor.high:.3g} of real against real data"
-        text += f" The floor ({ends}) hides the difference of the final values."
-    if result.horizon and result.horizon < comparison.total_steps:
-        text += f" Compared after {result.horizon:,} of {comparison.total_steps:,} steps."
-    return f"{text} {_control(comparison, result.coupling)}"
-
-
-def _control(comparison: Comparison, name: str) -> str:
-    if name.startswith("shuffled:"):
-        return "It is itself a control: the noise of a pairing, shuffled over the batch."
-    if comparison.control(name) is None:
-        return "No shuffled control, so how much of this is pairing is not known."
-    shares = [share_of_control(comparison, name, steps) for steps in comparison.sampling_steps]
-    parts = [f"{share_text(s.share)} at {s.sampling_steps}" for s in shares if s and s.share is not None]
-    if not any(shares):
-        return "Its shuffled control was not measured."
-    if not parts:
-        return "Its gains are too small to tell what the shuffled control keeps of them."
+def chance(results: Sequence[Speedup]) -> str:
+    """How many of the verdicts chance alone would give."""
+    count = sum(r.p_value is not None for r in results)
+    if not count:
+        return "One seed has no interval, so nothing here is resolved."
+    left = sum(r.holds for r in results)
     return (
-        f"The shuffled control, without pairing, keeps {', '.join(parts)} "
-        f"{comparison.sampler_name} steps of the final gain."
+        f"{count} comparisons; about {(1 - CONFIDENCE) * count:.2g} would be resolved by chance alone. "
+        f"{sum(r.is_resolved for r in results)} are, {left} after Holm's correction for their number."
     )
 
 

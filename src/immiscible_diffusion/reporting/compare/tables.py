@@ -1,7 +1,7 @@
 """Tables of a comparison as pandas frames: tidy ones for CSV, and those of the page and a paper."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from immiscible_diffusion.reporting.compare.records import METRICS, Comparison, ExcessPoint, SampleMetrics
 from immiscible_diffusion.reporting.compare.speedup import (
     SeedSpeedup,
+    Speedup,
+    Verdict,
     common_seeds,
-    share_of_control,
     speedup,
     speedups,
 )
@@ -19,6 +20,7 @@ from immiscible_diffusion.utils.optional_deps import require_extra
 from immiscible_diffusion.utils.statistics import SMALLEST, Interval
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
     from pandas import DataFrame
 
 _LATEX = {
@@ -31,29 +33,74 @@ _LATEX = {
 }
 _RANGE = re.compile(r"(?<=\d) to (?=\d)")
 _SPEEDUP_COLUMNS = (
-    *("coupling", "sampling_steps", "seed", "horizon", "speedup", "low", "high", "bound"),
+    *("saves", "coupling", "sampling_steps", "seed", "horizon", "speedup", "low", "high", "bound"),
     *("time_speedup", "target", "baseline_final", "coupling_final", "quality_ratio"),
-    *("quality_ratio_low", "quality_ratio_high", "resolved", "verdict"),
+    *("quality_ratio_low", "quality_ratio_high", "resolved", "verdict", "p_value", "p_corrected"),
 )
 
 
-def new_frame(rows: Iterable[Any], columns: Iterable[str] | None = None) -> "DataFrame":
+def new_frame(rows: Iterable[Any], columns: Iterable[str] | None = None, **options: Any) -> "DataFrame":
     """A frame of ``rows``: mappings, or tuples in the order of ``columns``."""
     with require_extra("train", "reports"):
         import pandas as pd
-    return pd.DataFrame(list(rows), columns=None if columns is None else list(columns))
+    return pd.DataFrame(list(rows), columns=None if columns is None else list(columns), **options)
 
 
 def interval_text(interval: Interval | None, bound: str = "") -> str:
     """'2.1 (1.8 to 2.5)', '> 14', '1.9 (one seed)' or '-'."""
+    text, ends = value_text(interval, bound), range_text(interval)
+    return f"{text} ({ends})" if ends and bound != "~" else text
+
+
+def value_text(interval: Interval | None, bound: str = "") -> str:
+    """'2.1', '> 14' or '-'."""
     if interval is None:
         return "-"
-    if bound == "~":
-        return "bounded from both sides"
-    text = f"{bound} {number(interval.value)}".strip()
-    if interval.is_known:
-        return f"{text} ({number(interval.low)} to {number(interval.high)})"
-    return f"{text} (one seed)" if interval.count == 1 else text
+    return "bounded from both sides" if bound == "~" else f"{bound} {number(interval.value)}".strip()
+
+
+def range_text(interval: Interval | None) -> str:
+    """'1.8 to 2.5', 'one seed', or '' where there is no interval."""
+    if interval is None or not interval.is_known:
+        return "one seed" if interval and interval.count == 1 else ""
+    return f"{number(interval.low)} to {number(interval.high)}"
+
+
+def listed(parts: Sequence[str]) -> str:
+    """'a, b and c'."""
+    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+
+
+def figure(value: str, *details: str, kind: str = "") -> "Markup":
+    """A table entry for the page: a value, and details in small print below; ``kind`` helps or hurts colors it."""
+    from markupsafe import Markup
+
+    small = Markup("").join(Markup("<small>{}</small>").format(text) for text in details if text)
+    return Markup('<span class="{}">{}</span>{}').format(kind, value, small)
+
+
+def sub_label(text: str) -> "Markup":
+    """The label of a row that belongs to the one above."""
+    from markupsafe import Markup
+
+    return Markup('<span class="control">{}</span>').format(text)
+
+
+def ratio_kind(ratio: Interval | None) -> str:
+    """'helps' or 'hurts' where the interval of a ratio of distances excludes 1, else ''."""
+    if ratio is None or not ratio.excludes(1):
+        return ""
+    return (Verdict.HELPS if ratio.value < 1 else Verdict.HURTS).value
+
+
+def ratio_figure(ratio: Interval | None) -> "Markup | str":
+    """A ratio of distances with its interval below."""
+    return figure(number(ratio.value), range_text(ratio), kind=ratio_kind(ratio)) if ratio else "-"
+
+
+def steps_frame(comparison: Comparison, rows: Iterable[Any]) -> "DataFrame":
+    """Rows of a label and an entry for every number of sampling steps."""
+    return new_frame(rows, ["Coupling", *map(comparison.steps_text, comparison.sampling_steps)], dtype=object)
 
 
 def metrics_frame(comparison: Comparison) -> "DataFrame":
@@ -69,10 +116,10 @@ def metrics_frame(comparison: Comparison) -> "DataFrame":
 
 
 def speedups_frame(comparison: Comparison) -> "DataFrame":
-    """One row per coupling, sampling steps and seed, then one of all seeds: speedups.csv."""
+    """One row per saving, coupling, sampling steps and seed, then one of all seeds: speedups.csv."""
     rows: list[dict[str, Any]] = []
     for result in speedups(comparison):
-        names = ("coupling", "sampling_steps", "horizon")
+        names = ("saves", "coupling", "sampling_steps", "horizon")
         same = {name: getattr(result, name) for name in names}
         rows += [same | _seed_cells(row) for row in result.seeds]
         rows.append(
@@ -83,7 +130,7 @@ def speedups_frame(comparison: Comparison) -> "DataFrame":
             | _interval_cells(result.baseline_final, "baseline_final")
             | _interval_cells(result.coupling_final, "coupling_final")
             | _interval_cells(result.quality_ratio, "quality_ratio", "quality_ratio_low", "quality_ratio_high")
-            | {"verdict": result.verdict.value}
+            | {"verdict": result.verdict.value, "p_value": result.p_value, "p_corrected": result.corrected}
         )
     return new_frame(rows, _SPEEDUP_COLUMNS).astype({"horizon": "Int64"})
 
@@ -106,34 +153,56 @@ def _interval_cells(interval: Interval | None, value: str, *ends: str) -> dict[s
     return {value: interval.value} | dict(zip(known, (interval.low, interval.high), strict=False))
 
 
-def speedup_table(comparison: Comparison, sampling_steps: int) -> "DataFrame":
-    """Every coupling: verdict, speed-ups in steps and time, final metric."""
-    final = f"Final {comparison.metric.removesuffix(' distance')}"
-    columns = ["Coupling", "Verdict", "Speed-up in steps", "in time", final, "Ratio to baseline"]
+def savings_table(comparison: Comparison, results: Iterable[Speedup], saves: str) -> "DataFrame":
+    """How many times fewer steps every coupling needs, by number of sampling steps; colored where resolved."""
+    found = {(r.coupling, r.sampling_steps): r for r in results if r.saves == saves}
     rows = []
     for entry in comparison.couplings:
-        result = speedup(comparison, entry.name, sampling_steps)
+        row: list[Any] = [entry.label]
+        for result in (found[entry.name, s] for s in comparison.sampling_steps) if not entry.baseline else ():
+            text = value_text(result.steps, result.bound) + "†" * result.holds
+            row.append(figure(text, range_text(result.steps), kind=result.verdict.value if result.is_resolved else ""))
+        rows += [row] if len(row) > 1 else []
+    return steps_frame(comparison, rows)
+
+
+def verdict_table(comparison: Comparison, results: Iterable[Speedup]) -> "DataFrame":
+    """Every comparison: verdict, the same after Holm's correction, speed-ups in steps and time, final metric."""
+    metric = comparison.metric.removesuffix(" distance")
+    rows = []
+    for result in results:
+        corrected = result.verdict.value if result.holds or not result.is_resolved else Verdict.UNRESOLVED.value
         ratio = interval_text(result.quality_ratio) + (" *" if result.resolved is False else "")
         times = [interval_text(mean, result.bound) for mean in (result.steps, result.wall)]
-        verdict, value = result.verdict.value, interval_text(result.coupling_final)
-        if entry.baseline:
-            verdict, times, ratio = "baseline", ["1", "1"], "1"
-        rows.append((entry.label, verdict, *times, value, ratio, len(result.seeds)))
-    return new_frame(rows, [*columns, "Seeds"])
+        finals = [interval_text(mean) for mean in (result.baseline_final, result.coupling_final)]
+        tests = [f"{p:.3f}" if p is not None else "-" for p in (result.p_value, result.corrected)]
+        what = (comparison.entry(result.coupling).label, result.saves, result.sampling_steps)
+        rows.append((*what, result.verdict.value, corrected, *tests, *times, *finals, ratio, len(result.seeds)))
+    columns = ["Coupling", "Steps of", "Sampling steps", "Verdict", "Holm-corrected", "p", "p, corrected"]
+    columns += ["Times fewer", "in time", f"Baseline's {metric}", f"Final {metric}", "Ratio to baseline", "Seeds"]
+    return new_frame(rows, columns)
 
 
-def control_table(comparison: Comparison) -> "DataFrame":
-    """What the shuffled controls keep of each gain; empty without a control."""
+def paper_table(comparison: Comparison) -> "DataFrame":
+    """Both savings and the final metric, by sampling steps and coupling, for LaTeX."""
+    results = {(r.saves, r.coupling, r.sampling_steps): r for r in speedups(comparison)}
+    final = f"Final {comparison.metric.removesuffix(' distance')}"
+    columns = [f"{comparison.sampler_name} steps", "Coupling", "Training steps", "Sampling steps", final]
     rows = []
-    for entry in comparison.treated:
-        for steps in comparison.sampling_steps if comparison.control(entry.name) else ():
-            kept = share_of_control(comparison, entry.name, steps)
-            cells: tuple[Any, ...] = ("-", "-", "-", "not measured", 0)
-            if kept:
-                cells = (*map(number, kept.finals), share_text(kept.share), len(kept.seeds))
-            rows.append((entry.label, steps, *cells))
-    finals = (comparison.baseline.label, "shuffled", "paired")
-    return new_frame(rows, ["Coupling", "Sampling steps", *finals, "Share of the gain kept", "Seeds"])
+    for steps in comparison.sampling_steps:
+        mark = " (headline)" if steps == comparison.headline_steps else ""
+        for entry in comparison.couplings:
+            if entry.baseline:
+                result = speedup(comparison, entry.name, steps)
+                texts, ratio = ["1", "1"], "1"
+            else:
+                result = results["training", entry.name, steps]
+                both = (result, results.get(("sampling", entry.name, steps)))
+                texts = [interval_text(r.steps, r.bound) if r else "-" for r in both]
+                ratio = interval_text(result.quality_ratio) + (" *" if result.resolved is False else "")
+            value = interval_text(result.coupling_final)
+            rows.append((f"{steps}{mark}", entry.label, *texts, value, ratio, len(result.seeds)))
+    return new_frame(rows, [*columns, "Ratio to baseline", "Seeds"])
 
 
 def share_text(share: float | None) -> str:
@@ -238,19 +307,11 @@ def latex_table(comparison: Comparison) -> str:
     Couplings whose difference from the baseline the floor hides carry an asterisk. The caption says
     what is compared, on what, and how sure it is; a comment names the command that made it.
     """
-    import pandas as pd
-
-    parts = []
-    for steps in comparison.sampling_steps:
-        part = speedup_table(comparison, steps).drop(columns=["Verdict", "in time"])
-        mark = " (headline)" if steps == comparison.headline_steps else ""
-        part.insert(0, f"{comparison.sampler_name} steps", f"{steps}{mark}")
-        parts.append(part)
-    frame = pd.concat(parts)
+    frame = paper_table(comparison)
     frame.columns = [latex_escaped(name) for name in frame.columns]
     text = frame.map(latex_escaped).to_latex(
         index=False,
-        column_format="lllllr",
+        column_format="llllllr",
         caption=latex_escaped(render("speedups_caption.txt", c=comparison)),
         label=f"tab:{re.sub(r'[^A-Za-z0-9-]', '-', comparison.recipe)}",
     )
@@ -265,21 +326,23 @@ def latex_escaped(value: Any) -> str:
 
 
 def speedup_markdown(comparison: Comparison) -> str:
-    """A markdown table for a README: the speed-up of every coupling by sampling steps.
+    """Markdown for a README: how many times fewer steps of training and of sampling every coupling needs.
 
     In brackets the final metric; the headline column is bold. A line below says what it is and which command made it.
     """
-    rows = []
-    for entry in comparison.couplings:
-        row = [entry.label]
-        for result in (speedup(comparison, entry.name, s) for s in comparison.sampling_steps):
-            text = "1" if entry.baseline else interval_text(result.steps, result.bound)
-            mark = "*" if result.resolved is False and not entry.baseline else ""
-            final = result.coupling_final
-            row.append(f"{text} [{number(final.value)}{mark}]" if final else "-")
-        rows.append([markdown_escaped(text) for text in row])
+    rows: dict[str, list[list[str]]] = {"training": [], "sampling": []}
+    for result in speedups(comparison):
+        if result.sampling_steps == comparison.sampling_steps[0]:
+            rows[result.saves].append([markdown_escaped(comparison.entry(result.coupling).label)])
+        mark = "*" if result.resolved is False else ""
+        final = result.coupling_final if result.saves == "training" else None
+        text = interval_text(result.steps, result.bound) + (f" [{number(final.value)}{mark}]" if final else "")
+        rows[result.saves][-1].append(markdown_escaped(text))
+    finals = [speedup(comparison, comparison.baseline.name, s).coupling_final for s in comparison.sampling_steps]
+    base = [f"1 [{number(final.value)}]" if final else "-" for final in finals]
     note = markdown_escaped(render("speedups_note.txt", c=comparison))
-    return render("speedups.md", c=comparison, rows=rows, note=note)
+    baseline = markdown_escaped(comparison.baseline.label)
+    return render("speedups.md", c=comparison, rows=rows, baseline=baseline, base=base, note=note)
 
 
 def markdown_escaped(text: str) -> str:
