@@ -16,8 +16,7 @@ from immiscible_diffusion.experiments.compare.sweep import Sweep, SweepRunner, r
 from immiscible_diffusion.experiments.compare.trial import TrialRunner, is_carried, is_finished
 from immiscible_diffusion.experiments.compare.workers import default_workers, run_trials, threads_each
 
-MEAN = "knn:k=16,center=mean"
-DEFAULT_COUPLINGS = ("knn:k=16", MEAN, "assignment", f"shuffled:{MEAN}")
+DEFAULT_COUPLINGS = ("knn:k=4", "matched:knn:k=4", "calibrated:knn:k=64", "assignment", "shuffled:knn:k=4")
 
 
 @dataclass(frozen=True)
