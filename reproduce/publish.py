@@ -1,9 +1,10 @@
 """Keep a comparison's figures in docs/results: a small record, and its table in the page beside it.
 
     python -m reproduce.publish runs/compare/digits-flow docs/results/digits-flow.md
+    python -m reproduce.publish --readme docs/results/digits-flow.json README.md
 
-Writes docs/results/digits-flow.json, which ``immiscible report`` draws the whole page from (less pictures and losses),
-and puts the table between the page's two lines ``<!-- table -->``. A test holds the two equal.
+The first writes docs/results/digits-flow.json, a results.json without losses and pictures, and puts the table between
+the page's two lines ``<!-- table -->``; the second puts a shorter one into the README. Tests hold them equal.
 """
 
 import argparse
@@ -13,9 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from immiscible_diffusion.reporting.compare import Comparison, speedup_markdown
+from immiscible_diffusion.reporting.compare.speedup import Speedup, speedup
+from immiscible_diffusion.reporting.html import number
 from immiscible_diffusion.utils.atomic_files import read_json, write_text
 
 MARK = "<!-- table -->"
+README_STEPS = (5, 20, 100)
+README_COUPLINGS = ("assignment", "calibrated:knn:k=64", "matched:knn:k=16", "knn:k=4", "shuffled:calibrated:knn:k=64")
 
 
 def small(comparison: Comparison) -> Comparison:
@@ -35,22 +40,47 @@ def compact(value: Any) -> Any:
     return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
-def with_table(page: str, comparison: Comparison) -> str:
-    """``page`` with the comparison's table between its two marks."""
+def with_table(page: str, table: str) -> str:
+    """``page`` with ``table`` between its two marks."""
     parts = page.split(MARK)
     if len(parts) != 3:
         raise ValueError(f"expected two lines {MARK} in the page, got {len(parts) - 1}")
-    return f"{parts[0]}{MARK}\n\n{speedup_markdown(comparison).strip()}\n\n{MARK}{parts[2]}"
+    return f"{parts[0]}{MARK}\n\n{table.strip()}\n\n{MARK}{parts[2]}"
+
+
+def readme_table(comparison: Comparison) -> str:
+    """Training steps saved at three numbers of sampling steps, and sampling steps saved at the last."""
+    columns = [f"{n} Euler steps" for n in README_STEPS]
+    lines = [f"| coupling | {' | '.join(columns)} | sampling steps |", "|---" * (len(columns) + 2) + "|"]
+    for name in README_COUPLINGS:
+        results = [speedup(comparison, name, n) for n in README_STEPS]
+        results.append(speedup(comparison, name, README_STEPS[1], saves="sampling"))
+        lines.append(f"| `{name}` | {' | '.join(short_text(result) for result in results)} |")
+    return "\n".join(lines)
+
+
+def short_text(result: Speedup) -> str:
+    """'1.7 (1.5-2.0)', in bold where the interval excludes 1."""
+    steps = result.steps
+    if steps is None or result.bound:
+        return f"{result.bound} {number(steps.value)}" if steps else "-"
+    text = f"{number(steps.value)} ({number(steps.low)}-{number(steps.high)})"
+    return f"**{text}**" if steps.excludes(1) else text
 
 
 def main() -> None:
     """Write record and table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="of the comparison, with results.json")
+    parser.add_argument("source", type=Path, help="folder of the comparison; with --readme a record")
     parser.add_argument("page", type=Path, help="the markdown page; the record goes beside it")
+    parser.add_argument("--readme", action="store_true")
     options = parser.parse_args()
-    record = compact(small(Comparison.from_dict(read_json(options.folder / "results.json"))).to_dict())
-    page = with_table(options.page.read_text("utf-8"), Comparison.from_dict(record))
+    page = options.page.read_text("utf-8")
+    if options.readme:
+        write_text(options.page, with_table(page, readme_table(Comparison.from_dict(read_json(options.source)))))
+        return
+    record = compact(small(Comparison.from_dict(read_json(options.source / "results.json"))).to_dict())
+    page = with_table(page, speedup_markdown(Comparison.from_dict(record)))
     write_text(options.page.with_suffix(".json"), json.dumps(record, separators=(",", ":")) + "\n")
     write_text(options.page, page)
 
