@@ -29,7 +29,7 @@ def digits_consistency() -> Recipe:
         path=EDMPath(sigma_max=10.0, sigma_data=0.75, mean=-0.4, std=1.4),
         loss=ConsistencyLoss(pretrain_fraction=0.2, num_stages=6, huber=0.03),
         model=MLP(width=160, depth=6),
-        optim=OptimizerConfig(lr=2e-3, warmup_steps=100, lr_schedule="cosine"),
+        optim=OptimizerConfig(lr=2e-3, warmup_steps=100),
         steps=5000,
         sampler=SamplerConfig("consistency", steps=1),
         validate_every=500,
