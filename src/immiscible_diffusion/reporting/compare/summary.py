@@ -29,10 +29,13 @@ def headline(comparison: Comparison, results: Sequence[Speedup]) -> str:
         return "No coupling has been measured." if comparison.treated else "There is no coupling to compare."
     count = len({r.coupling for r in results} & {entry.name for entry in comparison.treated})
     first = f"{best.label}{f', the best of {count} couplings,' if count > 1 else ''}"
-    training = [r for r in results if (r.coupling, r.saves) == (best.name, "training")]
+    many = {comparison.headline_steps, max(comparison.sampling_steps)}
+    shown = {"training": many | {*sorted(comparison.sampling_steps)[:2]}, "sampling": many}
+    training, sampling = (
+        [r for r in results if (r.coupling, r.saves) == (best.name, saves) and r.sampling_steps in shown[saves]]
+        for saves in ("training", "sampling")
+    )
     text = f"{first} {_savings(comparison, training, 'training')}."
-    shown = (comparison.headline_steps, max(comparison.sampling_steps))
-    sampling = [r for r in results if (r.coupling, r.saves) == (best.name, "sampling") and r.sampling_steps in shown]
     if any(r.steps for r in sampling):
         text += f" At the end of training it {_savings(comparison, sampling, 'sampling')}."
     return text
