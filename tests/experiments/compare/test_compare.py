@@ -6,6 +6,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from immiscible_diffusion.cli.compare import DEFAULT_COUPLINGS
 from immiscible_diffusion.cli.main import main
 from immiscible_diffusion.experiments.compare.plan import Plan, slug
 from immiscible_diffusion.recipes import recipe_from_name
@@ -193,4 +194,4 @@ def test_demo_is_a_comparison(tmp_path):
     options = ["demo", "--tiny", "--device", "cpu", "--seeds", "0", "--out", str(tmp_path)]
     code = subprocess.run([sys.executable, "-m", "immiscible_diffusion", *options], check=False, capture_output=True)
     assert code.returncode == 0, code.stderr
-    assert len(results(tmp_path)["couplings"]) == 5
+    assert len(results(tmp_path)["couplings"]) == 1 + len(DEFAULT_COUPLINGS)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from immiscible_diffusion.data import DataSet
-from immiscible_diffusion.diffusion.paths import Cond
+from immiscible_diffusion.diffusion.paths import Cond, FlowMatchingPath
 from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
 from immiscible_diffusion.diffusion.samplers import SamplerConfig, start_noise
 from immiscible_diffusion.evaluation.evaluator import EVAL_SEED, EvalResult
@@ -215,7 +215,7 @@ def pilot_recipe(
             f"{', '.join(samples.condition_names) or 'none'}; use --network mlp"
         )
     large = math.prod(shape) > 256
-    model: MLP | UNet = MLP(width=256 if large else 160, depth=2)
+    model: MLP | UNet = MLP(width=256 if large else 160, depth=4)
     lr, batch_size = (2e-3, 128) if large else (4e-3, 256)
     if network == "unet" or (network == "auto" and fits and device.type != "cpu"):
         model, lr, batch_size = UNET, 1e-3, 128
@@ -226,6 +226,7 @@ def pilot_recipe(
             eval=EvalConfig(sampling_steps=sampling_steps, steps=eval_steps),
         ),
         model=model,
+        path=FlowMatchingPath(time="logit_normal"),
         conditional=samples.condition_matrix is not None,
         optim=OptimizerConfig(lr=lr, warmup_steps=50, lr_schedule="cosine"),
         ema=EMAConfig(0.995, warmup=True),
