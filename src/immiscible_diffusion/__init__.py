@@ -17,7 +17,7 @@ from immiscible_diffusion.couplings import (
 from immiscible_diffusion.couplings.moments import Moments
 from immiscible_diffusion.data.scaling import DataScaling
 from immiscible_diffusion.diffusion.losses import RegressionLoss
-from immiscible_diffusion.diffusion.paths import EDMPath, FlowMatchingPath, PathSample, VPPath
+from immiscible_diffusion.diffusion.paths import EDMPath, FlowMatchingPath, PathSample, Preconditioned, VPPath
 from immiscible_diffusion.integrations import as_torchcfm
 from immiscible_diffusion.utils.random import RandomStreams
 
@@ -38,6 +38,7 @@ __all__ = [
     "PairedBatch",
     "PairedLoader",
     "PathSample",
+    "Preconditioned",
     "RandomStreams",
     "RegressionLoss",
     "Shuffled",

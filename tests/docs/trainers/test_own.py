@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from helpers import ROOT
-from immiscible_diffusion import KNN
+from immiscible_diffusion import KNN, LinearAssignment
 from immiscible_diffusion.couplings.theory import knn_expectation
 from immiscible_diffusion.integrations import pull
 
@@ -72,3 +72,11 @@ def test_the_example_trains_and_draws_digits(coupling, monkeypatch, capsys, tmp_
     assert len(losses) == 2
     assert losses[1] < losses[0] < 1.5
     assert image.stat().st_size > 500
+
+
+def test_a_preconditioned_network_knows_its_pairs(page):
+    data = torch.randn(64, 3)
+    local = {"network": lambda x, t, cond: 0 * x, "coupling": LinearAssignment(), "batches": [data] * 20}
+    model = page("own").run("preconditioned", **local).model
+    assert float(model.covariance) > 0.5
+    assert model(data, torch.rand(64)).shape == data.shape
