@@ -60,7 +60,7 @@ def write_figure(data: ToyData, results: Sequence[ToyResult], *files: Path) -> N
             mixing.set_yticklabels([])
         for file in files:
             with atomic_path(file) as temporary:
-                options = {"metadata": {"Date": None}} if file.suffix == ".svg" else {"dpi": 200}
+                options = {"metadata": {"Date": None}} if file.suffix == ".svg" else {"dpi": 170}
                 figure.savefig(temporary, format=file.suffix[1:], **options)
                 if file.suffix == ".png":  # in 256 colors it has a third of the size
                     with Image.open(temporary) as image:
