@@ -33,7 +33,7 @@ def outcome(capsys, *arguments: str) -> tuple[int, str, str]:
         (["train", "digits-flow", "--tiny", "--trackers", "wandb"], "wandb"),
         (["compare", "digits-flow", "--tiny", "--coupling", "knm"], "unknown coupling 'knm'"),
         (["compare", "digits-flow", "--tiny", "--coupling", "no.module:C(k=1)"], "no.module"),
-        (["compare", "digits-flow", "--tiny", "--trial", "99"], "trial must be 0 to 14"),
+        (["compare", "digits-flow", "--tiny", "--trial", "99"], "trial must be 0 to 17"),
         (["compare", "digits-flow", "--tiny", "--workers", "0"], "workers must be at least 1"),
         (["compare", "digits-flow", "--tiny", "--gather"], "run some trials first"),
         (["compare", "digits-flow", "--eval.samples", "40"], "too few"),

@@ -40,7 +40,7 @@ def test_the_command_writes_figures_and_pictures(tmp_path, capsys, monkeypatch):
 
     assert ElementTree.parse(tmp_path / "toy.svg").getroot().tag.endswith("svg")
     with Image.open(tmp_path / "toy.png") as image:
-        assert image.width == 1800
+        assert image.width == 1530
         assert image.convert("RGB").getpixel((2, 2)) == (255, 255, 255)
     with Image.open(tmp_path / "toy.gif") as image:
         assert image.n_frames == 10
