@@ -9,6 +9,7 @@ the page's two lines ``<!-- table -->``; the second puts a shorter one into the 
 
 import argparse
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,12 @@ README_COUPLINGS = ("assignment", "calibrated:knn:k=64", "matched:knn:k=16", "kn
 
 
 def small(comparison: Comparison) -> Comparison:
-    """The comparison without losses and pictures."""
+    """The comparison without losses and pictures, and its command without what is of one machine."""
     trials = (
         replace(t, training=(), validation=(), grids=None, trajectory=None, excess=()) for t in comparison.trials
     )
-    return replace(comparison, trials=tuple(trials), excess=None, video=None)
+    command = re.sub(r" --(out|workers|device) \S+", "", comparison.command)
+    return replace(comparison, trials=tuple(trials), excess=None, video=None, command=command)
 
 
 def compact(value: Any) -> Any:
