@@ -99,6 +99,10 @@ class LinearAssignment(Coupling):
         """This with ``pool=1``, as it is called on complete pools."""
         return replace(self, pool=1)
 
+    def within_process(self) -> Coupling:
+        """This with ``pool=1`` and without other ranks."""
+        return replace(self, pool=1, across_ranks=False)
+
     def finish_ranks(self, generator: Callable[[int], torch.Generator]) -> None:
         """Take part without rows until the other ranks have ended."""
         if self.across_ranks and ranks_in_use():

@@ -68,6 +68,10 @@ class Coupling:
         """The coupling as it is called on a complete pool of batches."""
         return self
 
+    def within_process(self) -> "Coupling":
+        """The coupling as it is called on complete pools of one process, whatever others do: to measure it."""
+        return self.unpooled()
+
     def finish_ranks(self, generator: Callable[[int], torch.Generator]) -> None:
         """Take part in the others' pairing after this rank's last batch, until all have ended.
 

@@ -42,6 +42,10 @@ class Wrapper(Coupling):
         """This around the coupling as it is called on a complete pool."""
         return self._around(self.coupling.unpooled())
 
+    def within_process(self) -> Coupling:
+        """This around the coupling as it is called within one process."""
+        return self._around(self.coupling.within_process())
+
     def _around(self, coupling: Coupling) -> Coupling:
         return self if coupling is self.coupling else replace(self, coupling=coupling)
 

@@ -15,6 +15,7 @@ from immiscible_diffusion.data import DataSet
 from immiscible_diffusion.diffusion.paths import Preconditioned
 from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
+from immiscible_diffusion.models.trainable import trainable_names
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.task import Task
@@ -64,20 +65,29 @@ class Run:
             self.device
         )
 
-    def fit_preconditioning(self, rows: int) -> None:
-        """Measure data, or pairs of ``rows`` as in training, if a network that is yet to be trained asks for it."""
-        if isinstance(self.model, Preconditioned) and self.recipe.model.precondition != "none":
-            self.model.fit(self._pairs(rows))
-
-    def _pairs(self, rows: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        if self.recipe.model.precondition == "data":
-            yield from ((batch.data, None) for batch in _some_batches(self.recipe, self.task))
+    def fit_preconditioning(self, world: int = 1) -> None:
+        """Measure data, or pairs as ``world`` ranks make them, if a network that is yet to be trained asks for it."""
+        asked = self.recipe.model.precondition
+        if not isinstance(self.model, Preconditioned) or asked == "none" or self.run_dir.checkpoint.exists():
             return
-        generator = RandomStreams(self.recipe.seed, rank=0, device=self.device).noise
-        coupling, rows = self.coupling.unpooled(), rows * self.coupling.pool_size
+        if trainable_names(self.model) is not None:
+            raise ValueError(f"model.precondition {asked} needs a network that is trained as a whole; use none")
+        self.model.fit(self._pairs(world) if asked == "pairs" else self._unpaired())
+
+    def _unpaired(self) -> Iterator[tuple[Tensor, None]]:
+        return ((batch.data, None) for batch in _some_batches(self.recipe, self.task))
+
+    def _pairs(self, world: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield at least ten thousand data with their noise, in the batches of a call of the coupling."""
+        recipe, coupling = self.recipe, self.coupling.within_process()
+        rows = recipe.batch_size // recipe.gradient_accumulation_steps * self.coupling.pool_size
+        rows = rows if self.coupling.across_ranks else rows // world
+        generator = RandomStreams(recipe.seed, rank=0, device=self.device).noise
+        full = min(rows, len(self.task.dataset.complete_rows()))
         for epoch in range(-(-MOMENTS_SAMPLES // min(len(self.task.dataset), MOMENTS_SAMPLES))):
-            for batch in _some_batches(self.recipe, self.task, epoch, rows=rows, labels_only=False):
-                yield batch.data, coupling(batch.data, cond=batch.cond, mask=batch.mask, generator=generator)
+            for batch in _some_batches(recipe, self.task, epoch, max(rows, MOMENTS_SAMPLES), rows, labels_only=False):
+                if len(batch) == full:
+                    yield batch.data, coupling(batch.data, cond=batch.cond, mask=batch.mask, generator=generator)
 
     @cached_property
     def pruning(self) -> EmptyAxes | None:
@@ -149,7 +159,7 @@ def _noise_distribution(
         count = min(len(task.dataset), MOMENTS_SAMPLES)
         passes = min(DISTRIBUTION_PASSES, -(-DISTRIBUTION_SAMPLES // count))
         NoiseDistribution.measure(
-            coupling,
+            coupling.within_process(),
             (batch for epoch in range(passes) for batch in _some_data(recipe, task, epoch)),
             _moments(recipe, task, run_dir),
             by_label=recipe.conditional and task.dataset.num_classes is not None,

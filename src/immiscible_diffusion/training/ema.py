@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from immiscible_diffusion.models.trainable import copy_sharing_frozen, trainable_parameters
@@ -73,7 +72,8 @@ class EMA:
         """Return what a checkpoint needs."""
         return self._ema.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        """Load what ``state_dict`` returned."""
+    def load_state_dict(self, state: dict[str, Any], model: nn.Module) -> None:
+        """Load what ``state_dict`` returned; buffers, which are not averaged, are those of ``model``."""
         self._ema.load_state_dict(state)
-        self._ema.to(device)
+        self._ema.to(next(model.parameters()).device)
+        self._copy.load_state_dict(dict(model.named_buffers()), strict=False)

@@ -51,12 +51,12 @@ class Trainer:
             self.task.dataset, batch_size, recipe.seed, self.device, rank, world, micro_batches
         )
         self.validation, self.validation_split = validation_batches(self.task)
-        self.run.fit_preconditioning(batch_size // (world * micro_batches))
         model = self.run.model.to(self.device)
-        self.ema = EMA(recipe.ema, model)
         optimizer, self.lr_schedule = make_optimizer(recipe.optim, model, recipe.steps)
+        # From here on moments may be written: nothing is left behind if another part is refused.
+        self.run.fit_preconditioning(world)
+        self.ema = EMA(recipe.ema, model)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        # Last, as they may write moments: nothing is left behind if another part is refused.
         self.coupling: Coupling = self.run.coupling
         self.pipeline = self.run.pipeline()
         self.step, self.saved_step = 0, -1
@@ -246,7 +246,7 @@ class Trainer:
             load_trainable_state(self.run.model, state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.lr_schedule.load_state_dict(state["lr_schedule"])
-            self.ema.load_state_dict(state["ema"], self.device)
+            self.ema.load_state_dict(state["ema"], self.run.model)
             if state["scaler"] is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
             self.step = state["step"]

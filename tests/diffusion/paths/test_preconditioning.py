@@ -86,16 +86,31 @@ def test_input_and_target_of_the_network_have_mean_0_and_variance_1(path, correl
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
 def test_float32_is_as_good_as_float64_at_both_ends(path):
+    """Skip and scale apart, each relative to its own size."""
     model, data, noise = fitted(path, 0.6)
     data, noise = data[:500], noise[:500]
-    model.network.value = torch.ones_like(data)
     for t in TIMES:
         point, time = at(path, data, noise, t)
-        exact = model(point.x_t, time)
-        output = model(point.x_t.float(), time.float())
-        assert output.dtype == torch.float32
-        assert exact.isfinite().all()
-        assert torch.allclose(output.double(), exact, atol=2e-3, rtol=1e-3)
+        parts = []
+        for x, network_time in ((point.x_t, time), (point.x_t.float(), time.float())):
+            model.network.value = 0.0
+            skip = model(x, network_time)
+            model.network.value = torch.ones_like(x)
+            parts.append((skip.double(), (model(x, network_time) - skip).double()))
+        (skip, scale), (skip32, scale32) = parts
+        assert skip32.isfinite().all()
+        torch.testing.assert_close(skip32, skip, rtol=1e-3, atol=1e-4 * float(skip.abs().max()))
+        rounding = 1e-6 * float(skip.abs().max())  # of the difference, where the skip is large
+        torch.testing.assert_close(scale32, scale, rtol=2e-3, atol=rounding)
+
+
+def test_a_consistency_models_first_levels_are_exact_in_float32():
+    path = EDMPath()
+    model = Preconditioned(Known(1.0), path, 0.25, path.sigma_min)
+    t = torch.linspace(0, 0.01, 11, dtype=torch.float64)
+    x = torch.zeros(11, 1, dtype=torch.float64)
+    exact, found = model(x, path.network_time(t)), model(x.float(), path.network_time(t.float()))
+    torch.testing.assert_close(found.double(), exact, rtol=1e-2, atol=1e-7)
 
 
 def test_the_straight_path_is_edm_in_other_variables():
@@ -161,6 +176,16 @@ def test_statistics_travel_with_the_weights():
     assert all(torch.equal(one, two) for one, two in zip(model.buffers(), other.buffers(), strict=True))
 
 
-def test_fitting_nothing_is_refused():
-    with pytest.raises(ValueError, match="needs data"):
-        Preconditioned(Known(), FlowMatchingPath()).fit([])
+@pytest.mark.parametrize(
+    ("pairs", "said"),
+    [
+        ([], "needs data"),
+        ((torch.zeros(4, 2), torch.zeros(4, 2)), "iterable of pairs"),
+        ([torch.zeros(4, 2)], "iterable of pairs"),
+        ([(torch.zeros(4, 2), torch.zeros(4, 3))], "noise like data"),
+        ([(torch.full((4, 2), torch.nan), None)], "not finite"),
+    ],
+)
+def test_what_is_no_pairs_is_refused(pairs, said):
+    with pytest.raises(ValueError, match=said):
+        Preconditioned(Known(), FlowMatchingPath()).fit(pairs)

@@ -23,7 +23,7 @@ class EDMPath(Path):
         sigma_min: at t = 0.
         sigma_max: at t = 1.
         rho: ``sigma^(1 / rho)`` is linear in t.
-        sigma_data: standard deviation of the data.
+        sigma_data: standard deviation of the data; weights take it as given here, whatever a network measures.
         time: distribution of training times: ``lognormal`` (log sigma is Gaussian), or ``discrete``: the upper ends of
             ``levels - 1`` equal steps of t, each with the Gaussian's probability of the step (iCT, 2310.14189, eq. 10:
             the student's level).

@@ -79,10 +79,10 @@ class Preconditioned(nn.Module):
 
         Noise None is N(0, I), independent of the data. Means are of every dimension; variances and the covariance are
         of every channel of ``[B, C, ...]`` data of three dimensions and more, else of all dimensions together.
-        ValueError without data.
+        ValueError without data, or for what is not such pairs.
         """
         count, paired, sums = 0, False, [torch.zeros((), dtype=torch.float64)] * 5
-        for data, noise in pairs:
+        for data, noise in map(_checked, pairs):
             x = data.cpu().double()
             paired = noise is not None
             n = torch.zeros_like(x) if noise is None else noise.cpu().double()
@@ -97,6 +97,20 @@ class Preconditioned(nn.Module):
         c = _over_channels(xn - mean * noise_mean).clamp(-most, most)
         for name, value in zip(STATISTICS, (mean, noise_mean, s2, v, c), strict=True):
             self.register_buffer(name, value.float().to(self.data_mean.device))
+
+
+def _checked(pair: Any) -> tuple[Tensor, Tensor | None]:
+    """``pair``; ValueError unless it is ``(data, noise)`` of one shape, or ``(data, None)``, and finite."""
+    if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], Tensor)):
+        raise ValueError(
+            f"fit takes an iterable of pairs (data, noise), such as [(data, noise)]; got a {type(pair).__name__}"
+        )
+    data, noise = pair
+    if noise is not None and noise.shape != data.shape:
+        raise ValueError(f"expected noise like data; got data {tuple(data.shape)}, noise {tuple(noise.shape)}")
+    if not all(bool(part.isfinite().all()) for part in pair if part is not None):
+        raise ValueError("data or noise are not finite; mend them before fitting")
+    return data, noise
 
 
 def _over_channels(values: Tensor) -> Tensor:
