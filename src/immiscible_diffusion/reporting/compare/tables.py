@@ -168,7 +168,7 @@ def savings_table(comparison: Comparison, results: Iterable[Speedup], saves: str
     rows = []
     for entry in (e for e in comparison.couplings if not e.baseline):
         row: list[Any] = [entry.label]
-        for result in (found[entry.name, number] for number in numbers):
+        for result in (found[entry.name, steps] for steps in numbers):
             if result.repeats:
                 row.append(saving_text(result))
                 continue
