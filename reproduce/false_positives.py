@@ -63,18 +63,14 @@ def trial(curve: str, name: str, seed: int, shared: float, rng: np.random.Genera
 
 
 def rates(curve: str, seeds: int, pages: int) -> list[float]:
-    """Shares: of verdicts over training steps, over sampling steps; of pages with any, whose headline claims a gain,
-    and of both after Holm's correction.
-    """
+    """Shares of verdicts over training and sampling steps, and of pages and headlines, with and without Holm."""
     rng, rows = np.random.default_rng([seeds, *curve.encode()]), []
     for _ in range(pages):
         page = comparison(curve, seeds, rng)
         results = speedups(page)
         best = best_coupling(page, results)
         assert best
-        gains = [
-            r for each in headline_results(page, results, best.name) for r in each if r.verdict is Verdict.HELPS
-        ]
+        gains = [r for each in headline_results(page, results, best.name) for r in each if r.verdict is Verdict.HELPS]
         kinds = [np.mean([r.is_resolved for r in results if r.saves == k]) for k in ("training", "sampling")]
         corrected = [any(r.holds for r in some) for some in (results, gains)]
         rows.append([*kinds, any(r.is_resolved for r in results), corrected[0], bool(gains), corrected[1]])

@@ -53,7 +53,10 @@ def with_table(page: str, table: str) -> str:
 def readme_table(comparison: Comparison) -> str:
     """Training steps saved at three numbers of sampling steps, and sampling steps saved for the second of them."""
     columns = [f"{n} Euler steps" for n in README_STEPS]
-    lines = [f"| coupling | {' | '.join(columns)} | sampling steps, for its {README_STEPS[1]} |", "|---" * (len(columns) + 2) + "|"]
+    lines = [
+        f"| coupling | {' | '.join(columns)} | sampling steps, for its {README_STEPS[1]} |",
+        "|---" * (len(columns) + 2) + "|",
+    ]
     for name in README_COUPLINGS:
         results = [speedup(comparison, name, n) for n in README_STEPS]
         results.append(speedup(comparison, name, README_STEPS[1], saves="sampling"))

@@ -146,7 +146,7 @@ def _pixels(comparison: Comparison, name: str, steps: int, setting: Setting) -> 
 
 
 def remarks(comparison: Comparison, only: CouplingEntry | None = None) -> list[str]:
-    """Whether the last gains of each coupling, or ``only`` one, are more than those of which controls, in sentences."""
+    """Which controls' gains at the end of training those of each coupling, or ``only`` one, exceed, in sentences."""
     lines = []
     for entry in comparison.treated if only is None else (only,):
         alone, shared, unshuffled = defaultdict[tuple[str, ...], list[str]](list), [], []
@@ -183,7 +183,9 @@ def remarks(comparison: Comparison, only: CouplingEntry | None = None) -> list[s
         parts += [f"not resolved from a control's with {listed(shared)}"] if shared else []
         rule = " A gain that a control has too is not called pairing's." if shared else ""
         if unshuffled:
-            rule += f" There is no shuffled control with {listed(unshuffled)}: what its noise alone gains is not known."
+            rule += (
+                f" There is no shuffled control with {listed(unshuffled)}: what its noise alone gains is not known."
+            )
         metric = f"{comparison.metric} at the end of training"
         lines.append(f"{entry.label}: the gain in {metric} is {', '.join(parts)}.{rule}")
     return lines

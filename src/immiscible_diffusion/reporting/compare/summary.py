@@ -44,7 +44,7 @@ def headline_results(comparison: Comparison, results: Sequence[Speedup], name: s
     many = {comparison.headline_steps, max(comparison.sampling_steps)}
     found = [[r for r in results if (r.coupling, r.saves) == (name, saves)] for saves in ("training", "sampling")]
     first = {r.sampling_steps: r.repeats or r.sampling_steps for r in found[1]}
-    shown = [many | {*sorted(comparison.sampling_steps)[:2]}, {first.get(steps) for steps in many}]
+    shown = {*many, *sorted(comparison.sampling_steps)[:2]}, {first.get(steps, 0) for steps in many}
     return [[r for r in each if r.sampling_steps in steps] for each, steps in zip(found, shown, strict=True)]
 
 

@@ -349,6 +349,7 @@ def speedup_markdown(comparison: Comparison) -> str:
     In brackets the best metric; the headline column is bold. A line below says what it is and which command made it.
     """
     numbers = {"training": comparison.sampling_steps, "sampling": saved_from(comparison)}
+    found: dict[tuple[str, str, int], Speedup]
     found = {(r.saves, r.coupling, r.sampling_steps): r for r in speedups(comparison)}
 
     def cell(result: Speedup) -> str:
