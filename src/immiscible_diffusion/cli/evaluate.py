@@ -37,7 +37,8 @@ class Options(SamplerChanges):
         seed: of the initial noise.
         features: feature space: classifier, pixels, efficientnet, inception (FID) or dinov2 (FD-DINOv2); the recipe's
             by default.
-        pixels: also the Frechet distance of the pixels; as the recipe says by default, where there are enough images for it.
+        pixels: also the Frechet distance of the pixels; as the recipe says by default, if there are
+            enough images.
         metrics: which; frechet alone keeps no features, so any number of samples fits.
         guidances: weights of guidance to score one after another, for a table with the best by Frechet distance.
         clip_metrics: of a folder, metrics by CLIP besides: score (CLIPScore; needs the prompts that `immiscible sample

@@ -121,3 +121,15 @@ def test_the_markdown_table_has_a_row_per_coupling_and_its_command(comparison):
     assert "**20** Euler steps" in lines[0]
     assert "KNN k=64 \\<raw\\>" in text
     assert f"`{comparison.command}`" in text
+
+
+def test_savings_below_the_floor_have_a_mark_in_every_table(comparison):
+    hidden = replace(comparison, floor=replace(comparison.floor, low=0.0, high=500.0))
+    results = speedups(hidden)
+    for saves, count in (("training", 4), ("sampling", 3)):
+        cells = savings_table(hidden, results, saves).iloc[:, 1:].to_numpy().ravel()
+        assert len(cells) == 5 * count
+        assert all("*" in cell or cell.startswith("as with") for cell in cells)
+    rows = [line for line in speedup_markdown(hidden).splitlines() if line.startswith("| linear")]
+    assert [row.count("\\*") for row in rows] == [4, 3]
+    assert all("*" in text for text in paper_table(hidden)["Training steps"] if text != "1")
