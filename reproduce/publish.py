@@ -51,9 +51,12 @@ def with_table(page: str, table: str) -> str:
 
 
 def readme_table(comparison: Comparison) -> str:
-    """Training steps saved at three numbers of sampling steps, and sampling steps saved at the last."""
+    """Training steps saved at three numbers of sampling steps, and sampling steps saved for the second of them."""
     columns = [f"{n} Euler steps" for n in README_STEPS]
-    lines = [f"| coupling | {' | '.join(columns)} | sampling steps |", "|---" * (len(columns) + 2) + "|"]
+    lines = [
+        f"| coupling | {' | '.join(columns)} | sampling steps, for its {README_STEPS[1]} |",
+        "|---" * (len(columns) + 2) + "|",
+    ]
     for name in README_COUPLINGS:
         results = [speedup(comparison, name, n) for n in README_STEPS]
         results.append(speedup(comparison, name, README_STEPS[1], saves="sampling"))
@@ -62,12 +65,12 @@ def readme_table(comparison: Comparison) -> str:
 
 
 def short_text(result: Speedup) -> str:
-    """'1.7 (1.5-2.0)', in bold where the interval excludes 1."""
-    steps = result.steps
+    """'1.7 (1.5-2.0)', a gain in bold; with * where the floor hides the difference."""
+    steps, mark = result.steps, "\\*" * result.hidden
     if steps is None or result.bound:
-        return f"{result.bound} {number(steps.value)}" if steps else "-"
+        return f"{result.bound} {number(steps.value)}{mark}" if steps else "-"
     text = f"{number(steps.value)} ({number(steps.low)}-{number(steps.high)})"
-    return f"**{text}**" if steps.excludes(1) else text
+    return f"**{text}**{mark}" if steps.low > 1 else f"{text}{mark}"
 
 
 def main() -> None:

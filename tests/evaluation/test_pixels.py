@@ -41,10 +41,15 @@ def test_the_distance_is_that_of_all_pixels_whatever_the_batches(digits):
 def test_too_few_for_the_number_of_pixels(digits):
     few = dataclasses.replace(CONFIG, features="classifier", samples=65)
     assert ImageEvaluator.of(digits, few, max_real=65).pixels is not None
-    with pytest.raises(
-        ValueError, match="65 samples and 64 real data are too few for a Frechet distance of 64 pixels"
-    ):
-        ImageEvaluator.of(digits, few, max_real=64)
+    with pytest.warns(UserWarning, match="65 samples and 64 real data are too few for a Frechet distance of 64 pix"):
+        assert ImageEvaluator.of(digits, few, max_real=64).pixels is None
+
+
+def test_features_that_are_pixels_are_computed_once(digits, monkeypatch):
+    evaluator = ImageEvaluator.of(digits, CONFIG)
+    monkeypatch.setattr("immiscible_diffusion.evaluation.images.frechet_distance", None)
+    scores = evaluator.measure(iter([torch.rand(150, 1, 8, 8)]), ("frechet",))
+    assert scores.pixels == scores.frechet > 0
 
 
 @pytest.mark.parametrize("name", ["digits-flow", "digits-ddim", "digits-consistency", "fashion-flow"])
@@ -56,9 +61,11 @@ def test_small_recipes_score_pixels(name):
 def test_evaluate_prints_them(tmp_path):
     run = tmp_path / "run"
     assert main(["train", "digits-flow", "--tiny", "--device", "cpu", "--out", str(run), "--preview-every", "0"]) == 0
-    for words in ([], ["--pixels", "False"]):
-        assert main(["evaluate", str(run), "--metrics", "frechet", *words]) == 0
-    with_pixels, without = json.loads((run / "evaluation.json").read_text())
+    for words in (["frechet"], ["frechet", "--pixels", "False"], ["kid", "--real", "64"]):
+        assert main(["evaluate", str(run), "--metrics", *words]) == 0
+    assert main(["evaluate", str(run), "--metrics", "kid", "--real", "64", "--pixels", "True"]) == 2
+    with_pixels, without, few = json.loads((run / "evaluation.json").read_text())
+    assert (few["pixels"], few["kid"] is None) == (None, False)
     assert with_pixels["pixels"] > 0
     assert without["pixels"] is None
     assert with_pixels["frechet"] == without["frechet"]

@@ -16,7 +16,7 @@ from immiscible_diffusion.experiments.compare.sweep import Sweep, SweepRunner, r
 from immiscible_diffusion.experiments.compare.trial import TrialRunner, is_carried, is_finished
 from immiscible_diffusion.experiments.compare.workers import default_workers, run_trials, threads_each
 
-DEFAULT_COUPLINGS = ("knn:k=4", "matched:knn:k=4", "calibrated:knn:k=64", "assignment", "shuffled:knn:k=4")
+DEFAULT_COUPLINGS = ("knn:k=4", "matched:knn:k=4", "calibrated:knn:k=64", "assignment", "shuffled:calibrated:knn:k=64")
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Options:
         gather: make the report from what is there and stop.
         controls: when all are trained, evaluate the last weights of every coupling with shifted sampling times too,
             and those of the baseline with a scaled and a pruned start.
-        guidances: and those of every coupling with these weights of guidance, of a network that was trained with
-            cond_drop_prob.
+        guidances: weights of guidance; when all are trained, evaluate the last weights of every coupling with each.
+            Needs a network that was trained with cond_drop_prob.
         irreducible: compute the loss that no network can go below, for the report's excess loss (once, in
             irreducible/; a set too large for it is left out, and the report says so).
     """

@@ -37,7 +37,8 @@ class Options(SamplerChanges):
         seed: of the initial noise.
         features: feature space: classifier, pixels, efficientnet, inception (FID) or dinov2 (FD-DINOv2); the recipe's
             by default.
-        pixels: also the Frechet distance of the pixels; as the recipe says by default.
+        pixels: also the Frechet distance of the pixels; as the recipe says by default, if there are
+            enough images.
         metrics: which; frechet alone keeps no features, so any number of samples fits.
         guidances: weights of guidance to score one after another, for a table with the best by Frechet distance.
         clip_metrics: of a folder, metrics by CLIP besides: score (CLIPScore; needs the prompts that `immiscible sample
@@ -111,6 +112,7 @@ def evaluate_run(options: Options, run_dir: RunDir) -> dict[str, Any]:
     run = load_run(run_dir, options.device, allow_code=options.allow_code)
     run = run.with_sampler(options.of(run.recipe.sampler))
     evaluator = run.task.evaluator(eval_config(options, run.recipe), options.real)
+    check_pixels(options, evaluator)
     calibration = calibrate(options, evaluator)
     scores = evaluator.evaluate_run(run, seed=options.seed, batch_size=options.batch_size, metrics=options.metrics)
     return {**scores, **calibration}
@@ -128,6 +130,7 @@ def evaluate_guidances(options: Options, run_dir: RunDir) -> list[dict[str, Any]
     evaluator = run.task.evaluator(eval_config(options, run.recipe), options.real)
     if not isinstance(evaluator, ImageEvaluator):
         raise ValueError(f"{run.recipe.name} is not scored by a Frechet distance; give one guidance at a time")
+    check_pixels(options, evaluator)
     calibration = calibrate(options, evaluator)
     how: dict[str, Any] = {"seed": options.seed, "batch_size": options.batch_size, "metrics": options.metrics}
     results = [evaluator.evaluate_run(one, **how) | calibration for one in runs]
@@ -166,6 +169,7 @@ def evaluate_folder(options: Options, run: RunDir, folder: Path) -> dict[str, An
     config = eval_config(replace(options, samples=len(samples)), recipe)
     by_clip = clip_metrics(options.clip_metrics, folder, real, device)
     evaluator = ImageEvaluator.of(real, config, device, options.real)
+    check_pixels(options, evaluator)
     calibration = calibrate(options, evaluator)
     metrics = evaluator.measure(samples.in_batches(), options.metrics)
     scores = metrics.as_dict() | evaluator.describe(metrics.samples)
@@ -181,6 +185,12 @@ def calibrate(options: Options, evaluator: Evaluator) -> dict[str, Any]:
     sys.stdout.write("".join(f"  {name:20}{text(value)}\n" for name, value in values.items()))
     sys.stdout.flush()
     return {"calibration": values}
+
+
+def check_pixels(options: Options, evaluator: Evaluator) -> None:
+    """ValueError if pixels are asked for by name and there are too few images for them."""
+    if options.pixels and isinstance(evaluator, ImageEvaluator) and evaluator.pixels is None:
+        raise ValueError("pixels: too few images (see the notice above); give more samples and real data, or leave it")
 
 
 def eval_config(options: Options, recipe: Recipe) -> Any:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,8 @@ class ImageEvaluator:
     ) -> "ImageEvaluator":
         """Prepare features, on ``device``, and reference; the classifier is trained once and cached.
 
-        The reference is of ``max_real`` images, chosen at random, or of all. ValueError for too few samples or data.
+        The reference is of ``max_real`` images, chosen at random, or of all. ValueError for too few samples or data;
+        too few for the pixels leave ``pixels`` None, with a warning.
         """
         extractor = extractor_from_name(config.features, dataset, seed=EVAL_SEED, device=str(device))
         if config.samples < extractor.dim + 1:
@@ -68,13 +70,17 @@ class ImageEvaluator:
         reference = make_reference(dataset, extractor, limit=max_real, seed=EVAL_SEED, cache=cache_folder())
         if not config.pixels:
             return cls(extractor, reference, dataset, config.samples)
+        if config.features == "pixels":
+            return cls(extractor, reference, dataset, config.samples, reference)
         of_pixels = PixelFeatures(tuple(dataset.shape))
         pixels = make_reference(dataset, of_pixels, limit=max_real, seed=EVAL_SEED, cache=cache_folder())
-        if min(config.samples, pixels.statistics.count) < of_pixels.dim + 1:
-            raise ValueError(
-                f"{config.samples} samples and {pixels.statistics.count} real data are too few for a Frechet distance "
-                f"of {of_pixels.dim} pixels; use at least {of_pixels.dim + 1} of both, or set eval.pixels false"
+        if min(config.samples, pixels.statistics.count) <= of_pixels.dim:
+            warnings.warn(
+                f"pixels are not scored: {config.samples} samples and {pixels.statistics.count} real data are too few "
+                f"for a Frechet distance of {of_pixels.dim} pixels, which takes {of_pixels.dim + 1} of both",
+                stacklevel=2,
             )
+            return cls(extractor, reference, dataset, config.samples)
         return cls(extractor, reference, dataset, config.samples, pixels)
 
     def check(self) -> str:
@@ -91,7 +97,8 @@ class ImageEvaluator:
         Their features are, in float32, unless the Frechet distance alone is asked for.
         """
         check_metrics(metrics)
-        pixels = self.pixels if "frechet" in metrics else None
+        same = self.pixels is self.reference  # the features are the pixels
+        pixels = self.pixels if "frechet" in metrics and not same else None
         statistics = FeatureStatistics.empty(pixels.statistics.dim if pixels else 0)
 
         def clamped() -> Iterator[Tensor]:
@@ -109,7 +116,7 @@ class ImageEvaluator:
             features = extract(self.extractor, images)
         scores = measure(features, self.reference, metrics=metrics, allow_few=allow_few)
         if pixels is None:
-            return scores
+            return dataclasses.replace(scores, pixels=scores.frechet) if same else scores
         distance = frechet_distance(statistics, pixels.statistics, allow_few=allow_few)
         return dataclasses.replace(scores, pixels=distance)
 

@@ -195,3 +195,4 @@ def test_demo_is_a_comparison(tmp_path):
     code = subprocess.run([sys.executable, "-m", "immiscible_diffusion", *options], check=False, capture_output=True)
     assert code.returncode == 0, code.stderr
     assert len(results(tmp_path)["couplings"]) == 1 + len(DEFAULT_COUPLINGS)
+    assert "shuffled:calibrated:knn:k=64" in DEFAULT_COUPLINGS  # the control of the likely best

@@ -164,6 +164,14 @@ def test_large_samples_have_no_pruned_start(tmp_path):
     assert {name for name, _ in sweep.starts} == {"init_scale"}
 
 
+def test_a_matched_start_has_no_pruned_one(tmp_path):
+    recipe = recipe_from_name("digits-flow").tiny()
+    recipe = dataclasses.replace(recipe, sampler=dataclasses.replace(recipe.sampler, init_noise="matched"))
+    with pytest.warns(UserWarning, match="the pruned start is left out: .* init_noise is matched"):
+        sweep = Sweep(controls=True).check(TrialRunner(Plan(tmp_path, recipe, (BASELINE,), (0,)), "cpu"))
+    assert {name for name, _ in sweep.starts} == {"init_scale"}
+
+
 def test_a_pruned_start_that_refuses_nearly_everything_is_left_out_with_a_notice(tmp_path):
     plan = Plan(tmp_path, recipe_from_name("digits-flow").tiny(), (BASELINE,), (0,))
     [trial], sweep = plan.trials, Sweep(controls=True, starts=(("prune", 0.2), ("prune", 2.7)))

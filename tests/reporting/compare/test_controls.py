@@ -48,7 +48,8 @@ def test_the_best_setting_is_by_the_mean_over_seeds_with_the_recipes_own_among_t
 
 def test_a_gain_is_called_pairings_only_where_no_control_has_it(final):
     [alone] = controls.remarks(final())
-    assert "more than any control's with 20" in alone
+    assert "the gain in Frechet distance at the end of training is more than that of shuffled with 20" in alone
+    assert "no shuffled control" not in alone
     [shared] = controls.remarks(final({("independent", "shift", 3.0): (5.2, 5.3, 4.6)}))
     assert "not resolved from a control's with 20 (independent with shift 3" in shared
     assert "not called pairing's" in shared
@@ -115,4 +116,25 @@ def test_metrics_that_disagree_are_named(final, parsed, plots, tmp_path):
 def test_a_retuned_baseline_is_held_against_the_retuned_coupling(final):
     # The baseline's best grid reaches what the coupling has as it is, and half of that is within its reach too.
     variants = {("independent", "shift", 3.0): (5.0, 5.5, 4.5), ("knn", "shift", 3.0): (2.5, 2.8, 2.2)}
-    assert "more than any control's with 20" in controls.remarks(final(variants))[0]
+    found = controls.remarks(final(variants))[0]
+    assert "more than that of shuffled and independent with its best shift with 20" in found
+
+
+def test_only_controls_that_were_run_on_the_same_seeds_count_as_beaten(final):
+    comparison = final({("independent", "shift", 3.0): (9.5, 9.5, 9.5)})
+    other = [replace(t, seed=t.seed + 9) if t.coupling == "shuffled" else t for t in comparison.trials]
+    for changed in (
+        replace(comparison, couplings=comparison.couplings[:2], trials=comparison.trials[:6]),
+        replace(comparison, trials=tuple(other)),
+    ):
+        [line] = controls.remarks(changed)
+        assert "more than that of independent with its best shift with 20" in line
+        assert line.endswith("There is no shuffled control with 20: what its noise alone gains is not known.")
+
+
+def test_pixels_stand_beside_the_sampling_controls(final):
+    comparison = with_pixels(final({("independent", "shift", 3.0): (5.0, 5.5, 4.5)}), {})
+    variants = tuple(replace(v, pixels=7 * v.frechet) for v in comparison.variants)
+    rows = controls.sampling_table(replace(comparison, variants=variants))["20 Euler steps"]
+    assert "pixels 9.97" in rows[0]
+    assert "pixels 34.9" in rows[1]

@@ -34,7 +34,7 @@ def test_speedups_are_of_the_metric_whatever_it_is(comparison):
 def test_the_page_names_the_metric(comparison, folder, plots):
     page = render_page(of_actions(comparison), folder)
     assert "action error (lower is better)" in plots(page)["20 Euler steps, headline"]
-    assert "Final action error" in page
+    assert "Best action error" in page
     assert "Frechet distance against" not in page
 
 

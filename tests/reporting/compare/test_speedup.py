@@ -171,7 +171,8 @@ def test_the_floor_hides_small_differences():
 
 def test_every_coupling_with_every_number_of_sampling_steps(comparison):
     results = speedups(comparison)
-    assert len(results) == 2 * 5 * 4
+    assert len(results) == 5 * (4 + 3)
+    assert {r.sampling_steps for r in results if r.saves == "sampling"} == {5, 20, 100}  # fewer than 2 cannot show
     assert {r.coupling for r in results} == {e.name for e in comparison.couplings if not e.baseline}
     with pytest.raises(ValueError, match="coupling is 'nobody'"):
         speedup(comparison, "nobody", 20)
@@ -238,3 +239,40 @@ def test_holm_is_over_both_savings_and_only_takes_verdicts_away(comparison):
     assert 0 < sum(r.holds for r in results) < sum(r.is_resolved for r in results)
     for r in tested:  # the test and the interval are one
         assert r.is_resolved == (r.p_value < 0.05)
+
+
+def samplers(build, base, other, **changes):
+    trials = [sampled(n, seed, v) for n, v in (("independent", base), ("knn", other)) for seed in (0, 1)]
+    found = speedups(replace(build(trials), couplings=build(trials).couplings[:2], **changes))
+    return {r.sampling_steps: r for r in found if r.saves == "sampling"}
+
+
+def test_a_bound_that_the_floor_hides_is_no_verdict(build):
+    # 3% worse with both near the floor: never there, so five times more steps or worse.
+    base, other = [4.0, 1.5, 1.0, 1.0], [4.0, 1.5, 1.03, 1.03]
+    plain, hidden = (samplers(build, base, other, floor=f)[20] for f in (None, Floor(1.5, 0.9, 2.0, 10)))
+    assert (plain.bound, plain.verdict, plain.marks) == ("<", "hurts", "†")
+    assert (hidden.steps, hidden.bound, hidden.hidden) == (plain.steps, "<", True)
+    assert (hidden.verdict, hidden.p_value, hidden.holds, hidden.marks) == ("unresolved", 1.0, False, "*")
+
+
+def test_an_interval_below_the_floor_is_a_verdict_with_a_mark(build):
+    trials = [table_trial("independent", s, [1.6, 1.2, 0.9]) for s in range(3)]
+    trials += [table_trial("knn", s, [1.4, 1.0 + s / 100, 0.7]) for s in range(3)]
+    hidden = speedup(replace(build(trials), floor=Floor(1.5, 0.5, 2.0, 10)), "knn", 20)
+    assert (hidden.verdict, hidden.hidden) == ("helps", True)
+    assert hidden.marks.startswith("*")
+
+
+def test_what_the_baseline_reaches_with_fewer_is_not_tested_again(build):
+    found = samplers(build, [40, 10, 4, 6], [20, 5, 3, 2])
+    assert (found[5].repeats, found[20].repeats, found[100].repeats) == (None, None, 20)
+    assert (found[100].verdict, found[100].p_value, found[100].corrected) == ("not measured", None, None)
+    assert found[100].steps == found[20].steps
+    assert samplers(build, [4, 10, 3, 2], [4, 3, 2, 1])[5].repeats == 2
+
+
+def test_a_trial_without_an_evaluation_at_the_horizon_is_not_measured(build):
+    base, other = sampled("independent", 0, [40, 10, 4, 2]), sampled("knn", 0, [40, 10, 4, 2], step=800)
+    result = speedup(build([base, other]), "knn", 20, "sampling")  # at 400 the coupling was not evaluated
+    assert (result.verdict, result.steps) == ("not measured", None)

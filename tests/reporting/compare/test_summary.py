@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from immiscible_diffusion.reporting.compare.records import CouplingEntry, SampleMetrics, Trial
+from immiscible_diffusion.reporting.compare.records import CouplingEntry, Floor, SampleMetrics, Trial
 from immiscible_diffusion.reporting.compare.speedup import speedups
 from immiscible_diffusion.reporting.compare.summary import best_coupling, chance, headline, missing, sentences
 from immiscible_diffusion.reporting.compare.tables import interval_text
@@ -37,7 +37,7 @@ def test_a_gain_and_its_limits_are_in_one_sentence(build):
     assert text.startswith(
         "KNN needs 2.00 (1.90 to 2.10) times fewer training steps than independent at 5 Euler steps"
     )
-    assert "2.00 (1.90 to 2.10) times more at 20" in text
+    assert "2.00 (1.90 to 2.10) times more at 20†" in text
     assert "no difference is resolved at 100 (1.00, 0.951 to 1.05)" in text
 
 
@@ -45,6 +45,22 @@ def test_a_loss_is_said_as_plainly(build):
     text = said(record(build, {5: 0.5, 20: 1.0}))
     assert "saves no training steps: it needs 2.00 (1.90 to 2.10) times more training steps than independent" in text
     assert "no difference is resolved at 20" in text
+
+
+def test_the_headline_says_what_holds_after_the_correction_and_what_is_below_the_floor(build):
+    comparison = record(build, {5: 2.0, 20: 1.06})
+    text = headline(comparison, speedups(comparison))
+    assert "at 5 Euler steps†" in text
+    assert "1.06 (1.01 to 1.11) times fewer at 20." in text
+    assert text.endswith("†: still so after Holm's correction for all 3 comparisons.")
+    weak = record(build, {20: 1.06})
+    weak = replace(weak, couplings=(*weak.couplings[:2], CouplingEntry("c", "C")))
+    trials = [replace(t, coupling="c") for t in record(build, {20: 1.0}).trials if t.coupling == "knn"]
+    weak = replace(weak, trials=(*weak.trials, *trials))
+    assert headline(weak, speedups(weak)).endswith("None of it holds after Holm's correction for all 2 comparisons.")
+    hidden = replace(comparison, floor=Floor(100.0, 50.0, 150.0, 10))
+    assert said(hidden).count("(below the floor)") == 2
+    assert "(3 of them below the floor)" in chance(speedups(hidden))
 
 
 def test_one_seed_resolves_nothing(build):
@@ -71,7 +87,7 @@ def test_a_bound_is_said_as_a_bound(build):
 
 
 def test_the_number_of_comparisons_is_said(comparison, partial):
-    assert sentences(comparison)[1].startswith("40 comparisons; about 2 would be resolved by chance alone.")
+    assert sentences(comparison)[1].startswith("35 comparisons; about 1.8 would be resolved if nothing had an effect.")
     assert len(sentences(partial)) > 2
 
 

@@ -33,7 +33,7 @@ def test_csv_rows_are_tidy_and_agree_with_the_record(comparison):
     assert float(results.frechet[0]) == comparison.trials_of("independent")[0].metrics[0].frechet
     assert ",20,20," in files["results.csv"]  # whole numbers stay whole
     table = read(files["speedups.csv"]).set_index(["saves", "coupling", "sampling_steps", "seed"])
-    assert len(table) == 2 * 5 * 4 * (3 + 1)
+    assert len(table) == 5 * (4 + 3) * (3 + 1)
     row, expected = table.loc["training", "assignment", 20, "all"], speedup(comparison, "assignment", 20)
     assert (float(row.speedup), float(row.low)) == (expected.steps.value, expected.steps.low)
     assert row.verdict == expected.verdict
@@ -43,7 +43,7 @@ def test_csv_files_of_nothing_have_their_columns(empty, partial):
     for record in (empty, partial, replace(empty, couplings=empty.couplings[:1])):
         files = csv_tables(record)
         assert files["results.csv"].startswith("coupling,label,seed,step,sampling_steps,nfe,frechet")
-    assert len(read(csv_tables(empty)["speedups.csv"])) == 2 * 5 * 4
+    assert len(read(csv_tables(empty)["speedups.csv"])) == 5 * (4 + 3)
 
 
 def test_the_tables_of_the_page_have_a_row_for_each_coupling(comparison, partial):
@@ -53,7 +53,7 @@ def test_the_tables_of_the_page_have_a_row_for_each_coupling(comparison, partial
         for saves in ("training", "sampling"):
             assert list(savings_table(record, results, saves).Coupling) == labels[1:]
         assert len(metric_table(record)) == 4 * len(record.couplings)
-        assert len(verdict_table(record, results)) == 2 * 4 * len(labels[1:])
+        assert len(verdict_table(record, results)) == (4 + 3) * len(labels[1:])
         assert len(share_table(record)) == 2
     table = metric_table(comparison).set_index(["Coupling", "Sampling steps"])
     last = [t.metrics[-1].frechet for t in comparison.trials_of("assignment")]
@@ -115,8 +115,21 @@ def test_latex_and_markdown_survive_trials_that_are_not_there(partial, empty):
 def test_the_markdown_table_has_a_row_per_coupling_and_its_command(comparison):
     text = speedup_markdown(comparison)
     lines = text.splitlines()
-    assert len({line.count("|") - line.count("\\|") for line in lines if line.startswith("|")}) == 1
+    columns = [line.count("|") - line.count("\\|") for line in lines if line.startswith("|")]
+    assert columns == [6] * (2 + 6) + [5] * (2 + 5)  # with the fewest sampling steps nothing can be saved
     assert sum(line.startswith("| linear assignment") for line in lines) == 2  # training steps and sampling steps
     assert "**20** Euler steps" in lines[0]
     assert "KNN k=64 \\<raw\\>" in text
     assert f"`{comparison.command}`" in text
+
+
+def test_savings_below_the_floor_have_a_mark_in_every_table(comparison):
+    hidden = replace(comparison, floor=replace(comparison.floor, low=0.0, high=500.0))
+    results = speedups(hidden)
+    for saves, count in (("training", 4), ("sampling", 3)):
+        cells = savings_table(hidden, results, saves).iloc[:, 1:].to_numpy().ravel()
+        assert len(cells) == 5 * count
+        assert all("*" in cell or cell.startswith("as with") for cell in cells)
+    rows = [line for line in speedup_markdown(hidden).splitlines() if line.startswith("| linear")]
+    assert [row.count("\\*") for row in rows] == [4, 3]
+    assert all("*" in text for text in paper_table(hidden)["Training steps"] if text != "1")

@@ -24,6 +24,7 @@ from immiscible_diffusion.reporting.compare.records import (
     SamplerVariant,
 )
 from immiscible_diffusion.reporting.compare.records import Trial as TrialRecord
+from immiscible_diffusion.reporting.compare.speedup import speedups
 from immiscible_diffusion.reporting.compare.summary import sentences
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.atomic_files import read_json
@@ -35,8 +36,8 @@ def report(plan: Plan, command: str, *, irreducible: bool = True) -> tuple[Path,
     ``irreducible`` computes the irreducible losses too, for the excess loss. ValueError: see ``collect``.
     """
     comparison = collect(plan, command, irreducible=irreducible)
-    page = write_report(comparison, plan.folder)
-    return page, sentences(comparison)
+    results = speedups(comparison)
+    return write_report(comparison, plan.folder, results), sentences(comparison, results)
 
 
 def collect(plan: Plan, command: str, *, irreducible: bool = True, runner: TrialRunner | None = None) -> Comparison:

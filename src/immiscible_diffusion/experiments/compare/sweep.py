@@ -14,13 +14,13 @@ from immiscible_diffusion.evaluation.images import ImageEvaluator
 from immiscible_diffusion.evaluation.load_run import load_run
 from immiscible_diffusion.experiments.compare.plan import BASELINE, Plan, Trial
 from immiscible_diffusion.experiments.compare.trial import TrialRunner, trained_run, variant_records
-from immiscible_diffusion.experiments.compare.workers import run_in_workers
+from immiscible_diffusion.experiments.compare.workers import Bar, run_in_workers
 from immiscible_diffusion.training.run_dir import RunDir
 
 SHIFTS = (0.5, 0.67, 1.5, 2.0, 3.0)
 STARTS = (*(("init_scale", value) for value in (0.95, 0.97, 0.985)), *(("prune", value) for value in (2.0, 2.7)))
 LEAST_ACCEPTED = 0.01  # share of pruned starts; fewer take too long to draw
-Setting = tuple[str, float, int]
+Variant = tuple[str, float, int]
 """An option of the sampler, its value and the sampling steps."""
 
 
@@ -56,14 +56,17 @@ class Sweep:
                 f"guidances need a network that was trained without conditions as well, and {recipe.name} has "
                 f"cond_drop_prob 0; leave them out, or train another comparison with cond_drop_prob 0.1"
             )
-        if not self.controls or (values := math.prod(runner.task.shape)) <= MAX_DIM:
+        values, cause = math.prod(runner.task.shape), ""
+        if values > MAX_DIM:
+            cause = f"a sample has {values} values, and it takes {MAX_DIM} at most"
+        elif recipe.sampler.init_noise == "matched":
+            cause = "it rejects noise of N(0, I), and init_noise is matched"
+        if not self.controls or not cause:
             return self
-        warnings.warn(
-            f"the pruned start is left out: a sample has {values} values, and it takes {MAX_DIM} at most", stacklevel=2
-        )
+        warnings.warn(f"the pruned start is left out: {cause}", stacklevel=2)
         return dataclasses.replace(self, starts=tuple(start for start in self.starts if start[0] != "prune"))
 
-    def settings(self, plan: Plan, trial: Trial) -> list[Setting]:
+    def settings(self, plan: Plan, trial: Trial) -> list[Variant]:
         """What is to be evaluated of a trial."""
         options = [("guidance", weight) for weight in self.guidances]
         if self.controls and plan.recipe.sampler.with_steps(1).method in METHODS:
@@ -72,7 +75,7 @@ class Sweep:
             options += self.starts
         return [(name, value, steps) for name, value in options for steps in plan.recipe.task.eval.sampling_steps]
 
-    def missing(self, plan: Plan, trial: Trial) -> list[Setting]:
+    def missing(self, plan: Plan, trial: Trial) -> list[Variant]:
         """What is not evaluated yet of it."""
         names = ("option", "setting", "sampling_steps")
         known = {tuple(record[name] for name in names) for record in variant_records(plan, trial)}
@@ -128,4 +131,5 @@ def run_sweep(plan: Plan, sweep: Sweep, *, device: str, workers: int) -> None:
         return total - sum(len(sweep.missing(plan, trial)) for trial in plan.trials)
 
     runner = partial(SweepRunner, TrialRunner(plan, device), sweep)
-    run_in_workers(plan, runner, open_trials, (total, done, "other samplers", "score"), device=device, workers=workers)
+    bar = Bar(total, done, "other samplers", "score")
+    run_in_workers(plan, runner, open_trials, bar, device=device, workers=workers)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -28,7 +28,15 @@ from immiscible_diffusion.utils.signals import Interrupted, InterruptGuard
 
 POLL_SECONDS = 2.0
 MakeRunner = Callable[[], Callable[[Trial], None]]
-Bar = tuple[int, Callable[[], int], str, str]
+
+
+class Bar(NamedTuple):
+    """A progress bar."""
+
+    total: int
+    done: Callable[[], int]  # counts those done
+    label: str
+    unit: str
 
 
 def default_workers(device: str) -> int:
@@ -53,17 +61,14 @@ def run_trials(plan: Plan, *, device: str, workers: int) -> None:
     """
     open_trials = [trial for trial in plan.trials if not is_finished(plan, trial)]
     label = f"{len(plan.couplings)} couplings x {len(plan.seeds)} seeds"
-    bar = (len(plan.trials) * plan.recipe.steps, partial(_steps_done, plan), label, "step")
+    bar = Bar(len(plan.trials) * plan.recipe.steps, partial(_steps_done, plan), label, "step")
     run_in_workers(plan, partial(TrialRunner, plan, device), open_trials, bar, device=device, workers=workers)
 
 
 def run_in_workers(
     plan: Plan, make_runner: MakeRunner, open_trials: list[Trial], bar: Bar, *, device: str, workers: int
 ) -> None:
-    """Run ``make_runner()(trial)`` for ``open_trials`` in ``workers`` processes; errors as of ``run_trials``.
-
-    ``bar`` has the total, what counts those done, a label and a unit.
-    """
+    """Run ``make_runner()(trial)`` for ``open_trials`` in ``workers`` processes; errors as of ``run_trials``."""
     if not open_trials:
         return
     threads = threads_each(device)
@@ -138,12 +143,11 @@ def _watch(
     """Show progress until the workers are done and pass signals on; the failed trials' messages."""
     results: dict[Trial, str | None] = {}  # of the trials that ended: an error message or None
     alive, terminated = True, False
-    total, done, label, unit = bar
-    with Progress(total, done(), label, unit=unit) as progress:
+    with Progress(bar.total, bar.done(), bar.label, unit=bar.unit) as progress:
         while alive:
             time.sleep(POLL_SECONDS)
             alive = any(process.is_alive() for process in processes)
-            progress.update(done())
+            progress.update(bar.done())
             # Not on Windows, where it would kill at once: there the console tells the workers.
             if guard.received is not None and not terminated and sys.platform != "win32":
                 terminated = True

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import geometric_mean
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,7 @@ SAMPLER_CONTROLS = ("init_scale", "shift", "prune")  # what the sampler can do f
 
 @dataclass(frozen=True)
 class Setting:
-    """Final values of a coupling by seed, with an option of the sampler at ``value``; None: as the recipe has it."""
+    """Last values of a coupling by seed, with an option of the sampler at ``value``; None: as the recipe has it."""
 
     label: str
     values: Mapping[int, float]
@@ -52,8 +52,11 @@ class Setting:
         return ratio_interval(self.values, other.values)
 
 
-def final(comparison: Comparison, name: str, sampling_steps: int, metric: str = "value") -> Setting | None:
-    """The values at the last training step, over the seeds that got there; None if there are none."""
+def at_end(comparison: Comparison, name: str, sampling_steps: int, metric: str = "value") -> Setting | None:
+    """The values at the last training step, over the seeds that got there; None if there are none.
+
+    Not the best so far, as savings have them: other options of the sampler have the last weights alone.
+    """
     horizon, seeds = common_seeds(comparison, (name,), sampling_steps)
     values = {
         trial.seed: float(getattr(m, metric))
@@ -67,7 +70,7 @@ def final(comparison: Comparison, name: str, sampling_steps: int, metric: str = 
 
 def best_setting(comparison: Comparison, name: str, sampling_steps: int, option: str = "") -> Setting | None:
     """The setting of ``option`` with the lowest mean over seeds, that of the recipe included; None if none was run."""
-    plain, tried = final(comparison, name, sampling_steps), defaultdict[float, dict[int, float]](dict)
+    plain, tried = at_end(comparison, name, sampling_steps), defaultdict[float, dict[int, float]](dict)
     if plain is None or not option:
         return plain
     for v in comparison.variants:
@@ -126,47 +129,75 @@ def _row(comparison: Comparison, name: str, option: str, reference: str, label: 
         where = "" if not option else f"at {one.value:g}" if one.value is not None else "as it is"
         ratio = None if (name, option) == (base, reference) or other is None else one.against(other)
         times = f"ratio {interval_text(ratio)}" if ratio and other and one.values != other.values else ""
-        texts.append(figure(number(one.mean), where, times, kind=ratio_kind(ratio)))
+        pixels = _pixels(comparison, name, steps, one)
+        texts.append(figure(number(one.mean), where, times, pixels, kind=ratio_kind(ratio)))
     return label, *texts
 
 
+def _pixels(comparison: Comparison, name: str, steps: int, setting: Setting) -> str:
+    """'pixels 1.20': the mean distance of pixels at the setting, if it was measured."""
+    plain = at_end(comparison, name, steps, "pixels")
+    values = {s: v for s, v in plain.values.items() if s in setting.values} if plain else {}
+    if setting.value is not None:
+        which = (name, steps, setting.option, setting.value)
+        found = [v for v in comparison.variants if (v.coupling, v.sampling_steps, v.option, v.setting) == which]
+        values = {v.seed: v.pixels for v in found if v.seed in setting.values and v.pixels is not None}
+    return f"pixels {number(replace(setting, values=values).mean)}" if values else ""
+
+
 def remarks(comparison: Comparison, only: CouplingEntry | None = None) -> list[str]:
-    """Whether the final gains of each coupling, or ``only`` one, are more than a control has, in sentences."""
+    """Which controls' gains at the end of training those of each coupling, or ``only`` one, exceed, in sentences."""
     lines = []
     for entry in comparison.treated if only is None else (only,):
-        alone, shared = [], []
+        alone, shared, unshuffled = defaultdict[tuple[str, ...], list[str]](list), [], []
         for steps in comparison.sampling_steps:
-            one, base = (final(comparison, name, steps) for name in (entry.name, comparison.baseline.name))
+            one, base = (at_end(comparison, name, steps) for name in (entry.name, comparison.baseline.name))
             ratio = one.against(base) if one else None
             if one is None or base is None or ratio is None or not ratio.high < 1:
                 continue
-            rivals = [rival for rival in _rivals(comparison, entry.name, steps) if rival.mean < base.mean]
-            ties = {}
-            for rival in rivals:  # a re-tuned baseline is a rival of the re-tuned coupling
-                own = best_setting(comparison, entry.name, steps, rival.option) or one
-                if (tie := own.against(rival)) and tie.high >= 1:
+            held, ties = [], {}
+            for name, rival in _rivals(comparison, entry.name, steps).items():
+                own = best_setting(comparison, entry.name, steps, rival.option) or one  # re-tuned as the baseline is
+                if (tie := own.against(rival)) is None:
+                    continue  # no seed in common
+                held.append(name)
+                if rival.mean < base.mean and tie.high >= 1:
                     ties[str(rival)] = 1 / tie.value
+            if (control := comparison.control(entry.name)) is None or control.label not in held:
+                unshuffled.append(str(steps))
             if ties:
                 label = min(ties, key=ties.__getitem__)
                 shared.append(f"{steps} ({label}: {number(ties[label])} times its distance)")
             else:
-                alone.append(str(steps))
-        if alone and comparison.control(entry.name) is None and not options_of(comparison):
+                alone[tuple(held)].append(str(steps))
+        if not alone and not shared:
+            continue
+        if set(alone) == {()} and not shared:
             lines.append(f"{entry.label}: no control was run, so how much of its gain is pairing is not known.")
-        elif alone or shared:
-            parts = [f"more than any control's with {listed(alone)} sampling steps"] if alone else []
-            parts += [f"not resolved from a control's with {listed(shared)}"] if shared else []
-            rule = " A gain that a control has too is not called pairing's." if shared else ""
-            lines.append(f"{entry.label}: the gain in final {comparison.metric} is {', '.join(parts)}.{rule}")
+            continue
+        parts = [
+            f"{f'more than that of {listed(names)}' if names else 'held against no control'} "
+            f"with {listed(numbers)} sampling steps"
+            for names, numbers in alone.items()
+        ]
+        parts += [f"not resolved from a control's with {listed(shared)}"] if shared else []
+        rule = " A gain that a control has too is not called pairing's." if shared else ""
+        if unshuffled:
+            rule += (
+                f" There is no shuffled control with {listed(unshuffled)}: what its noise alone gains is not known."
+            )
+        metric = f"{comparison.metric} at the end of training"
+        lines.append(f"{entry.label}: the gain in {metric} is {', '.join(parts)}.{rule}")
     return lines
 
 
-def _rivals(comparison: Comparison, name: str, steps: int) -> list[Setting]:
-    """The shuffled control, and the baseline at the best setting of each sampling control."""
-    control = comparison.control(name)
-    found = [control and final(comparison, control.name, steps)]
-    found += [best_setting(comparison, comparison.baseline.name, steps, o) for o in options_of(comparison)]
-    return [setting for setting in found if setting]
+def _rivals(comparison: Comparison, name: str, steps: int) -> dict[str, Setting]:
+    """The shuffled control, and the baseline at the best setting of each sampling control, by name."""
+    control, base = comparison.control(name), comparison.baseline
+    found = {control.label: at_end(comparison, control.name, steps)} if control else {}
+    for option in options_of(comparison):
+        found[f"{base.label} with its best {option}"] = best_setting(comparison, base.name, steps, option)
+    return {label: setting for label, setting in found.items() if setting}
 
 
 def has_pixels(comparison: Comparison) -> bool:
@@ -180,7 +211,7 @@ def metric_ratios(comparison: Comparison) -> dict[tuple[str, int], list[Interval
     pairs: dict[tuple[str, int], list[Interval | None]] = {}
     for entry in comparison.couplings:
         for steps in comparison.sampling_steps if not entry.baseline else ():
-            settings = [[final(comparison, n, steps, m) for n in (entry.name, base)] for m in ("value", "pixels")]
+            settings = [[at_end(comparison, n, steps, m) for n in (entry.name, base)] for m in ("value", "pixels")]
             pairs[entry.name, steps] = [one.against(other) if one else None for one, other in settings]
     return pairs
 

@@ -1,14 +1,14 @@
 """Writes the report: results.json, two CSV files and one HTML page that needs nothing else."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from immiscible_diffusion.reporting.compare import controls, plots, summary, tables
 from immiscible_diffusion.reporting.compare.records import FRECHET, Comparison
-from immiscible_diffusion.reporting.compare.speedup import speedups
+from immiscible_diffusion.reporting.compare.speedup import Speedup, speedups
 from immiscible_diffusion.reporting.html import image_file, render, table
 from immiscible_diffusion.utils.atomic_files import write_json, write_text
 
@@ -19,34 +19,42 @@ if TYPE_CHECKING:
 GRID_COLUMNS = 4  # training steps shown in the sample grids: as many as fit a desk screen
 
 
-def write_report(comparison: Comparison, folder: str | os.PathLike[str]) -> Path:
+def write_report(
+    comparison: Comparison, folder: str | os.PathLike[str], results: Sequence[Speedup] | None = None
+) -> Path:
     """Write the report of ``comparison`` into ``folder``; returns the path of report.html.
 
     Writes results.json, results.csv, speedups.csv and report.html, each whole or not at all. Images
-    are read from ``folder``.
+    are read from ``folder``; ``results`` are the ``speedups`` where they are known.
 
     Raises:
         ValueError: an image is no PNG or GIF.
         MissingDependencyError: without matplotlib, pandas or jinja2.
     """
     target = Path(folder)
-    page = render_page(comparison, target)
+    results = speedups(comparison) if results is None else results
+    page = render_page(comparison, target, results)
     write_json(target / "results.json", comparison.to_dict())
-    for name, text in csv_tables(comparison).items():
+    for name, text in csv_tables(comparison, results).items():
         write_text(target / name, text)
     write_text(target / "report.html", page)
     return target / "report.html"
 
 
-def csv_tables(comparison: Comparison) -> dict[str, str]:
+def csv_tables(comparison: Comparison, results: Sequence[Speedup] | None = None) -> dict[str, str]:
     """The tidy tables as CSV by file name."""
-    results, times = tables.metrics_frame(comparison), tables.speedups_frame(comparison)
-    return {"results.csv": results.to_csv(index=False), "speedups.csv": times.to_csv(index=False)}
+    times = tables.speedups_frame(speedups(comparison) if results is None else results)
+    return {
+        "results.csv": tables.metrics_frame(comparison).to_csv(index=False),
+        "speedups.csv": times.to_csv(index=False),
+    }
 
 
-def render_page(comparison: Comparison, folder: str | os.PathLike[str]) -> str:
+def render_page(
+    comparison: Comparison, folder: str | os.PathLike[str], results: Sequence[Speedup] | None = None
+) -> str:
     """The HTML of the report; images are read from ``folder``."""
-    source, video, results = Path(folder), comparison.video, speedups(comparison)
+    source, video, results = Path(folder), comparison.video, speedups(comparison) if results is None else results
     return render(
         "compare.html",
         title=f"{comparison.recipe}: training with and without pairing",
@@ -72,11 +80,10 @@ def _table(comparison: Comparison, frame: "DataFrame") -> "Markup":
     from markupsafe import Markup, escape
 
     controls = {entry.label for entry in comparison.couplings if entry.control_of is not None}
-    control = Markup('<span class="control">{}</span>')
     badge = Markup('<span class="badge {}">{}</span>')
 
     def label(text: str) -> Markup:
-        return control.format(text) if text in controls else escape(text)
+        return tables.sub_label(text) if text in controls else escape(text)
 
     def verdict(text: str) -> Markup:
         return badge.format(text.replace(" ", "-"), text)

@@ -2,9 +2,12 @@
 
 Both are the same mathematics on curves of a trial: the best metric up to so many steps, linear in log step and log of
 the metric between neighboring evaluations; the ratio is steps(baseline) / steps(coupling) to the same target, and
-below 1 the coupling is slower. Over training steps the target is the worse of the two final values, so that both
+below 1 the coupling is slower. Over training steps the target is the worse of the two best values, so that both
 reach it. Over sampling steps, after the last training step, it is what the baseline reaches with a given number. Where
 a curve is at the target when first evaluated, or never, the ratio is only a bound.
+
+Either saving is a verdict by its interval over paired seeds. Where the floor hides the difference of the best values
+(``resolved`` is False) it carries a mark wherever it is shown, and a bound is no verdict there.
 """
 
 import math
@@ -66,28 +69,41 @@ class Speedup:
     coupling_final: Interval | None = None  # the same of the coupling
     resolved: bool | None = None  # False where the floor hides the difference of the finals
     corrected: float | None = None  # p-value after Holm's correction for all on the page
+    repeats: int | None = (
+        None  # the fewer sampling steps with which the baseline is as good on every seed: no new test
+    )
 
     @property
     def evidence(self) -> Interval | None:
         """What decides: the interval on steps, or that on the final metric where steps give none.
 
         A bound counts if it holds on every seed, lies on one side of 1, and the final metric agrees. Where every
-        curve is at the target when first evaluated, the final metric decides, unless the floor hides the difference.
-        None where nothing decides.
+        curve is at the target when first evaluated, the final metric decides. Neither does where the floor hides the
+        difference. None where nothing decides.
         """
         quality, ratios = self.quality_ratio, [row.ratio for row in self.seeds if row.bound != "~"]
-        if quality is None or self.bound == "~":
+        if quality is None or self.bound == "~" or (self.hidden and (self.bound or self.steps is None)):
             return None
         if self.bound == ">":
             return quality.reciprocal if min(ratios) >= 1 > quality.value else None
         if self.bound == "<":
             return quality.reciprocal if max(ratios) <= 1 < quality.value else None
-        return self.steps or (None if self.resolved is False else quality.reciprocal)
+        return self.steps or quality.reciprocal
+
+    @property
+    def hidden(self) -> bool:
+        """Whether the floor hides the difference of the final values."""
+        return self.resolved is False
+
+    @property
+    def marks(self) -> str:
+        """'*' where the floor hides the difference, '†' where the verdict holds after Holm's correction."""
+        return "*" * self.hidden + "†" * self.holds
 
     @property
     def verdict(self) -> Verdict:
         """By the interval of ``evidence``; one seed resolves nothing."""
-        if self.quality_ratio is None:
+        if self.quality_ratio is None or self.repeats:
             return Verdict.NOT_MEASURED
         if self.evidence is None or not self.evidence.excludes(1):
             return Verdict.UNRESOLVED
@@ -100,8 +116,8 @@ class Speedup:
 
     @property
     def p_value(self) -> float | None:
-        """Of the verdict: 1 where nothing decides, None where there are no two seeds."""
-        if self.quality_ratio is None or self.quality_ratio.count < 2:
+        """Of the verdict: 1 where nothing decides, None where there are no two seeds or nothing new is tested."""
+        if self.quality_ratio is None or self.quality_ratio.count < 2 or self.repeats:
             return None
         return 1.0 if self.evidence is None else ratio_p_value(self.evidence)
 
@@ -171,13 +187,16 @@ def compare_seed(baseline: Trial, coupling: Trial, sampling_steps: int, horizon:
     return SeedSpeedup(baseline.seed, max(finals), base_steps / steps, bound, *finals, time_ratio)
 
 
-def compare_samplers(baseline: Trial, coupling: Trial, sampling_steps: int, horizon: int) -> SeedSpeedup:
+def compare_samplers(baseline: Trial, coupling: Trial, sampling_steps: int, horizon: int) -> SeedSpeedup | None:
     """Compare two runs of one seed over sampling steps at training step ``horizon``.
 
-    The target is what the baseline reaches with up to ``sampling_steps``, at the fewest steps that reach it.
+    The target is what the baseline reaches with up to ``sampling_steps``, at the fewest steps that reach it. None
+    where a trial was not evaluated there.
     """
     points = [{m.sampling_steps: m.value for m in t.metrics if m.step == horizon} for t in (baseline, coupling)]
     shared = set.intersection(*({n for n, value in each.items() if value is not None} for each in points))
+    if sampling_steps not in shared:
+        return None
     base, other = (running_minimum({n: each[n] for n in shared}) for each in points)
     target, last = base[sampling_steps], max(shared)
     steps, bounded = steps_to(other, target) if other[last] <= target else (last, False)
@@ -207,11 +226,11 @@ def speedup(
     """Compare the coupling ``name`` with the baseline, paired by seed."""
     names = (comparison.baseline.name, comparison.entry(name).name)
     horizon, seeds = common_seeds(comparison, names, sampling_steps)
-    if not seeds:
-        return Speedup(name, sampling_steps, saves)
     base, other = ({t.seed: t for t in comparison.trials_of(name)} for name in names)
     compare = compare_seed if saves == "training" else compare_samplers
-    rows = tuple(compare(base[s], other[s], sampling_steps, horizon) for s in seeds)
+    rows = tuple(row for s in seeds if (row := compare(base[s], other[s], sampling_steps, horizon)))
+    if not rows:
+        return Speedup(name, sampling_steps, saves)
     known = [row for row in rows if row.bound != "~"]
     bounds = [row.bound for row in known]
     steps, bound = mean_ratio([row.ratio for row in known], bounds)
@@ -228,14 +247,34 @@ def speedup(
 
 
 def speedups(comparison: Comparison) -> list[Speedup]:
-    """Every coupling and control but the baseline, with every number of sampling steps: both savings, corrected."""
+    """Every coupling and control but the baseline: both savings with every number of sampling steps, corrected.
+
+    There is no sampling saving with the fewest steps: fewer could not show.
+    """
     names = [entry.name for entry in comparison.couplings if not entry.baseline]
-    kinds: tuple[Literal["training", "sampling"], ...] = ("training", "sampling")
-    kinds = kinds if len(comparison.sampling_steps) > 1 else kinds[:1]
-    every = [speedup(comparison, n, s, kind) for kind in kinds for n in names for s in comparison.sampling_steps]
+    every = [speedup(comparison, name, steps) for name in names for steps in comparison.sampling_steps]
+    for name in names:
+        known: dict[tuple[tuple[int, float], ...], int] = {}  # targets by seed, and where they first were
+        for steps in sorted(comparison.sampling_steps):
+            result = speedup(comparison, name, steps, "sampling")
+            first = known.setdefault(tuple((row.seed, row.target) for row in result.seeds), steps)
+            if steps in saved_from(comparison):
+                every.append(replace(result, repeats=first if first != steps and result.seeds else None))
     p_values = {i: p for i, result in enumerate(every) if (p := result.p_value) is not None}
     corrected = dict(zip(p_values, holm([*p_values.values()]), strict=True))
     return [replace(result, corrected=corrected.get(i)) for i, result in enumerate(every)]
+
+
+def saved_from(comparison: Comparison) -> list[int]:
+    """The numbers of sampling steps that could be fewer, ascending: all but the least."""
+    return sorted(comparison.sampling_steps)[1:]
+
+
+def best_values(comparison: Comparison, names: Sequence[str], sampling_steps: int) -> dict[int, list[float]]:
+    """The best metric of each of ``names`` up to the last step that they share, by seeds that reach it."""
+    horizon, seeds = common_seeds(comparison, names, sampling_steps)
+    trials = {(trial.coupling, trial.seed): trial for trial in comparison.trials}
+    return {s: [min(best_so_far(trials[n, s], sampling_steps, horizon).values()) for n in names] for s in seeds}
 
 
 def share_of_control(comparison: Comparison, name: str, sampling_steps: int) -> ControlShare | None:
@@ -243,17 +282,14 @@ def share_of_control(comparison: Comparison, name: str, sampling_steps: int) -> 
     control = comparison.control(name)
     if control is None:
         return None
-    names = (comparison.baseline.name, control.name, name)
-    horizon, seeds = common_seeds(comparison, names, sampling_steps)
-    if not seeds:
+    values = best_values(comparison, (comparison.baseline.name, control.name, name), sampling_steps)
+    if not values:
         return None
-    trials = {(trial.coupling, trial.seed): trial for trial in comparison.trials}
-    finals = [[min(best_so_far(trials[n, seed], sampling_steps, horizon).values()) for seed in seeds] for n in names]
-    base, shuffled, paired = (fmean(values) for values in finals)
+    base, shuffled, paired = (fmean(column) for column in zip(*values.values(), strict=True))
     width = comparison.floor.high - comparison.floor.low if comparison.floor else 0.0
-    clear = base - paired > width and all(b > p for b, p in zip(finals[0], finals[2], strict=True))
+    clear = base - paired > width and all(b > p for b, _, p in values.values())
     share = (base - shuffled) / (base - paired) if clear else None
-    return ControlShare(sampling_steps, seeds, (base, shuffled, paired), share)
+    return ControlShare(sampling_steps, tuple(values), (base, shuffled, paired), share)
 
 
 def floor_resolves(floor: tuple[float, float] | None, first: float, second: float) -> bool:

@@ -29,16 +29,23 @@ def headline(comparison: Comparison, results: Sequence[Speedup]) -> str:
         return "No coupling has been measured." if comparison.treated else "There is no coupling to compare."
     count = len({r.coupling for r in results} & {entry.name for entry in comparison.treated})
     first = f"{best.label}{f', the best of {count} couplings,' if count > 1 else ''}"
-    many = {comparison.headline_steps, max(comparison.sampling_steps)}
-    shown = {"training": many | {*sorted(comparison.sampling_steps)[:2]}, "sampling": many}
-    training, sampling = (
-        [r for r in results if (r.coupling, r.saves) == (best.name, saves) and r.sampling_steps in shown[saves]]
-        for saves in ("training", "sampling")
-    )
+    training, sampling = headline_results(comparison, results, best.name)
     text = f"{first} {_savings(comparison, training, 'training')}."
     if any(r.steps for r in sampling):
         text += f" At the end of training it {_savings(comparison, sampling, 'sampling')}."
-    return text
+    resolved, tests = [r for r in (*training, *sampling) if r.is_resolved], sum(r.p_value is not None for r in results)
+    if any(r.holds for r in resolved):
+        return f"{text} †: still so after Holm's correction for all {tests} comparisons."
+    return f"{text} None of it holds after Holm's correction for all {tests} comparisons." if resolved else text
+
+
+def headline_results(comparison: Comparison, results: Sequence[Speedup], name: str) -> list[list[Speedup]]:
+    """The two savings of the coupling ``name`` that the headline speaks of."""
+    many = {comparison.headline_steps, max(comparison.sampling_steps)}
+    found = [[r for r in results if (r.coupling, r.saves) == (name, saves)] for saves in ("training", "sampling")]
+    first = {r.sampling_steps: r.repeats or r.sampling_steps for r in found[1]}
+    shown = {*many, *sorted(comparison.sampling_steps)[:2]}, {first.get(steps, 0) for steps in many}
+    return [[r for r in each if r.sampling_steps in steps] for each, steps in zip(found, shown, strict=True)]
 
 
 def best_coupling(comparison: Comparison, results: Sequence[Speedup]) -> CouplingEntry | None:
@@ -66,11 +73,14 @@ def _savings(comparison: Comparison, results: Sequence[Speedup], saves: str) -> 
         steps = result.sampling_steps
         return f"{preposition} {steps if len(named) > 1 else comparison.steps_text(steps)}"
 
+    def marks(result: Speedup) -> str:
+        return "†" * result.holds + " (below the floor)" * result.hidden
+
     def times(result: Speedup, ratio: Interval) -> str:
         word, ratio = ("fewer", ratio) if result.verdict is Verdict.HELPS else ("more", ratio.reciprocal)
         least = f"more than {number(ratio.value)} times " if ratio.value > 1.005 else ""
         text = least if result.bound else f"{interval_text(ratio)} times "
-        return f"{text}{word}{'' if named else f' {saves} steps than {base}'} {where(result)}"
+        return f"{text}{word}{'' if named else f' {saves} steps than {base}'} {where(result)}{marks(result)}"
 
     def values(result: Speedup) -> str:
         ends = (value_text(result.steps, result.bound), range_text(result.steps))
@@ -79,12 +89,12 @@ def _savings(comparison: Comparison, results: Sequence[Speedup], saves: str) -> 
     ordered = [r for verdict in Verdict for r in results if r.verdict is verdict]
     needs = [times(r, r.steps) for r in ordered if r.is_resolved and r.steps]
     finals = [
-        f"{interval_text(r.quality_ratio)} times that of {base} {where(r)}"
+        f"{interval_text(r.quality_ratio)} times that of {base} {where(r)}{marks(r)}"
         for r in ordered
         if r.is_resolved and r.steps is None
     ]
     parts = [f"needs {listed(needs)}"] if needs else []
-    parts += [f"has a final {comparison.metric} {listed(finals)}"] if finals else []
+    parts += [f"has a best {comparison.metric} {listed(finals)}"] if finals else []
     if unresolved := [values(r) for r in ordered if r.verdict is Verdict.UNRESOLVED]:
         lead = "no difference is resolved " if parts else f"has no resolved difference in {saves} steps from {base}: "
         parts.append(lead + listed(unresolved))
@@ -95,14 +105,16 @@ def _savings(comparison: Comparison, results: Sequence[Speedup], saves: str) -> 
 
 
 def chance(results: Sequence[Speedup]) -> str:
-    """How many of the verdicts chance alone would give."""
+    """How many verdicts there would be if nothing had an effect, and how many there are."""
     count = sum(r.p_value is not None for r in results)
     if not count:
         return "One seed has no interval, so nothing here is resolved."
-    left = sum(r.holds for r in results)
+    resolved, left = [r for r in results if r.is_resolved], sum(r.holds for r in results)
+    hidden = sum(r.hidden for r in resolved)
     return (
-        f"{count} comparisons; about {(1 - CONFIDENCE) * count:.2g} would be resolved by chance alone. "
-        f"{sum(r.is_resolved for r in results)} are, {left} after Holm's correction for their number."
+        f"{count} comparisons; about {(1 - CONFIDENCE) * count:.2g} would be resolved if nothing had an effect. "
+        f"{len(resolved)} are{f' ({hidden} of them below the floor)' if hidden else ''}, "
+        f"{left} after Holm's correction for their number."
     )
 
 

@@ -11,13 +11,14 @@ from immiscible_diffusion.reporting.compare.speedup import (
     SeedSpeedup,
     Speedup,
     Verdict,
+    best_values,
     common_seeds,
-    speedup,
+    saved_from,
     speedups,
 )
 from immiscible_diffusion.reporting.html import number, render
 from immiscible_diffusion.utils.optional_deps import require_extra
-from immiscible_diffusion.utils.statistics import SMALLEST, Interval
+from immiscible_diffusion.utils.statistics import SMALLEST, Interval, mean_interval
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -29,6 +30,7 @@ _LATEX = {
     "^": r"\textasciicircum{}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
+    "†": r"\dag{}",
     **{character: "\\" + character for character in "&%$#_{}"},
 }
 _RANGE = re.compile(r"(?<=\d) to (?=\d)")
@@ -98,9 +100,10 @@ def ratio_figure(ratio: Interval | None) -> "Markup | str":
     return figure(number(ratio.value), range_text(ratio), kind=ratio_kind(ratio)) if ratio else "-"
 
 
-def steps_frame(comparison: Comparison, rows: Iterable[Any]) -> "DataFrame":
-    """Rows of a label and an entry for every number of sampling steps."""
-    return new_frame(rows, ["Coupling", *map(comparison.steps_text, comparison.sampling_steps)], dtype=object)
+def steps_frame(comparison: Comparison, rows: Iterable[Any], numbers: Sequence[int] = ()) -> "DataFrame":
+    """Rows of a label and an entry for each of ``numbers`` of sampling steps, by default all."""
+    numbers = numbers or comparison.sampling_steps
+    return new_frame(rows, ["Coupling", *map(comparison.steps_text, numbers)], dtype=object)
 
 
 def metrics_frame(comparison: Comparison) -> "DataFrame":
@@ -115,10 +118,10 @@ def metrics_frame(comparison: Comparison) -> "DataFrame":
     return new_frame(rows, names).astype({"nfe": "Int64"})
 
 
-def speedups_frame(comparison: Comparison) -> "DataFrame":
+def speedups_frame(results: Iterable[Speedup]) -> "DataFrame":
     """One row per saving, coupling, sampling steps and seed, then one of all seeds: speedups.csv."""
     rows: list[dict[str, Any]] = []
-    for result in speedups(comparison):
+    for result in results:
         names = ("saves", "coupling", "sampling_steps", "horizon")
         same = {name: getattr(result, name) for name in names}
         rows += [same | _seed_cells(row) for row in result.seeds]
@@ -153,56 +156,71 @@ def _interval_cells(interval: Interval | None, value: str, *ends: str) -> dict[s
     return {value: interval.value} | dict(zip(known, (interval.low, interval.high), strict=False))
 
 
+def saving_text(result: Speedup) -> str:
+    """'1.4 (1.1 to 1.7)*', or 'as with 20'."""
+    return f"as with {result.repeats}" if result.repeats else interval_text(result.steps, result.bound) + result.marks
+
+
 def savings_table(comparison: Comparison, results: Iterable[Speedup], saves: str) -> "DataFrame":
     """How many times fewer steps every coupling needs, by number of sampling steps; colored where resolved."""
     found = {(r.coupling, r.sampling_steps): r for r in results if r.saves == saves}
+    numbers = comparison.sampling_steps if saves == "training" else saved_from(comparison)
     rows = []
-    for entry in comparison.couplings:
+    for entry in (e for e in comparison.couplings if not e.baseline):
         row: list[Any] = [entry.label]
-        for result in (found[entry.name, s] for s in comparison.sampling_steps) if not entry.baseline else ():
-            text = value_text(result.steps, result.bound) + "†" * result.holds
+        for result in (found[entry.name, steps] for steps in numbers):
+            if result.repeats:
+                row.append(saving_text(result))
+                continue
+            text = value_text(result.steps, result.bound) + result.marks
             row.append(figure(text, range_text(result.steps), kind=result.verdict.value if result.is_resolved else ""))
-        rows += [row] if len(row) > 1 else []
-    return steps_frame(comparison, rows)
+        rows.append(row)
+    return steps_frame(comparison, rows, numbers)
 
 
 def verdict_table(comparison: Comparison, results: Iterable[Speedup]) -> "DataFrame":
-    """Every comparison: verdict, the same after Holm's correction, speed-ups in steps and time, final metric."""
+    """Every comparison: verdict, the same after Holm's correction, speed-ups in steps and time, best metric."""
     metric = comparison.metric.removesuffix(" distance")
     rows = []
-    for result in results:
+    for result in (r for r in results if not r.repeats):
         corrected = result.verdict.value if result.holds or not result.is_resolved else Verdict.UNRESOLVED.value
-        ratio = interval_text(result.quality_ratio) + (" *" if result.resolved is False else "")
+        ratio = interval_text(result.quality_ratio) + " *" * result.hidden
         times = [interval_text(mean, result.bound) for mean in (result.steps, result.wall)]
         finals = [interval_text(mean) for mean in (result.baseline_final, result.coupling_final)]
         tests = [f"{p:.3f}" if p is not None else "-" for p in (result.p_value, result.corrected)]
         what = (comparison.entry(result.coupling).label, result.saves, result.sampling_steps)
         rows.append((*what, result.verdict.value, corrected, *tests, *times, *finals, ratio, len(result.seeds)))
     columns = ["Coupling", "Steps of", "Sampling steps", "Verdict", "Holm-corrected", "p", "p, corrected"]
-    columns += ["Times fewer", "in time", f"Baseline's {metric}", f"Final {metric}", "Ratio to baseline", "Seeds"]
+    columns += ["Times fewer", "in time", f"Baseline's {metric}", f"Best {metric}", "Ratio to baseline", "Seeds"]
     return new_frame(rows, columns)
 
 
 def paper_table(comparison: Comparison) -> "DataFrame":
-    """Both savings and the final metric, by sampling steps and coupling, for LaTeX."""
+    """Both savings and the best metric, by sampling steps and coupling, for LaTeX."""
     results = {(r.saves, r.coupling, r.sampling_steps): r for r in speedups(comparison)}
-    final = f"Final {comparison.metric.removesuffix(' distance')}"
-    columns = [f"{comparison.sampler_name} steps", "Coupling", "Training steps", "Sampling steps", final]
+    best = f"Best {comparison.metric.removesuffix(' distance')}"
+    columns = [f"{comparison.sampler_name} steps", "Coupling", "Training steps", "Sampling steps", best]
     rows = []
     for steps in comparison.sampling_steps:
         mark = " (headline)" if steps == comparison.headline_steps else ""
         for entry in comparison.couplings:
             if entry.baseline:
-                result = speedup(comparison, entry.name, steps)
-                texts, ratio = ["1", "1"], "1"
+                value, count = baseline_best(comparison, steps)
+                cells: tuple[Any, ...] = ("1", "1", interval_text(value), "1", count)
             else:
-                result = results["training", entry.name, steps]
-                both = (result, results.get(("sampling", entry.name, steps)))
-                texts = [interval_text(r.steps, r.bound) if r else "-" for r in both]
-                ratio = interval_text(result.quality_ratio) + (" *" if result.resolved is False else "")
-            value = interval_text(result.coupling_final)
-            rows.append((f"{steps}{mark}", entry.label, *texts, value, ratio, len(result.seeds)))
+                result, saved = (results.get((saves, entry.name, steps)) for saves in ("training", "sampling"))
+                assert result
+                texts = [saving_text(r) if r else "-" for r in (result, saved)]
+                ratio = interval_text(result.quality_ratio)
+                cells = (*texts, interval_text(result.coupling_final), ratio, len(result.seeds))
+            rows.append((f"{steps}{mark}", entry.label, *cells))
     return new_frame(rows, [*columns, "Ratio to baseline", "Seeds"])
+
+
+def baseline_best(comparison: Comparison, sampling_steps: int) -> tuple[Interval | None, int]:
+    """The baseline's mean best metric over the seeds that got furthest, and their number."""
+    values = [v for [v] in best_values(comparison, [comparison.baseline.name], sampling_steps).values()]
+    return (mean_interval(values, minimum=0) if values else None), len(values)
 
 
 def share_text(share: float | None) -> str:
@@ -302,7 +320,7 @@ def over_seeds(runs: Iterable[Mapping[Any, float]], *, geometric: bool = False) 
 
 
 def latex_table(comparison: Comparison) -> str:
-    """A ``table`` environment (package booktabs) of speed-ups and final metrics.
+    """A ``table`` environment (package booktabs) of speed-ups and best metrics.
 
     Couplings whose difference from the baseline the floor hides carry an asterisk. The caption says
     what is compared, on what, and how sure it is; a comment names the command that made it.
@@ -328,21 +346,29 @@ def latex_escaped(value: Any) -> str:
 def speedup_markdown(comparison: Comparison) -> str:
     """Markdown for a README: how many times fewer steps of training and of sampling every coupling needs.
 
-    In brackets the final metric; the headline column is bold. A line below says what it is and which command made it.
+    In brackets the best metric; the headline column is bold. A line below says what it is and which command made it.
     """
-    rows: dict[str, list[list[str]]] = {"training": [], "sampling": []}
-    for result in speedups(comparison):
-        if result.sampling_steps == comparison.sampling_steps[0]:
-            rows[result.saves].append([markdown_escaped(comparison.entry(result.coupling).label)])
-        mark = "*" if result.resolved is False else ""
+    numbers = {"training": comparison.sampling_steps, "sampling": saved_from(comparison)}
+    found: dict[tuple[str, str, int], Speedup]
+    found = {(r.saves, r.coupling, r.sampling_steps): r for r in speedups(comparison)}
+
+    def cell(result: Speedup) -> str:
         final = result.coupling_final if result.saves == "training" else None
-        text = interval_text(result.steps, result.bound) + (f" [{number(final.value)}{mark}]" if final else "")
-        rows[result.saves][-1].append(markdown_escaped(text))
-    finals = [speedup(comparison, comparison.baseline.name, s).coupling_final for s in comparison.sampling_steps]
-    base = [f"1 [{number(final.value)}]" if final else "-" for final in finals]
-    note = markdown_escaped(render("speedups_note.txt", c=comparison))
+        return markdown_escaped(saving_text(result) + (f" [{number(final.value)}]" if final else ""))
+
+    rows = {
+        saves: [
+            [markdown_escaped(entry.label), *(cell(found[saves, entry.name, n]) for n in each)]
+            for entry in comparison.couplings
+            if each and not entry.baseline
+        ]
+        for saves, each in numbers.items()
+    }
+    bests = [baseline_best(comparison, steps)[0] for steps in comparison.sampling_steps]
+    base = [f"1 [{number(best.value)}]" if best else "-" for best in bests]
+    note = markdown_escaped(render("speedups_note.txt", c=comparison, dagger=any(r.holds for r in found.values())))
     baseline = markdown_escaped(comparison.baseline.label)
-    return render("speedups.md", c=comparison, rows=rows, baseline=baseline, base=base, note=note)
+    return render("speedups.md", c=comparison, numbers=numbers, rows=rows, baseline=baseline, base=base, note=note)
 
 
 def markdown_escaped(text: str) -> str:
