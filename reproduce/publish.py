@@ -16,12 +16,17 @@ from typing import Any
 
 from immiscible_diffusion.reporting.compare import Comparison, speedup_markdown
 from immiscible_diffusion.reporting.compare.speedup import Speedup, speedup
-from immiscible_diffusion.reporting.html import number
 from immiscible_diffusion.utils.atomic_files import read_json, write_text
 
 MARK = "<!-- table -->"
 README_STEPS = (5, 20, 100)
-README_COUPLINGS = ("assignment", "calibrated:knn:k=64", "matched:knn:k=16", "knn:k=4", "shuffled:calibrated:knn:k=64")
+README_COUPLINGS = {
+    "assignment": "`assignment`",
+    "calibrated:knn:k=64": "`calibrated:knn:k=64`",
+    "matched:knn:k=16": "`matched:knn:k=16`",
+    "knn:k=4": "`knn:k=4`",
+    "shuffled:calibrated:knn:k=64": "control: shuffled",
+}
 
 
 def small(comparison: Comparison) -> Comparison:
@@ -54,23 +59,23 @@ def readme_table(comparison: Comparison) -> str:
     """Training steps saved at three numbers of sampling steps, and sampling steps saved for the second of them."""
     columns = [f"{n} Euler steps" for n in README_STEPS]
     lines = [
-        f"| coupling | {' | '.join(columns)} | sampling steps, for its {README_STEPS[1]} |",
+        f"| coupling | {' | '.join(columns)} | sampling, for its {README_STEPS[1]} |",
         "|---" * (len(columns) + 2) + "|",
     ]
-    for name in README_COUPLINGS:
+    for name, label in README_COUPLINGS.items():
         results = [speedup(comparison, name, n) for n in README_STEPS]
         results.append(speedup(comparison, name, README_STEPS[1], saves="sampling"))
-        lines.append(f"| `{name}` | {' | '.join(short_text(result) for result in results)} |")
+        lines.append(f"| {label} | {' | '.join(short_text(result) for result in results)} |")
     return "\n".join(lines)
 
 
 def short_text(result: Speedup) -> str:
-    """'1.7 (1.5-2.0)', a gain in bold; with * where the floor hides the difference."""
+    """'1.7 (1.5-2.1)', with * where the floor hides the difference."""
     steps, mark = result.steps, "\\*" * result.hidden
     if steps is None or result.bound:
-        return f"{result.bound} {number(steps.value)}{mark}" if steps else "-"
-    text = f"{number(steps.value)} ({number(steps.low)}-{number(steps.high)})"
-    return f"**{text}**{mark}" if steps.low > 1 else f"{text}{mark}"
+        return f"{result.bound} {steps.value:.2g}{mark}" if steps else "-"
+    value, low, high = (f"{part:#.2g}".removesuffix(".") for part in (steps.value, steps.low, steps.high))
+    return f"{value} ({low}-{high}){mark}"
 
 
 def main() -> None:
