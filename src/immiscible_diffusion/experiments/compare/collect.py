@@ -4,9 +4,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from immiscible_diffusion.couplings.registry import parse_without_data
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.experiments.compare.excess_loss import OptimalLosses, excess_points, measure_excess
-from immiscible_diffusion.experiments.compare.plan import BASELINE, Plan, Trial
+from immiscible_diffusion.experiments.compare.plan import BASELINE, MATCHED, Plan, Trial
 from immiscible_diffusion.experiments.compare.trajectories import draw_trajectory
 from immiscible_diffusion.experiments.compare.trial import (
     TrialRunner,
@@ -75,11 +76,17 @@ def collect(plan: Plan, command: str, *, irreducible: bool = True, runner: Trial
         batch_size=recipe.batch_size,
         total_steps=recipe.steps,
         parameters=sum(p.numel() for p in task.build_model().parameters()),
-        couplings=tuple(CouplingEntry(name, name, plan.control_of(name), name == BASELINE) for name in plan.couplings),
+        couplings=tuple(coupling_entry(plan, name) for name in plan.couplings),
         trials=tuple(trials),
         excess=excess,
         variants=tuple(variant for trial in begun for variant in variants(plan, trial)),
     )
+
+
+def coupling_entry(plan: Plan, name: str) -> CouplingEntry:
+    """What the record says of a coupling itself."""
+    exact = parse_without_data(name.removeprefix(MATCHED), allow_import=True).preserves_marginal
+    return CouplingEntry(name, name, plan.control_of(name), name == BASELINE, exact)
 
 
 def trained_on(plan: Plan) -> tuple[str, dict[str, str]]:

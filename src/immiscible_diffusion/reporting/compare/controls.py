@@ -163,7 +163,8 @@ def remarks(comparison: Comparison, only: CouplingEntry | None = None) -> list[s
                 held.append(name)
                 if rival.mean < base.mean and tie.high >= 1:
                     ties[str(rival)] = 1 / tie.value
-            if (control := comparison.control(entry.name)) is None or control.label not in held:
+            control = comparison.control(entry.name)
+            if not entry.preserves_marginal and (control is None or control.label not in held):
                 unshuffled.append(str(steps))
             if ties:
                 label = min(ties, key=ties.__getitem__)

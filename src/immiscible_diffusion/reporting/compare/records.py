@@ -175,12 +175,16 @@ class PolicyEntry:
 
 @dataclass(frozen=True)
 class CouplingEntry:
-    """One coupling of a comparison; ``control_of`` names the coupling whose noise it shuffles."""
+    """One coupling of a comparison; ``control_of`` names the coupling whose noise it shuffles.
+
+    With ``preserves_marginal`` its noise is N(0, I), so that its shuffled control would be the baseline.
+    """
 
     name: str
     label: str
     control_of: str | None = None
     baseline: bool = False
+    preserves_marginal: bool = False
 
 
 @dataclass(frozen=True)
