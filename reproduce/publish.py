@@ -30,21 +30,24 @@ README_COUPLINGS = {
 
 
 def small(comparison: Comparison) -> Comparison:
-    """The comparison without losses and pictures, and its command without what is of one machine."""
-    trials = (
-        replace(t, training=(), validation=(), grids=None, trajectory=None, excess=()) for t in comparison.trials
-    )
-    command = re.sub(r" --(out|workers|device) \S+", "", comparison.command)
+    """The comparison without losses, pictures and further metrics, its command without what is of one machine."""
+    rest = dict.fromkeys(("nfe", "kid", "kid_error", "precision", "recall", "density", "coverage", "memorization"))
+    trials = []
+    for trial in comparison.trials:
+        metrics = tuple(replace(each, **rest) for each in trial.metrics)
+        trial = replace(trial, metrics=metrics, training=(), validation=(), excess=(), grids=None, trajectory=None)
+        trials.append(trial)
+    command = re.sub(r" --((out|workers|device) \S+|gather)", "", comparison.command)
     return replace(comparison, trials=tuple(trials), excess=None, video=None, command=command)
 
 
 def compact(value: Any) -> Any:
-    """JSON values without what is None, and with five digits."""
+    """JSON values without what is None, and with four digits."""
     if isinstance(value, dict):
         return {key: compact(item) for key, item in value.items() if item is not None or key in ("accuracy", "floor")}
     if isinstance(value, list):
         return [compact(item) for item in value]
-    return float(f"{value:.5g}") if isinstance(value, float) else value
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def with_table(page: str, table: str) -> str:
