@@ -28,10 +28,12 @@ def main() -> None:
     path, loss_fn = recipe.path, recipe.loss
     task = recipe.task.build(recipe, accelerator.device)
     model = task.build_model().to(accelerator.device)
+    coupling = parse_coupling(options.coupling)
+    data = task.encode(task.dataset.batch(torch.arange(len(task.dataset)))).data
+    model.fit((part, coupling(part)) for part in data.split(recipe.batch_size))  # what no linear map predicts is left
     ema = EMA(recipe.ema, model)
     optimizer, lr_schedule = make_optimizer(recipe.optim, model, steps)
     model, optimizer = accelerator.prepare(model, optimizer)
-    coupling = parse_coupling(options.coupling)
     loader = TrainDataLoader(task.dataset, recipe.batch_size, recipe.seed, accelerator.device)
 
     step = 0
