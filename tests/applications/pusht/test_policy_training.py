@@ -221,5 +221,5 @@ def test_compare_end_to_end(store, tmp_path, capsys):
     page = (tmp_path / "out" / "report.html").read_text()
     assert "In the simulator" in page
     assert "data:image/gif" in page
-    assert "Final action error" in page
+    assert "Best action error" in page
     assert "Frechet" not in page
