@@ -8,12 +8,12 @@ from immiscible_diffusion.reporting.analysis import records
 from immiscible_diffusion.reporting.html import number
 
 SMALL = 1000  # samples
-# docs/results/prediction_2-core-cpu_2026-11-23.md: 50 points, stated before they were measured.
+# docs/results/prediction.md: 50 points, stated before they were measured.
 NO_RECOMMENDATION = (
     "No coupling is recommended: how many training steps one saves does not follow from these figures (where both "
-    "were measured, the reduction of the irreducible loss did not predict the speed-up: correlation 0.05 at 5 and "
-    "0.14 at 20 Euler steps). Seen afterwards, so to be confirmed: KL from N(0, I) went with harm where sampling "
-    "starts from N(0, I) (-0.75 and -0.81), mostly between families of couplings. Measure it on your data: "
+    "were measured, the reduction of the irreducible loss did not predict the speed-up: correlation -0.08 at 5 and "
+    "-0.14 at 20 Euler steps). Seen afterwards, so to be confirmed: KL from N(0, I) went with harm where sampling "
+    "starts from N(0, I) (-0.46 and -0.77), mostly between families of couplings. Measure it on your data: "
     "immiscible pilot (minutes, a small network), or immiscible compare (a recipe)."
 )
 
