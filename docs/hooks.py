@@ -22,6 +22,7 @@ from immiscible_diffusion.cli.main import COMMANDS, main
 
 ROOT = Path(__file__).parents[1]
 OUTSIDE = "repository"  # folder of the site for files from outside docs/
+NAMED_BLOCK = re.compile(r"^```python \w+$", re.MULTILINE)  # names are for the tests that run them
 LINK = re.compile(r"(?<=\]\()(?!https?:|#|mailto:)([^)#\s]+)")
 LANGUAGES = {".py": "python", ".sbatch": "bash", ".toml": "toml", ".json": "json"}
 OF_A_RECIPE, RECIPE = ("train", "compare", "download"), "digits-flow"
@@ -31,7 +32,7 @@ POINTS = 128
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """List every page of docs/results below its index."""
-    pages = sorted(path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/results/*_*.md"))
+    pages = sorted(f"results/{path.name}" for path in ROOT.glob("docs/results/*.md") if path.name != "README.md")
     for section in config.nav:
         if section.get("Results"):
             section["Results"] = ["results/README.md", *pages]
@@ -71,7 +72,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return link[1]
         return posixpath.relpath(site_uri(target), PurePosixPath(here).parent)
 
-    return LINK.sub(moved, markdown) + (command_help() if here == "cli.md" else "")
+    markdown = NAMED_BLOCK.sub("```python", LINK.sub(moved, markdown))
+    return markdown + (command_help() if here == "cli.md" else "")
 
 
 def site_uri(path: Path) -> str:
