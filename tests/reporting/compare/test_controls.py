@@ -55,6 +55,10 @@ def test_a_gain_is_called_pairings_only_where_no_control_has_it(final):
     assert "not called pairing's" in shared
     [unknown] = controls.remarks(replace(final(), couplings=final().couplings[:2], trials=final().trials[:6]))
     assert "no control was run" in unknown
+    bare = replace(final(), couplings=final().couplings[:2], trials=final().trials[:6])
+    exact = tuple(replace(entry, preserves_marginal=True) for entry in bare.couplings)
+    [known] = controls.remarks(replace(bare, couplings=exact))
+    assert "a shuffled control would be independent" in known
 
 
 def test_a_coupling_at_its_best_grid_is_held_against_the_baseline_at_its_own(final):

@@ -174,6 +174,12 @@ def remarks(comparison: Comparison, only: CouplingEntry | None = None) -> list[s
         if not alone and not shared:
             continue
         if set(alone) == {()} and not shared:
+            if entry.preserves_marginal:
+                lines.append(
+                    f"{entry.label}: its noise is N(0, I), so a shuffled control would be {comparison.baseline.label}; "
+                    "no other control was run."
+                )
+                continue
             lines.append(f"{entry.label}: no control was run, so how much of its gain is pairing is not known.")
             continue
         parts = [
