@@ -175,12 +175,10 @@ def remarks(comparison: Comparison, only: CouplingEntry | None = None) -> list[s
             continue
         if set(alone) == {()} and not shared:
             if entry.preserves_marginal:
-                lines.append(
-                    f"{entry.label}: its noise is N(0, I), so a shuffled control would be {comparison.baseline.label}; "
-                    "no other control was run."
-                )
-                continue
-            lines.append(f"{entry.label}: no control was run, so how much of its gain is pairing is not known.")
+                same = f"its noise is N(0, I), so a shuffled control would be {comparison.baseline.label}"
+                lines.append(f"{entry.label}: {same}; no other control was run.")
+            else:
+                lines.append(f"{entry.label}: no control was run, so how much of its gain is pairing is not known.")
             continue
         parts = [
             f"{f'more than that of {listed(names)}' if names else 'held against no control'} "
