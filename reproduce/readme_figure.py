@@ -28,7 +28,6 @@ SHOWN = {
     "shuffled:calibrated:knn:k=64": "k = 64 calibrated, shuffled (control)",
 }
 BEST, STEPS = "calibrated:knn:k=64", 20
-matplotlib.use("Agg")
 
 
 def draw(axes: Any, comparison: Comparison, curves: dict[str, Any], xlabel: str, title: str) -> None:

@@ -38,7 +38,8 @@ from immiscible_diffusion.analysis.noise_statistics import measure_noise
 from immiscible_diffusion.couplings import Coupling, NoiseDistribution, parse_coupling
 from immiscible_diffusion.couplings.moments import Moments
 from immiscible_diffusion.data import DataConfig, load_images
-from immiscible_diffusion.diffusion.paths import FlowMatchingPath, Preconditioned
+from immiscible_diffusion.diffusion.paths import FlowMatchingPath, Mixture, Preconditioned
+from immiscible_diffusion.diffusion.paths.preconditioning import scales
 from immiscible_diffusion.metrics.fid import FeatureStatistics, frechet_distance
 from immiscible_diffusion.models.mlp import time_features
 from immiscible_diffusion.utils.random import RandomStreams, keyed_generator
@@ -94,12 +95,10 @@ class Stack(nn.Module):
         """The velocity at ``x`` ``[M, B, D]``, ``t`` ``[M, B]``: ``Preconditioned`` on the straight path."""
         mean, noise_mean, s2, v, c = self.statistics
         time = t[..., None]
+        one = torch.ones_like(time)
+        deviation, c_skip, c_out = scales(Mixture(1 - time, time), -one, one, s2, v, c)
         centered = x - torch.lerp(mean, noise_mean, time)
-        d = (1 - time) ** 2 * s2 + 2 * time * (1 - time) * c + time**2 * v
-        skip = (time * v + (1 - 2 * time) * c - (1 - time) * s2) / d
-        return (
-            noise_mean - mean + skip * centered + ((s2 * v - c**2) / d).sqrt() * self.network(centered / d.sqrt(), t)
-        )
+        return noise_mean - mean + c_skip * centered + c_out * self.network(centered / deviation, t)
 
     def network(self, x: Tensor, t: Tensor) -> Tensor:
         """What is left to the weights."""

@@ -1,16 +1,17 @@
 """From a recipe to the objects that train: accelerator, task, network, coupling."""
 
 import importlib.util
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from immiscible_diffusion.couplings import Coupling, EmptyAxes, Moments, NoiseDistribution, parse_coupling
+from immiscible_diffusion.couplings.moments import TensorFields
 from immiscible_diffusion.data import DataSet
 from immiscible_diffusion.diffusion.paths import Preconditioned
 from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
@@ -28,6 +29,7 @@ MOMENTS_SAMPLES = 10_000
 SAMPLES_PER_LABEL = 100
 DISTRIBUTION_SAMPLES, DISTRIBUTION_PASSES = 50_000, 50
 TIMEOUT = timedelta(days=2)  # ranks wait while one evaluates; the default gives up after 10 minutes
+T = TypeVar("T", bound=TensorFields)
 SHARDED = ("DEEPSPEED", "FSDP", "MEGATRON_LM")
 
 
@@ -72,10 +74,8 @@ class Run:
             return
         if trainable_names(self.model) is not None:
             raise ValueError(f"model.precondition {asked} needs a network that is trained as a whole; use none")
-        self.model.fit(self._pairs(world) if asked == "pairs" else self._unpaired())
-
-    def _unpaired(self) -> Iterator[tuple[Tensor, None]]:
-        return ((batch.data, None) for batch in _some_batches(self.recipe, self.task))
+        unpaired = ((batch.data, None) for batch in _some_batches(self.recipe, self.task))
+        self.model.fit(self._pairs(world) if asked == "pairs" else unpaired)
 
     def _pairs(self, world: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield at least ten thousand data with their noise, in the batches of a call of the coupling."""
@@ -94,10 +94,11 @@ class Run:
         """The axes that a sampler with ``prune`` avoids, found once among at most 50,000 data and kept; or None."""
         if self.recipe.sampler.prune is None:
             return None
-        path = self.run_dir.root / "empty_axes.safetensors"
-        if not (self.run_dir.has_begun and path.exists()):
-            EmptyAxes.fit(lambda: _some_data(self.recipe, self.task, count=DISTRIBUTION_SAMPLES)).save(path)
-        return EmptyAxes.load(path).to(self.device)
+
+        def fit() -> EmptyAxes:
+            return EmptyAxes.fit(lambda: _some_data(self.recipe, self.task, count=DISTRIBUTION_SAMPLES))
+
+        return _kept(self.run_dir, "empty_axes", EmptyAxes, fit).to(self.device)
 
     def pipeline(self, batch_size: int = 512, prompts: tuple[str, ...] = ()) -> SamplingPipeline:
         """Return what samples the network; ``prompts`` instead of the data's own conditions."""
@@ -143,29 +144,34 @@ def build_coupling(
 
 
 def _moments(recipe: Recipe, task: Task, run_dir: RunDir) -> Moments:
-    """Fit once and read again; moments of a run that never began may be of other data."""
-    path = run_dir.root / "moments.safetensors"
+    return _kept(run_dir, "moments", Moments, lambda: Moments.fit(_some_data(recipe, task)))
+
+
+def _kept(run_dir: RunDir, name: str, kind: type[T], fit: Callable[[], T]) -> T:
+    """Fit once and read again; what a run that never began has kept may be of other data."""
+    path = run_dir.root / f"{name}.safetensors"
     if not (run_dir.has_begun and path.exists()):
-        Moments.fit(_some_data(recipe, task)).save(path)
-    return Moments.load(path)
+        fit().save(path)
+    return kind.load(path)
 
 
 def _noise_distribution(
     coupling: Coupling, recipe: Recipe, task: Task, run_dir: RunDir, name: str
 ) -> NoiseDistribution:
     """Measure the distribution of the coupling's noise once and keep it under ``name``."""
-    path = run_dir.root / f"{name}.safetensors"
-    if not (run_dir.has_begun and path.exists()):
+
+    def measure() -> NoiseDistribution:
         count = min(len(task.dataset), MOMENTS_SAMPLES)
         passes = min(DISTRIBUTION_PASSES, -(-DISTRIBUTION_SAMPLES // count))
-        NoiseDistribution.measure(
+        return NoiseDistribution.measure(
             coupling.within_process(),
             (batch for epoch in range(passes) for batch in _some_data(recipe, task, epoch)),
             _moments(recipe, task, run_dir),
             by_label=recipe.conditional and task.dataset.num_classes is not None,
             generator=RandomStreams(recipe.seed, rank=0).noise,
-        ).save(path)
-    return NoiseDistribution.load(path)
+        )
+
+    return _kept(run_dir, name, NoiseDistribution, measure)
 
 
 def _some_data(

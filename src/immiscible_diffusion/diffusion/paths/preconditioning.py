@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from immiscible_diffusion.diffusion.paths.base import Cond, Path
+from immiscible_diffusion.diffusion.paths.parametrization import Mixture
 
 LEAST_VARIANCE = 1e-6
 STATISTICS = ("data_mean", "noise_mean", "data_variance", "noise_variance", "covariance")
@@ -56,14 +57,10 @@ class Preconditioned(nn.Module):
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         mean, noise_mean, s2, v, c = (getattr(self, name).to(dtype) for name in STATISTICS)
         mixture = self.path.mixture(self.path.from_network_time(time.to(dtype)), x.to(dtype))
-        alpha, sigma = mixture.alpha, mixture.sigma
         a, b = mixture.coefficients(self.path.prediction)
-        shifted = sigma - self.identity_sigma
-        variance, shifted_variance = (alpha**2 * s2 + 2 * alpha * s * c + s**2 * v for s in (sigma, shifted))
-        c_skip = (a * alpha * s2 + (a * shifted + b * alpha) * c + b * shifted * v) / shifted_variance
-        c_out = (alpha * b - shifted * a).abs() * ((s2 * v - c**2) / variance).sqrt()
-        centered = x - (alpha * mean + shifted * noise_mean)
-        output = self.network((centered / variance.sqrt()).to(x.dtype), time, cond)
+        deviation, c_skip, c_out = scales(mixture, a, b, s2, v, c, self.identity_sigma)
+        centered = x - (mixture.alpha * mean + (mixture.sigma - self.identity_sigma) * noise_mean)
+        output = self.network((centered / deviation).to(x.dtype), time, cond)
         return (a * mean + b * noise_mean + c_skip * centered + c_out * output).to(x.dtype)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *rest: Any) -> None:
@@ -97,6 +94,18 @@ class Preconditioned(nn.Module):
         c = _over_channels(xn - mean * noise_mean).clamp(-most, most)
         for name, value in zip(STATISTICS, (mean, noise_mean, s2, v, c), strict=True):
             self.register_buffer(name, value.float().to(self.data_mean.device))
+
+
+def scales(
+    mixture: Mixture, a: Tensor, b: Tensor, s2: Tensor, v: Tensor, c: Tensor, identity_sigma: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``(1 / c_in, c_skip, c_out)`` of ``Preconditioned``, in its letters, all to broadcast over a batch."""
+    alpha, sigma = mixture.alpha, mixture.sigma
+    shifted = sigma - identity_sigma
+    variance, shifted_variance = (alpha**2 * s2 + 2 * alpha * s * c + s**2 * v for s in (sigma, shifted))
+    c_skip = (a * alpha * s2 + (a * shifted + b * alpha) * c + b * shifted * v) / shifted_variance
+    c_out = (alpha * b - shifted * a).abs() * ((s2 * v - c**2) / variance).sqrt()
+    return variance.sqrt(), c_skip, c_out
 
 
 def _checked(pair: Any) -> tuple[Tensor, Tensor | None]:
