@@ -17,7 +17,7 @@ import pandas as pd
 
 from immiscible_diffusion.reporting import plotting
 from immiscible_diffusion.reporting.compare import Comparison
-from immiscible_diffusion.reporting.compare.plots import metric_by_step, ratios_to_baseline, styles_of
+from immiscible_diffusion.reporting.compare.plots import draw_heat_map, metric_by_step, ratios_to_baseline, styles_of
 from immiscible_diffusion.utils.atomic_files import atomic_path, read_json
 
 SHOWN = {
@@ -42,22 +42,6 @@ def draw(axes: Any, comparison: Comparison, curves: dict[str, Any], xlabel: str,
     axes.grid(True)
 
 
-def heat_map(axes: Any, comparison: Comparison) -> None:
-    """The best coupling's metric over the baseline's."""
-    ratios = ratios_to_baseline(comparison, BEST)
-    steps, rows = sorted({s for s, _ in ratios}), sorted({n for _, n in ratios})
-    for (step, n), ratio in ratios.items():
-        x, y = steps.index(step), rows.index(n)
-        plotting.tile(axes, x, y, -math.log(ratio.value) / math.log(3))
-        clear = ratio.excludes(1)
-        style = {"fontweight": "bold" if clear else "normal", "color": "#222222" if clear else "#6b6b6b"}
-        axes.text(x, y, f"{ratio.value:.2f}", ha="center", va="center", **style)
-    axes.set_xticks(range(len(steps)), [plotting.thousands(step) for step in steps])
-    axes.set_yticks(range(len(rows)), list(map(str, rows)))
-    axes.set(xlim=(-0.5, len(steps) - 0.5), ylim=(-0.5, len(rows) - 0.5), xlabel="training steps")
-    axes.set(ylabel="Euler steps", title="k = 64 calibrated / no pairing")
-
-
 def main() -> None:
     """Draw it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -73,7 +57,8 @@ def main() -> None:
         first, second, third = figure.subplots(1, 3)
         draw(first, c, by_step, "training steps", f"Training, sampled in {STEPS} Euler steps")
         draw(second, c, by_sampling, "Euler steps of the sampler", f"After {c.total_steps:,} training steps")
-        heat_map(third, c)
+        draw_heat_map(third, c, ratios_to_baseline(c, BEST), math.log(3))
+        third.set_title("k = 64 calibrated / no pairing")
         figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=5)
         with atomic_path(options.picture) as temporary:
             figure.savefig(temporary, format="png")

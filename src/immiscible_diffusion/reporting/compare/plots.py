@@ -103,22 +103,25 @@ def ratios_to_baseline(comparison: Comparison, name: str) -> dict[tuple[int, int
 
 
 def _heat_map(comparison: Comparison, label: str, ratios: dict[tuple[int, int], Interval], scale: float) -> "Markup":
+    with plotting.new_plot(label, height=1.2 + 0.55 * len(comparison.sampling_steps)) as plot:
+        draw_heat_map(plot.axes, comparison, ratios, scale)
+    return plot.image
+
+
+def draw_heat_map(axes: Any, comparison: Comparison, ratios: Mapping[tuple[int, int], Interval], scale: float) -> None:
     """Blue is better than the baseline, red worse; numbers are bold where the interval excludes 1, else gray."""
     steps, sampling_steps = sorted({step for step, _ in ratios}), sorted(comparison.sampling_steps)
-    height = 1.2 + 0.55 * len(sampling_steps)
-    with plotting.new_plot(label, height=height) as plot:
-        for (step, n), ratio in ratios.items():
-            x, y, log = steps.index(step), sampling_steps.index(n), math.log(max(ratio.value, SMALLEST))
-            plotting.tile(plot.axes, x, y, -log / scale)
-            clear = ratio.excludes(1)
-            style = {"fontweight": "bold" if clear else "normal", "color": plotting.BASELINE if clear else "#6b6b6b"}
-            text = f"{ratio.value:.2f}" if ratio.value < 10 else f"{ratio.value:.0f}"
-            plot.axes.text(x, y, text, ha="center", va="center", fontsize=min(11, 58 / len(steps)), **style)
-        plot.axes.set_xticks(range(len(steps)), [plotting.thousands(step) for step in steps])
-        plot.axes.set_yticks(range(len(sampling_steps)), [str(n) for n in sampling_steps])
-        plot.axes.set(xlim=(-0.5, len(steps) - 0.5), ylim=(-0.5, len(sampling_steps) - 0.5))
-        plot.axes.set(xlabel="training steps", ylabel=f"{comparison.sampler_name} steps")
-    return plot.image
+    for (step, n), ratio in ratios.items():
+        x, y, log = steps.index(step), sampling_steps.index(n), math.log(max(ratio.value, SMALLEST))
+        plotting.tile(axes, x, y, -log / scale)
+        clear = ratio.excludes(1)
+        style = {"fontweight": "bold" if clear else "normal", "color": plotting.BASELINE if clear else "#6b6b6b"}
+        text = f"{ratio.value:.2f}" if ratio.value < 10 else f"{ratio.value:.0f}"
+        axes.text(x, y, text, ha="center", va="center", fontsize=min(11, 58 / len(steps)), **style)
+    axes.set_xticks(range(len(steps)), [plotting.thousands(step) for step in steps])
+    axes.set_yticks(range(len(sampling_steps)), [str(n) for n in sampling_steps])
+    axes.set(xlim=(-0.5, len(steps) - 0.5), ylim=(-0.5, len(sampling_steps) - 0.5))
+    axes.set(xlabel="training steps", ylabel=f"{comparison.sampler_name} steps")
 
 
 def guidance_plots(comparison: Comparison) -> list["Markup"]:
