@@ -85,15 +85,13 @@ def exact(name: str, known: dict[str, float]) -> dict[str, float]:
 
     What the estimate took from the information for it is given back.
     """
-    if not getattr(parse_without_data(name), "preserves_marginal", False) or not math.isfinite(known.get("kl", 0.0)):
+    if not getattr(parse_without_data(name), "preserves_marginal", False):
         return known
     return known | {"information": known["information"] + known.get("kl", 0.0), "kl": 0.0}
 
 
 def reduction(base: dict[str, float], known: dict[str, float]) -> dict[str, float]:
-    """Predictors: how much less than without pairing; 0 for controls, which pair nothing."""
-    if not math.isfinite(known["loss"]):
-        return dict.fromkeys(PREDICTORS, 0.0) | {"kl": math.nan}
+    """Predictors: how much less than without pairing; a control's is its noise distribution's part."""
     shares = {name: 1 - known[name] / base[name] for name in ("loss", "noisy")}
     return shares | {
         "effective": math.log(base["effective"] / known["effective"]),

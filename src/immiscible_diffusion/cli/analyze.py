@@ -28,8 +28,8 @@ from immiscible_diffusion.training.run_dir import environment
 from immiscible_diffusion.utils.progress import Progress, duration
 from immiscible_diffusion.utils.signals import Interrupted
 
-DEFAULT_COUPLINGS = ("knn:k=16", "knn:k=16,center=mean", "assignment")
-UNMASKED = ("assignment",)  # its estimate takes no mask
+DEFAULT_COUPLINGS = ("knn:k=16", "knn:k=16,center=mean", "shuffled:knn:k=16", "assignment")
+UNMASKED = ("shuffled:knn:k=16", "assignment")  # their estimates take no mask
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,8 @@ class Options(DataOptions):
     Args:
         coupling: a coupling, repeated for each: knn:k=16, knn:k=16,center=mean (or label, channel), assignment,
             gaussian_ot:eps=4, calibrated:ANY, shuffled:ANY, or your own as "my_module:MyCoupling(k=3)", exact if it
-            has log_density(noise, data, cond=) -> [B]. independent is always included. By default three (with a mask
-            two: no assignment).
+            has log_density(noise, data, cond=) -> [B]. independent is always included. By default knn:k=16,
+            centered too, its shuffled control, and assignment (with a mask none that needs an estimate).
         out: folder; by default runs/analyze/DATA.
         path: how data and noise are mixed.
         levels: times above 0 and at most 1; 0 = data, 1 = noise.

@@ -17,7 +17,7 @@ class KernelDistance:
 
     mean: float  # the mean over subsets
     # of that mean over subsets. None where no subsets were drawn. Subsets come from the same
-    # features, so it does not cover the choice of the features
+    # features, so it leaves out the choice of the features: the mean over new ones varies several times more
     standard_error: float | None
 
 

@@ -32,7 +32,8 @@ class VPPath(Path):
         beta_end: last beta.
         zero_snr: rescale so that the last step is pure noise (2305.08891, algorithm 1); not with ``epsilon``, from
             which no data follow there.
-        min_snr: gamma of the min-SNR weight (2303.09556), usually 5; None weights every step alike.
+        min_snr: gamma of the min-SNR weight (2303.09556), usually 5; None weights every step alike. Not with
+            ``zero_snr``: the weight is 0 where nothing is left of the data.
     """
 
     schedule: Literal["linear", "scaled_linear", "cosine"] = "linear"
@@ -51,6 +52,11 @@ class VPPath(Path):
             raise ValueError(
                 "zero_snr leaves no data in the last step, so none can be predicted by epsilon; "
                 "use prediction v or data"
+            )
+        if self.zero_snr and self.min_snr is not None:
+            raise ValueError(
+                "min_snr gives the last step of zero_snr, from which sampling starts, the weight 0, so that it is "
+                "never trained; leave out one of the two"
             )
 
     @property

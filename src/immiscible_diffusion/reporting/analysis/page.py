@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _CLASSES = 40  # in a plot, and rows of a table
 _SMALL = 64  # pixels: smaller images are not smoothed
 _NOISE = ("square", "shift_square", "alignment", "kl", "information")
-_NOISE_COLUMNS = ("|n|² / D", "|mean|²", "Alignment", "KL, nats", "Information, nats")
+_NOISE_COLUMNS = ("|n|² / D", "|mean|²", "Alignment", "KL, nats", "Information, nats", "|n|², sd")
 
 
 def write_analysis_page(folder: str | os.PathLike[str]) -> Path:
@@ -172,11 +172,18 @@ class _Page:
         header += ["Gaussian fit less its bias, nats", "Raw", "Bias", "Noises"] if fits else []
         rows = []
         for c in self.couplings:
-            row, fit = [c.label, *_noise_cells(c.noise), f"{c.noise.pairs:,}"], c.gaussian_fit
+            row, fit = [c.label, *self._noise_cells(c.noise), f"{c.noise.pairs:,}"], c.gaussian_fit
             if fit:
                 row += [*map(number, (fit.corrected, fit.raw, fit.bias)), f"{fit.count:,}"]
             rows.append(row + ["-"] * (len(header) - len(row)))
         return _frame(header, rows)
+
+    def _noise_cells(self, noise: records.NoiseStatistics) -> list[str]:
+        """As ``_NOISE_COLUMNS``; the last is how far ``|n|^2`` moved, of N(0, I) with standard deviation sqrt(2 D)."""
+        root = math.sqrt(math.prod(self.record.data.shape) / 2)
+        square = records.Mean((noise.square.value - 1) * root, noise.square.bar * root)
+        moved = "-" if self.record.data.masked else str(square)
+        return [*(str(getattr(noise, name)) for name in _NOISE), moved]
 
     def directions_table(self) -> "DataFrame":
         rows = [
@@ -207,7 +214,7 @@ class _Page:
     def class_tables(self) -> dict[str, "DataFrame"]:
         def rows(noises: dict[str, records.NoiseStatistics]) -> list[list[str]]:
             every = [(name, noises[key]) for key, name in self.classes.items() if key in noises]
-            return [[name, f"{one.samples:,}", *_noise_cells(one)] for name, one in every]
+            return [[name, f"{one.samples:,}", *self._noise_cells(one)] for name, one in every]
 
         header = ["Class", "Samples", *_NOISE_COLUMNS]
         with_labels = [c for c in self.couplings if c.noise.per_label]
@@ -240,10 +247,6 @@ class _Page:
         knn = [(name, spent, both) for name, spent, both in sums if spent is not None and both.is_known]
         wrong = [name for name, spent, both in knn if abs(both.value - spent) > 4 * both.bar + 1e-3]
         return wrong if knn else None
-
-
-def _noise_cells(noise: records.NoiseStatistics) -> list[str]:
-    return [str(getattr(noise, name)) for name in _NOISE]
 
 
 def _frame(header: list[str], rows: list[list[str]]) -> "DataFrame":

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 ERRORS = 2.0  # standard errors in a bar
+WIDE = 5.6  # inches, with the names of couplings beside the axes
 TIME = "t (0 = data, 1 = noise); levels evenly spaced"
 DIRECTION = "leading direction of the data (1 = most spread)"
 _TICKS = 10  # that fit below a plot
@@ -78,7 +79,7 @@ def lines(
 def points(title: str, series: Sequence[Series], label: str, reference: float) -> "Markup":
     """The first value of each coupling with its error, one below the other."""
     drawn = [one for one in series if one.means[0].is_known][::-1]
-    with new_plot(title, height=1.1 + 0.34 * len(drawn)) as plot:
+    with new_plot(title, width=WIDE, height=1.1 + 0.34 * len(drawn)) as plot:
         plot.axes.axvline(reference, color=GRAY, linewidth=1, linestyle=(0, (2, 2)))
         for y, one in enumerate(drawn):
             options = one.style.options | {"linestyle": "none", "elinewidth": 1.5, "capsize": 3}
@@ -90,13 +91,13 @@ def points(title: str, series: Sequence[Series], label: str, reference: float) -
 def fractions(title: str, series: Sequence[Series], label: str, total: float) -> "Markup":
     """A bar of ``total`` for each coupling, filled up to its first value."""
     drawn = [one for one in series if one.means[0].is_known][::-1]
-    with new_plot(title, height=1.1 + 0.4 * len(drawn)) as plot:
+    with new_plot(title, width=WIDE, height=1.1 + 0.4 * len(drawn)) as plot:
         for y, one in enumerate(drawn):
             plot.axes.barh(y, total, height=0.66, color="#e9ecef", linewidth=0)
             plot.axes.barh(y, one.means[0].value, height=0.66, color=one.style.color, linewidth=0)
             _write(plot.axes, total, y, counted(one.means[0]))
         _label_rows(plot.axes, drawn, label)
-        plot.axes.set_xlim(0, total * 1.4)
+        plot.axes.set_xlim(0, total * 1.55)
         plot.axes.set_xticks([tick for tick in plot.axes.get_xticks() if 0 <= tick <= total])
     return plot.image
 
@@ -113,7 +114,7 @@ def information_bars(
         limits: dashed lines, with what they mean.
     """
     rows = [row for row in zip(series, spent, strict=True) if row[0].means[0].is_known][::-1]
-    with new_plot(title, height=1.7 + 0.42 * len(rows)) as plot:
+    with new_plot(title, width=WIDE, height=1.7 + 0.42 * len(rows)) as plot:
         axes = plot.axes
         for y, (one, mark) in enumerate(rows):
             information = max(one.means[0].value, 0)
@@ -141,7 +142,7 @@ def _write(axes: Any, x: float, y: float, text: str, left: bool = False) -> None
 
 def _label_rows(axes: Any, series: Sequence[Series], below: str) -> None:
     labels = [one.label for one in series]  # both ends of a long one tell couplings apart
-    labels = [name if len(name) <= 26 else f"{name[:12]}…{name[-13:]}" for name in labels]
+    labels = [name if len(name) <= 30 else f"{name[:17]}…{name[-12:]}" for name in labels]
     axes.set_yticks(range(len(labels)), labels, parse_math=False)
     axes.set_ylim(-0.6, max(len(series), 1) - 0.4)
     axes.set_xlabel(below, parse_math=False)

@@ -221,10 +221,12 @@ class CouplingRecord:
 
     @property
     def label(self) -> str:
-        """Its name, marked where its density is estimated."""
+        """Its name, marked where its density is estimated or nothing is paired."""
         if self.failed:
             return f"{self.name} (estimate failed)"
-        return self.name + (" (estimated)" if self.miscibility.estimate else "")
+        marks = ["distribution only"] * self.name.startswith("shuffled:")
+        marks += ["estimated"] * bool(self.miscibility.estimate)
+        return self.name + (f" ({', '.join(marks)})" if marks else "")
 
     def under(self, condition: str) -> Miscibility | None:
         """Given ``condition``; without one for an empty text."""
