@@ -1,5 +1,7 @@
-"""``interop.lerobot`` in stand-ins of the interfaces that LeRobot's policies have at 7427f318."""
+"""``pair_lerobot`` in stand-ins of the interfaces that LeRobot's policies have at 7427f318."""
 
+import copy
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -74,7 +76,7 @@ class FlowModel(nn.Module):
 
 
 class FlowPolicy(nn.Module):
-    """SmolVLA (``outside=False``: noise drawn by the model) and pi0 (by the policy)."""
+    """SmolVLA (``outside=False``: noise drawn by the model), pi0 and pi05 (by the policy)."""
 
     def __init__(self, net, outside=False):
         super().__init__()
@@ -97,6 +99,46 @@ class FlowPolicy(nn.Module):
     def select(self, batch, noise=None):
         shape = (len(batch["action"]), HORIZON, FILLED)
         return self.model.sample_noise(shape, "cpu") if noise is None else noise
+
+
+class PI05Policy(FlowPolicy):
+    """Draws noise, times and the prefix that is known, which the loss leaves out."""
+
+    def forward(self, batch, reduction="mean"):
+        actions = self.prepare_action(batch)
+        noise = self.model.sample_noise(actions.shape, actions.device)
+        prefix = torch.arange(HORIZON) < torch.randint(0, 4, (len(actions), 1))
+        losses = self.model.forward(actions, noise)[..., :DIMS] * ~prefix[..., None]
+        return losses.mean(), {}
+
+
+class EO1Policy(FlowPolicy):
+    """The same names; its actions are prepared without the batch."""
+
+    def prepare_action(self, action):
+        return functional.pad(action, (0, FILLED - DIMS))
+
+
+class MultiTaskDiT(nn.Module):
+    """A ``compute_loss`` of other arguments."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.diffusion = self
+
+    def compute_loss(self, model, batch, conditioning_vec):
+        return torch.zeros(())
+
+
+class Scaled(nn.Module):
+    """A network of one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, x_t, t):
+        return self.weight * x_t
 
 
 @pytest.fixture
@@ -187,8 +229,12 @@ def test_held_out_loss_is_left_alone(batch, recorder):
 
 
 def test_a_loss_that_adds_no_noise_is_told(batch, recorder):
+    class Silent(DiffusionModel):
+        def compute_loss(self, batch):
+            return torch.zeros(())
+
     policy = DiffusionPolicy(recorder)
-    policy.diffusion.compute_loss = lambda batch: torch.zeros(())
+    policy.diffusion = Silent(recorder)
     pair_lerobot(policy, KNN(k=8))
     with pytest.raises(ValueError, match=r"did not call noise_scheduler\.add_noise"):
         policy.forward(batch)
@@ -275,6 +321,40 @@ def test_a_coupling_that_draws_its_own_noise(batch, recorder):
 # -- both -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", [DiffusionPolicy, FlowPolicy, PI05Policy])
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda policy: pickle.loads(pickle.dumps(policy))])
+def test_a_copy_runs_and_trains_its_own_weights(batch, kind, again):
+    policy = kind(Scaled())
+    paired = pair_lerobot(policy, KNN(k=8), generator=torch.Generator())
+    other = again(policy)
+    other.load_state_dict({name: torch.zeros_like(weight) for name, weight in other.state_dict().items()})
+    losses = []
+    for one in (policy, other):
+        torch.manual_seed(0)
+        losses.append(one(batch)[0])
+    assert paired.pull > 0.4
+    losses[1].backward()
+    assert losses[0] != losses[1]
+    assert next(policy.parameters()).grad is None
+    assert next(other.parameters()).grad is not None
+    paired.remove()
+    torch.manual_seed(0)
+    assert other._immiscible.pull == pytest.approx(paired.pull)
+    assert other(batch)[0] != losses[1]  # the next numbers of its own generator
+
+
+@pytest.mark.parametrize("kind", [DiffusionPolicy, FlowPolicy, PI05Policy])
+def test_with_a_generator_k_leaves_times_alone(batch, kind):
+    states = []
+    for k in (1, 8):
+        policy = kind(Scaled())
+        pair_lerobot(policy, KNN(k=k), generator=torch.Generator().manual_seed(5))
+        torch.manual_seed(0)
+        policy(batch)
+        states.append(torch.get_rng_state())
+    assert torch.equal(*states)
+
+
 @pytest.mark.parametrize("kind", [DiffusionPolicy, FlowPolicy])
 def test_remove_puts_everything_back(batch, recorder, kind):
     policy = kind(recorder)
@@ -285,14 +365,21 @@ def test_remove_puts_everything_back(batch, recorder, kind):
     with pytest.raises(ValueError, match="paired already"):
         pair_lerobot(policy, KNN(k=8))
     paired.remove()
-    after = [dict(vars(module)) for module in policy.modules()]
-    after[0].pop("_immiscible")
-    assert after == before
+    assert [dict(vars(module)) for module in policy.modules()] == before
 
 
-def test_a_policy_built_otherwise(recorder):
+@pytest.mark.parametrize("kind", [EO1Policy, MultiTaskDiT, nn.Sequential])
+def test_a_policy_built_otherwise(recorder, kind):
     with pytest.raises(ValueError, match="built like neither Diffusion Policy"):
-        pair_lerobot(recorder, KNN(k=8))
+        pair_lerobot(kind(recorder), KNN(k=8))
+
+
+def test_a_method_replaced_already_is_kept(recorder):
+    policy = FlowPolicy(recorder)
+    policy.model.sample_noise = print
+    with pytest.raises(ValueError, match="sample_noise of this FlowModel is replaced already"):
+        pair_lerobot(policy, KNN(k=8))
+    assert policy.model.sample_noise is print
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
 """Couplings in LeRobot's policies, without a fork.
 
-Diffusion Policy draws its noise inside ``compute_loss``; SmolVLA and pi0 normalize, pad actions to a common dimension
-and draw their noise inside ``forward``. Written for 7427f318 (0.6.2); torch alone is imported here.
+Diffusion Policy draws its noise inside ``compute_loss``; SmolVLA, pi0 and pi05 normalize, pad actions to a common
+dimension and draw their noise inside ``forward``. Written for 7427f318 (0.6.2); torch alone is imported here.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -123,42 +123,60 @@ def pair_lerobot(
     *,
     do_mask_loss_for_padding: bool | None = None,
     conditions: Callable[[Batch], dict[str, Tensor] | None] | None = None,
+    generator: torch.Generator | None = None,
 ) -> "PairedPolicy":
     """Let ``policy`` train on paired noise from now on; evaluation and inference stay as they are.
 
     ``paired = pair_lerobot(policy, KNN(k=2))``, before the training loop; ``paired.pull`` is a number to log,
-    ``paired.remove()`` undoes it. Weights and their names stay as they are.
+    ``paired.remove()`` undoes it. Weights and their names stay as they are; a copy of the policy is paired too.
 
     Args:
-        policy: LeRobot's ``DiffusionPolicy``, ``SmolVLAPolicy``, ``PI0Policy``, or one built like them:
+        policy: LeRobot's ``DiffusionPolicy``, ``SmolVLAPolicy``, ``PI0Policy``, ``PI05Policy``, or one like them:
             ``policy.diffusion.compute_loss(batch)`` with a ``noise_scheduler.add_noise``, or
             ``policy.prepare_action(batch)`` and ``policy.model.sample_noise(shape, device)``.
         coupling: pairs; for a Diffusion Policy it must be able to start from its noise.
         do_mask_loss_for_padding: see ``pair_actions``. None: that of a Diffusion Policy's config; True for the others.
         conditions: makes the conditions of the coupling from a batch; by default the robot's state as
             ``cond["observation"]``, where there is one.
+        generator: of what the coupling draws besides the policy's own noise, on the device of the actions. With one,
+            times and dropout are those of an unpaired run.
 
     Raises:
         ValueError: a policy of another structure, or one that is paired already.
     """
-    if isinstance(getattr(policy, "_immiscible", None), PairedPolicy):
+    if getattr(policy, "_immiscible", None) is not None:
         raise ValueError("this policy is paired already; remove() that first")
     diffusion: Any = getattr(policy, "diffusion", None)
-    if callable(getattr(diffusion, "compute_loss", None)):
+    dims = None
+    if _has(diffusion, "compute_loss", "batch"):
         if do_mask_loss_for_padding is None:
             do_mask_loss_for_padding = diffusion.config.do_mask_loss_for_padding
-        pair = PairedPolicy._in_diffusion
-    elif callable(getattr(policy, "prepare_action", None)) and hasattr(getattr(policy, "model", None), "sample_noise"):
-        pair = PairedPolicy._in_flow
+    elif _has(policy, "prepare_action", "batch") and _has(
+        getattr(policy, "model", None), "sample_noise", "shape", "device"
+    ):
+        feature = getattr(policy.config, "action_feature", None) or policy.config.output_features["action"]
+        dims = int(feature.shape[0])
     else:
         raise ValueError(
-            f"{type(policy).__name__} is built like neither Diffusion Policy (diffusion.compute_loss) nor SmolVLA and "
-            "pi0 (prepare_action, model.sample_noise); call pair_actions where it draws its noise"
+            f"{type(policy).__name__} is built like neither Diffusion Policy (diffusion.compute_loss(batch)) nor "
+            "SmolVLA, pi0 and pi05 (prepare_action(batch), model.sample_noise(shape, device)); call pair_actions "
+            "where it draws its noise"
         )
-    paired = PairedPolicy(policy, as_coupling(coupling), do_mask_loss_for_padding is not False, conditions or _state)
-    pair(paired)
+    mask_padding = do_mask_loss_for_padding is not False
+    paired = PairedPolicy(policy, as_coupling(coupling), mask_padding, conditions or _state, generator, dims)
+    for owner, name in paired._replaced():
+        if name in vars(owner):
+            raise ValueError(f"{name} of this {type(owner).__name__} is replaced already, by {vars(owner)[name]!r}")
+    for owner, name in paired._replaced():
+        object.__setattr__(owner, name, getattr(paired, f"_{name}"))
     object.__setattr__(policy, "_immiscible", paired)
     return paired
+
+
+def _has(owner: Any, name: str, *parameters: str) -> bool:
+    """Whether the class of ``owner`` has a method of this name and these parameters."""
+    method = getattr(type(owner), name, None)
+    return callable(method) and [*inspect.signature(method).parameters][1:] == [*parameters]
 
 
 def _state(batch: Batch) -> dict[str, Tensor] | None:
@@ -168,15 +186,20 @@ def _state(batch: Batch) -> dict[str, Tensor] | None:
 
 @dataclass(eq=False)
 class PairedPolicy:
-    """A policy whose noise is paired; see ``pair_lerobot``."""
+    """A policy whose noise is paired; see ``pair_lerobot``.
+
+    Its methods stand in the policy in the place of the class's. Those are looked up at every call: a copy, which has
+    a copy of this, calls its own.
+    """
 
     policy: Any
     coupling: Coupling
     mask_padding: bool
     conditions: Callable[[Batch], dict[str, Tensor] | None]
+    generator: torch.Generator | None
+    dims: int | None  # of an action of this robot; None: a Diffusion Policy, without padding
     _pull: Tensor | None = None
     _now: tuple[Tensor, Batch] | None = None  # actions and batch whose noise is drawn next
-    _undo: list[Callable[[], None]] = field(default_factory=list)
 
     @property
     def pull(self) -> float | None:
@@ -185,79 +208,52 @@ class PairedPolicy:
 
     def remove(self) -> None:
         """Put everything back."""
-        while self._undo:
-            self._undo.pop()()
-        object.__setattr__(self.policy, "_immiscible", None)
+        for owner, name in [*self._replaced(), (self.policy, "_immiscible")]:
+            vars(owner).pop(name, None)
 
-    def _set(self, owner: Any, name: str, value: Any) -> None:
-        """Over what the class has; of an attribute of the object itself, that is kept."""
-        if name in vars(owner):
-            self._undo.append(partial(object.__setattr__, owner, name, vars(owner)[name]))
-        else:
-            self._undo.append(partial(object.__delattr__, owner, name))
-        object.__setattr__(owner, name, value)
+    def _replaced(self) -> list[tuple[Any, str]]:
+        policy = self.policy
+        if self.dims is None:
+            return [(policy.diffusion, "compute_loss"), (policy.diffusion.noise_scheduler, "add_noise")]
+        return [(policy, "prepare_action"), (policy.model, "sample_noise")]
 
     @torch.no_grad()
-    def _noise(self, dims: int | None, noise: Tensor | None) -> Tensor:
+    def _noise(self, noise: Tensor) -> Tensor:
         assert self._now is not None
         (actions, batch), self._now = self._now, None
-        valid = _valid(actions, batch, dims, self.mask_padding)
-        paired = _pair(self.coupling, actions, noise, self.conditions(batch), valid)
+        valid = _valid(actions, batch, self.dims, self.mask_padding)
+        start = noise if self.coupling.takes_noise or self.dims is None else None
+        paired = _pair(self.coupling, actions, start, self.conditions(batch), valid, self.generator)
         self._pull = pull(actions.float(), paired, mask=valid).mean()
         return paired
 
-    def _in_diffusion(self) -> None:
-        """Noise is drawn by the loss, and goes into mixture and target: it is changed in place."""
-        inner = self.policy.diffusion
-        compute_loss = inner.compute_loss
+    def _compute_loss(self, batch: Batch) -> Tensor:
+        """Noise is drawn by the loss, and goes into mixture and target: ``add_noise`` changes it in place."""
+        diffusion = self.policy.diffusion
+        self._now = (batch["action"], batch) if self.policy.training else None
+        try:
+            loss: Tensor = type(diffusion).compute_loss(diffusion, batch)
+        finally:
+            missed, self._now = self._now is not None, None
+        if missed:
+            raise ValueError("compute_loss did not call noise_scheduler.add_noise: not paired")
+        return loss
 
-        def paired_loss(batch: Batch) -> Tensor:
-            self._now = (batch["action"], batch) if self.policy.training else None
-            try:
-                loss: Tensor = compute_loss(batch)
-            finally:
-                missed, self._now = self._now is not None, None
-            if missed:
-                raise ValueError("compute_loss did not call noise_scheduler.add_noise: not paired")
-            return loss
-
-        self._set(inner, "noise_scheduler", _PairingScheduler(inner.noise_scheduler, self))
-        self._set(inner, "compute_loss", paired_loss)
-
-    def _in_flow(self) -> None:
-        """Actions are prepared, then noise is drawn of their shape."""
-        prepare, sample, config = self.policy.prepare_action, self.policy.model.sample_noise, self.policy.config
-        feature = getattr(config, "action_feature", None) or config.output_features["action"]
-
-        def prepared(batch: Batch) -> Tensor:
-            actions: Tensor = prepare(batch)
-            self._now = (actions, batch) if self.policy.training else None
-            return actions
-
-        def sampled(shape: Any, device: Any) -> Tensor:
-            noise: Tensor = sample(shape, device)
-            if self._now is None or not self.policy.training:
-                return noise
-            return self._noise(int(feature.shape[0]), noise if self.coupling.takes_noise else None).to(noise)
-
-        self._set(self.policy, "prepare_action", prepared)
-        self._set(self.policy.model, "sample_noise", sampled)
-
-
-class _PairingScheduler:
-    """A noise scheduler that pairs the noise it is about to add, once a loss."""
-
-    def __init__(self, scheduler: Any, paired: PairedPolicy) -> None:
-        self._scheduler, self._paired = scheduler, paired
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):  # asked for while this is being copied, before it has a scheduler
-            raise AttributeError(name)
-        return getattr(self._scheduler, name)
-
-    def add_noise(self, data: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        if self._paired._now is not None:
+    def _add_noise(self, data: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        if self._now is not None:
             if noise.requires_grad:
                 raise ValueError("the noise of the loss requires grad; it cannot be paired")
-            noise.copy_(self._paired._noise(None, noise))  # the target is of it too
-        return self._scheduler.add_noise(data, noise, timesteps)
+            noise.copy_(self._noise(noise))  # the target is of it too
+        scheduler = self.policy.diffusion.noise_scheduler
+        return type(scheduler).add_noise(scheduler, data, noise, timesteps)
+
+    def _prepare_action(self, batch: Batch) -> Tensor:
+        """Actions are prepared, then noise is drawn of their shape."""
+        actions: Tensor = type(self.policy).prepare_action(self.policy, batch)
+        self._now = (actions, batch) if self.policy.training else None
+        return actions
+
+    def _sample_noise(self, shape: Any, device: Any) -> Tensor:
+        model = self.policy.model
+        noise: Tensor = type(model).sample_noise(model, shape, device)
+        return noise if self._now is None or not self.policy.training else self._noise(noise).to(noise)
