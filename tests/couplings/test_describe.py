@@ -29,7 +29,7 @@ def test_the_table_says_what_and_what_for(capsys):
 
 
 def test_a_spec_can_be_told_from_another(capsys):
-    found = record(capsys, "knn:k=2", "knn:k=254", "--shape", "16x128x128", "--data-count", "100")
+    found = record(capsys, "knn:k=2", "knn:k=254", "--shape", "16x128x128", "--data_count", "100")
     small, large = found["couplings"]
     assert found["dimension"] == 262_144
     assert found["log_data_count"] == pytest.approx(4.605, abs=1e-3)
@@ -117,6 +117,9 @@ def test_too_large_a_batch_is_not_timed(capsys):
         (["no.module:C(k=1)", "--shape", "3,8"], "no.module"),
         (["knn:k=4", "--shape", "3,8", "--rms", "-1"], "rms must be from 0"),
         (["knn:k=4", "--shape", "3,8", "--rms", "nan"], "rms must be from 0"),
+        (["knn:k=4", "--shape", "3,8", "--rms", "x"], "--rms: invalid float value: 'x'"),
+        (["knn:k=4", "--shap", "3,8"], "unknown option --shap"),
+        (["knn:k=4", "--shape", "3,8", "--device", "tpu"], "--device: invalid choice: 'tpu'"),
         (["knn:k=4", "--shape", "3,8", "--batch", "0"], "batch must be at least 1"),
         (["knn:k=4", "--shape", "3,8", "--data-count", "1"], "data-count must be at least 2"),
     ],

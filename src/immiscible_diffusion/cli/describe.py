@@ -1,60 +1,80 @@
 """``immiscible describe COUPLING ...``: what to expect of couplings, without data."""
 
+import argparse
 import dataclasses
 import json
 import math
 import sys
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any, NoReturn
 
-import tyro
-
-from immiscible_diffusion.cli.options import Device, Switch, parse
+from immiscible_diffusion.cli.renamed import check_options
 from immiscible_diffusion.couplings.describe import CouplingSummary, DataSpec, describe_coupling
 
 WIDTH = 100
+DESCRIPTION = """What to expect of couplings on data of a shape: no data, a second or two.
+
+Pull of the noise along its sample, noise variance, distance reduction, information budget, and time
+and memory on this machine. Needs torch alone; assignment needs scipy too. Examples:
+
+  immiscible describe knn:k=64 --shape 16,128,128
+  immiscible describe knn:k=2 knn:k=254 --shape 4,64,64 --rms 0.9 --data-count 20000
+  immiscible describe assignment shuffled:knn:k=4 --shape 3,32,32 --rms 0.5 --batch 512 --json
+"""
 
 
-@dataclass(frozen=True)
-class Options:
-    """What to expect of couplings on data of a shape: no data, a second or two.
+class Parser(argparse.ArgumentParser):
+    """argparse, since tyro is not in every trainer's environment; bad input is a ValueError."""
 
-    Pull of the noise along its sample, noise variance, distance reduction, information budget, and time and memory on
-    this machine. Examples:
+    def error(self, message: str) -> NoReturn:
+        """Raise ``message``."""
+        raise ValueError(message)
 
-    immiscible describe knn:k=64 --shape 16,128,128
 
-    immiscible describe knn:k=2 knn:k=254 --shape 4,64,64 --rms 0.9 --data-count 20000
-
-    immiscible describe assignment shuffled:knn:k=4 --shape 3,32,32 --rms 0.5 --batch 512 --json
-
-    Args:
-        couplings: one or several, side by side: independent, knn:k=16, knn:k=16,center=mean (or label, channel),
-            assignment, shuffled:ANY. Others depend on the data.
-        shape: of one sample as the model sees it, without the batch, such as 3,32,32.
-        rms: root mean square of the data, less their center for center=...; about 0.5 for images in [-1, 1], 1 for
-            latents scaled to it.
-        data_count: samples in the data set, whose log N is what it takes to tell them apart.
-        batch: samples that assignment pairs together (by default 256), and the batch that is timed (by default what
-            takes a moment).
-        device: where to measure time and memory.
-        json: print JSON.
-    """
-
-    couplings: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    shape: str = ""
-    rms: float = 1.0
-    data_count: int | None = None
-    batch: int | None = None
-    device: Device = "auto"
-    json: Switch = False
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The options; ValueError for unknown ones, with the new name of one that was renamed."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Parser("immiscible describe", description=DESCRIPTION, formatter_class=raw, allow_abbrev=False)
+    add = parser.add_argument
+    add(
+        "couplings",
+        nargs="*",
+        help="one or several, side by side: independent, knn:k=16, knn:k=16,center=mean (or label, channel), "
+        "assignment, shuffled:ANY; others depend on the data",
+    )
+    add("--shape", default="", help="of one sample as the model sees it, without the batch, such as 3,32,32")
+    add(
+        "--rms",
+        type=float,
+        default=1.0,
+        help="root mean square of the data, less their center for center=...; about 0.5 for images in [-1, 1], 1 for "
+        "latents scaled to it (default: 1)",
+    )
+    add(
+        *("--data-count", "--data_count"),
+        type=int,
+        help="samples in the data set, whose log N is what it takes to tell them apart",
+    )
+    add(
+        "--batch",
+        type=int,
+        help="samples that assignment pairs together (default: 256), and the batch that is timed (default: what takes "
+        "a moment)",
+    )
+    devices = ("auto", "cpu", "cuda", "mps")
+    add("--device", choices=devices, default="auto", help="where to measure time and memory (default: auto)")
+    add("--json", action="store_true", help="print JSON")
+    options, unknown = parser.parse_known_intermixed_args(arguments)
+    if unknown:
+        check_options(unknown)
+        raise ValueError(f"unknown option {unknown[0]}; immiscible describe --help lists all")
+    return options
 
 
 def main(arguments: list[str]) -> int:
     """Print a table, or JSON."""
-    options = parse(Options, arguments, "describe")
+    options = parse(arguments)
     count = options.data_count
     if not options.couplings:
         raise ValueError("which coupling? for example: immiscible describe knn:k=8 --shape 3,32,32")

@@ -13,7 +13,7 @@ from immiscible_diffusion.training.builders import check_trackers
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.task import Task
 from immiscible_diffusion.utils.device import pick_device
-from immiscible_diffusion.utils.optional_deps import MissingDependencyError
+from immiscible_diffusion.utils.optional_deps import MissingDependencyError, how_to_install
 
 PACKAGES = ("accelerate", "diffusers", "safetensors", "rich", "matplotlib")
 
@@ -78,9 +78,7 @@ def download(recipe: Recipe, device: str = "cpu") -> list[Item]:
     def packages() -> str:
         check_trackers(recipe.trackers)
         if absent := [name for name in PACKAGES if importlib.util.find_spec(name) is None]:
-            raise MissingDependencyError(
-                f"{', '.join(absent)} not installed; run: pip install 'immiscible-diffusion[train]'"
-            )
+            raise MissingDependencyError(f"{', '.join(absent)} not installed; {how_to_install(' '.join(absent))}")
         return ", ".join([*PACKAGES, *recipe.trackers])
 
     def data() -> str:

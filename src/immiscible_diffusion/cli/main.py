@@ -44,8 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.simplefilter("default")
         if str(Path.cwd()) not in sys.path:  # --coupling my_module:MyCoupling finds ./my_module.py
             sys.path.insert(0, str(Path.cwd()))
-        with require_extra("train", "the command line"):
-            import tyro  # noqa: F401
+        if command != "describe":  # which needs torch alone
+            with require_extra("train", "the command line"):
+                import tyro  # noqa: F401
         module = importlib.import_module(f"immiscible_diffusion.cli.{command}")
         return int(module.main(arguments) or 0)
     except SystemExit as stop:  # tyro printed help, or what is wrong

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0 (immiscible-diffusion)
 """The arithmetic of KNN: candidates as scalars, and noise moved to the nearest.
 
 Depends on torch alone.
@@ -6,7 +7,7 @@ Depends on torch alone.
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.couplings._validation import working_dtype
+from ._validation import working_dtype
 
 FEW_DIMENSIONS = 64
 SHORTEST = 1e-15  # data shorter than this have no direction: their pull is below rounding

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0 (immiscible-diffusion)
 """What couplings ask of data, masks and conditions before they touch them. Needs torch alone."""
 
 import warnings

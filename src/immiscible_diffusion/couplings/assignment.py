@@ -15,6 +15,7 @@ from immiscible_diffusion.couplings import costs
 from immiscible_diffusion.couplings._validation import check_data, check_rows_finite, kind_of, valid_positions
 from immiscible_diffusion.couplings.base import Cond, Coupling, Mask, Noise, Rng
 from immiscible_diffusion.couplings.distributed import finish_across_ranks, pair_across_ranks, ranks_in_use
+from immiscible_diffusion.utils.optional_deps import require_extra
 
 MISMATCH_RATE = 0.05
 
@@ -147,7 +148,8 @@ class LinearAssignment(Coupling):
             warnings.warn("LinearAssignment pairs nothing in a batch of one sample; KNN(k) does", stacklevel=7)
         if self.pool > 1:
             warnings.warn(f"pool={self.pool} joins batches in PairedLoader or pair_pool, not in a call", stacklevel=7)
-        from scipy.optimize import linear_sum_assignment  # keeps the package's import light
+        with require_extra("", "linear assignment"):
+            from scipy.optimize import linear_sum_assignment  # keeps the package's import light
 
         index = torch.arange(len(data), device=data.device)
         points = costs.standardized(data, valid) if self.standardize else data

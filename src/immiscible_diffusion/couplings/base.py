@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0 (immiscible-diffusion)
 """What a coupling is: ``noise = coupling(data)``. Depends on torch alone."""
 
 import dataclasses
@@ -9,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.couplings._validation import check_data, valid_positions
+from ._validation import check_data, valid_positions
 
 Noise = Tensor | None
 Mask = Tensor | None

@@ -7,7 +7,6 @@ a cost for crossing.
 
 import warnings
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -105,6 +104,8 @@ def add_condition_cost(cost: Tensor, condition: Tensor, mismatch_rate: float) ->
     conditions the weight leaves the share ``mismatch_rate`` so: it is a quantile of ``(cost_ii - cost_ij) / c_ij`` of
     the batch.
     """
+    import numpy as np  # scipy, which solves the assignment, needs it too
+
     distance = condition_distance(condition).repeat(1, cost.shape[1] // cost.shape[0])
     gain = cost.diagonal()[:, None].double() - cost.double()
     differ = distance > 1e-9

@@ -1,9 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0 (immiscible-diffusion)
 """KNN noise selection, exact, without drawing the candidates.
 
 *Improved Immiscible Diffusion* (arXiv 2505.18521, Algorithm 1) draws k Gaussian noises per sample
 and keeps the nearest: O(k D) time and memory per sample. The same distribution costs O(k + D) here.
 
-This file, ``base.py``, ``_knn_kernels.py`` and ``_validation.py`` depend on torch alone: a trainer may vendor them.
+This file, ``base.py``, ``_knn_kernels.py`` and ``_validation.py`` depend on torch alone: a trainer may copy the four
+into a folder of its own, as they are.
 """
 
 from collections.abc import Callable
@@ -13,14 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.couplings._knn_kernels import (
-    distances_to,
-    length_of,
-    move_to_nearest,
-    nearest_rivals,
-    offset_of,
-)
-from immiscible_diffusion.couplings._validation import (
+from ._knn_kernels import distances_to, length_of, move_to_nearest, nearest_rivals, offset_of
+from ._validation import (
     BLOCK_ELEMENTS,
     can_sync,
     check_data,
@@ -32,7 +28,7 @@ from immiscible_diffusion.couplings._validation import (
     take_condition,
     valid_positions,
 )
-from immiscible_diffusion.couplings.base import Cond, Coupling, Mask, Noise, Rng, check_noise, start_noise
+from .base import Cond, Coupling, Mask, Noise, Rng, check_noise, start_noise
 
 CENTERS = {"mean": "mean", "label": "label_mean", "channel": "channel_mean"}
 

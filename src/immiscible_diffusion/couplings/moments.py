@@ -1,5 +1,6 @@
 """Mean, spread and leading directions of a data set, fitted once before step 0 and saved with the run."""
 
+import ctypes
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -199,7 +200,8 @@ class Moments(TensorFields):
 
 
 def _bytes(tensor: Tensor) -> bytes:
-    return tensor.cpu().contiguous().numpy().tobytes()
+    tensor = tensor.cpu().contiguous()
+    return ctypes.string_at(tensor.data_ptr(), tensor.nbytes)  # numpy may be missing
 
 
 def grown(sums: Tensor, rows: int) -> Tensor:

@@ -10,10 +10,8 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-from numpy.typing import NDArray
-
-Array = NDArray[np.float64]
+import torch
+from torch import Tensor
 
 CELLS = 4096
 REACH = 14.0  # the distance has standard deviation <= 1 in any dimension, for any sample
@@ -88,22 +86,22 @@ class Distances:
         return self.rms * math.sqrt(self.dim)
 
     @cached_property
-    def grid(self) -> tuple[Array, Array]:
+    def grid(self) -> tuple[Tensor, Tensor]:
         """``[2 CELLS + 1]`` distances (ends and middles of cells) and how fast they change.
 
         Finer towards the low end: in few dimensions the nearest of many is very near.
         """
         middle = math.sqrt(self.dim + self.length**2)
         low, high = max(0.0, middle - REACH), middle + REACH
-        t = np.linspace(0, 1, 2 * CELLS + 1)
+        t = torch.linspace(0, 1, 2 * CELLS + 1, dtype=torch.float64)
         return low + (high - low) * t**3, 3 * (high - low) * t**2
 
     @cached_property
-    def _cosine(self) -> Array:
+    def _cosine(self) -> Tensor:
         return bessel_ratio(self.dim, self.length * self.grid[0])
 
     @cached_property
-    def cdf(self) -> Array:
+    def cdf(self) -> Tensor:
         """``[CELLS + 1]``: the distribution function at the ends of the cells."""
         distance, rate = self.grid
         slope = self.length * self._cosine * rate
@@ -111,16 +109,15 @@ class Distances:
         ends, middles = slope[:-1:2], slope[1::2]
         half = (5 * ends + 8 * middles - slope[2::2]) / (24 * CELLS)
         whole = (ends + 4 * middles + slope[2::2]) / (6 * CELLS)
-        log = np.zeros_like(distance)
-        log[2::2] = np.cumsum(whole)
+        log = torch.zeros_like(distance)
+        log[2::2] = whole.cumsum(0)
         log[1::2] = log[:-1:2] + half
-        with np.errstate(divide="ignore"):
-            log -= distance**2 / 2
-            log += (self.dim - 1) * np.log(distance) if self.dim > 1 else 0.0
-        density = np.exp(log - log.max()) * rate
+        log -= distance**2 / 2
+        log += (self.dim - 1) * distance.log() if self.dim > 1 else 0.0
+        density = (log - log.max()).exp() * rate
         cells = density[:-1:2] + 4 * density[1::2] + density[2::2]
-        total = np.concatenate([[0.0], np.cumsum(cells)])
-        return np.asarray(total / total[-1])
+        total = torch.cat([cells.new_zeros(1), cells.cumsum(0)])
+        return total / total[-1]
 
     def nearest(self, k: int) -> Expected:
         """Expectations over the nearest of ``k`` noises."""
@@ -135,31 +132,27 @@ class Distances:
         variance = (moment - pull**2) / self.dim
         return Expected(pull, moment / self.dim, variance, 1 - near / any_one)
 
-    def log_survival(self, distance: Array) -> Array:
-        """``log P(a noise is farther)``, between points of the grid by interpolation."""
-        return np.interp(distance, self.grid[0][::2], self._log_survival)
-
     @cached_property
-    def _log_survival(self) -> Array:
-        with np.errstate(divide="ignore"):
-            return np.asarray(np.log1p(-self.cdf))
+    def log_survival(self) -> Tensor:
+        """``[CELLS + 1]``: ``log P(a noise is farther)`` at the ends of the cells."""
+        return torch.log1p(-self.cdf)
 
-    def _mean(self, values: Array, k: int) -> float:
+    def _mean(self, values: Tensor, k: int) -> float:
         """The mean of ``values`` over the nearest of k, whose survival is that of one to the k."""
-        winner = -np.expm1(k * self._log_survival)
-        return float(np.sum((values[1:] + values[:-1]) / 2 * np.diff(winner)))
+        winner = -torch.expm1(k * self.log_survival)
+        return float(torch.trapezoid(values, winner))
 
 
-def bessel_ratio(dim: int, concentration: Array) -> Array:
+def bessel_ratio(dim: int, concentration: Tensor) -> Tensor:
     """``I_{D/2}(c) / I_{D/2 - 1}(c)``, in [0, 1], for ``dim`` D >= 1 and c >= 0.
 
     Backward recurrence, all terms positive, from 64 orders up: there by a mean of Amos' two bounds (Math. Comp. 28,
     1974) that has the first three terms for large c right.
     """
     order = dim / 2 + RECURRENCES
-    root = np.sqrt((order - 0.5) * (order + 0.5) + concentration**2)
+    root = ((order - 0.5) * (order + 0.5) + concentration**2).sqrt()
     ratio = concentration / (order - 0.5 + root)
     for _ in range(RECURRENCES):
         order -= 1
         ratio = concentration / (2 * order + concentration * ratio)
-    return np.asarray(ratio)
+    return ratio

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -95,6 +94,7 @@ def _eight_bit(image: Any) -> Any:
         raise ValueError("its pixels are floating-point numbers of unknown range; save 8 bits")
     if not image.mode.startswith("I"):
         return image
+    import numpy as np
     from PIL import Image
 
     gray = np.asarray(image).astype(np.float64).clip(0, 65535) / 257

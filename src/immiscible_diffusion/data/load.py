@@ -5,9 +5,8 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
@@ -16,6 +15,9 @@ from immiscible_diffusion.data.hf_images import images_from_rows, load_hf_images
 from immiscible_diffusion.data.images import ImageSet
 from immiscible_diffusion.utils.atomic_files import read_json
 from immiscible_diffusion.utils.optional_deps import require_extra
+
+if TYPE_CHECKING:
+    import numpy as np
 
 LOCAL = ("digits", "fashion_mnist")  # data sets that need no path
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -116,7 +118,7 @@ def _fashion_mnist(config: DataConfig) -> DataSet:
 
 
 def _gray_images(
-    config: DataConfig, arrays: np.ndarray, classes: np.ndarray, names: Sequence[str], levels: int = 255
+    config: DataConfig, arrays: "np.ndarray", classes: "np.ndarray", names: Sequence[str], levels: int = 255
 ) -> ImageSet:
     """Bytes ``[N, H, W]`` prepared as the config asks."""
     images = torch.tensor(arrays[: config.max_samples]).to(torch.uint8)[:, None]
@@ -132,8 +134,10 @@ def _gray_images(
     return ImageSet(images, config.name, labels, levels, class_names=tuple(map(str, names)), flip=config.flip)
 
 
-def read_idx(path: Path) -> np.ndarray:
+def read_idx(path: Path) -> "np.ndarray":
     """The array of bytes in ``path``; ValueError if it is no idx file of bytes, or of another length than it says."""
+    import numpy as np  # the core is imported where there is none
+
     try:
         content = path.read_bytes()
         if path.suffix == ".gz":

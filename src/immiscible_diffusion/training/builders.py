@@ -22,7 +22,7 @@ from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.task import Task
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.device import is_accelerated
-from immiscible_diffusion.utils.optional_deps import MissingDependencyError, require_extra
+from immiscible_diffusion.utils.optional_deps import MissingDependencyError, how_to_install, require_extra
 from immiscible_diffusion.utils.random import RandomStreams
 
 MOMENTS_SAMPLES = 10_000
@@ -247,6 +247,4 @@ def check_trackers(names: Iterable[str]) -> None:
     """Raise MissingDependencyError for a tracker that is not installed: accelerate would not."""
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise MissingDependencyError(
-                f"the tracker {name} is not installed; run: pip install 'immiscible-diffusion[{name}]'"
-            )
+            raise MissingDependencyError(f"the tracker {name} is not installed; {how_to_install(name)}")

@@ -1,7 +1,11 @@
-"""Optional dependencies: imported where they are used, with an error that names the extra."""
+"""Optional dependencies: imported where they are used, with an error that says what to install."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import torch
+
+DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}  # modules that pip knows by another name
 
 
 class MissingDependencyError(ImportError):
@@ -19,7 +23,17 @@ def require_extra(extra: str, feature: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("immiscible_diffusion"):
             raise
+        package = (error.name or "").partition(".")[0]
         raise MissingDependencyError(
-            f"{feature} needs the package '{error.name}', which is not installed; "
-            f"run: pip install 'immiscible-diffusion[{extra}]'"
+            f"{feature} needs the package '{package}', which is not installed; {how_to_install(package, extra)}"
         ) from error
+
+
+def how_to_install(packages: str, extra: str = "") -> str:
+    """The command that installs ``packages`` alone, and leaves the torch that is there; then that of all the extra.
+
+    torchvision, which ``fid`` needs, would replace torch by the one that it was made for.
+    """
+    keep = f" torch=={torch.__version__.partition('+')[0]}" if extra == "fid" else ""
+    everything = f" (everything of its kind, in a clone: pip install '.[{extra}]'{keep})" if extra else ""
+    return f"run: pip install {DISTRIBUTIONS.get(packages, packages)}{keep}{everything}"

@@ -455,7 +455,7 @@ def test_8_bit_adam_says_what_to_install(small_sd, tmp_path):
     recipe = sd_recipe("sd-lora", small_sd)
     optim = dataclasses.replace(recipe.optim, use_8bit_adam=True)
     recipe = dataclasses.replace(recipe, optim=optim)
-    with pytest.raises(ImportError, match=r"pip install 'immiscible-diffusion\[bitsandbytes\]'"):
+    with pytest.raises(ImportError, match="pip install bitsandbytes"):
         trainer_of(recipe, tmp_path)
 
 
