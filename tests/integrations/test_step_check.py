@@ -25,6 +25,11 @@ class Network(nn.Module):
         return self.layer(x_t)
 
 
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def network():
     return Network()
@@ -50,7 +55,7 @@ def flow_step(network, data, noise):
     return ((network((1 - t) * data + t * noise, t) - (noise - data)) ** 2).mean()
 
 
-@pytest.mark.parametrize("coupling", [KNN(k=8), LinearAssignment(), KNN(k=8, center=None)])
+@pytest.mark.parametrize("coupling", [KNN(k=8), LinearAssignment()])
 @pytest.mark.parametrize("kind", ["epsilon", "v"])
 def test_a_trainer_that_is_right(network, images, coupling, kind):
     with check_step() as report:
@@ -149,6 +154,9 @@ def test_no_pairing_no_network_and_too_few_numbers(network, images):
     with check_step(data=images) as report:
         diffusion_step(network, images, torch.randn_like(images))
     assert "not paired with its sample" in problem_of(report)
+    with check_step() as report:
+        functional.mse_loss(network(KNN(8)(images) + 1e-6 * images, 0), images)
+    assert "all but noise" in problem_of(report)
     with check_step() as report:
         KNN(8)(images)
     assert "no module got a mixture" in problem_of(report)

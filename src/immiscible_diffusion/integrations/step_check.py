@@ -172,6 +172,9 @@ class _Watch(TorchFunctionMode):
         weight = (mixed * beside).sum(dim=1, keepdim=True) / beside.square().sum(dim=1, keepdim=True)
         content = rows - weight * noise  # the data in the mixture, up to scale
         keep = (found > 0.7) & (content.norm(dim=1) > 0.1 * rows.norm(dim=1))
+        if not keep.any():
+            problem("the mixtures are all but noise, or all but data: take a step of more samples")
+            return
         report.pull = float(pull(content.view_as(data), noise.view_as(data), mask=self.mask)[keep].mean())
         if self.coupling is not None:
             pulls = [pull(data, self.coupling(data), mask=self.mask).mean() for _ in range(16)]
@@ -184,9 +187,9 @@ class _Watch(TorchFunctionMode):
             level = (weight.squeeze(1).abs() / rows.norm(dim=1))[keep]
             cleanest = level.argsort()[: max(1, len(level) // 4)]  # there noise added later weighs least
             report.data_cosine = float(cosine[cleanest].median())
-        leans = report.pull > 4 / len(data) ** 0.5
+        leans = report.pull > 4 / float(keep.sum()) ** 0.5
         if not paired:
-            if leans or (report.in_place == 1 and (report.expected_pull or 0) > 0.1):
+            if leans or (report.in_place == 1 and (report.expected_pull or 0) > 1 / len(data) ** 0.5):
                 problem("the noise is paired; losses of validation compare with others only where it is not")
             return
         if report.in_place is not None and report.in_place < 0.99:
