@@ -238,3 +238,31 @@ def test_the_average_decays_as_published(tiny, tmp_path):
     for first, second, third, mean in zip(*history, trainer.ema.model.parameters(), strict=True):
         expected = 0.99 * (0.99 * first + 0.01 * second) + 0.01 * third
         torch.testing.assert_close(mean, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_as_many_parts_of_a_step_go_on_in_other_processes_and_others_are_refused(tiny, tmp_path):
+    recipe = dataclasses.replace(tiny, coupling="knn:k=4", gradient_accumulation_steps=2)
+    train(recipe, tmp_path / "whole")
+    run = train(recipe, tmp_path / "run", until=4).run_dir
+    state = run.load_checkpoint()
+    assert state["parts"] == [1, 2]
+    run.save_checkpoint(state | {"parts": [2, 1]})  # as two ranks would have written it
+    with pytest.raises(ValueError, match=r"2 processes x 1 .* here are 1 x 1"):
+        train(dataclasses.replace(recipe, gradient_accumulation_steps=1), tmp_path / "run")
+    assert run.recipe() == recipe
+    train(recipe, tmp_path / "run")
+    assert_same_weights(tmp_path / "whole", tmp_path / "run")
+    pool = dataclasses.replace(recipe, coupling="assignment:pool=2")
+    train(pool, tmp_path / "pool", until=4)
+    state = RunDir(tmp_path / "pool").load_checkpoint()
+    RunDir(tmp_path / "pool").save_checkpoint(state | {"parts": [2, 1]})
+    with pytest.raises(ValueError, match="keep both"):
+        train(pool, tmp_path / "pool")
+
+
+def test_every_start_is_an_entry_of_the_environment(tiny, tmp_path):
+    run = train(tiny, tmp_path, until=4).run_dir
+    train(tiny, tmp_path)
+    starts = run.starts()
+    assert [start["step"] for start in starts] == [0, 4]
+    assert all(start["processes"] == 1 and "commit" in start for start in starts)

@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -59,3 +60,18 @@ def test_temporary_files_of_killed_processes_are_removed(tmp_path):
     remove_unfinished(tmp_path, {"a.png"})
     files = sorted(file.name for file in tmp_path.iterdir())
     assert files == [".a.png", ".b.png.0123456789ab.tmp", "a.png"]
+
+
+def test_a_full_disk_says_how_much_is_missing_and_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "weights.bin"
+    path.write_bytes(b"old")
+
+    def write_text(*_, **__):
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2**20))
+    monkeypatch.setattr("pathlib.Path.write_text", write_text)
+    missing = r"weights\.bin: No space left.* takes 3\.00 MiB.* 2\.00 MiB are missing"
+    with pytest.raises(OSError, match=missing), atomic_path(path, 3 * 2**20) as temporary:
+        temporary.write_text("new")
+    assert path.read_bytes() == b"old"

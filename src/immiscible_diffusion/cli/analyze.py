@@ -25,6 +25,7 @@ from immiscible_diffusion.reporting.analysis import write_analysis_page
 from immiscible_diffusion.reporting.analysis.records import BASELINE, AnalysisRecord, write_analysis
 from immiscible_diffusion.reporting.analysis.summary import summary_lines
 from immiscible_diffusion.training.run_dir import environment
+from immiscible_diffusion.utils.folder_lock import folder_lock
 from immiscible_diffusion.utils.progress import Progress, duration
 from immiscible_diffusion.utils.signals import Interrupted
 
@@ -136,7 +137,8 @@ def main(arguments: list[str]) -> int:
         lines = dry_run(data, options, out)
     else:
         try:
-            record = run(data, options, out)
+            with folder_lock(out):
+                record = run(data, options, out)
         except KeyboardInterrupt:
             message = f"stopped; what is finished is in {out}: the same command resumes it"
             raise Interrupted(signal.SIGINT, message) from None

@@ -15,6 +15,7 @@ from immiscible_diffusion.experiments.compare.plan import BASELINE, Plan
 from immiscible_diffusion.experiments.compare.sweep import Sweep, SweepRunner, run_sweep
 from immiscible_diffusion.experiments.compare.trial import TrialRunner, is_carried, is_finished
 from immiscible_diffusion.experiments.compare.workers import default_workers, run_trials, threads_each
+from immiscible_diffusion.utils.folder_lock import folder_lock
 
 DEFAULT_COUPLINGS = ("knn:k=4", "matched:knn:k=4", "calibrated:knn:k=64", "assignment", "shuffled:calibrated:knn:k=64")
 
@@ -102,10 +103,11 @@ def run_all(plan: Plan, device: str, workers: int | None, sweep: Sweep) -> None:
     runner.evaluator.check()  # fails here, once, if data, samples or simulator are missing
     sweep = sweep.check(runner)
     runner.try_couplings()
-    plan.keep()
     workers = workers or default_workers(device)
-    run_trials(plan, device=device, workers=workers)
-    run_sweep(plan, sweep, device=device, workers=workers)
+    with folder_lock(plan.folder):
+        plan.keep()
+        run_trials(plan, device=device, workers=workers)
+        run_sweep(plan, sweep, device=device, workers=workers)
 
 
 def run_one(plan: Plan, number: int, device: str, sweep: Sweep) -> None:

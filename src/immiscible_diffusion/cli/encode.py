@@ -15,7 +15,8 @@ from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.data.captions import Captions, NoCaptionsError, load_captioned
 from immiscible_diffusion.data.load import DataConfig, load_images
 from immiscible_diffusion.data.prompts import Synonyms
-from immiscible_diffusion.utils.device import rank_world_device
+from immiscible_diffusion.utils.device import process_state, rank_world_device
+from immiscible_diffusion.utils.folder_lock import shared_lock
 from immiscible_diffusion.utils.optional_deps import require_extra
 from immiscible_diffusion.utils.progress import Progress
 
@@ -83,7 +84,10 @@ def main(arguments: list[str]) -> int:
     vae_hash = latent_cache.vae_digest(vae)
     vae = vae.to(device, getattr(torch, options.precision)).eval().requires_grad_(False)
     share = -(-len(dataset) // world)
-    with Progress(share, 0, "encoding", unit="image", quiet=rank > 0) as progress:
+    with (
+        shared_lock(options.out, process_state(options.device)),
+        Progress(share, 0, "encoding", unit="image", quiet=rank > 0) as progress,
+    ):
         manifest = latent_cache.encode(
             dataset,
             vae,

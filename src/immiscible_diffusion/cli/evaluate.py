@@ -23,6 +23,7 @@ from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.atomic_files import read_json, write_json
 from immiscible_diffusion.utils.device import pick_device
+from immiscible_diffusion.utils.folder_lock import folder_lock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,8 @@ def main(arguments: list[str]) -> int:
 def keep(run: RunDir, results: list[dict[str, Any]]) -> None:
     """Append to RUN/evaluation.json."""
     file = run.root / "evaluation.json"
-    write_json(file, [*(read_json(file) if file.exists() else []), *results])
+    with folder_lock(run.root, ".evaluation.lock"):
+        write_json(file, [*(read_json(file) if file.exists() else []), *results])
 
 
 def text(value: Any) -> str:

@@ -20,6 +20,7 @@ from immiscible_diffusion.reporting.pilot import write_pilot_page
 from immiscible_diffusion.training.run_dir import environment
 from immiscible_diffusion.utils.atomic_files import write_json
 from immiscible_diffusion.utils.device import pick_device
+from immiscible_diffusion.utils.folder_lock import folder_lock
 from immiscible_diffusion.utils.progress import duration
 
 
@@ -68,7 +69,8 @@ def main(arguments: list[str]) -> int:
         return 0
     load = f"{os.getloadavg()[0]:.1f} processes" if hasattr(os, "getloadavg") else ""
     command = shlex.join(["immiscible", "pilot", *arguments])
-    outcome = pilot.run(command)
+    with folder_lock(out):
+        outcome = pilot.run(command)
     record = pilot.record(outcome) | environment(device)
     record |= {
         "command": command,

@@ -1,7 +1,6 @@
 """``immiscible sample RUN [--to DIR]``."""
 
 import hashlib
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from immiscible_diffusion.metrics.features.preprocess import weights_digest
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.atomic_files import atomic_path, write_text
 from immiscible_diffusion.utils.device import process_state, rank_world_device
+from immiscible_diffusion.utils.folder_lock import shared_lock
 from immiscible_diffusion.utils.images import image_grid
 
 GRID = 64
@@ -120,30 +120,32 @@ def main(arguments: list[str]) -> int:
     source = (of_run if options.run else of_pipeline)(options, prompts)
     names, settings = names or source.classes, source.settings
     settings |= {"seed": options.seed} | ({"prompts": digest(prompts)} if prompts else {})
-    if options.to:
-        out, shard = options.to, None if options.format == "png" else options.shard_size
-        named = {"classes": digest(names), "format": options.format, "shard_size": shard}
-        claim_folder(out, settings | named)
-    else:
-        series = f"step{settings['step']}-{settings['sampler'].replace(' ', '')}-seed{options.seed}"
-        series += f"-{settings['prompts'][:8]}" if prompts else ""
-        out, names = Path(str(options.run), "images", series), ()
-        if rank == 0:
-            shutil.rmtree(out, ignore_errors=True)
-        ranks.wait_for_everyone()
-    if prompts:
-        write_text(out / PROMPTS, "".join(f"{prompt}\n" for prompt in prompts))
-    writer = SampleWriter(out, options.count, names, options.format, options.shard_size)
-    writer.existing()  # an error now if the folder holds other images
-    size, quiet = source.batch_size, rank > 0
-    generate_folder(writer, source.draw, batch_size=size, rank=rank, world=world, quiet=quiet)
-    if options.to is None:
-        ranks.wait_for_everyone()
-    if rank > 0:
-        return 0
-    if options.to is None:
-        with atomic_path(out.with_name(f"{out.name}-grid.png")) as temporary:
-            image_grid(next(SampleFolder(out).in_batches(GRID))).save(temporary, format="PNG")
+    series = f"step{settings.get('step')}-{settings.get('sampler', '').replace(' ', '')}-seed{options.seed}"
+    series += f"-{settings['prompts'][:8]}" if prompts else ""
+    out = options.to or Path(str(options.run), "images", series)
+    with shared_lock(out, ranks):
+        if options.to:
+            shard = None if options.format == "png" else options.shard_size
+            named = {"classes": digest(names), "format": options.format, "shard_size": shard}
+            claim_folder(out, settings | named)
+        else:
+            names = ()
+            for file in out.glob("[!.]*") if rank == 0 else ():  # made anew
+                file.unlink()
+            ranks.wait_for_everyone()
+        if prompts:
+            write_text(out / PROMPTS, "".join(f"{prompt}\n" for prompt in prompts))
+        writer = SampleWriter(out, options.count, names, options.format, options.shard_size)
+        writer.existing()  # an error now if the folder holds other images
+        size, quiet = source.batch_size, rank > 0
+        generate_folder(writer, source.draw, batch_size=size, rank=rank, world=world, quiet=quiet)
+        if options.to is None:
+            ranks.wait_for_everyone()
+        if rank > 0:
+            return 0
+        if options.to is None:
+            with atomic_path(out.with_name(f"{out.name}-grid.png")) as temporary:
+                image_grid(next(SampleFolder(out).in_batches(GRID))).save(temporary, format="PNG")
     left = options.count - writer.existing()
     state = f"{left:,} of other processes to come" if left else "complete"
     how = ", ".join(f"{name} {value}" for name, value in settings.items())

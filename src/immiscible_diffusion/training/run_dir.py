@@ -6,12 +6,16 @@ empty_axes.safetensors
 weights/model.safetensors  weights/model.json  samples/step_000500.png  checkpoint.pt
 """
 
+import json
 import os
 import platform
 import re
+import subprocess
 import sys
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from datetime import datetime, timezone
+from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -26,8 +30,17 @@ from immiscible_diffusion.utils.images import image_grid
 from immiscible_diffusion.utils.optional_deps import require_extra
 
 # These may change between a run and its continuation without making it another experiment.
+# The trainer checks that processes x gradient_accumulation_steps stay, which decide what is drawn.
 RESUMABLE_FIELDS = (
-    *("steps", "log_every", "preview_every", "checkpoint_every", "trackers", "prefetch"),
+    *(
+        "gradient_accumulation_steps",
+        "steps",
+        "log_every",
+        "preview_every",
+        "checkpoint_every",
+        "trackers",
+        "prefetch",
+    ),
     *("task.eval", "task.preview_prompts", "task.push_to_hub"),
 )
 PACKAGES = ("immiscible-diffusion", "torch", "numpy", "scipy", "accelerate", "diffusers")
@@ -77,18 +90,30 @@ class RunDir:
         """Whether a run was begun here."""
         return (self.root / "recipe.json").is_file()
 
-    def begin(self, recipe: Recipe, device: torch.device | None = None, processes: int = 1) -> None:
-        """Make the folder and write what is about to run; ValueError if it cannot be written."""
+    def begin(self, recipe: Recipe, device: torch.device | None = None, processes: int = 1, step: int = 0) -> None:
+        """Make the folder and write what is about to run from ``step`` on; ValueError if it cannot be written."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             atomic_files.write_json(self.root / "recipe.json", recipe.to_dict())
-            atomic_files.write_json(self.root / "environment.json", environment(device, processes))
+            now = {"step": step, "time": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+            starts = [*self.starts(), now | environment(device, processes)]
+            atomic_files.write_json(self.root / "environment.json", starts)
         except OSError as error:
             raise ValueError(f"cannot write to the run folder {self.root}: {error}") from error
 
     def recipe(self) -> Recipe:
         """Read the recipe of the run."""
         return Recipe.from_dict(atomic_files.read_json(self.root / "recipe.json"))
+
+    def starts(self) -> list[dict[str, Any]]:
+        """Return what each start of the run ran on, oldest first; ValueError if the file is of another form."""
+        file = self.root / "environment.json"
+        starts = atomic_files.read_json(file) if file.exists() else []
+        starts = [starts] if isinstance(starts, dict) else starts  # earlier runs kept the last one alone
+        names = {"hardware", "versions"}
+        if not isinstance(starts, list) or not all(isinstance(one, dict) and names <= one.keys() for one in starts):
+            raise ValueError(f"{file} is no list of starts with {', '.join(sorted(names))}; remove it")
+        return starts
 
     @property
     def metrics(self) -> Path:
@@ -116,8 +141,8 @@ class RunDir:
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write the state to resume from, complete or not at all."""
-        with atomic_files.atomic_path(self.checkpoint) as temporary:
-            torch.save(state, temporary)
+        with atomic_files.atomic_path(self.checkpoint, _num_bytes(state)) as temporary, temporary.open("wb") as file:
+            torch.save(state, file)  # a path would hide why it cannot be written
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """Read the state to resume from, None if there is none; unpickles no code."""
@@ -136,7 +161,8 @@ class RunDir:
         with require_extra("train", "saving weights"):
             from safetensors.torch import save_file
         state = {k: v.detach().cpu().contiguous() for k, v in trainable_state(model).items()}
-        with atomic_files.atomic_path(self.root / "weights" / "model.safetensors") as temporary:
+        path = self.root / "weights" / "model.safetensors"
+        with atomic_files.atomic_path(path, _num_bytes(state)) as temporary:
             save_file(state, str(temporary), {"step": str(step)})
         description = {"step": step, "recipe": self.recipe().to_dict()}
         atomic_files.write_json(self.root / "weights" / "model.json", description)
@@ -163,6 +189,13 @@ class RunDir:
             image_grid(images, columns).save(temporary, format="PNG")
 
 
+def _num_bytes(state: Any) -> int:
+    """Return the bytes of the tensors in nested dictionaries."""
+    if isinstance(state, dict):
+        return sum(map(_num_bytes, state.values()))
+    return state.nbytes if isinstance(state, Tensor) else 0
+
+
 def last_step(metrics: Path) -> int:
     """Return the step of the last whole record of a metrics.jsonl, read at its end; 0 if none."""
     if not metrics.exists():
@@ -187,7 +220,28 @@ def environment(device: torch.device | None = None, processes: int = 1) -> dict[
         "python": platform.python_version(),
         "versions": versions,
         "hardware": hardware(device, processes),
+        "processes": processes,
+        "commit": commit(),
     }
+
+
+@cache
+def commit() -> str | None:
+    """Return the git commit of this package: of its checkout, else of what pip installed; None if there is none."""
+    file = Path(__file__)
+    git = ["git", "-C", str(file.parent)]
+    of_checkout = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        for words in (["ls-files", "--error-unmatch", file.name], of_checkout):
+            done = subprocess.run([*git, *words], check=True, capture_output=True, text=True)
+        return done.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        try:
+            origin = distribution(PACKAGES[0]).read_text("direct_url.json")
+        except PackageNotFoundError:
+            return None
+        vcs: dict[str, str] = json.loads(origin or "{}").get("vcs_info", {})
+        return vcs.get("commit_id")
 
 
 def hardware(device: torch.device | None = None, processes: int = 1) -> str:

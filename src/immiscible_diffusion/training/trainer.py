@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from immiscible_diffusion.training.optim import make_optimizer
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.validation import validation_batches
+from immiscible_diffusion.utils.folder_lock import folder_lock
 from immiscible_diffusion.utils.progress import Progress
 from immiscible_diffusion.utils.signals import Interrupted, InterruptGuard
 
@@ -74,44 +76,46 @@ class Trainer:
     ) -> None:
         """Train from the checkpoint, if there is one, to step ``until`` (the recipe's last).
 
-        Raises Interrupted on Ctrl-C, SIGTERM or SIGUSR1, after writing a checkpoint.
+        Raises Interrupted on Ctrl-C, SIGTERM or SIGUSR1, after writing a checkpoint; ValueError if another process
+        trains in the folder.
         """
         recipe, until = self.recipe, until or self.recipe.steps
-        self.begin()
-        name, stopped = f"{recipe.name} {recipe.coupling}", False
-        bar = Progress(until, self.step, name, quiet=quiet or not self.is_main)
-        with self.paired_loader() as loader, bar, InterruptGuard() as guard:
-            batches = iter(loader)
-            while self.step < until and not stopped:
-                self.train_step(batches)
-                self.after_step(bar, evaluate, evaluate_at)
-                stopped = self.stop_requested(guard)
-            if self.saved_step != self.step:
-                self.save()
-        if self.step >= recipe.steps and self.is_main:
-            self.task.publish(self.run_dir)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
-        if stopped:
-            raise Interrupted(
-                guard.received or signal.SIGTERM,
-                f"stopped at step {self.step} of {recipe.steps}; the checkpoint is in "
-                f"{self.run_dir.root}{os.sep}; the same command goes on from there",
-            )
+        with folder_lock(self.run_dir.root) if self.is_main else nullcontext():
+            self.begin()
+            name, stopped = f"{recipe.name} {recipe.coupling}", False
+            bar = Progress(until, self.step, name, quiet=quiet or not self.is_main)
+            with self.paired_loader() as loader, bar, InterruptGuard() as guard:
+                batches = iter(loader)
+                while self.step < until and not stopped:
+                    self.train_step(batches)
+                    self.after_step(bar, evaluate, evaluate_at)
+                    stopped = self.stop_requested(guard)
+                if self.saved_step != self.step:
+                    self.save()
+            if self.step >= recipe.steps and self.is_main:
+                self.task.publish(self.run_dir)
+            self.accelerator.wait_for_everyone()
+            self.accelerator.end_training()
+            if stopped:
+                raise Interrupted(
+                    guard.received or signal.SIGTERM,
+                    f"stopped at step {self.step} of {recipe.steps}; the checkpoint is in "
+                    f"{self.run_dir.root}{os.sep}; the same command goes on from there",
+                )
 
     def begin(self) -> None:
-        """Write what is about to run, and go back to the checkpoint if there is one."""
+        """Go back to the checkpoint if there is one, and write what is about to run."""
+        if (state := self.run_dir.load_checkpoint()) is not None:
+            self.load_state_dict(state)
+        self.accelerator.wait_for_everyone()  # nothing is overwritten if a rank refuses the checkpoint
         if self.is_main:
-            self.run_dir.begin(self.recipe, self.device, self.accelerator.num_processes)
+            self.run_dir.begin(self.recipe, self.device, self.accelerator.num_processes, self.step)
             if self.recipe.trackers:
                 config = {"recipe": self.recipe.name, "coupling": self.recipe.coupling}
                 self.accelerator.init_trackers("immiscible-diffusion", config=config)
             self.task.save_files(self.run_dir)
-        self.accelerator.wait_for_everyone()
-        if (state := self.run_dir.load_checkpoint()) is not None:
-            self.load_state_dict(state)
-        if self.is_main:
             self.run_dir.truncate_log_after(self.step)
+        self.accelerator.wait_for_everyone()
         self.metrics = StepMetrics(self.device)
 
     def paired_loader(self) -> PairedLoader:
@@ -230,6 +234,7 @@ class Trainer:
         return {
             "step": self.step,
             "scaling": self.recipe.scaling.factor,
+            "parts": self.parts,
             "model": trainable_state(self.run.model),
             "optimizer": self.optimizer.state_dict(),
             "lr_schedule": self.lr_schedule.state_dict(),
@@ -243,6 +248,7 @@ class Trainer:
         try:
             if state["scaling"] != factor:
                 raise ValueError(f"scaling.factor was {state['scaling']}, the recipe has {factor}")
+            self._check_parts(state.get("parts", self.parts))
             load_trainable_state(self.run.model, state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.lr_schedule.load_state_dict(state["lr_schedule"])
@@ -255,6 +261,21 @@ class Trainer:
                 f"{self.run_dir.checkpoint} is not a checkpoint of this recipe ({error}); choose "
                 f"another --out, or remove it to start from step 0"
             ) from error
+
+    @property
+    def parts(self) -> list[int]:
+        """Processes and micro-batches of each: every one of these parts of a step has random streams of its own."""
+        return [self.accelerator.num_processes, self.recipe.gradient_accumulation_steps]
+
+    def _check_parts(self, before: list[int]) -> None:
+        """Raise ValueError if other noise would be drawn than in the parts that a checkpoint was trained in."""
+        joint = self.coupling.pool_size > 1 or self.coupling.across_ranks
+        if math.prod(before) != math.prod(self.parts) or (joint and before != self.parts):
+            keep = "both, as the coupling pairs several parts at once" if joint else "their product"
+            raise ValueError(
+                "it was trained by {} processes x {} gradient_accumulation_steps, and here are {} x {}: other noise "
+                "would be drawn; keep {}".format(*before, *self.parts, keep)
+            )
 
     def stop_requested(self, guard: InterruptGuard) -> bool:
         """Return whether any rank received a signal.

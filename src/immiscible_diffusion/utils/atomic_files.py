@@ -1,30 +1,72 @@
 """Files that are complete or absent: written under a temporary name, then renamed."""
 
+import errno
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Container, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+def _writing(target: Path, temporary: Path, size: int | None = None) -> Iterator[None]:
+    """Turn an error of the system while ``temporary`` is written into one OSError with what to do.
+
+    Of libraries that raise errors of their own as well: safetensors, and torch around a Python file.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (reason := _system_reason(error)) is None:
+            raise
+        missing = ""
+        if size is not None:
+            room = temporary.stat().st_size if temporary.exists() else 0
+            if reason == os.strerror(errno.ENOSPC):
+                room += shutil.disk_usage(target.parent).free
+            lacking = _mib(max(1, size - room))
+            missing = f"; it takes {_mib(size)}, and there is room for {_mib(room)}: at least {lacking} are missing"
+        text = f"cannot write {target}: {reason}{missing}; with that mended, the same command goes on"
+        raise OSError(text) from error
+
+
+def _system_reason(error: BaseException | None) -> str | None:
+    """Return what the system said of a failed write; None if ``error`` has another cause."""
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.strerror or str(error)
+        if of_rust := re.search(r"\(os error (\d+)\)", str(error)):
+            return os.strerror(int(of_rust[1]))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.2f} MiB"
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str], size: int | None = None) -> Iterator[Path]:
     """Yield a temporary sibling of ``path``, renamed to ``path`` on success, removed on error.
 
-    A process that dies inside leaves ``path`` as it was.
+    A process that dies inside leaves ``path`` as it was. OSError if it cannot be written, such as on a full disk: it
+    says how much of ``size`` bytes, if that is known, is missing.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     # Not the process id: two nodes that share a folder may have the same one.
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
-        yield temporary
-        temporary.replace(target)
+        with _writing(target, temporary, size):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            temporary.replace(target)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it may not be there, or its folder may be gone
+            temporary.unlink(missing_ok=True)
 
 
 def remove_unfinished(folder: str | os.PathLike[str], names: Container[str]) -> None:
@@ -54,8 +96,9 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def append_jsonl(path: str | os.PathLike[str], record: dict[str, Any]) -> None:
-    """Append one record as one line; the folder must exist."""
-    with Path(path).open("a", encoding="utf-8") as file:
+    """Append one record as one line; the folder must exist. OSError as of ``atomic_path``."""
+    path = Path(path)
+    with _writing(path, path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, allow_nan=False) + "\n")
 
 
@@ -93,12 +136,13 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     target, mark = Path(path), uuid.uuid4().hex[:12]
     temporary = target.with_name(f".{target.name}.{mark}.tmp")
     before = target.with_name(f".{target.name}.{mark}.old")
-    temporary.mkdir(parents=True)
     try:
-        yield temporary
-        if target.exists():
-            target.rename(before)
-        temporary.rename(target)
+        with _writing(target, temporary):
+            temporary.mkdir(parents=True)
+            yield temporary
+            if target.exists():
+                target.rename(before)
+            temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(before, ignore_errors=True)

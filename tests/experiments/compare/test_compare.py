@@ -108,7 +108,8 @@ def test_another_recipe_in_the_same_folder_is_refused(tmp_path, capsys):
 def test_the_report_names_the_machine_that_trained(tmp_path):
     assert compare(tmp_path, "--coupling", "knn:k=4", "--trial", "0") == 0
     [file] = tmp_path.rglob("environment.json")
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"hardware": "8 x Elsewhere"}))
+    [start] = json.loads(file.read_text())
+    file.write_text(json.dumps([start | {"hardware": "8 x Elsewhere"}]))
     assert compare(tmp_path, "--coupling", "knn:k=4", "--gather") == 0
     assert results(tmp_path)["hardware"] == "8 x Elsewhere"
 

@@ -257,7 +257,8 @@ def encode(
                 texts = [list(captions.choices(row)) for row in rows]
                 metadata["captions"] = json.dumps(texts, ensure_ascii=False)
             tensors = _encode_rows(images, rows, vae, config)
-            with atomic_path(manifest.path(folder, shard)) as temporary:
+            size = sum(values.nbytes for values in tensors.values())
+            with atomic_path(manifest.path(folder, shard), size) as temporary:
                 save_file(tensors, temporary, metadata)
         done += len(rows)
         if on_progress is not None:

@@ -28,7 +28,6 @@ from immiscible_diffusion.reporting.compare.records import Trial as TrialRecord
 from immiscible_diffusion.reporting.compare.speedup import speedups
 from immiscible_diffusion.reporting.compare.summary import sentences
 from immiscible_diffusion.training.run_dir import RunDir
-from immiscible_diffusion.utils.atomic_files import read_json
 
 
 def report(plan: Plan, command: str, *, irreducible: bool = True) -> tuple[Path, list[str]]:
@@ -91,8 +90,7 @@ def coupling_entry(plan: Plan, name: str) -> CouplingEntry:
 
 def trained_on(plan: Plan) -> tuple[str, dict[str, str]]:
     """Hardware and versions that the trials were trained with, which need not be those here."""
-    files = [plan.trial_dir(trial) / "environment.json" for trial in plan.trials]
-    records = [read_json(file) for file in files if file.exists()]
+    records = [start for trial in plan.trials for start in RunDir(plan.trial_dir(trial)).starts()]
     names = dict.fromkeys(name for record in records for name in record["versions"])
     versions = {n: " / ".join(sorted({record["versions"].get(n, "unknown") for record in records})) for n in names}
     return "; ".join(sorted({record["hardware"] for record in records})), versions

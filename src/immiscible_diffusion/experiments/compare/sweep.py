@@ -16,6 +16,7 @@ from immiscible_diffusion.experiments.compare.plan import BASELINE, Plan, Trial
 from immiscible_diffusion.experiments.compare.trial import TrialRunner, trained_run, variant_records
 from immiscible_diffusion.experiments.compare.workers import Bar, run_in_workers
 from immiscible_diffusion.training.run_dir import RunDir
+from immiscible_diffusion.utils.folder_lock import folder_lock
 
 SHIFTS = (0.5, 0.67, 1.5, 2.0, 3.0)
 STARTS = (*(("init_scale", value) for value in (0.95, 0.97, 0.985)), *(("prune", value) for value in (2.0, 2.7)))
@@ -91,6 +92,10 @@ class SweepRunner:
 
     def __call__(self, trial: Trial) -> None:
         """Evaluate ``trial``."""
+        with folder_lock(self.runner.plan.trial_dir(trial)):
+            self._evaluate(trial)
+
+    def _evaluate(self, trial: Trial) -> None:
         plan = self.runner.plan
         if not (missing := self.sweep.missing(plan, trial)):
             return

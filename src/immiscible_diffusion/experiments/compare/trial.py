@@ -1,6 +1,7 @@
 """One trial of a comparison: a training, evaluated at the steps of the plan."""
 
 import warnings
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -21,6 +22,7 @@ from immiscible_diffusion.training.task import Task
 from immiscible_diffusion.training.trainer import Trainer
 from immiscible_diffusion.utils.atomic_files import read_json, write_json
 from immiscible_diffusion.utils.device import pick_device
+from immiscible_diffusion.utils.folder_lock import folder_lock
 
 SAMPLES_TRIED = 64
 
@@ -52,27 +54,29 @@ class TrialRunner:
         run_dir = RunDir.open(self.plan.trial_dir(trial), recipe)
         trainer = Trainer(recipe, run_dir, device=self.device, dataset=self.task.dataset)
         outputs = [(run_dir, trainer.pipeline)]
-        if (companion := matched_trial(self.plan, trial)) is not None:
-            matched = self.plan.trial_recipe(companion)
-            beside = RunDir.open(self.plan.trial_dir(companion), matched)
-            beside.begin(matched, trainer.device)
-            outputs.append((beside, trainer.run.with_sampler(matched.sampler).pipeline()))
-        probes: list[Probes] = []
+        with ExitStack() as held:
+            if (companion := matched_trial(self.plan, trial)) is not None:
+                matched = self.plan.trial_recipe(companion)
+                beside = RunDir.open(self.plan.trial_dir(companion), matched)
+                held.enter_context(folder_lock(beside.root))
+                beside.begin(matched, trainer.device)
+                outputs.append((beside, trainer.run.with_sampler(matched.sampler).pipeline()))
+            probes: list[Probes] = []
 
-        def evaluate(step: int, model: nn.Module) -> None:
-            if recipe.task.diffuses_data_set:
-                if not probes:  # not before, as the run's moments count once it has begun
-                    coupling = build_coupling(recipe, trainer.task, run_dir, torch.device("cpu"))
-                    probes.append(Probes.draw(recipe, self.task.dataset, coupling))
-                keep_losses(run_dir, step, losses_by_level(recipe, model.eval(), probes[0], trainer.device))
-            for where, pipeline in outputs:
-                if where is not run_dir:  # the run drops records of an earlier attempt itself
-                    where.truncate_log_after(step - 1)
-                evaluate_model(self.evaluator, pipeline, model, recipe, where, step)
+            def evaluate(step: int, model: nn.Module) -> None:
+                if recipe.task.diffuses_data_set:
+                    if not probes:  # not before, as the run's moments count once it has begun
+                        coupling = build_coupling(recipe, trainer.task, run_dir, torch.device("cpu"))
+                        probes.append(Probes.draw(recipe, self.task.dataset, coupling))
+                    keep_losses(run_dir, step, losses_by_level(recipe, model.eval(), probes[0], trainer.device))
+                for where, pipeline in outputs:
+                    if where is not run_dir:  # the run drops records of an earlier attempt itself
+                        where.truncate_log_after(step - 1)
+                    evaluate_model(self.evaluator, pipeline, model, recipe, where, step)
 
-        trainer.train(evaluate=evaluate, evaluate_at=self.plan.eval_steps, quiet=self.quiet)
-        for where, _ in outputs:
-            write_json(where.root / "finished.json", {"steps": recipe.steps})
+            trainer.train(evaluate=evaluate, evaluate_at=self.plan.eval_steps, quiet=self.quiet)
+            for where, _ in reversed(outputs):  # the matched one alone would train all over again
+                write_json(where.root / "finished.json", {"steps": recipe.steps})
 
     def try_couplings(self) -> None:
         """Call every coupling once; ValueError names one that fails, before hours are spent."""
