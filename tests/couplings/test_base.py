@@ -8,14 +8,18 @@ from scipy import stats
 
 from immiscible_diffusion import (
     KNN,
+    Calibrated,
     Coupling,
     FlowMatchingPath,
+    GaussianOT,
     Independent,
     LinearAssignment,
     Moments,
+    NoiseDistribution,
     RegressionLoss,
     Shuffled,
 )
+from immiscible_diffusion.couplings import WarmUp
 from immiscible_diffusion.couplings.base import as_coupling, start_noise
 from immiscible_diffusion.couplings.testing import check_coupling
 
@@ -134,6 +138,68 @@ def test_shuffled_keeps_the_law_and_loses_the_pairing():
 def test_shuffled_warns_for_one_datum():
     with pytest.warns(UserWarning, match="nothing to shuffle"):
         Shuffled(Independent())(data_of(1))
+
+
+def of_each_kind():
+    """A coupling of each kind, for data of 3 channels and 4 x 6 pixels."""
+    moments = Moments.fit(torch.randn(80, 3, 4, 6, generator=seeded(0)), directions=4)
+    standard = NoiseDistribution.standard(moments)
+    centered = [KNN(4, center=moments), KNN(4, center="channel", moments=moments)]
+    plain = [
+        Independent(),
+        KNN(1),
+        KNN(4),
+        LinearAssignment(),
+        LinearAssignment(oversample=2),
+        as_coupling(torch_like),
+    ]
+    around = [Shuffled(KNN(4)), WarmUp(KNN(4), 9), Calibrated(KNN(4), standard), Calibrated(Independent(), standard)]
+    return [*plain, *centered, GaussianOT(moments), *around]
+
+
+def torch_like(data, *, cond=None, generator=None):
+    return torch.randn(data.shape, dtype=data.dtype, generator=generator)
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "channels_last": lambda x: x.to(memory_format=torch.channels_last),
+    "transposed": lambda x: x.mT.contiguous().mT,
+    "batch last": lambda x: x.movedim(0, -1).contiguous().movedim(-1, 0),
+    "sparse": lambda x: torch.stack([x, x], dim=-1)[..., 0],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("coupling", of_each_kind(), ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_noise_has_the_memory_layout_of_the_data(coupling, layout, dtype):
+    data = LAYOUTS[layout](torch.randn(5, 3, 4, 6, generator=seeded(1)).to(dtype))
+    noises = [coupling(data, generator=seeded(2))]
+    if coupling.takes_noise and getattr(coupling, "oversample", 1) == 1:
+        noises.append(coupling.pair(data, torch.randn(data.shape).to(dtype), generator=seeded(2)))
+    for noise in noises:
+        assert noise.stride() == torch.empty_like(data).stride()
+        assert (noise.shape, noise.dtype) == (data.shape, data.dtype)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("coupling", [Independent(), KNN(1)], ids=str)
+def test_noise_that_is_not_paired_is_randn_like_bit_for_bit(coupling, layout):
+    data = LAYOUTS[layout](torch.randn(7, 3, 4, 6, generator=seeded(1)))
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        torch.manual_seed(5)
+        expected = torch.randn_like(data.to(dtype))
+        torch.manual_seed(5)
+        assert torch.equal(coupling(data.to(dtype)), expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pairing_does_not_depend_on_the_layout(layout):
+    data = torch.randn(7, 3, 4, 6, generator=seeded(1))
+    for coupling in (KNN(4), LinearAssignment()):
+        noise = coupling(LAYOUTS[layout](data), generator=seeded(2))
+        torch.testing.assert_close(noise, coupling(data, generator=seeded(2)))
 
 
 # -- couplings of a user's own ---------------------------------------------------------------------

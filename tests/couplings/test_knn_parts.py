@@ -8,8 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from torch._dynamo.testing import CompileCounter
+from torch._subclasses import FakeTensorMode
 
-from immiscible_diffusion import KNN, Moments
+from immiscible_diffusion import KNN, Independent, LinearAssignment, Moments, Shuffled
 from immiscible_diffusion.couplings import _validation as inputs
 from immiscible_diffusion.couplings.testing import check_coupling
 
@@ -313,3 +315,48 @@ def test_compiles_whole(masked):
     want = coupling(data, mask=mask)
     for statistic in (lambda n: n.norm(dim=(1, 2)), lambda n: (n * data).sum((1, 2))):
         assert stats.ks_2samp(statistic(noise).numpy(), statistic(want).numpy()).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["plain", "masked", "centered"])
+def test_ten_batch_sizes_take_two_graphs_at_most(kind):
+    center = Moments(torch.zeros(3, 16), 1.0, 10) if kind == "centered" else None
+    coupling, mask = KNN(8, center=center), (torch.arange(16) < 9) if kind == "masked" else None
+    torch._dynamo.reset()
+    backend = CompileCounter()
+    compiled = torch.compile(lambda x: coupling(x, mask=mask), fullgraph=True, dynamic=True, backend=backend)
+    for count in (2, 3, 4, 6, 7, 12, 16, 20, 33, 64):
+        assert compiled(torch.randn(count, 3, 16)).shape == (count, 3, 16)
+    assert backend.frame_count <= 2
+
+
+class Draw(torch.nn.Module):
+    def forward(self, data):
+        return KNN(8)(data)
+
+
+def test_exports_with_a_dynamic_batch():
+    batch = torch.export.Dim("batch", min=2, max=4096)
+    program = torch.export.export(Draw(), (torch.randn(5, 3, 16),), dynamic_shapes=({0: batch},))
+    data = torch.randn(2000, 3, 16, generator=seeded(41))
+    noise, want = program.module()(data), KNN(8)(data)
+    for statistic in (lambda n: n.norm(dim=(1, 2)), lambda n: (n * data).sum((1, 2))):
+        assert stats.ks_2samp(statistic(noise).numpy(), statistic(want).numpy()).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("coupling", [Independent(), KNN(1), KNN(8), Shuffled(KNN(8))], ids=str)
+def test_meta_and_fake_data_get_noise_of_their_shape(coupling):
+    noise = coupling(torch.empty(4, 3, 16, device="meta"))
+    assert noise.is_meta
+    with FakeTensorMode():
+        assert coupling(torch.empty(4, 3, 16)).shape == noise.shape == (4, 3, 16)
+
+
+def test_what_cannot_be_done_without_values_says_so():
+    with pytest.raises(ValueError, match="LinearAssignment needs the values"):
+        LinearAssignment()(torch.empty(4, 3, device="meta"))
+    with FakeTensorMode(), pytest.raises(ValueError, match="LinearAssignment needs the values"):
+        LinearAssignment()(torch.empty(4, 3))
+    for coupling in (KNN(8), LinearAssignment()):
+        with pytest.raises(ValueError, match="outside"):
+            torch.vmap(coupling, randomness="different")(torch.randn(2, 4, 3))
+    assert torch.vmap(Independent(), randomness="different")(torch.randn(2, 4, 3)).shape == (2, 4, 3)

@@ -53,7 +53,7 @@ def nearest_rivals(length: Tensor, dims: Tensor, count: int, piece: int, generat
     degrees = dims - directed.to(length.dtype)
     best = torch.cat([torch.full_like(length, torch.inf), length, length], dim=1)
     for start in range(0, count, piece):
-        shape = (len(length), min(piece, count - start))
+        shape = (length.shape[0], min(piece, count - start))
         along = directed * length.new_empty(shape).normal_(generator=generator)
         square = _chi_square(degrees.expand(shape), generator)
         distance, index = (square + along * (along - 2 * length)).min(dim=1, keepdim=True)
@@ -66,7 +66,7 @@ def nearest_rivals(length: Tensor, dims: Tensor, count: int, piece: int, generat
 def _chi_square(degrees: Tensor, generator: torch.Generator | None) -> Tensor:
     """Chi-square draws, on the CPU for devices that have no gamma sampler (MPS)."""
     device = degrees.device
-    if device.type in ("cpu", "cuda"):
+    if device.type in ("cpu", "cuda", "meta"):
         return torch._standard_gamma(degrees / 2, generator=generator).mul_(2)
     seed = torch.randint(2**31, (1,), device=device, generator=generator)
     on_cpu = torch.Generator().manual_seed(int(seed))

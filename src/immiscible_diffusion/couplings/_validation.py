@@ -11,7 +11,7 @@ from torch import Tensor
 # Rows are worked in blocks that stay in a CPU cache: 2 MiB a buffer, 170 images of CIFAR-10.
 BLOCK_ELEMENTS = 1 << 19
 # torch < 2.3 has it elsewhere; torch 2.2 lacks it, and a compiled coupling breaks its graph there.
-_is_compiling = getattr(torch.compiler, "is_compiling", None) or torch._utils.is_compiling
+is_compiling = getattr(torch.compiler, "is_compiling", None) or torch._utils.is_compiling
 
 
 def kind_of(value: Any) -> str:
@@ -29,9 +29,21 @@ def check_data(data: Tensor, *, may_be_empty: bool = False) -> None:
         raise ValueError(f"data must be [B, ...] with B and all sizes >= 1, got {kind_of(data)}")
 
 
+def has_values(tensor: Tensor) -> bool:
+    """Whether ``tensor`` can be read: not if it is meta or fake, which have a shape alone."""
+    return is_compiling() or not (tensor.is_meta or hasattr(tensor, "fake_mode"))
+
+
 def can_sync(tensor: Tensor) -> bool:
-    """Whether reading ``tensor`` on the host is free: on a device it stalls, compiled it breaks."""
-    return tensor.device.type == "cpu" and not _is_compiling()
+    """Whether reading ``tensor`` on the host is free: on a device it stalls, compiled it breaks.
+
+    ValueError inside ``torch.vmap``, where it is impossible.
+    """
+    if is_compiling():
+        return False
+    if torch._C._functorch.is_batchedtensor(tensor):
+        raise ValueError("torch.vmap cannot pair; draw noise = coupling(data) outside, and map over both")
+    return tensor.device.type == "cpu" and has_values(tensor)
 
 
 def check_rows_finite(size: Tensor, what: str = "data") -> None:
@@ -57,7 +69,7 @@ def valid_positions(mask: Tensor | None, data: Tensor) -> Tensor | None:
         return None
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         raise ValueError(f"mask must be boolean, True where data are valid, got {kind_of(mask)}")
-    if 0 < mask.ndim < data.ndim and mask.shape[0] == len(data) > 1 and not _is_compiling():
+    if not is_compiling() and 0 < mask.ndim < data.ndim and mask.shape[0] == len(data) > 1:
         message = f"mask {tuple(mask.shape)} is taken as one for all of data {tuple(data.shape)}, as torch broadcasts"
         warnings.warn(f"{message}; for one each give {data.ndim} dimensions, such as mask[:, None]", stacklevel=4)
     try:
@@ -108,13 +120,14 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def row_blocks(data: Tensor) -> Iterator[slice]:
     """Slices over the rows of ``data``: cache-sized on a CPU, everything at once elsewhere."""
-    rows = len(data)
-    if can_sync(data):
-        rows = max(1, BLOCK_ELEMENTS * len(data) // data.numel())
+    if not can_sync(data):  # and no range(), which compiled makes a graph for every batch size
+        yield slice(None)
+        return
+    rows = max(1, BLOCK_ELEMENTS * len(data) // data.numel())
     for start in range(0, len(data), rows):
         yield slice(start, min(start + rows, len(data)))
 
 
 def product(rows: Tensor, matrix: Tensor) -> Tensor:
     """``rows @ matrix``, with ``out=``, as autocast would otherwise take it in half precision."""
-    return torch.mm(rows, matrix, out=rows.new_empty(len(rows), matrix.shape[1]))
+    return torch.mm(rows, matrix, out=rows.new_empty(rows.shape[0], matrix.shape[1]))

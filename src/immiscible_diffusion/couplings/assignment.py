@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.couplings import costs
-from immiscible_diffusion.couplings._validation import check_data, check_rows_finite, kind_of, valid_positions
+from immiscible_diffusion.couplings._validation import (
+    check_data,
+    check_rows_finite,
+    has_values,
+    kind_of,
+    valid_positions,
+)
 from immiscible_diffusion.couplings.base import Cond, Coupling, Mask, Noise, Rng
 from immiscible_diffusion.couplings.distributed import finish_across_ranks, pair_across_ranks, ranks_in_use
 from immiscible_diffusion.utils.optional_deps import require_extra
@@ -143,6 +149,8 @@ class LinearAssignment(Coupling):
 
         A permutation, unless noise is oversampled.
         """
+        if not has_values(data):
+            raise ValueError("LinearAssignment needs the values of the data, and meta or fake ones have none; use KNN")
         valid, condition = self.check_pair(data, noise, cond, mask)
         if len(data) == 1 and self.oversample == 1:
             warnings.warn("LinearAssignment pairs nothing in a batch of one sample; KNN(k) does", stacklevel=7)

@@ -90,12 +90,12 @@ class Coupling:
             generator: on the device of ``data``; torch's own by default.
 
         Returns:
-            Noise like ``data`` in shape, dtype and device, without gradient.
+            Noise like ``data`` in shape, dtype, device and memory layout, without gradient.
 
         Raises:
             ValueError: data, mask or conditions that this coupling cannot pair.
         """
-        return self.choose(data, None, cond, self.check(data, mask), generator)
+        return in_layout(data, self.choose(data, None, cond, self.check(data, mask), generator))
 
     @torch.no_grad()
     def pair(
@@ -105,7 +105,7 @@ class Coupling:
         if not self.takes_noise:
             raise ValueError(f"{self} cannot start from noise of yours; call it as coupling(data)")
         noise = noise if isinstance(noise, Tensor) else torch.empty(0)  # None would be drawn
-        return self.choose(data, noise, cond, self.check(data, mask), generator)
+        return in_layout(data, self.choose(data, noise, cond, self.check(data, mask), generator))
 
     def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
         """The noise of checked ``data``: what a subclass defines.
@@ -139,11 +139,19 @@ class Coupling:
 
 
 def start_noise(data: Tensor, noise: Noise, generator: Rng) -> Tensor:
-    """``torch.randn`` like ``data``, or a copy of ``noise``; ValueError for another shape."""
+    """``torch.randn_like(data)``, or a copy of ``noise``; ValueError for another shape."""
     if noise is None:
-        return torch.randn(data.shape, dtype=data.dtype, device=data.device, generator=generator)
+        return torch.empty_like(data).normal_(generator=generator)
     check_noise(data, noise)
     return noise.to(data, copy=True)
+
+
+def in_layout(data: Tensor, noise: Tensor) -> Tensor:
+    """``noise`` with the strides of ``torch.empty_like(data)``, so that ``channels_last`` stays."""
+    if data.is_contiguous() and noise.is_contiguous():
+        return noise
+    result = torch.empty_like(data)
+    return noise if noise.stride() == result.stride() else result.copy_(noise)
 
 
 def check_noise(data: Tensor, noise: Tensor) -> None:
@@ -154,7 +162,7 @@ def check_noise(data: Tensor, noise: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Independent(Coupling):
-    """No pairing: ``torch.randn``, as diffusion models are commonly trained."""
+    """No pairing: ``torch.randn_like``, as diffusion models are commonly trained."""
 
     name = "independent"
     preserves_marginal = True

@@ -23,6 +23,7 @@ from ._validation import (
     check_fitted,
     check_labels,
     check_rows_finite,
+    is_compiling,
     row_blocks,
     rows_of_labels,
     take_condition,
@@ -118,15 +119,16 @@ class KNN(Coupling):
         dims = torch.full_like(length, dim)
         if mask is not None:
             dims = torch.cat([mask[r].flatten(1).sum(dim=1, keepdim=True) for r, _ in blocks])
-        # Scalars in pieces that are no larger than the noise.
-        rivals = nearest_rivals(length, dims, self.k - 1, max(64, dim // 4), generator)
-        scratch = length.new_empty(blocks[0][0].stop, dim)
+        # Scalars in pieces that are no larger than the noise; compiled all at once, in one graph for all sizes.
+        piece = self.k - 1 if is_compiling() else max(64, dim // 4)
+        rivals = nearest_rivals(length, dims, self.k - 1, piece, generator)
+        scratch = length.new_empty(length[blocks[0][0]].shape[0], dim)
         for rows, valid in blocks:
             offset, out = offset_of(data[rows], valid, center(rows)), result[rows]
             own = out.flatten(1).to(offset.dtype)
             own = own.normal_(generator=generator) if noise is None else own
             flat = None if valid is None else valid.flatten(1)
-            move_to_nearest(own, offset, rivals[rows], scratch[: len(own)], flat)
+            move_to_nearest(own, offset, rivals[rows], scratch[: own.shape[0]], flat)
             if own.dtype != out.dtype:
                 out.copy_(own.view(out.shape))
         return result
@@ -176,6 +178,6 @@ class KNN(Coupling):
         if self.center != "label":
             return lambda rows: means
         labels = take_condition(cond, self.label_key, 'center="label"')
-        check_labels(labels, len(data), len(means))
+        check_labels(labels, data.shape[0], len(means))
         labels = labels.long().to(data.device)
         return lambda rows: rows_of_labels(means, labels[rows])

@@ -147,7 +147,7 @@ class NoiseDistribution(TensorFields):
         basis, mean, root = self._basis_mean_root(noise.device, dtype, by_label, white)
         inside = product(rows, basis.T)
         if labels is not None and by_label:
-            check_labels(labels, len(rows), len(mean))
+            check_labels(labels, rows.shape[0], len(mean))
             labels = labels.long().to(rows.device)
             mean, root = rows_of_labels(mean, labels), rows_of_labels(root, labels)
         moved = inside - mean if white else inside

@@ -2,7 +2,6 @@
 
 import warnings
 from dataclasses import dataclass, replace
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
 
 
 def _of_coupling(name: str) -> Any:
-    return property(attrgetter(f"coupling.{name}"))
+    return property(lambda wrapper: getattr(wrapper.coupling, name))  # attrgetter does not compile
 
 
 @dataclass(frozen=True)
@@ -73,9 +72,9 @@ class Shuffled(Wrapper):
     def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
         """Noise ``[B, *shape]`` that is independent of the sample it is given to."""
         noise = self.inner(data, noise, cond, mask, generator)
-        if len(noise) == 1:
+        if noise.shape[0] == 1:
             warnings.warn("Shuffled has nothing to shuffle in a batch of one sample", stacklevel=4)
-        cycle = torch.randperm(len(noise), device=noise.device, generator=generator)
+        cycle = torch.randperm(noise.shape[0], device=noise.device, generator=generator)
         shuffled = torch.empty_like(noise)
         shuffled[cycle] = noise[cycle.roll(1)]
         return shuffled
