@@ -139,9 +139,9 @@ class Coupling:
 
 
 def start_noise(data: Tensor, noise: Noise, generator: Rng) -> Tensor:
-    """``torch.randn_like(data)``, or a copy of ``noise``; ValueError for another shape."""
+    """``torch.randn`` like ``data``, or a copy of ``noise``; ValueError for another shape."""
     if noise is None:
-        return torch.empty_like(data).normal_(generator=generator)
+        return torch.randn(data.shape, dtype=data.dtype, device=data.device, generator=generator)
     check_noise(data, noise)
     return noise.to(data, copy=True)
 
@@ -172,7 +172,9 @@ class Independent(Coupling):
         return True
 
     def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
-        """Noise like ``data``."""
+        """Noise like ``data``, drawn in the order of its memory."""
+        if noise is None:
+            return torch.empty_like(data).normal_(generator=generator)
         return start_noise(data, noise, generator)
 
 

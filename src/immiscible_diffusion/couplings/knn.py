@@ -29,7 +29,7 @@ from ._validation import (
     take_condition,
     valid_positions,
 )
-from .base import Cond, Coupling, Mask, Noise, Rng, check_noise, start_noise
+from .base import Cond, Coupling, Independent, Mask, Noise, Rng, check_noise
 
 CENTERS = {"mean": "mean", "label": "label_mean", "channel": "channel_mean"}
 
@@ -107,7 +107,7 @@ class KNN(Coupling):
             check_noise(data, noise)
             check_rows_finite(length_of(noise.flatten(1)), what="noise")
         if self.k == 1:
-            return start_noise(data, noise, generator)
+            return Independent().choose(data, noise, cond, mask, generator)
         result = torch.empty(data.shape, dtype=data.dtype, device=data.device)
         if noise is not None:
             result.copy_(noise)
