@@ -71,6 +71,9 @@ def test_noise_depends_on_seed_and_number_and_not_on_the_timing(coupling, ahead)
     for number, paired in enumerate(PairedLoader(slow_loader(), Slow(coupling), seed=5, ahead=ahead)):
         time.sleep(random.random() / 100)
         data, noise, cond = paired
+        assert paired[0] is data
+        assert paired[1] is noise
+        assert paired[2] is cond
         expected = batch(number)
         assert torch.equal(data, expected.data)
         assert torch.equal(cond["label"], expected.cond["label"])

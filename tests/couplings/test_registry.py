@@ -18,7 +18,7 @@ from immiscible_diffusion import (
     Shuffled,
     parse_coupling,
 )
-from immiscible_diffusion.couplings import WarmUp, check_coupling_name
+from immiscible_diffusion.couplings import MaskedCoupling, WarmUp, check_coupling_name
 from immiscible_diffusion.couplings.base import FunctionCoupling
 from immiscible_diffusion.couplings.describe import DataSpec, describe_coupling
 
@@ -148,6 +148,47 @@ STANDARD = NoiseDistribution.standard(FITTED)
 def test_a_coupling_gives_its_name_back(name, coupling):
     assert str(coupling) == name
     assert parse_coupling(name, FITTED, STANDARD) == coupling
+
+
+NAMED = [
+    KNN(3, center="label", moments=FITTED, label_key="class"),
+    KNN(3, center="channel", moments=FITTED),
+    LinearAssignment("l1", negate=True, pool=3, max_size=8, across_ranks=True),
+    LinearAssignment(oversample=2, mismatch_rate=1e-05, cond_key="none", cond_cost="soft"),
+    LinearAssignment(cond_key="a, 'b'=1: (c)"),
+    GaussianOT(FITTED, eps=0.5, rank=1),
+    WarmUp(KNN(4, center=FITTED), 7),
+]
+AROUND = [
+    Shuffled,
+    MaskedCoupling,
+    lambda inner: WarmUp(inner, 5),
+    lambda inner: MaskedCoupling(inner, cond_key="hole"),
+    lambda inner: Calibrated(inner, STANDARD, label_key="class"),
+    lambda inner: WarmUp(Calibrated(inner, STANDARD), 5),
+    lambda inner: Shuffled(MaskedCoupling(inner, cond_key="the hole, if any")),
+]
+
+
+@pytest.mark.parametrize("inner", NAMED, ids=str)
+def test_every_option_comes_back_inside_every_wrapper(inner):
+    for coupling in (inner, *(around(inner) for around in AROUND)):
+        assert parse_coupling(str(coupling), FITTED, STANDARD) == coupling
+
+
+def test_what_was_fitted_is_asked_for_by_name():
+    with pytest.raises(ValueError, match="needs the moments of the data"):
+        parse_coupling(str(KNN(4, center=FITTED)))
+    with pytest.raises(ValueError, match=r"needs distribution=NoiseDistribution\.measure"):
+        parse_coupling(str(Calibrated(KNN(4), STANDARD, label_key="class")))
+
+
+@pytest.mark.parametrize("coupling", [*NAMED, *(around(KNN(4)) for around in AROUND)], ids=str)
+def test_a_checkpoint_that_holds_a_coupling_loads_weights_only(coupling, tmp_path):
+    if isinstance(coupling, Calibrated):
+        coupling(torch.randn(4, 6))  # fills its cache
+    torch.save({"coupling": coupling, "step": 3}, tmp_path / "checkpoint.pt")
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["coupling"] == coupling
 
 
 def test_a_coupling_without_a_name_gives_its_repr():

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 
 from immiscible_diffusion import KNN, Coupling, Independent, LinearAssignment, Moments
-from immiscible_diffusion.integrations import Collate, pull
+from immiscible_diffusion.integrations import Collate, as_torchcfm, pull
 
 Pair = namedtuple("Pair", "data label")
 
@@ -70,6 +70,23 @@ def noises(seed, workers=2, context="fork", epochs=1, coupling=None, persistent=
 def all_differ(rows):
     rows = rows.flatten(0, -4).flatten(1)
     return len(rows.unique(dim=0)) == len(rows)
+
+
+@pytest.mark.parametrize(
+    "coupling", [KNN(1), KNN(4), LinearAssignment(max_size=4), Independent(), Labeled()], ids=repr
+)
+def test_a_plan_with_a_generator_of_its_own_shares_the_times_of_other_runs(coupling):
+    x1, own = torch.randn(12, 3, 4, 4), torch.Generator().manual_seed(3)
+    sampler = as_torchcfm(coupling, label_key="class", generator=own)
+    torch.manual_seed(0)
+    x0, times = torch.randn_like(x1), torch.rand(12)
+    torch.manual_seed(0)
+    noise, data, *_ = sampler.sample_plan_with_labels(torch.randn_like(x1), x1, y1=torch.arange(12))
+    assert torch.equal(torch.rand(12), times)
+    own.manual_seed(3)
+    again, *_ = sampler.sample_plan_with_labels(x0, x1, y1=torch.arange(12))
+    assert torch.equal(noise, again)
+    assert data is x1
 
 
 def test_pull_is_the_length_along_the_datum():

@@ -129,13 +129,26 @@ class Coupling:
         return {f.name: v for f, v in simple if v != f.default}
 
     def __str__(self) -> str:
-        """As ``parse_coupling`` reads it, such as ``knn:k=4``; for your own class its ``repr``."""
+        """As ``parse_coupling`` reads it, such as ``knn:k=4``; for your own class its ``repr``.
+
+        Fitted moments and distributions have no name: ``parse_coupling`` needs them beside it.
+        """
         if not self.name:
             return repr(self)
-        words = {True: "true", False: "false"}
-        options = self.options().items()
-        text = ",".join(f"{k}={words[v] if isinstance(v, bool) else v}" for k, v in options)
+        text = spell(self.options())
         return f"{self.name}:{text}" if text else self.name
+
+
+def spell(options: dict[str, object]) -> str:
+    """``"k=4,center=mean"``; quoted where a word would be read as something else."""
+
+    def word(value: object) -> str:
+        if isinstance(value, str):
+            plain = value.isidentifier() and value.lower() not in ("true", "false", "none")
+            return value if plain else repr(value)
+        return str(value).lower() if isinstance(value, bool) else str(value)
+
+    return ",".join(f"{name}={word(value)}" for name, value in options.items())
 
 
 def start_noise(data: Tensor, noise: Noise, generator: Rng) -> Tensor:

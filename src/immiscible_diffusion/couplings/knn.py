@@ -91,10 +91,9 @@ class KNN(Coupling):
         return self.k == 1
 
     def options(self) -> dict[str, object]:
-        """``k``, and ``center`` as a word."""
-        if self.center is None:
-            return {"k": self.k}
-        return {"k": self.k, "center": self.center if isinstance(self.center, str) else "mean"}
+        """With ``k``, and ``center`` as a word."""
+        center = self.center if isinstance(self.center, str) else "mean"
+        return {"k": self.k} | ({} if self.center is None else {"center": center}) | super().options()
 
     def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
         """The nearest noise to every sample; ``noise`` of the caller's is the first candidate.

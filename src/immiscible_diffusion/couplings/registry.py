@@ -16,12 +16,14 @@ from immiscible_diffusion.couplings.gaussian_ot import GaussianOT
 from immiscible_diffusion.couplings.knn import CENTERS, KNN
 from immiscible_diffusion.couplings.moments import Moments
 from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
-from immiscible_diffusion.couplings.wrappers import Calibrated, Shuffled, WarmUp
+from immiscible_diffusion.couplings.wrappers import Calibrated, MaskedCoupling, Shuffled, WarmUp, Wrapper
 
 MomentsSource = Moments | Callable[[], Moments] | None
 DistributionSource = NoiseDistribution | Callable[[Coupling], NoiseDistribution] | None
 
 COUPLINGS: dict[str, type[Coupling]] = {kind.name: kind for kind in (Independent, KNN, LinearAssignment, GaussianOT)}
+WRAPPERS: dict[str, type[Wrapper]] = {kind.name: kind for kind in (Shuffled, Calibrated, WarmUp, MaskedCoupling)}
+_AROUND = re.compile(r"(?P<kind>\w+)(?:\((?P<options>.*?)\))?:(?P<inner>.*)")
 _IMPORT = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*)(?:\((?P<args>.*)\))?")
 
 
@@ -34,8 +36,9 @@ def parse_coupling(
         name: ``"independent"``, ``"knn:k=16"``, ``"knn:k=16,center=mean"`` (or ``label``, ``channel``),
             ``"assignment"``, ``"assignment:cost=norm"`` (and the other options of ``LinearAssignment``),
             ``"gaussian_ot:eps=4"``, any of these with ``start_step=N`` (no pairing before that training step),
-            ``"shuffled:"`` or ``"calibrated:"`` before any of these, or with ``allow_import`` a coupling of your own
-            by import path: a class, ``"my_module:MyCoupling(k=3)"``, or a function.
+            ``"shuffled:"``, ``"calibrated:"``, ``"masked:"`` (paired inside ``cond["inpaint_mask"]``) or
+            ``"warmup(start_step=N):"`` before any of these, or with ``allow_import`` a coupling of your own by import
+            path: a class, ``"my_module:MyCoupling(k=3)"``, or a function.
         moments: moments of the data for ``center=`` and ``gaussian_ot``, or a function that fits them, called only if
             they are needed.
         distribution: the noise distribution for ``calibrated:``, or a function of the inner coupling that measures it.
@@ -49,15 +52,15 @@ def parse_coupling(
     name = name.strip()
     parse = functools.partial(parse_coupling, moments=moments, distribution=distribution, allow_import=allow_import)
     head, _, text = name.partition(":")
-    if head == Shuffled.name:
-        return Shuffled(parse(text))
-    if head == Calibrated.name:
-        inner = parse(text)
-        if distribution is None:
-            raise ValueError(f"coupling '{name}' needs distribution=NoiseDistribution.measure(...)")
-        if not isinstance(distribution, NoiseDistribution):
-            distribution = distribution(inner)
-        return Calibrated(inner, distribution)
+    if (around := _AROUND.fullmatch(name)) and around["kind"] in WRAPPERS:
+        inner, options = parse(around["inner"]), _parse_options(name, around["options"] or "")
+        if around["kind"] == Calibrated.name:
+            if distribution is None:
+                raise ValueError(f"coupling '{name}' needs distribution=NoiseDistribution.measure(...)")
+            measured = isinstance(distribution, NoiseDistribution)
+            options["distribution"] = distribution if measured else distribution(inner)  # type: ignore
+        wrapped: Coupling = _make(name, WRAPPERS[around["kind"]], options | {"coupling": inner})
+        return wrapped
     if head in COUPLINGS:
         options = _parse_options(name, text)
         start = options.pop("start_step", None)
@@ -93,7 +96,7 @@ def check_coupling_name(name: str, *, allow_import: bool = False) -> None:
 def _parse_options(name: str, text: str) -> dict[str, Any]:
     """``"k=4,center=mean"`` as a dictionary."""
     options: dict[str, Any] = {}
-    for item in filter(None, text.split(",")):
+    for item in re.findall(r"""(?:'[^']*'|"[^"]*"|[^,])+""", text):  # a comma in quotes is no end
         key, equals, value = (part.strip() for part in item.partition("="))
         if not equals or not value:
             raise ValueError(f"coupling '{name}': '{item}' is not of the form option=value")

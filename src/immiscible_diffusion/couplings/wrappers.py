@@ -8,7 +8,17 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.couplings._validation import can_sync, take_condition
-from immiscible_diffusion.couplings.base import Cond, Coupling, Independent, Mask, Noise, Rng, as_coupling, start_noise
+from immiscible_diffusion.couplings.base import (
+    Cond,
+    Coupling,
+    Independent,
+    Mask,
+    Noise,
+    Rng,
+    as_coupling,
+    spell,
+    start_noise,
+)
 from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
 
 
@@ -55,7 +65,8 @@ class Wrapper(Coupling):
         return self.coupling.pair(data, noise, cond=cond, mask=mask, generator=generator)
 
     def __str__(self) -> str:
-        return f"{self.name}:{self.coupling}" if self.name else repr(self)
+        options = spell(self.options())
+        return f"{self.name}({options}):{self.coupling}" if options else f"{self.name}:{self.coupling}"
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,8 @@ class WarmUp(Wrapper):
 
     start_step: int
 
+    name = "warmup"
+
     def __post_init__(self) -> None:
         super().__post_init__()
         step = self.start_step
@@ -103,6 +116,8 @@ class WarmUp(Wrapper):
     choose = Wrapper.inner
 
     def __str__(self) -> str:
+        if isinstance(self.coupling, Wrapper) or not self.coupling.name:
+            return super().__str__()
         inner = str(self.coupling)
         return f"{inner}{',' if ':' in inner else ':'}start_step={self.start_step}"
 
@@ -116,6 +131,8 @@ class MaskedCoupling(Wrapper):
     """
 
     cond_key: str = "inpaint_mask"
+
+    name = "masked"
 
     def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
         """Noise for ``data``; ValueError without the condition."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from immiscible_diffusion.couplings.base import Coupling, as_coupling
@@ -16,6 +17,7 @@ class PlanSampler:
 
     coupling: Coupling
     label_key: str = "label"
+    generator: torch.Generator | None = None
 
     def sample_plan(self, x0: Tensor, x1: Tensor, replace: bool = True) -> tuple[Tensor, Tensor]:
         """Noise for ``x1`` ``[B, *shape]``, made from ``x0`` if the coupling can, and ``x1``."""
@@ -28,16 +30,22 @@ class PlanSampler:
         if y0 is not None:
             raise ValueError("y0 labels x0, the noise, which is replaced; label the data with y1")
         cond, coupling = None if y1 is None else {self.label_key: y1}, self.coupling
-        noise = coupling.pair(x1, x0, cond=cond) if coupling.takes_noise else coupling(x1, cond=cond)
-        return noise, x1, None, y1
+        if not coupling.takes_noise:
+            return coupling(x1, cond=cond, generator=self.generator), x1, None, y1
+        return coupling.pair(x1, x0, cond=cond, generator=self.generator), x1, None, y1
 
 
-def as_torchcfm(coupling: Coupling, *, label_key: str = "label") -> PlanSampler:
+def as_torchcfm(
+    coupling: Coupling, *, label_key: str = "label", generator: torch.Generator | None = None
+) -> PlanSampler:
     """``coupling`` in the place of torchcfm's plan sampler.
 
     ``matcher.ot_sampler = as_torchcfm(KNN(k=4))``. There ``x0`` is noise, at t = 0, ``x1`` data, at t = 1, and ``u =
     x1 - x0`` is learned; here data are at t = 0, and ``noise - data = -u``. ``x1`` and its labels, which the coupling
     gets as ``cond[label_key]``, stay in place, bit for bit. ``x0`` is used where the coupling can start from it; a
     function draws its own.
+
+    With a ``generator`` of its own, on the device of the data, the coupling leaves torch's alone: runs of one seed
+    with and without pairing then share their times, dropout and order.
     """
-    return PlanSampler(as_coupling(coupling), label_key)
+    return PlanSampler(as_coupling(coupling), label_key, generator)
