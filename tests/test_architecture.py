@@ -42,8 +42,7 @@ ALLOWED = {
 }  # fmt: skip
 EXTRAS = [
     "scipy", "diffusers", "accelerate", "datasets", "sklearn", "matplotlib", "tyro", "rich", "tqdm",
-    "safetensors", "torchdiffeq", "gym_pusht", "gymnasium", "zarr", "pyarrow", "PIL", "pandas",
-    "jinja2", "joblib",
+    "safetensors", "torchdiffeq", "gym_pusht", "gymnasium", "zarr", "pyarrow", "PIL", "pandas", "jinja2",
 ]  # fmt: skip
 MODULES = sorted(SOURCE.rglob("*.py"))
 

@@ -48,8 +48,8 @@ class Options(SamplerChanges):
             metrics.
         batch_size: images at a time.
         device: where to sample and to compute features.
-        allow_code: import the coupling that the run's recipe names, if it is code of yours (only needed for init_noise
-            matched).
+        allow_code: the code that the coupling of the run may import, such as my_module:MyCoupling, if it is one of
+            yours (only needed for init_noise matched).
     """
 
     run: Annotated[Path, tyro.conf.Positional]
@@ -65,7 +65,7 @@ class Options(SamplerChanges):
     calibrate: bool = False
     batch_size: int = 512
     device: Device = "auto"
-    allow_code: bool = False
+    allow_code: str | None = None
 
 
 def main(arguments: list[str]) -> int:
@@ -111,7 +111,7 @@ def text(value: Any) -> str:
 
 def evaluate_run(options: Options, run_dir: RunDir) -> dict[str, Any]:
     """Score what the run's model makes."""
-    run = load_run(run_dir, options.device, allow_code=options.allow_code)
+    run = load_run(run_dir, options.device, allow_code=options.allow_code or False)
     run = run.with_sampler(options.of(run.recipe.sampler))
     evaluator = run.task.evaluator(eval_config(options, run.recipe), options.real)
     check_pixels(options, evaluator)
@@ -127,7 +127,7 @@ def evaluate_guidances(options: Options, run_dir: RunDir) -> list[dict[str, Any]
             "guidances sample a run with every weight and compare Frechet distances: leave folder and guidance, and "
             "keep frechet among the metrics"
         )
-    run = load_run(run_dir, options.device, allow_code=options.allow_code)
+    run = load_run(run_dir, options.device, allow_code=options.allow_code or False)
     runs = [run.with_sampler(replace(options, guidance=weight).of(run.recipe.sampler)) for weight in options.guidances]
     evaluator = run.task.evaluator(eval_config(options, run.recipe), options.real)
     if not isinstance(evaluator, ImageEvaluator):

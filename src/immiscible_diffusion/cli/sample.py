@@ -70,8 +70,8 @@ class Options(SamplerChanges):
             pipeline.
         precision: of a pipeline.
         device: where to sample.
-        allow_code: import the coupling that the run's recipe names, if it is code of yours (only needed for init_noise
-            matched).
+        allow_code: the code that the coupling of the run may import, such as my_module:MyCoupling, if it is one of
+            yours (only needed for init_noise matched).
     """
 
     run: Annotated[Path | None, tyro.conf.Positional] = None
@@ -89,7 +89,7 @@ class Options(SamplerChanges):
     batch_size: int | None = None
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
     device: Device = "auto"
-    allow_code: bool = False
+    allow_code: str | None = None
 
 
 @dataclass
@@ -158,7 +158,7 @@ def of_run(options: Options, prompts: Sequence[str]) -> Source:
     run_dir = RunDir.existing(str(options.run))
     if not run_dir.recipe().task.makes_images:
         raise ValueError(f"{options.run} makes no images; try immiscible evaluate {options.run}")
-    run = load_run(run_dir, options.device, allow_code=options.allow_code)
+    run = load_run(run_dir, options.device, allow_code=options.allow_code or False)
     run.task.conditions([0], prompts)  # an error now if it takes no prompts
     run = run.with_sampler(options.of(run.recipe.sampler))
     size = min(256, run.task.max_batch_size or 256)

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.couplings._validation import check_labels, kind_of
-from immiscible_diffusion.utils.atomic_files import atomic_path
-from immiscible_diffusion.utils.optional_deps import require_extra
+from immiscible_diffusion.utils.tensor_files import load_tensors, save_tensors
 
 AT_A_TIME = 512  # rows; the directions cost (rank + rows)^2 D each time
 Data = Tensor | Iterable[Tensor | tuple[Tensor, Tensor]]
@@ -50,27 +49,18 @@ class TensorFields:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to ``path`` (safetensors), complete or not at all."""
-        with require_extra("train", f"saving {type(self).__name__}"):
-            from safetensors.torch import save_file
-        tensors = {name: value.cpu().contiguous() for name, value in self.tensors.items()}
         # A tuple is written without its brackets.
-        metadata = {name: repr(getattr(self, name)).strip("(,)") for name in self.parsers}
-        with atomic_path(path) as temporary:
-            save_file(tensors, str(temporary), metadata)
+        save_tensors(path, self.tensors, {name: repr(getattr(self, name)).strip("(,)") for name in self.parsers})
 
     @classmethod
     def load(cls: type[T], path: str | os.PathLike[str]) -> T:
         """Read what ``save`` wrote; ValueError names a file that is not such a file."""
-        with require_extra("train", f"loading {cls.__name__}"):
-            from safetensors import SafetensorError, safe_open
         if not Path(path).is_file():
             raise ValueError(f"{path} does not exist; expected {cls.description} as saved")
         try:
-            with safe_open(str(path), framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                metadata = file.metadata() or {}
-            return cls(**tensors, **{name: of(metadata[name]) for name, of in cls.parsers.items()})
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            tensors, about = load_tensors(path)
+            return cls(**tensors, **{name: of(about[name]) for name, of in cls.parsers.items()})
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} does not hold {cls.description} ({error})") from error
 
     @staticmethod

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from immiscible_diffusion.couplings.assignment import LinearAssignment
-from immiscible_diffusion.couplings.base import Coupling, Independent, as_coupling, check_signature
+from immiscible_diffusion.couplings.base import Coupling, Independent, as_coupling
 from immiscible_diffusion.couplings.gaussian_ot import GaussianOT
 from immiscible_diffusion.couplings.knn import CENTERS, KNN
 from immiscible_diffusion.couplings.moments import Moments
@@ -24,11 +24,16 @@ DistributionSource = NoiseDistribution | Callable[[Coupling], NoiseDistribution]
 COUPLINGS: dict[str, type[Coupling]] = {kind.name: kind for kind in (Independent, KNN, LinearAssignment, GaussianOT)}
 WRAPPERS: dict[str, type[Wrapper]] = {kind.name: kind for kind in (Shuffled, Calibrated, WarmUp, MaskedCoupling)}
 _AROUND = re.compile(r"(?P<kind>\w+)(?:\((?P<options>.*?)\))?:(?P<inner>.*)")
-_IMPORT = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*)(?:\((?P<args>.*)\))?")
+UNREADABLE = (ValueError, SyntaxError, MemoryError, RecursionError)  # what ast raises
+_IMPORT = re.compile(r"(?P<path>(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*))(?:\((?P<args>.*)\))?")
 
 
 def parse_coupling(
-    name: str, moments: MomentsSource = None, distribution: DistributionSource = None, *, allow_import: bool = False
+    name: str,
+    moments: MomentsSource = None,
+    distribution: DistributionSource = None,
+    *,
+    allow_import: bool | str = False,
 ) -> Coupling:
     """The coupling that ``name`` spells.
 
@@ -38,12 +43,13 @@ def parse_coupling(
             ``"gaussian_ot:eps=4"``, any of these with ``start_step=N`` (no pairing before that training step),
             ``"shuffled:"``, ``"calibrated:"``, ``"masked:"`` (paired inside ``cond["inpaint_mask"]``) or
             ``"warmup(start_step=N):"`` before any of these, or with ``allow_import`` a coupling of your own by import
-            path: a class, ``"my_module:MyCoupling(k=3)"``, or a function.
+            path: a subclass of ``Coupling``, ``"my_module:MyCoupling(k=3)"``, or a function, ``"my_module:function"``.
         moments: moments of the data for ``center=`` and ``gaussian_ot``, or a function that fits them, called only if
             they are needed.
         distribution: the noise distribution for ``calibrated:``, or a function of the inner coupling that measures it.
-        allow_import: import a coupling of your own. Only for names that the user typed: one that comes with a run
-            folder or another file is somebody else's code.
+        allow_import: what may be imported: ``"my_module:MyCoupling"`` (brackets and wrappers do not count), or True
+            for whatever the name spells. True is only for names that the user typed: one that comes with a run folder
+            or another file is somebody else's code.
 
     Raises:
         ValueError: unknown name or option, a bad value, an import that is not allowed, or moments or a distribution
@@ -68,10 +74,10 @@ def parse_coupling(
         coupling = _make(name, COUPLINGS[head], options)
         return coupling if start is None else WarmUp(coupling, start)
     if match := _IMPORT.fullmatch(name):
-        if not allow_import:
+        if allow_import is not True and not (allow_import and _import_path(allow_import) == match["path"]):
             raise ValueError(
                 f"coupling '{name}' is code to import, which no run folder or file may name by itself; if you trust "
-                f"it, give --allow-code (or --coupling '{name}') on the command line, allow_import=True in Python"
+                f"it, give --allow-code {match['path']} on the command line, allow_import='{match['path']}' in Python"
             )
         return _import_coupling(name, match)
     raise ValueError(
@@ -80,7 +86,7 @@ def parse_coupling(
     )
 
 
-def parse_without_data(name: str, *, allow_import: bool = False) -> Coupling:
+def parse_without_data(name: str, *, allow_import: bool | str = False) -> Coupling:
     """The coupling that ``name`` spells, with moments and noise distribution of random data; ValueError for none."""
     data = torch.randn(66, 64, generator=torch.Generator().manual_seed(0))
     moments = Moments.fit([(data, torch.arange(66) % 2)])  # as many directions as of any data
@@ -88,9 +94,17 @@ def parse_without_data(name: str, *, allow_import: bool = False) -> Coupling:
     return parse_coupling(name, moments, standard, allow_import=allow_import)
 
 
-def check_coupling_name(name: str, *, allow_import: bool = False) -> None:
+def check_coupling_name(name: str, *, allow_import: bool | str = False) -> None:
     """Raise ValueError if ``name`` spells no coupling, before there are data to fit moments to."""
     parse_without_data(name, allow_import=allow_import)
+
+
+def _import_path(name: str) -> str | None:
+    """``"module:Name"`` of a name that spells code to import, whatever is around it; None of other names."""
+    while (around := _AROUND.fullmatch(name)) and around["kind"] in WRAPPERS:
+        name = around["inner"]
+    match = _IMPORT.fullmatch(name.strip())
+    return match and match["path"]
 
 
 def _parse_options(name: str, text: str) -> dict[str, Any]:
@@ -105,7 +119,7 @@ def _parse_options(name: str, text: str) -> dict[str, Any]:
         value = {"true": "True", "false": "False", "none": "None"}.get(value.lower(), value)
         try:
             options[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except UNREADABLE:
             options[key] = value
     return options
 
@@ -132,7 +146,7 @@ def _make(name: str, kind: type[Any], options: dict[str, Any]) -> Any:
 
 
 def _import_coupling(name: str, match: re.Match[str]) -> Coupling:
-    """What the module calls so, if it is a class of couplings or a function that is one.
+    """What the module calls so, if it is a class of couplings, or a function that is one.
 
     Nothing else is called: a name like ``os:system(command='...')`` is an error.
     """
@@ -143,22 +157,21 @@ def _import_coupling(name: str, match: re.Match[str]) -> Coupling:
         if call.args or any(word.arg is None for word in call.keywords):
             raise ValueError("use option=value only")
         options = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
-    except (ValueError, SyntaxError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"coupling '{name}': cannot read '({match['args']})': {error}") from error
     try:
-        kind = getattr(importlib.import_module(match["module"]), match["name"])
+        target = getattr(importlib.import_module(match["module"]), match["name"])
     except (ImportError, AttributeError) as error:
         raise ValueError(f"coupling '{name}' cannot be imported: {error}") from error
-    if not inspect.isclass(kind) or not issubclass(kind, Coupling):
-        bases = getattr(kind, "__mro__", ())
-        calls = [vars(base)["__call__"] for base in bases if "__call__" in vars(base)]
-        try:
-            if inspect.isclass(kind):
-                check_signature(calls[0] if calls else None, None)
-            else:
-                check_signature(kind)
-        except ValueError as error:
-            raise ValueError(f"coupling '{name}' is no coupling: {error}") from error
-    if inspect.isclass(kind):
-        return as_coupling(_make(name, kind, options))
-    return as_coupling(functools.partial(kind, **options) if options else kind)
+    if inspect.isclass(target) and issubclass(target, Coupling) and target is not Coupling:
+        coupling: Coupling = _make(name, target, options)
+        return coupling
+    if not inspect.isfunction(target) or match["args"] is not None:
+        raise ValueError(
+            f"coupling '{name}' is no coupling: expected a subclass of immiscible_diffusion.Coupling, or a function "
+            f"named without brackets, got {target!r}"
+        )
+    try:
+        return as_coupling(target)
+    except ValueError as error:
+        raise ValueError(f"coupling '{name}' is no coupling: {error}") from error

@@ -14,13 +14,14 @@ def load_run(
     device: str = "auto",
     dataset: DataSet | None = None,
     *,
-    allow_code: bool = False,
+    allow_code: bool | str = False,
 ) -> Run:
     """Load a run with its averaged weights; ``device`` is auto, cpu, cuda or mps.
 
-    ``dataset`` is the training data, if they are loaded already. ``allow_code`` imports the coupling that the recipe
-    names, if it is not one of ours: a stranger's run folder could name any code. ValueError if there is no run, no
-    weights yet, or data other than those it was trained on.
+    ``dataset`` is the training data, if they are loaded already. ``allow_code`` is the code that the recipe's coupling
+    may import, ``"module:Class"`` (True: whatever it names): a stranger's run folder could name any code.
+
+    ValueError if there is no run, no weights yet, or data other than those it was trained on.
     """
     run_dir = run_dir if isinstance(run_dir, RunDir) else RunDir.existing(run_dir)
     where = pick_device(device)

@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from immiscible_diffusion.metrics.fid import FeatureStatistics, Floor
-from immiscible_diffusion.utils.atomic_files import atomic_path
-from immiscible_diffusion.utils.optional_deps import require_extra
 from immiscible_diffusion.utils.random import hash_seed
+from immiscible_diffusion.utils.tensor_files import load_tensors, save_tensors
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +37,10 @@ class StatisticsFile:
 
     def write(self, statistics: FeatureStatistics, floor: Floor | None = None) -> None:
         """Store, complete or not at all; a failure costs only the next computation."""
-        with require_extra("train", "the cache of reference statistics"):
-            from safetensors.torch import save_file
-        tensors = {"mean": statistics.mean.contiguous(), "scatter": statistics.scatter.contiguous()}
+        tensors = {"mean": statistics.mean, "scatter": statistics.scatter}
         more = {"count": str(statistics.count), "floor": json.dumps(floor and asdict(floor))}
         try:
-            with atomic_path(self.path) as temporary:
-                save_file(tensors, temporary, {**self.about, **more})
+            save_tensors(self.path, tensors, {**self.about, **more})
         except OSError as error:
             log.warning("could not cache statistics in %s (%s)", self.path.parent, error)
 
@@ -52,20 +48,17 @@ class StatisticsFile:
         """Statistics and floor; None if there are none or, with a warning, damaged ones or those of other features."""
         if not self.path.exists():
             return None
-        with require_extra("train", "the cache of reference statistics"):
-            from safetensors import SafetensorError, safe_open
         try:
-            with safe_open(str(self.path), framework="pt") as file:
-                record = file.metadata() or {}
-                for key, value in self.about.items():
-                    if record.get(key) != value:
-                        raise ValueError(f"they are of other features ({key}: {record.get(key)!r}, not {value!r})")
-                mean, scatter = file.get_tensor("mean"), file.get_tensor("scatter")
+            tensors, record = load_tensors(self.path)
+            for key, value in self.about.items():
+                if record.get(key) != value:
+                    raise ValueError(f"they are of other features ({key}: {record.get(key)!r}, not {value!r})")
+            mean, scatter = tensors["mean"], tensors["scatter"]
             if scatter.shape != (len(mean), len(mean)) or not scatter.isfinite().all():
                 raise ValueError(f"expected a finite scatter [{len(mean)}, {len(mean)}]")
             floor = json.loads(record["floor"])
             statistics = FeatureStatistics(int(record["count"]), mean, scatter)
             return statistics, Floor(**floor) if floor else None
-        except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             log.warning("the statistics in %s (%s) are computed again", self.path, error)
             return None

@@ -37,8 +37,8 @@ SHARDED = ("DEEPSPEED", "FSDP", "MEGATRON_LM")
 class Run:
     """A recipe with everything that it needs on a device.
 
-    ``task`` is its application, loaded; ``model`` has initial weights, or those of ``step``. Only with ``allow_code``
-    may the recipe's coupling name code to import: not in recipes that were read from files.
+    ``task`` is its application, loaded; ``model`` has initial weights, or those of ``step``. ``allow_code`` is the
+    code that its coupling may import, as ``parse_coupling`` has it: True only for recipes that the user wrote.
     """
 
     recipe: Recipe
@@ -47,7 +47,7 @@ class Run:
     task: Task
     model: nn.Module
     step: int = 0
-    allow_code: bool = True
+    allow_code: bool | str = True
 
     def with_sampler(self, sampler: SamplerConfig) -> "Run":
         """Return the run with another sampler; ValueError for one that cannot sample it."""
@@ -118,7 +118,12 @@ class Run:
 
 
 def build_run(
-    recipe: Recipe, run_dir: RunDir, device: torch.device, dataset: DataSet | None = None, *, allow_code: bool = True
+    recipe: Recipe,
+    run_dir: RunDir,
+    device: torch.device,
+    dataset: DataSet | None = None,
+    *,
+    allow_code: bool | str = True,
 ) -> Run:
     """Load what ``recipe`` needs, or ``dataset`` for its data; the weights are initial ones.
 
@@ -129,7 +134,7 @@ def build_run(
 
 
 def build_coupling(
-    recipe: Recipe, task: Task, run_dir: RunDir, device: torch.device, *, allow_code: bool = True
+    recipe: Recipe, task: Task, run_dir: RunDir, device: torch.device, *, allow_code: bool | str = True
 ) -> Coupling:
     """Return the recipe's coupling, with moments and calibration measured or read from the run."""
 

@@ -19,6 +19,7 @@ from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from immiscible_diffusion.models.trainable import load_trainable_state, trainabl
 from immiscible_diffusion.training.recipe import Recipe, differences
 from immiscible_diffusion.utils import atomic_files
 from immiscible_diffusion.utils.images import image_grid
-from immiscible_diffusion.utils.optional_deps import require_extra
+from immiscible_diffusion.utils.tensor_files import load_tensors, save_tensors
 
 # These may change between a run and its continuation without making it another experiment.
 # The trainer checks that processes x gradient_accumulation_steps stay, which decide what is drawn.
@@ -149,8 +150,11 @@ class RunDir:
         if not self.checkpoint.exists():
             return None
         try:
+            with ZipFile(self.checkpoint) as file:  # torch compares no checksums
+                if (damaged := file.testzip()) is not None:
+                    raise ValueError(f"{damaged} in it is damaged")
             return torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError, KeyError, UnpicklingError) as error:
+        except (OSError, RuntimeError, EOFError, ValueError, KeyError, UnpicklingError, BadZipFile) as error:
             raise ValueError(f"{self.checkpoint} cannot be read ({error}); remove it to start from step 0") from error
 
     def save_weights(self, model: nn.Module, step: int) -> None:
@@ -158,30 +162,21 @@ class RunDir:
 
         Of a model that is trained in part, that part.
         """
-        with require_extra("train", "saving weights"):
-            from safetensors.torch import save_file
-        state = {k: v.detach().cpu().contiguous() for k, v in trainable_state(model).items()}
-        path = self.root / "weights" / "model.safetensors"
-        with atomic_files.atomic_path(path, _num_bytes(state)) as temporary:
-            save_file(state, str(temporary), {"step": str(step)})
+        save_tensors(self.root / "weights" / "model.safetensors", trainable_state(model), {"step": str(step)})
         description = {"step": step, "recipe": self.recipe().to_dict()}
         atomic_files.write_json(self.root / "weights" / "model.json", description)
 
     def load_weights(self, model: nn.Module) -> int:
         """Put the averaged weights into ``model``, as it is trained; return their step."""
-        with require_extra("train", "loading weights"):
-            from safetensors import SafetensorError, safe_open
         path = self.root / "weights" / "model.safetensors"
         if not path.is_file():
             raise ValueError(f"{self.root} has no weights yet; train it further")
+        state, about = load_tensors(path)
         try:
-            with safe_open(str(path), framework="pt") as file:
-                step = int((file.metadata() or {})["step"])
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                load_trainable_state(model, state)
-        except (SafetensorError, RuntimeError, KeyError) as error:
+            load_trainable_state(model, state)
+            return int(about["step"])
+        except (RuntimeError, KeyError, ValueError) as error:
             raise ValueError(f"{path} does not fit the recipe beside it ({error})") from error
-        return step
 
     def save_grid(self, images: Tensor, name: str, columns: int | None = None) -> None:
         """Write ``images`` ``[B, C, H, W]`` in [-1, 1] as one grid in samples/."""

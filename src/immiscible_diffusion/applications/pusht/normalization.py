@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.utils.atomic_files import atomic_path
-from immiscible_diffusion.utils.optional_deps import require_extra
+from immiscible_diffusion.utils.tensor_files import load_tensors, save_tensors
 
 MIN_SPAN = 1e-4  # a coordinate that varies by less is a constant
 ENDS = ("low", "high")
@@ -102,20 +101,15 @@ class PolicyNormalizer:
 
     def save(self, path: str | os.PathLike[str], digest: str = "") -> None:
         """Write a safetensors file, complete or not at all, with a hash of the training data."""
-        with require_extra("train", "saving normalizers"):
-            from safetensors.torch import save_file
-        with atomic_path(path) as temporary:
-            save_file(self.tensors(), str(temporary), {"digest": digest})
+        save_tensors(path, self.tensors(), {"digest": digest})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> tuple["PolicyNormalizer", str]:
         """Read what ``save`` wrote, with the hash; ValueError names a file that is not that."""
-        with require_extra("train", "loading normalizers"):
-            from safetensors import SafetensorError, safe_open
         try:
-            with safe_open(str(path), framework="pt") as file:
-                names = {key.rpartition(".")[0] for key in file.keys()}  # noqa: SIM118
-                parts = {name: LinearNormalizer(*(file.get_tensor(f"{name}.{end}") for end in ENDS)) for name in names}
-                return cls(**parts), (file.metadata() or {}).get("digest", "")
-        except (OSError, SafetensorError, TypeError, ValueError) as error:
+            tensors, about = load_tensors(path)
+            names = {key.rpartition(".")[0] for key in tensors}
+            parts = {name: LinearNormalizer(*(tensors[f"{name}.{end}"] for end in ENDS)) for name in names}
+            return cls(**parts), about.get("digest", "")
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} does not hold normalizers of a policy ({error})") from error

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from immiscible_diffusion.metrics.features.preprocess import weights_digest
 from immiscible_diffusion.utils.optional_deps import require_extra
 from immiscible_diffusion.utils.random import keyed_generator
 
+LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")  # that an index may name
 WEIGHTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2")
 
 PIPELINE_HINT = (
@@ -68,9 +70,14 @@ class PretrainedPipeline:
             from diffusers import DiffusionPipeline
 
             try:
-                return cls(source, DiffusionPipeline.load_config(source))
+                index = DiffusionPipeline.load_config(source)
             except (OSError, ValueError) as error:
                 raise missing(source, error) from error
+        # diffusers would import what a pipeline names, or brings along.
+        named = [part[0] for part in index.values() if isinstance(part, list) and part]
+        if not all(name in LIBRARIES for name in named) or any(Path(source).rglob("*.py")):
+            raise ValueError(f"the pipeline {source} has code of its own, which is never run")
+        return cls(source, index)
 
     def load(self, name: str, **options: Any) -> Any:
         """Load part ``name``, of the class that the index names; ValueError if it is not there."""
@@ -78,8 +85,8 @@ class PretrainedPipeline:
         if package not in ("diffusers", "transformers"):
             raise ValueError(f"the pipeline {self.source} has no {name}: its index has {package!r}")
         with silence_hf_logging():
-            part = getattr(importlib.import_module(package), str(kind), None)
-            if part is None:
+            part: Any = getattr(importlib.import_module(package), str(kind), None)
+            if not hasattr(part, "from_pretrained"):
                 raise ValueError(f"{package} has no {kind}, which {self.source} names as its {name}")
             try:
                 return part.from_pretrained(self.source, subfolder=name, **options)
@@ -125,6 +132,7 @@ def load_pipeline(source: str, device: torch.device, dtype: torch.dtype, *, text
     """
     with require_extra("train", "sampling a pipeline"):
         from diffusers import DDIMPipeline, DiffusionPipeline
+    PretrainedPipeline.open(source)
     try:
         with warnings.catch_warnings():
             # torch_dtype is an older name of dtype, which older releases do not know.

@@ -3,23 +3,22 @@
 Both are measured on noisy images that are the same at every training step and for every seed, at the same levels for
 every coupling. Their noise is the coupling's own, keyed apart from training, so no network can have learned it.
 
-RUN/denoising/step_000500.npy  losses of every noisy image, ``[levels, P]``
+RUN/denoising/step_000500.safetensors  losses of every noisy image, ``[levels, P]``
 COMPARISON/irreducible/  the optimal denoiser's losses, computed once for every coupling
 """
 
-import json
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from immiscible_diffusion.analysis.cache import content_of
+from immiscible_diffusion.analysis.cache import content_of, digest
 from immiscible_diffusion.analysis.density_estimation import density_for
 from immiscible_diffusion.analysis.estimates import mean_of
 from immiscible_diffusion.analysis.miscibility import blocks, check_levels, probe
@@ -35,11 +34,10 @@ from immiscible_diffusion.training.builders import build_coupling
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.task import Task
-from immiscible_diffusion.utils.atomic_files import atomic_path
 from immiscible_diffusion.utils.batch import Batch
-from immiscible_diffusion.utils.optional_deps import require_extra
 from immiscible_diffusion.utils.progress import Progress
 from immiscible_diffusion.utils.random import keyed_generator
+from immiscible_diffusion.utils.tensor_files import load_tensors, save_tensors
 
 AVERAGED = 10  # The first so many levels are the middles of equal bins of t: their mean is the mean over t.
 LEVELS = (*((2 * i + 1) / (2 * AVERAGED) for i in range(AVERAGED)), 0.98, 1.0)
@@ -105,19 +103,18 @@ def losses_by_level(recipe: Recipe, model: nn.Module, probes: Probes, device: to
 
 def keep_losses(run: RunDir, step: int, losses: Tensor) -> None:
     """Write ``losses`` ``[levels, P]``: their means to metrics.jsonl, all to a file, for a difference by image."""
-    with atomic_path(_losses_file(run, step)) as temporary, temporary.open("wb") as file:
-        np.save(file, losses.float().numpy(), allow_pickle=False)
+    save_tensors(_losses_file(run, step), {"losses": losses.float()})
     run.log("denoising", step, levels=list(LEVELS), loss=[mean_of(row)._asdict() for row in losses])
 
 
 def load_losses(run: RunDir, step: int) -> Tensor | None:
     """The losses that ``keep_losses`` wrote; None if there are none."""
     path = _losses_file(run, step)
-    return torch.from_numpy(np.load(path, allow_pickle=False)).double() if path.exists() else None
+    return load_tensors(path)[0]["losses"].double() if path.exists() else None
 
 
 def _losses_file(run: RunDir, step: int) -> Path:
-    return run.root / "denoising" / f"step_{step:06d}.npy"
+    return run.root / "denoising" / f"step_{step:06d}.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,13 +181,9 @@ def measure_excess(plan: Plan, task: Task) -> tuple[Excess | None, Mapping[Trial
 
 def _cached(plan: Plan, trial: Trial, task: Task) -> OptimalLosses:
     """``optimal_losses`` of a trial's coupling, from the folder of the comparison if there."""
-    with require_extra("train", "the excess loss"):
-        from joblib import Memory
     check_levels(LEVELS, plan.recipe.noise_path)
     recipe, run = plan.trial_recipe(trial), RunDir(plan.trial_dir(trial))
     dataset, coupling = task.dataset, build_coupling(recipe, task, run, torch.device("cpu"))
-    memory = Memory(plan.folder / "irreducible", verbose=0)
-    compute = memory.cache(_compute, ignore=["recipe", "dataset", "coupling"])
     names = ("task", "scaling", "path", "conditional", "batch_size", "gradient_accumulation_steps")
     values = recipe.to_dict()
     basis = {
@@ -202,14 +195,19 @@ def _cached(plan: Plan, trial: Trial, task: Task) -> OptimalLosses:
         "seed": SEED,
         "coupling": content_of(coupling),
     }
-    return cast(OptimalLosses, compute(json.dumps(basis, sort_keys=True), recipe, dataset, coupling))
-
-
-def _compute(basis: str, recipe: Recipe, dataset: DataSet, coupling: Coupling) -> OptimalLosses:
-    """The losses that depend on ``basis`` alone."""
+    path = plan.folder / "irreducible" / f"{digest(basis)}.safetensors"
+    if path.exists():
+        try:
+            kept, about = load_tensors(path)
+            return OptimalLosses(kept["irreducible"], kept["reached"], about["estimate"])
+        except (ValueError, KeyError) as error:
+            warnings.warn(f"computed again: {error}", stacklevel=2)
     label = f"irreducible loss, {recipe.coupling}"
     with Progress(len(LEVELS) * probe_count(recipe, dataset), 0, label, unit="point") as show:
-        return optimal_losses(recipe, dataset, coupling, show.update)
+        losses = optimal_losses(recipe, dataset, coupling, show.update)
+    tensors = {"irreducible": losses.irreducible, "reached": losses.reached}
+    save_tensors(path, tensors, {"estimate": losses.estimate})
+    return losses
 
 
 def _entry(name: str, losses: Sequence[OptimalLosses]) -> Irreducible:

@@ -102,7 +102,7 @@ class SweepRunner:
         log = RunDir(plan.trial_dir(trial))
         log.truncate_log_after(plan.recipe.steps)  # and a line that a killed process left unfinished
         dataset, recipe = self.runner.task.dataset, plan.trial_recipe(trial)
-        run = load_run(trained_run(plan, trial), self.runner.device, dataset, allow_code=True)
+        run = load_run(trained_run(plan, trial), self.runner.device, dataset, allow_code=recipe.coupling)
         for option, value, steps in missing:
             changes: dict[str, Any] = {option: value}
             sampler = dataclasses.replace(recipe.sampler.with_steps(steps), **changes)

@@ -25,7 +25,7 @@ def draw_trajectory(plan: Plan, trial: Trial, dataset: DataSet) -> Path | None:
     name = f"trajectory_{sampler.method}{sampler.steps}_step_{recipe.steps:06d}"
     path = folder / "samples" / f"{name}.png"
     if not path.exists():
-        run = load_run(RunDir(folder), "cpu", dataset, allow_code=True).with_sampler(sampler)
+        run = load_run(RunDir(folder), "cpu", dataset, allow_code=recipe.coupling).with_sampler(sampler)
         images = run.pipeline().trajectories(run.model, IMAGES, seed=recipe.seed, columns=COLUMNS)
         RunDir(folder).save_grid(images, name, columns=len(images) // (2 * IMAGES))
     return path

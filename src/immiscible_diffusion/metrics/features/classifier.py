@@ -14,9 +14,8 @@ from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.metrics.features.base import FeatureExtractor, check_shape
 from immiscible_diffusion.metrics.features.preprocess import in_full_precision, weights_digest
 from immiscible_diffusion.metrics.reference_cache import cache_folder
-from immiscible_diffusion.utils.atomic_files import atomic_path
-from immiscible_diffusion.utils.optional_deps import require_extra
 from immiscible_diffusion.utils.random import hash_seed, keyed_generator
+from immiscible_diffusion.utils.tensor_files import load_tensors, save_tensors
 
 log = logging.getLogger(__name__)
 
@@ -127,26 +126,20 @@ def trained_classifier(
     if dataset.digest is None:
         return _train(dataset, seed, device)
     file = cache_folder(cache) / f"classifier-v{VERSION}-{hash_seed(dataset.digest, VERSION, seed):016x}.safetensors"
-    with require_extra("train", "the classifier cache"):
-        from safetensors import SafetensorError, safe_open
-        from safetensors.torch import save_file
     if file.exists():
         try:
             with torch.random.fork_rng(devices=[]):
                 network = Classifier(tuple(dataset.shape), dataset.num_classes or 0)
-            with safe_open(str(file), framework="pt") as content:
-                weights = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
-                accuracy = float(content.metadata()["accuracy"])
+            weights, about = load_tensors(file)
+            accuracy = float(about["accuracy"])
             network.load_state_dict(weights)
             return network.to(device, torch.float32).eval().requires_grad_(False), accuracy
-        except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError, OSError) as error:
+        except (ValueError, KeyError, RuntimeError) as error:
             log.warning("the cached classifier %s is damaged (%s); training it again", file, error)
     network, accuracy = _train(dataset, seed, device)
-    weights = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
     about = {"accuracy": repr(accuracy), "data": dataset.name, "seed": str(seed)}
     try:
-        with atomic_path(file) as temporary:
-            save_file(weights, temporary, about)
+        save_tensors(file, network.state_dict(), about)
     except OSError as error:  # which costs only the next training
         log.warning("could not cache the classifier in %s (%s)", file.parent, error)
     return network, accuracy
