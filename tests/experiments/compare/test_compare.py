@@ -14,12 +14,14 @@ from immiscible_diffusion.recipes import recipe_from_name
 MODULE = """
 from dataclasses import dataclass
 import torch
+from immiscible_diffusion import Coupling
 
 @dataclass(frozen=True)
-class Halved:
+class Halved(Coupling):
     k: int = 1
+    takes_noise = False
 
-    def __call__(self, data, *, cond=None, generator=None):
+    def choose(self, data, noise, cond, mask, generator):
         return torch.randn(data.shape, generator=generator) * (1 - 0.01 * self.k)
 """
 
