@@ -332,10 +332,10 @@ def test_other_paths():
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"probes": 1}, "probes must be at least 2"),
+        ({"probes": 1}, "probes must be >= 2"),
         ({"levels": (0.0, 0.5)}, "levels must be times above 0"),
         ({"levels": (0.5, 0.5)}, "levels must be distinct"),
-        ({"bandwidth": 0.0}, "bandwidth must be above 0"),
+        ({"bandwidth": 0.0}, "bandwidth must be > 0"),
     ],
 )
 def test_bad_settings_are_refused(options, expected):

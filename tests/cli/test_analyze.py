@@ -24,17 +24,15 @@ pytest.importorskip("sklearn", reason="digits come with scikit-learn")
 FEW = ["--max-images", "60", "--probes", "10", "--pairs", "20", "--levels", "0.5", "0.9"]
 DIGITS = ["analyze", "--data", "digits", *FEW, "--thumbnails", "1", "--out", "out"]
 MINE = """
-from immiscible_diffusion import KNN, Independent
+import dataclasses
+from immiscible_diffusion import KNN, Coupling, Independent
 
-class Mine:
-    def __init__(self, k=1):
-        self.k = k
+@dataclasses.dataclass(frozen=True)
+class Mine(Coupling):
+    k: int = 1
 
-    def __call__(self, data, *, cond=None, generator=None):
+    def choose(self, data, noise, cond, mask, generator):
         return KNN(self.k)(data, generator=generator)
-
-    def __str__(self):
-        return f"Mine(k={self.k})"
 
 class Stated(Independent):
     def log_density(self, noise, data, *, cond=None):
@@ -178,8 +176,8 @@ def test_a_dry_run_writes_nothing(capsys, tmp_path):
         ([*DIGITS, "--coupling", "knn:k=4", "--coupling", "knn:k=4"], "named twice: knn:k=4"),
         ([*DIGITS, "--cond", "text"], "the condition 'label' only"),
         ([*DIGITS, "--levels", "0", "0.5"], "levels must be times above 0"),
-        ([*DIGITS, "--probes", "1"], "probes must be at least 2"),
-        ([*DIGITS, "--threads", "0"], "threads must be at least 1"),
+        ([*DIGITS, "--probes", "1"], "probes must be >= 2"),
+        ([*DIGITS, "--threads", "0"], "threads must be >= 1"),
         ([*DIGITS, "--path", "sigma"], "is --path.kind sigma"),
         (["analyze", "--data", "folder"], "no data set, folder or file 'folder'; known: digits"),
         ([*DIGITS, "--bandwidth", "1"], "bandwidth is for continuous conditions"),

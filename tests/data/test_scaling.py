@@ -39,7 +39,7 @@ def test_a_factor_of_one_costs_nothing():
 
 @pytest.mark.parametrize("factor", [0, -1.0, math.inf, math.nan])
 def test_bad_factors_are_refused(factor):
-    with pytest.raises(ValueError, match="positive and finite"):
+    with pytest.raises(ValueError, match="factor must be"):
         DataScaling(factor)
 
 

@@ -91,5 +91,5 @@ def test_damage_is_named_or_skipped(tmp_path: Path) -> None:
 def test_latents_and_buckets_need_an_addressable_set(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="a stream has images of one size"):
         stream_recipe("coco-sd", tmp_path, {"buckets": Buckets(size=8, step=8)})
-    with pytest.raises(ValueError, match=r"data\.shuffle_buffer must be at least 1"):
+    with pytest.raises(ValueError, match=r"data\.shuffle_buffer must be >= 1"):
         DataConfig("folder", stream=True, shuffle_buffer=0)

@@ -176,7 +176,7 @@ def test_bad_streams(tmp_path: Path) -> None:
     write_shards(tmp_path, 1)
     with pytest.raises(ValueError, match=r"needs data\.size"):
         open_stream(DataConfig("folder", path=str(tmp_path)))
-    with pytest.raises(ValueError, match=r"on_error must be raise or skip"):
+    with pytest.raises(ValueError, match=r"on_error must be one of raise, skip"):
         stream(tmp_path, on_error="ignore")
     with pytest.raises(ValueError, match="a stream of the hub needs a network"):
         open_stream(DataConfig("hub:nobody/nothing", size=4))

@@ -25,6 +25,7 @@ from immiscible_diffusion.reporting.analysis import write_analysis_page
 from immiscible_diffusion.reporting.analysis.records import BASELINE, AnalysisRecord, write_analysis
 from immiscible_diffusion.reporting.analysis.summary import summary_lines
 from immiscible_diffusion.training.run_dir import environment
+from immiscible_diffusion.utils.checks import PositiveInt
 from immiscible_diffusion.utils.folder_lock import folder_lock
 from immiscible_diffusion.utils.progress import Progress, duration
 from immiscible_diffusion.utils.signals import Interrupted
@@ -101,7 +102,7 @@ class Options(DataOptions):
     thumbnails: int = 4
     gaussian_fit: Switch = False
     seed: int = 0
-    threads: int | None = None
+    threads: PositiveInt | None = None
     dry_run: Switch = False
 
     @property

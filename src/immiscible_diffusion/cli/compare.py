@@ -5,6 +5,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import tyro
@@ -15,6 +16,7 @@ from immiscible_diffusion.experiments.compare.plan import BASELINE, Plan
 from immiscible_diffusion.experiments.compare.sweep import Sweep, SweepRunner, run_sweep
 from immiscible_diffusion.experiments.compare.trial import TrialRunner, is_carried, is_finished
 from immiscible_diffusion.experiments.compare.workers import default_workers, run_trials, threads_each
+from immiscible_diffusion.utils.checks import NonNegativeInt, PositiveInt
 from immiscible_diffusion.utils.folder_lock import folder_lock
 
 DEFAULT_COUPLINGS = ("knn:k=4", "matched:knn:k=4", "calibrated:knn:k=64", "assignment", "shuffled:calibrated:knn:k=64")
@@ -48,15 +50,15 @@ class Options:
     """
 
     coupling: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[NonNegativeInt, ...] = (0, 1, 2)
     out: Path | None = None
-    workers: int | None = None
+    workers: PositiveInt | None = None
     device: Device = "auto"
     list: Switch = False
-    trial: int | None = None
+    trial: NonNegativeInt | None = None
     gather: bool = False
     controls: Switch = False
-    guidances: tuple[float, ...] = ()
+    guidances: tuple[Annotated[float, ""], ...] = ()
     irreducible: bool = True
 
 
@@ -92,8 +94,6 @@ def couplings(options: Options) -> tuple[str, ...]:
 
 def run_all(plan: Plan, device: str, workers: int | None, sweep: Sweep) -> None:
     """Make the evaluator once, so that workers find its classifier cached, then run all trials and the sweep."""
-    if workers is not None and workers < 1:
-        raise ValueError(f"workers must be at least 1, got {workers}")
     if (ranks := os.environ.get("WORLD_SIZE", "1")) != "1":
         raise ValueError(
             f"launched as {ranks} ranks, each of which would run the whole comparison; start it "

@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -11,6 +11,7 @@ from immiscible_diffusion.cli.options import Switch
 from immiscible_diffusion.data.array_files import is_array_file
 from immiscible_diffusion.data.in_memory import InMemoryData, add_mirror_images, load_arrays, load_in_memory
 from immiscible_diffusion.data.load import SOURCES, DataConfig
+from immiscible_diffusion.utils.checks import ImageSize, PositiveInt
 
 LABEL = "label"
 FOLDER = "folder"  # what training names a folder of images; here it is the folder's own name
@@ -42,9 +43,9 @@ class DataOptions:
     array: str | None = None
     cond: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     mask: str | None = None
-    max_images: int | None = None
-    size: int | None = None
-    channels: int | None = None
+    max_images: PositiveInt | None = None
+    size: ImageSize | None = None
+    channels: Literal[1, 3] | None = None
     flip: Switch = False
 
     def load(self, seed: int = 0) -> InMemoryData:

@@ -15,6 +15,7 @@ from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.data.captions import Captions, NoCaptionsError, load_captioned
 from immiscible_diffusion.data.load import DataConfig, load_images
 from immiscible_diffusion.data.prompts import Synonyms
+from immiscible_diffusion.utils.checks import ImageSize, PositiveInt
 from immiscible_diffusion.utils.device import process_state, rank_world_device
 from immiscible_diffusion.utils.folder_lock import shared_lock
 from immiscible_diffusion.utils.optional_deps import require_extra
@@ -51,16 +52,16 @@ class Options:
     out: Path
     path: str | None = None
     split: str = "train"
-    size: int | None = None
-    channels: int = 3
-    max_samples: int | None = None
+    size: ImageSize | None = None
+    channels: Literal[1, 3] = 3
+    max_samples: PositiveInt | None = None
     caption_column: str | None = None
     synonyms: Synonyms = "first"
     dtype: Literal["float16", "bfloat16"] = "float16"
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
     flips: bool = True
-    shard_size: int = 1024
-    batch_size: int = 16
+    shard_size: PositiveInt = 1024
+    batch_size: PositiveInt = 16
     device: Device = "auto"
 
 

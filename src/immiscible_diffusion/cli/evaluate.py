@@ -22,6 +22,7 @@ from immiscible_diffusion.metrics import METRICS, check_metrics
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.atomic_files import read_json, write_json
+from immiscible_diffusion.utils.checks import NonNegativeInt, PositiveInt
 from immiscible_diffusion.utils.device import pick_device
 from immiscible_diffusion.utils.folder_lock import folder_lock
 
@@ -54,16 +55,16 @@ class Options(SamplerChanges):
 
     run: Annotated[Path, tyro.conf.Positional]
     folder: Path | None = None
-    samples: int | None = None
-    real: int | None = None
-    seed: int = 0
+    samples: Annotated[int, ">= 2"] | None = None
+    real: Annotated[int, ">= 2"] | None = None
+    seed: NonNegativeInt = 0
     features: str | None = None
     pixels: bool | None = None
     metrics: tuple[str, ...] = METRICS
-    guidances: tuple[float, ...] = ()
+    guidances: tuple[Annotated[float, ""], ...] = ()
     clip_metrics: tuple[ClipMetric, ...] = ()
     calibrate: bool = False
-    batch_size: int = 512
+    batch_size: PositiveInt = 512
     device: Device = "auto"
     allow_code: str | None = None
 

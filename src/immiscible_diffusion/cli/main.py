@@ -63,6 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = " ".join(str(error).split())
         sys.stderr.write(f"immiscible: error: {text}\n")
         return BAD_INPUT
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and "allocate" not in str(error):
+            raise
+        text = str(error).partition("\n")[0]
+        sys.stderr.write(f"immiscible: error: out of memory; a smaller network or batch takes less ({text})\n")
+        return BAD_INPUT
 
 
 def overview() -> str:

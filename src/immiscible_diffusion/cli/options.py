@@ -19,6 +19,7 @@ from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.recipes import RECIPES, recipe_from_name
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.task import TaskConfig
+from immiscible_diffusion.utils.checks import check_fields
 from immiscible_diffusion.utils.serialization import kinds_of
 
 T = TypeVar("T")
@@ -56,6 +57,7 @@ def parse(kind: type[T], arguments: Sequence[str], prog: str, default: T | None 
     if unknown:
         check_options(unknown)
         tyro.cli(kind, args=list(arguments), **settings)  # names what is like them, and exits
+    check_fields(options)
     return options
 
 
@@ -115,10 +117,8 @@ def usual_sampler(path: Any, loss: Any) -> SamplerConfig:
 
 
 def set_threads(threads: int | None) -> None:
-    """Let torch use so many threads of the processor, its own choice by default; ValueError below 1."""
+    """Let torch use so many threads of the processor, its own choice by default."""
     if threads is not None:
-        if threads < 1:
-            raise ValueError(f"threads must be at least 1, got {threads}")
         torch.set_num_threads(threads)
 
 
@@ -130,4 +130,5 @@ def run_path(out: Path | None, *parts: str) -> Path:
 def split_known(kind: type[T], recipe: Recipe, arguments: Sequence[str], prog: str) -> tuple[T, Recipe]:
     """Options of ``kind``, and what is left of ``arguments`` as fields of the recipe."""
     options, rest = tyro.cli(kind, args=list(arguments), prog=f"immiscible {prog}", return_unknown_args=True)
+    check_fields(options)
     return options, parse(RecipeOptions, rest, prog, RecipeOptions.of(recipe)).recipe()

@@ -19,6 +19,7 @@ from immiscible_diffusion.experiments.pilot.verdict import Verdict
 from immiscible_diffusion.reporting.pilot import write_pilot_page
 from immiscible_diffusion.training.run_dir import environment
 from immiscible_diffusion.utils.atomic_files import write_json
+from immiscible_diffusion.utils.checks import PositiveInt
 from immiscible_diffusion.utils.device import pick_device
 from immiscible_diffusion.utils.folder_lock import folder_lock
 from immiscible_diffusion.utils.progress import duration
@@ -52,7 +53,7 @@ class Options(DataOptions):
     normalize: Switch = False
     out: Path | None = None
     device: Device = "auto"
-    threads: int | None = None
+    threads: PositiveInt | None = None
     dry_run: Switch = False
 
 

@@ -27,6 +27,7 @@ from immiscible_diffusion.evaluation.sample_writers import SampleWriter
 from immiscible_diffusion.metrics.features.preprocess import weights_digest
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.atomic_files import atomic_path, write_text
+from immiscible_diffusion.utils.checks import NonNegativeInt, PositiveInt
 from immiscible_diffusion.utils.device import process_state, rank_world_device
 from immiscible_diffusion.utils.folder_lock import shared_lock
 from immiscible_diffusion.utils.images import image_grid
@@ -77,16 +78,16 @@ class Options(SamplerChanges):
     run: Annotated[Path | None, tyro.conf.Positional] = None
     pipeline: str | None = None
     to: Path | None = None
-    count: int = 64
-    seed: int = 0
+    count: PositiveInt = 64
+    seed: NonNegativeInt = 0
     prompt: tuple[str, ...] = ()
     prompts: Path | None = None
     classes: Path | None = None
     template: str = "{label}"
     synonyms: Synonyms = "first"
     format: Literal["png", "tar", "both"] = "png"
-    shard_size: int = 1000
-    batch_size: int | None = None
+    shard_size: PositiveInt = 1000
+    batch_size: PositiveInt | None = None
     precision: Literal["float32", "float16", "bfloat16"] = "float32"
     device: Device = "auto"
     allow_code: str | None = None

@@ -2,9 +2,10 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
+from immiscible_diffusion.utils.checks import Fraction, PositiveFloat, PositiveInt
 
 ONLY = {"spacing": ("ddim", "ddpm", "dpm"), "eta": ("ddim",), "clip": ("ddim", "ddpm")}
 """Options that other methods ignore."""
@@ -31,15 +32,15 @@ class SamplerChanges:
     """
 
     method: str | None = None
-    steps: int | None = None
+    steps: PositiveInt | None = None
     init_noise: str | None = None
-    init_scale: float | None = None
-    prune: float | None = None
-    shift: float | None = None
+    init_scale: PositiveFloat | None = None
+    prune: PositiveFloat | None = None
+    shift: PositiveFloat | None = None
     spacing: Literal["linear", "quadratic", "trailing"] | None = None
-    eta: float | None = None
-    clip: float | None = None
-    guidance: float | None = None
+    eta: Fraction | None = None
+    clip: PositiveFloat | None = None
+    guidance: Annotated[float, ""] | None = None
 
     def of(self, default: SamplerConfig) -> SamplerConfig:
         """Return ``default``, changed where options say so; ValueError where they do not fit."""

@@ -15,6 +15,7 @@ from immiscible_diffusion.data.hf_images import images_from_rows
 from immiscible_diffusion.data.image_decoding import ResizeCrop, Size, image_size, open_image, to_bytes
 from immiscible_diffusion.data.images import LazyImageSet, draw_flips, to_batch
 from immiscible_diffusion.utils.batch import Batch
+from immiscible_diffusion.utils.checks import PositiveInt, check_fields
 from immiscible_diffusion.utils.random import keyed_generator
 
 if TYPE_CHECKING:
@@ -167,10 +168,13 @@ class BucketedImages(DataSet):
 class Buckets:
     """Aspect-ratio buckets: shapes of about one area, so that little of an image is cropped."""
 
-    size: int = 1024  # side of the square; no bucket has more pixels
-    step: int = 64  # sides are multiples of it; at least the downsampling factor of VAE and U-Net together
-    smallest: int | None = None  # the shortest side; by default half of ``size``
+    size: PositiveInt = 1024  # side of the square; no bucket has more pixels
+    step: PositiveInt = 64  # sides are multiples of it; at least the downsampling factor of VAE and U-Net together
+    smallest: PositiveInt | None = None  # the shortest side; by default half of ``size``
     time_ids: bool = False  # give SDXL the original size and the crop, ``cond["time_ids"]``
+
+    def __post_init__(self) -> None:
+        check_fields(self, "buckets.")
 
     def images(self, rows: Any, config: "DataConfig") -> BucketedImages:
         """The images of ``rows``, opened for ``config``, each in the nearest bucket."""

@@ -22,6 +22,7 @@ from immiscible_diffusion.data.prompts import (
     sample_prompts,
 )
 from immiscible_diffusion.utils.batch import Batch
+from immiscible_diffusion.utils.checks import check_fields
 
 CAPTION_COLUMNS = ("text", "caption", "captions", "prompt", "sentences")
 IMAGENET_HINT = (
@@ -52,8 +53,7 @@ class Captions:
         check_template(self.template)
         if not self.extension.startswith("."):
             raise ValueError(f"extension must begin with a dot, got '{self.extension}'")
-        if self.synonyms not in ("first", "random", "all"):
-            raise ValueError(f"synonyms must be first, random or all, got '{self.synonyms}'")
+        check_fields(self)
 
     def of_classes(self, images: DataSet, folder: str | None) -> ClassNamePrompts:
         """Prompts of the class names of ``images``; NoCaptionsError if there are none."""

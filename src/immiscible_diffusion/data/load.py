@@ -14,6 +14,7 @@ from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.data.hf_images import images_from_rows, load_hf_images
 from immiscible_diffusion.data.images import ImageSet
 from immiscible_diffusion.utils.atomic_files import read_json
+from immiscible_diffusion.utils.checks import ImageSize, NonNegativeFloat, PositiveInt, check_fields
 from immiscible_diffusion.utils.optional_deps import require_extra
 
 if TYPE_CHECKING:
@@ -40,29 +41,22 @@ class DataConfig:
     name: str = "digits"
     path: str | None = None  # local folder (or parquet file); required for ``folder``, instead of the hub otherwise
     split: str = "train"  # train or test, where the set has both
-    size: int | None = None  # resize the shorter side to this and crop the center square; None = no resizing
-    channels: int | None = None  # 1 = gray, 3 = color; None = as in the files
+    size: ImageSize | None = None  # resize the shorter side to this and crop the center square; None = no resizing
+    channels: Literal[1, 3] | None = None  # 1 = gray, 3 = color; None = as in the files
     flip: bool = False  # mirror left and right at random when training
     labels: bool = True  # read the labels, where there are any
     # use only the first N samples; when streaming, N are kept for validation and previews
-    max_samples: int | None = None
-    in_memory_gib: float = 4.0  # decode once and hold in memory up to this size; above, decode when needed
+    max_samples: PositiveInt | None = None
+    in_memory_gib: NonNegativeFloat = 4.0  # decode once and hold in memory up to this size; above, decode when needed
     # read shards (tar, parquet, the hub) from start to end, for sets larger than the disk; data
     # order is not restored on resume
     stream: bool = False
-    shuffle_buffer: int = 1000  # when streaming, the number of samples that the next is drawn from
+    shuffle_buffer: PositiveInt = 1000  # when streaming, the number of samples that the next is drawn from
     # when streaming, ``raise``, or ``skip`` what cannot be read, with a warning
     on_error: Literal["raise", "skip"] = "raise"
 
     def __post_init__(self) -> None:
-        for name in ("max_samples", "size", "shuffle_buffer"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"data.{name} must be at least 1, got {value}")
-        if self.channels not in (None, 1, 3):
-            raise ValueError(f"data.channels must be 1 or 3, got {self.channels}")
-        if self.on_error not in ("raise", "skip"):
-            raise ValueError(f"data.on_error must be raise or skip, got {self.on_error!r}")
+        check_fields(self, "data.")
 
     def tiny(self) -> "DataConfig":
         """The same, of at most 256 samples, for a smoke run."""
@@ -124,6 +118,11 @@ def _gray_images(
     images = torch.tensor(arrays[: config.max_samples]).to(torch.uint8)[:, None]
     if config.size and config.size != images.shape[-1]:
         size = (config.size, config.size)
+        if (gib := 4 * len(images) * config.size**2 / 2**30) > config.in_memory_gib:
+            raise ValueError(
+                f"data.size {config.size}: {len(images):,} images take {gib:.1f} GiB to resize, and "
+                f"data.in_memory_gib is {config.in_memory_gib:g}; choose a smaller size, or fewer data.max_samples"
+            )
         resized = interpolate(images.float() * (255 / levels), size, mode="bilinear", antialias=True)
         images, levels = resized.round().clamp(0, 255).to(torch.uint8), 255
     if config.channels == 3:

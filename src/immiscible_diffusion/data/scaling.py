@@ -1,9 +1,10 @@
 """Image scaling (*Improved Immiscible Diffusion*, arXiv 2505.18521, section 5.6)."""
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from immiscible_diffusion.utils.checks import PositiveFloat, check_fields
 
 
 @dataclass(frozen=True)
@@ -15,11 +16,10 @@ class DataScaling:
     coupling. Moments, couplings and the network get scaled data; samples are scaled back before they are evaluated.
     """
 
-    factor: float = 1.0  # the constant, > 0; the paper tries standard deviations of 0.5, 1 and 2. 1 = off
+    factor: PositiveFloat = 1.0  # the constant, > 0; the paper tries standard deviations of 0.5, 1 and 2. 1 = off
 
     def __post_init__(self) -> None:
-        if not (self.factor > 0 and math.isfinite(self.factor)):
-            raise ValueError(f"scaling.factor must be positive and finite, got {self.factor}")
+        check_fields(self, "scaling.")
 
     def apply(self, data: Tensor) -> Tensor:
         """``data`` (any shape) as the network gets them; the same tensor for factor 1."""

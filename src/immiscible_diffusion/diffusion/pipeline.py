@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from immiscible_diffusion.diffusion import samplers
 from immiscible_diffusion.diffusion.paths import Cond, Model, Path
-from immiscible_diffusion.utils.checks import check_bounds
+from immiscible_diffusion.utils.checks import PositiveInt, check_fields
 
 
 class InitNoise(Protocol):
@@ -50,7 +50,7 @@ class SamplingPipeline:
     sampler: samplers.SamplerConfig
     shape: tuple[int, ...]
     device: torch.device | str = "cpu"
-    batch_size: int = 512
+    batch_size: PositiveInt = 512
     conditions: Callable[[Sequence[int]], Cond | None] = lambda indices: None
     unconditional: Callable[[Cond], Cond] | None = None
     decode: Callable[[Tensor], Tensor] = lambda data: data
@@ -58,7 +58,7 @@ class SamplingPipeline:
     pruning: Pruning | None = None
 
     def __post_init__(self) -> None:
-        check_bounds(self, batch_size=">= 1")
+        check_fields(self)
         if self.sampler.init_noise == "matched" and self.init_noise is None:
             raise ValueError(
                 "sampler.init_noise matched needs the distribution of the noise that the network "

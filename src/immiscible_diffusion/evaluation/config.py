@@ -1,10 +1,9 @@
 """How generated images are scored."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from immiscible_diffusion.training.task import EvalConfig
-from immiscible_diffusion.utils.checks import check_bounds
 
 
 @dataclass(frozen=True)
@@ -15,11 +14,7 @@ class ImageEvalConfig(EvalConfig):
     # ``dinov2`` (FD-DINOv2); docs/evaluate.md
     features: Literal["classifier", "pixels", "efficientnet", "inception", "dinov2"] = "classifier"
     pixels: bool = False  # also the Frechet distance of the pixels
-    samples: int = 10_000  # images generated for every score
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_bounds(self, "eval.", samples=">= 2")
+    samples: Annotated[int, ">= 2"] = 10_000  # images generated for every score
 
     def tiny(self) -> "ImageEvalConfig":
         """Shrink to a smoke run."""

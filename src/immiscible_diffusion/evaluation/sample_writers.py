@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from immiscible_diffusion.utils.atomic_files import atomic_path, remove_unfinished
-from immiscible_diffusion.utils.checks import check_bounds
+from immiscible_diffusion.utils.checks import PositiveInt, check_fields
 
 _LONGEST = 60  # letters of a class in a file name: a tar header has room for 100
 
@@ -24,13 +24,13 @@ class SampleWriter:
     """
 
     folder: Path  # for ``{class}_{i}.png``, or for ``images-00000.tar`` ... of such members in order
-    count: int  # images in all, over all processes
+    count: PositiveInt  # images in all, over all processes
     classes: Sequence[str] = ()  # names of the classes, or prompts, for the file names; none for numbers alone
     format: Literal["png", "tar", "both"] = "png"  # single files, shards, or both
-    shard_size: int = 1000  # images in a shard
+    shard_size: PositiveInt = 1000  # images in a shard
 
     def __post_init__(self) -> None:
-        check_bounds(self, count=">= 1", shard_size=">= 1")
+        check_fields(self)
 
     def file_name(self, index: int) -> str:
         """``{class}_{i}.png`` of plain letters: class names may repeat, as ImageNet's do."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from immiscible_diffusion.diffusion.paths import Cond
+from immiscible_diffusion.utils.checks import check_fields
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -26,6 +27,9 @@ class ModelConfig(ABC):
     # leave to the network what no linear map predicts (EDM's skip, for every path): ``data`` by mean and variance of
     # the data, ``pairs`` by those of the noise and their covariance too; ``none`` as published (EDMPath: sigma_data)
     precondition: Precondition = field(default="none", kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_fields(self, "model.")
 
     @abstractmethod
     def build(self, shape: Shape, num_classes: int | None = None, conditions: Shapes | None = None) -> nn.Module:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from immiscible_diffusion.diffusion.paths import Cond
 from immiscible_diffusion.models.base import ModelConfig, Shape, Shapes, check_images, label_of
+from immiscible_diffusion.utils.checks import Probability, Size
 from immiscible_diffusion.utils.optional_deps import require_extra
 
 
@@ -14,11 +15,11 @@ from immiscible_diffusion.utils.optional_deps import require_extra
 class DiT(ModelConfig):
     """diffusers' ``DiTTransformer2DModel`` (2212.09748) for square images or latents."""
 
-    heads: int = 6  # of the attention; the width is ``heads * head_channels``
-    head_channels: int = 64  # channels per head
-    depth: int = 12  # blocks
-    patch: int = 2  # pixels a side of a token
-    dropout: float = 0.0  # inside the blocks
+    heads: Size = 6  # of the attention; the width is ``heads * head_channels``
+    head_channels: Size = 64  # channels per head
+    depth: Size = 12  # blocks
+    patch: Size = 2  # pixels a side of a token
+    dropout: Probability = 0.0  # inside the blocks
 
     def tiny(self) -> "DiT":
         """Shrink to a smoke run."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from immiscible_diffusion.diffusion.paths import Cond
 from immiscible_diffusion.models.base import ModelConfig, Precondition, Shape, Shapes, VectorConditions, label_of
+from immiscible_diffusion.utils.checks import Probability, Size
 
 TIME_FEATURES = 64
 
@@ -16,9 +17,9 @@ TIME_FEATURES = 64
 class MLP(ModelConfig):
     """A residual MLP on flattened data, modulated by time, class and other conditions."""
 
-    width: int = 256  # of the residual stream
-    depth: int = 3  # residual blocks
-    dropout: float = 0.0  # inside the blocks
+    width: Size = 256  # of the residual stream
+    depth: Size = 3  # residual blocks
+    dropout: Probability = 0.0  # inside the blocks
     # on by default, as an MLP cannot pass the noise through
     precondition: Precondition = field(default="pairs", kw_only=True)
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from immiscible_diffusion.diffusion.paths import Cond
 from immiscible_diffusion.models.base import ModelConfig, Shape, Shapes, check_images, label_of
+from immiscible_diffusion.utils.checks import Probability, Size
 from immiscible_diffusion.utils.optional_deps import require_extra
 
 
@@ -13,14 +14,14 @@ from immiscible_diffusion.utils.optional_deps import require_extra
 class UNet(ModelConfig):
     """diffusers' ``UNet2DModel`` for square images."""
 
-    channels: int = 128  # of the first level
+    channels: Size = 128  # of the first level
     # of ``channels``, one per level; each level but the last halves the size
-    multipliers: tuple[int, ...] = (1, 2, 2, 2)
-    blocks: int = 2  # residual blocks per level
-    attention: tuple[int, ...] = (16,)  # sizes (pixels a side) at which there is self-attention
-    head_channels: int = 64  # channels per attention head
-    groups: int = 32  # of the group norms; must divide every level's channels
-    dropout: float = 0.1  # inside the residual blocks
+    multipliers: tuple[Size, ...] = (1, 2, 2, 2)
+    blocks: Size = 2  # residual blocks per level
+    attention: tuple[Size, ...] = (16,)  # sizes (pixels a side) at which there is self-attention
+    head_channels: Size = 64  # channels per attention head
+    groups: Size = 32  # of the group norms; must divide every level's channels
+    dropout: Probability = 0.1  # inside the residual blocks
 
     def tiny(self) -> "UNet":
         """Shrink to a smoke run."""

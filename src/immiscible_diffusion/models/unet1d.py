@@ -1,6 +1,7 @@
 """The one-dimensional U-Net of Diffusion Policy: actions over time, modulated by observations."""
 
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -9,23 +10,25 @@ from torch.nn import functional
 from immiscible_diffusion.diffusion.paths import Cond
 from immiscible_diffusion.models.base import ModelConfig, Shape, Shapes, VectorConditions
 from immiscible_diffusion.models.mlp import time_features
+from immiscible_diffusion.utils.checks import Size
 
 
 @dataclass(frozen=True)
 class UNet1D(ModelConfig):
     """Convolutions over the time of an action sequence, with FiLM (2303.04137, appendix A)."""
 
-    channels: tuple[int, ...] = (256, 512, 1024)  # of every level; each but the last halves the time
-    kernel: int = 5  # of the convolutions, odd
-    groups: int = 8  # of the group norms; must divide every level's channels
-    embedding: int = 256  # of the diffusion time
+    channels: tuple[Size, ...] = (256, 512, 1024)  # of every level; each but the last halves the time
+    kernel: Size = 5  # of the convolutions, odd
+    groups: Size = 8  # of the group norms; must divide every level's channels
+    embedding: Annotated[int, ">= 2 and <= 65536"] = 256  # of the diffusion time
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.channels or any(width % self.groups for width in self.channels):
             raise ValueError(
                 f"model.groups {self.groups} must divide the channels of every level, got {self.channels}"
             )
-        if self.kernel < 1 or self.kernel % 2 == 0 or self.embedding < 2 or self.embedding % 2:
+        if self.kernel % 2 == 0 or self.embedding % 2:
             raise ValueError(f"expected an odd kernel and an even embedding, got {self.kernel} and {self.embedding}")
 
     def tiny(self) -> "UNet1D":

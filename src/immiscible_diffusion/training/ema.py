@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from immiscible_diffusion.models.trainable import copy_sharing_frozen, trainable_parameters
-from immiscible_diffusion.utils.checks import check_bounds
+from immiscible_diffusion.utils.checks import NonNegativeFloat, Probability, check_fields
 from immiscible_diffusion.utils.optional_deps import require_extra
 
 
@@ -21,12 +21,12 @@ class EMAConfig:
         power: let it grow as 1 - (1 + step)^-power instead (Diffusion Policy: 0.75); 0 = off.
     """
 
-    decay: float = 0.9999
+    decay: Probability = 0.9999
     warmup: bool = False
-    power: float = 0.0
+    power: NonNegativeFloat = 0.0
 
     def __post_init__(self) -> None:
-        check_bounds(self, "ema.", decay=">= 0 and < 1", power=">= 0")
+        check_fields(self, "ema.")
         if self.power and self.warmup:
             raise ValueError(f"ema.power {self.power} and ema.warmup are two ramps; choose one")
 

@@ -9,7 +9,13 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from immiscible_diffusion.models.trainable import trainable_parameters
-from immiscible_diffusion.utils.checks import check_bounds, check_choices
+from immiscible_diffusion.utils.checks import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    Probability,
+    check_fields,
+)
 from immiscible_diffusion.utils.optional_deps import require_extra
 
 
@@ -28,18 +34,16 @@ class OptimizerConfig:
         use_8bit_adam: keep Adam's state in 8 bits (2110.02861); needs CUDA.
     """
 
-    lr: float = 2e-4
-    warmup_steps: int = 5000
+    lr: PositiveFloat = 2e-4
+    warmup_steps: NonNegativeInt = 5000
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    max_grad_norm: float = 1.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
+    max_grad_norm: NonNegativeFloat = 1.0
+    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    weight_decay: NonNegativeFloat = 0.0
     use_8bit_adam: bool = False
 
     def __post_init__(self) -> None:
-        check_choices(self, "optim.")
-        check_bounds(self, "optim.", lr="> 0", betas=">= 0 and < 1", weight_decay=">= 0")
-        check_bounds(self, "optim.", warmup_steps=">= 0", max_grad_norm=">= 0")
+        check_fields(self, "optim.")
 
     def tiny(self) -> "OptimizerConfig":
         """Shrink to a smoke run."""

@@ -12,7 +12,7 @@ from immiscible_diffusion.models import ModelConfig
 from immiscible_diffusion.training.ema import EMAConfig
 from immiscible_diffusion.training.optim import OptimizerConfig
 from immiscible_diffusion.training.task import TaskConfig, import_applications
-from immiscible_diffusion.utils.checks import check_bounds
+from immiscible_diffusion.utils.checks import NonNegativeInt, PositiveInt, Probability, check_fields
 from immiscible_diffusion.utils.serialization import flatten, from_dict, to_dict
 
 
@@ -53,29 +53,27 @@ class Recipe:
     model: ModelConfig
     coupling: str = "independent"
     conditional: bool = False
-    cond_drop_prob: float = 0.0
+    cond_drop_prob: Probability = 0.0
     scaling: DataScaling = field(default_factory=DataScaling)
     path: FlowMatchingPath | VPPath | EDMPath = field(default_factory=FlowMatchingPath)
     loss: RegressionLoss | ConsistencyLoss = field(default_factory=RegressionLoss)
     optim: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
-    batch_size: int = 256
-    gradient_accumulation_steps: int = 1
-    prefetch: int = 1
-    steps: int = 400_000
-    seed: int = 0
+    batch_size: PositiveInt = 256
+    gradient_accumulation_steps: PositiveInt = 1
+    prefetch: NonNegativeInt = 1
+    steps: PositiveInt = 400_000
+    seed: NonNegativeInt = 0
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    log_every: int = 100
-    validate_every: int = 1000
-    preview_every: int = 20_000
-    checkpoint_every: int = 5000
+    log_every: PositiveInt = 100
+    validate_every: PositiveInt = 1000
+    preview_every: NonNegativeInt = 20_000
+    checkpoint_every: PositiveInt = 5000
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
     def __post_init__(self) -> None:
-        check_bounds(self, batch_size=">= 1", gradient_accumulation_steps=">= 1", steps=">= 1")
-        check_bounds(self, log_every=">= 1", validate_every=">= 1", checkpoint_every=">= 1")
-        check_bounds(self, preview_every=">= 0", prefetch=">= 0", cond_drop_prob=">= 0 and < 1")
+        check_fields(self)
         if self.cond_drop_prob and not self.conditional:
             raise ValueError(f"cond_drop_prob {self.cond_drop_prob} needs conditional")
         guided = self.sampler.guidance != 1

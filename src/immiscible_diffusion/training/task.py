@@ -7,7 +7,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from immiscible_diffusion.diffusion.paths import Cond, EDMPath, Preconditioned
 from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
 from immiscible_diffusion.models.condition_dropout import drop_labels
 from immiscible_diffusion.utils.batch import Batch
-from immiscible_diffusion.utils.checks import check_bounds
+from immiscible_diffusion.utils.checks import PositiveInt, check_fields
 from immiscible_diffusion.utils.random import RandomStreams, hash_seed
 
 if TYPE_CHECKING:
@@ -38,14 +38,13 @@ class EvalConfig:
             left out, and the last step is always among them.
     """
 
-    sampling_steps: tuple[int, ...] = (2, 5, 20, 100)
-    num: int = 6
-    start: float = 0.1
-    steps: tuple[int, ...] = ()
+    sampling_steps: tuple[PositiveInt, ...] = (2, 5, 20, 100)
+    num: PositiveInt = 6
+    start: Annotated[float, "> 0 and <= 1"] = 0.1
+    steps: tuple[PositiveInt, ...] = ()
 
     def __post_init__(self) -> None:
-        check_bounds(self, "eval.", num=">= 1", start="> 0 and <= 1")
-        check_bounds(self, "eval.", sampling_steps=">= 1", steps=">= 1")
+        check_fields(self, "eval.")
         if not self.sampling_steps:
             raise ValueError("eval.sampling_steps must be one number of steps at least, got none")
 

@@ -203,7 +203,7 @@ def test_a_mask_hides_part_of_the_input_and_not_of_the_target(small_sd, images):
 def test_a_mask_of_the_wrong_size_is_refused(codec, images):
     with pytest.raises(ValueError, match=r"the mask must be \(7, 1, 4, 4\)"):
         codec.mask_images(images, torch.zeros(7, 1, 8, 8))
-    with pytest.raises(ValueError, match=r"inpainting\.mask_region must be inside or outside"):
+    with pytest.raises(ValueError, match=r"inpainting\.mask_region must be one of inside, outside"):
         Inpainting("around")
     with pytest.raises(ValueError, match=r"inpainting\.min_size"):
         Inpainting(min_size=0.9)

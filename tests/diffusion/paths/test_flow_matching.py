@@ -120,9 +120,9 @@ def test_what_the_network_sees():
     ("make", "message"),
     [
         (lambda: FlowMatchingPath(time="cosine"), "uniform, logit_normal, got 'cosine'"),
-        (lambda: FlowMatchingPath(std=0), "std must be above 0, got 0"),
-        (lambda: FlowMatchingPath(shift=-1.0), "shift must be above 0"),
-        (lambda: FlowMatchingPath(time_scale=float("nan")), "time_scale must be above 0"),
+        (lambda: FlowMatchingPath(std=0), "std must be > 0, got 0"),
+        (lambda: FlowMatchingPath(shift=-1.0), "shift must be > 0"),
+        (lambda: FlowMatchingPath(time_scale=float("nan")), "time_scale must be a finite number"),
         (lambda: FlowMatchingPath().sample(*pair(3, 2), torch.zeros(2)), r"t \(2,\)"),
         (lambda: FlowMatchingPath().sample(*pair(3, 2), torch.tensor(0.5)), r"t \(\)"),
         (lambda: FlowMatchingPath().sample(pair(3, 2)[0], pair(3, 1)[0], torch.zeros(3)), r"noise \(3, 1\)"),

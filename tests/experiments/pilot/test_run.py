@@ -193,12 +193,12 @@ def test_a_dry_run_writes_nothing(ring, tmp_path, capsys):
         (["--coupling", "shuffled:knn:k=4"], "name the coupling itself"),
         (["--coupling", "knn:j=4"], "knn:j=4"),
         (["--coupling", "assignment:cond_key=obs"], "obs"),
-        (["--minutes", "0"], "minutes must be above 0"),
+        (["--minutes", "0"], "minutes must be > 0"),
         (["--sampling_steps", "0"], "sampling_steps"),
         (["--budget", "5"], "sampling_steps"),
         (["--cond", "state"], "state"),
         (["--network", "unet"], "--network mlp"),
-        (["--seeds", "0"], "seeds must be at least 1"),
+        (["--seeds", "0"], "seeds must be >= 1"),
     ],
 )
 def test_bad_input_is_one_line(ring, tmp_path, capsys, options, text):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from immiscible_diffusion.training.task import EvalConfig
+from immiscible_diffusion.utils.checks import NonNegativeInt, PositiveInt, Probability, check_fields
 
 
 @dataclass(frozen=True)
@@ -15,21 +16,22 @@ class DemonstrationConfig:
     # keypoint, relative (to the agent) or state; LeRobot's observations are taken as they are
     obs_type: Literal["keypoint", "relative", "state"] = "keypoint"
     differences: bool = False  # condition on the last observation and its change instead of all observations
-    horizon: int = 16  # actions that the policy predicts
-    n_obs_steps: int = 2  # observations that it sees
-    n_action_steps: int = 8  # predicted actions that are carried out
-    val_ratio: float = 0.1  # fraction of the episodes to validate on, at least one
-    split_seed: int = 42  # seed of their choice
-    max_train_episodes: int | None = None  # train on at most so many of the rest
+    horizon: PositiveInt = 16  # actions that the policy predicts
+    n_obs_steps: PositiveInt = 2  # observations that it sees
+    n_action_steps: PositiveInt = 8  # predicted actions that are carried out
+    val_ratio: Probability = 0.1  # fraction of the episodes to validate on, at least one
+    split_seed: NonNegativeInt = 42  # seed of their choice
+    max_train_episodes: PositiveInt | None = None  # train on at most so many of the rest
     # mask the repeated steps that pad windows at the ends of episodes, so that neither the
     # coupling's distance nor the loss sees them; otherwise they are data like all others, and a
     # policy learns to stand still at the end, as in Diffusion Policy
     do_mask_loss_for_padding: bool = True
 
     def __post_init__(self) -> None:
+        check_fields(self, "data.")
         h, o, a = self.horizon, self.n_obs_steps, self.n_action_steps
-        if min(h, o, a) < 1 or o - 1 + a > h:
-            raise ValueError(f"expected horizon >= n_obs_steps - 1 + n_action_steps, all >= 1; got {h}, {o} and {a}")
+        if o - 1 + a > h:
+            raise ValueError(f"expected data.horizon >= n_obs_steps - 1 + n_action_steps; got {h}, {o} and {a}")
 
     def tiny(self) -> "DemonstrationConfig":
         """Return the config of a smoke run."""
@@ -40,22 +42,12 @@ class DemonstrationConfig:
 class PolicyEvalConfig(EvalConfig):
     """When and how policies are evaluated: on validation windows and in the simulator."""
 
-    sampling_steps: tuple[int, ...] = (10,)  # numbers of steps of the recipe's sampler
-    num: int = 5  # how many training steps, spaced evenly in their logarithm
-    episodes: int = 50  # of the simulator, from fixed initial states; 0 = no simulator
-    windows: int = 512  # validation windows that the error of actions is measured on
+    sampling_steps: tuple[PositiveInt, ...] = (10,)  # numbers of steps of the recipe's sampler
+    num: PositiveInt = 5  # how many training steps, spaced evenly in their logarithm
+    episodes: NonNegativeInt = 50  # of the simulator, from fixed initial states; 0 = no simulator
+    windows: PositiveInt = 512  # validation windows that the error of actions is measured on
     rollout_every: Literal["all", "last"] = "all"  # run the simulator at all evaluated training steps, or at the last
-    workers: int = 0  # processes of the simulator; 0 = in this one
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.episodes < 0 or self.windows < 1 or self.workers < 0:
-            raise ValueError(
-                f"expected eval.episodes >= 0, windows >= 1 and workers >= 0, got {self.episodes}, "
-                f"{self.windows} and {self.workers}"
-            )
-        if self.rollout_every not in ("all", "last"):
-            raise ValueError(f"eval.rollout_every must be all or last, got {self.rollout_every!r}")
+    workers: NonNegativeInt = 0  # processes of the simulator; 0 = in this one
 
     def tiny(self) -> "PolicyEvalConfig":
         """Shrink to a smoke run."""

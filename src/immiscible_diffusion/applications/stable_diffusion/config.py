@@ -23,6 +23,7 @@ from immiscible_diffusion.diffusion.paths import EDMPath
 from immiscible_diffusion.evaluation.config import ImageEvalConfig
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.task import Task, TaskConfig
+from immiscible_diffusion.utils.checks import PositiveInt, check_fields
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,10 @@ class StableDiffusionCodec:
     """The frozen VAE, tokenizer and text encoder of a pipeline."""
 
     pretrained: str | None = None  # a folder written by save_pretrained, or a name on the hub
-    batch_size: int = 16  # images in the VAE at a time
+    batch_size: PositiveInt = 16  # images in the VAE at a time
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"codec.batch_size must be at least 1, got {self.batch_size}")
+        check_fields(self, "codec.")
 
     def load(
         self,

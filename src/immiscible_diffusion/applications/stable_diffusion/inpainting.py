@@ -1,10 +1,12 @@
 """Masks for in-painting: rectangles inside an image, or all but a part that is kept."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
+
+from immiscible_diffusion.utils.checks import check_fields
 
 
 @dataclass(frozen=True)
@@ -17,17 +19,14 @@ class Inpainting:
     # inside: a rectangle (in-painting); outside: all but a part that is kept, which is a rectangle
     # or, for every other image, one side of the image (out-painting)
     mask_region: Literal["inside", "outside"] = "inside"
-    min_size: float = 0.25  # shortest side of the rectangle as a fraction of the image's
-    max_size: float = 0.75  # longest side of it
+    min_size: Annotated[float, "> 0 and < 1"] = 0.25  # shortest side of the rectangle as a fraction of the image's
+    max_size: Annotated[float, "> 0 and < 1"] = 0.75  # longest side of it
     pair_masked_region: bool = False  # choose noise by what is in the mask alone
 
     def __post_init__(self) -> None:
-        if self.mask_region not in ("inside", "outside"):
-            raise ValueError(f"inpainting.mask_region must be inside or outside, got {self.mask_region!r}")
-        if not 0 < self.min_size <= self.max_size < 1:
-            raise ValueError(
-                f"expected 0 < inpainting.min_size <= inpainting.max_size < 1, got {self.min_size} and {self.max_size}"
-            )
+        check_fields(self, "inpainting.")
+        if not self.min_size <= self.max_size:
+            raise ValueError(f"inpainting.min_size {self.min_size} is above inpainting.max_size {self.max_size}")
 
     def sample_masks(self, count: int, size: tuple[int, int], generator: torch.Generator | None = None) -> Tensor:
         """Draw masks ``[count, 1, h, w]`` float32 on a grid of ``size``: 1 is to be painted.

@@ -24,6 +24,7 @@ from immiscible_diffusion.data.prompts import ClassNamePrompts, ListCaptions, Pr
 from immiscible_diffusion.utils.atomic_files import atomic_path, read_json, remove_unfinished, write_json
 from immiscible_diffusion.utils.background import prefetch_iterator
 from immiscible_diffusion.utils.batch import Batch
+from immiscible_diffusion.utils.checks import PositiveInt, check_fields
 from immiscible_diffusion.utils.optional_deps import require_extra
 from immiscible_diffusion.utils.random import keyed_generator
 
@@ -171,16 +172,12 @@ class EncodingConfig:
 
     dtype: Literal["float16", "bfloat16"] = "float16"  # of what is stored
     flips: bool = True  # encode mirror images too: a VAE's latent of one is not the mirror image of the latent
-    shard_size: int = 1024  # images per shard; an interruption loses at most one of each process
-    batch_size: int = 16  # images in the VAE at a time
+    shard_size: PositiveInt = 1024  # images per shard; an interruption loses at most one of each process
+    batch_size: PositiveInt = 16  # images in the VAE at a time
     transform: str = ""  # how the images were resized and converted, in words
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES or self.shard_size < 1 or self.batch_size < 1:
-            raise ValueError(
-                f"expected dtype float16 or bfloat16, shard_size and batch_size >= 1, got "
-                f"{self.dtype!r}, {self.shard_size} and {self.batch_size}"
-            )
+        check_fields(self)
 
 
 def encode(

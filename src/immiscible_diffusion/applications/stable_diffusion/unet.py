@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from immiscible_diffusion.applications.stable_diffusion.load_pipeline import missing, silence_hf_logging
 from immiscible_diffusion.diffusion.paths import Cond
 from immiscible_diffusion.models.base import ModelConfig, Shape, Shapes
+from immiscible_diffusion.utils.checks import PositiveFloat, Probability, Size, check_fields
 from immiscible_diffusion.utils.optional_deps import require_extra
 
 
@@ -19,18 +20,16 @@ from immiscible_diffusion.utils.optional_deps import require_extra
 class LoRA:
     """Low-rank adapters of frozen weights, ``W + (alpha / rank) B A`` (2106.09685)."""
 
-    rank: int = 4  # of the adapters
-    alpha: float | None = None  # by default the rank
-    dropout: float = 0.0  # of the adapters' input
+    rank: Size = 4  # of the adapters
+    alpha: PositiveFloat | None = None  # by default the rank
+    dropout: Probability = 0.0  # of the adapters' input
     # which layers have adapters; by default all attention layers
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or not self.targets or not 0 <= self.dropout < 1:
-            raise ValueError(
-                f"expected lora.rank >= 1, some targets and 0 <= dropout < 1, got {self.rank}, "
-                f"{self.targets} and {self.dropout}"
-            )
+        check_fields(self, "model.lora.")
+        if not self.targets:
+            raise ValueError("model.lora.targets must be one layer at least, got none")
 
     @property
     def scale(self) -> float:
@@ -52,8 +51,7 @@ class StableDiffusionUNet(ModelConfig):
     lora: LoRA | None = None  # train adapters only; None = train all weights
 
     def __post_init__(self) -> None:
-        if self.init not in ("pretrained", "scratch"):
-            raise ValueError(f"model.init must be pretrained or scratch, got {self.init!r}")
+        super().__post_init__()
         if self.precondition != "none":
             raise ValueError(f"this U-Net predicts as it was trained to; got model.precondition {self.precondition}")
         if self.lora is not None and self.init == "scratch":

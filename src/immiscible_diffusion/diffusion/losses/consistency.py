@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from immiscible_diffusion.diffusion.losses.base import Loss
 from immiscible_diffusion.diffusion.paths import Cond, EDMPath, Model, Path
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
-from immiscible_diffusion.utils.checks import check_bounds, check_choices
+from immiscible_diffusion.utils.checks import NonNegativeFloat, PositiveInt, Probability, check_fields
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,15 @@ class ConsistencyLoss(Loss):
 
     has_curriculum: ClassVar[bool] = True
 
-    q: float = 2.0
-    num_stages: int = 8
-    pretrain_fraction: float = 0.0
-    k: float = 8.0
-    huber: float = 0.00054
+    q: Annotated[float, "> 1"] = 2.0
+    num_stages: PositiveInt = 8
+    pretrain_fraction: Probability = 0.0
+    k: NonNegativeFloat = 8.0
+    huber: NonNegativeFloat = 0.00054
     weighting: Literal["edm", "gap"] = "edm"
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_bounds(self, q="> 1", num_stages=">= 1", k=">= 0", huber=">= 0")
-        check_bounds(self, pretrain_fraction=">= 0 and < 1")
+        check_fields(self, "loss.")
 
     def identity_sigma(self, path: EDMPath) -> float:
         """``sigma_min``: there a consistency model returns its input."""

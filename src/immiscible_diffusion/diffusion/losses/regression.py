@@ -7,7 +7,7 @@ from torch import Tensor
 
 from immiscible_diffusion.diffusion.losses.base import Loss, mean_over
 from immiscible_diffusion.diffusion.paths import Cond, Model, Path
-from immiscible_diffusion.utils.checks import check_bounds
+from immiscible_diffusion.utils.checks import NonNegativeFloat, check_fields
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,11 @@ class RegressionLoss(Loss):
         input_perturbation: adds this times more noise to the network's input, not to the target (2301.11706); 0 = off.
     """
 
-    noise_offset: float = 0.0
-    input_perturbation: float = 0.0
+    noise_offset: NonNegativeFloat = 0.0
+    input_perturbation: NonNegativeFloat = 0.0
 
     def __post_init__(self) -> None:
-        check_bounds(self, noise_offset=">= 0", input_perturbation=">= 0")
+        check_fields(self, "loss.")
 
     def without_augmentation(self) -> "RegressionLoss":
         """The same without noise offset and input perturbation."""

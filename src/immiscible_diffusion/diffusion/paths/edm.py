@@ -2,14 +2,14 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from immiscible_diffusion.diffusion.paths.base import Path, PathSample, check_sample, per_row
 from immiscible_diffusion.diffusion.paths.parametrization import Mixture, Prediction
-from immiscible_diffusion.utils.checks import check_bounds, check_choices
+from immiscible_diffusion.utils.checks import PositiveFloat, check_fields
 
 
 @dataclass(frozen=True)
@@ -34,19 +34,19 @@ class EDMPath(Path):
 
     prediction: ClassVar[Prediction] = "data"
 
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
-    sigma_data: float = 0.5
+    sigma_min: PositiveFloat = 0.002
+    sigma_max: PositiveFloat = 80.0
+    rho: PositiveFloat = 7.0
+    sigma_data: PositiveFloat = 0.5
     time: Literal["lognormal", "discrete"] = "lognormal"
-    mean: float = -1.2
-    std: float = 1.2
-    levels: int = 1280
+    mean: Annotated[float, ""] = -1.2
+    std: PositiveFloat = 1.2
+    levels: Annotated[int, ">= 2"] = 1280
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_bounds(self, sigma_min="> 0", sigma_max=f"> {self.sigma_min} and < inf")
-        check_bounds(self, rho="> 0", sigma_data="> 0", std="> 0", levels=">= 2")
+        check_fields(self, "path.")
+        if not self.sigma_max > self.sigma_min:
+            raise ValueError(f"path.sigma_max must be > {self.sigma_min}, path.sigma_min, got {self.sigma_max}")
 
     def alpha(self, t: Tensor) -> Tensor:
         """One at every ``t``."""

@@ -1,13 +1,14 @@
 """Straight paths between data and noise."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from immiscible_diffusion.diffusion.paths.base import Path, PathSample, check_sample, per_row
 from immiscible_diffusion.diffusion.paths.parametrization import Mixture, Prediction
+from immiscible_diffusion.utils.checks import PositiveFloat, check_fields
 
 TIMES = ("uniform", "logit_normal")
 
@@ -30,17 +31,13 @@ class FlowMatchingPath(Path):
     prediction: ClassVar[Prediction] = "velocity"
 
     time: Literal["uniform", "logit_normal"] = "uniform"
-    mean: float = 0.0
-    std: float = 1.0
-    shift: float = 1.0
-    time_scale: float = 1000.0
+    mean: Annotated[float, ""] = 0.0
+    std: PositiveFloat = 1.0
+    shift: PositiveFloat = 1.0
+    time_scale: PositiveFloat = 1000.0
 
     def __post_init__(self) -> None:
-        if self.time not in TIMES:
-            raise ValueError(f"time must be one of {', '.join(TIMES)}, got {self.time!r}")
-        for name in ("std", "shift", "time_scale"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        check_fields(self, "path.")
 
     def alpha(self, t: Tensor) -> Tensor:
         """``1 - t``."""

@@ -3,14 +3,14 @@
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from immiscible_diffusion.diffusion.paths.base import Cond, Model, Path, PathSample, Velocity, check_sample, per_row
 from immiscible_diffusion.diffusion.paths.parametrization import Mixture
-from immiscible_diffusion.utils.checks import check_bounds, check_choices
+from immiscible_diffusion.utils.checks import PositiveFloat, check_fields
 
 LARGEST_BETA = 0.999  # of the cosine schedule, 2102.09672
 
@@ -38,16 +38,16 @@ class VPPath(Path):
 
     schedule: Literal["linear", "scaled_linear", "cosine"] = "linear"
     prediction: Literal["epsilon", "v", "data"] = "epsilon"
-    steps: int = 1000
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
+    steps: Annotated[int, ">= 2"] = 1000
+    beta_start: PositiveFloat = 1e-4
+    beta_end: Annotated[float, "> 0 and < 1"] = 0.02
     zero_snr: bool = False
-    min_snr: float | None = None
+    min_snr: PositiveFloat | None = None
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_bounds(self, steps=">= 2", beta_start="> 0", min_snr="> 0")
-        check_bounds(self, beta_end=f">= {self.beta_start} and < 1")
+        check_fields(self, "path.")
+        if not self.beta_end >= self.beta_start:
+            raise ValueError(f"path.beta_end must be >= {self.beta_start}, path.beta_start, got {self.beta_end}")
         if self.zero_snr and self.prediction == "epsilon":
             raise ValueError(
                 "zero_snr leaves no data in the last step, so none can be predicted by epsilon; "

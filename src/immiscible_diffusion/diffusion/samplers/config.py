@@ -1,7 +1,7 @@
 """Which sampler, and how many steps."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import Tensor
 
@@ -10,7 +10,7 @@ from immiscible_diffusion.diffusion.samplers.base import SamplerOutput, StepNois
 from immiscible_diffusion.diffusion.samplers.ddpm import Spacing, sample_ddim, sample_dpm
 from immiscible_diffusion.diffusion.samplers.edm import sample_consistency, sample_edm
 from immiscible_diffusion.diffusion.samplers.ode import sample_dopri5, sample_euler, sample_heun, sample_midpoint
-from immiscible_diffusion.utils.checks import check_bounds, check_choices
+from immiscible_diffusion.utils.checks import Fraction, PositiveFloat, PositiveInt, check_fields
 
 METHODS = {"euler": sample_euler, "heun": sample_heun, "midpoint": sample_midpoint}
 OF_VP, OF_EDM = ("ddim", "ddpm", "dpm"), ("edm", "consistency")
@@ -44,21 +44,19 @@ class SamplerConfig:
     """
 
     method: Literal["euler", "heun", "midpoint", "dopri5", "ddim", "ddpm", "dpm", "edm", "consistency"] = "euler"
-    steps: int = 50
-    tolerance: float = 1e-5
+    steps: PositiveInt = 50
+    tolerance: PositiveFloat = 1e-5
     init_noise: Literal["normal", "matched"] = "normal"
     spacing: Spacing = "trailing"
-    eta: float = 0.0
-    clip: float | None = None
-    guidance: float = 1.0
-    init_scale: float = 1.0
-    prune: float | None = None
-    shift: float = 1.0
+    eta: Fraction = 0.0
+    clip: PositiveFloat | None = None
+    guidance: Annotated[float, ""] = 1.0
+    init_scale: PositiveFloat = 1.0
+    prune: PositiveFloat | None = None
+    shift: PositiveFloat = 1.0
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        check_bounds(self, steps=">= 1", tolerance="> 0", eta=">= 0 and <= 1", clip="> 0")
-        check_bounds(self, init_scale="> 0", prune="> 0", shift="> 0")
+        check_fields(self)
         if self.prune is not None and self.init_noise == "matched":
             raise ValueError("prune rejects noise of N(0, I), and init_noise is matched; use one of the two")
 

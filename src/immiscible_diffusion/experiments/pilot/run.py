@@ -21,6 +21,7 @@ from immiscible_diffusion.experiments.pilot.verdict import SHUFFLED, Verdict, fi
 from immiscible_diffusion.reporting.compare import Comparison
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.atomic_files import read_json, write_json
+from immiscible_diffusion.utils.checks import NonNegativeInt, PositiveFloat, PositiveInt, check_fields
 from immiscible_diffusion.utils.serialization import to_dict
 from immiscible_diffusion.utils.signals import Interrupted, InterruptGuard
 
@@ -42,24 +43,18 @@ class Settings:
     """
 
     coupling: str = "knn:k=4"
-    minutes: float = 10.0
-    sampling_steps: tuple[int, ...] = (5, 20)
+    minutes: PositiveFloat = 10.0
+    sampling_steps: tuple[PositiveInt, ...] = (5, 20)
     network: Literal["auto", "mlp", "unet"] = "auto"
     matched: bool = True
-    seed: int = 0
-    seeds: int | None = None
-    steps: int | None = None
+    seed: NonNegativeInt = 0
+    seeds: PositiveInt | None = None
+    steps: PositiveInt | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.minutes < math.inf:
-            raise ValueError(f"minutes must be above 0, got {self.minutes}")
-        steps = self.sampling_steps
-        if not steps or min(steps) < 1 or len(set(steps)) < len(steps):
-            raise ValueError(f"sampling_steps must be different numbers >= 1, got {steps}")
-        for name in ("seeds", "steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_fields(self)
+        if not self.sampling_steps or len(set(self.sampling_steps)) < len(self.sampling_steps):
+            raise ValueError(f"sampling_steps must be different numbers >= 1, got {self.sampling_steps}")
         if self.coupling == BASELINE or self.coupling.startswith((MATCHED, SHUFFLED)):
             raise ValueError(
                 f"coupling '{self.coupling}': name the coupling itself, such as knn:k=4; a pilot trains without "

@@ -27,6 +27,7 @@ from immiscible_diffusion.training.optim import OptimizerConfig
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.task import EvalConfig, Task, TaskConfig
+from immiscible_diffusion.utils.checks import Size, check_fields
 
 NUM_IMAGES = 32  # shown
 MAX_IMAGE_SIZE = 64
@@ -48,9 +49,12 @@ class ArrayConfig:
     """Which arrays; they are in memory."""
 
     name: str
-    shape: tuple[int, ...]  # of a sample
+    shape: tuple[Size, ...]  # of a sample
     digest: str  # hash of data, conditions and mask
     conditions: tuple[str, ...] = ()  # that the network is given
+
+    def __post_init__(self) -> None:
+        check_fields(self, "data.")
 
 
 @dataclass(frozen=True)
