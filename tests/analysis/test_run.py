@@ -333,7 +333,7 @@ def test_other_paths():
     ("options", "expected"),
     [
         ({"probes": 1}, "probes must be >= 2"),
-        ({"levels": (0.0, 0.5)}, "levels must be times above 0"),
+        ({"levels": (0.0, 0.5)}, "levels must be > 0"),
         ({"levels": (0.5, 0.5)}, "levels must be distinct"),
         ({"bandwidth": 0.0}, "bandwidth must be > 0"),
     ],
