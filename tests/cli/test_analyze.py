@@ -175,7 +175,7 @@ def test_a_dry_run_writes_nothing(capsys, tmp_path):
         ([*DIGITS, "--coupling", "knm"], "unknown coupling 'knm'"),
         ([*DIGITS, "--coupling", "knn:k=4", "--coupling", "knn:k=4"], "named twice: knn:k=4"),
         ([*DIGITS, "--cond", "text"], "the condition 'label' only"),
-        ([*DIGITS, "--levels", "0", "0.5"], "levels must be times above 0"),
+        ([*DIGITS, "--levels", "0", "0.5"], "levels must be > 0 and <= 1"),
         ([*DIGITS, "--probes", "1"], "probes must be >= 2"),
         ([*DIGITS, "--threads", "0"], "threads must be >= 1"),
         ([*DIGITS, "--path", "sigma"], "is --path.kind sigma"),

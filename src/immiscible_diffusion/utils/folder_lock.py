@@ -16,12 +16,13 @@ WAIT = 5.0  # seconds: processes of a command that was just killed may still be 
 
 @contextmanager
 def folder_lock(folder: str | os.PathLike[str], file: str = FILE) -> Iterator[None]:
-    """Hold ``folder``, which is made if need be, against other processes and threads.
+    """Hold ``folder`` against other processes and threads; it is made if need be, and goes if nothing was put there.
 
     The lock is the system's (flock) on a file that names host and process, so a process that dies, however it dies,
     leaves none behind. ValueError, after ``WAIT`` seconds, names who holds it.
     """
     path, until = Path(folder) / file, time.monotonic() + WAIT
+    is_new = not path.parent.exists()
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+", encoding="utf-8") as lock:
@@ -46,6 +47,8 @@ def folder_lock(folder: str | os.PathLike[str], file: str = FILE) -> Iterator[No
                 with suppress(OSError):  # Windows removes no open file
                     if _is_there(lock, path):
                         path.unlink()
+                    if is_new:
+                        path.parent.rmdir()  # an error unless it is empty
             return
 
 
