@@ -1,13 +1,24 @@
-"""A full disk, and a second copy of a command: one line, exit code 2, and nothing lost."""
+"""A full disk, a second copy of a command, dry runs with something missing: one line, code 2, nothing lost."""
 
 import contextlib
+import dataclasses
 import sys
 
 import pytest
 
+from fixtures.stable_diffusion import save_small_sd
 from helpers import assert_same_weights
+from immiscible_diffusion.applications.stable_diffusion.export import check_schedule
+from immiscible_diffusion.applications.stable_diffusion.load_pipeline import load_reason
 from immiscible_diffusion.cli.main import main
+from immiscible_diffusion.cli.options import named_recipe
+from immiscible_diffusion.diffusion.paths import VPPath
+from immiscible_diffusion.diffusion.samplers import SamplerConfig
+from immiscible_diffusion.experiments.compare.plan import Plan
+from immiscible_diffusion.recipes import RECIPES
+from immiscible_diffusion.training.dry_run import dry_run
 from immiscible_diffusion.training.run_dir import RunDir
+from immiscible_diffusion.training.trainer import Trainer
 from immiscible_diffusion.utils import folder_lock as locks
 from immiscible_diffusion.utils.folder_lock import folder_lock
 
@@ -37,6 +48,7 @@ def error_of(capsys, arguments):
 def test_training_on_a_full_disk_keeps_the_last_checkpoint_and_goes_on(tmp_path, capsys):
     whole, run = tmp_path / "whole", tmp_path / "run"
     assert main([*TRAIN, "--out", str(whole)]) == 0
+    assert "1 process on" in capsys.readouterr().err
     words = [*TRAIN, "--out", str(run)]
     with limit(100_000):
         line = error_of(capsys, words)
@@ -87,3 +99,77 @@ def test_sampling_and_trials_are_refused_where_another_is_at_work(tmp_path, monk
     with folder_lock(out / "trials" / "independent" / "seed0"):
         assert "in use" in error_of(capsys, trial)
     assert main(trial) == 0
+
+
+def test_tiny_takes_one_step_where_the_recipe_selects_steps_linearly():
+    for name, make in RECIPES.items():
+        tiny, kinds = make().tiny(), {"independent", "knn:k=4"}
+        Plan("unused", tiny, tuple(kinds), (0,))
+        assert tiny.sampler.spacing == "trailing", name
+    linear = dataclasses.replace(tiny, path=VPPath(), sampler=SamplerConfig("ddim", spacing="linear"))
+    with pytest.raises(ValueError, match="one linear step is step 0"):  # before anything is trained
+        Plan("unused", linear, ("independent",), (0,))
+
+
+def test_tiny_learns_what_the_small_pipeline_predicts(tmp_path, capsys):
+    pipeline = str(save_small_sd(tmp_path / "pipeline", prediction="v_prediction"))
+    for name in ("imagenet-sd-finetune", "sd-inpaint", "sd-lora"):
+        recipe, rest = named_recipe(name, ["--tiny", "--codec.pretrained", pipeline])
+        assert recipe.path.prediction == "v"
+        assert rest == ["--codec.pretrained", pipeline]
+        codec = dataclasses.replace(recipe.task.codec, pretrained=pipeline)
+        check_schedule(dataclasses.replace(recipe, task=recipe.task.replace(codec=codec)))
+    assert "digits stands in for imagenet-1k" in capsys.readouterr().err
+
+
+def test_a_dry_run_lists_all_that_is_missing(capsys):
+    words = [
+        "--mixed-precision",
+        "no",
+        "--codec.pretrained",
+        "absent",
+        "--data.name",
+        "folder",
+        "--data.path",
+        "nowhere",
+    ]
+    assert main(["train", "imagenet-sd-scratch", "--dry-run", *words]) == 2
+    lines = capsys.readouterr().out.splitlines()
+    missing = [line for line in lines if line.startswith("missing: ")]
+    assert ["absent" in line for line in missing] == [True, False]
+    assert "nowhere" in missing[1]
+    assert lines[0] == "{"  # the recipe comes first
+
+
+def test_a_dry_run_on_a_cpu_takes_few_samples(tiny, monkeypatch, capsys):
+    monkeypatch.setattr("immiscible_diffusion.training.dry_run.STEP_BYTES", 1)
+    shapes = []
+    train_step = Trainer.train_step
+
+    def counted(trainer, batches):
+        shapes.append(trainer.loader.batch_size)
+        train_step(trainer, batches)
+
+    monkeypatch.setattr(Trainer, "train_step", counted)
+    assert dry_run(dataclasses.replace(tiny, gradient_accumulation_steps=2), "cpu", print)
+    assert set(shapes) == {4}
+    assert "scaled from 4 samples of 16" in capsys.readouterr().out
+
+
+def test_a_misspelt_coupling_is_an_error_before_the_data_are_loaded(monkeypatch, capsys):
+    monkeypatch.setattr(Trainer, "__init__", None)
+    assert "k must be" in error_of(capsys, ["train", "digits-flow", "--coupling", "knn:k=0"])
+
+
+def test_the_reason_is_the_network_where_there_is_none():
+    error = OSError("no model_index.json")
+    error.__cause__ = type("LocalEntryNotFoundError", (OSError,), {})("Cannot reach the hub: offline mode is enabled")
+    assert load_reason(error) == "it is not on this machine, and the hub is out of reach: offline mode is enabled"
+
+
+def test_columns_of_recipes_are_apart(capsys):
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()[: len(RECIPES)]
+    assert all(line.startswith(f"{name} ") for name, line in zip(RECIPES, lines, strict=True))
+    assert main(["recipes", "cifar10-flow"]) == 0
+    assert "5.07 -> 3.68" in capsys.readouterr().err

@@ -146,6 +146,6 @@ def test_dry_run_writes_nothing_and_says_what_a_run_takes(capsys, tmp_path, monk
 
 def test_dry_run_says_what_is_missing(capsys):
     code, text, _ = outcome(capsys, "train", "cifar10-flow", "--dry-run", "--device", "cpu")
-    assert code == 0
+    assert code == 2
     assert "missing:" in text
     assert "nothing" not in text.partition("missing:")[2]

@@ -5,6 +5,8 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from immiscible_diffusion.cli.options import Device, RecipeOptions, WholeRecipe, named_recipe, parse, take_name
 from immiscible_diffusion.couplings import check_coupling_name
@@ -88,6 +90,10 @@ def download(recipe: Recipe, device: str = "cpu") -> list[Item]:
         note = f", {dataset.note}" if dataset.note else ""
         return f"{dataset.name}, {len(dataset):,} of {' x '.join(map(str, dataset.shape))}{note}"
 
+    def loaded(load: Callable[[], Any]) -> str:
+        load()
+        return "is there"
+
     def validation() -> str:
         dataset, split = tasks[0].validation_data()
         return f"{dataset.name}, {split}"
@@ -99,6 +105,10 @@ def download(recipe: Recipe, device: str = "cpu") -> list[Item]:
     get("packages", packages)
     get("data", data)
     if not tasks:
+        if parts := recipe.task.parts():
+            items.pop()  # whose error is of the first part that is missing
+        for name, load in parts.items():
+            get(name, partial(loaded, load))
         return [*items, Item("network and evaluation", False, "need the data first")]
     get("data for validation", validation)
     get("network", network)

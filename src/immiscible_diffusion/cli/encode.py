@@ -10,6 +10,7 @@ import torch
 import tyro
 
 from immiscible_diffusion.applications.stable_diffusion import latent_cache
+from immiscible_diffusion.applications.stable_diffusion.load_pipeline import load_reason
 from immiscible_diffusion.cli.options import Device, parse
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.data.captions import Captions, NoCaptionsError, load_captioned
@@ -119,8 +120,7 @@ def load_vae(source: str) -> Any:
             warnings.simplefilter("ignore", FutureWarning)  # torch_dtype: an older name of dtype
             return AutoencoderKL.from_pretrained(source, torch_dtype=torch.float32, **inside)
     except (OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"there is no VAE at {source} ({reason}); download the pipeline where there is a network (`hf download "
-            f"{source} --include 'vae/*' --local-dir FOLDER`), and give that folder"
+            f"there is no VAE at {source} ({load_reason(error)}); download the pipeline where there is a network "
+            f"(`hf download {source} --include 'vae/*' --local-dir FOLDER`), and give that folder"
         ) from error

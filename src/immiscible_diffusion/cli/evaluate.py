@@ -92,7 +92,7 @@ def main(arguments: list[str]) -> int:
     result = evaluate_folder(options, run, folder) if folder else evaluate_run(options, run)
     keep(run, [result])
     result.pop("calibration", None)  # printed before
-    sys.stdout.write("".join(f"{name:16}{text(value)}\n" for name, value in result.items()))
+    sys.stdout.write(rows({name: value for name, value in result.items() if value is not None}))
     return 0
 
 
@@ -101,6 +101,12 @@ def keep(run: RunDir, results: list[dict[str, Any]]) -> None:
     file = run.root / "evaluation.json"
     with folder_lock(run.root, ".evaluation.lock"):
         write_json(file, [*(read_json(file) if file.exists() else []), *results])
+
+
+def rows(values: dict[str, Any]) -> str:
+    """Names and values in two columns."""
+    width = max(map(len, values)) + 2
+    return "".join(f"{name:{width}}{text(value)}\n" for name, value in values.items())
 
 
 def text(value: Any) -> str:
@@ -146,10 +152,10 @@ def table(results: list[dict[str, Any]]) -> str:
     """What the results have in common, and a row of metrics for every weight of guidance."""
     columns = ["guidance", *(name for name in ("frechet", "pixels", *METRICS[1:]) if results[0][name] is not None)]
     common = {n: v for n, v in results[0].items() if all(result[n] == v for result in results) and n != "calibration"}
-    lines = [f"{name:16}{text(value)}" for name, value in common.items() if name not in columns]
-    lines += ["", "".join(f"{name:14}" for name in columns)]
-    rows = ("".join(f"{text(r[name]):14}" for name in columns) + "best" * r["best"] for r in results)
-    return "\n".join(line.rstrip() for line in (*lines, *rows)) + "\n"
+    lines = ["".join(f"{name:14}" for name in columns)]
+    lines += ["".join(f"{text(r[name]):14}" for name in columns) + "best" * r["best"] for r in results]
+    every = rows({name: value for name, value in common.items() if name not in columns and value is not None})
+    return every + "\n" + "\n".join(line.rstrip() for line in lines) + "\n"
 
 
 def evaluate_folder(options: Options, run: RunDir, folder: Path) -> dict[str, Any]:
@@ -185,7 +191,7 @@ def calibrate(options: Options, evaluator: Evaluator) -> dict[str, Any]:
         return {}
     values = evaluator.calibrate(options.metrics)
     sys.stdout.write("real against real, and the distance of pure noise:\n")
-    sys.stdout.write("".join(f"  {name:20}{text(value)}\n" for name, value in values.items()))
+    sys.stdout.write(rows(values))
     sys.stdout.flush()
     return {"calibration": values}
 

@@ -12,7 +12,9 @@ from typing import Annotated, Any, Literal, TypeVar
 import torch
 import tyro
 
+from immiscible_diffusion.applications.stable_diffusion.load_pipeline import PretrainedPipeline
 from immiscible_diffusion.cli.renamed import check_options
+from immiscible_diffusion.data import DataConfig
 from immiscible_diffusion.diffusion.losses import ConsistencyLoss
 from immiscible_diffusion.diffusion.paths import EDMPath, VPPath
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
@@ -81,13 +83,15 @@ def named_recipe(name: str, arguments: Sequence[str]) -> tuple[Recipe, list[str]
     """The recipe called ``name`` with parts of other kinds, shrunk if asked for; other arguments.
 
     ``--model.kind DiT``, ``--path.kind`` and ``--loss.kind`` choose a class with its defaults, then ``--tiny`` shrinks
-    the recipe; all other options change the result. tyro's own subcommands (``model:di-t``) cannot do that: they act
-    after ``--tiny``, choose no sampler that suits a path, and do not go with the options of ``compare``.
+    the recipe, with ``--codec.pretrained`` to what that pipeline predicts; all other options change the result.
+    tyro's own subcommands (``model:di-t``) cannot do that: they act after ``--tiny``, choose no sampler that suits a
+    path, and do not go with the options of ``compare``.
     """
     recipe, hints = recipe_from_name(name), typing.get_type_hints(Recipe)
     parser = argparse.ArgumentParser(f"immiscible ... {name}", add_help=False, allow_abbrev=False)
     parser.usage = argparse.SUPPRESS
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--codec.pretrained", dest="pipeline")
     kinds: dict[str, dict[str, type]] = {}
     for part in ("model", "path", "loss"):
         kinds[part] = {name.lower(): kind for name, kind in kinds_of(hints[part]).items()}
@@ -103,7 +107,14 @@ def named_recipe(name: str, arguments: Sequence[str]) -> tuple[Recipe, list[str]
         changes["sampler"] = usual_sampler(path, loss)
     recipe = dataclasses.replace(recipe, **changes)
     if words.tiny:  # under a name of its own, so that it leaves the folder of the real run alone
-        recipe = dataclasses.replace(recipe.tiny(), name=f"{recipe.name}-tiny")
+        data, recipe = recipe.task.data, dataclasses.replace(recipe.tiny(), name=f"{recipe.name}-tiny")
+        if isinstance(data, DataConfig) and data.name != recipe.task.data.name:
+            sys.stderr.write(f"--tiny: the data set {recipe.task.data.name} stands in for {data.name}\n")
+    if words.pipeline is not None:
+        rest += ["--codec.pretrained", words.pipeline]
+        if words.tiny and isinstance(recipe.path, VPPath):  # small pipelines need not predict what published ones do
+            prediction = PretrainedPipeline.open(words.pipeline).prediction or recipe.path.prediction
+            recipe = dataclasses.replace(recipe, path=dataclasses.replace(recipe.path, prediction=prediction))
     return recipe, rest
 
 

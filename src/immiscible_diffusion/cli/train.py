@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from immiscible_diffusion.cli.options import (
@@ -13,11 +14,12 @@ from immiscible_diffusion.cli.options import (
     run_path,
     take_name,
 )
+from immiscible_diffusion.couplings import check_coupling_name
 from immiscible_diffusion.experiments.compare.plan import slug
 from immiscible_diffusion.recipes.flow_matching import digits_flow
 from immiscible_diffusion.training.dry_run import dry_run
 from immiscible_diffusion.training.recipe import Recipe
-from immiscible_diffusion.training.run_dir import RunDir
+from immiscible_diffusion.training.run_dir import RunDir, hardware
 from immiscible_diffusion.training.trainer import Trainer
 
 
@@ -46,10 +48,14 @@ def main(arguments: list[str]) -> int:
     recipe = options.recipe.recipe()
     out = run_path(options.out, recipe.name, default_folder(recipe))
     if options.dry_run:
-        sys.stdout.write(dry_run(recipe, options.device) + "\n")
-        return 0
+        return 0 if dry_run(recipe, options.device, partial(print, flush=True)) else 2
+    check_coupling_name(recipe.coupling, allow_import=True)  # before the data are loaded
     run = RunDir.open(out, recipe)
     trainer = Trainer(recipe, run, device=options.device)
+    if trainer.is_main:
+        number = trainer.accelerator.num_processes
+        used = hardware(trainer.device, number)
+        sys.stderr.write(f"{recipe.name}: {number} process{'es' * (number > 1)} on {used}\n")
     trainer.train()
     if trainer.is_main:
         next_step = recipe.task.next_step.format(run=out)

@@ -5,7 +5,7 @@ import dataclasses
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -89,6 +89,10 @@ class TaskConfig(ABC):
     def replace(self, **changes: Any) -> "TaskConfig":
         """Return the task with other fields."""
         return dataclasses.replace(self, **changes)
+
+    def parts(self) -> dict[str, Callable[[], Any]]:
+        """Return what ``build`` loads one after the other, by name: each raises ValueError if it is not there."""
+        return {}
 
     def check(self, recipe: "Recipe") -> None:
         """Raise ValueError for parts of ``recipe`` that do not go with this application."""

@@ -1,14 +1,17 @@
 """The part of a recipe that belongs to text-to-image diffusion."""
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 
 from immiscible_diffusion.applications.stable_diffusion.codec import LatentCodec
 from immiscible_diffusion.applications.stable_diffusion.inpainting import Inpainting
-from immiscible_diffusion.applications.stable_diffusion.latent_cache import vae_digest
+from immiscible_diffusion.applications.stable_diffusion.latent_cache import LatentSet, vae_digest
 from immiscible_diffusion.applications.stable_diffusion.load_pipeline import (
     PretrainedPipeline,
     frozen,
@@ -16,7 +19,7 @@ from immiscible_diffusion.applications.stable_diffusion.load_pipeline import (
     silence_hf_logging,
 )
 from immiscible_diffusion.applications.stable_diffusion.unet import StableDiffusionUNet
-from immiscible_diffusion.data import DataConfig, DataSet
+from immiscible_diffusion.data import DataConfig, DataSet, load_images
 from immiscible_diffusion.data.aspect_buckets import Buckets
 from immiscible_diffusion.data.captions import Captions
 from immiscible_diffusion.diffusion.paths import EDMPath
@@ -102,6 +105,11 @@ class TextToImage(TaskConfig):
         """
         codec, data = dataclasses.replace(self.codec, pretrained=None), self.data.tiny().at_hand()
         return dataclasses.replace(self, data=data, codec=codec, buckets=None, eval=self.eval.tiny())
+
+    def parts(self) -> dict[str, Callable[[], Any]]:
+        """Return the pipeline and the data."""
+        data = partial(LatentSet.open, Path(self.latents)) if self.latents else partial(load_images, self.data)
+        return {"pipeline": partial(PretrainedPipeline.open, self.codec.pretrained), "data": data}
 
     def check(self, recipe: Recipe) -> None:
         """Raise ValueError for a recipe that lacks a part of text-to-image diffusion."""

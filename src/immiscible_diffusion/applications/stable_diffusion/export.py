@@ -13,7 +13,11 @@ from torch import Tensor, nn
 
 from immiscible_diffusion.applications.stable_diffusion.codec import LatentCodec
 from immiscible_diffusion.applications.stable_diffusion.config import task_of, unet_of
-from immiscible_diffusion.applications.stable_diffusion.load_pipeline import PretrainedPipeline, silence_hf_logging
+from immiscible_diffusion.applications.stable_diffusion.load_pipeline import (
+    PREDICTION_TYPES,
+    PretrainedPipeline,
+    silence_hf_logging,
+)
 from immiscible_diffusion.applications.stable_diffusion.unet import TextUNet
 from immiscible_diffusion.diffusion.paths import VPPath
 from immiscible_diffusion.training.ema import EMA
@@ -22,7 +26,6 @@ from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.atomic_files import atomic_folder, atomic_path, read_json, write_json, write_text
 from immiscible_diffusion.utils.optional_deps import require_extra
 
-PREDICTION_TYPES = {"epsilon": "epsilon", "v": "v_prediction", "data": "sample"}
 INPAINT_PIPELINES = {
     "StableDiffusionPipeline": "StableDiffusionInpaintPipeline",
     "StableDiffusionXLPipeline": "StableDiffusionXLInpaintPipeline",

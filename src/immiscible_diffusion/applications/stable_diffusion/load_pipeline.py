@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from immiscible_diffusion.utils.optional_deps import require_extra
 from immiscible_diffusion.utils.random import keyed_generator
 
 LIBRARIES = (None, "diffusers", "transformers", "stable_diffusion")  # that an index may name
+Prediction = Literal["epsilon", "v", "data"]
+PREDICTION_TYPES: dict[Prediction, str] = {"epsilon": "epsilon", "v": "v_prediction", "data": "sample"}
 WEIGHTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2")
 
 PIPELINE_HINT = (
@@ -93,6 +95,12 @@ class PretrainedPipeline:
             except (OSError, ValueError) as error:
                 raise missing(self.source, error, name) from error
 
+    @property
+    def prediction(self) -> Prediction | None:
+        """What the network predicts, as ``VPPath.prediction`` names it; None of one on another path."""
+        theirs = self.load("scheduler").config.get("prediction_type")
+        return next((ours for ours, name in PREDICTION_TYPES.items() if name == theirs), None)
+
     def load_texts(self) -> list[TextPart]:
         """Load every text encoder, frozen, with its tokenizer: one, or two of SDXL."""
         return [
@@ -104,11 +112,22 @@ class PretrainedPipeline:
 
 def missing(source: str, error: Exception, part: str = "pipeline") -> ValueError:
     """Return the error for a pipeline, or a part of it, that cannot be loaded."""
-    reason = str(error).strip().partition("\n")[0]
     return ValueError(
-        f"there is no {part} at {source} ({reason}); download it where there is a network (`hf "
+        f"there is no {part} at {source} ({load_reason(error)}); download it where there is a network (`hf "
         f"download {source} --local-dir FOLDER`) and give that folder: {PIPELINE_HINT}"
     )
+
+
+def load_reason(error: BaseException) -> str:
+    """Say why something of the hub cannot be loaded: diffusers names a missing file where there is no network."""
+    chain = [error]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    reason = str(error).strip().partition("\n")[0]
+    if any(type(one).__name__ == "LocalEntryNotFoundError" for one in chain):
+        last = str(chain[-1])
+        reason = f"it is not on this machine, and the hub is out of reach: {last.partition(': ')[2] or last}"
+    return reason
 
 
 def frozen(part: Any) -> Any:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from immiscible_diffusion.diffusion.paths import Cond, EDMPath, Model, Path, Velocity, VPPath
 from immiscible_diffusion.diffusion.samplers.base import SamplerOutput, StepNoise
-from immiscible_diffusion.diffusion.samplers.ddpm import Spacing, sample_ddim, sample_dpm
+from immiscible_diffusion.diffusion.samplers.ddpm import Spacing, sample_ddim, sample_dpm, select_timesteps
 from immiscible_diffusion.diffusion.samplers.edm import sample_consistency, sample_edm
 from immiscible_diffusion.diffusion.samplers.ode import sample_dopri5, sample_euler, sample_heun, sample_midpoint
 from immiscible_diffusion.utils.checks import Fraction, PositiveFloat, PositiveInt, check_fields
@@ -61,7 +61,7 @@ class SamplerConfig:
             raise ValueError("prune rejects noise of N(0, I), and init_noise is matched; use one of the two")
 
     def check(self, path: Path) -> None:
-        """Raise ValueError unless this method can sample ``path``."""
+        """Raise ValueError unless this method can sample ``path`` in these steps."""
         if self.method == "heun" and isinstance(path, VPPath):
             raise ValueError(
                 "heun is of first order where a path has steps, and its images are worse than "
@@ -78,6 +78,8 @@ class SamplerConfig:
                 f"{self.method} samples a {required.__name__}, got {type(path).__name__}; use one "
                 f"of {', '.join((*METHODS, 'dopri5'))}"
             )
+        if isinstance(path, VPPath) and self.method in OF_VP:
+            select_timesteps(path, self.steps, self.spacing)
 
     @property
     def selection(self) -> str:

@@ -56,6 +56,8 @@ class Plan:
         if len({slug(coupling).lower() for coupling in self.couplings}) < len(self.couplings):
             alike = "as their names differ in case or in signs alone"
             raise ValueError(f"two couplings would share a folder, {alike}: {', '.join(self.couplings)}")
+        for steps in self.recipe.task.eval.sampling_steps:
+            self.recipe.sampler.with_steps(steps).check(self.recipe.path)  # here, not after hours
         for coupling in self.couplings:
             # A misspelled one fails here, not after hours.
             check_coupling_name(coupling.removeprefix(MATCHED), allow_import=True)
