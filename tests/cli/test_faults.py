@@ -10,6 +10,7 @@ from fixtures.stable_diffusion import save_small_sd
 from helpers import assert_same_weights
 from immiscible_diffusion.applications.stable_diffusion.export import check_schedule
 from immiscible_diffusion.applications.stable_diffusion.load_pipeline import load_reason
+from immiscible_diffusion.cli import analyze
 from immiscible_diffusion.cli.main import main
 from immiscible_diffusion.cli.options import named_recipe
 from immiscible_diffusion.diffusion.paths import VPPath
@@ -173,3 +174,18 @@ def test_columns_of_recipes_are_apart(capsys):
     assert all(line.startswith(f"{name} ") for name, line in zip(RECIPES, lines, strict=True))
     assert main(["recipes", "cifar10-flow"]) == 0
     assert "5.07 -> 3.68" in capsys.readouterr().err
+
+
+def test_a_dry_analysis_says_first_what_it_would_do_and_measures_few_samples(tmp_path, monkeypatch):
+    built = []
+    monkeypatch.setattr(analyze, "MOST_TIMED", 50)
+    monkeypatch.setattr(analyze, "estimate_seconds", lambda subject: built.append(len(subject.setup.images)) or 1.0)
+    options = analyze.Options(data="digits", max_images=200, coupling=("knn:k=4",))
+    lines = analyze.dry_run(options.load(), options, tmp_path)
+    first = [next(lines) for _ in range(4)]
+    assert first[0].startswith("data: digits, 200 of")
+    assert not built
+    rest = list(lines)
+    assert built == [50, 50]
+    assert rest[0] == "independent: at most about 4 s (closed form)"
+    assert not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@
 import shlex
 import signal
 import sys
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -12,13 +13,13 @@ import tyro
 
 from immiscible_diffusion.analysis.config import AnalysisConfig
 from immiscible_diffusion.analysis.miscibility import LEVELS
-from immiscible_diffusion.analysis.noise_density import has_closed_form
+from immiscible_diffusion.analysis.noise_density import has_closed_form, take
 from immiscible_diffusion.analysis.run import Setup, analyze, build_couplings
 from immiscible_diffusion.analysis.time_estimate import PAGE, estimate_seconds, peak_memory, timed
 from immiscible_diffusion.cli.data_options import DataOptions
 from immiscible_diffusion.cli.options import Switch, parse, run_path, set_threads
 from immiscible_diffusion.data.array_files import is_array_file
-from immiscible_diffusion.data.in_memory import InMemoryData
+from immiscible_diffusion.data.in_memory import InMemoryData, random_rows
 from immiscible_diffusion.diffusion.paths import EDMPath, FlowMatchingPath, VPPath
 from immiscible_diffusion.diffusion.paths import Path as AnyPath
 from immiscible_diffusion.reporting.analysis import write_analysis_page
@@ -31,6 +32,7 @@ from immiscible_diffusion.utils.progress import Progress, duration
 from immiscible_diffusion.utils.signals import Interrupted
 
 DEFAULT_COUPLINGS = ("knn:k=16", "knn:k=16,center=mean", "shuffled:knn:k=16", "assignment")
+MOST_TIMED = 4000  # samples that a dry run measures on
 UNMASKED = ("shuffled:knn:k=16", "assignment")  # their estimates take no mask
 
 
@@ -135,18 +137,20 @@ def main(arguments: list[str]) -> int:
     name = Path(data.name).stem if is_array_file(data.name) else data.name.replace("/", "-")
     out = run_path(options.out, "analyze", name)
     if options.dry_run:
-        lines = dry_run(data, options, out)
-    else:
-        try:
-            with folder_lock(out):
-                record = run(data, options, out)
-        except KeyboardInterrupt:
-            message = f"stopped; what is finished is in {out}: the same command resumes it"
-            raise Interrupted(signal.SIGINT, message) from None
-        machine = {name: environment()[name] for name in ("hardware", "versions")}
-        command = shlex.join(["immiscible", "analyze", *arguments])
-        write_analysis(replace(record, command=command, **machine), out)
-        lines = [*summary_lines(record), "", f"page: {write_analysis_page(out)}"]
+        for line in dry_run(data, options, out):
+            sys.stdout.write(f"{line}\n")
+            sys.stdout.flush()
+        return 0
+    try:
+        with folder_lock(out):
+            record = run(data, options, out)
+    except KeyboardInterrupt:
+        message = f"stopped; what is finished is in {out}: the same command resumes it"
+        raise Interrupted(signal.SIGINT, message) from None
+    machine = {name: environment()[name] for name in ("hardware", "versions")}
+    command = shlex.join(["immiscible", "analyze", *arguments])
+    write_analysis(replace(record, command=command, **machine), out)
+    lines = [*summary_lines(record), "", f"page: {write_analysis_page(out)}"]
     sys.stdout.write("\n".join(lines) + "\n")
     return 0
 
@@ -167,24 +171,27 @@ def run(data: InMemoryData, options: Options, out: Path) -> AnalysisRecord:
         )
 
 
-def dry_run(data: InMemoryData, options: Options, out: Path) -> list[str]:
-    """What would be done, its time and memory from a small piece of it."""
+def dry_run(data: InMemoryData, options: Options, out: Path) -> Iterator[str]:
+    """Yield what would be done, then its time and memory from a small piece of it, as soon as a line is known."""
     config = options.config
     setup = Setup.of(data, options.cond, config, out)
     shape = "x".join(map(str, setup.data.shape[1:]))
-    lines = [
-        f"data: {data.name}, {len(data):,} of shape {shape}{data.note and f' ({data.note})'}",
-        f"path: {config.path}",
-        f"levels: {', '.join(f'{t:g}' for t in config.levels)}, {config.probes} points each",
-        *(f"condition: {condition.text}" for condition in setup.conditions),
-    ]
+    yield f"data: {data.name}, {len(data):,} of shape {shape}{data.note and f' ({data.note})'}"
+    yield f"path: {config.path}"
+    yield f"levels: {', '.join(f'{t:g}' for t in config.levels)}, {config.probes} points each"
+    for condition in setup.conditions:
+        yield f"condition: {condition.text}"
+    yield f"folder: {out}"
+    scale, about = max(1.0, len(data) / MOST_TIMED), "about"
+    if scale > 1:  # times grow with the samples, at most in proportion
+        few = take(setup.images, random_rows(len(data), MOST_TIMED, config.seed))
+        about, setup = "at most about", Setup.of(replace(data, batch=few), options.cond, config, None)
     total, subjects = timed(lambda: build_couplings(setup, options.couplings))
-    total += PAGE
+    total = scale * total + PAGE
     for subject in subjects:
-        seconds = estimate_seconds(subject)
+        seconds = scale * estimate_seconds(subject)
         total += seconds
         kind = "closed form" if has_closed_form(subject.coupling) else "estimated from pairs"
-        lines.append(f"{subject.name}: about {duration(seconds)} ({kind})")
-    more = "in all with the page; more where other jobs come between"
-    memory = f"memory: about {peak_memory() / 2**30:.1f} GiB"
-    return [*lines, f"time: about {duration(total)} {more}", memory, f"folder: {out}"]
+        yield f"{subject.name}: {about} {duration(seconds)} ({kind})"
+    yield f"time: {about} {duration(total)} in all with the page; more where other jobs come between"
+    yield f"memory: about {peak_memory() / 2**30:.1f} GiB"
