@@ -3,10 +3,10 @@
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from scipy.optimize import linear_sum_assignment
 from torch import nn
 from torch.nn import functional
 
+from fixtures.lucidrains import GaussianDiffusion, RectifiedFlow
 from immiscible_diffusion import KNN, Calibrated, Independent, LinearAssignment, Moments, Shuffled
 from immiscible_diffusion.couplings import NoiseDistribution
 from immiscible_diffusion.integrations import as_torchcfm, check_step
@@ -104,6 +104,14 @@ def test_offset_and_perturbation_are_no_problem(network, images):
     assert 0.9 < report.correlation < 1
 
 
+def test_noise_of_many_resolutions_on_top_is_no_problem(network, images):
+    with check_step() as report:
+        noise = KNN(8)(images) + nn.Upsample(scale_factor=1)(torch.randn_like(images))
+        flow_step(network, images, noise / noise.std())
+    assert report.problems == []
+    assert report.in_place == 1
+
+
 def problem_of(report):
     """The one problem that was found."""
     assert len(report.problems) == 1, report
@@ -155,7 +163,7 @@ def test_no_pairing_no_network_and_too_few_numbers(network, images):
         diffusion_step(network, images, torch.randn_like(images))
     assert "not paired with its sample" in problem_of(report)
     with check_step() as report:
-        functional.mse_loss(network(KNN(8)(images) + 1e-6 * images, 0), images)
+        functional.mse_loss(network(KNN(8)(images) + 0.05 * images, 0), images)
     assert "all but noise" in problem_of(report)
     with check_step() as report:
         KNN(8)(images)
@@ -196,57 +204,13 @@ def test_a_step_that_fails_leaves_nothing_behind(network, images):
 # -- the two peers ----------------------------------------------------------------------------------
 
 
-class GaussianDiffusion(nn.Module):
-    """Of denoising-diffusion-pytorch: ``q_sample`` pairs its own copy of the noise, the target keeps the other."""
-
-    def __init__(self, model, immiscible=True):
-        super().__init__()
-        self.model, self.immiscible = model, immiscible
-
-    def q_sample(self, x_start, t, noise):
-        if self.immiscible:
-            distance = torch.cdist(x_start.flatten(1), noise.flatten(1))
-            noise = noise[torch.as_tensor(linear_sum_assignment(distance)[1])]
-        return SCHEDULER.add_noise(x_start, noise, t)
-
-    def p_losses(self, x_start, t, noise=None):
-        noise = torch.randn_like(x_start) if noise is None else noise
-        predicted = self.model(self.q_sample(x_start, t, noise), t)
-        return functional.mse_loss(predicted, noise, reduction="none").mean()
-
-    def forward(self, image):
-        return self.p_losses(image * 2 - 1, torch.randint(1000, (len(image),)))
-
-
 def test_lucidrains_diffusion_has_another_noise_in_the_target(network, images):
     pixels = (images + 1) / 2
     with check_step(data=pixels) as report:
-        GaussianDiffusion(network)(pixels)
+        GaussianDiffusion(network, immiscible=True)(pixels)
     assert "the noise in the target" in problem_of(report)
     assert abs(report.correlation) < 0.2
     assert report.pull > 1
-
-    class Paired(GaussianDiffusion):
-        def p_losses(self, x_start, t, noise=None):
-            return super().p_losses(x_start, t, KNN(8)(x_start))
-
-    with check_step() as report:
-        Paired(network, immiscible=False)(pixels)
-    assert report.problems == []
-    assert report.correlation == pytest.approx(1, abs=1e-4)
-
-
-class RectifiedFlow(nn.Module):
-    """Of rectified-flow-pytorch: data are normalized inside, after noise of the caller's was paired."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model, self.loss = model, nn.MSELoss()
-
-    def forward(self, data, noise):
-        data = data * 2 - 1
-        t = torch.rand(len(data)).view(-1, 1, 1, 1)
-        return self.loss(self.model(t * data + (1 - t) * noise, t), data - noise)
 
 
 def test_lucidrains_flow_is_given_pairs_of_other_data(network, images):

@@ -116,7 +116,9 @@ class _Watch(TorchFunctionMode):
     def see_inputs(self, inputs: tuple[Any, ...]) -> None:
         """Keep the first that is a mixture."""
         for value in [] if len(self.mixture) else filter(self.fits, inputs):
-            if self.search(value)[0].median() > 0.7:
+            found, noise, weight = self.search(value)
+            content = (_rows(value) - weight * noise).norm(dim=1) / _rows(value).norm(dim=1)
+            if found.median() > 0.7 and content.median() > 0.01:  # not noise alone
                 self.mixture = value.detach().clone()
                 return
 
@@ -142,20 +144,25 @@ class _Watch(TorchFunctionMode):
         rest = rows - (rows * self.direction).sum(dim=1, keepdim=True) * self.direction
         return rest, rest.norm(dim=1) / rows.norm(dim=1).clamp_min(1e-30)
 
-    def search(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """The noise of each sample in ``value``: its correlation there beside the data, ``[B]``, and itself.
+    def search(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The noise of each sample in ``value``: its correlation there beside the data ``[B]``, itself, its weight.
 
         One of the paired noises, the sample's own first, or of all that was drawn.
         """
         (rest, share), noises = self.residual(value), [n for n in (self.noise, *self.draws) if self.fits(n)]
         if not noises:
-            return torch.zeros(len(value)), _rows(value)
+            return torch.zeros(len(value)), _rows(value), torch.zeros(len(value), 1)
         noise = torch.cat([_rows(n) for n in noises])
         rows = _center(noise)
         length = (rows.square().sum(dim=1) - (self.direction @ rows.T).square()).clamp_min(1e-30).sqrt()
         correlation = (rest @ rows.T).abs() / (length * rest.norm(dim=1, keepdim=True).clamp_min(1e-30))
+        if self.noise is not None:  # the sample's own, where other noise came on top
+            own = correlation[:, : len(value)].diagonal()
+            own.masked_fill_(own > 0.5, 1)
         best, index = correlation.max(dim=1)
-        return best.where(share > 0.02, 0.0), noise[index]
+        beside, _ = self.residual(noise[index])
+        weight = (rest * beside).sum(dim=1, keepdim=True) / beside.square().sum(dim=1, keepdim=True)
+        return best.where(share > 0.02, 0.0), noise[index], weight
 
     @torch.no_grad()
     def conclude(self, report: StepReport, paired: bool) -> None:
@@ -167,9 +174,7 @@ class _Watch(TorchFunctionMode):
             elif paired:
                 problem("no module got a mixture of these data and of noise drawn in the step (other data? tokens?)")
             return
-        rows, (found, noise), (mixed, _) = _rows(self.mixture), self.search(self.mixture), self.residual(self.mixture)
-        beside, _ = self.residual(noise)
-        weight = (mixed * beside).sum(dim=1, keepdim=True) / beside.square().sum(dim=1, keepdim=True)
+        rows, (found, noise, weight) = _rows(self.mixture), self.search(self.mixture)
         content = rows - weight * noise  # the data in the mixture, up to scale
         keep = (found > 0.7) & (content.norm(dim=1) > 0.1 * rows.norm(dim=1))
         if not keep.any():
@@ -194,7 +199,7 @@ class _Watch(TorchFunctionMode):
             return
         if report.in_place is not None and report.in_place < 0.99:
             problem("the mixture has another noise than the one that was paired with the sample")
-        elif report.data_cosine is not None and report.data_cosine < 0.98:
+        elif report.data_cosine is not None and report.data_cosine < 0.9:
             problem("the data in the mixture are not those that were paired: shifted, or changed in between")
         elif self.noise is None and not leans:
             problem("the noise in the mixture is not paired with its sample")
@@ -202,7 +207,7 @@ class _Watch(TorchFunctionMode):
         if target is None:
             problem("no loss with a target like the data was seen")
             return
-        wanted, share = self.residual(target)
+        (mixed, _), (wanted, share) = self.residual(self.mixture), self.residual(target)
         if share.median() > 0.02:  # else the target is the data
             report.correlation = float(torch.cosine_similarity(mixed, wanted).abs().median())
             if report.correlation < 0.9:

@@ -24,6 +24,7 @@ class Page:
     def run(page, name, /, **local):
         """Run block ``name`` with the variables ``local``; what it leaves, as attributes."""
         local.setdefault("torch", torch)
+        local.setdefault("own_generator", lambda device: torch.Generator(device).manual_seed(7))
         exec(compile(page.blocks[name], name, "exec"), local)
         return SimpleNamespace(**local)
 

@@ -95,7 +95,8 @@ def test_a_loss_without_mask_pairs_the_copies_too(page, batch, recorder):
 def smolvla(page, batch, noise=None, training=True):
     """What its block makes; ``actions`` are normalized and filled up to 32."""
     config = SimpleNamespace(action_feature=SimpleNamespace(shape=(2,)))
-    local = {"self": SimpleNamespace(training=training, config=config), "coupling": KNN(k=8)}
+    model = SimpleNamespace(sample_noise=lambda shape, device: torch.randn(shape, device=device))
+    local = {"self": SimpleNamespace(training=training, config=config, model=model), "coupling": KNN(k=8)}
     actions = functional.pad(batch["action"], (0, 30))
     return page("lerobot").run("smolvla", batch=batch, actions=actions, noise=noise, **local)
 
@@ -145,7 +146,7 @@ def test_pi0_in_evaluation(page, batch):
 
 def test_without_a_fork(page, batch, recorder):
     policy = SimpleNamespace(training=True, diffusion=Bare(recorder), forward=None)
-    paired = page("lerobot").run("whole", policy=policy).paired
+    paired = page("lerobot").run("whole", policy=policy, device="cpu").paired
     policy.diffusion.compute_loss(batch)
     assert paired.pull > 0.15
     paired.remove()

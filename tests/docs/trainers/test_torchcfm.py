@@ -29,7 +29,7 @@ def images():
 
 def paired_matcher(page):
     setup = vars(page("torchcfm").run("setup"))
-    return page("torchcfm").run("after", **setup).FM
+    return page("torchcfm").run("after", **setup, device="cpu").FM
 
 
 @pytest.mark.parametrize("name", ["sample_plan", "sample_plan_with_labels"])
