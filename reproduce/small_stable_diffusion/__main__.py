@@ -59,6 +59,7 @@ def stages(arguments: argparse.Namespace) -> dict[str, list[str]]:
 
     def train(recipe: str, run: str, count: int, lr: float, *more: str) -> list[str]:
         options = recipe_options(arguments, count, lr)
+        options += [] if recipe == "sd-lora" else ["--sampler.method", "ddim", "--sampler.spacing", "linear"]
         return ["train", recipe, "--out", str(out / run), *options, *more]
 
     small = ["--vae.steps", str(steps(700)), "--text.steps", str(steps(150))]

@@ -1,6 +1,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,6 +10,7 @@ from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.evaluation.images import ImageEvaluator
 from immiscible_diffusion.metrics import FeatureStatistics, frechet_distance, halves
 from immiscible_diffusion.metrics.evaluate import Reference
+from immiscible_diffusion.metrics.reference_cache import write_npz
 
 
 @pytest.fixture(scope="module")
@@ -184,3 +186,59 @@ def test_guidances_make_a_table_with_the_best(run, capsys, tmp_path):
 def test_guidances_that_cannot_be(run, capsys, words, message):
     assert main(["evaluate", str(run), "--device", "cpu", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+# -- statistics of real data in a file ------------------------------------------------------------
+
+
+def test_statistics_in_a_file_give_the_distance_of_the_data(run, capsys, tmp_path):
+    file = tmp_path / "digits.npz"
+    own, _ = evaluated(capsys, run, "--metrics", "frechet", "--save_reference", str(file))
+    given, _ = evaluated(capsys, run, "--reference", str(file))
+    assert given["frechet"] == pytest.approx(own["frechet"], rel=1e-6)
+    assert (given["kid"], given["floor"]) == (None, "unknown")
+    assert "statistics of digits.npz, sha256 " in given["data"]
+
+
+def test_files_of_pytorch_fid_have_no_count(run, capsys, tmp_path):
+    file = tmp_path / "theirs.npz"
+    own, _ = evaluated(capsys, run, "--metrics", "frechet", "--save_reference", str(file))
+    with np.load(file) as arrays:
+        assert int(arrays["count"]) == 400
+        np.savez_compressed(file, mu=arrays["mu"], sigma=arrays["sigma"])
+    given, _ = evaluated(capsys, run, "--reference", str(file))
+    assert given["frechet"] == pytest.approx(own["frechet"], rel=1e-6)
+
+
+def test_statistics_are_those_of_numpy(tmp_path):
+    features = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    write_npz(tmp_path / "a.npz", FeatureStatistics.of(features))
+    with np.load(tmp_path / "a.npz") as arrays:
+        np.testing.assert_allclose(arrays["mu"], features.double().mean(0))
+        np.testing.assert_allclose(arrays["sigma"], np.cov(features.double().numpy(), rowvar=False))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--metrics", "kid"], "statistics alone"),
+        (["--calibrate"], "statistics alone"),
+        (["--real", "100"], "leave their number"),
+        (["--features", "pixels"], "expected finite ones of the 64 features"),
+        (["--pixels", "True"], "leave it"),
+    ],
+)
+def test_statistics_alone_cannot_do_everything(run, capsys, tmp_path, words, message):
+    features = 4 if words[0] == "--features" else 64
+    write_npz(tmp_path / "a.npz", FeatureStatistics.of(torch.randn(200, features)))
+    assert main(["evaluate", str(run), "--device", "cpu", "--reference", str(tmp_path / "a.npz"), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_tolerance_of_dopri5_can_be_set(run, capsys):
+    loose, _ = evaluated(capsys, run, "--metrics", "frechet", "--method", "dopri5", "--tolerance", "0.1")
+    tight, _ = evaluated(capsys, run, "--metrics", "frechet", "--method", "dopri5", "--tolerance", "1e-5")
+    assert (loose["sampler"], tight["sampler"]) == ("dopri5 0.1", "dopri5 1e-05")
+    assert loose["nfe"] < tight["nfe"]
+    assert main(["evaluate", str(run), "--tolerance", "0.1", "--device", "cpu"]) == 2
+    assert "tolerance means something in dopri5 only" in capsys.readouterr().err

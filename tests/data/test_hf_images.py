@@ -219,3 +219,17 @@ def test_cifar10_as_published_here(shared_data: Path) -> None:
     assert -0.3 < float(data.mean()) < 0.2
     assert 0.3 < float(data.std()) < 0.7
     assert len(set(labels_of(dataset))) >= 8
+
+
+def test_chosen_samples_are_those_of_a_shuffled_set(tmp_path: Path) -> None:
+    """As diffusers' max_train_samples: ``shuffle(seed).select(range(n))``."""
+    arrays = noise(12)
+    write_parquet(tmp_path / "train.parquet", arrays, whole_numbers([*range(12)]))
+    chosen = folder(tmp_path, max_samples=5, max_samples_seed=3)
+    rows = datasets.Dataset.from_dict({"row": [*range(12)]}).shuffle(seed=3)["row"][:5]
+    assert labels_of(chosen) == list(rows)
+    assert torch.equal(pixels(chosen), torch.from_numpy(arrays[list(rows)]))
+    digits = load_images(DataConfig("digits", max_samples=5, max_samples_seed=3))
+    every = load_images(DataConfig("digits"))
+    order = datasets.Dataset.from_dict({"row": [*range(len(every))]}).shuffle(seed=3)["row"][:5]
+    assert torch.equal(digits.images, every.images[list(order)])

@@ -252,3 +252,27 @@ def test_no_thread_is_started_before_the_first_batch_or_without_ahead():
     next(batches(RecordingData(), KeyedSampler(24, 4, 0), ahead=0))
     assert threads() <= before  # those of other tests may end meanwhile
     waiting.close()
+
+
+# -- workers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("start", "options"), [(0, {}), (3, {"rank": 1, "world": 2, "gradient_accumulation_steps": 2})]
+)
+def test_workers_change_nothing_and_start_where_asked(dataset, start, options):
+    order, state = KeyedSampler(24, 8, seed=1), torch.random.get_rng_state()
+    plain = batches(dataset, order, start=start, ahead=0, **options)
+    loaded = batches(dataset, order, start=start, ahead=0, num_workers=2, **options)
+    for expected, batch in zip(islice(plain, 9), islice(loaded, 9), strict=True):
+        assert torch.equal(expected.data, batch.data)
+        assert torch.equal(expected.cond["label"], batch.cond["label"])
+    loaded.close()
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_an_error_in_a_worker_is_the_error_of_its_batch():
+    loaded = batches(RecordingData(fails_at=2), KeyedSampler(24, 8, seed=1), ahead=0, num_workers=1)
+    assert len([next(loaded), next(loaded)]) == 2
+    with pytest.raises(ValueError, match=r"^row 7 is broken$"):
+        next(loaded)

@@ -43,7 +43,16 @@ def test_resumed_within_a_pool_equals_uninterrupted(tiny, tmp_path, monkeypatch,
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
-# -- prefetch -------------------------------------------------------------------------------------
+# -- workers and prefetch -------------------------------------------------------------------------------------
+
+
+def test_workers_change_nothing_in_a_run_that_is_resumed(tiny, tmp_path):
+    recipe = dataclasses.replace(tiny, gradient_accumulation_steps=2, preview_every=0)
+    loaded = dataclasses.replace(recipe, num_workers=2)
+    train(recipe, tmp_path / "plain")
+    train(loaded, tmp_path / "workers", until=3)
+    train(loaded, tmp_path / "workers")
+    assert_same_weights(tmp_path / "plain", tmp_path / "workers")
 
 
 @pytest.mark.parametrize("coupling", ["knn:k=4", "assignment"])

@@ -33,6 +33,26 @@ def test_decay_follows_its_formula_down_to_nearly_nothing():
     assert 0 < rates[2] < rates[1] < 0.002
 
 
+@pytest.mark.parametrize(
+    ("name", "ours", "options"),
+    [
+        ("constant_with_warmup", {}, {}),
+        ("cosine_with_restarts", {"lr_num_cycles": 3}, {"num_cycles": 3}),
+        ("polynomial", {"lr_power": 2.0}, {"power": 2.0}),
+    ],
+)
+def test_diffusers_schedules_are_diffusers(name, ours, options):
+    from diffusers.optimization import get_scheduler
+
+    optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = get_scheduler(name, optimizer, num_warmup_steps=0, num_training_steps=STEPS, **options)
+    settings = OptimizerConfig(warmup_steps=0, lr_schedule=name, **ours)
+    for step in range(STEPS):
+        assert lr_factor(settings, step, STEPS) == pytest.approx(theirs.get_last_lr()[0], abs=1e-6)
+        optimizer.step()
+        theirs.step()
+
+
 def test_a_run_shorter_than_its_warm_up_only_warms_up():
     settings = OptimizerConfig(warmup_steps=100, lr_schedule="cosine")
     rates = [lr_factor(settings, step, 10) for step in range(10)]
@@ -52,7 +72,7 @@ def test_the_optimizer_takes_the_rates():
 def test_decay_needs_the_number_of_steps():
     with pytest.raises(ValueError, match="needs the number of steps"):
         make_optimizer(OptimizerConfig(lr_schedule="cosine"), torch.nn.Linear(2, 1))
-    with pytest.raises(ValueError, match="lr_schedule must be one of constant, linear, cosine"):
+    with pytest.raises(ValueError, match="lr_schedule must be one of constant, constant_with_warmup, linear, cosine"):
         OptimizerConfig(lr_schedule="exponential")
 
 

@@ -25,7 +25,7 @@ def test_recipes_survive_json(name):
 
 def test_cifar10_flow_is_as_published():
     recipe = recipe_from_name("cifar10-flow")
-    assert recipe.model == UNet(128, (1, 2, 2, 2), 2, (16,), 64, 32, 0.1)
+    assert recipe.model == UNet(128, (1, 2, 2, 2), 2, (16,), 64, 32, 0.1, "zero")
     settings = recipe.optim
     assert (settings.lr, settings.warmup_steps, settings.max_grad_norm) == (2e-4, 5000, 1.0)
     assert recipe.ema == EMAConfig(0.9999)
@@ -38,7 +38,7 @@ def test_cifar10_flow_is_as_published():
 @pytest.mark.parametrize(
     ("name", "batch_size", "steps"),
     [
-        ("cifar10-ddim", 256, 200_000),
+        ("cifar10-ddim", 256, 397_800),
         ("cifar10-consistency", 512, 800_000),
         ("celeba-consistency", 1024, 800_000),
         ("tiny-imagenet-consistency", 2048, 800_000),

@@ -19,6 +19,7 @@ from immiscible_diffusion.data.prompts import Synonyms
 from immiscible_diffusion.utils.checks import ImageSize, PositiveInt
 from immiscible_diffusion.utils.device import process_state, rank_world_device
 from immiscible_diffusion.utils.folder_lock import shared_lock
+from immiscible_diffusion.utils.hub import split_revision
 from immiscible_diffusion.utils.optional_deps import require_extra
 from immiscible_diffusion.utils.progress import Progress
 
@@ -36,6 +37,7 @@ class Options:
         path: where a named data set is.
         split: train or test, where the set has both.
         size: resize the shorter side to this and crop the center square.
+        resize: how: box or bilinear (torchvision's).
         channels: 1 = gray, 3 = color.
         max_samples: use only the first so many images.
         caption_column: column of the captions, if it has no usual name.
@@ -54,6 +56,7 @@ class Options:
     path: str | None = None
     split: str = "train"
     size: ImageSize | None = None
+    resize: Literal["box", "bilinear"] = "box"
     channels: Literal[1, 3] = 3
     max_samples: PositiveInt | None = None
     caption_column: str | None = None
@@ -72,7 +75,15 @@ def main(arguments: list[str]) -> int:
     rank, world, device = rank_world_device(options.device)
     local = options.path is None and Path(options.data).exists()
     name, path = ("folder", options.data) if local else (options.data, options.path)
-    config = DataConfig(name, path, options.split, options.size, options.channels, max_samples=options.max_samples)
+    config = DataConfig(
+        name,
+        path,
+        options.split,
+        size=options.size,
+        resize=options.resize,
+        channels=options.channels,
+        max_samples=options.max_samples,
+    )
     try:
         captions = Captions(options.caption_column, synonyms=options.synonyms)
         dataset: DataSet = load_captioned(config, captions)
@@ -118,7 +129,8 @@ def load_vae(source: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch_dtype: an older name of dtype
-            return AutoencoderKL.from_pretrained(source, torch_dtype=torch.float32, **inside)
+            name, revision = split_revision(source)
+            return AutoencoderKL.from_pretrained(name, torch_dtype=torch.float32, **inside, **revision)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"there is no VAE at {source} ({load_reason(error)}); download the pipeline where there is a network "

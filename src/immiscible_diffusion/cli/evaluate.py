@@ -5,6 +5,7 @@ import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any
 
 import tyro
@@ -19,6 +20,8 @@ from immiscible_diffusion.evaluation.generate_folder import SETTINGS
 from immiscible_diffusion.evaluation.images import ImageEvaluator
 from immiscible_diffusion.evaluation.load_run import load_run
 from immiscible_diffusion.metrics import METRICS, check_metrics
+from immiscible_diffusion.metrics.reference_cache import write_npz
+from immiscible_diffusion.training.builders import Run
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.atomic_files import read_json, write_json
@@ -35,7 +38,13 @@ class Options(SamplerChanges):
         run: the run folder.
         folder: score the images in this folder instead of making some.
         samples: images to make; the recipe's number by default.
+        checkpoint: step of a kept checkpoint to score; by default the last.
+        checkpoints: steps of kept checkpoints to score one after another, for a table with the best and the mean; 0
+            for all that are kept.
         real: compare with so many real data, chosen at random; all by default.
+        reference: compare with these statistics of real data, .npz with mu and sigma as clean-fid and pytorch-fid keep
+            them, by the Frechet distance alone.
+        save_reference: write the statistics of the real data to this .npz file.
         seed: of the initial noise.
         features: feature space: classifier, pixels, efficientnet, inception (FID) or dinov2 (FD-DINOv2); the recipe's
             by default.
@@ -56,7 +65,11 @@ class Options(SamplerChanges):
     run: Annotated[Path, tyro.conf.Positional]
     folder: Path | None = None
     samples: Annotated[int, ">= 2"] | None = None
+    checkpoint: PositiveInt | None = None
+    checkpoints: tuple[NonNegativeInt, ...] = ()
     real: Annotated[int, ">= 2"] | None = None
+    reference: str | None = None
+    save_reference: Path | None = None
     seed: NonNegativeInt = 0
     features: str | None = None
     pixels: bool | None = None
@@ -84,8 +97,8 @@ def main(arguments: list[str]) -> int:
         )
     run = RunDir.existing(options.run)
     folder = options.folder
-    if options.guidances:
-        results = evaluate_guidances(options, run)
+    if options.guidances or options.checkpoints:
+        results = evaluate_series(options, run)
         keep(run, results)
         sys.stdout.write(table(results))
         return 0
@@ -118,42 +131,60 @@ def text(value: Any) -> str:
 
 def evaluate_run(options: Options, run_dir: RunDir) -> dict[str, Any]:
     """Score what the run's model makes."""
-    run = load_run(run_dir, options.device, allow_code=options.allow_code or False)
+    run = load_run(run_dir, options.device, allow_code=options.allow_code or False, step=options.checkpoint)
     run = run.with_sampler(options.of(run.recipe.sampler))
-    evaluator = run.task.evaluator(eval_config(options, run.recipe), options.real)
-    check_pixels(options, evaluator)
+    evaluator = checked_evaluator(options, run)
     calibration = calibrate(options, evaluator)
     scores = evaluator.evaluate_run(run, seed=options.seed, batch_size=options.batch_size, metrics=options.metrics)
     return {**scores, **calibration}
 
 
-def evaluate_guidances(options: Options, run_dir: RunDir) -> list[dict[str, Any]]:
-    """Score what the run's model makes with every weight, and say which is best."""
-    if options.folder or options.guidance is not None or "frechet" not in options.metrics:
+def evaluate_series(options: Options, run_dir: RunDir) -> list[dict[str, Any]]:
+    """Score what the run's model makes with every weight of guidance, or of every checkpoint; mark the best.
+
+    The best is of the least Frechet distance; of a policy, of the highest score.
+    """
+    weighted = bool(options.guidances)
+    if options.folder or "frechet" not in options.metrics or (weighted and (options.guidance or options.checkpoints)):
         raise ValueError(
-            "guidances sample a run with every weight and compare Frechet distances: leave folder and guidance, and "
-            "keep frechet among the metrics"
+            "guidances, and checkpoints, sample a run one after another and compare Frechet distances: give one of "
+            "the two, leave folder and guidance, and keep frechet among the metrics"
         )
-    run = load_run(run_dir, options.device, allow_code=options.allow_code or False)
-    runs = [run.with_sampler(replace(options, guidance=weight).of(run.recipe.sampler)) for weight in options.guidances]
-    evaluator = run.task.evaluator(eval_config(options, run.recipe), options.real)
-    if not isinstance(evaluator, ImageEvaluator):
+    steps = tuple(run_dir.kept_checkpoints) if 0 in options.checkpoints else options.checkpoints
+    if options.checkpoints and not steps:
+        raise ValueError(f"{run_dir.root} keeps no checkpoints; train with --checkpoints_total_limit")
+    first = steps[0] if steps else options.checkpoint
+    run = load_run(run_dir, options.device, allow_code=options.allow_code or False, step=first)
+    evaluator = checked_evaluator(options, run)
+    if weighted and not isinstance(evaluator, ImageEvaluator):
         raise ValueError(f"{run.recipe.name} is not scored by a Frechet distance; give one guidance at a time")
-    check_pixels(options, evaluator)
     calibration = calibrate(options, evaluator)
     how: dict[str, Any] = {"seed": options.seed, "batch_size": options.batch_size, "metrics": options.metrics}
-    results = [evaluator.evaluate_run(one, **how) | calibration for one in runs]
-    best = min(range(len(results)), key=lambda i: results[i]["frechet"])
-    weights = enumerate(zip(options.guidances, results, strict=True))
-    return [{"guidance": weight, "best": i == best} | result for i, (weight, result) in weights]
+    results = []
+    for weight in options.guidances:
+        one = run.with_sampler(replace(options, guidance=weight).of(run.recipe.sampler))
+        results.append({"guidance": weight, "best": False, **evaluator.evaluate_run(one, **how), **calibration})
+    for step in steps:
+        one = load_run(run_dir, options.device, run.task.dataset, allow_code=options.allow_code or False, step=step)
+        one = one.with_sampler(options.of(one.recipe.sampler))
+        results.append({"best": False, **evaluator.evaluate_run(one, **how), **calibration})
+    key = "frechet" if "frechet" in results[0] else "score" if "score" in results[0] else "action_error"
+    best = (max if key == "score" else min)(results, key=lambda result: result[key])
+    best["best"] = True
+    return results
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """What the results have in common, and a row of metrics for every weight of guidance."""
-    columns = ["guidance", *(name for name in ("frechet", "pixels", *METRICS[1:]) if results[0][name] is not None)]
+    """What the results have in common, a row of metrics for every weight or checkpoint, and their mean."""
+    row = "guidance" if "guidance" in results[0] else "step"
+    names = [name for name, value in results[0].items() if isinstance(value, float) and name != "kid_error"]
+    columns = [row, *(name for name in names if name != row)]
     common = {n: v for n, v in results[0].items() if all(result[n] == v for result in results) and n != "calibration"}
     lines = ["".join(f"{name:14}" for name in columns)]
     lines += ["".join(f"{text(r[name]):14}" for name in columns) + "best" * r["best"] for r in results]
+    if row == "step":
+        means = [text(fmean(r[name] for r in results)) for name in columns[1:]]
+        lines.append("".join(f"{value:14}" for value in ("mean", *means)))
     every = rows({name: value for name, value in common.items() if name not in columns and value is not None})
     return every + "\n" + "\n".join(line.rstrip() for line in lines) + "\n"
 
@@ -179,6 +210,7 @@ def evaluate_folder(options: Options, run: RunDir, folder: Path) -> dict[str, An
     by_clip = clip_metrics(options.clip_metrics, folder, real, device)
     evaluator = ImageEvaluator.of(real, config, device, options.real)
     check_pixels(options, evaluator)
+    save_reference(options, evaluator)
     calibration = calibrate(options, evaluator)
     metrics = evaluator.measure(samples.in_batches(), options.metrics)
     scores = metrics.as_dict() | evaluator.describe(metrics.samples)
@@ -196,6 +228,22 @@ def calibrate(options: Options, evaluator: Evaluator) -> dict[str, Any]:
     return {"calibration": values}
 
 
+def checked_evaluator(options: Options, run: Run) -> Evaluator:
+    """What scores the run, as the options ask for."""
+    evaluator: Evaluator = run.task.evaluator(eval_config(options, run.recipe), options.real)
+    check_pixels(options, evaluator)
+    save_reference(options, evaluator)
+    return evaluator
+
+
+def save_reference(options: Options, evaluator: Evaluator) -> None:
+    """Write the statistics of the real data, if asked for; ValueError where there are none."""
+    if options.save_reference is not None:
+        if not isinstance(evaluator, ImageEvaluator):
+            raise ValueError("save_reference writes statistics of images, and this run is not scored by them")
+        write_npz(options.save_reference, evaluator.reference.statistics)
+
+
 def check_pixels(options: Options, evaluator: Evaluator) -> None:
     """ValueError if pixels are asked for by name and there are too few images for them."""
     if options.pixels and isinstance(evaluator, ImageEvaluator) and evaluator.pixels is None:
@@ -204,7 +252,8 @@ def check_pixels(options: Options, evaluator: Evaluator) -> None:
 
 def eval_config(options: Options, recipe: Recipe) -> Any:
     """How the recipe is evaluated, with the options that concern it."""
-    changes: dict[str, Any] = {"samples": options.samples, "features": options.features, "pixels": options.pixels}
+    names = ("samples", "features", "pixels", "reference")
+    changes: dict[str, Any] = {name: getattr(options, name) for name in names}
     changes = {name: value for name, value in changes.items() if value is not None}
     known = {field.name for field in dataclasses.fields(recipe.task.eval)}
     if wrong := changes.keys() - known:

@@ -33,7 +33,18 @@ from immiscible_diffusion.utils.folder_lock import shared_lock
 from immiscible_diffusion.utils.images import image_grid
 
 GRID = 64
-NOT_OF_PIPELINES = ("method", "init_noise", "init_scale", "prune", "shift", "spacing", "eta", "clip")
+NOT_OF_PIPELINES = (
+    "checkpoint",
+    "method",
+    "tolerance",
+    "init_noise",
+    "init_scale",
+    "prune",
+    "shift",
+    "spacing",
+    "eta",
+    "clip",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +65,7 @@ class Options(SamplerChanges):
 
     Args:
         run: a run folder; its averaged weights are sampled.
+        checkpoint: step of a kept checkpoint to sample; by default the last.
         pipeline: sample this instead: a folder with a pipeline of diffusers, or its hub name; an unconditional one by
             DDIM.
         to: folder for the images; by default RUN/images/STEP-SAMPLER-SEED, made anew, and a grid of its first images
@@ -76,6 +88,7 @@ class Options(SamplerChanges):
     """
 
     run: Annotated[Path | None, tyro.conf.Positional] = None
+    checkpoint: int | None = None
     pipeline: str | None = None
     to: Path | None = None
     count: PositiveInt = 64
@@ -159,7 +172,7 @@ def of_run(options: Options, prompts: Sequence[str]) -> Source:
     run_dir = RunDir.existing(str(options.run))
     if not run_dir.recipe().task.makes_images:
         raise ValueError(f"{options.run} makes no images; try immiscible evaluate {options.run}")
-    run = load_run(run_dir, options.device, allow_code=options.allow_code or False)
+    run = load_run(run_dir, options.device, allow_code=options.allow_code or False, step=options.checkpoint)
     run.task.conditions([0], prompts)  # an error now if it takes no prompts
     run = run.with_sampler(options.of(run.recipe.sampler))
     size = min(256, run.task.max_batch_size or 256)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.utils.checks import Fraction, PositiveFloat, PositiveInt
 
-ONLY = {"spacing": ("ddim", "ddpm", "dpm"), "eta": ("ddim",), "clip": ("ddim", "ddpm")}
+ONLY = {"spacing": ("ddim", "ddpm", "dpm"), "eta": ("ddim",), "clip": ("ddim", "ddpm"), "tolerance": ("dopri5",)}
 """Options that other methods ignore."""
 
 
@@ -16,9 +16,10 @@ class SamplerChanges:
     """What to change of the recipe's sampler; nothing by default.
 
     Args:
-        method: sampler: euler, heun, midpoint or dopri5; on a VPPath also ddim, ddpm or dpm (DPM-Solver++), on an
-            EDMPath edm or consistency.
+        method: sampler: euler, heun, midpoint or dopri5; on a VPPath also ddim, ddpm, dpm (DPM-Solver++) or pndm
+            (Stable Diffusion's), on an EDMPath edm or consistency.
         steps: sampling steps.
+        tolerance: of dopri5, relative and absolute.
         init_noise: normal, N(0, I), or matched, the distribution of the noise that the run was trained on (measured
             now and kept in the run if it is not there).
         init_scale: factor of the initial noise.
@@ -33,6 +34,7 @@ class SamplerChanges:
 
     method: str | None = None
     steps: PositiveInt | None = None
+    tolerance: PositiveFloat | None = None
     init_noise: str | None = None
     init_scale: PositiveFloat | None = None
     prune: PositiveFloat | None = None

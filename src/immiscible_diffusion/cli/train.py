@@ -30,12 +30,15 @@ class Options:
     Args:
         out: run folder; by default runs/RECIPE/COUPLING-seedN.
         device: where to train.
+        resume_from_checkpoint: go back to this step, whose checkpoint was kept (--checkpoints_total_limit); what came
+            after it is removed. By default the last.
         dry_run: only print the recipe, what is missing, and what a run would take.
         recipe: any field of the recipe.
     """
 
     out: Path | None = None
     device: Device = "auto"
+    resume_from_checkpoint: int | None = None
     dry_run: bool = False
     recipe: WholeRecipe = field(default_factory=lambda: RecipeOptions.of(digits_flow()))
 
@@ -56,7 +59,7 @@ def main(arguments: list[str]) -> int:
         number = trainer.accelerator.num_processes
         used = hardware(trainer.device, number)
         sys.stderr.write(f"{recipe.name}: {number} process{'es' * (number > 1)} on {used}\n")
-    trainer.train()
+    trainer.train(resume_from=options.resume_from_checkpoint)
     if trainer.is_main:
         next_step = recipe.task.next_step.format(run=out)
         sys.stderr.write(f"{out}: {trainer.step} steps; {next_step}\n")

@@ -4,6 +4,7 @@ import glob
 import math
 import re
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -14,15 +15,16 @@ from torch import Tensor
 
 from immiscible_diffusion.data.image_decoding import decode_image, opened_image
 from immiscible_diffusion.data.images import ImageSet, LazyImageSet
+from immiscible_diffusion.utils.hub import split_revision
 from immiscible_diffusion.utils.optional_deps import require_extra
 
 if TYPE_CHECKING:
     from immiscible_diffusion.data.load import DataConfig
 
 HUB = {
-    "cifar10": "uoft-cs/cifar10",
+    "cifar10": "uoft-cs/cifar10@0b2714987fa478483af9968de7c934580d0bb9a2",
     "fashion_mnist": "zalandoresearch/fashion_mnist",
-    "imagenet-1k": "ILSVRC/imagenet-1k",
+    "imagenet-1k": "ILSVRC/imagenet-1k@49e2ee26f3810fb5a7536bbf732a7b07389a47b5",
 }
 HINT = "go online once, or set data.path to a local copy"
 DECODE_CHUNK = 256
@@ -49,8 +51,9 @@ def images_from_rows(rows: Any, config: "DataConfig") -> ImageSet | LazyImageSet
     if config.max_samples is not None:
         rows = rows.select(range(min(config.max_samples, len(rows))))
     mode = _mode(rows, image_column, config)
-    shape = tuple(decode_image(rows[0][image_column], mode, config.size).shape)
-    decode = partial(_decode, mode, config.size, shape)
+    decode = partial(decode_image, mode=mode, size=config.size, crop=config.crop, resize=config.resize)
+    shape = tuple(decode(rows[0][image_column]).shape)
+    decode = partial(_check_shape, decode, shape)
     with opened_image(rows[0][image_column]) as image:
         # CIFAR-10 is lossless as published: figures made of a JPEG copy must say so.
         recoded = config.name == "cifar10" and image.format == "JPEG"
@@ -95,6 +98,8 @@ def open_rows(config: "DataConfig", hint: str, stream: bool = False) -> Any:
             rows = rows.cast_column(name, datasets.Image(decode=False))
     if not stream and len(rows) == 0:
         raise ValueError(f"{config.path or config.name} has no images in the split {config.split}")
+    if not stream and config.max_samples is not None and config.max_samples_seed is not None:
+        rows = rows.shuffle(seed=config.max_samples_seed)  # all that follows takes the first so many
     return rows
 
 
@@ -103,7 +108,8 @@ def load_arguments(config: "DataConfig") -> dict[str, Any]:
     if config.path is None:
         if config.name == "folder":
             raise ValueError("the data set 'folder' needs data.path, the folder of images")
-        return {"path": HUB.get(config.name, config.name.removeprefix("hub:"))}
+        source, revision = split_revision(HUB.get(config.name, config.name.removeprefix("hub:")))
+        return {"path": source, **revision}
     path = Path(config.path)
     if not path.exists():
         raise ValueError(f"data.path {path} does not exist")
@@ -169,8 +175,8 @@ def _mode(rows: Any, column: str, config: "DataConfig") -> str:
     return "L"
 
 
-def _decode(mode: str, size: int | None, shape: tuple[int, ...], cell: dict[str, Any]) -> Tensor:
-    image = decode_image(cell, mode, size)
+def _check_shape(decode: Callable[[Any], Tensor], shape: tuple[int, ...], cell: dict[str, Any]) -> Tensor:
+    image = decode(cell)
     if image.shape != shape:
         raise ValueError(
             f"images differ in size: {shape} and {tuple(image.shape)}; set data.size to resize them to one"

@@ -1,7 +1,7 @@
 """Decode one encoded image to bytes: upright, on white, of 8 bits, resized and cropped."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -39,11 +39,21 @@ def open_image(cell: dict[str, Any], mode: str) -> Any:
         return _on_white(_eight_bit(image)).convert(mode)
 
 
-def decode_image(cell: dict[str, Any], mode: str, size: int | None = None) -> Tensor:
-    """A cell of an image column as ``[C, H, W]`` uint8; resized and cropped to a center square."""
+def decode_image(
+    cell: dict[str, Any], mode: str, size: int | None = None, crop: Sequence[int] | None = None, resize: str = "box"
+) -> Tensor:
+    """A cell of an image column as ``[C, H, W]`` uint8; resized and cropped to a center square.
+
+    ``crop`` is cut out before: top, left, height and width; ``resize`` is ``box`` or ``bilinear``.
+    """
     image = open_image(cell, mode)
+    if crop is not None:
+        top, left, height, width = crop
+        if top + height > image.height or left + width > image.width:
+            raise ValueError(f"data.crop {tuple(crop)} reaches out of an image of {image.height} x {image.width}")
+        image = image.crop((left, top, left + width, top + height))
     if size is not None:
-        image = ResizeCrop.of((image.height, image.width), (size, size))(image, (size, size))
+        image = ResizeCrop.of((image.height, image.width), (size, size), resize)(image, (size, size))
     return to_bytes(image)
 
 
@@ -69,21 +79,26 @@ class ResizeCrop:
     resized: Size  # height and width after resizing
     top: int  # rows cropped above
     left: int  # columns cropped on the left
+    kind: str = "box"  # how it is resized
 
     @classmethod
-    def of(cls, size: Size, target: Size) -> "ResizeCrop":
-        """The center crop to ``target`` of an image of ``size``."""
+    def of(cls, size: Size, target: Size, kind: str = "box") -> "ResizeCrop":
+        """The center crop to ``target`` of an image of ``size``; ``bilinear`` has torchvision's roundings."""
         scale = max(target[0] / size[0], target[1] / size[1])
+        if kind == "bilinear":
+            height, width = (max(b, int(b * s / min(size))) for s, b in zip(size, target, strict=True))
+            return cls((height, width), round((height - target[0]) / 2), round((width - target[1]) / 2), kind)
         height, width = (max(b, round(s * scale)) for s, b in zip(size, target, strict=True))
         return cls((height, width), (height - target[0]) // 2, (width - target[1]) // 2)
 
     def __call__(self, image: Any, target: Size) -> Any:
-        """A PIL image resized (by the mean of pixels if smaller, else bicubic) and cropped."""
+        """A PIL image resized (``box``: by the mean of pixels if smaller, else bicubic) and cropped."""
         from PIL import Image
 
         height, width = self.resized
         smaller = height < image.height or width < image.width
         kind = Image.Resampling.BOX if smaller else Image.Resampling.BICUBIC
+        kind = Image.Resampling.BILINEAR if self.kind == "bilinear" else kind
         box = (self.left, self.top, self.left + target[1], self.top + target[0])
         return image.resize((width, height), kind).crop(box)
 

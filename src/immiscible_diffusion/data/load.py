@@ -14,7 +14,7 @@ from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.data.hf_images import images_from_rows, load_hf_images
 from immiscible_diffusion.data.images import ImageSet
 from immiscible_diffusion.utils.atomic_files import read_json
-from immiscible_diffusion.utils.checks import ImageSize, NonNegativeFloat, PositiveInt, check_fields
+from immiscible_diffusion.utils.checks import ImageSize, NonNegativeFloat, NonNegativeInt, PositiveInt, check_fields
 from immiscible_diffusion.utils.optional_deps import require_extra
 
 if TYPE_CHECKING:
@@ -37,16 +37,22 @@ COCO_DOWNLOAD = (
 class DataConfig:
     """Which data set, and how it is prepared."""
 
-    # digits, fashion_mnist, cifar10, imagenet-1k, coco, folder, or hub:ID for a data set of the hub
+    # digits, fashion_mnist, cifar10, imagenet-1k, coco, folder, or hub:ID or hub:ID@REVISION for a set of the hub
     name: str = "digits"
     path: str | None = None  # local folder (or parquet file); required for ``folder``, instead of the hub otherwise
     split: str = "train"  # train or test, where the set has both
+    # cut out before resizing: top, left, height, width
+    crop: tuple[NonNegativeInt, NonNegativeInt, PositiveInt, PositiveInt] | None = None
     size: ImageSize | None = None  # resize the shorter side to this and crop the center square; None = no resizing
+    # how: ``box``, by the mean of pixels (bicubic to enlarge), or ``bilinear``, as torchvision's Resize and CenterCrop
+    resize: Literal["box", "bilinear"] = "box"
     channels: Literal[1, 3] | None = None  # 1 = gray, 3 = color; None = as in the files
     flip: bool = False  # mirror left and right at random when training
     labels: bool = True  # read the labels, where there are any
     # use only the first N samples; when streaming, N are kept for validation and previews
     max_samples: PositiveInt | None = None
+    # choose them at random, as diffusers' max_train_samples does; None = the first
+    max_samples_seed: NonNegativeInt | None = None
     in_memory_gib: NonNegativeFloat = 4.0  # decode once and hold in memory up to this size; above, decode when needed
     # read shards (tar, parquet, the hub) from start to end, for sets larger than the disk; data
     # order is not restored on resume
@@ -115,7 +121,10 @@ def _gray_images(
     config: DataConfig, arrays: "np.ndarray", classes: "np.ndarray", names: Sequence[str], levels: int = 255
 ) -> ImageSet:
     """Bytes ``[N, H, W]`` prepared as the config asks."""
-    images = torch.tensor(arrays[: config.max_samples]).to(torch.uint8)[:, None]
+    if config.crop is not None or config.resize != "box":
+        raise ValueError(f"{config.name} is resized by averaging and not cropped; leave data.crop and data.resize")
+    rows = chosen_rows(config, len(arrays))
+    images = torch.tensor(arrays[rows]).to(torch.uint8)[:, None]
     if config.size and config.size != images.shape[-1]:
         size = (config.size, config.size)
         if (gib := 4 * len(images) * config.size**2 / 2**30) > config.in_memory_gib:
@@ -129,8 +138,18 @@ def _gray_images(
         images = images.expand(-1, 3, -1, -1).contiguous()
     if not config.labels:
         return ImageSet(images, config.name, levels=levels, flip=config.flip)
-    labels = torch.tensor(classes[: config.max_samples]).long()
+    labels = torch.tensor(classes[rows[rows < len(classes)]]).long()  # too few of them are an error of the set
     return ImageSet(images, config.name, labels, levels, class_names=tuple(map(str, names)), flip=config.flip)
+
+
+def chosen_rows(config: DataConfig, count: int) -> "np.ndarray":
+    """The rows of ``count`` that ``max_samples`` leaves: the first, or shuffled as ``datasets`` does."""
+    import numpy as np  # the core is imported where there is none
+
+    rows = np.arange(count)
+    if config.max_samples is not None and config.max_samples_seed is not None:
+        rows = np.random.default_rng(config.max_samples_seed).permutation(count)
+    return rows[: config.max_samples]
 
 
 def read_idx(path: Path) -> "np.ndarray":
@@ -166,12 +185,12 @@ def coco_rows(config: DataConfig) -> Any:
     for name in COCO_FOLDERS.get(split, ()):
         file = root / "annotations" / f"captions_{name}.json"
         if file.is_file() and (root / name).is_dir():
-            return _coco_rows(root / name, file, config.max_samples)
+            return _coco_rows(root / name, file, config)
     folders = " or ".join(COCO_FOLDERS.get(split, (f"split '{config.split}'",)))
     raise ValueError(f"{root} has no {folders} with its annotations/captions_*.json: {COCO_DOWNLOAD}")
 
 
-def _coco_rows(folder: Path, file: Path, max_samples: int | None) -> Any:
+def _coco_rows(folder: Path, file: Path, config: DataConfig) -> Any:
     with require_extra("train", "the data set coco"):
         import datasets
     content = read_json(file)
@@ -182,7 +201,8 @@ def _coco_rows(folder: Path, file: Path, max_samples: int | None) -> Any:
             captions.setdefault(annotation["image_id"], []).append(annotation["caption"].strip())
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is not a file of COCO's captions ({error!r})") from error
-    ids = [image for image in sorted(names) if image in captions][:max_samples]
+    ids = [image for image in sorted(names) if image in captions]
+    ids = [ids[row] for row in chosen_rows(config, len(ids))]
     if not ids:
         raise ValueError(f"{file} has no captions")
     paths = [{"path": str(folder / names[image]), "bytes": None} for image in ids]

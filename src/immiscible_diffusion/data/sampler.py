@@ -4,10 +4,11 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from immiscible_diffusion.utils.background import prefetch_iterator
 from immiscible_diffusion.utils.batch import Batch
@@ -77,30 +78,59 @@ def batches(
     world: int = 1,
     gradient_accumulation_steps: int = 1,
     ahead: int = 2,
+    num_workers: int = 0,
 ) -> Generator[Batch, None, None]:
     """The micro-batches of one rank from step ``start`` on, loaded in a background thread.
 
     A global batch is cut into ``accumulation * world`` equal chunks; micro-batch m of rank r is chunk ``m * world +
     r``, augmented by the random stream of that chunk: so W ranks get what one process gets in W micro-batches.
 
-    ``ahead`` batches wait, while one more is loaded; 0 = no thread.
+    ``ahead`` batches wait, while one more is loaded; 0 = no thread. With ``num_workers`` processes each loads the
+    next batch that none has begun, at most two ahead; their order and their augmentation stay the same.
 
     Raises:
         ValueError: the batch does not divide into the chunks, or a number is out of range. Errors of the data set
             surface at the ``next`` that would have returned the batch.
     """
     parts = world * gradient_accumulation_steps
-    if not 0 <= rank < world or parts < 1 or start < 0 or ahead < 0:
+    if not 0 <= rank < world or parts < 1 or min(start, ahead, num_workers) < 0:
         raise ValueError(
-            f"expected 0 <= rank < world, accumulation >= 1, start >= 0 and ahead >= 0; got {rank=}"
-            f", {world=}, {gradient_accumulation_steps=}, {start=}, {ahead=}"
+            f"expected 0 <= rank < world, accumulation >= 1, start, ahead and num_workers >= 0; got {rank=}"
+            f", {world=}, {gradient_accumulation_steps=}, {start=}, {ahead=}, {num_workers=}"
         )
     check_split(sampler.batch_size, parts)
 
+    keys = ((step, chunk) for step in count(start) for chunk in range(rank, parts, world))
+    chunks = _Chunks(dataset, sampler, parts)
+
     def load() -> Generator[Batch, None, None]:
-        for step in count(start):
-            chunks = sampler.indices(step).chunk(parts)
-            for chunk in range(rank, parts, world):
-                yield dataset.batch(chunks[chunk], RandomStreams(sampler.seed, step, chunk).augment)
+        if not num_workers:
+            yield from map(chunks.batch, keys)
+        # Its own generator: torch's would be drawn from.
+        options: dict[str, Any] = {"batch_size": None, "num_workers": num_workers, "generator": torch.Generator()}
+        for item in DataLoader(chunks, sampler=keys, **options):
+            if isinstance(item, Exception):
+                raise item
+            yield item
 
     return prefetch_iterator(load(), ahead + 1, name="batches", finish=False) if ahead else load()
+
+
+@dataclass(frozen=True)
+class _Chunks(Dataset[Batch | Exception]):
+    """The micro-batches by step and chunk, for the workers of a ``DataLoader``."""
+
+    dataset: "DataSet"
+    sampler: Sampler
+    parts: int
+
+    def batch(self, key: tuple[int, int]) -> Batch:
+        step, chunk = key
+        indices = self.sampler.indices(step).chunk(self.parts)[chunk]
+        return self.dataset.batch(indices, RandomStreams(self.sampler.seed, step, chunk).augment)
+
+    def __getitem__(self, key: tuple[int, int]) -> Batch | Exception:
+        try:
+            return self.batch(key)
+        except Exception as error:  # noqa: BLE001 - raised by the consumer, not wrapped in a worker's traceback
+            return error

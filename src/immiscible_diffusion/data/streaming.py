@@ -92,10 +92,12 @@ class Stream:
         world: int = 1,
         gradient_accumulation_steps: int = 1,
         ahead: int = 2,
+        num_workers: int = 0,
     ) -> Generator[Batch, None, None]:
         """The micro-batches of one rank from step ``start`` on; options as of ``sampler.batches``.
 
-        A rank reads its part of the shards in a shuffle of the epoch and of ``start``.
+        A rank reads its part of the shards in a shuffle of the epoch and of ``start``; ``num_workers`` threads decode,
+        by default 4.
 
         Raises:
             ValueError: fewer shards than ranks, or the batch does not divide; at ``next``, what cannot be read.
@@ -110,7 +112,7 @@ class Stream:
         size = batch_size // parts
 
         def load() -> Generator[Batch, None, None]:
-            with ThreadPoolExecutor(NUM_DECODERS, "decode") as pool:
+            with ThreadPoolExecutor(num_workers or NUM_DECODERS, "decode") as pool:
                 decoded = self._decoded(self._shuffled(seed, start, rank, world), size, pool)
                 for step in count(start):
                     for chunk in range(rank, parts, world):
@@ -166,7 +168,8 @@ class Stream:
             return ShardError(f"{sample.cell.get('path') or self.name} has no caption and no class")
         mode = "L" if self.config.channels == 1 else "RGB"
         try:
-            return decode_image(sample.cell, mode, self.config.size), sample
+            config = self.config
+            return decode_image(sample.cell, mode, config.size, config.crop, config.resize), sample
         except ValueError as error:
             return ShardError(str(error))
 

@@ -15,6 +15,9 @@ class ImageEvalConfig(EvalConfig):
     features: Literal["classifier", "pixels", "efficientnet", "inception", "dinov2"] = "classifier"
     pixels: bool = False  # also the Frechet distance of the pixels
     samples: Annotated[int, ">= 2"] = 10_000  # images generated for every score
+    # statistics of real data to compare with instead of the data set: .npz with ``mu`` and ``sigma``, as clean-fid and
+    # pytorch-fid keep them; the Frechet distance alone can be had so
+    reference: str | None = None
 
     def tiny(self) -> "ImageEvalConfig":
         """Shrink to a smoke run."""

@@ -1,6 +1,7 @@
 """Scores of generated images against real ones."""
 
 import dataclasses
+import hashlib
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -67,6 +68,11 @@ class ImageEvaluator:
                 f"eval.samples {config.samples} is too few for a Frechet distance in "
                 f"{extractor.dim} dimensions; use at least {extractor.dim + 1}"
             )
+        if config.reference is not None:
+            if max_real is not None:
+                raise ValueError("the real data are given as statistics; leave their number")
+            reference = Reference.from_npz(Path(config.reference), extractor, len(dataset))
+            return cls(extractor, reference, dataset, config.samples)
         reference = make_reference(dataset, extractor, limit=max_real, seed=EVAL_SEED, cache=cache_folder())
         if not config.pixels:
             return cls(extractor, reference, dataset, config.samples)
@@ -97,6 +103,8 @@ class ImageEvaluator:
         Their features are, in float32, unless the Frechet distance alone is asked for.
         """
         check_metrics(metrics)
+        if self.reference.source and tuple(metrics) == METRICS:
+            metrics = ("frechet",)  # all that statistics can give
         same = self.pixels is self.reference  # the features are the pixels
         pixels = self.pixels if "frechet" in metrics and not same else None
         statistics = FeatureStatistics.empty(pixels.statistics.dim if pixels else 0)
@@ -162,12 +170,16 @@ class ImageEvaluator:
         """Say what scores of ``samples`` images depend on."""
         floor, used, note = self.floor(samples), self.reference.statistics.count, self.dataset.note
         count = str(used) if used == len(self.dataset) else f"{used} of {len(self.dataset)}"
+        encoding, no_floor = note or "of the source", "too few real data to tell"
+        if (source := self.reference.source) is not None:
+            digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+            note, encoding, no_floor = f"statistics of {source.name}, sha256 {digest}", "unknown", "unknown"
         return {
             "distance": self.extractor.distance,
             "preprocessing": self.extractor.preprocessing,
             "data": f"{self.dataset.name}{f' ({note})' if note else ''}, {count}",
-            "encoding": note or "of the source",
-            "floor": floor.note if floor is not None else "too few real data to tell",
+            "encoding": encoding,
+            "floor": floor.note if floor is not None else no_floor,
         }
 
     def summary(self, runs: Mapping[str, Mapping[int, RunDir]], folder: Path, step: int) -> dict[str, Any]:

@@ -15,11 +15,13 @@ def load_run(
     dataset: DataSet | None = None,
     *,
     allow_code: bool | str = False,
+    step: int | None = None,
 ) -> Run:
     """Load a run with its averaged weights; ``device`` is auto, cpu, cuda or mps.
 
-    ``dataset`` is the training data, if they are loaded already. ``allow_code`` is the code that the recipe's coupling
-    may import, ``"module:Class"`` (True: whatever it names): a stranger's run folder could name any code.
+    The weights are the last, or those of the kept checkpoint of ``step``. ``dataset`` is the training data, if they
+    are loaded already. ``allow_code`` is the code that the recipe's coupling may import, ``"module:Class"`` (True:
+    whatever it names): a stranger's run folder could name any code.
 
     ValueError if there is no run, no weights yet, or data other than those it was trained on.
     """
@@ -27,5 +29,5 @@ def load_run(
     where = pick_device(device)
     run = build_run(run_dir.recipe(), run_dir, where, dataset, allow_code=allow_code)
     run.task.check_files(run_dir)
-    step = run_dir.load_weights(run.model)
+    step = run_dir.load_weights(run.model, step)
     return replace(run, model=run.model.to(where).eval().requires_grad_(False), step=step)

@@ -13,7 +13,7 @@ from immiscible_diffusion.metrics import prdc
 from immiscible_diffusion.metrics.features.base import FeatureExtractor, data_batches, extract
 from immiscible_diffusion.metrics.fid import SPLITS, FeatureStatistics, Floor, floor_of, frechet_distance
 from immiscible_diffusion.metrics.kid import kernel_distance
-from immiscible_diffusion.metrics.reference_cache import StatisticsFile
+from immiscible_diffusion.metrics.reference_cache import StatisticsFile, read_npz
 from immiscible_diffusion.utils.random import keyed_generator
 
 METRICS = ("frechet", "kid", "precision", "recall", "density", "coverage", "memorization")
@@ -28,9 +28,11 @@ class Reference:
     statistics: FeatureStatistics  # of the real features
     features: str  # name of the extractor
     seed: int  # of the random splits and subsets
-    extract_real: Callable[[], Tensor]  # returns the real features [N, F], float32 on the CPU
+    # returns the real features [N, F], float32 on the CPU; None where statistics were given alone
+    extract_real: Callable[[], Tensor] | None
     file: StatisticsFile | None = None  # where statistics and floor are cached, or None
     cached_floor: Floor | None = None  # the floor that was read from there
+    source: Path | None = None  # the file of statistics, where they are all there is
     _manifolds: dict[tuple[int, int], prdc.Manifold] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -38,16 +40,26 @@ class Reference:
         """The reference of real features [N, F], named ``features``."""
         return cls(FeatureStatistics.of(real), features, seed, lambda: real)
 
+    @classmethod
+    def from_npz(cls, path: Path, extractor: FeatureExtractor, count: int) -> "Reference":
+        """The reference of statistics in a file, of the same features, and of ``count`` data if it says none."""
+        return cls(read_npz(path, extractor.dim, count), extractor.name, 0, None, source=path)
+
     @cached_property
     def real(self) -> Tensor:
         """The real features [N, F]: only metrics other than the Frechet distance need them."""
+        if self.extract_real is None:
+            raise ValueError(
+                f"{self.source} holds statistics alone, which give the Frechet distance only: ask for the metrics "
+                f"frechet, without calibration, or leave the reference"
+            )
         return self.extract_real()
 
     @cached_property
     def floor(self) -> Floor | None:
         """Frechet distance between real halves; None if a half has fewer than F + 1 features."""
         size = self.statistics.count // 2
-        if self.cached_floor is not None or size < self.statistics.dim + 1:
+        if self.cached_floor is not None or self.extract_real is None or size < self.statistics.dim + 1:
             return self.cached_floor
         floor = floor_of(self.real, size, self.seed)
         if self.file is not None:

@@ -6,7 +6,12 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+import torch
+
+from immiscible_diffusion.data.array_files import ArrayFile
 from immiscible_diffusion.metrics.fid import FeatureStatistics, Floor
+from immiscible_diffusion.utils.atomic_files import atomic_path
 from immiscible_diffusion.utils.random import hash_seed
 from immiscible_diffusion.utils.tensor_files import load_tensors, save_tensors
 
@@ -19,6 +24,29 @@ def cache_folder(cache: Path | None = None) -> Path:
     """``cache``, else $IMMISCIBLE_CACHE, else ~/.cache/immiscible-diffusion."""
     folder = cache or os.environ.get("IMMISCIBLE_CACHE")
     return Path(folder) if folder else Path.home() / ".cache" / "immiscible-diffusion"
+
+
+def read_npz(path: Path, dim: int, count: int) -> FeatureStatistics:
+    """Read the ``mu`` and ``sigma`` of clean-fid or pytorch-fid, of ``count`` data unless the file has a ``count``.
+
+    ValueError unless they are of ``dim`` finite features.
+    """
+    with ArrayFile.open(path) as file:
+        mean, covariance = (torch.as_tensor(file.read(name), dtype=torch.float64) for name in ("mu", "sigma"))
+        count = int(file.read("count")) if "count" in file.names else count
+    if mean.shape != (dim,) or covariance.shape != (dim, dim) or not covariance.isfinite().all():
+        raise ValueError(
+            f"{path} holds mu {list(mean.shape)} and sigma {list(covariance.shape)}; expected finite ones of the "
+            f"{dim} features"
+        )
+    return FeatureStatistics(count, mean, covariance * (count - 1))
+
+
+def write_npz(path: Path, statistics: FeatureStatistics) -> None:
+    """Write statistics as clean-fid and pytorch-fid read them, and their ``count``."""
+    mean, covariance = statistics.mean.numpy(), statistics.covariance.numpy()
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, mu=mean, sigma=covariance, count=np.int64(statistics.count))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The U-Net of pixel-space diffusion, from diffusers."""
 
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -22,6 +23,9 @@ class UNet(ModelConfig):
     head_channels: Size = 64  # channels per attention head
     groups: Size = 32  # of the group norms; must divide every level's channels
     dropout: Probability = 0.1  # inside the residual blocks
+    # initial weights: ``torch``, those of its layers, with a last layer of zeros; ``zero``, also zeros at the end of
+    # every residual and attention block (guided-diffusion, torchcfm); ``xavier``, besides Xavier's (ddpm-torch)
+    init: Literal["torch", "zero", "xavier"] = "torch"
 
     def tiny(self) -> "UNet":
         """Shrink to a smoke run."""
@@ -62,10 +66,27 @@ class ConditionalUNet(nn.Module):
             dropout=config.dropout,
             num_class_embeds=num_classes,
         )
-        nn.init.zeros_(self.unet.conv_out.weight)
-        nn.init.zeros_(self.unet.conv_out.bias)
+        _initialize(self.unet, config.init)
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:
         """Predict the target at ``x`` ``[B, C, S, S]`` and ``time`` ``[B]``."""
         label = label_of(cond) if self.conditional else None
         return self.unet(x, time, class_labels=label).sample
+
+
+def _initialize(unet: Any, kind: str) -> None:
+    from diffusers.models.attention_processor import Attention
+    from diffusers.models.resnet import ResnetBlock2D
+
+    zeros = [unet.conv_out]
+    if kind != "torch":
+        zeros += [module.conv2 for module in unet.modules() if isinstance(module, ResnetBlock2D)]
+        zeros += [module.to_out[0] for module in unet.modules() if isinstance(module, Attention)]
+    for layer in unet.modules() if kind == "xavier" else ():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    for layer in zeros:
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)

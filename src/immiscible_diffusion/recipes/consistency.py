@@ -53,11 +53,13 @@ def cifar10_consistency() -> Recipe:
         name="cifar10-consistency",
         path=EDMPath(mean=-1.1, std=2.0),
         loss=ConsistencyLoss(pretrain_fraction=0.25, huber=0.0, weighting="gap"),
-        model=UNet(dropout=0.2),
+        model=UNet(dropout=0.2, init="zero"),
         optim=OptimizerConfig(lr=1e-4),
         batch_size=512,
         steps=800_000,
         sampler=SamplerConfig("consistency", steps=1),
+        checkpoint_every=50_000,
+        checkpoints_total_limit=None,
     )
 
 
@@ -65,9 +67,9 @@ def celeba_consistency() -> Recipe:
     """Consistency training on CelebA, 64 x 64 (Immiscible Diffusion, Fig. 4): batch 1024.
 
     Published: about 1.3 times fewer steps with ``assignment``. The set has no labels to train a classifier on, so FID
-    it is.
+    it is. The crop is that of ddpm-torch; the paper's is not known.
     """
-    data = DataConfig(name="hub:nielsr/CelebA-faces")
+    data = DataConfig(name="hub:nielsr/CelebA-faces", crop=(40, 15, 148, 148), resize="bilinear")
     return _of_size_64("celeba-consistency", data, 1024, features="inception")
 
 
@@ -87,6 +89,8 @@ def _of_size_64(name: str, data: DataConfig, batch_size: int, **evaluation: Any)
         recipe,
         name=name,
         task=recipe.task.replace(data=data, eval=replace(recipe.task.eval, **evaluation)),
-        model=UNet(192, (1, 2, 3, 4), blocks=3, attention=(32, 16, 8), dropout=0.0),
+        model=UNet(192, (1, 2, 3, 4), blocks=3, attention=(32, 16, 8), dropout=0.0, init="zero"),
         batch_size=batch_size,
+        checkpoint_every=5000,
+        checkpoints_total_limit=1,  # each is of gigabytes
     )

@@ -105,7 +105,7 @@ class Run:
         recipe, task = self.recipe, self.task
         return SamplingPipeline(
             recipe.noise_path,
-            recipe.sampler.scaled(recipe.scaling.factor),
+            recipe.sampler.scaled(recipe.scaling.bound),
             task.shape,
             device=self.device,
             batch_size=min(batch_size, task.max_batch_size or batch_size),

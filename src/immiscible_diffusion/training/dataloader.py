@@ -27,6 +27,7 @@ class TrainDataLoader:
     rank: int = 0
     world: int = 1
     gradient_accumulation_steps: int = 1
+    num_workers: int = 0
 
     def starting_at(self, index: int) -> Generator[Batch, None, None]:
         """Yield the micro-batches from number ``index`` on."""
@@ -38,7 +39,8 @@ class TrainDataLoader:
             rank=self.rank,
             world=self.world,
             gradient_accumulation_steps=self.gradient_accumulation_steps,
-            ahead=0,  # the thread that pairs makes them
+            ahead=0,  # the thread that pairs makes them, or takes them from workers
+            num_workers=self.num_workers,
         )
         for _ in islice(loader, skipped):
             pass

@@ -13,6 +13,7 @@ from immiscible_diffusion.utils.checks import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
+    PositiveInt,
     Probability,
     check_fields,
 )
@@ -26,8 +27,10 @@ class OptimizerConfig:
     Args:
         lr: learning rate after warm-up.
         warmup_steps: steps of linear warm-up from 0.
-        lr_schedule: ``constant`` after warm-up (as published), or ``linear`` or ``cosine`` decay to 0 at the last
-            step.
+        lr_schedule: after warm-up, by diffusers' names: ``constant`` (as published) or ``constant_with_warmup``, the
+            same; decay to 0 at the last step by ``linear``, ``cosine``, ``cosine_with_restarts`` or ``polynomial``.
+        lr_num_cycles: of ``cosine_with_restarts``.
+        lr_power: of ``polynomial``.
         max_grad_norm: bound on the norm of the gradient; 0 = none.
         betas: Adam's.
         weight_decay: decoupled (AdamW); 0 = Adam.
@@ -36,7 +39,11 @@ class OptimizerConfig:
 
     lr: PositiveFloat = 2e-4
     warmup_steps: NonNegativeInt = 5000
-    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    lr_schedule: Literal[
+        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
+    ] = "constant"
+    lr_num_cycles: PositiveInt = 1
+    lr_power: PositiveFloat = 1.0
     max_grad_norm: NonNegativeFloat = 1.0
     betas: tuple[Probability, Probability] = (0.9, 0.999)
     weight_decay: NonNegativeFloat = 0.0
@@ -44,6 +51,11 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "optim.")
+
+    @property
+    def has_decay(self) -> bool:
+        """Whether the rate depends on the number of steps."""
+        return not self.lr_schedule.startswith("constant")
 
     def tiny(self) -> "OptimizerConfig":
         """Shrink to a smoke run."""
@@ -66,10 +78,14 @@ def make_optimizer(config: OptimizerConfig, model: nn.Module, steps: int = 0) ->
 def lr_factor(config: OptimizerConfig, step: int, steps: int) -> float:
     """Return the fraction of ``config.lr`` at ``step`` of ``steps``: warm-up, then decay to 0."""
     warm = min(1.0, (step + 1) / max(1, config.warmup_steps))
-    if config.lr_schedule == "constant":
+    if not config.has_decay:
         return warm
     if steps < 1:
         raise ValueError(f"lr_schedule {config.lr_schedule} needs the number of steps, got {steps}")
     start = min(config.warmup_steps, steps - 1)
     left = 1 - min(1.0, max(0, step - start) / (steps - start))
-    return warm * (left if config.lr_schedule == "linear" else (1 - math.cos(math.pi * left)) / 2)
+    if config.lr_schedule in ("linear", "polynomial"):
+        return warm * left ** (config.lr_power if config.lr_schedule == "polynomial" else 1)
+    if config.lr_schedule == "cosine_with_restarts" and 0 < left < 1:
+        left = 1 - config.lr_num_cycles * (1 - left) % 1
+    return warm * (1 - math.cos(math.pi * left)) / 2

@@ -45,6 +45,9 @@ class Recipe:
         validate_every: steps between losses on fixed, independent noise and times.
         preview_every: steps between sample grids; 0 = none.
         checkpoint_every: steps between checkpoints to resume from.
+        checkpoints_total_limit: how many of these are kept with their averaged weights, in checkpoints/: 1 = the last
+            alone, None = all.
+        num_workers: processes that load and decode data; 0 = the thread that pairs them.
         trackers: any of ``tensorboard`` and ``wandb``.
     """
 
@@ -70,6 +73,8 @@ class Recipe:
     validate_every: PositiveInt = 1000
     preview_every: NonNegativeInt = 20_000
     checkpoint_every: PositiveInt = 5000
+    checkpoints_total_limit: PositiveInt | None = 1
+    num_workers: NonNegativeInt = 0
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
     def __post_init__(self) -> None:
@@ -89,10 +94,9 @@ class Recipe:
     @property
     def noise_path(self) -> FlowMatchingPath | VPPath | EDMPath:
         """``path`` for the data as they are diffused: scaled data have another ``sigma_data``."""
-        if not isinstance(self.path, EDMPath) or self.scaling.factor == 1:
+        if not isinstance(self.path, EDMPath) or self.scaling.is_identity:
             return self.path
-        sigma_data = self.path.sigma_data * self.scaling.factor
-        return dataclasses.replace(self.path, sigma_data=sigma_data)
+        return dataclasses.replace(self.path, sigma_data=self.scaling.sigma_data(self.path.sigma_data))
 
     def tiny(self) -> "Recipe":
         """Shrink the experiment to a CPU smoke run of seconds, through the same code."""

@@ -4,12 +4,14 @@ recipe.json  environment.json  metrics.jsonl
 moments.safetensors  calibration.safetensors  noise_distribution.safetensors
 empty_axes.safetensors
 weights/model.safetensors  weights/model.json  samples/step_000500.png  checkpoint.pt
+checkpoints/step_000500: the last three of an earlier step
 """
 
 import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -39,8 +41,10 @@ RESUMABLE_FIELDS = (
         "log_every",
         "preview_every",
         "checkpoint_every",
+        "checkpoints_total_limit",
         "trackers",
         "prefetch",
+        "num_workers",
     ),
     *("task.eval", "task.preview_prompts", "task.push_to_hub"),
 )
@@ -63,7 +67,7 @@ class RunDir:
         if not run.has_begun:
             return run
         before = run.recipe()
-        planned = recipe.optim.lr_schedule != "constant" or recipe.loss.has_curriculum
+        planned = recipe.optim.has_decay or recipe.loss.has_curriculum
         if planned and before.steps != recipe.steps and run.checkpoint.exists():
             raise ValueError(
                 f"{root} holds a run of {before.steps} steps, and learning rate or curriculum "
@@ -157,6 +161,36 @@ class RunDir:
         except (OSError, RuntimeError, EOFError, ValueError, KeyError, UnpicklingError, BadZipFile) as error:
             raise ValueError(f"{self.checkpoint} cannot be read ({error}); remove it to start from step 0") from error
 
+    @property
+    def kept_checkpoints(self) -> dict[int, Path]:
+        """The folders of the checkpoints that are kept, by their steps."""
+        folders = self.root.glob("checkpoints/step_*")
+        return dict(sorted((int(folder.name.removeprefix("step_")), folder) for folder in folders))
+
+    def kept_checkpoint(self, step: int) -> Path:
+        """Return the folder of a kept checkpoint; ValueError if there is none of this step."""
+        kept = self.kept_checkpoints
+        if step not in kept:
+            raise ValueError(
+                f"{self.root} keeps no checkpoint of step {step} (there are: {', '.join(map(str, kept)) or 'none'}); "
+                f"checkpoints_total_limit says how many a run keeps"
+            )
+        return kept[step]
+
+    def keep_checkpoint(self, step: int, limit: int | None) -> None:
+        """Keep the checkpoint and the weights just saved; of all that are kept, the newest ``limit``."""
+        with atomic_files.atomic_folder(self.root / "checkpoints" / f"step_{step:06d}") as temporary:
+            _link_files(self.root, temporary)
+        for folder in list(self.kept_checkpoints.values())[: -limit if limit else 0]:
+            shutil.rmtree(folder)
+
+    def go_back_to(self, step: int) -> None:
+        """Make a kept checkpoint the one to resume from, and remove those after it; ValueError if it is not kept."""
+        _link_files(self.kept_checkpoint(step), self.root)
+        for later, folder in self.kept_checkpoints.items():
+            if later > step:
+                shutil.rmtree(folder)
+
     def save_weights(self, model: nn.Module, step: int) -> None:
         """Write the averaged weights to publish: safetensors, and JSON to build the model from.
 
@@ -166,9 +200,10 @@ class RunDir:
         description = {"step": step, "recipe": self.recipe().to_dict()}
         atomic_files.write_json(self.root / "weights" / "model.json", description)
 
-    def load_weights(self, model: nn.Module) -> int:
-        """Put the averaged weights into ``model``, as it is trained; return their step."""
-        path = self.root / "weights" / "model.safetensors"
+    def load_weights(self, model: nn.Module, step: int | None = None) -> int:
+        """Put the averaged weights into ``model``, as it is trained; return their step: the last, or a kept one."""
+        root = self.root if step is None else self.kept_checkpoint(step)
+        path = root / "weights" / "model.safetensors"
         if not path.is_file():
             raise ValueError(f"{self.root} has no weights yet; train it further")
         state, about = load_tensors(path)
@@ -189,6 +224,19 @@ def _num_bytes(state: Any) -> int:
     if isinstance(state, dict):
         return sum(map(_num_bytes, state.values()))
     return state.nbytes if isinstance(state, Tensor) else 0
+
+
+def _link_files(source: Path, target: Path) -> None:
+    """Give ``target`` the checkpoint and the weights of ``source``; no bytes are copied where links are possible.
+
+    All are written under temporary names, so that what is linked never changes.
+    """
+    for name in ("checkpoint.pt", "weights/model.safetensors", "weights/model.json"):
+        with atomic_files.atomic_path(target / name) as temporary:
+            try:
+                os.link(source / name, temporary)
+            except OSError:
+                shutil.copyfile(source / name, temporary)
 
 
 def last_step(metrics: Path) -> int:

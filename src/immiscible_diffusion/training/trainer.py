@@ -50,7 +50,7 @@ class Trainer:
         self.task = self.run.task
         self.task.check_before_training()
         self.loader = TrainDataLoader(
-            self.task.dataset, batch_size, recipe.seed, self.device, rank, world, micro_batches
+            self.task.dataset, batch_size, recipe.seed, self.device, rank, world, micro_batches, recipe.num_workers
         )
         self.validation, self.validation_split = validation_batches(self.task)
         model = self.run.model.to(self.device)
@@ -72,16 +72,19 @@ class Trainer:
         until: int | None = None,
         evaluate: Evaluate | None = None,
         evaluate_at: tuple[int, ...] = (),
+        resume_from: int | None = None,
         quiet: bool = False,
     ) -> None:
         """Train from the checkpoint, if there is one, to step ``until`` (the recipe's last).
+
+        ``resume_from`` goes back to the kept checkpoint of that step first.
 
         Raises Interrupted on Ctrl-C, SIGTERM or SIGUSR1, after writing a checkpoint; ValueError if another process
         trains in the folder.
         """
         recipe, until = self.recipe, until or self.recipe.steps
         with folder_lock(self.run_dir.root) if self.is_main else nullcontext():
-            self.begin()
+            self.begin(resume_from)
             name, stopped = f"{recipe.name} {recipe.coupling}", False
             bar = Progress(until, self.step, name, quiet=quiet or not self.is_main)
             with self.paired_loader() as loader, bar, InterruptGuard() as guard:
@@ -103,8 +106,12 @@ class Trainer:
                     f"{self.run_dir.root}{os.sep}; the same command goes on from there",
                 )
 
-    def begin(self) -> None:
+    def begin(self, resume_from: int | None = None) -> None:
         """Go back to the checkpoint if there is one, and write what is about to run."""
+        if resume_from is not None:
+            if self.is_main:
+                self.run_dir.go_back_to(resume_from)
+            self.accelerator.wait_for_everyone()
         if (state := self.run_dir.load_checkpoint()) is not None:
             self.load_state_dict(state)
         self.accelerator.wait_for_everyone()  # nothing is overwritten if a rank refuses the checkpoint
@@ -225,6 +232,9 @@ class Trainer:
             self.run_dir.save_weights(self.ema.model, self.step)
             self.run_dir.save_checkpoint(self.state_dict())
             self.task.export(self.run_dir, self.run.model, self.ema, self.step)
+            recipe, limit = self.recipe, self.recipe.checkpoints_total_limit
+            if limit != 1 and (self.step % recipe.checkpoint_every == 0 or self.step == recipe.steps):
+                self.run_dir.keep_checkpoint(self.step, limit)
         self.saved_step = self.step
         self.accelerator.wait_for_everyone()
 

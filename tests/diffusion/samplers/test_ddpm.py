@@ -161,3 +161,46 @@ def test_guidance_pushes_from_the_unconditional_towards_the_conditional():
         assert torch.allclose(made, weight * cond["label"][:, None].expand(3, 2))
     with pytest.raises(ValueError, match="needs a condition"):
         guided(model, 2.0, none)(x, time, None)
+
+
+# -- PNDM -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+def test_pndm_is_stable_diffusions_scheduler(prediction):
+    from diffusers import PNDMScheduler
+
+    path = VPPath("scaled_linear", prediction, beta_start=0.00085, beta_end=0.012)
+    scheduler = PNDMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        skip_prk_steps=True,
+        steps_offset=1,
+        prediction_type={"epsilon": "epsilon", "v": "v_prediction"}[prediction],
+    )
+    noise = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    model = lambda x, t, cond=None: torch.tanh(x) * (t / 1000).view(-1, 1, 1, 1)  # noqa: E731
+    found = SamplerConfig("pndm", 20).sample(path, model, noise)
+    scheduler.set_timesteps(20)
+    x = noise
+    for step in scheduler.timesteps:
+        x = scheduler.step(model(x, step.repeat(3).float()), step, x).prev_sample
+    torch.testing.assert_close(found.data, x)
+    assert found.nfe == 21
+
+
+def test_pndm_recovers_a_gaussian():
+    path = VPPath("scaled_linear", beta_start=0.00085, beta_end=0.012)
+
+    def model(x, t, cond=None):  # of data N(0, 0.5^2), exactly
+        alpha, sigma = (f(path.time(t)).view(-1, 1) for f in (path.alpha, path.sigma))
+        return sigma * x / ((0.5 * alpha) ** 2 + sigma**2)
+
+    noise = torch.randn(5000, 2, generator=torch.Generator().manual_seed(0))
+    assert float(SamplerConfig("pndm", 50).sample(path, model, noise).data.std()) == pytest.approx(0.5, abs=0.01)
+
+
+def test_pndm_needs_a_network_of_epsilon_or_v():
+    with pytest.raises(ValueError, match="epsilon or v"):
+        SamplerConfig("pndm").check(VPPath(prediction="data"))

@@ -51,10 +51,10 @@ class Policy(TaskConfig):
             )
         if recipe.sampler.prune is not None:
             raise ValueError("sampler.prune is for images; leave it out for a policy")
-        if recipe.scaling.factor != 1 or recipe.preview_every:
+        if not recipe.scaling.is_identity or recipe.preview_every:
             raise ValueError(
-                f"actions keep their range and have no image previews; set scaling.factor 1 and "
-                f"preview_every 0, got {recipe.scaling.factor} and {recipe.preview_every}"
+                f"actions keep their range and have no image previews; leave scaling and set "
+                f"preview_every 0, got {recipe.scaling} and {recipe.preview_every}"
             )
 
 

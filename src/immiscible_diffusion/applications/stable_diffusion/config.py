@@ -33,7 +33,8 @@ from immiscible_diffusion.utils.checks import PositiveInt, check_fields
 class StableDiffusionCodec:
     """The frozen VAE, tokenizer and text encoder of a pipeline."""
 
-    pretrained: str | None = None  # a folder written by save_pretrained, or a name on the hub
+    # a folder written by save_pretrained, or a name on the hub, or name@revision for a commit of it
+    pretrained: str | None = None
     batch_size: PositiveInt = 16  # images in the VAE at a time
 
     def __post_init__(self) -> None:
@@ -119,10 +120,11 @@ class TextToImage(TaskConfig):
                 f"TextToImage needs a StableDiffusionUNet and no EDMPath, got "
                 f"{type(model).__name__} and {type(recipe.path).__name__}"
             )
-        if recipe.scaling.factor != 1 and (model.lora is not None or model.inpainting):
+        own_scale = model.lora is not None or model.inpainting
+        if recipe.scaling.std or (recipe.scaling.factor != 1 and own_scale):
             raise ValueError(
-                f"adapters and in-painting need the VAE's own scale; leave scaling.factor 1, got "
-                f"{recipe.scaling.factor}"
+                f"latents are standardized by the VAE, and adapters and in-painting need its own scale; leave "
+                f"scaling.std, and leave scaling.factor 1 for these, got {recipe.scaling}"
             )
         if model.inpainting != (inpainting is not None) or not recipe.conditional:
             raise ValueError(

@@ -24,6 +24,7 @@ from immiscible_diffusion.training.ema import EMA
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.atomic_files import atomic_folder, atomic_path, read_json, write_json, write_text
+from immiscible_diffusion.utils.hub import split_revision
 from immiscible_diffusion.utils.optional_deps import require_extra
 
 INPAINT_PIPELINES = {
@@ -247,6 +248,7 @@ def model_card(recipe: Recipe, step: int) -> str:
     """Write a model card of the hub: front matter, settings, and how to load the model."""
     task, unet = task_of(recipe), unet_of(recipe)
     base = None if unet.init == "scratch" else unet.pretrained  # where the weights started
+    base = base and split_revision(base)[0]
     source, independent = task.push_to_hub or "THIS FOLDER", recipe.coupling == "independent"
     tags = ["immiscible-diffusion", "text-to-image", "stable-diffusion"]
     code = [f'pipeline = DiffusionPipeline.from_pretrained("{source}")']

@@ -160,6 +160,8 @@ def data_digest(dataset: DataSet) -> str:
 def describe_transform(config: DataConfig, channels: int | None) -> str:
     """Say how ``config`` resizes and converts images, in words."""
     size = f"shorter side {config.size}, center square" if config.size else "as they are"
+    size += f", {config.resize}" if config.size and config.resize != "box" else ""
+    size += f", of {config.crop} (top, left, height, width)" if config.crop else ""
     return f"{size}, {'gray' if channels == 1 else 'color'}"
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.metrics.features.preprocess import weights_digest
+from immiscible_diffusion.utils.hub import split_revision
 from immiscible_diffusion.utils.optional_deps import require_extra
 from immiscible_diffusion.utils.random import keyed_generator
 
@@ -60,7 +61,7 @@ class TextPart(NamedTuple):
 class PretrainedPipeline:
     """A pipeline whose parts are loaded one by one."""
 
-    source: str  # a folder, or a name on the hub
+    source: str  # a folder, or a name on the hub, or name@revision
     index: dict[str, Any]  # its ``model_index.json``
 
     @classmethod
@@ -72,7 +73,8 @@ class PretrainedPipeline:
             from diffusers import DiffusionPipeline
 
             try:
-                index = DiffusionPipeline.load_config(source)
+                name, revision = split_revision(source)
+                index = DiffusionPipeline.load_config(name, **revision)
             except (OSError, ValueError) as error:
                 raise missing(source, error) from error
         # diffusers would import what a pipeline names, or brings along.
@@ -91,7 +93,8 @@ class PretrainedPipeline:
             if not hasattr(part, "from_pretrained"):
                 raise ValueError(f"{package} has no {kind}, which {self.source} names as its {name}")
             try:
-                return part.from_pretrained(self.source, subfolder=name, **options)
+                source, revision = split_revision(self.source)
+                return part.from_pretrained(source, subfolder=name, **revision, **options)
             except (OSError, ValueError) as error:
                 raise missing(self.source, error, name) from error
 
@@ -112,9 +115,11 @@ class PretrainedPipeline:
 
 def missing(source: str, error: Exception, part: str = "pipeline") -> ValueError:
     """Return the error for a pipeline, or a part of it, that cannot be loaded."""
+    name, revision = split_revision(source)
+    pinned = "".join(f" --revision {commit}" for commit in revision.values())
     return ValueError(
         f"there is no {part} at {source} ({load_reason(error)}); download it where there is a network (`hf "
-        f"download {source} --local-dir FOLDER`) and give that folder: {PIPELINE_HINT}"
+        f"download {name}{pinned} --local-dir FOLDER`) and give that folder: {PIPELINE_HINT}"
     )
 
 
@@ -156,7 +161,8 @@ def load_pipeline(source: str, device: torch.device, dtype: torch.dtype, *, text
         with warnings.catch_warnings():
             # torch_dtype is an older name of dtype, which older releases do not know.
             warnings.simplefilter("ignore", FutureWarning)
-            pipeline = DiffusionPipeline.from_pretrained(source, torch_dtype=dtype)
+            name, revision = split_revision(source)
+            pipeline = DiffusionPipeline.from_pretrained(name, torch_dtype=dtype, **revision)
     except (OSError, ValueError) as error:
         raise missing(source, error) from error
     if hasattr(pipeline, "tokenizer") != text:

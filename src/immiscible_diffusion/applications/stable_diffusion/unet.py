@@ -13,6 +13,7 @@ from immiscible_diffusion.applications.stable_diffusion.load_pipeline import mis
 from immiscible_diffusion.diffusion.paths import Cond
 from immiscible_diffusion.models.base import ModelConfig, Shape, Shapes
 from immiscible_diffusion.utils.checks import PositiveFloat, Probability, Size, check_fields
+from immiscible_diffusion.utils.hub import split_revision
 from immiscible_diffusion.utils.optional_deps import require_extra
 
 
@@ -73,14 +74,15 @@ class StableDiffusionUNet(ModelConfig):
         if not self.pretrained:
             raise ValueError("model.pretrained is not set; give a pipeline, or as codec.pretrained")
         alone = (Path(self.pretrained) / "config.json").is_file()
-        where: dict[str, Any] = {} if alone else {"subfolder": self.subfolder}
+        source, revision = split_revision(self.pretrained)
+        where: dict[str, Any] = revision if alone else {"subfolder": self.subfolder, **revision}
         with silence_hf_logging():
             from diffusers import UNet2DConditionModel as UNet
 
             try:
                 if self.init == "scratch":
-                    return UNet.from_config(UNet.load_config(self.pretrained, **where))
-                return UNet.from_pretrained(self.pretrained, torch_dtype=torch.float32, **where)
+                    return UNet.from_config(UNet.load_config(source, **where))
+                return UNet.from_pretrained(source, torch_dtype=torch.float32, **where)
             except (OSError, ValueError) as error:
                 part = "U-Net" if alone else f"U-Net {self.subfolder}"
                 raise missing(self.pretrained, error, part) from error

@@ -1,5 +1,6 @@
 """Which sampler, and how many steps."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
@@ -7,13 +8,19 @@ from torch import Tensor
 
 from immiscible_diffusion.diffusion.paths import Cond, EDMPath, Model, Path, Velocity, VPPath
 from immiscible_diffusion.diffusion.samplers.base import SamplerOutput, StepNoise
-from immiscible_diffusion.diffusion.samplers.ddpm import Spacing, sample_ddim, sample_dpm, select_timesteps
+from immiscible_diffusion.diffusion.samplers.ddpm import (
+    Spacing,
+    sample_ddim,
+    sample_dpm,
+    sample_pndm,
+    select_timesteps,
+)
 from immiscible_diffusion.diffusion.samplers.edm import sample_consistency, sample_edm
 from immiscible_diffusion.diffusion.samplers.ode import sample_dopri5, sample_euler, sample_heun, sample_midpoint
 from immiscible_diffusion.utils.checks import Fraction, PositiveFloat, PositiveInt, check_fields
 
 METHODS = {"euler": sample_euler, "heun": sample_heun, "midpoint": sample_midpoint}
-OF_VP, OF_EDM = ("ddim", "ddpm", "dpm"), ("edm", "consistency")
+OF_VP, OF_EDM = ("ddim", "ddpm", "dpm", "pndm"), ("edm", "consistency")
 # The path that each other method needs; the ODE methods above can sample every path.
 REQUIRED_PATH = {method: VPPath if method in OF_VP else EDMPath for method in (*OF_VP, *OF_EDM)}
 
@@ -24,8 +31,8 @@ class SamplerConfig:
 
     Args:
         method: ``euler``, ``heun``, ``midpoint`` or ``dopri5`` along the path's ODE (not ``heun`` of a VPPath, whose
-            time is discrete); of a VPPath ``ddim``, ``ddpm`` or ``dpm`` (DPM-Solver++); of an EDMPath ``edm`` (Heun in
-            sigma) or ``consistency``.
+            time is discrete); of a VPPath ``ddim``, ``ddpm``, ``dpm`` (DPM-Solver++) or ``pndm`` (of Stable
+            Diffusion); of an EDMPath ``edm`` (Heun in sigma) or ``consistency``.
         steps: of all but ``dopri5``.
         tolerance: relative and absolute, for ``dopri5``.
         init_noise: the distribution to start from: ``normal``, N(0, I) as everyone does, or ``matched``, that of the
@@ -43,7 +50,9 @@ class SamplerConfig:
             eq. 23); above 1 takes more steps near the noise.
     """
 
-    method: Literal["euler", "heun", "midpoint", "dopri5", "ddim", "ddpm", "dpm", "edm", "consistency"] = "euler"
+    method: Literal["euler", "heun", "midpoint", "dopri5", "ddim", "ddpm", "dpm", "pndm", "edm", "consistency"] = (
+        "euler"
+    )
     steps: PositiveInt = 50
     tolerance: PositiveFloat = 1e-5
     init_noise: Literal["normal", "matched"] = "normal"
@@ -72,6 +81,8 @@ class SamplerConfig:
                 f"shift {self.shift:g} moves the times of {', '.join(METHODS)}, and the method is {self.method}; "
                 f"leave shift at 1"
             )
+        if self.method == "pndm" and isinstance(path, VPPath) and path.prediction == "data":
+            raise ValueError("pndm samples networks that predict epsilon or v, and this one predicts data; use ddim")
         required = REQUIRED_PATH.get(self.method, Path)
         if not isinstance(path, required):
             raise ValueError(
@@ -86,6 +97,8 @@ class SamplerConfig:
         """Description of where the steps lie, for records and pages."""
         if self.method == "dopri5":
             return f"adaptive, tolerance {self.tolerance:g}"
+        if self.method == "pndm":
+            return "leading among those of training, the second twice"
         if self.method in OF_VP:
             return f"{self.spacing} among those of training"
         if self.method in OF_EDM:
@@ -117,6 +130,8 @@ class SamplerConfig:
             )
         if isinstance(path, VPPath) and self.method == "dpm":
             return sample_dpm(path, model, noise, cond, steps, spacing)
+        if isinstance(path, VPPath) and self.method == "pndm":
+            return sample_pndm(path, model, noise, cond, steps)
         if isinstance(path, EDMPath) and self.method == "edm":
             return sample_edm(path, model, noise, cond=cond, steps=steps)
         if isinstance(path, EDMPath) and self.method == "consistency":
@@ -129,9 +144,9 @@ class SamplerConfig:
         method = "euler" if self.method == "dopri5" else self.method
         return replace(self, method=method, steps=steps)
 
-    def scaled(self, factor: float) -> "SamplerConfig":
-        """Return the sampler for data multiplied by ``factor``: its bound on data grows with it."""
-        return self if self.clip is None else replace(self, clip=factor * self.clip)
+    def scaled(self, bound: Callable[[float], float]) -> "SamplerConfig":
+        """Return the sampler for scaled data: ``bound`` is of scaled data, given that of data."""
+        return self if self.clip is None else replace(self, clip=bound(self.clip))
 
     def __str__(self) -> str:
         parts = {
@@ -139,7 +154,7 @@ class SamplerConfig:
             f"{self.tolerance:g}" if self.method == "dopri5" else str(self.steps): True,
             f"eta {self.eta:g}": self.method == "ddim" and self.eta,
             f"clip {self.clip or 0:g}": self.method in ("ddim", "ddpm") and self.clip is not None,
-            self.spacing: self.method in OF_VP and self.spacing != "trailing",
+            self.spacing: self.method in ("ddim", "ddpm", "dpm") and self.spacing != "trailing",
             f"guidance {self.guidance:g}": self.guidance != 1,
             "matched": self.init_noise == "matched",
             f"init_scale {self.init_scale:g}": self.init_scale != 1,

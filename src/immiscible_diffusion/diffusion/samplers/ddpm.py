@@ -1,4 +1,4 @@
-"""Samplers of variance-preserving diffusion: DDIM, DDPM, DPM-Solver++."""
+"""Samplers of variance-preserving diffusion: DDIM, DDPM, DPM-Solver++, PNDM."""
 
 import itertools
 import warnings
@@ -12,6 +12,7 @@ from immiscible_diffusion.diffusion.samplers.base import SamplerOutput, StepNois
 from immiscible_diffusion.utils.optional_deps import require_extra
 
 Spacing = Literal["linear", "quadratic", "trailing"]
+_PREDICTION_TYPES = {"epsilon": "epsilon", "v": "v_prediction", "data": "sample"}  # diffusers' names
 
 
 def select_timesteps(path: VPPath, count: int, spacing: Spacing = "linear") -> list[int]:
@@ -101,11 +102,10 @@ def sample_dpm(
     """DPM-Solver++ of second order, multistep (2211.01095), by diffusers' scheduler."""
     with require_extra("train", "DPM-Solver++"):
         from diffusers import DPMSolverMultistepScheduler
-    kinds = {"epsilon": "epsilon", "v": "v_prediction", "data": "sample"}
     scheduler = DPMSolverMultistepScheduler(
         num_train_timesteps=path.steps,
         trained_betas=path.betas.tolist(),
-        prediction_type=kinds[path.prediction],
+        prediction_type=_PREDICTION_TYPES[path.prediction],
         final_sigmas_type="zero",
         rescale_betas_zero_snr=path.zero_snr,
     )
@@ -121,3 +121,29 @@ def sample_dpm(
         times = torch.full((len(x),), float(step), device=x.device)
         x = scheduler.step(model(x, times, cond), step, x).prev_sample
     return SamplerOutput(x, len(timesteps))
+
+
+@torch.no_grad()
+def sample_pndm(path: VPPath, model: Model, noise: Tensor, cond: Cond | None = None, steps: int = 20) -> SamplerOutput:
+    """PNDM without Runge-Kutta steps (2202.09778, PLMS), by diffusers' scheduler with Stable Diffusion's settings.
+
+    Its steps are every ``path.steps // steps``-th, one later; the second is taken twice, so there is one evaluation
+    more.
+    """
+    with require_extra("train", "PNDM"):
+        from diffusers import PNDMScheduler
+    if not 1 <= steps < path.steps:
+        raise ValueError(f"steps must be from 1 to {path.steps - 1}, those of the path, got {steps}")
+    scheduler = PNDMScheduler(
+        num_train_timesteps=path.steps,
+        trained_betas=path.betas.tolist(),
+        skip_prk_steps=True,
+        prediction_type=_PREDICTION_TYPES[path.prediction],
+        steps_offset=1,
+    )
+    scheduler.set_timesteps(steps)
+    x = noise
+    for step in scheduler.timesteps.tolist():
+        times = torch.full((len(x),), float(step), device=x.device)
+        x = scheduler.step(model(x, times, cond), step, x).prev_sample
+    return SamplerOutput(x, len(scheduler.timesteps))

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from immiscible_diffusion.couplings import check_coupling_name
 from immiscible_diffusion.training.recipe import Recipe, differences
@@ -73,7 +74,9 @@ class Plan:
         if trial.is_matched:
             sampler = dataclasses.replace(sampler, init_noise="matched")
         coupling = trial.unmatched.coupling
-        return dataclasses.replace(self.recipe, coupling=coupling, seed=trial.seed, sampler=sampler)
+        # Scores are taken while it trains, so that earlier weights need not be kept.
+        changes: dict[str, Any] = {"coupling": coupling, "seed": trial.seed, "checkpoints_total_limit": 1}
+        return dataclasses.replace(self.recipe, sampler=sampler, **changes)
 
     def matched_trial(self, trial: Trial) -> Trial | None:
         """The trial of this plan with the training of ``trial`` and matched initial noise."""

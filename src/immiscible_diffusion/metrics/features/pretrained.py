@@ -13,6 +13,7 @@ from torch import Tensor
 
 from immiscible_diffusion.metrics.features.base import FeatureExtractor
 from immiscible_diffusion.metrics.features.preprocess import Preprocessing, in_full_precision, to_bytes, weights_digest
+from immiscible_diffusion.utils.hub import split_revision
 from immiscible_diffusion.utils.optional_deps import require_extra
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -171,11 +172,12 @@ def load_transformer(model: Any, kind: str, source: str | None, variable: str, u
     from transformers import AutoConfig
 
     source = source or os.environ.get(variable) or usual
+    name, revision = split_revision(source)
     try:
-        found = AutoConfig.from_pretrained(source).model_type
+        found = AutoConfig.from_pretrained(name, **revision).model_type
         if found != kind:
             raise ValueError(f"{source} is a model of the kind '{found}', not {kind}")
-        network = model.from_pretrained(source, use_safetensors=True, dtype=torch.float32)
+        network = model.from_pretrained(name, use_safetensors=True, dtype=torch.float32, **revision)
     except OSError as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(

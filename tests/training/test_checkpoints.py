@@ -1,0 +1,76 @@
+"""Checkpoints that are kept, what is scored of them, and going back to one."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from helpers import assert_same_weights, train, weights
+from immiscible_diffusion.cli.main import main
+from immiscible_diffusion.evaluation.load_run import load_run
+from immiscible_diffusion.training.run_dir import RunDir
+from immiscible_diffusion.training.trainer import Trainer
+
+
+@pytest.fixture
+def recipe(tiny):
+    return dataclasses.replace(tiny, checkpoint_every=2, checkpoints_total_limit=None, preview_every=0)
+
+
+@pytest.mark.parametrize(("limit", "steps"), [(None, [2, 4, 6, 8]), (3, [4, 6, 8]), (1, [])])
+def test_as_many_checkpoints_are_kept_as_asked_for(recipe, tmp_path, limit, steps):
+    train(dataclasses.replace(recipe, checkpoints_total_limit=limit), tmp_path)
+    kept = RunDir(tmp_path).kept_checkpoints
+    assert list(kept) == steps
+    for folder in kept.values():
+        assert (folder / "checkpoint.pt").is_file()
+
+
+def test_a_kept_checkpoint_has_the_weights_of_its_step(recipe, tmp_path):
+    train(recipe, tmp_path / "short", until=4)
+    train(recipe, tmp_path / "long")
+    kept = load_file(RunDir(tmp_path / "long").kept_checkpoint(4) / "weights" / "model.safetensors")
+    assert all(torch.equal(kept[name], value) for name, value in weights(tmp_path / "short").items())
+    run = load_run(tmp_path / "long", "cpu", step=4)
+    assert run.step == 4
+    assert all(torch.equal(kept[name], value) for name, value in run.model.state_dict().items())
+    assert load_run(tmp_path / "long", "cpu").step == 8
+    with pytest.raises(ValueError, match="there are: 2, 4, 6, 8"):
+        load_run(tmp_path / "long", "cpu", step=5)
+
+
+def test_a_run_that_goes_back_makes_the_same_steps_again(recipe, tmp_path):
+    train(recipe, tmp_path / "whole")
+    train(recipe, tmp_path / "back")
+    trainer = Trainer(recipe, RunDir.open(tmp_path / "back", recipe), device="cpu")
+    trainer.train(resume_from=4, until=4, quiet=True)
+    run = RunDir(tmp_path / "back")
+    assert trainer.step == 4
+    assert list(run.kept_checkpoints) == [2, 4]
+    assert {record["step"] for record in run.records("train")} == {2, 4}
+    train(recipe, tmp_path / "back")
+    assert_same_weights(tmp_path / "whole", tmp_path / "back")
+    assert list(run.kept_checkpoints) == [2, 4, 6, 8]
+
+
+def test_kept_checkpoints_are_scored_in_a_table_with_best_and_mean(recipe, tmp_path, capsys):
+    train(recipe, tmp_path)
+    words = ["evaluate", str(tmp_path), "--samples", "120", "--device", "cpu", "--metrics", "frechet"]
+    assert main([*words, "--checkpoints", "0"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[-6:]]
+    results = json.loads((tmp_path / "evaluation.json").read_text())
+    assert [result["step"] for result in results] == [2, 4, 6, 8]
+    assert [row[0] for row in rows] == ["step", "2", "4", "6", "8", "mean"]
+    assert float(rows[-1][1]) == pytest.approx(sum(r["frechet"] for r in results) / 4, rel=1e-3)
+    [best] = [result for result in results if result["best"]]
+    assert best["frechet"] == min(result["frechet"] for result in results)
+    assert main([*words, "--checkpoint", "4"]) == 0
+    assert json.loads((tmp_path / "evaluation.json").read_text())[-1]["frechet"] == results[1]["frechet"]
+
+
+def test_a_run_that_keeps_none_says_so(tiny, tmp_path, capsys):
+    train(dataclasses.replace(tiny, preview_every=0), tmp_path)
+    assert main(["evaluate", str(tmp_path), "--checkpoints", "0", "--device", "cpu"]) == 2
+    assert "train with --checkpoints_total_limit" in capsys.readouterr().err
