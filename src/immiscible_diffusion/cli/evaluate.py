@@ -28,6 +28,7 @@ from immiscible_diffusion.utils.atomic_files import read_json, write_json
 from immiscible_diffusion.utils.checks import NonNegativeInt, PositiveInt
 from immiscible_diffusion.utils.device import pick_device
 from immiscible_diffusion.utils.folder_lock import folder_lock
+from immiscible_diffusion.utils.progress import watched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +213,7 @@ def evaluate_folder(options: Options, run: RunDir, folder: Path) -> dict[str, An
     check_pixels(options, evaluator)
     save_reference(options, evaluator)
     calibration = calibrate(options, evaluator)
-    metrics = evaluator.measure(samples.in_batches(), options.metrics)
+    metrics = evaluator.measure(watched(samples.in_batches(), len(samples), "scoring"), options.metrics)
     scores = metrics.as_dict() | evaluator.describe(metrics.samples)
     return how | scores | calibration | by_clip
 

@@ -38,6 +38,7 @@ from immiscible_diffusion.metrics import (
 from immiscible_diffusion.reporting.compare.records import Floor as FloorRecord
 from immiscible_diffusion.training.builders import Run
 from immiscible_diffusion.training.run_dir import RunDir
+from immiscible_diffusion.utils.progress import watched
 from immiscible_diffusion.utils.random import keyed_generator
 
 GRID_IMAGES = 32
@@ -134,7 +135,9 @@ class ImageEvaluator:
         """Score generated images: the Frechet distance, and all metrics after the last step."""
         return self.evaluate(pipeline, model, seed, METRICS if final else ("frechet",))
 
-    def evaluate(self, pipeline: SamplingPipeline, model: nn.Module, seed: int, metrics: Sequence[str]) -> EvalResult:
+    def evaluate(
+        self, pipeline: SamplingPipeline, model: nn.Module, seed: int, metrics: Sequence[str], *, quiet: bool = True
+    ) -> EvalResult:
         """Generate and score images; ``nfe`` is function evaluations per image."""
         evaluations: list[int] = []
         first: list[Tensor] = []
@@ -146,15 +149,16 @@ class ImageEvaluator:
                     first.append(batch[:GRID_IMAGES].cpu())
                 yield batch
 
-        scores = self.measure(images(), metrics).as_dict()
+        shown = images() if quiet else watched(images(), self.samples, "sampling and scoring")
+        scores = self.measure(shown, metrics).as_dict()
         nfe = round(sum(evaluations) / len(evaluations))
         return EvalResult({"nfe": nfe} | scores, torch.cat(first)[:GRID_IMAGES])
 
     def evaluate_run(
         self, run: Run, *, seed: int, batch_size: int, metrics: Sequence[str] = METRICS
     ) -> dict[str, Any]:
-        """Score a run's model, with all that has to stand beside the scores."""
-        result = self.evaluate(run.pipeline(batch_size), run.model, seed, metrics)
+        """Score a run's model, with all that has to stand beside the scores, and show progress."""
+        result = self.evaluate(run.pipeline(batch_size), run.model, seed, metrics, quiet=False)
         sampler = run.recipe.sampler
         return {
             "step": run.step,

@@ -11,9 +11,17 @@ from torch import Tensor
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.metrics import prdc
 from immiscible_diffusion.metrics.features.base import FeatureExtractor, data_batches, extract
-from immiscible_diffusion.metrics.fid import SPLITS, FeatureStatistics, Floor, floor_of, frechet_distance
+from immiscible_diffusion.metrics.fid import (
+    SPLITS,
+    FeatureStatistics,
+    Floor,
+    floor_of,
+    frechet_distance,
+    statistics_and_floor,
+)
 from immiscible_diffusion.metrics.kid import kernel_distance
 from immiscible_diffusion.metrics.reference_cache import StatisticsFile, read_npz
+from immiscible_diffusion.utils.progress import watched
 from immiscible_diffusion.utils.random import keyed_generator
 
 METRICS = ("frechet", "kid", "precision", "recall", "density", "coverage", "memorization")
@@ -107,7 +115,8 @@ def make_reference(
         indices = torch.randperm(len(dataset), generator=keyed_generator(seed, "reference"))[:count].sort().values
 
     def extract_real() -> Tensor:
-        return extract(extractor, data_batches(dataset, indices))
+        batches = watched(data_batches(dataset, indices), count, f"features of {dataset.name}")
+        return extract(extractor, batches)
 
     file = None
     if cache is not None and dataset.digest is not None and extractor.identity is not None:
@@ -120,15 +129,17 @@ def make_reference(
         file = StatisticsFile.of(about, cache)
     if file is not None and (cached := file.read()) is not None:
         return Reference(cached[0], extractor.name, seed, extract_real, file, cached[1])
-    parts: Iterable[Tensor] = map(extractor, data_batches(dataset, indices))
-    read = extract_real
-    if 4 * count * extractor.dim <= _MAX_HELD:
+    floor, read = None, extract_real
+    if 4 * count * extractor.dim <= max(_MAX_HELD, 16 * SPLITS * extractor.dim**2):  # what the halves' scatters take
         real = extract_real()
-        parts, read = real.split(4096), lambda: real
-    statistics = stream_statistics(extractor.dim, parts)
+        read = lambda: real  # noqa: E731
+        statistics = stream_statistics(extractor.dim, real.split(4096))
+    else:
+        batches = watched(data_batches(dataset, indices), count, f"features of {dataset.name}")
+        statistics, floor = statistics_and_floor(extractor.dim, map(extractor, batches), count, seed)
     if file is not None:
-        file.write(statistics)
-    return Reference(statistics, extractor.name, seed, read, file)
+        file.write(statistics, floor)
+    return Reference(statistics, extractor.name, seed, read, file, floor)
 
 
 def stream_statistics(dim: int, features: Iterable[Tensor]) -> FeatureStatistics:

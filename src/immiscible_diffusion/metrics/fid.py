@@ -1,5 +1,6 @@
 """The Frechet distance between feature sets, each taken as a Gaussian (1706.08500); its floor."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -169,8 +170,31 @@ def floor_of(real: Tensor, size: int, seed: int) -> Floor | None:
     if size < real.shape[1] + 1:
         return None
     pairs = (map(FeatureStatistics.of, halves(real, size, seed, split)) for split in range(SPLITS))
-    values = [frechet_distance(*pair) for pair in pairs]
+    return _floor([frechet_distance(*pair) for pair in pairs], size)
+
+
+def _floor(values: list[float], size: int) -> Floor:
     return Floor(sum(values) / len(values), min(values), max(values), size)
+
+
+def statistics_and_floor(
+    dim: int, parts: Iterable[Tensor], count: int, seed: int
+) -> tuple[FeatureStatistics, Floor | None]:
+    """Statistics, and ``floor_of`` halves, of ``count`` features [b, F] that come in ``parts``; none is kept."""
+    size, start = count // 2, 0
+    side = torch.zeros(SPLITS if size > dim else 0, count, dtype=torch.int8)  # 1 and 2 are the halves of a split
+    for split, row in enumerate(side):
+        for number, rows in enumerate(halves(torch.arange(count), size, seed, split), 1):
+            row[rows] = number
+    whole, sums = FeatureStatistics.empty(dim), [[FeatureStatistics.empty(dim)] * 3 for _ in side]
+    for part in parts:
+        whole, here = whole.update(part), side[:, start : start + len(part)]
+        for split, of_split in enumerate(sums):
+            for number in (1, 2):
+                of_split[number] = of_split[number].update(part[here[split] == number])
+        start += len(part)
+    values = [frechet_distance(one, other) for _, one, other in sums]
+    return whole, _floor(values, size) if values else None
 
 
 def halves(real: Tensor, size: int, seed: int, split: int) -> tuple[Tensor, Tensor]:

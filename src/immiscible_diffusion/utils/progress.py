@@ -1,21 +1,25 @@
 """Progress bars: on a terminal drawn as they move, elsewhere a line now and then."""
 
 import sys
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from immiscible_diffusion.utils.optional_deps import require_extra
 
 SECONDS_BETWEEN_LINES = 30.0
+DELAY = 5.0  # seconds, before what is mostly short is shown
 
 
 class Progress:
     """Show how far ``total`` items are, from ``start`` on, with their speed and the time left."""
 
-    def __init__(self, total: int, start: int, label: str, *, unit: str = "step", quiet: bool = False) -> None:
+    def __init__(
+        self, total: int, start: int, label: str, *, unit: str = "step", quiet: bool = False, delay: float = 0.0
+    ) -> None:
         with require_extra("train", "the progress bar"):
             from tqdm import tqdm
         interval = 0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES
-        options = {"initial": start, "unit": unit, "disable": quiet, "mininterval": interval}
+        options = {"initial": start, "unit": unit, "disable": quiet, "mininterval": interval, "delay": delay}
         self._bar: Any = tqdm(desc=label, total=total, dynamic_ncols=True, **options)
 
     def update(self, done: int, **figures: float) -> None:
@@ -29,6 +33,16 @@ class Progress:
 
     def __exit__(self, *error: object) -> None:
         self._bar.close()
+
+
+def watched(batches: Iterable[Any], total: int, label: str) -> Iterator[Any]:
+    """Yield ``batches`` of images, and show how many of ``total`` are done if it takes more than seconds."""
+    done = 0
+    with Progress(total, 0, label, unit="image", delay=DELAY) as bar:
+        for batch in batches:
+            yield batch
+            done += len(batch)
+            bar.update(done)
 
 
 def duration(seconds: float) -> str:
