@@ -42,9 +42,9 @@ class PathOptions:
 
     Args:
         kind: flow (straight paths), diffusion (variance-preserving steps) or sigma (EDM).
-        schedule: of diffusion.
-        prediction: of diffusion: what the network learns, and so whose variance is the loss.
-        sigma_max: of sigma: the most noise.
+        schedule: schedule of diffusion.
+        prediction: what the network of diffusion learns, and so whose variance is the loss.
+        sigma_max: the most noise of sigma.
     """
 
     kind: Literal["flow", "diffusion", "sigma"] = "flow"
@@ -82,14 +82,14 @@ class Options(DataOptions):
         path: how data and noise are mixed.
         levels: times above 0 and at most 1; 0 = data, 1 = noise.
         probes: noisy points at every level; errors fall as its root.
-        pairs: of sample and noise that the noise is measured on.
-        bandwidth: of the kernel on continuous conditions, in their standard deviations; by default Scott's rule. Half
-            and double of it are measured as well.
-        batch_size: that couplings are called on; matters to assignment.
+        pairs: number of pairs of sample and noise that the noise is measured on.
+        bandwidth: width of the kernel on continuous conditions, in their standard deviations; by default Scott's rule.
+            Half and double of it are measured as well.
+        batch_size: samples that couplings are called on; matters to assignment.
         thumbnails: samples whose noisy points and predictions are drawn.
         gaussian_fit: also the papers' Gaussian fit of the noise (50,000 D^2 operations).
-        seed: of everything drawn, and of the choice of --max-images.
-        threads: of the processor; by default as torch chooses.
+        seed: seed of everything drawn, and of the choice of --max-images.
+        threads: threads of the processor; by default as torch chooses.
         dry_run: print what would be done, how long it takes and how much memory, and stop.
     """
 

@@ -26,14 +26,14 @@ class DataOptions:
         data: a data set (digits, fashion_mnist, cifar10, hub:ID), a folder of images or of parquet files, or a file of
             your own arrays [N, ...]: .npy, .npz or .safetensors (images, latents, video, windows of actions).
         place: where a named data set lies: a folder or a parquet file.
-        split: of a named data set or folder, train or test.
+        split: split of a named data set or folder, train or test.
         array: the array of a file that holds the data; not needed if there is one, or one is named data.
         cond: a condition, repeated for each: an array of the file, [N, ...] (whole numbers or words [N] are labels),
             or label for images with labels.
         mask: an array of the file, true where data are valid; of as many dimensions as the data.
         max_images: so many samples, chosen at random by the seed; all by default.
-        size: of images: resize the shorter side to this and cut out the center square.
-        channels: of images: 1 = gray, 3 = color; as they are by default.
+        size: resize the shorter side of images to this and cut out the center square.
+        channels: channels of images: 1 = gray, 3 = color; as they are by default.
         flip: training mirrors images: the mirror image of every sample is a sample too.
     """
 

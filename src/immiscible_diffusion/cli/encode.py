@@ -42,12 +42,12 @@ class Options:
         max_samples: use only the first so many images.
         caption_column: column of the captions, if it has no usual name.
         synonyms: which synonyms of class names prompts are made of.
-        dtype: of what is stored.
-        precision: of the VAE.
+        dtype: type of what is stored.
+        precision: precision of the VAE.
         flips: encode mirror images too.
         shard_size: images per shard.
         batch_size: images in the VAE at a time.
-        device: of the VAE.
+        device: device of the VAE.
     """
 
     vae: Annotated[str, tyro.conf.Positional]

@@ -46,14 +46,14 @@ class Options(SamplerChanges):
         reference: compare with these statistics of real data, .npz with mu and sigma as clean-fid and pytorch-fid keep
             them, by the Frechet distance alone.
         save_reference: write the statistics of the real data to this .npz file.
-        seed: of the initial noise.
+        seed: seed of the initial noise.
         features: feature space: classifier, pixels, efficientnet, inception (FID) or dinov2 (FD-DINOv2); the recipe's
             by default.
         pixels: also the Frechet distance of the pixels; as the recipe says by default, if there are
             enough images.
         metrics: which; frechet alone keeps no features, so any number of samples fits.
         guidances: weights of guidance to score one after another, for a table with the best by Frechet distance.
-        clip_metrics: of a folder, metrics by CLIP besides: score (CLIPScore; needs the prompts that `immiscible sample
+        clip_metrics: metrics of a folder by CLIP besides: score (CLIPScore; needs the prompts that `immiscible sample
             --to` notes) and cmmd.
         calibrate: also score real data against real data, and pure noise: the best and the worst values of the
             metrics.

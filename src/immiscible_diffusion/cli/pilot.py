@@ -45,7 +45,7 @@ class Options(DataOptions):
         normalize: shift and scale all data by one number each, to mean 0 and variance 1.
         out: folder; by default runs/pilot/DATA.
         device: where to train.
-        threads: of the processor; by default as torch chooses.
+        threads: threads of the processor; by default as torch chooses.
         dry_run: measure, say what the minutes would be spent on, and stop.
     """
 

@@ -20,7 +20,7 @@ class Options:
     or evaluated. After new trials: immiscible compare RECIPE --gather.
 
     Args:
-        folder: of the comparison, with results.json.
+        folder: folder of the comparison, with results.json.
         latex: write speedups.tex, a table of speed-ups and final metrics (package booktabs).
         csv: write results.csv and speedups.csv.
         out: folder to write tables to; by default that of the comparison.

@@ -71,7 +71,7 @@ class Options(SamplerChanges):
         to: folder for the images; by default RUN/images/STEP-SAMPLER-SEED, made anew, and a grid of its first images
             beside it.
         count: images in all; more can be asked for later.
-        seed: of the initial noise.
+        seed: seed of the initial noise.
         prompt: text to show, one or several, for a model conditioned on text.
         prompts: a file of prompts, one a line.
         classes: a file of class names, one a line, synonyms separated by commas.
@@ -81,7 +81,7 @@ class Options(SamplerChanges):
         shard_size: images in a tar shard.
         batch_size: images at a time, on each process; by default 256 and at most what the VAE takes, 16 with a
             pipeline.
-        precision: of a pipeline.
+        precision: precision of a pipeline.
         device: where to sample.
         allow_code: the code that the coupling of the run may import, such as my_module:MyCoupling, if it is one of
             yours (only needed for init_noise matched).

@@ -19,7 +19,7 @@ class SamplerChanges:
         method: sampler: euler, heun, midpoint or dopri5; on a VPPath also ddim, ddpm, dpm (DPM-Solver++) or pndm
             (Stable Diffusion's), on an EDMPath edm or consistency.
         steps: sampling steps.
-        tolerance: of dopri5, relative and absolute.
+        tolerance: relative and absolute tolerance of dopri5.
         init_noise: normal, N(0, I), or matched, the distribution of the noise that the run was trained on (measured
             now and kept in the run if it is not there).
         init_scale: factor of the initial noise.

@@ -27,6 +27,9 @@ from immiscible_diffusion.training.trainer import Trainer
 class Options:
     """Train a recipe. The same command resumes; with --tiny it shrinks to a smoke run of seconds.
 
+    --model.kind NAME, --path.kind NAME and --loss.kind NAME take another network (MLP, UNet, DiT, UNet1D), path
+    (FlowMatchingPath, VPPath, EDMPath) or loss (RegressionLoss, ConsistencyLoss), whose options are then listed here.
+
     Args:
         out: run folder; by default runs/RECIPE/COUPLING-seedN.
         device: where to train.

@@ -40,14 +40,14 @@ class NoCaptionsError(ValueError):
 class Captions:
     """Where the prompts come from."""
 
-    # of the captions; by default one of the usual names (text, caption, captions, prompt,
+    # column of the captions; by default one of the usual names (text, caption, captions, prompt,
     # sentences), else text files beside the images, else the class names
     column: str | None = None
-    template: str = "{label}"  # of class names, with {label} in place of the name
-    # of a class name such as "tench, Tinca tinca": the first, one at random each time, or all as written
+    template: str = "{label}"  # prompt for a class name, with {label} in place of the name
+    # which synonyms of a class name such as "tench, Tinca tinca": first, one at random each time, or all as written
     synonyms: Synonyms = "first"
     names: str | None = None  # a file of class names, one a line, if those of the data set are ids
-    extension: str = ".txt"  # of text files beside the images
+    extension: str = ".txt"  # extension of text files beside the images
 
     def __post_init__(self) -> None:
         check_template(self.template)

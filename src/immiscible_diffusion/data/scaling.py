@@ -18,7 +18,7 @@ class DataScaling:
     """
 
     factor: PositiveFloat = 1.0  # the constant, > 0; the paper tries standard deviations of 0.5, 1 and 2. 1 = off
-    # of the channels, to standardize data ``[C, ...]`` by: ``std`` may be given alone; none = off
+    # moments of the channels, to standardize data ``[C, ...]`` by: ``std`` may be given alone; none = off
     mean: tuple[float, ...] = ()
     std: tuple[PositiveFloat, ...] = ()
 

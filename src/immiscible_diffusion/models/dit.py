@@ -15,7 +15,7 @@ from immiscible_diffusion.utils.optional_deps import require_extra
 class DiT(ModelConfig):
     """diffusers' ``DiTTransformer2DModel`` (2212.09748) for square images or latents."""
 
-    heads: Size = 6  # of the attention; the width is ``heads * head_channels``
+    heads: Size = 6  # heads of the attention; the width is ``heads * head_channels``
     head_channels: Size = 64  # channels per head
     depth: Size = 12  # blocks
     patch: Size = 2  # pixels a side of a token

@@ -17,10 +17,10 @@ TIME_FEATURES = 64
 class MLP(ModelConfig):
     """A residual MLP on flattened data, modulated by time, class and other conditions."""
 
-    width: Size = 256  # of the residual stream
+    width: Size = 256  # width of the residual stream
     depth: Size = 3  # residual blocks
     dropout: Probability = 0.0  # inside the blocks
-    # on by default, as an MLP cannot pass the noise through
+    # what no linear map predicts is left to the network; on by default, as an MLP cannot pass the noise through
     precondition: Precondition = field(default="pairs", kw_only=True)
 
     def tiny(self) -> "MLP":

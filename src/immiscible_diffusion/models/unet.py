@@ -15,13 +15,13 @@ from immiscible_diffusion.utils.optional_deps import require_extra
 class UNet(ModelConfig):
     """diffusers' ``UNet2DModel`` for square images."""
 
-    channels: Size = 128  # of the first level
-    # of ``channels``, one per level; each level but the last halves the size
+    channels: Size = 128  # channels of the first level
+    # factors of ``channels``, one per level; each level but the last halves the size
     multipliers: tuple[Size, ...] = (1, 2, 2, 2)
     blocks: Size = 2  # residual blocks per level
     attention: tuple[Size, ...] = (16,)  # sizes (pixels a side) at which there is self-attention
     head_channels: Size = 64  # channels per attention head
-    groups: Size = 32  # of the group norms; must divide every level's channels
+    groups: Size = 32  # number of groups of the group norms; must divide every level's channels
     dropout: Probability = 0.1  # inside the residual blocks
     # initial weights: ``torch``, those of its layers, with a last layer of zeros; ``zero``, also zeros at the end of
     # every residual and attention block (guided-diffusion, torchcfm); ``xavier``, besides Xavier's (ddpm-torch)

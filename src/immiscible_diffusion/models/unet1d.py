@@ -17,10 +17,10 @@ from immiscible_diffusion.utils.checks import Size
 class UNet1D(ModelConfig):
     """Convolutions over the time of an action sequence, with FiLM (2303.04137, appendix A)."""
 
-    channels: tuple[Size, ...] = (256, 512, 1024)  # of every level; each but the last halves the time
-    kernel: Size = 5  # of the convolutions, odd
-    groups: Size = 8  # of the group norms; must divide every level's channels
-    embedding: Annotated[int, ">= 2 and <= 65536"] = 256  # of the diffusion time
+    channels: tuple[Size, ...] = (256, 512, 1024)  # channels of every level; each but the last halves the time
+    kernel: Size = 5  # size of the convolutions, odd
+    groups: Size = 8  # number of groups of the group norms; must divide every level's channels
+    embedding: Annotated[int, ">= 2 and <= 65536"] = 256  # width of the embedding of the diffusion time
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,7 +15,7 @@ class EMAConfig:
     """How weights are averaged.
 
     Args:
-        decay: of the average, in [0, 1); 0 = the weights themselves.
+        decay: decay of the average, in [0, 1); 0 = the weights themselves.
         warmup: let the decay grow as (1 + step) / (10 + step) up to ``decay``, so that short runs forget their start;
             off as published.
         power: let it grow as 1 - (1 + step)^-power instead (Diffusion Policy: 0.75); 0 = off.

@@ -29,8 +29,8 @@ class OptimizerConfig:
         warmup_steps: steps of linear warm-up from 0.
         lr_schedule: after warm-up, by diffusers' names: ``constant`` (as published) or ``constant_with_warmup``, the
             same; decay to 0 at the last step by ``linear``, ``cosine``, ``cosine_with_restarts`` or ``polynomial``.
-        lr_num_cycles: of ``cosine_with_restarts``.
-        lr_power: of ``polynomial``.
+        lr_num_cycles: number of cycles of ``cosine_with_restarts``.
+        lr_power: exponent of ``polynomial``.
         max_grad_norm: bound on the norm of the gradient; 0 = none.
         betas: Adam's.
         weight_decay: decoupled (AdamW); 0 = Adam.

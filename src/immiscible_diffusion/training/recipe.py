@@ -25,11 +25,12 @@ class Recipe:
         task: the application: its data, what is diffused of them, and how samples are evaluated.
         model: the network.
         coupling: which noise goes with which sample: ``independent``, ``knn:k=16``, ``knn:k=16,center=mean``,
-            ``assignment``, ``shuffled:...``, or ``module:Class(k=3)``.
+            ``assignment``, ``assignment:pool=4,across_ranks=true``, ``gaussian_ot:eps=4``, ``calibrated:...``,
+            ``shuffled:...``, or your own ``module:Class(k=3)``.
         conditional: give the network the conditions of the data: labels, text, observations.
         cond_drop_prob: probability that a condition is dropped in training, so that samples can be guided
             (2207.12598); usually 0.1.
-        scaling: of the data before they are diffused; undone after sampling.
+        scaling: scaling of the data before they are diffused; undone after sampling.
         path: how data and noise are mixed.
         loss: what the network is fitted by: ``RegressionLoss``, or ``ConsistencyLoss`` on an EDMPath.
         optim: the optimizer.
@@ -37,9 +38,9 @@ class Recipe:
         batch_size: data per step over all devices and accumulated micro-batches.
         gradient_accumulation_steps: micro-batches per step; a coupling sees one at a time, or ``pool`` of them.
         prefetch: micro-batches (pools) paired in a thread before they are needed; 0 = in the step.
-        steps: of training.
-        seed: of everything.
-        mixed_precision: as accelerate's; ``no`` is float32.
+        steps: steps of training.
+        seed: seed of everything that is drawn.
+        mixed_precision: precision of the network, as accelerate's; ``no`` is float32.
         sampler: how samples are generated for previews, ``sample`` and ``evaluate``.
         log_every: steps between lines in metrics.jsonl.
         validate_every: steps between losses on fixed, independent noise and times.

@@ -44,7 +44,7 @@ class PolicyEvalConfig(EvalConfig):
 
     sampling_steps: tuple[PositiveInt, ...] = (10,)  # numbers of steps of the recipe's sampler
     num: PositiveInt = 5  # how many training steps, spaced evenly in their logarithm
-    episodes: NonNegativeInt = 50  # of the simulator, from fixed initial states; 0 = no simulator
+    episodes: NonNegativeInt = 50  # episodes of the simulator, from fixed initial states; 0 = no simulator
     windows: PositiveInt = 512  # validation windows that the error of actions is measured on
     rollout_every: Literal["all", "last"] = "all"  # run the simulator at all evaluated training steps, or at the last
     workers: NonNegativeInt = 0  # processes of the simulator; 0 = in this one

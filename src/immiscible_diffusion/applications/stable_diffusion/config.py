@@ -77,7 +77,7 @@ class TextToImage(TaskConfig):
     # the pipeline whose VAE and text encoder are used, frozen
     codec: StableDiffusionCodec = field(default_factory=StableDiffusionCodec)
     captions: Captions | None = None  # where prompts come from
-    buckets: Buckets | None = None  # of aspect ratios; None = all images are cropped to one square
+    buckets: Buckets | None = None  # sizes by aspect ratio; None = all images are cropped to one square
     latents: str | None = None  # a folder written by immiscible encode, read instead of the images
     inpainting: Inpainting | None = None  # hide a part of every image, which the network paints; None = off
     preview_prompts: tuple[str, ...] = ()  # what previews show; by default the classes, or the first captions

@@ -21,9 +21,9 @@ from immiscible_diffusion.utils.optional_deps import require_extra
 class LoRA:
     """Low-rank adapters of frozen weights, ``W + (alpha / rank) B A`` (2106.09685)."""
 
-    rank: Size = 4  # of the adapters
-    alpha: PositiveFloat | None = None  # by default the rank
-    dropout: Probability = 0.0  # of the adapters' input
+    rank: Size = 4  # rank of the adapters
+    alpha: PositiveFloat | None = None  # scale of the adapters times their rank; by default the rank
+    dropout: Probability = 0.0  # dropout of the adapters' input
     # which layers have adapters; by default all attention layers
     targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -45,8 +45,10 @@ class StableDiffusionUNet(ModelConfig):
     # a pipeline, a checkpoint of diffusers' training script, the folder of a U-Net, or a name on
     # the hub; by default that of codec.pretrained
     pretrained: str | None = None
-    init: Literal["pretrained", "scratch"] = "pretrained"  # or scratch: its configuration with random weights
-    subfolder: Literal["unet", "unet_ema"] = "unet"  # or unet_ema, the averaged weights of a checkpoint
+    # pretrained weights, or scratch: its configuration with random ones
+    init: Literal["pretrained", "scratch"] = "pretrained"
+    # unet, or unet_ema: the averaged weights of a checkpoint
+    subfolder: Literal["unet", "unet_ema"] = "unet"
     inpainting: bool = False  # widen its input by the mask and the masked image; new weights are 0
     gradient_checkpointing: bool = False  # compute activations twice instead of keeping them
     lora: LoRA | None = None  # train adapters only; None = train all weights

@@ -25,9 +25,9 @@ class ConsistencyLoss(Loss):
     levels is not built.
 
     Args:
-        q: in stage n the gap ``(sigma - r) / sigma`` is about ``q^-(n + 1)``.
-        num_stages: of equal length.
-        pretrain_fraction: of training, at its beginning, with ``r = sigma_min``: denoising.
+        q: base of the gap: in stage n ``(sigma - r) / sigma`` is about ``q^-(n + 1)``.
+        num_stages: number of stages, of equal length.
+        pretrain_fraction: part of training, at its beginning, with ``r = sigma_min``: denoising.
         k: how much wider the gap is at small sigma.
         huber: c of the pseudo-Huber distance in units of ``sqrt(D)`` (iCT: 0.00054); 0 is the Euclidean distance.
         weighting: ``gap``: ``1 / (sigma - r)`` (ECT on CIFAR-10, iCT); ``edm``: ``1 / sigma^2 + 1 / sigma_data^2``

@@ -20,15 +20,15 @@ class EDMPath(Path):
     ``Preconditioned``.
 
     Args:
-        sigma_min: at t = 0.
-        sigma_max: at t = 1.
+        sigma_min: noise level at t = 0.
+        sigma_max: noise level at t = 1.
         rho: ``sigma^(1 / rho)`` is linear in t.
         sigma_data: standard deviation of the data; weights take it as given here, whatever a network measures.
         time: distribution of training times: ``lognormal`` (log sigma is Gaussian), or ``discrete``: the upper ends of
             ``levels - 1`` equal steps of t, each with the Gaussian's probability of the step (iCT, 2310.14189, eq. 10:
             the student's level).
-        mean: of log sigma; -1.2 in EDM, -1.1 in iCT.
-        std: of log sigma; 1.2 in EDM, 2.0 in iCT.
+        mean: mean of log sigma; -1.2 in EDM, -1.1 in iCT.
+        std: standard deviation of log sigma; 1.2 in EDM, 2.0 in iCT.
         levels: noise levels of ``discrete``, ``sigma_min`` and ``sigma_max`` among them.
     """
 

@@ -21,8 +21,8 @@ class FlowMatchingPath(Path):
 
     Args:
         time: distribution of training times: ``uniform``, or ``logit_normal`` (2403.03206, eq. 19).
-        mean: of the logit-normal's Gaussian; above 0 favors noise.
-        std: of the logit-normal's Gaussian.
+        mean: mean of the logit-normal's Gaussian; above 0 favors noise.
+        std: standard deviation of the logit-normal's Gaussian.
         shift: ``t -> shift t / (1 + (shift - 1) t)`` after drawing (2403.03206, eq. 23); above 1 favors noise, as
             suits larger images. Of training times only.
         time_scale: the network sees ``time_scale * t``.

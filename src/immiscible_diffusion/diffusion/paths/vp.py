@@ -23,11 +23,11 @@ class VPPath(Path):
     Between steps the angle ``atan2(sigma, alpha)`` is linear in t.
 
     Args:
-        schedule: of beta: ``linear`` (DDPM), ``scaled_linear`` (Stable Diffusion: linear in its root) or ``cosine``
-            (2102.09672, which needs no beta).
+        schedule: schedule of beta: ``linear`` (DDPM), ``scaled_linear`` (Stable Diffusion: linear in its root) or
+            ``cosine`` (2102.09672, which needs no beta).
         prediction: what the network learns: ``epsilon`` (the noise), ``v`` (2202.00512: ``alpha noise - sigma data``)
             or ``data``.
-        steps: of the schedule.
+        steps: steps of the schedule.
         beta_start: first beta.
         beta_end: last beta.
         zero_snr: rescale so that the last step is pure noise (2305.08891, algorithm 1); not with ``epsilon``, from

@@ -33,7 +33,7 @@ class SamplerConfig:
         method: ``euler``, ``heun``, ``midpoint`` or ``dopri5`` along the path's ODE (not ``heun`` of a VPPath, whose
             time is discrete); of a VPPath ``ddim``, ``ddpm``, ``dpm`` (DPM-Solver++) or ``pndm`` (of Stable
             Diffusion); of an EDMPath ``edm`` (Heun in sigma) or ``consistency``.
-        steps: of all but ``dopri5``.
+        steps: steps of all methods but ``dopri5``.
         tolerance: relative and absolute, for ``dopri5``.
         init_noise: the distribution to start from: ``normal``, N(0, I) as everyone does, or ``matched``, that of the
             noise the model was trained on (``NoiseDistribution``).

@@ -31,15 +31,15 @@ class Settings:
     """What is asked.
 
     Args:
-        coupling: that is asked about: knn:k=4, knn:k=16,center=mean (or label, channel), assignment,
+        coupling: the coupling that is asked about: knn:k=4, knn:k=16,center=mean (or label, channel), assignment,
             gaussian_ot:eps=4, calibrated:ANY, or your own as "my_module:MyCoupling(k=3)".
-        minutes: in all.
+        minutes: minutes in all.
         sampling_steps: numbers of Euler steps to sample with. Each more makes intervals wider.
         network: auto (a residual MLP on a CPU, a small U-Net for square images elsewhere), mlp or unet.
         matched: sample from the distribution of the coupling's noise, too, where it is not N(0, I).
         seed: the first; of the choice of --max-images as well.
         seeds: how many; by default what the minutes allow, 3 at least.
-        steps: of every training; by default what the minutes allow.
+        steps: steps of every training; by default what the minutes allow.
     """
 
     coupling: str = "knn:k=4"
