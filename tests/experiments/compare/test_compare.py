@@ -149,26 +149,26 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
 @pytest.mark.subprocess
 def test_a_failing_trial_is_reported_and_the_others_finish(tmp_path, monkeypatch, capsys):
     (tmp_path / "broken.py").write_text(
-        "class Broken:\n    def __call__(self, data, *, cond=None, generator=None):\n"
-        "        if len(data) == 16:\n            raise RuntimeError('no noise today')\n"
-        "        return data.clone()\n"
+        "def broken(data, *, cond=None, mask=None, generator=None):\n"
+        "    if len(data) == 16:\n        raise RuntimeError('no noise today')\n"
+        "    return data.clone()\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     folder = tmp_path / "out"
-    assert compare(folder, "--coupling", "broken:Broken", "--workers", "1") == 2
+    assert compare(folder, "--coupling", "broken:broken", "--workers", "1") == 2
     assert "no noise today" in capsys.readouterr().err
-    assert compare(folder, "--coupling", "broken:Broken", "--gather") == 0
+    assert compare(folder, "--coupling", "broken:broken", "--gather") == 0
     assert sum(trial["finished"] for trial in results(folder)["trials"]) == 2
 
 
 def test_a_coupling_that_always_fails_is_named_before_anything_is_trained(tmp_path, monkeypatch, capsys):
     (tmp_path / "always.py").write_text(
-        "class Always:\n    def __call__(self, data, *, cond=None, generator=None):\n        return undefined\n"
+        "def always(data, *, cond=None, mask=None, generator=None):\n    return undefined\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert compare(tmp_path / "out", "--coupling", "always:Always") == 2
-    assert "coupling 'always:Always' fails on the data" in capsys.readouterr().err
+    assert compare(tmp_path / "out", "--coupling", "always:always") == 2
+    assert "coupling 'always:always' fails on the data" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
