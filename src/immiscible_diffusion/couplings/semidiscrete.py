@@ -1,0 +1,381 @@
+"""Semidiscrete optimal transport: every sample of the data set has its share of N(0, I).
+
+With one number ``b_j`` for each of N samples, a noise n belongs to ``argmax_j <n, x_j> + b_j``. There is a ``b`` with
+which every sample gets the N-th part of all noise, and this map is then the optimal transport from N(0, I) to the data
+set (SD-FM, 2509.25519; AlignFlow, 2510.15038): a linear assignment with every noise there is. It is found once,
+before the first step; a batch then looks its noise up, so that any batch size will do.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from immiscible_diffusion.couplings._validation import (
+    can_sync,
+    check_fitted,
+    check_rows_finite,
+    kind_of,
+    product,
+    take_condition,
+    working_dtype,
+)
+from immiscible_diffusion.couplings.base import Cond, Coupling, Mask, Noise, Rng, start_noise
+from immiscible_diffusion.couplings.moments import Data, Moments, TensorFields, split_labels
+from immiscible_diffusion.utils.random import keyed_generator
+
+SCORES = 1 << 24  # elements of the largest matrix of noises x samples: 64 MiB
+BATCH = 2048  # noises of a step of the fit
+RATE, SOFTNESS = 0.05, 0.02  # of the fit, in units of the samples' root mean square length
+EVERY = 200  # steps of the fit, after which it is checked
+Progress = Callable[[int, float], None]
+
+
+@dataclass(frozen=True, eq=False)
+class SemidiscretePlan(TensorFields):
+    """Which noise belongs to which sample of a data set.
+
+    Only the component of a noise along ``directions`` matters, the leading ones of the data: what lies across them is
+    left to chance. With labels there is a plan for each label, so that the noise given a label is N(0, I) as well.
+
+    Attributes:
+        mean: ``[*shape]`` of the data.
+        directions: ``[r, D]`` orthonormal.
+        samples: ``[N, r]``: the data less ``mean`` along the directions.
+        bias: ``[N]``: ``b``; equal samples have it in common.
+        first: ``[N]`` int64: the first sample (of the same label) that is equal, which has their share.
+        chi_square: ``N sum_j p_j^2 - 1`` for shares ``p_j`` of the noise, 0 if all are 1 / N; the largest of the labels.
+        labels: ``[N]`` int64 of a plan within each label, or None.
+    """
+
+    mean: Tensor
+    directions: Tensor
+    samples: Tensor
+    bias: Tensor
+    first: Tensor
+    chi_square: float
+    labels: Tensor | None = None
+
+    description = "a semidiscrete plan"
+    parsers: ClassVar = {"chi_square": float}
+
+    @classmethod
+    def fit(
+        cls,
+        data: Data,
+        moments: Moments,
+        *,
+        rank: int | None = None,
+        tolerance: float = 1e-3,
+        max_steps: int = 4000,
+        seed: int = 0,
+        progress: Progress | None = None,
+        device: torch.device | str | None = None,
+    ) -> "SemidiscretePlan":
+        """Find ``b`` for ``data`` in the order of their index: a tensor ``[N, *shape]``, or batches.
+
+        Averaged stochastic descent on the semidual: ``b -= rate (N p - 1)`` with shares p of ``BATCH`` noises, softened
+        by ``SOFTNESS`` at first, from ``b_j = -c |x_j|`` with ``N P(n > c) = 1``, where every sample is as likely to stand out.
+        Every ``EVERY`` steps the shares without softness are counted, and the fit stops once their chi-square is at
+        most ``tolerance``. The time is that of some 10^3 N products ``[N, r]``.
+
+        Args:
+            data: with their mirror images, if training mirrors; a batch may come as ``(data, labels)``, for a plan
+                within each label.
+            moments: of the data, with directions.
+            rank: how many of the directions; all by default.
+            tolerance: see above; > 0.
+            max_steps: where it stops otherwise, with a warning.
+            seed: of the noise.
+            progress: called with the steps done and the chi-square.
+            device: where to work; that of the data by default.
+
+        Raises:
+            ValueError: fewer than 2 samples, values not finite, another shape than that of the moments, bad labels.
+        """
+        if moments.directions is None:
+            raise ValueError("a semidiscrete plan needs Moments.fit with directions")
+        known = len(moments.directions)
+        if rank is not None and not 1 <= rank <= known:
+            raise ValueError(f"rank must be 1 to {known}, the known directions, got {rank}")
+        directions, parts, labels, keys = moments.directions[:rank], [], [], []
+        for batch, label in map(split_labels, [data] if isinstance(data, Tensor) else data):
+            check_fitted("the moments were", moments.mean.shape, batch.shape[1:], "fit them on these data")
+            parts.append(along(batch, moments.mean, directions))
+            check_rows_finite(parts[-1])
+            labels.append(label)
+            keys.append(content_keys(batch))
+        if sum(map(len, parts)) < 2:
+            raise ValueError(f"a semidiscrete plan needs at least 2 samples, got {sum(map(len, parts))}")
+        if any(label is None for label in labels) and any(label is not None for label in labels):
+            raise ValueError("some batches came with labels, some without; give all labels or none")
+        samples, key = torch.cat(parts).to(device), torch.cat(keys).to(device)
+        label = None if labels[0] is None else torch.cat(labels).long().to(samples.device)
+        bias, first = samples.new_zeros(len(samples)), torch.arange(len(samples), device=samples.device)
+        worst = 0.0
+        for name, rows in groups(label, len(samples)):
+            _, inverse, count = key[rows].unique(return_inverse=True, return_counts=True)
+            leader = rows.new_full((len(count),), len(samples)).scatter_reduce(0, inverse, rows, "amin")
+            generator = keyed_generator(seed, "semidiscrete", name, device=samples.device)
+            options = {"tolerance": tolerance, "max_steps": max_steps, "progress": progress}
+            found, chi_square = _fit(samples[leader], count / len(rows), generator=generator, **options)
+            bias[rows], first[rows], worst = found[inverse], leader[inverse], max(worst, chi_square)
+        if worst > tolerance:
+            warnings.warn(
+                f"the shares of the samples differ by a chi-square of {worst:.2g} after {max_steps} steps, more than "
+                f"{tolerance:g}; tables of noise are balanced all the same, at the cost of some of its pull",
+                stacklevel=2,
+            )
+        return cls(moments.mean, directions, samples, bias, first, worst, label)
+
+    @property
+    def digest(self) -> str:
+        """Short hash of the content: 16 hex digits."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        return self.hash_content(repr(self.chi_square).encode(), self.tensors)
+
+    def sample_of(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Index ``[B]`` of the sample that each of ``noise`` ``[B, *shape]`` belongs to, of its label if there are any.
+
+        Noise from N(0, I) gives every sample equally often (of equal samples always the first).
+        """
+        check_fitted("the plan was", self.mean.shape, noise.shape[1:], "give noise of the shape of the data")
+        rows = along(noise, torch.zeros_like(self.mean), self.directions)
+        if (labels is None) != (self.labels is None):
+            raise ValueError(f"this plan was fitted {'with' if labels is None else 'without'} labels; give the same")
+        index = torch.empty(len(noise), dtype=torch.long, device=noise.device)
+        for name, members in groups(self.labels, len(self.samples)):
+            mine = torch.arange(len(noise), device=noise.device) if labels is None else (labels == name).nonzero()[:, 0]
+            distinct = members[self.first[members] == members]
+            for part in mine.split(max(1, SCORES // len(distinct))):
+                index[part] = distinct[scores(rows[part], self.samples[distinct], self.bias[distinct]).argmax(dim=1)]
+        return index
+
+    def table(self, noises: int, seed: int, number: int) -> Tensor:
+        """``[N, noises, r]`` float16: noise along the directions for every sample, table ``number`` of ``seed``.
+
+        ``N noises`` are drawn from N(0, I) and each belongs to its sample; of those with more than ``noises`` some are
+        handed on to samples with fewer, where they score best. So the table as a whole is N(0, I).
+        """
+        result = self.samples.new_empty(len(self.samples), noises, self.samples.shape[1], dtype=torch.float16)
+        for name, members in groups(self.labels, len(self.samples)):
+            members = members[self.first[members].argsort(stable=True)]  # equal samples side by side
+            distinct, count = self.first[members].unique_consecutive(return_counts=True)
+            generator = keyed_generator(seed, number, "table", name, device=members.device)
+            drawn = torch.randn(len(members) * noises, self.samples.shape[1], device=members.device, generator=generator)
+            plan = self.samples[distinct], self.bias[distinct]
+            owner = torch.cat([scores(part, *plan).argmax(dim=1) for part in drawn.split(_rows(len(distinct)))])
+            owner = balanced(owner, count * noises, drawn, *plan)
+            result[members] = drawn[owner.argsort(stable=True)].view(len(members), noises, -1).half()
+        return result
+
+    def __repr__(self) -> str:
+        shape = f"shape={tuple(self.mean.shape)}, rank={len(self.directions)}"
+        return f"SemidiscretePlan({shape}, count={len(self.samples)}, digest={self.digest})"
+
+
+@dataclass(frozen=True)
+class Semidiscrete(Coupling):
+    """Noise from the sample's own share of N(0, I), for batches of any size (2509.25519, 2510.15038).
+
+    Each sample has ``noises`` noises along the plan's directions in a table, one of which is taken at random; across
+    the directions noise is fresh. Over the data set the noise is N(0, I) whatever the batch; with a plan by label
+    given a label too. Every ``refresh`` training steps there is a new table, a function of ``seed`` and step alone.
+
+    Args:
+        plan: of the data set, ``SemidiscretePlan.fit``.
+        noises: of each sample in a table; N times noises times rank float16 are held.
+        refresh: steps after which a new table is drawn.
+        seed: of the tables.
+        cond_key: "label" if the plan is to be one within each label, or None.
+        index_key: the condition with the index ``[B]`` of each sample in the data that the plan was fitted to.
+        tolerance: how far a sample may be from that of its index, in root mean square lengths of the data; farther (of
+            another set, augmented otherwise) is an error, on the CPU. More for latents that are drawn anew each time.
+        number: of the table; ``at_step`` sets it.
+    """
+
+    plan: SemidiscretePlan
+    noises: int = 16
+    refresh: int = 1000
+    seed: int = 0
+    cond_key: str | None = None
+    index_key: str = "index"
+    tolerance: float = 0.01
+    number: int = field(default=0, repr=False)
+
+    name = "semidiscrete"
+    preserves_marginal = True
+    takes_mask = False  # its directions are of complete samples
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.plan, SemidiscretePlan):
+            raise ValueError(f"Semidiscrete needs a SemidiscretePlan, got {type(self.plan).__name__}")
+        for name in ("noises", "refresh"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
+        if self.cond_key is not None and self.cond_key != "label":
+            raise ValueError(f'cond_key must be "label" or None, got {self.cond_key!r}')
+        if (self.cond_key is None) != (self.plan.labels is None):
+            fitted = "without labels" if self.plan.labels is None else "within labels"
+            raise ValueError(f"cond_key is {self.cond_key!r}, and the plan was fitted {fitted}; they must agree")
+
+    def preserves_conditional(self, key: str) -> bool:
+        """Given the label, if the plan is one within each label."""
+        return key == self.cond_key
+
+    def at_step(self, step: int) -> Coupling:
+        """This with the table of the step."""
+        number = step // self.refresh
+        return self if number == self.number else replace(self, number=number)
+
+    def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
+        """``n + sum_v (z_v - <n, v>) v`` for noise n ``[B, *shape]`` and z of the table."""
+        plan, dtype = self.plan, working_dtype(data.dtype)
+        check_fitted("the plan was", plan.mean.shape, data.shape[1:], "fit it on data of this shape")
+        index = self._index(data, cond)
+        fresh = start_noise(data, noise, generator)
+        table = _table(plan, self.noises, self.seed, self.number)
+        turn = torch.randint(self.noises, index.shape, device=data.device, generator=generator)
+        chosen = table.to(data.device)[index, turn].to(dtype)
+        rows, directions = fresh.flatten(1).to(dtype), plan.directions.to(data.device, dtype)
+        change = chosen - product(rows, directions.T)
+        moved = torch.addmm(rows, change, directions, out=torch.empty_like(rows))
+        return torch.empty_like(fresh).copy_(moved.view(data.shape))
+
+    def _index(self, data: Tensor, cond: Cond) -> Tensor:
+        """The checked index ``[B]``."""
+        plan = self.plan
+        index = take_condition(cond, self.index_key, "semidiscrete pairing, which looks noise up by sample,")
+        if index.is_floating_point() or index.shape != data.shape[:1]:
+            raise ValueError(f'cond["{self.index_key}"] must be whole numbers [{len(data)}], got {kind_of(index)}')
+        index = index.to(data.device)
+        if not can_sync(data):
+            return index
+        low, high = int(index.min()), int(index.max())
+        if low < 0 or high >= len(plan.samples):
+            raise ValueError(f"index runs from {low} to {high}; the plan has samples 0 to {len(plan.samples) - 1}")
+        known = plan.samples[index.to(plan.samples.device)].to(data.device)
+        away = torch.linalg.vector_norm(along(data, plan.mean, plan.directions) - known, dim=1)
+        away /= plan.samples.square().sum(dim=1).mean().sqrt()
+        if not bool((away <= self.tolerance).all()):
+            row = int(away.argmax())
+            raise ValueError(
+                f"data row {row} is not sample {int(index[row])} of the plan: it is {float(away[row]):.3g} away, in root "
+                f"mean square lengths of the data. The plan is of other data, or the sample was augmented in a way that "
+                f"it does not know: fit it on the augmented data, each with an index of its own, or raise tolerance"
+            )
+        return index
+
+
+@lru_cache(maxsize=2)
+def _table(plan: SemidiscretePlan, noises: int, seed: int, number: int) -> Tensor:
+    with torch.inference_mode(False), torch.no_grad():
+        return plan.table(noises, seed, number)
+
+
+def along(data: Tensor, mean: Tensor, directions: Tensor) -> Tensor:
+    """``[B, r]`` float32: ``data`` ``[B, *shape]`` less ``mean``, along the directions."""
+    rows = (data.float() - mean.to(data.device)).flatten(1)
+    return product(rows, directions.to(rows).T)
+
+
+def content_keys(data: Tensor) -> Tensor:
+    """``[B]`` int64, equal for equal rows of ``data`` and for no others, but for one chance in 2^60."""
+    words = data.detach().float().contiguous().flatten(1).view(torch.int32).long()
+    generator = keyed_generator("content", device=words.device)
+    return (words * torch.randint(2**62, words.shape[1:], device=words.device, generator=generator)).sum(dim=1)
+
+
+def groups(labels: Tensor | None, count: int) -> Iterator[tuple[int, Tensor]]:
+    """Every label with the indices of its samples; without labels one group of all."""
+    if labels is None:
+        yield 0, torch.arange(count)
+    else:
+        yield from ((int(label), (labels == label).nonzero()[:, 0]) for label in labels.unique())
+
+
+def scores(noise: Tensor, samples: Tensor, bias: Tensor) -> Tensor:
+    """``<n, x_j> + b_j`` ``[B, N]``."""
+    return torch.addmm(bias, noise, samples.T)
+
+
+def _rows(samples: int) -> int:
+    return max(1, SCORES // samples)
+
+
+def _fit(
+    samples: Tensor,
+    weight: Tensor,
+    *,
+    generator: torch.Generator,
+    tolerance: float,
+    max_steps: int,
+    progress: Progress | None,
+) -> tuple[Tensor, float]:
+    """``b`` ``[N]`` for distinct ``samples`` ``[N, r]`` that are to have the shares ``weight``, and the chi-square."""
+    count, rank = samples.shape
+    if count == 1:
+        return samples.new_zeros(1), 0.0
+    scale = samples.square().sum(dim=1).mean().sqrt()
+
+    def shares(bias: Tensor, number: int, softness: float) -> Tensor:
+        total = torch.zeros_like(bias)
+        for size in [_rows(count)] * (number // _rows(count)) + [number % _rows(count)]:
+            noise = torch.randn(size, rank, device=samples.device, generator=generator)
+            score = scores(noise, samples, bias)
+            if softness:
+                total += (score / (softness * scale)).softmax(dim=1).sum(dim=0)
+            else:
+                total += score.argmax(dim=1).bincount(minlength=count)
+        return total
+
+    # Of the expected counts the relative error of a chi-square is sqrt(2 N) / noises.
+    checked = int(min(1 << 17, max(1 << 14, (2 * count) ** 0.5 / (0.5 * tolerance))))
+    bias = torch.special.ndtri(weight.double().clamp_max(0.5)).float() * torch.linalg.vector_norm(samples, dim=1)
+    average, chi_square = bias.clone(), float("inf")
+    for step in range(max_steps):
+        excess = shares(bias, BATCH, SOFTNESS / (1 + step / 200) ** 0.5) / (BATCH * weight) - 1
+        bias = bias - RATE / (1 + step / 50) ** 0.5 * scale * excess.clamp(-3, 3)
+        average.lerp_(bias, 2 / (step + 2))
+        if (step + 1) % EVERY == 0 or step + 1 == max_steps:
+            number = shares(average, checked, 0.0)
+            chi_square = float((number * (number - 1) / weight).sum() / (checked * (checked - 1)) - 1)
+            if progress is not None:
+                progress(step + 1, chi_square)
+            if chi_square <= tolerance:
+                break
+    return average, max(chi_square, 0.0)
+
+
+def balanced(owner: Tensor, capacity: Tensor, noise: Tensor, samples: Tensor, bias: Tensor) -> Tensor:
+    """``owner`` ``[M]`` with ``capacity`` ``[N]`` noises each, where it is not: of the noises that a sample has too many of,
+    each goes to a sample that lacks some, the highest scores first."""
+    owner = owner.clone()
+    surplus = ranked(owner)[1] >= capacity[owner]
+    while bool(surplus.any()):
+        lacking = capacity - owner[~surplus].bincount(minlength=len(capacity))
+        free, moved = lacking.nonzero()[:, 0], surplus.nonzero()[:, 0]
+        best = [scores(noise[part], samples[free], bias[free]).max(dim=1) for part in moved.split(_rows(len(free)))]
+        value, choice = (torch.cat([part[i] for part in best]) for i in range(2))
+        order = value.argsort(descending=True)
+        accepted = order[ranked(choice[order])[1] < lacking[free[choice[order]]]]
+        owner[moved[accepted]] = free[choice[accepted]]
+        surplus[moved[accepted]] = False
+    return owner
+
+
+def ranked(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The stable order of ``values`` ``[M]`` (whole numbers), and of each how many equal ones come before it."""
+    order = values.argsort(stable=True)
+    start = values.bincount().cumsum(0) - values.bincount()
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(values), device=values.device) - start[values[order]]
+    return order, place

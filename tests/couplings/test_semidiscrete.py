@@ -1,0 +1,220 @@
+"""Semidiscrete pairing: equal shares of N(0, I), the optimum, tables, labels, bad input."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import kstest, norm
+
+from immiscible_diffusion.couplings import Moments, Shuffled
+from immiscible_diffusion.couplings.semidiscrete import Semidiscrete, SemidiscretePlan, balanced
+
+N, SHAPE = 40, (2, 3)
+
+
+def blobs(count=N, shape=SHAPE, seed=0):
+    """Data whose lengths differ, so that nearest neighbors alone share unevenly."""
+    generator = torch.Generator().manual_seed(seed)
+    data = torch.randn(count, *shape, generator=generator)
+    return 0.3 + data * (0.3 + torch.rand(count, 1, 1, generator=generator))
+
+
+@pytest.fixture(scope="module")
+def plan():
+    data = blobs()
+    return SemidiscretePlan.fit(data, Moments.fit(data))
+
+
+def index(count=N):
+    return {"index": torch.arange(count)}
+
+
+def test_two_samples_share_by_the_plane_between_them():
+    """Of two samples the half-space ``<n, x_1 - x_0> > b_0 - b_1`` must hold half of the noise: the b are equal."""
+    data = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+    plan = SemidiscretePlan.fit(data, Moments.fit(data))
+    gap = float(plan.bias[0] - plan.bias[1])
+    assert norm.cdf(gap / 5) == pytest.approx(0.5, abs=0.02)
+    noise = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(1))
+    assert float(plan.sample_of(noise).float().mean()) == pytest.approx(0.5, abs=0.02)
+
+
+def test_weights_of_three_points_on_a_line_are_those_of_the_normal_quantiles():
+    """On a line the optimal map is monotone: the shares are the intervals between the normal terciles."""
+    data = torch.tensor([[-2.0], [0.5], [1.0]])
+    plan = SemidiscretePlan.fit(data, Moments.fit(data), tolerance=1e-4)
+    line = torch.linspace(-3, 3, 6001)[:, None]
+    owner = plan.sample_of(line)
+    edges = [float(line[(owner == i).nonzero()[-1, 0]]) for i in (0, 1)]
+    assert edges == pytest.approx([norm.ppf(1 / 3), norm.ppf(2 / 3)], abs=0.05)
+
+
+def test_shares_are_equal(plan):
+    count = 200_000
+    noise = torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(2))
+    share = plan.sample_of(noise).bincount(minlength=N) / count
+    assert float(N * share.square().sum() - 1) < 5e-3
+    assert plan.chi_square <= 1e-3
+
+
+def test_the_map_is_the_optimal_transport_of_many_noises(plan):
+    """With M noises a sample the exact assignment costs what the map does, up to its own finite M."""
+    data, each = blobs(), 25
+    noise = torch.randn(N * each, *SHAPE, generator=torch.Generator().manual_seed(3)).flatten(1)
+    gain = noise @ (data.flatten(1) - data.flatten(1).mean(0)).T
+    rows, columns = linear_sum_assignment(-gain.repeat_interleave(each, dim=1).numpy())
+    exact = float(gain.repeat_interleave(each, dim=1)[rows, columns].mean())
+    own = plan.sample_of(noise.view(-1, *SHAPE))
+    assert float(gain[torch.arange(len(noise)), own].mean()) == pytest.approx(exact, rel=0.03)
+    flat = plan.table(each, 0, 0).float() @ plan.directions
+    table = torch.einsum("nrd,nd->nr", flat, data.flatten(1) - data.flatten(1).mean(0))
+    assert float(table.mean()) == pytest.approx(exact, rel=0.05)
+
+
+def test_a_table_is_the_noise_that_was_drawn_each_once(plan):
+    """So the whole table is N(0, I) exactly, and every sample has equally many."""
+    noises = 50
+    table = plan.table(noises, seed=5, number=2).float()
+    assert table.shape == (N, noises, 6)
+    flat = table.flatten(0, 1)
+    assert len(flat.unique(dim=0)) == len(flat)
+    assert min(kstest(flat[:, i].numpy(), "norm").pvalue for i in range(6)) > 1e-3
+    assert torch.allclose(flat.T @ flat / len(flat), torch.eye(6), atol=6 / math.sqrt(len(flat)))
+    again, other = plan.table(noises, seed=5, number=2), plan.table(noises, seed=5, number=3)
+    assert torch.equal(again.float(), table)
+    assert not torch.equal(other.float(), table)
+
+
+def test_noise_is_that_of_the_sample_for_any_batch_size(plan):
+    data, coupling = blobs(), Semidiscrete(plan, noises=64)
+    whole = torch.stack([coupling(data, cond=index()) for _ in range(200)])
+    single = torch.stack([coupling(data[3:4], cond={"index": torch.tensor([3])})[0] for _ in range(2000)])
+    assert torch.allclose(whole[:, 3].mean(0), single.mean(0), atol=0.25)
+    flat, rows = whole.flatten(2), data.flatten(1)
+    assert float(torch.nn.functional.cosine_similarity(flat, rows, dim=2).mean()) > 0.4
+    assert min(kstest(flat[..., i].flatten().numpy()[::7], "norm").pvalue for i in range(6)) > 1e-3
+    own = (plan.sample_of(whole.flatten(0, 1)) == torch.arange(N).repeat(200)).float().mean()
+    assert float(own) > 0.85  # some of a table were handed on
+
+
+def test_across_the_directions_noise_is_fresh():
+    data = blobs()
+    plan = SemidiscretePlan.fit(data, Moments.fit(data), rank=2)
+    given = torch.randn(N, *SHAPE, generator=torch.Generator().manual_seed(4))
+    noise = Semidiscrete(plan).pair(data, given, cond=index())
+    axes = plan.directions
+    across = lambda x: x.flatten(1) - x.flatten(1) @ axes.T @ axes  # noqa: E731
+    assert torch.allclose(across(noise), across(given), atol=1e-5)
+    table = plan.table(16, 0, 0).float()
+    nearest = torch.cdist((noise.flatten(1) @ axes.T)[:, None], table).min(dim=2).values
+    assert float(nearest.max()) < 1e-4
+
+
+def test_the_noise_given_a_label_is_normal_where_the_plan_is_within_labels():
+    """Two classes apart from each other: without labels each class's noise leans to its side; within labels not."""
+    data = torch.cat([blobs(20) - 2, blobs(20, seed=1) + 2])
+    labels = torch.arange(40) // 20
+    moments = Moments.fit(data)
+    blind = Semidiscrete(SemidiscretePlan.fit(data, moments), noises=200)
+    within = Semidiscrete(SemidiscretePlan.fit([(data, labels)], moments), noises=200, cond_key="label")
+    shift = {}
+    for coupling in (blind, within):
+        noise = torch.stack([coupling(data[:20], cond={"index": torch.arange(20)}) for _ in range(300)])
+        shift[coupling] = float(noise.mean(dim=(0, 1)).norm())
+    assert shift[blind] > 0.7
+    assert shift[within] < 0.1
+    assert within.preserves_conditional("label")
+    assert not blind.preserves_conditional("label")
+
+
+def test_equal_samples_share_one_share():
+    data = torch.cat([blobs(10), blobs(10)[:5], blobs(10)[:5]])
+    plan = SemidiscretePlan.fit(data, Moments.fit(data))
+    assert torch.equal(plan.first[10:15], torch.arange(5))
+    assert torch.equal(plan.bias[10:15], plan.bias[:5])
+    noise = torch.randn(100_000, *SHAPE, generator=torch.Generator().manual_seed(5))
+    share = plan.sample_of(noise).bincount(minlength=20) / 100_000
+    expected = torch.tensor([0.15] * 5 + [0.05] * 5 + [0.0] * 10)
+    assert torch.allclose(share, expected, atol=0.01)
+    table = plan.table(30, 0, 0).float()
+    assert len(table.flatten(0, 1).unique(dim=0)) == 20 * 30
+
+
+def test_balancing_moves_as_few_as_it_must_and_fills_every_sample():
+    generator = torch.Generator().manual_seed(6)
+    samples, noise = torch.randn(7, 4, generator=generator), torch.randn(70, 4, generator=generator)
+    owner = (noise @ samples.T).argmax(dim=1)
+    capacity = torch.tensor([4, 16, 10, 10, 10, 10, 10])
+    result = balanced(owner, capacity, noise, samples, torch.zeros(7))
+    assert torch.equal(result.bincount(minlength=7), capacity)
+    least = (owner.bincount(minlength=7) - capacity).clamp_min(0).sum()
+    assert int((result != owner).sum()) == int(least)
+
+
+def test_tables_follow_the_step_and_nothing_else(plan):
+    coupling, data = Semidiscrete(plan, refresh=10), blobs()
+    noise = [
+        coupling.at_step(step)(data, cond=index(), generator=torch.Generator().manual_seed(0)) for step in (0, 9, 10, 25)
+    ]
+    same = [torch.equal(a, b) for a, b in itertools.pairwise(noise)]
+    assert same == [True, False, False]
+    shuffled = Shuffled(coupling).at_step(25).coupling
+    assert shuffled.number == 2
+    assert coupling.at_step(3) is coupling
+
+
+def test_a_plan_is_saved_and_read_again(plan, tmp_path):
+    plan.save(tmp_path / "plan.safetensors")
+    again = SemidiscretePlan.load(tmp_path / "plan.safetensors")
+    assert again == plan
+    assert torch.equal(again.table(3, 1, 0), plan.table(3, 1, 0))
+
+
+def test_a_fit_reports_and_warns_where_it_was_cut_short():
+    data, seen = blobs(), []
+    with pytest.warns(UserWarning, match="balanced all the same"):
+        SemidiscretePlan.fit(
+            data, Moments.fit(data), tolerance=1e-9, max_steps=5, progress=lambda *done: seen.append(done)
+        )
+    assert seen[-1][0] == 5
+
+
+@pytest.mark.parametrize(
+    ("cond", "said"),
+    [
+        (None, 'needs cond\\["index"\\]'),
+        ({"index": torch.arange(N) + 1}, "index runs from 1 to 40; the plan has samples 0 to 39"),
+        ({"index": torch.arange(N) - 1}, "index runs from -1"),
+        ({"index": torch.arange(N).float()}, "must be whole numbers"),
+        ({"index": torch.arange(N - 1)}, "must be whole numbers \\[40\\]"),
+        ({"index": torch.arange(N).flip(0)}, "is not sample"),
+    ],
+)
+def test_an_index_that_does_not_lead_to_the_sample_is_an_error(plan, cond, said):
+    with pytest.raises(ValueError, match=said):
+        Semidiscrete(plan)(blobs(), cond=cond)
+
+
+def test_other_data_and_unknown_augmentation_are_errors_unless_allowed(plan):
+    with pytest.raises(ValueError, match="of other data, or the sample was augmented"):
+        Semidiscrete(plan)(blobs().flip(-1), cond=index())
+    assert Semidiscrete(plan, tolerance=100.0)(blobs().flip(-1), cond=index()).shape == (N, *SHAPE)
+    with pytest.raises(ValueError, match="plan was fitted on data of shape"):
+        Semidiscrete(plan)(torch.randn(N, 6), cond=index())
+
+
+def test_data_that_cannot_be_fitted_are_refused():
+    data = blobs()
+    moments = Moments.fit(data)
+    with pytest.raises(ValueError, match="at least 2 samples, got 1"):
+        SemidiscretePlan.fit(data[:1], moments)
+    bad = data.clone()
+    bad[7, 0, 0] = math.nan
+    with pytest.raises(ValueError, match="row 7 is not finite"):
+        SemidiscretePlan.fit(bad, moments)
+    with pytest.raises(ValueError, match="rank must be 1 to 6"):
+        SemidiscretePlan.fit(data, moments, rank=7)
+    with pytest.raises(ValueError, match="give all labels or none"):
+        SemidiscretePlan.fit([(data, torch.zeros(N).long()), data], moments)
