@@ -156,7 +156,8 @@ def test_balancing_moves_as_few_as_it_must_and_fills_every_sample():
 def test_tables_follow_the_step_and_nothing_else(plan):
     coupling, data = Semidiscrete(plan, refresh=10), blobs()
     noise = [
-        coupling.at_step(step)(data, cond=index(), generator=torch.Generator().manual_seed(0)) for step in (0, 9, 10, 25)
+        coupling.at_step(step)(data, cond=index(), generator=torch.Generator().manual_seed(0))
+        for step in (0, 9, 10, 25)
     ]
     same = [torch.equal(a, b) for a, b in itertools.pairwise(noise)]
     assert same == [True, False, False]

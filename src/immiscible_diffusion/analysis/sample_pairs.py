@@ -1,5 +1,7 @@
 """Pairs of data and noise as a training run would see them."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -25,9 +27,9 @@ def draw_noise(
     for number, chunk in enumerate(rows.split(max(1, round(share * batch_size)))):
         size, generator = (batch_size - len(chunk),), keyed_generator(seed, number, "fill")
         filler = torch.randint(len(images), size, generator=generator).to(chunk)
-        batch = take(images, torch.cat([chunk, filler]))
+        batch = replace(take(images, every := torch.cat([chunk, filler])), index=every)
         generator = keyed_generator(seed, number, "noise", device=images.data.device)
-        noise = coupling(batch.data, cond=batch.cond, mask=batch.mask, generator=generator)
+        noise = coupling(batch.data, cond=batch.pairing_cond, mask=batch.mask, generator=generator)
         noises.append(noise[: len(chunk)])
     return torch.cat(noises)
 

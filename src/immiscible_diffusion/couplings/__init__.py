@@ -11,12 +11,13 @@ from immiscible_diffusion.couplings.moments import Moments
 from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
 from immiscible_diffusion.couplings.paired_loader import PairedBatch, PairedLoader, pair_pool
 from immiscible_diffusion.couplings.registry import COUPLINGS, WRAPPERS, check_coupling_name, parse_coupling
+from immiscible_diffusion.couplings.semidiscrete import Semidiscrete, SemidiscretePlan
 from immiscible_diffusion.couplings.wrappers import Calibrated, MaskedCoupling, Shuffled, WarmUp
 
 if hasattr(torch.serialization, "add_safe_globals"):  # torch 2.2 and 2.3 have no such list
     # A checkpoint that holds a coupling loads with weights_only=True: none of them does anything when it is made.
     torch.serialization.add_safe_globals([*COUPLINGS.values(), *WRAPPERS.values()])
-    torch.serialization.add_safe_globals([Moments, NoiseDistribution, EmptyAxes])
+    torch.serialization.add_safe_globals([Moments, NoiseDistribution, EmptyAxes, SemidiscretePlan])
 
 __all__ = [
     "KNN",
@@ -31,6 +32,8 @@ __all__ = [
     "NoiseDistribution",
     "PairedBatch",
     "PairedLoader",
+    "Semidiscrete",
+    "SemidiscretePlan",
     "Shuffled",
     "WarmUp",
     "as_coupling",

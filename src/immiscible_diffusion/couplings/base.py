@@ -124,7 +124,7 @@ class Coupling:
 
     def options(self) -> dict[str, object]:
         """The fields with a word or number that is not the default, for ``str``."""
-        values = ((f, getattr(self, f.name)) for f in dataclasses.fields(self))  # type: ignore
+        values = ((f, getattr(self, f.name)) for f in dataclasses.fields(self) if f.repr)  # type: ignore
         simple = ((f, v) for f, v in values if isinstance(v, (bool, int, float, str)))
         return {f.name: v for f, v in simple if v != f.default}
 

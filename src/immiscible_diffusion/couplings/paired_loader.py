@@ -147,7 +147,7 @@ class PairedLoader:
             began = _time_when_done(device) if timed else 0.0
             coupling, one = self.coupling.at_step(rng.step), batches[0]
             if size == 1:
-                noises = [coupling(one.data, cond=one.cond, mask=one.mask, generator=rng.noise)]
+                noises = [coupling(one.data, cond=one.pairing_cond, mask=one.mask, generator=rng.noise)]
             else:
                 noises = pair_pool(coupling, batches, generator=rng.noise)
             seconds = (_time_when_done(device) - began) / len(pool) if timed else None
@@ -312,11 +312,11 @@ def _joined(batches: Sequence[Batch]) -> Batch:
     """One batch of the rows of all."""
     if len(batches) == 1:
         return batches[0]
-    names = [sorted(batch.cond or {}) for batch in batches]
+    names = [sorted(batch.pairing_cond or {}) for batch in batches]
     if any(other != names[0] for other in names):
         raise ValueError(f"a pool must have the same conditions, got {names}; or use pool=1")
     try:
-        cond = {name: torch.cat([(b.cond or {})[name] for b in batches]) for name in names[0]}
+        cond = {name: torch.cat([(b.pairing_cond or {})[name] for b in batches]) for name in names[0]}
     except RuntimeError as error:
         raise ValueError(f"conditions of a pool differ ({error}); pad them to one shape") from error
     mask = None

@@ -4,6 +4,7 @@ import ast
 import functools
 import importlib
 import inspect
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -16,12 +17,15 @@ from immiscible_diffusion.couplings.gaussian_ot import GaussianOT
 from immiscible_diffusion.couplings.knn import CENTERS, KNN
 from immiscible_diffusion.couplings.moments import Moments
 from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
+from immiscible_diffusion.couplings.semidiscrete import Semidiscrete, SemidiscretePlan
 from immiscible_diffusion.couplings.wrappers import Calibrated, MaskedCoupling, Shuffled, WarmUp, Wrapper
 
 MomentsSource = Moments | Callable[[], Moments] | None
 DistributionSource = NoiseDistribution | Callable[[Coupling], NoiseDistribution] | None
+PlanSource = SemidiscretePlan | Callable[[bool, int | None], SemidiscretePlan] | None
 
-COUPLINGS: dict[str, type[Coupling]] = {kind.name: kind for kind in (Independent, KNN, LinearAssignment, GaussianOT)}
+KINDS = (Independent, KNN, LinearAssignment, GaussianOT, Semidiscrete)
+COUPLINGS: dict[str, type[Coupling]] = {kind.name: kind for kind in KINDS}
 WRAPPERS: dict[str, type[Wrapper]] = {kind.name: kind for kind in (Shuffled, Calibrated, WarmUp, MaskedCoupling)}
 _AROUND = re.compile(r"(?P<kind>\w+)(?:\((?P<options>.*?)\))?:(?P<inner>.*)")
 UNREADABLE = (ValueError, SyntaxError, MemoryError, RecursionError)  # what ast raises
@@ -32,6 +36,7 @@ def parse_coupling(
     name: str,
     moments: MomentsSource = None,
     distribution: DistributionSource = None,
+    plan: PlanSource = None,
     *,
     allow_import: bool | str = False,
 ) -> Coupling:
@@ -40,13 +45,15 @@ def parse_coupling(
     Args:
         name: ``"independent"``, ``"knn:k=16"``, ``"knn:k=16,center=mean"`` (or ``label``, ``channel``),
             ``"assignment"``, ``"assignment:cost=norm"`` (and the other options of ``LinearAssignment``),
-            ``"gaussian_ot:eps=4"``, any of these with ``start_step=N`` (no pairing before that training step),
+            ``"gaussian_ot:eps=4"``, ``"semidiscrete"``, ``"semidiscrete:cond_key=label,rank=32"``, any of these with
+            ``start_step=N`` (no pairing before that training step),
             ``"shuffled:"``, ``"calibrated:"``, ``"masked:"`` (paired inside ``cond["inpaint_mask"]``) or
             ``"warmup(start_step=N):"`` before any of these, or with ``allow_import`` a coupling of your own by import
             path: a subclass of ``Coupling``, ``"my_module:MyCoupling(k=3)"``, or a function, ``"my_module:function"``.
         moments: moments of the data for ``center=`` and ``gaussian_ot``, or a function that fits them, called only if
             they are needed.
         distribution: the noise distribution for ``calibrated:``, or a function of the inner coupling that measures it.
+        plan: of the data set for ``semidiscrete``, or a function of "within each label?" and of the rank that fits it.
         allow_import: what may be imported: ``"my_module:MyCoupling"`` (brackets and wrappers do not count), or True
             for whatever the name spells. True is only for names that the user typed: one that comes with a run folder
             or another file is somebody else's code.
@@ -56,7 +63,9 @@ def parse_coupling(
             needed and not given.
     """
     name = name.strip()
-    parse = functools.partial(parse_coupling, moments=moments, distribution=distribution, allow_import=allow_import)
+    parse = functools.partial(
+        parse_coupling, moments=moments, distribution=distribution, plan=plan, allow_import=allow_import
+    )
     head, _, text = name.partition(":")
     if (around := _AROUND.fullmatch(name)) and around["kind"] in WRAPPERS:
         inner, options = parse(around["inner"]), _parse_options(name, around["options"] or "")
@@ -71,6 +80,13 @@ def parse_coupling(
         options = _parse_options(name, text)
         start = options.pop("start_step", None)
         options |= _moments_for(name, head, options.get("center"), moments)
+        if head == Semidiscrete.name:
+            if plan is None:
+                raise ValueError(
+                    f"coupling '{name}' needs the plan of the data set: SemidiscretePlan.fit(data, moments)"
+                )
+            within, rank = options.get("cond_key") is not None, options.pop("rank", None)
+            options["plan"] = plan if isinstance(plan, SemidiscretePlan) else plan(within, rank)
         coupling = _make(name, COUPLINGS[head], options)
         return coupling if start is None else WarmUp(coupling, start)
     if match := _IMPORT.fullmatch(name):
@@ -82,7 +98,8 @@ def parse_coupling(
         return _import_coupling(name, match)
     raise ValueError(
         f"unknown coupling '{name}'; known: independent, knn:k=K[,center=mean|label|channel], assignment"
-        f"[:cost=inner|norm|l1], gaussian_ot[:eps=E], shuffled:<any>, calibrated:<any>, or module:Name(k=3)"
+        f"[:cost=inner|norm|l1], gaussian_ot[:eps=E], semidiscrete[:cond_key=label], shuffled:<any>, "
+        f"calibrated:<any>, or module:Name(k=3)"
     )
 
 
@@ -91,7 +108,12 @@ def parse_without_data(name: str, *, allow_import: bool | str = False) -> Coupli
     data = torch.randn(66, 64, generator=torch.Generator().manual_seed(0))
     moments = Moments.fit([(data, torch.arange(66) % 2)])  # as many directions as of any data
     standard = NoiseDistribution.standard(moments)
-    return parse_coupling(name, moments, standard, allow_import=allow_import)
+
+    def plan(within: bool, rank: int | None) -> SemidiscretePlan:
+        rows = [(data, torch.arange(66) % 2)] if within else data
+        return SemidiscretePlan.fit(rows, moments, rank=rank, tolerance=math.inf, max_steps=1)
+
+    return parse_coupling(name, moments, standard, plan, allow_import=allow_import)
 
 
 def check_coupling_name(name: str, *, allow_import: bool | str = False) -> None:

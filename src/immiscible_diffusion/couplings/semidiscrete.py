@@ -7,7 +7,7 @@ before the first step; a batch then looks its noise up, so that any batch size w
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import ClassVar
@@ -48,7 +48,8 @@ class SemidiscretePlan(TensorFields):
         samples: ``[N, r]``: the data less ``mean`` along the directions.
         bias: ``[N]``: ``b``; equal samples have it in common.
         first: ``[N]`` int64: the first sample (of the same label) that is equal, which has their share.
-        chi_square: ``N sum_j p_j^2 - 1`` for shares ``p_j`` of the noise, 0 if all are 1 / N; the largest of the labels.
+        chi_square: ``N sum_j p_j^2 - 1`` for shares ``p_j`` of the noise, 0 if all are 1 / N; of several
+            labels the largest.
         labels: ``[N]`` int64 of a plan within each label, or None.
     """
 
@@ -78,10 +79,10 @@ class SemidiscretePlan(TensorFields):
     ) -> "SemidiscretePlan":
         """Find ``b`` for ``data`` in the order of their index: a tensor ``[N, *shape]``, or batches.
 
-        Averaged stochastic descent on the semidual: ``b -= rate (N p - 1)`` with shares p of ``BATCH`` noises, softened
-        by ``SOFTNESS`` at first, from ``b_j = -c |x_j|`` with ``N P(n > c) = 1``, where every sample is as likely to stand out.
-        Every ``EVERY`` steps the shares without softness are counted, and the fit stops once their chi-square is at
-        most ``tolerance``. The time is that of some 10^3 N products ``[N, r]``.
+        Averaged stochastic descent on the semidual: ``b -= rate (N p - 1)`` with the shares p of ``BATCH`` noises,
+        softened at first, from ``b_j = -c |x_j|`` with ``N P(n > c) = 1``, where every sample is as likely to stand out.
+        Every ``EVERY`` steps the shares without softness are counted, and the fit stops once their chi-square is at most
+        ``tolerance``. The time is that of some 10^3 N products ``[N, r]``.
 
         Args:
             data: with their mirror images, if training mirrors; a batch may come as ``(data, labels)``, for a plan
@@ -111,18 +112,18 @@ class SemidiscretePlan(TensorFields):
             keys.append(content_keys(batch))
         if sum(map(len, parts)) < 2:
             raise ValueError(f"a semidiscrete plan needs at least 2 samples, got {sum(map(len, parts))}")
-        if any(label is None for label in labels) and any(label is not None for label in labels):
+        if len(with_labels := [label for label in labels if label is not None]) not in (0, len(labels)):
             raise ValueError("some batches came with labels, some without; give all labels or none")
         samples, key = torch.cat(parts).to(device), torch.cat(keys).to(device)
-        label = None if labels[0] is None else torch.cat(labels).long().to(samples.device)
+        label = torch.cat(with_labels).long().to(samples.device) if with_labels else None
         bias, first = samples.new_zeros(len(samples)), torch.arange(len(samples), device=samples.device)
         worst = 0.0
         for name, rows in groups(label, len(samples)):
             _, inverse, count = key[rows].unique(return_inverse=True, return_counts=True)
             leader = rows.new_full((len(count),), len(samples)).scatter_reduce(0, inverse, rows, "amin")
             generator = keyed_generator(seed, "semidiscrete", name, device=samples.device)
-            options = {"tolerance": tolerance, "max_steps": max_steps, "progress": progress}
-            found, chi_square = _fit(samples[leader], count / len(rows), generator=generator, **options)
+            weight = count / len(rows)
+            found, chi_square = _fit(samples[leader], weight, generator, tolerance, max_steps, progress)
             bias[rows], first[rows], worst = found[inverse], leader[inverse], max(worst, chi_square)
         if worst > tolerance:
             warnings.warn(
@@ -142,7 +143,7 @@ class SemidiscretePlan(TensorFields):
         return self.hash_content(repr(self.chi_square).encode(), self.tensors)
 
     def sample_of(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Index ``[B]`` of the sample that each of ``noise`` ``[B, *shape]`` belongs to, of its label if there are any.
+        """Index ``[B]`` of the sample that each of ``noise`` ``[B, *shape]`` belongs to, among those of its label.
 
         Noise from N(0, I) gives every sample equally often (of equal samples always the first).
         """
@@ -152,7 +153,9 @@ class SemidiscretePlan(TensorFields):
             raise ValueError(f"this plan was fitted {'with' if labels is None else 'without'} labels; give the same")
         index = torch.empty(len(noise), dtype=torch.long, device=noise.device)
         for name, members in groups(self.labels, len(self.samples)):
-            mine = torch.arange(len(noise), device=noise.device) if labels is None else (labels == name).nonzero()[:, 0]
+            mine = (
+                torch.arange(len(noise), device=noise.device) if labels is None else (labels == name).nonzero()[:, 0]
+            )
             distinct = members[self.first[members] == members]
             for part in mine.split(max(1, SCORES // len(distinct))):
                 index[part] = distinct[scores(rows[part], self.samples[distinct], self.bias[distinct]).argmax(dim=1)]
@@ -169,7 +172,9 @@ class SemidiscretePlan(TensorFields):
             members = members[self.first[members].argsort(stable=True)]  # equal samples side by side
             distinct, count = self.first[members].unique_consecutive(return_counts=True)
             generator = keyed_generator(seed, number, "table", name, device=members.device)
-            drawn = torch.randn(len(members) * noises, self.samples.shape[1], device=members.device, generator=generator)
+            drawn = torch.randn(
+                len(members) * noises, self.samples.shape[1], device=members.device, generator=generator
+            )
             plan = self.samples[distinct], self.bias[distinct]
             owner = torch.cat([scores(part, *plan).argmax(dim=1) for part in drawn.split(_rows(len(distinct)))])
             owner = balanced(owner, count * noises, drawn, *plan)
@@ -268,9 +273,10 @@ class Semidiscrete(Coupling):
         if not bool((away <= self.tolerance).all()):
             row = int(away.argmax())
             raise ValueError(
-                f"data row {row} is not sample {int(index[row])} of the plan: it is {float(away[row]):.3g} away, in root "
-                f"mean square lengths of the data. The plan is of other data, or the sample was augmented in a way that "
-                f"it does not know: fit it on the augmented data, each with an index of its own, or raise tolerance"
+                f"data row {row} is not sample {int(index[row])} of the plan: it is {float(away[row]):.3g} away, in "
+                f"root mean square lengths of the data. The plan is of other data, or the sample was augmented in a "
+                f"way that it does not know: fit it on the augmented data, each with an index of its own, or raise "
+                f"tolerance"
             )
         return index
 
@@ -314,7 +320,6 @@ def _rows(samples: int) -> int:
 def _fit(
     samples: Tensor,
     weight: Tensor,
-    *,
     generator: torch.Generator,
     tolerance: float,
     max_steps: int,
@@ -356,8 +361,10 @@ def _fit(
 
 
 def balanced(owner: Tensor, capacity: Tensor, noise: Tensor, samples: Tensor, bias: Tensor) -> Tensor:
-    """``owner`` ``[M]`` with ``capacity`` ``[N]`` noises each, where it is not: of the noises that a sample has too many of,
-    each goes to a sample that lacks some, the highest scores first."""
+    """``owner`` ``[M]``, changed where need be so that every sample has ``capacity`` ``[N]`` noises.
+
+    Noises that a sample has too many of go to samples that lack some, the highest scores first.
+    """
     owner = owner.clone()
     surplus = ranked(owner)[1] >= capacity[owner]
     while bool(surplus.any()):

@@ -170,9 +170,10 @@ class Calibrated(Wrapper):
 
     def at_step(self, step: int) -> Coupling:
         """This; ValueError around a coupling that changes, whose noise has no one distribution."""
-        if self.coupling.at_step(step) is not self.coupling:
+        coupling = self.coupling.at_step(step)
+        if type(coupling) is not type(self.coupling):
             raise ValueError(f"{self.coupling} changes with the step; use WarmUp(Calibrated(...), N)")
-        return self
+        return self._around(coupling)
 
     def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
         """Noise for ``data`` ``[B, *shape]``; ValueError for a mask that cuts every sample."""

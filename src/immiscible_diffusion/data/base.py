@@ -77,6 +77,15 @@ class DataSet:
         """The samples at ``indices`` (``[B]`` int64, CPU); augmented iff a generator is given."""
         raise NotImplementedError
 
+    @property
+    def index_count(self) -> int:
+        """How many different samples there are for training: mirror images are samples too."""
+        return len(self)
+
+    def indexed(self, index: Tensor) -> Batch:
+        """The samples ``index`` ``[B]`` of ``index_count``, as batches name them."""
+        return self.batch(index)
+
     def common_rows(self) -> Tensor:
         """Indices ``[n]`` of the samples that have ``shape``: all, except with aspect buckets."""
         return torch.arange(len(self))

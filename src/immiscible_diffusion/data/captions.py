@@ -102,6 +102,15 @@ class Captioned(DataSet):
         """The prompts at ``indices`` ``[B]``; one of several captions iff a generator is given."""
         return sample_prompts(self.prompts, indices, generator)
 
+    @property
+    def index_count(self) -> int:
+        """That of the images."""
+        return self.images.index_count
+
+    def indexed(self, index: torch.Tensor) -> Batch:
+        """The images, without tokens."""
+        return self.images.indexed(index)
+
     def batch(self, indices: torch.Tensor, generator: torch.Generator | None = None) -> Batch:
         """The images, with ``cond["tokens"]`` ``[B, L]`` int64 of their prompts."""
         batch = self.images.batch(indices, generator)

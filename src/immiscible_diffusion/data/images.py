@@ -13,12 +13,14 @@ from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.utils.batch import Batch
 
 
-def to_batch(images: Tensor, labels: Tensor | None, levels: int, flips: Tensor | None = None) -> Batch:
+def to_batch(
+    images: Tensor, labels: Tensor | None, levels: int, flips: Tensor | None = None, index: Tensor | None = None
+) -> Batch:
     """Bytes ``[B, C, H, W]`` in 0 ... levels to a batch in [-1, 1]; rows in ``flips`` mirrored."""
     data = images.float() * (2 / levels) - 1
     if flips is not None:
         data = torch.where(flips.view(-1, 1, 1, 1), data.flip(-1), data)
-    return Batch(data, None if labels is None else {"label": labels})
+    return Batch(data, None if labels is None else {"label": labels}, index=index)
 
 
 def draw_flips(count: int, flip: bool, generator: torch.Generator | None) -> Tensor | None:
@@ -28,8 +30,28 @@ def draw_flips(count: int, flip: bool, generator: torch.Generator | None) -> Ten
     return torch.rand(count, generator=generator) < 0.5
 
 
+class MirroredSet(DataSet):
+    """Samples that training mirrors if ``flip`` is set: sample ``N + i`` is the mirror image of sample i."""
+
+    flip: bool
+
+    @property
+    def index_count(self) -> int:
+        """Twice as many as there are, where training mirrors them."""
+        return len(self) * (1 + self.flip)
+
+    def mirrored(self, indices: Tensor, generator: torch.Generator | None) -> Tensor:
+        """``indices`` ``[B]``, some of them those of mirror images if there is a generator."""
+        flips = draw_flips(len(indices), self.flip, generator)
+        return indices if flips is None else indices + len(self) * flips
+
+    def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
+        """The images at ``indices`` ``[B]`` in [-1, 1]; mirrored iff a generator is given."""
+        return self.indexed(self.mirrored(indices, generator))
+
+
 @dataclass(frozen=True, eq=False)
-class ImageSet(DataSet):
+class ImageSet(MirroredSet):
     """Images in memory."""
 
     images: Tensor  # ``[N, C, H, W]`` uint8
@@ -76,15 +98,15 @@ class ImageSet(DataSet):
     def __len__(self) -> int:
         return len(self.images)
 
-    def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
-        """The images at ``indices`` ``[B]`` in [-1, 1]; mirrored iff a generator is given."""
-        labels = None if self.labels is None else self.labels[indices]
-        flips = draw_flips(len(indices), self.flip, generator)
-        return to_batch(self.images[indices], labels, self.levels, flips)
+    def indexed(self, index: Tensor) -> Batch:
+        """The images, mirrored from N on."""
+        rows, flips = index % len(self), index >= len(self) if self.flip else None
+        labels = None if self.labels is None else self.labels[rows]
+        return to_batch(self.images[rows], labels, self.levels, flips, index)
 
 
 @dataclass(frozen=True, eq=False)
-class LazyImageSet(DataSet):
+class LazyImageSet(MirroredSet):
     """Images too many to hold: decoded when a batch asks for them."""
 
     rows: Any  # an addressable ``datasets.Dataset``
@@ -112,9 +134,10 @@ class LazyImageSet(DataSet):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
-        """The images at ``indices`` ``[B]`` in [-1, 1]; mirrored iff a generator is given."""
-        rows = [self.rows[int(index)] for index in indices]
+    def indexed(self, index: Tensor) -> Batch:
+        """The images, mirrored from N on."""
+        flips = index >= len(self) if self.flip else None
+        rows = [self.rows[row] for row in (index % len(self)).tolist()]
         images = torch.stack([self.decode(row[self.column]) for row in rows])
         labels = None if self.label is None else torch.tensor([row[self.label] for row in rows])
-        return to_batch(images, labels, 255, draw_flips(len(rows), self.flip, generator))
+        return to_batch(images, labels, 255, flips, index)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from immiscible_diffusion.couplings import Coupling, EmptyAxes, Moments, NoiseDistribution, parse_coupling
 from immiscible_diffusion.couplings.moments import TensorFields
+from immiscible_diffusion.couplings.semidiscrete import SemidiscretePlan
 from immiscible_diffusion.data import DataSet
 from immiscible_diffusion.diffusion.paths import Preconditioned
 from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
@@ -23,11 +24,13 @@ from immiscible_diffusion.training.task import Task
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.device import is_accelerated
 from immiscible_diffusion.utils.optional_deps import MissingDependencyError, how_to_install, require_extra
+from immiscible_diffusion.utils.progress import Progress
 from immiscible_diffusion.utils.random import RandomStreams
 
 MOMENTS_SAMPLES = 10_000
 SAMPLES_PER_LABEL = 100
 DISTRIBUTION_SAMPLES, DISTRIBUTION_PASSES = 50_000, 50
+PLAN_STEPS = 4000  # of the fit of a semidiscrete plan, at most
 TIMEOUT = timedelta(days=2)  # ranks wait while one evaluates; the default gives up after 10 minutes
 T = TypeVar("T", bound=TensorFields)
 SHARDED = ("DEEPSPEED", "FSDP", "MEGATRON_LM")
@@ -87,7 +90,10 @@ class Run:
         for epoch in range(-(-MOMENTS_SAMPLES // min(len(self.task.dataset), MOMENTS_SAMPLES))):
             for batch in _some_batches(recipe, self.task, epoch, max(rows, MOMENTS_SAMPLES), rows, labels_only=False):
                 if len(batch) == full:
-                    yield batch.data, coupling(batch.data, cond=batch.cond, mask=batch.mask, generator=generator)
+                    yield (
+                        batch.data,
+                        coupling(batch.data, cond=batch.pairing_cond, mask=batch.mask, generator=generator),
+                    )
 
     @cached_property
     def pruning(self) -> EmptyAxes | None:
@@ -144,8 +150,32 @@ def build_coupling(
     def moments() -> Moments:
         return _moments(recipe, task, run_dir).to(device)
 
-    coupling = parse_coupling(recipe.coupling, moments, calibration, allow_import=allow_code)
+    def plan(within: bool, rank: int | None) -> SemidiscretePlan:
+        return _kept(
+            run_dir, "semidiscrete", SemidiscretePlan, fit=lambda: _plan(recipe, task, moments(), within, rank)
+        ).to(device)
+
+    coupling = parse_coupling(recipe.coupling, moments, calibration, plan, allow_import=allow_code)
     return task.coupling(coupling)
+
+
+def _plan(recipe: Recipe, task: Task, moments: Moments, within: bool, rank: int | None) -> SemidiscretePlan:
+    """Fit noise to the samples of the data set, mirror images among them, encoded without chance."""
+    dataset = task.dataset
+    if within and dataset.labels is None:
+        raise ValueError(f"cond_key=label needs data with labels, and {dataset.name} has none; leave it out")
+
+    def encoded() -> Iterator[Tensor | tuple[Tensor, Tensor]]:
+        for index in torch.arange(dataset.index_count).split(task.max_batch_size or recipe.batch_size):
+            batch = task.encode(dataset.indexed(index))
+            if batch.mask is not None:
+                raise ValueError("semidiscrete pairing takes no data with a mask; use KNN, say")
+            yield (batch.data, (batch.cond or {})["label"]) if within else batch.data
+
+    with Progress(PLAN_STEPS, 0, "fitting the semidiscrete plan") as bar:
+        options: dict[str, Any] = {"max_steps": PLAN_STEPS, "seed": recipe.seed, "device": task.device}
+        report = lambda step, chi_square: bar.update(step, chi_square=chi_square)  # noqa: E731
+        return SemidiscretePlan.fit(encoded(), moments, rank=rank, progress=report, **options)
 
 
 def _moments(recipe: Recipe, task: Task, run_dir: RunDir) -> Moments:

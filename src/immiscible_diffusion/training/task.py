@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
@@ -152,7 +152,7 @@ class Task(ABC):
         data = self.recipe.scaling.apply(batch.data)
         if batch.mask is not None:
             data = data.masked_fill(~batch.mask, 0)
-        return Batch(data, batch.cond, batch.mask)
+        return replace(batch, data=data)
 
     def decode(self, data: Tensor) -> Tensor:
         """Turn what was diffused ``[B, *shape]`` into data: images in about [-1, 1], actions."""

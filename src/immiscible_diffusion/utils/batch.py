@@ -16,17 +16,24 @@ class Batch:
         data: ``[B, *shape]`` float32 (images in [-1, 1]).
         cond: named conditions, each ``[B, ...]``, row i of sample i, or None.
         mask: boolean, broadcasts to ``data``, True where data are valid; None = everywhere.
+        index: ``[B]`` int64, which sample of the data set each is (``DataSet.indexed``), or None where nobody knows.
     """
 
     data: Tensor
     cond: Cond | None = None
     mask: Tensor | None = None
+    index: Tensor | None = None
+
+    @property
+    def pairing_cond(self) -> Cond | None:
+        """The conditions for a coupling: with ``index``, which no network is to see."""
+        return self.cond if self.index is None else {**(self.cond or {}), "index": self.index}
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on ``device``."""
         cond = self.cond and {name: value.to(device) for name, value in self.cond.items()}
         mask = None if self.mask is None else self.mask.to(device)
-        return Batch(self.data.to(device), cond, mask)
+        return Batch(self.data.to(device), cond, mask, None if self.index is None else self.index.to(device))
 
     def __len__(self) -> int:
         return len(self.data)

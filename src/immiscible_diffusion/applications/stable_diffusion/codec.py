@@ -1,7 +1,7 @@
 """Images to the latents of a VAE, prompts to the states of a text encoder."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -89,13 +89,13 @@ class LatentCodec:
             height, width = (side * factor for side in batch.data.shape[-2:])
             cond = {**self._text_states(tokens, (height, width)), **cond}
         if self.passthrough:
-            return Batch(batch.data.to(self.device), cond or None, batch.mask)
+            return replace(batch, data=batch.data.to(self.device), cond=cond or None)
         data = self.latents(batch.data, generator)
         if self.inpainting is not None:
             size = (data.shape[2], data.shape[3])
             mask = self.inpainting.sample_masks(len(data), size, generator)
             cond |= self.mask_images(batch.data, mask, generator)
-        return Batch(data, cond or None, batch.mask)
+        return replace(batch, data=data, cond=cond or None)
 
     @torch.no_grad()
     def latents(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -91,7 +91,7 @@ class TrialRunner:
                     coupling = parse_coupling(
                         name, moments, lambda _: NoiseDistribution.standard(moments()), allow_import=True
                     )
-                    coupling(data, cond=batch.cond, mask=batch.mask, generator=torch.Generator(data.device))
+                    coupling(data, cond=batch.pairing_cond, mask=batch.mask, generator=torch.Generator(data.device))
             except Exception as error:
                 raise ValueError(f"coupling '{name}' fails on the data: {error}") from error
 
