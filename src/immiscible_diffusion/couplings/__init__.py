@@ -2,6 +2,7 @@
 
 import torch
 
+from immiscible_diffusion.couplings.aligned import Aligned
 from immiscible_diffusion.couplings.assignment import LinearAssignment
 from immiscible_diffusion.couplings.base import Coupling, Independent, as_coupling
 from immiscible_diffusion.couplings.empty_axes import EmptyAxes
@@ -21,6 +22,7 @@ if hasattr(torch.serialization, "add_safe_globals"):  # torch 2.2 and 2.3 have n
 
 __all__ = [
     "KNN",
+    "Aligned",
     "Calibrated",
     "Coupling",
     "EmptyAxes",

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from immiscible_diffusion.couplings.aligned import Aligned
 from immiscible_diffusion.couplings.assignment import LinearAssignment
 from immiscible_diffusion.couplings.base import Coupling, Independent, as_coupling
 from immiscible_diffusion.couplings.gaussian_ot import GaussianOT
@@ -26,7 +27,9 @@ PlanSource = SemidiscretePlan | Callable[[bool, int | None], SemidiscretePlan] |
 
 KINDS = (Independent, KNN, LinearAssignment, GaussianOT, Semidiscrete)
 COUPLINGS: dict[str, type[Coupling]] = {kind.name: kind for kind in KINDS}
-WRAPPERS: dict[str, type[Wrapper]] = {kind.name: kind for kind in (Shuffled, Calibrated, WarmUp, MaskedCoupling)}
+WRAPPERS: dict[str, type[Wrapper]] = {
+    kind.name: kind for kind in (Shuffled, Calibrated, WarmUp, MaskedCoupling, Aligned)
+}
 _AROUND = re.compile(r"(?P<kind>\w+)(?:\((?P<options>.*?)\))?:(?P<inner>.*)")
 UNREADABLE = (ValueError, SyntaxError, MemoryError, RecursionError)  # what ast raises
 _IMPORT = re.compile(r"(?P<path>(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*))(?:\((?P<args>.*)\))?")
