@@ -119,3 +119,14 @@ BYTES = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
 def test_bad_content_is_refused_at_construction(arguments, says):
     with pytest.raises(ValueError, match=says):
         ImageSet(name="bad", **arguments)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_the_index_of_a_batch_leads_to_its_samples_mirror_images_too(flip):
+    dataset = numbered(flip=flip)
+    batch = dataset.batch(torch.arange(12), keyed_generator("flips"))
+    assert dataset.index_count == 12 * (1 + flip)
+    assert torch.equal(dataset.indexed(batch.index).data, batch.data)
+    assert torch.equal(batch.index % 12, torch.arange(12))
+    assert bool((batch.index >= 12).any()) is flip
+    assert torch.equal(dataset.indexed(torch.arange(dataset.index_count)).data[batch.index], batch.data)

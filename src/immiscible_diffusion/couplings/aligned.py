@@ -23,8 +23,8 @@ class Aligned(Wrapper):
         + shrink mean |z|^2
 
     The first term tells samples apart by their noise, the second spreads the noises over the sphere. A small ``beta``
-    is best in few sampling steps, a large one in many. No coordinate moves by much more than ``steps rate``, so the noise
-    stays close to N(0, I), but not exactly; given its sample it moves as with any pairing. Sampling starts from
+    is best in few sampling steps, a large one in many. No coordinate moves by much more than ``steps rate``, so the
+    noise stays close to N(0, I), but not exactly; given its sample it moves as with any pairing. Sampling starts from
     N(0, I). Gradients are in closed form: it works under no_grad, autocast and inference mode.
 
     Args:

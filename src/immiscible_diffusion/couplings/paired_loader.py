@@ -303,7 +303,7 @@ def pair_pool(coupling: Coupling, batches: Sequence[Batch], *, generator: Rng = 
     noises: dict[int, Tensor] = {}
     for rows in groups.values():
         joined = _joined([batches[index] for index in rows])
-        noise = coupling(joined.data, cond=joined.cond, mask=joined.mask, generator=generator)
+        noise = coupling(joined.data, cond=joined.pairing_cond, mask=joined.mask, generator=generator)
         noises |= zip(rows, noise.split([len(batches[index]) for index in rows]), strict=True)
     return [noises[index] for index in range(len(batches))]
 
@@ -312,11 +312,11 @@ def _joined(batches: Sequence[Batch]) -> Batch:
     """One batch of the rows of all."""
     if len(batches) == 1:
         return batches[0]
-    names = [sorted(batch.pairing_cond or {}) for batch in batches]
+    names = [sorted(batch.cond or {}) for batch in batches]
     if any(other != names[0] for other in names):
         raise ValueError(f"a pool must have the same conditions, got {names}; or use pool=1")
     try:
-        cond = {name: torch.cat([(b.pairing_cond or {})[name] for b in batches]) for name in names[0]}
+        cond = {name: torch.cat([(b.cond or {})[name] for b in batches]) for name in names[0]}
     except RuntimeError as error:
         raise ValueError(f"conditions of a pool differ ({error}); pad them to one shape") from error
     mask = None
@@ -325,4 +325,6 @@ def _joined(batches: Sequence[Batch]) -> Batch:
         masks = [everywhere if batch.mask is None else batch.mask for batch in batches]
         valid = map(valid_positions, masks, [batch.data for batch in batches])
         mask = torch.cat([part for part in valid if part is not None])
-    return Batch(torch.cat([batch.data for batch in batches]), cond or None, mask)
+    known = [batch.index for batch in batches if batch.index is not None]
+    index = torch.cat(known) if len(known) == len(batches) else None
+    return Batch(torch.cat([batch.data for batch in batches]), cond or None, mask, index)

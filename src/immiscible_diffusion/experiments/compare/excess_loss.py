@@ -10,7 +10,7 @@ COMPARISON/irreducible/  the optimal denoiser's losses, computed once for every 
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -27,7 +27,6 @@ from immiscible_diffusion.couplings import Coupling
 from immiscible_diffusion.couplings.paired_loader import pair_pool
 from immiscible_diffusion.data.base import DataSet
 from immiscible_diffusion.diffusion.losses import RegressionLoss
-from immiscible_diffusion.diffusion.paths import per_row
 from immiscible_diffusion.experiments.compare.plan import Plan, Trial
 from immiscible_diffusion.reporting.compare.records import Excess, ExcessPoint, Irreducible
 from immiscible_diffusion.training.builders import build_coupling
@@ -60,7 +59,7 @@ class Probes:
     def draw(cls, recipe: Recipe, dataset: DataSet, coupling: Coupling) -> "Probes":
         """``PROBES`` of them, the same images for every coupling, paired in training's batches."""
         size = pairing_batch(recipe, coupling)
-        rows = choose_rows(row_count(recipe, dataset), -(-PROBES // size) * size, SEED)
+        rows = choose_rows(dataset.index_count, -(-PROBES // size) * size, SEED)
         noises = []
         for number, part in enumerate(rows.split(size)):
             generator = keyed_generator(SEED, number, "denoising")
@@ -74,17 +73,10 @@ def pairing_batch(recipe: Recipe, coupling: Coupling) -> int:
     return recipe.batch_size // recipe.gradient_accumulation_steps * coupling.pool_size
 
 
-def row_count(recipe: Recipe, dataset: DataSet) -> int:
-    """The number of training images; mirror images count where training mirrors."""
-    return len(dataset) * (2 if recipe.task.data.flip else 1)
-
-
 def images_at(recipe: Recipe, dataset: DataSet, rows: Tensor) -> Batch:
-    """The images ``rows`` ``[B]``, scaled; rows from ``len(dataset)`` on are mirror images."""
-    batch = dataset.batch(rows % len(dataset))
-    mirrored = per_row(rows >= len(dataset), batch.data).bool()
-    data = torch.where(mirrored, batch.data.flip(-1), batch.data)
-    return Batch(recipe.scaling.apply(data), batch.cond)
+    """The images with the index ``rows`` ``[B]``, scaled."""
+    batch = dataset.indexed(rows)
+    return replace(batch, data=recipe.scaling.apply(batch.data))
 
 
 @torch.no_grad()
@@ -130,7 +122,7 @@ def optimal_losses(
     recipe: Recipe, dataset: DataSet, coupling: Coupling, progress: Callable[[int], None] = lambda done: None
 ) -> OptimalLosses:
     """By the posterior over all images, given the label for a conditional recipe; a large set has fewer probes."""
-    images = images_at(recipe, dataset, torch.arange(row_count(recipe, dataset)))
+    images = images_at(recipe, dataset, torch.arange(dataset.index_count))
     probes, count = Probes.draw(recipe, dataset, coupling), probe_count(recipe, dataset)
     size = pairing_batch(recipe, coupling)
     density = density_for(coupling, images, batch_size=size, seed=SEED)
@@ -175,7 +167,7 @@ def measure_excess(plan: Plan, task: Task) -> tuple[Excess | None, Mapping[Trial
         return None, {}
     condition = "the label" if recipe.conditional else ""
     entries.sort(key=lambda entry: bool(entry.skipped))
-    probes, images = probe_count(recipe, dataset), row_count(recipe, dataset)
+    probes, images = probe_count(recipe, dataset), dataset.index_count
     return Excess(LEVELS, AVERAGED, probes, images, condition, tuple(entries)), optimal
 
 
@@ -188,7 +180,7 @@ def _cached(plan: Plan, trial: Trial, task: Task) -> OptimalLosses:
     values = recipe.to_dict()
     basis = {
         **{name: values[name] for name in names},
-        "images": row_count(recipe, dataset),
+        "images": dataset.index_count,
         "content": dataset.digest,
         "levels": LEVELS,
         "probes": probe_count(recipe, dataset),
@@ -249,12 +241,12 @@ def probe_count(recipe: Recipe, dataset: DataSet) -> int:
 
 
 def _work_of_one(recipe: Recipe, dataset: DataSet) -> float:
-    return float(len(LEVELS)) * row_count(recipe, dataset) * math.prod(dataset.shape)
+    return float(len(LEVELS)) * dataset.index_count * math.prod(dataset.shape)
 
 
 def too_large(recipe: Recipe, dataset: DataSet) -> str:
     """Why the posterior over all images is not computed; empty if it is."""
-    images, dim = row_count(recipe, dataset), math.prod(dataset.shape)
+    images, dim = dataset.index_count, math.prod(dataset.shape)
     if images * dim > MOST_ELEMENTS:
         text = f"too large: {images:,} images of {dim:,} dimensions are {4 * images * dim / 1e9:.2g} GB"
         return f"{text}, and {4 * MOST_ELEMENTS / 1e9:.2g} GB is the most that is held at once"

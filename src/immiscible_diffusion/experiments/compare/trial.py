@@ -1,16 +1,16 @@
 """One trial of a comparison: a training, evaluated at the steps of the plan."""
 
+import math
 import warnings
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from immiscible_diffusion.couplings import NoiseDistribution, parse_coupling
-from immiscible_diffusion.couplings.moments import Moments
+from immiscible_diffusion.couplings import Moments, NoiseDistribution, SemidiscretePlan, parse_coupling
 from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
 from immiscible_diffusion.evaluation.evaluator import Evaluator
 from immiscible_diffusion.experiments.compare.excess_loss import Probes, keep_losses, losses_by_level
@@ -84,13 +84,19 @@ class TrialRunner:
         batch = self.task.encode(self.task.dataset.batch(rows))
         data, labels = batch.data, (batch.cond or {}).get("label")
         moments = partial(Moments.fit, data if labels is None else [(data, labels)])
+        if batch.index is not None:
+            batch = replace(batch, index=torch.arange(len(batch), device=data.device))
+
+        def plan(within: bool, rank: int | None) -> SemidiscretePlan:
+            given = [(data, labels)] if within and labels is not None else data
+            return SemidiscretePlan.fit(given, moments(), rank=rank, tolerance=math.inf, max_steps=1)
+
         for name in {trial.unmatched.coupling: None for trial in self.plan.trials}:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of a pool, which is the trainer's to give
-                    coupling = parse_coupling(
-                        name, moments, lambda _: NoiseDistribution.standard(moments()), allow_import=True
-                    )
+                    standard = lambda _: NoiseDistribution.standard(moments())  # noqa: E731
+                    coupling = parse_coupling(name, moments, standard, plan, allow_import=True)
                     coupling(data, cond=batch.pairing_cond, mask=batch.mask, generator=torch.Generator(data.device))
             except Exception as error:
                 raise ValueError(f"coupling '{name}' fails on the data: {error}") from error

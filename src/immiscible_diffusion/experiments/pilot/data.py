@@ -127,7 +127,7 @@ class Samples(DataSet):
 
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
         """The samples to train on at ``indices`` ``[B]``; nothing is augmented."""
-        return self.take(self.rows[indices])
+        return replace(self.take(self.rows[indices]), index=indices)
 
     def take(self, rows: Tensor) -> Batch:
         """The samples in those rows."""

@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 import torch
 
-from immiscible_diffusion.couplings import Moments, NoiseDistribution, check_coupling_name, parse_coupling
+from immiscible_diffusion.couplings import check_coupling_name
+from immiscible_diffusion.couplings.registry import parse_without_data
 from immiscible_diffusion.experiments.compare.collect import collect
 from immiscible_diffusion.experiments.compare.plan import BASELINE, MATCHED, Plan
 from immiscible_diffusion.experiments.compare.trial import TrialRunner, is_finished
 from immiscible_diffusion.experiments.pilot import time_budget
-from immiscible_diffusion.experiments.pilot.data import LABEL, MIN_SAMPLES, Samples
+from immiscible_diffusion.experiments.pilot.data import MIN_SAMPLES, Samples
 from immiscible_diffusion.experiments.pilot.task import NUM_IMAGES, ArrayEvaluator, is_image, pilot_recipe
 from immiscible_diffusion.experiments.pilot.time_budget import MIN_SEEDS, MIN_STEPS, USUAL_SEEDS, Division
 from immiscible_diffusion.experiments.pilot.verdict import SHUFFLED, Verdict, finals_of, verdict_of
@@ -108,14 +109,11 @@ class Pilot:
     @cached_property
     def couplings(self) -> tuple[str, ...]:
         """No pairing, the coupling and its control, and both from the start that matches them."""
-        some = self.samples.take(torch.arange(min(64, self.samples.count)))
-        labels = (some.cond or {}).get(LABEL)
-        moments = Moments.fit(some.data if labels is None else [(some.data, labels)], directions=1)
-        name = self.settings.coupling
-        coupling = parse_coupling(name, moments, NoiseDistribution.standard(moments), allow_import=True)
+        name, masked = self.settings.coupling, self.samples.every.mask is not None
+        coupling = parse_without_data(name, allow_import=True)
         names = (BASELINE, name, SHUFFLED + name)
         # A distribution of noise is measured without masks.
-        if not self.settings.matched or coupling.preserves_marginal or some.mask is not None:
+        if not self.settings.matched or coupling.preserves_marginal or masked:
             return names
         return *names, MATCHED + name, MATCHED + SHUFFLED + name
 

@@ -1,0 +1,51 @@
+"""A run that pairs over its whole data set: fitted once, kept, resumed exactly, within labels where asked."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from helpers import assert_same_weights, train
+from immiscible_diffusion.cli.main import main
+from immiscible_diffusion.recipes import recipe_from_name
+from immiscible_diffusion.training import builders
+
+NAME = "semidiscrete:noises=2,refresh=3"
+
+
+@pytest.fixture(autouse=True)
+def short_fit(monkeypatch):
+    monkeypatch.setattr(builders, "PLAN_STEPS", 20)
+
+
+def recipe(**changes):
+    return dataclasses.replace(recipe_from_name("digits-flow").tiny(), coupling=NAME, preview_every=0, **changes)
+
+
+@pytest.mark.filterwarnings("ignore:the shares of the samples differ")
+def test_resumed_equals_uninterrupted_and_fits_once(tmp_path):
+    whole = train(recipe(steps=8), tmp_path / "whole")
+    train(recipe(steps=8), tmp_path / "parts", until=5)
+    plan = (tmp_path / "parts" / "semidiscrete.safetensors").read_bytes()
+    train(recipe(steps=8), tmp_path / "parts")
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+    assert (tmp_path / "parts" / "semidiscrete.safetensors").read_bytes() == plan
+    batch = whole.task.encode(whole.task.dataset.batch(torch.arange(64)))
+    noise = whole.coupling(batch.data, cond=batch.pairing_cond).flatten(1)
+    offset = (batch.data - whole.coupling.plan.mean).flatten(1)
+    assert float(torch.nn.functional.cosine_similarity(noise, offset).mean()) > 0.2
+
+
+def run(words):
+    return main(words.split())
+
+
+@pytest.mark.filterwarnings("ignore:the shares of the samples differ")
+def test_it_is_analyzed_and_compared_by_name(tmp_path, capsys):
+    few = "--max-images 60 --probes 20 --pairs 100 --thumbnails 0 --levels 0.9"
+    assert run(f"analyze --data digits {few} --coupling semidiscrete --out {tmp_path / 'a'}") == 0
+    assert "semidiscrete (estimated) [stays N(0, I)]" in capsys.readouterr().out
+    within = f"--conditional --coupling {NAME},cond_key=label --seeds 0 --workers 1 --no-irreducible"
+    assert run(f"compare digits-flow --tiny --steps 4 {within} --out {tmp_path / 'c'}") == 0
+    assert run(f"train digits-flow --tiny --coupling semidiscrete:noises=0 --out {tmp_path / 't'}") == 2
+    assert "noises must be a whole number >= 1" in capsys.readouterr().err
