@@ -18,7 +18,7 @@ from immiscible_diffusion.analysis.posterior import OptimalDenoiser
 from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
 from immiscible_diffusion.diffusion.samplers import guided, start_noise
 from immiscible_diffusion.evaluation.load_run import load_run
-from immiscible_diffusion.experiments.compare.excess_loss import images_at, row_count
+from immiscible_diffusion.experiments.compare.excess_loss import images_at
 from immiscible_diffusion.training.builders import Run, build_coupling
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.atomic_files import atomic_path
@@ -125,7 +125,7 @@ class TrainedModel:
         """Up to ten thousand data as the network sees them, mirrored where training mirrors."""
         recipe, dataset = self.run.recipe, self.run.task.dataset
         generator = keyed_generator(self.seed, "data")
-        rows = torch.randperm(row_count(recipe, dataset), generator=generator)[:MOST_DATA]
+        rows = torch.randperm(dataset.index_count, generator=generator)[:MOST_DATA]
         return images_at(recipe, dataset, rows)
 
     def optimal_denoiser(self, data: Batch) -> OptimalDenoiser | None:
