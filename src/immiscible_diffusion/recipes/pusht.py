@@ -57,7 +57,7 @@ def pusht_policy_small() -> Recipe:
         name="pusht-policy-small",
         path=VPPath("cosine", "data", steps=100),
         model=MLP(width=512, depth=3, precondition="none"),
-        optim=OptimizerConfig(lr=1e-3, warmup_steps=200, lr_schedule="cosine", betas=(0.95, 0.999), weight_decay=1e-6),
+        optim=OptimizerConfig(lr=2e-3, warmup_steps=200, lr_schedule="cosine", betas=(0.95, 0.999), weight_decay=1e-6),
         ema=EMAConfig(decay=0.999, warmup=True),
         steps=2000,
         sampler=SamplerConfig("ddim", steps=10, clip=1.0),
