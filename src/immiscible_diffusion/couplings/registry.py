@@ -18,6 +18,7 @@ from immiscible_diffusion.couplings.gaussian_ot import GaussianOT
 from immiscible_diffusion.couplings.knn import CENTERS, KNN
 from immiscible_diffusion.couplings.moments import Moments
 from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
+from immiscible_diffusion.couplings.projected import Projected
 from immiscible_diffusion.couplings.semidiscrete import Semidiscrete, SemidiscretePlan
 from immiscible_diffusion.couplings.wrappers import Calibrated, MaskedCoupling, Shuffled, WarmUp, Wrapper
 
@@ -28,7 +29,7 @@ PlanSource = SemidiscretePlan | Callable[[bool, int | None], SemidiscretePlan] |
 KINDS = (Independent, KNN, LinearAssignment, GaussianOT, Semidiscrete)
 COUPLINGS: dict[str, type[Coupling]] = {kind.name: kind for kind in KINDS}
 WRAPPERS: dict[str, type[Wrapper]] = {
-    kind.name: kind for kind in (Shuffled, Calibrated, WarmUp, MaskedCoupling, Aligned)
+    kind.name: kind for kind in (Shuffled, Calibrated, WarmUp, MaskedCoupling, Aligned, Projected)
 }
 _AROUND = re.compile(r"(?P<kind>\w+)(?:\((?P<options>.*?)\))?:(?P<inner>.*)")
 UNREADABLE = (ValueError, SyntaxError, MemoryError, RecursionError)  # what ast raises
@@ -50,9 +51,10 @@ def parse_coupling(
             ``"assignment"``, ``"assignment:cost=norm"`` (and the other options of ``LinearAssignment``),
             ``"gaussian_ot:eps=4"``, ``"semidiscrete"``, ``"semidiscrete:cond_key=label,rank=32"``, any of these with
             ``start_step=N`` (no pairing before that training step),
-            ``"shuffled:"``, ``"calibrated:"``, ``"masked:"`` (paired inside ``cond["inpaint_mask"]``) or
-            ``"warmup(start_step=N):"`` before any of these, or with ``allow_import`` a coupling of your own by import
-            path: a subclass of ``Coupling``, ``"my_module:MyCoupling(k=3)"``, or a function, ``"my_module:function"``.
+            ``"shuffled:"``, ``"calibrated:"``, ``"masked:"`` (paired inside ``cond["inpaint_mask"]``),
+            ``"warmup(start_step=N):"``, ``"aligned(beta=5):"``, ``"projected(pool=4):"`` or ``"projected(rank=32):"``
+            before any of these, or with ``allow_import`` a coupling of your own by import path: a subclass of
+            ``Coupling``, ``"my_module:MyCoupling(k=3)"``, or a function, ``"my_module:function"``.
         moments: moments of the data for ``center=`` and ``gaussian_ot``, or a function that fits them, called only if
             they are needed.
         distribution: the noise distribution for ``calibrated:``, or a function of the inner coupling that measures it.
@@ -77,6 +79,8 @@ def parse_coupling(
                 raise ValueError(f"coupling '{name}' needs distribution=NoiseDistribution.measure(...)")
             measured = isinstance(distribution, NoiseDistribution)
             options["distribution"] = distribution if measured else distribution(inner)  # type: ignore
+        if "rank" in options:
+            options["moments"] = _fitted(name, moments)
         wrapped: Coupling = _make(name, WRAPPERS[around["kind"]], options | {"coupling": inner})
         return wrapped
     if head in COUPLINGS:
@@ -156,10 +160,13 @@ def _moments_for(name: str, head: str, center: Any, moments: MomentsSource) -> d
     if center is not None and center not in CENTERS:
         known = ", ".join(CENTERS)
         raise ValueError(f"coupling '{name}': center={center} is unknown; use one of {known}")
+    return {"center" if center == "mean" else "moments": _fitted(name, moments)}
+
+
+def _fitted(name: str, moments: MomentsSource) -> Moments:
     if moments is None:
         raise ValueError(f"coupling '{name}' needs the moments of the data: Moments.fit(data)")
-    moments = moments() if callable(moments) else moments
-    return {"center": moments} if center == "mean" else {"moments": moments}
+    return moments() if callable(moments) else moments
 
 
 def _make(name: str, kind: type[Any], options: dict[str, Any]) -> Any:
