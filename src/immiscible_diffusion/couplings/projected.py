@@ -23,7 +23,7 @@ class Projected(Wrapper):
         coupling: pairs ``[B, *small]``.
         pool: A averages over blocks of ``pool`` positions of every dimension of a sample but the first (its
             channels), times the root of their number; sizes must be multiples of it.
-        moments: A goes to the leading directions of the data, as rows ``[B, rank]``; with ``rank``, instead of ``pool``.
+        moments: A goes to the leading directions of the data, as rows ``[B, rank]``; with ``rank``.
         rank: how many of the directions.
     """
 
