@@ -189,3 +189,14 @@ def test_a_dry_analysis_says_first_what_it_would_do_and_measures_few_samples(tmp
     assert built == [50, 50]
     assert rest[0] == "independent: at most about 4 s (closed form)"
     assert not list(tmp_path.iterdir())
+
+
+def test_files_of_the_working_folder_replace_no_package(tmp_path, monkeypatch, capsys):
+    """A run that was downloaded may bring a ``tyro.py``: only code that the user named is imported from there."""
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.chdir(tmp_path)
+    assert main(["recipes"]) == 0
+    assert str(tmp_path) not in sys.path
+    (tmp_path / "of_my_own.py").write_text("def near(data, *, cond, generator):\n    return data\n")
+    assert main(["describe", "of_my_own:near", "--shape", "3,4,4"]) == 0
+    assert sys.path.index(str(tmp_path)) == len(sys.path) - 1

@@ -4,7 +4,6 @@ import importlib
 import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 from immiscible_diffusion import __version__
 from immiscible_diffusion.cli.renamed import check_command
@@ -42,8 +41,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_command(command)
             raise ValueError(f"unknown command '{command}'; known: {', '.join(COMMANDS)}")
         warnings.simplefilter("default")
-        if str(Path.cwd()) not in sys.path:  # --coupling my_module:MyCoupling finds ./my_module.py
-            sys.path.insert(0, str(Path.cwd()))
         if command != "describe":  # which needs torch alone
             with require_extra("train", "the command line"):
                 import tyro  # noqa: F401
