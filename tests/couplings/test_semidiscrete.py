@@ -8,8 +8,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import kstest, norm
 
-from immiscible_diffusion.couplings import Moments, Shuffled
-from immiscible_diffusion.couplings.semidiscrete import Semidiscrete, SemidiscretePlan, balanced
+from immiscible_diffusion.couplings import Moments, Shuffled, parse_coupling
+from immiscible_diffusion.couplings.semidiscrete import Semidiscrete, SemidiscretePlan, balanced, groups
 
 N, SHAPE = 40, (2, 3)
 
@@ -125,6 +125,8 @@ def test_the_noise_given_a_label_is_normal_where_the_plan_is_within_labels():
         shift[coupling] = float(noise.mean(dim=(0, 1)).norm())
     assert shift[blind] > 0.7
     assert shift[within] < 0.1
+    with pytest.raises(ValueError, match="no samples of label 7"):
+        within.plan.sample_of(data[:2], torch.tensor([0, 7]))
     assert within.preserves_conditional("label")
     assert not blind.preserves_conditional("label")
 
@@ -219,3 +221,24 @@ def test_data_that_cannot_be_fitted_are_refused():
         SemidiscretePlan.fit(data, moments, rank=7)
     with pytest.raises(ValueError, match="give all labels or none"):
         SemidiscretePlan.fit([(data, torch.zeros(N).long()), data], moments)
+
+
+def test_a_plan_works_on_its_own_device():
+    """Of a plan on an accelerator the indices must be there too; ``meta`` stands in for one."""
+    [(_, rows)] = groups(None, torch.empty(N, 2, device="meta"))
+    assert rows.device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("rank=2", "was fitted with rank 6"),
+        ("cond_key=color", "cond_key must be one of label"),
+        ("tolerance=wide", "tolerance must be a finite number"),
+        ("seed=0.5", "seed must be a whole number"),
+    ],
+)
+def test_options_that_the_plan_or_the_coupling_do_not_have_are_errors(plan, name, said):
+    with pytest.raises(ValueError, match=said):
+        parse_coupling(f"semidiscrete:{name}", plan=plan)
+    assert parse_coupling("semidiscrete:rank=6", plan=plan) == Semidiscrete(plan)

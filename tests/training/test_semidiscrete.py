@@ -7,6 +7,7 @@ import torch
 
 from helpers import assert_same_weights, train
 from immiscible_diffusion.cli.main import main
+from immiscible_diffusion.data.images import ImageSet
 from immiscible_diffusion.recipes import recipe_from_name
 from immiscible_diffusion.training import builders
 
@@ -48,4 +49,11 @@ def test_it_is_analyzed_and_compared_by_name(tmp_path, capsys):
     within = f"--conditional --coupling {NAME},cond_key=label --seeds 0 --workers 1 --no-irreducible"
     assert run(f"compare digits-flow --tiny --steps 4 {within} --out {tmp_path / 'c'}") == 0
     assert run(f"train digits-flow --tiny --coupling semidiscrete:noises=0 --out {tmp_path / 't'}") == 2
-    assert "noises must be a whole number >= 1" in capsys.readouterr().err
+    assert "noises must be >= 1" in capsys.readouterr().err
+
+
+def test_data_that_do_not_name_their_samples_are_an_error_before_the_fit(tmp_path, monkeypatch, capsys):
+    indexed = ImageSet.indexed
+    monkeypatch.setattr(ImageSet, "indexed", lambda *args: dataclasses.replace(indexed(*args), index=None))
+    assert run(f"train digits-flow --tiny --coupling semidiscrete --out {tmp_path / 't'}") == 2
+    assert "batches of digits do not name theirs" in capsys.readouterr().err

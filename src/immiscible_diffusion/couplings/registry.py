@@ -6,7 +6,9 @@ import importlib
 import inspect
 import math
 import re
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -93,7 +95,9 @@ def parse_coupling(
                     f"coupling '{name}' needs the plan of the data set: SemidiscretePlan.fit(data, moments)"
                 )
             within, rank = options.get("cond_key") is not None, options.pop("rank", None)
-            options["plan"] = plan if isinstance(plan, SemidiscretePlan) else plan(within, rank)
+            options["plan"] = plan = plan if isinstance(plan, SemidiscretePlan) else plan(within, rank)
+            if rank not in (None, known := len(plan.directions)):
+                raise ValueError(f"coupling '{name}': the plan was fitted with rank {known}")
         coupling = _make(name, COUPLINGS[head], options)
         return coupling if start is None else WarmUp(coupling, start)
     if match := _IMPORT.fullmatch(name):
@@ -191,6 +195,8 @@ def _import_coupling(name: str, match: re.Match[str]) -> Coupling:
         options = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
     except UNREADABLE as error:
         raise ValueError(f"coupling '{name}': cannot read '({match['args']})': {error}") from error
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)  # last, and only for code that was asked for: files of a folder replace no package
     try:
         target = getattr(importlib.import_module(match["module"]), match["name"])
     except (ImportError, AttributeError) as error:

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from immiscible_diffusion.couplings._validation import (
 )
 from immiscible_diffusion.couplings.base import Cond, Coupling, Mask, Noise, Rng, start_noise
 from immiscible_diffusion.couplings.moments import Data, Moments, TensorFields, split_labels
+from immiscible_diffusion.utils.checks import NonNegativeFloat, PositiveInt, check_fields
 from immiscible_diffusion.utils.random import keyed_generator
 
 SCORES = 1 << 24  # elements of the largest matrix of noises x samples: 64 MiB
@@ -118,7 +119,7 @@ class SemidiscretePlan(TensorFields):
         label = torch.cat(with_labels).long().to(samples.device) if with_labels else None
         bias, first = samples.new_zeros(len(samples)), torch.arange(len(samples), device=samples.device)
         worst = 0.0
-        for name, rows in groups(label, len(samples)):
+        for name, rows in groups(label, samples):
             _, inverse, count = key[rows].unique(return_inverse=True, return_counts=True)
             leader = rows.new_full((len(count),), len(samples)).scatter_reduce(0, inverse, rows, "amin")
             generator = keyed_generator(seed, "semidiscrete", name, device=samples.device)
@@ -151,14 +152,16 @@ class SemidiscretePlan(TensorFields):
         rows = along(noise, torch.zeros_like(self.mean), self.directions)
         if (labels is None) != (self.labels is None):
             raise ValueError(f"this plan was fitted {'with' if labels is None else 'without'} labels; give the same")
-        index = torch.empty(len(noise), dtype=torch.long, device=noise.device)
-        for name, members in groups(self.labels, len(self.samples)):
+        index = torch.full((len(noise),), -1, device=noise.device)
+        for name, members in groups(self.labels, self.samples):
             mine = (
                 torch.arange(len(noise), device=noise.device) if labels is None else (labels == name).nonzero()[:, 0]
             )
             distinct = members[self.first[members] == members]
             for part in mine.split(max(1, SCORES // len(distinct))):
                 index[part] = distinct[scores(rows[part], self.samples[distinct], self.bias[distinct]).argmax(dim=1)]
+        if bool((unknown := index < 0).any()):
+            raise ValueError(f"the plan has no samples of label {int(labels[unknown][0])}")  # type: ignore[index]
         return index
 
     def table(self, noises: int, seed: int, number: int) -> Tensor:
@@ -168,7 +171,7 @@ class SemidiscretePlan(TensorFields):
         handed on to samples with fewer, where they score best. So the table as a whole is N(0, I).
         """
         result = self.samples.new_empty(len(self.samples), noises, self.samples.shape[1], dtype=torch.float16)
-        for name, members in groups(self.labels, len(self.samples)):
+        for name, members in groups(self.labels, self.samples):
             members = members[self.first[members].argsort(stable=True)]  # equal samples side by side
             distinct, count = self.first[members].unique_consecutive(return_counts=True)
             generator = keyed_generator(seed, number, "table", name, device=members.device)
@@ -207,12 +210,12 @@ class Semidiscrete(Coupling):
     """
 
     plan: SemidiscretePlan
-    noises: int = 16
-    refresh: int = 1000
+    noises: PositiveInt = 16
+    refresh: PositiveInt = 1000
     seed: int = 0
-    cond_key: str | None = None
+    cond_key: Literal["label"] | None = None
     index_key: str = "index"
-    tolerance: float = 0.01
+    tolerance: NonNegativeFloat = 0.01
     number: int = field(default=0, repr=False)
 
     name = "semidiscrete"
@@ -222,12 +225,7 @@ class Semidiscrete(Coupling):
     def __post_init__(self) -> None:
         if not isinstance(self.plan, SemidiscretePlan):
             raise ValueError(f"Semidiscrete needs a SemidiscretePlan, got {type(self.plan).__name__}")
-        for name in ("noises", "refresh"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
-        if self.cond_key is not None and self.cond_key != "label":
-            raise ValueError(f'cond_key must be "label" or None, got {self.cond_key!r}')
+        check_fields(self)
         if (self.cond_key is None) != (self.plan.labels is None):
             fitted = "without labels" if self.plan.labels is None else "within labels"
             raise ValueError(f"cond_key is {self.cond_key!r}, and the plan was fitted {fitted}; they must agree")
@@ -247,9 +245,9 @@ class Semidiscrete(Coupling):
         check_fitted("the plan was", plan.mean.shape, data.shape[1:], "fit it on data of this shape")
         index = self._index(data, cond)
         fresh = start_noise(data, noise, generator)
-        table = _table(plan, self.noises, self.seed, self.number)
+        table = _table(plan, plan.samples.device, self.noises, self.seed, self.number)
         turn = torch.randint(self.noises, index.shape, device=data.device, generator=generator)
-        chosen = table.to(data.device)[index, turn].to(dtype)
+        chosen = table[index.to(table.device), turn.to(table.device)].to(data.device, dtype)
         rows, directions = fresh.flatten(1).to(dtype), plan.directions.to(data.device, dtype)
         change = chosen - product(rows, directions.T)
         moved = torch.addmm(rows, change, directions, out=torch.empty_like(rows))
@@ -282,7 +280,8 @@ class Semidiscrete(Coupling):
 
 
 @lru_cache(maxsize=2)
-def _table(plan: SemidiscretePlan, noises: int, seed: int, number: int) -> Tensor:
+def _table(plan: SemidiscretePlan, device: torch.device, noises: int, seed: int, number: int) -> Tensor:
+    """That of the plan, kept; on another ``device`` an equal plan draws other noise."""
     with torch.inference_mode(False), torch.no_grad():
         return plan.table(noises, seed, number)
 
@@ -300,10 +299,10 @@ def content_keys(data: Tensor) -> Tensor:
     return (words * torch.randint(2**62, words.shape[1:], device=words.device, generator=generator)).sum(dim=1)
 
 
-def groups(labels: Tensor | None, count: int) -> Iterator[tuple[int, Tensor]]:
-    """Every label with the indices of its samples; without labels one group of all."""
+def groups(labels: Tensor | None, samples: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Every label with the indices of its ``samples``, on their device; without labels one group of all."""
     if labels is None:
-        yield 0, torch.arange(count)
+        yield 0, torch.arange(len(samples), device=samples.device)
     else:
         yield from ((int(label), (labels == label).nonzero()[:, 0]) for label in labels.unique())
 

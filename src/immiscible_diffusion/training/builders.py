@@ -168,6 +168,11 @@ def _plan(recipe: Recipe, task: Task, moments: Moments, within: bool, rank: int 
     def encoded() -> Iterator[Tensor | tuple[Tensor, Tensor]]:
         for index in torch.arange(dataset.index_count).split(task.max_batch_size or recipe.batch_size):
             batch = task.encode(dataset.indexed(index))
+            if batch.index is None:
+                raise ValueError(
+                    f"semidiscrete pairing looks noise up by sample, and batches of {dataset.name} do not "
+                    f"name theirs; use KNN, say"
+                )
             if batch.mask is not None:
                 raise ValueError("semidiscrete pairing takes no data with a mask; use KNN, say")
             yield (batch.data, (batch.cond or {})["label"]) if within else batch.data
