@@ -1,10 +1,12 @@
 """Contrastive noise alignment: its gradient, what it lowers, how little it moves, the modes it works in."""
 
+import math
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-from immiscible_diffusion.couplings import Independent, LinearAssignment, parse_coupling
+from immiscible_diffusion.couplings import KNN, Independent, LinearAssignment, parse_coupling
 from immiscible_diffusion.couplings.aligned import Aligned
 
 
@@ -74,6 +76,12 @@ def test_its_name_is_read_back_and_bad_numbers_are_refused():
     assert coupling == Aligned(LinearAssignment(), beta=30.0)
     assert parse_coupling(str(coupling)) == coupling
     assert not coupling.preserves_marginal
-    for wrong in ({"rate": 0.0}, {"steps": 0}, {"beta": -1.0}, {"temperature": -1.0}):
+    for wrong in ({"rate": 0.0}, {"rate": math.inf}, {"steps": 0}, {"beta": -1.0}, {"beta": math.nan}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Aligned(Independent(), **wrong)
+
+
+def test_a_mask_is_refused_whatever_is_wrapped():
+    data = batch()[1]
+    with pytest.raises(ValueError, match="the data have a mask, which aligned:knn:k=2 does not take"):
+        Aligned(KNN(2))(data, mask=torch.arange(20) < 10)

@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from immiscible_diffusion.couplings._validation import working_dtype
-from immiscible_diffusion.couplings.base import Cond, Mask, Noise, Rng
+from immiscible_diffusion.couplings.base import Cond, Coupling, Mask, Noise, Rng
 from immiscible_diffusion.couplings.wrappers import Wrapper
+from immiscible_diffusion.utils.checks import NonNegativeFloat, PositiveFloat, PositiveInt, check_fields
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # of Adam
 
@@ -37,27 +38,21 @@ class Aligned(Wrapper):
         rate: of Adam, in standard deviations.
     """
 
-    beta: float = 5.0
-    temperature: float = 0.01
-    spread: float = 0.01
-    shrink: float = 1e-3
-    steps: int = 4
-    rate: float = 0.02
+    beta: NonNegativeFloat = 5.0
+    temperature: PositiveFloat = 0.01
+    spread: PositiveFloat = 0.01
+    shrink: NonNegativeFloat = 1e-3
+    steps: PositiveInt = 4
+    rate: PositiveFloat = 0.02
 
     name = "aligned"
     preserves_marginal = False
     takes_mask = False
+    check = Coupling.check  # the wrapped coupling may take a mask
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("temperature", "spread", "rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)!r}")
-        if type(self.steps) is not int or self.steps < 1 or self.beta < 0 or self.shrink < 0:
-            raise ValueError(
-                f"steps must be a whole number >= 1, beta and shrink >= 0; got {self.steps!r}, {self.beta!r} and "
-                f"{self.shrink!r}"
-            )
+        check_fields(self)
 
     def preserves_conditional(self, key: str) -> bool:
         """Not exactly."""
