@@ -83,3 +83,11 @@ def test_the_first_wrong_field_is_named(changes, words):
 
 def test_flat_joins_names_by_dots():
     assert flatten({"a": {"b": 1, "c": {"d": 2}}, "e": 3}) == {"a.b": 1, "a.c.d": 2, "e": 3}
+
+
+@pytest.mark.parametrize(
+    "value", [{"shape": {"kind": []}}, {"shape": {"kind": "Disk", "radius": 10**400}}, {"shape": {"kind": {}}}]
+)
+def test_json_of_any_other_form_is_a_value_error(value):
+    with pytest.raises(ValueError, match=r"record\.shape"):
+        from_dict(Record, value, "record")

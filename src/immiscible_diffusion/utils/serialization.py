@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -60,7 +61,7 @@ def from_dict(kind: Any, value: Any, where: str) -> Any:
         return math.nan
     if kind in (int, float):
         number = isinstance(value, kind | int) and not isinstance(value, bool)
-        _check(number and math.isfinite(value), where, _PLAIN[kind], value)
+        _check(number and abs(value) <= sys.float_info.max, where, _PLAIN[kind], value)
         return kind(value)
     return tuple(value) if isinstance(value, list) else value
 
@@ -90,7 +91,7 @@ def _record(kinds: dict[str, Any], value: Any, where: str) -> Any:
     """Read one of the classes ``kinds``: the one that ``kind`` names, or the only one."""
     default = next(iter(kinds)) if len(kinds) == 1 else None
     name = value.get("kind", default) if isinstance(value, Mapping) else None
-    if name not in kinds:
+    if not isinstance(name, str) or name not in kinds:
         raise ValueError(f"{where} must be one of {', '.join(kinds)}, got {value!r}")
     hints, required = _fields(kinds[name])
     known = value.keys() - {"kind"}
