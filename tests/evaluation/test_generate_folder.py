@@ -148,6 +148,14 @@ def test_a_file_that_is_lost_is_made_again_beside_its_shard(tmp_path: Path) -> N
     assert files(tmp_path) == before
 
 
+def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
+    generate_folder(writer(tmp_path, "tar"), draw)
+    shard = tmp_path / "images-00001.tar"
+    shard.write_bytes(b"?" * 1000 + shard.read_bytes()[1000:])
+    with pytest.raises(ValueError, match=r"(?s)images-00001\.tar is damaged \(.*remove it"):
+        generate_folder(writer(tmp_path, "tar"), draw)
+
+
 def test_fewer_images_than_exist_is_an_error(tmp_path: Path) -> None:
     for format in ("png", "tar"):
         generate_folder(writer(tmp_path / format, format), draw)

@@ -88,8 +88,11 @@ class SampleWriter:
         """How many images a shard holds: none if absent, some if written for a smaller count."""
         if not path.is_file():
             return 0
-        with tarfile.open(path) as tar:
-            names = tar.getnames()
+        try:
+            with tarfile.open(path) as tar:
+                names = tar.getnames()
+        except tarfile.TarError as error:
+            raise ValueError(f"{path} is damaged ({error}); remove it, and it is made anew") from error
         expected = map(self.file_name, self._indices(int(path.stem.removeprefix("images-"))))
         self._check(path, names == list(expected)[: len(names)])
         return len(names)
