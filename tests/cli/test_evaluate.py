@@ -181,9 +181,13 @@ def test_guidances_make_a_table_with_the_best(run, capsys, tmp_path):
         (["--guidances", "1", "2", "--guidance", "2"], "leave folder and guidance"),
         (["--guidances", "1", "2", "--metrics", "kid"], "keep frechet among the metrics"),
         (["--guidances", "1", "2"], "set cond_drop_prob"),
+        (["--guidances", "1", "2", "--guidance", "0"], "leave folder and guidance"),
+        (["--checkpoints", "0", "--checkpoint", "4"], "leave folder and guidance or checkpoint"),
+        (["--folder", ".", "--checkpoint", "4"], "are there already"),
+        (["--folder", ".", "--steps", "3"], "are there already"),
     ],
 )
-def test_guidances_that_cannot_be(run, capsys, words, message):
+def test_options_that_do_not_go_together(run, capsys, words, message):
     assert main(["evaluate", str(run), "--device", "cpu", *words]) == 2
     assert message in capsys.readouterr().err
 

@@ -146,10 +146,11 @@ def evaluate_series(options: Options, run_dir: RunDir) -> list[dict[str, Any]]:
     The best is of the least Frechet distance; of a policy, of the highest score.
     """
     weighted = bool(options.guidances)
-    if options.folder or "frechet" not in options.metrics or (weighted and (options.guidance or options.checkpoints)):
+    twice = weighted and (options.guidance is not None or options.checkpoints != ())
+    if options.folder or "frechet" not in options.metrics or twice or (options.checkpoints and options.checkpoint):
         raise ValueError(
             "guidances, and checkpoints, sample a run one after another and compare Frechet distances: give one of "
-            "the two, leave folder and guidance, and keep frechet among the metrics"
+            "the two, leave folder and guidance or checkpoint, and keep frechet among the metrics"
         )
     steps = tuple(run_dir.kept_checkpoints) if 0 in options.checkpoints else options.checkpoints
     if options.checkpoints and not steps:
@@ -196,6 +197,8 @@ def evaluate_folder(options: Options, run: RunDir, folder: Path) -> dict[str, An
     data = recipe.task.data
     if not isinstance(data, DataConfig):
         raise ValueError(f"{recipe.name} makes no images to score")
+    if options.checkpoint or options.of(recipe.sampler) != recipe.sampler:
+        raise ValueError("the images of a folder are there already: leave checkpoint and the options of the sampler")
     real = load_images(data)
     channels, height, width = real.shape
     samples = SampleFolder(folder, width, channels)
