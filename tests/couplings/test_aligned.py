@@ -8,6 +8,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from immiscible_diffusion.couplings import KNN, Independent, LinearAssignment, parse_coupling
 from immiscible_diffusion.couplings.aligned import Aligned
+from immiscible_diffusion.couplings.projected import Projected
 
 
 def batch(count=32, dim=20, seed=0):
@@ -82,6 +83,7 @@ def test_its_name_is_read_back_and_bad_numbers_are_refused():
 
 
 def test_a_mask_is_refused_whatever_is_wrapped():
-    data = batch()[1]
-    with pytest.raises(ValueError, match="the data have a mask, which aligned:knn:k=2 does not take"):
-        Aligned(KNN(2))(data, mask=torch.arange(20) < 10)
+    data = batch()[1].view(-1, 5, 4)
+    for coupling in (Aligned(KNN(2)), Projected(KNN(2), pool=2)):
+        with pytest.raises(ValueError, match=r"the data have a mask, which .*:knn:k=2 does not take"):
+            coupling(data, mask=torch.arange(4) < 2)

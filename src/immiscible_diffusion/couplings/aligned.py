@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from immiscible_diffusion.couplings._validation import working_dtype
-from immiscible_diffusion.couplings.base import Cond, Coupling, Mask, Noise, Rng
+from immiscible_diffusion.couplings.base import Cond, Mask, Noise, Rng
 from immiscible_diffusion.couplings.wrappers import Wrapper
 from immiscible_diffusion.utils.checks import NonNegativeFloat, PositiveFloat, PositiveInt, check_fields
 
@@ -48,7 +48,6 @@ class Aligned(Wrapper):
     name = "aligned"
     preserves_marginal = False
     takes_mask = False
-    check = Coupling.check  # the wrapped coupling may take a mask
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -82,8 +82,9 @@ class SemidiscretePlan(TensorFields):
 
         Averaged stochastic descent on the semidual: ``b -= rate (N p - 1)`` with the shares p of ``BATCH`` noises,
         softened at first, from ``b_j = -c |x_j|`` with ``N P(n > c) = 1``, where every sample is as likely to stand
-        out. Every ``EVERY`` steps the shares without softness are counted, and the fit stops once their chi-square is
-        at most ``tolerance``. The time is that of some 10^3 N products ``[N, r]``.
+        out. Every ``EVERY`` steps the shares without softness are counted by at most 131,072 noises, and the fit stops
+        once their chi-square, known to ``(2 N)^(1/2) / 131072``, is at most ``tolerance``. The time is that
+        of some 10^3 N products ``[N, r]``.
 
         Args:
             data: with their mirror images, if training mirrors; a batch may come as ``(data, labels)``, for a plan

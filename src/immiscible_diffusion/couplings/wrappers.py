@@ -37,11 +37,14 @@ class Wrapper(Coupling):
     across_ranks = _of_coupling("across_ranks")
     takes_mask = _of_coupling("takes_mask")
     takes_noise = _of_coupling("takes_noise")
-    check = _of_coupling("check")
     finish_ranks = _of_coupling("finish_ranks")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "coupling", as_coupling(self.coupling))
+
+    def check(self, data: Tensor, mask: Mask) -> Mask:
+        """As ``coupling`` checks them, which may be across ranks; ValueError for a mask that this does not take."""
+        return self.coupling.check(data, mask) if mask is None or self.takes_mask else super().check(data, mask)
 
     def at_step(self, step: int) -> Coupling:
         """This around the coupling of an optimizer step."""
