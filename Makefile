@@ -8,7 +8,7 @@ CONSTRAINTS ?= constraints.txt
 PIN := $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 -q
 
-.PHONY: demo test test-fast lint types docs setup clean
+.PHONY: demo test test-fast fuzz lint types docs setup clean
 
 demo: setup
 	$(BIN)/immiscible demo
@@ -20,6 +20,10 @@ test: setup
 # About a minute: the mathematics.
 test-fast: setup
 	$(PYTEST) -m "not slow and not subprocess" tests/couplings tests/diffusion tests/metrics tests/utils
+
+# Half an hour: changed files and odd command lines.
+fuzz: setup
+	$(PYTEST) -m nightly -s
 
 lint: setup
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ from typing import Any
 
 from immiscible_diffusion.reporting.compare import Comparison, speedup_markdown
 from immiscible_diffusion.reporting.compare.speedup import Speedup, speedup
-from immiscible_diffusion.utils.atomic_files import read_json, write_text
+from immiscible_diffusion.utils.atomic_files import read_record, write_text
 
 MARK = "<!-- table -->"
 README_STEPS = (5, 20, 100)
@@ -87,9 +87,9 @@ def main() -> None:
     options = parser.parse_args()
     page = options.page.read_text("utf-8")
     if options.readme:
-        write_text(options.page, with_table(page, readme_table(Comparison.from_dict(read_json(options.source)))))
+        write_text(options.page, with_table(page, readme_table(Comparison.from_dict(read_record(options.source)))))
         return
-    record = compact(small(Comparison.from_dict(read_json(options.source / "results.json"))).to_dict())
+    record = compact(small(Comparison.from_dict(read_record(options.source / "results.json"))).to_dict())
     page = with_table(page, speedup_markdown(Comparison.from_dict(record)))
     write_text(options.page.with_suffix(".json"), json.dumps(record, separators=(",", ":")) + "\n")
     write_text(options.page, page)

@@ -18,7 +18,7 @@ import pandas as pd
 from immiscible_diffusion.reporting import plotting
 from immiscible_diffusion.reporting.compare import Comparison
 from immiscible_diffusion.reporting.compare.plots import draw_heat_map, metric_by_step, ratios_to_baseline, styles_of
-from immiscible_diffusion.utils.atomic_files import atomic_path, read_json
+from immiscible_diffusion.utils.atomic_files import atomic_path, read_record
 
 SHOWN = {
     "independent": "no pairing",
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("record", type=Path)
     parser.add_argument("picture", type=Path)
     options = parser.parse_args()
-    c = Comparison.from_dict(read_json(options.record))
+    c = Comparison.from_dict(read_record(options.record))
     by_step = {name: metric_by_step(c, name, STEPS) for name in SHOWN}
     ends = {name: [(n, metric_by_step(c, name, n).iloc[-1]) for n in sorted(c.sampling_steps)] for name in SHOWN}
     by_sampling = {name: pd.DataFrame([row for _, row in rows], [n for n, _ in rows]) for name, rows in ends.items()}

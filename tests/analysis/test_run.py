@@ -17,6 +17,7 @@ from immiscible_diffusion.couplings.moments import Moments
 from immiscible_diffusion.diffusion.paths import VPPath
 from immiscible_diffusion.reporting.analysis.records import read_analysis
 from immiscible_diffusion.reporting.analysis.summary import summary_lines
+from immiscible_diffusion.utils.atomic_files import read_record, write_record
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.serialization import to_dict
 
@@ -190,9 +191,9 @@ def test_couplings_of_earlier_calls_given_as_objects_stay(tmp_path):
     assert second[1] == first[0]
     third = analyze(DATA, ["independent"], config=SMALL, folder=tmp_path).couplings
     assert [one.name for one in third] == ["independent", "KNN(k=8)", "KNN(k=4)"]
-    written = json.loads((tmp_path / "analysis.json").read_text())
+    written = read_record(tmp_path / "analysis.json")
     written["versions"]["immiscible-diffusion"] = "0.0.0"
-    (tmp_path / "analysis.json").write_text(json.dumps(written))
+    write_record(tmp_path / "analysis.json", written)
     with pytest.warns(UserWarning, match=r"another version: KNN\(k=8\), KNN\(k=4\)"):
         left = analyze(DATA, ["independent"], config=SMALL, folder=tmp_path).couplings
     assert [one.name for one in left] == ["independent"]

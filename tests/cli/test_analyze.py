@@ -1,4 +1,3 @@
-import json
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from immiscible_diffusion.cli.main import main
 from immiscible_diffusion.data.in_memory import InMemoryData
 from immiscible_diffusion.diffusion.paths import EDMPath, FlowMatchingPath, VPPath
 from immiscible_diffusion.reporting.analysis.records import read_analysis
+from immiscible_diffusion.utils.atomic_files import read_record
 from immiscible_diffusion.utils.batch import Batch
 
 pytest.importorskip("sklearn", reason="digits come with scikit-learn")
@@ -59,7 +59,7 @@ def outcome(capsys, *arguments):
 
 
 def written(folder):
-    return json.loads((folder / "analysis.json").read_text())
+    return read_record(folder / "analysis.json")
 
 
 def lasting(values):

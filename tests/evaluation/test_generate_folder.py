@@ -148,12 +148,16 @@ def test_a_file_that_is_lost_is_made_again_beside_its_shard(tmp_path: Path) -> N
     assert files(tmp_path) == before
 
 
-def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
-    generate_folder(writer(tmp_path, "tar"), draw)
-    shard = tmp_path / "images-00001.tar"
-    shard.write_bytes(b"?" * 1000 + shard.read_bytes()[1000:])
-    with pytest.raises(ValueError, match=r"(?s)images-00001\.tar is damaged \(.*remove it"):
-        generate_folder(writer(tmp_path, "tar"), draw)
+@pytest.mark.parametrize("form", ["png", "tar"])
+@pytest.mark.parametrize("at", [0, 600, 700])
+def test_damaged_images_are_made_anew(tmp_path: Path, form: str, at: int) -> None:
+    generate_folder(writer(tmp_path, form), draw)
+    file = sorted(tmp_path.glob(f"*.{form}"))[1]
+    whole = file.read_bytes()
+    at %= len(whole)
+    file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    assert generate_folder(writer(tmp_path, form), draw) > 0
+    assert file.read_bytes() == whole
 
 
 def test_fewer_images_than_exist_is_an_error(tmp_path: Path) -> None:

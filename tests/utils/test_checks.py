@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import pytest
 
 from immiscible_diffusion.analysis.config import AnalysisConfig
-from immiscible_diffusion.cli import compare, encode, evaluate, pilot, sample
+from immiscible_diffusion.cli import compare, encode, evaluate, pilot, sample, train
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.task import import_applications
 from immiscible_diffusion.utils.checks import Fraction, PositiveInt, check_fields
@@ -78,7 +78,7 @@ def numbers_without_range(kind, seen):
 
 def test_every_number_has_a_range():
     import_applications()
-    kinds = (Recipe, AnalysisConfig, *(module.Options for module in (compare, encode, evaluate, pilot, sample)))
+    kinds = (Recipe, AnalysisConfig, *(module.Options for module in (compare, encode, evaluate, pilot, sample, train)))
     seen = set()
     missing = [name for kind in kinds for name in numbers_without_range(kind, seen)]
     assert len([kind for kind in seen if is_dataclass(kind)]) > 25

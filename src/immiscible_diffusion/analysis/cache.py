@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -21,12 +21,28 @@ from torch import Tensor, nn
 
 from immiscible_diffusion.couplings import Coupling
 from immiscible_diffusion.reporting.analysis.records import SCHEMA
-from immiscible_diffusion.utils.atomic_files import read_json, write_json
+from immiscible_diffusion.utils.atomic_files import read_record, write_record
 from immiscible_diffusion.utils.serialization import from_dict, to_dict
 
 MEASURES = 2  # to be raised when what is measured changes, within a version of the package
 PLAIN = (str, bytes, int, float, complex, type(None), np.generic, enum.Enum, os.PathLike)
 T = TypeVar("T")
+
+
+class PlanRecord(NamedTuple):
+    """plan.json."""
+
+    data: dict[str, str]
+    settings: dict[str, Any]
+    couplings: tuple[str, ...]
+
+
+class PartRecord(NamedTuple):
+    """A file of parts/."""
+
+    key: str
+    seconds: float
+    value: Any
 
 
 @dataclass(frozen=True)
@@ -49,25 +65,25 @@ class Cache:
         """
         if self.folder is None or not (self.folder / "plan.json").exists():
             return []
-        plan = read_json(self.folder / "plan.json")
-        old, new = plan["settings"], json.loads(json.dumps(self.settings))
+        path = self.folder / "plan.json"
+        plan: PlanRecord = from_dict(PlanRecord, read_record(path), str(path))
+        old, new = plan.settings, json.loads(json.dumps(self.settings))
         pairs = {name: (old.get(name), new.get(name)) for name in new | old}
         changed = [f"{name}: {a} -> {b}" for name, (a, b) in pairs.items() if a != b]
-        if plan["data"]["digest"] != self.data["digest"]:
-            changed.insert(0, f"other data than the {plan['data']['name']} there")
+        if plan.data.get("digest") != self.data["digest"]:
+            changed.insert(0, f"other data than the {plan.data.get('name')} there")
         if changed:
             reason = f"holds another analysis ({'; '.join(changed)}); choose another folder (--out)"
             raise ValueError(f"{self.folder} {reason}")
-        names: list[str] = plan["couplings"]
-        return names
+        return list(plan.couplings)
 
     def write_plan(self, couplings: Sequence[str]) -> None:
         """Write plan.json; ValueError if the folder cannot be written."""
         if self.folder is None:
             return
-        plan = {"data": self.data, "settings": self.settings, "couplings": list(couplings)}
+        plan = PlanRecord(self.data, self.settings, tuple(couplings))
         try:
-            write_json(self.folder / "plan.json", plan)
+            write_record(self.folder / "plan.json", plan._asdict())
         except OSError as error:
             raise ValueError(f"cannot write to {self.folder}: {error}") from error
 
@@ -94,18 +110,21 @@ class Cache:
         key = digest(release, self.data["digest"], self.settings, coupling, name, content)
         path = self.folder and self.folder / "parts" / f"{slug(coupling)}-{name}.json"
         if path and path.exists():
-            part = read_json(path)
-            if part["key"] == key:
-                value: T = from_dict(kind, part["value"], str(path))
-                if usable(value):
-                    return value, part["seconds"]
-            reason = "is of another version or coupling, or its images are gone"
-            warnings.warn(f"{path} {reason}: measured again", stacklevel=2)
+            reason = f"{path} is of another version or coupling, or its images are gone"
+            try:
+                part: PartRecord = from_dict(PartRecord, read_record(path), str(path))
+                if part.key == key:
+                    value: T = from_dict(kind, part.value, str(path))
+                    if usable(value):
+                        return value, part.seconds
+            except ValueError as error:
+                reason = str(error)
+            warnings.warn(f"{reason}: measured again", stacklevel=2)
         start = time.monotonic()
         value = make()
         seconds = round(time.monotonic() - start, 3)
         if path:
-            write_json(path, {"key": key, "seconds": seconds, "value": to_dict(value, kinds=False)})
+            write_record(path, PartRecord(key, seconds, to_dict(value, kinds=False))._asdict())
         return value, seconds
 
 

@@ -26,6 +26,7 @@ from immiscible_diffusion.couplings import Coupling
 from immiscible_diffusion.data.in_memory import InMemoryData, join_notes
 from immiscible_diffusion.reporting.analysis import records
 from immiscible_diffusion.utils.batch import Batch, Cond
+from immiscible_diffusion.utils.png import is_whole_png
 from immiscible_diffusion.utils.serialization import to_dict
 
 PACKAGE = "immiscible-diffusion"
@@ -203,7 +204,8 @@ class CouplingAnalysis:
                 return write_thumbnails(images, self.coupling, *drawn)
 
             def usable(drawn: tuple[records.Thumbnails, ...]) -> bool:
-                return all((folder / file).is_file() for one in drawn for file in one.files)
+                files = [folder / file for one in drawn for file in one.files]
+                return all(file.is_file() and is_whole_png(file.read_bytes()) for file in files)
 
             return part("thumbnails", 0, tuple[records.Thumbnails, ...], make, usable)
 

@@ -5,7 +5,6 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import torch
 import tyro
@@ -16,7 +15,7 @@ from immiscible_diffusion.experiments.compare.plan import BASELINE, Plan
 from immiscible_diffusion.experiments.compare.sweep import Sweep, SweepRunner, run_sweep
 from immiscible_diffusion.experiments.compare.trial import TrialRunner, is_carried, is_finished
 from immiscible_diffusion.experiments.compare.workers import default_workers, run_trials, threads_each
-from immiscible_diffusion.utils.checks import NonNegativeInt, PositiveInt
+from immiscible_diffusion.utils.checks import FiniteFloat, NonNegativeInt, PositiveInt
 from immiscible_diffusion.utils.folder_lock import folder_lock
 
 DEFAULT_COUPLINGS = ("knn:k=4", "matched:knn:k=4", "calibrated:knn:k=64", "assignment", "shuffled:calibrated:knn:k=64")
@@ -58,7 +57,7 @@ class Options:
     trial: NonNegativeInt | None = None
     gather: bool = False
     controls: Switch = False
-    guidances: tuple[Annotated[float, ""], ...] = ()
+    guidances: tuple[FiniteFloat, ...] = ()
     irreducible: bool = True
 
 

@@ -24,8 +24,8 @@ from immiscible_diffusion.metrics.reference_cache import write_npz
 from immiscible_diffusion.training.builders import Run
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
-from immiscible_diffusion.utils.atomic_files import read_json, write_json
-from immiscible_diffusion.utils.checks import NonNegativeInt, PositiveInt
+from immiscible_diffusion.utils.atomic_files import read_json, read_record, write_json
+from immiscible_diffusion.utils.checks import FiniteFloat, NonNegativeInt, PositiveInt
 from immiscible_diffusion.utils.device import pick_device
 from immiscible_diffusion.utils.folder_lock import folder_lock
 from immiscible_diffusion.utils.progress import watched
@@ -75,7 +75,7 @@ class Options(SamplerChanges):
     features: str | None = None
     pixels: bool | None = None
     metrics: tuple[str, ...] = METRICS
-    guidances: tuple[Annotated[float, ""], ...] = ()
+    guidances: tuple[FiniteFloat, ...] = ()
     clip_metrics: tuple[ClipMetric, ...] = ()
     calibrate: bool = False
     batch_size: PositiveInt = 512
@@ -114,7 +114,10 @@ def keep(run: RunDir, results: list[dict[str, Any]]) -> None:
     """Append to RUN/evaluation.json."""
     file = run.root / "evaluation.json"
     with folder_lock(run.root, ".evaluation.lock"):
-        write_json(file, [*(read_json(file) if file.exists() else []), *results])
+        before: list[Any] = read_json(file) if file.exists() else []
+        if not isinstance(before, list):
+            raise ValueError(f"{file} is no list of evaluations; remove it")
+        write_json(file, [*before, *results])
 
 
 def rows(values: dict[str, Any]) -> str:
@@ -208,7 +211,7 @@ def evaluate_folder(options: Options, run: RunDir, folder: Path) -> dict[str, An
     how = {
         "folder": str(folder),
         "files": samples.encoding + ("" if original == real.shape else resized),
-        "sampling": read_json(made) if made.is_file() else None,
+        "sampling": read_record(made) if made.is_file() else None,
     }
     config = eval_config(replace(options, samples=len(samples)), recipe)
     by_clip = clip_metrics(options.clip_metrics, folder, real, device)

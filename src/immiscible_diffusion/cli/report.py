@@ -9,7 +9,7 @@ import tyro
 
 from immiscible_diffusion.cli.options import Switch, parse
 from immiscible_diffusion.reporting.compare import Comparison, csv_tables, latex_table, write_report
-from immiscible_diffusion.utils.atomic_files import read_json, write_text
+from immiscible_diffusion.utils.atomic_files import read_record, write_text
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def load_comparison(folder: Path) -> Comparison:
     """The record of the comparison in ``folder``; ValueError says what to do if there is none."""
     results = folder / "results.json"
     if results.is_file():
-        return Comparison.from_dict(read_json(results))
+        return Comparison.from_dict(read_record(results))
     if (folder / "plan.json").is_file():
         raise ValueError(
             f"{folder} holds a comparison that was not gathered yet (no results.json); run: "

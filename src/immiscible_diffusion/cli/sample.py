@@ -88,7 +88,7 @@ class Options(SamplerChanges):
     """
 
     run: Annotated[Path | None, tyro.conf.Positional] = None
-    checkpoint: int | None = None
+    checkpoint: PositiveInt | None = None
     pipeline: str | None = None
     to: Path | None = None
     count: PositiveInt = 64

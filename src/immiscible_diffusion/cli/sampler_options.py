@@ -2,10 +2,10 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
-from immiscible_diffusion.utils.checks import Fraction, PositiveFloat, PositiveInt
+from immiscible_diffusion.utils.checks import FiniteFloat, Fraction, PositiveFloat, PositiveInt
 
 ONLY = {"spacing": ("ddim", "ddpm", "dpm"), "eta": ("ddim",), "clip": ("ddim", "ddpm"), "tolerance": ("dopri5",)}
 """Options that other methods ignore."""
@@ -42,7 +42,7 @@ class SamplerChanges:
     spacing: Literal["linear", "quadratic", "trailing"] | None = None
     eta: Fraction | None = None
     clip: PositiveFloat | None = None
-    guidance: Annotated[float, ""] | None = None
+    guidance: FiniteFloat | None = None
 
     def of(self, default: SamplerConfig) -> SamplerConfig:
         """Return ``default``, changed where options say so; ValueError where they do not fit."""

@@ -21,6 +21,7 @@ from immiscible_diffusion.training.dry_run import dry_run
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir, hardware
 from immiscible_diffusion.training.trainer import Trainer
+from immiscible_diffusion.utils.checks import PositiveInt
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Options:
 
     out: Path | None = None
     device: Device = "auto"
-    resume_from_checkpoint: int | None = None
+    resume_from_checkpoint: PositiveInt | None = None
     dry_run: bool = False
     recipe: WholeRecipe = field(default_factory=lambda: RecipeOptions.of(digits_flow()))
 

@@ -17,6 +17,7 @@ from immiscible_diffusion.data.hf_images import EXTENSIONS as IMAGE_SUFFIXES
 from immiscible_diffusion.data.image_decoding import decode_image
 from immiscible_diffusion.data.images import to_batch
 from immiscible_diffusion.utils.batch import Batch
+from immiscible_diffusion.utils.png import is_whole_png
 
 PROMPTS = "prompts.txt"  # image i was asked for by line i mod their number
 _NUMBER = re.compile(r"(\d+)\.png$")
@@ -101,6 +102,8 @@ class SampleFolder(DataSet):
         with place.path.open("rb") as file:
             file.seek(place.start)
             content = file.read(place.size)
+        if place.path.suffix in (".png", ".tar") and not is_whole_png(content):
+            raise ValueError(f"image {place.number} of {place.path} is damaged; sample again, which makes it anew")
         cell = {"bytes": content, "path": f"image {place.number} of {self.folder}"}
         return decode_image(cell, "L" if self.channels == 1 else "RGB", self.size)
 

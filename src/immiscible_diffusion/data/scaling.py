@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.utils.checks import PositiveFloat, check_fields
+from immiscible_diffusion.utils.checks import FiniteFloat, PositiveFloat, check_fields
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class DataScaling:
 
     factor: PositiveFloat = 1.0  # the constant, > 0; the paper tries standard deviations of 0.5, 1 and 2. 1 = off
     # moments of the channels, to standardize data ``[C, ...]`` by: ``std`` may be given alone; none = off
-    mean: tuple[float, ...] = ()
+    mean: tuple[FiniteFloat, ...] = ()
     std: tuple[PositiveFloat, ...] = ()
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from immiscible_diffusion.evaluation.sample_writers import SampleWriter
-from immiscible_diffusion.utils.atomic_files import read_json, write_json
+from immiscible_diffusion.utils.atomic_files import read_record, write_record
 from immiscible_diffusion.utils.images import image_grid
 from immiscible_diffusion.utils.progress import Progress
 
@@ -78,7 +78,7 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
     """Note in ``folder`` how its images are made; ValueError if it holds images made otherwise, or not known how."""
     file = folder / SETTINGS
     if any(path.suffix in (".png", ".tar") for path in folder.glob("*")):
-        before = read_json(file) if file.is_file() else {}
+        before = read_record(file) if file.is_file() else {}
         differences = [
             f"{name} is {before.get(name)!r} there and {settings.get(name)!r} here"
             for name in sorted(before.keys() | settings.keys())
@@ -86,4 +86,4 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
         ]
         if differences:
             raise ValueError(f"{folder} holds images made otherwise: {'; '.join(differences)}; choose another folder")
-    write_json(file, settings)  # every process may, as all write the same
+    write_record(file, settings)  # every process may, as all write the same

@@ -10,6 +10,7 @@ from typing import Literal
 
 from immiscible_diffusion.utils.atomic_files import atomic_path, remove_unfinished
 from immiscible_diffusion.utils.checks import PositiveInt, check_fields
+from immiscible_diffusion.utils.png import is_whole_png
 
 _LONGEST = 60  # letters of a class in a file name: a tar header has room for 100
 
@@ -62,10 +63,11 @@ class SampleWriter:
         for indices, shard in groups:
             names = {self.file_name(index) for index in indices}
             remove_unfinished(self.folder, names | {shard.name} if shard else names)
-            if shard and self._members(shard) < len(indices):
+            if shard and self._members(shard, whole=True) < len(indices):
                 yield indices, shard
             elif self.format != "tar":
-                yield [index for index in indices if self.file_name(index) not in files], None
+                whole = {name for name in names & files if is_whole_png((self.folder / name).read_bytes())}
+                yield [index for index in indices if self.file_name(index) not in whole], None
 
     def write(self, images: dict[int, bytes], shard: Path | None = None) -> None:
         """Write PNG files by their index, and the shard that they are."""
@@ -84,15 +86,21 @@ class SampleWriter:
     def _indices(self, shard: int) -> range:
         return range(shard * self.shard_size, min(self.count, (shard + 1) * self.shard_size))
 
-    def _members(self, path: Path) -> int:
-        """How many images a shard holds: none if absent, some if written for a smaller count."""
+    def _members(self, path: Path, *, whole: bool = False) -> int:
+        """How many images a shard holds: none if absent or damaged, some if written for a smaller count.
+
+        With ``whole`` the images themselves are looked at.
+        """
         if not path.is_file():
             return 0
         try:
             with tarfile.open(path) as tar:
                 names = tar.getnames()
-        except tarfile.TarError as error:
-            raise ValueError(f"{path} is damaged ({error}); remove it, and it is made anew") from error
+                files = map(tar.extractfile, tar.getmembers() if whole else ())
+                if not all(file is not None and is_whole_png(file.read()) for file in files):
+                    return 0
+        except (tarfile.TarError, EOFError):
+            return 0
         expected = map(self.file_name, self._indices(int(path.stem.removeprefix("images-"))))
         self._check(path, names == list(expected)[: len(names)])
         return len(names)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from immiscible_diffusion.utils.optional_deps import require_extra
+from immiscible_diffusion.utils.png import is_whole_png
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -92,5 +93,7 @@ def image_file(path: Path, alt: str) -> "Markup | None":
     kind, start = _TYPES.get(path.suffix, ("", b"\0"))
     if not content.startswith(start):
         raise ValueError(f"{path} is not a PNG or GIF image; expected one for: {alt}")
+    if kind == "image/png" and not is_whole_png(content):
+        raise ValueError(f"{path} is damaged: a PNG must be whole; expected one for: {alt}")
     small = kind == "image/png" and int.from_bytes(content[16:20], "big") < _SMALL
     return image(content, kind, alt, "pixels" if small else "")

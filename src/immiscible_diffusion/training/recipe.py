@@ -1,6 +1,7 @@
 """A recipe: one experiment. Names one of each part and says how long to train."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -124,12 +125,12 @@ class Recipe:
         return to_dict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "Recipe":
+    def from_dict(cls, values: Any) -> "Recipe":
         """Read what ``to_dict`` wrote; ValueError on unknown or missing fields.
 
         Fields that an older version did not know may be missing: they get their defaults.
         """
-        if "task" not in values and "data" in values:
+        if isinstance(values, Mapping) and "task" not in values and "data" in values:
             raise ValueError(
                 "recipe: written by a release before 0.2, whose recipes had no task; train the "
                 "recipe again, or use immiscible-diffusion 0.1 for this run"

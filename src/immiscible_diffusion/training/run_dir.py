@@ -30,6 +30,7 @@ from immiscible_diffusion.models.trainable import load_trainable_state, trainabl
 from immiscible_diffusion.training.recipe import Recipe, differences
 from immiscible_diffusion.utils import atomic_files
 from immiscible_diffusion.utils.images import image_grid
+from immiscible_diffusion.utils.serialization import from_dict
 from immiscible_diffusion.utils.tensor_files import load_tensors, save_tensors
 
 # These may change between a run and its continuation without making it another experiment.
@@ -99,26 +100,27 @@ class RunDir:
         """Make the folder and write what is about to run from ``step`` on; ValueError if it cannot be written."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            atomic_files.write_json(self.root / "recipe.json", recipe.to_dict())
+            atomic_files.write_record(self.root / "recipe.json", recipe.to_dict())
             now = {"step": step, "time": datetime.now(timezone.utc).isoformat(timespec="seconds")}
             starts = [*self.starts(), now | environment(device, processes)]
-            atomic_files.write_json(self.root / "environment.json", starts)
+            atomic_files.write_record(self.root / "environment.json", {"starts": starts})
         except OSError as error:
             raise ValueError(f"cannot write to the run folder {self.root}: {error}") from error
 
     def recipe(self) -> Recipe:
         """Read the recipe of the run."""
-        return Recipe.from_dict(atomic_files.read_json(self.root / "recipe.json"))
+        return Recipe.from_dict(atomic_files.read_record(self.root / "recipe.json"))
 
     def starts(self) -> list[dict[str, Any]]:
         """Return what each start of the run ran on, oldest first; ValueError if the file is of another form."""
         file = self.root / "environment.json"
-        starts = atomic_files.read_json(file) if file.exists() else []
-        starts = [starts] if isinstance(starts, dict) else starts  # earlier runs kept the last one alone
-        names = {"hardware", "versions"}
-        if not isinstance(starts, list) or not all(isinstance(one, dict) and names <= one.keys() for one in starts):
-            raise ValueError(f"{file} is no list of starts with {', '.join(sorted(names))}; remove it")
-        return starts
+        record = atomic_files.read_record(file) if file.exists() else {"starts": []}
+        starts = record.get("starts", [record])  # earlier runs kept the last one alone
+        known: tuple[dict[str, Any], ...] = from_dict(tuple[dict[str, Any], ...], starts, f"{file}: starts")
+        for start in known:
+            from_dict(str, start.get("hardware"), f"{file}: hardware")
+            from_dict(dict[str, str], start.get("versions"), f"{file}: versions")
+        return list(known)
 
     @property
     def metrics(self) -> Path:
@@ -131,12 +133,19 @@ class RunDir:
 
     def records(self, kind: str) -> list[dict[str, Any]]:
         """Return the records of a kind, oldest first."""
-        return [record for record in atomic_files.read_jsonl(self.metrics) if record["kind"] == kind]
+        return [record for record in self._log() if record["kind"] == kind]
+
+    def _log(self) -> list[dict[str, Any]]:
+        records = atomic_files.read_jsonl(self.metrics)
+        for number, record in enumerate(records, start=1):
+            from_dict(str, record.get("kind"), f"{self.metrics}, record {number}: kind")
+            from_dict(int, record.get("step"), f"{self.metrics}, record {number}: step")
+        return records
 
     def truncate_log_after(self, step: int) -> None:
         """Drop the records of steps after ``step``: a resumed run makes them again."""
         if self.metrics.exists():
-            kept = [record for record in atomic_files.read_jsonl(self.metrics) if record["step"] <= step]
+            kept = [record for record in self._log() if record["step"] <= step]
             atomic_files.write_jsonl(self.metrics, kept)
 
     @property

@@ -6,10 +6,15 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Container, Iterator
+import zlib
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+CHECKSUM = "checksum"  # a key of every record
+RECORDS = 1  # version of how records are written
+_FINISHED = re.compile(rb'"checksum": "[^"]*"}')
 
 
 @contextmanager
@@ -89,40 +94,97 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 def read_json(path: str | os.PathLike[str]) -> Any:
     """Read a JSON file; ValueError names the file if it does not parse."""
+    return _parse(Path(path).read_bytes(), path)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
+
+
+def _parse(content: bytes, where: Any) -> Any:
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error})") from error
+        return json.loads(content.decode("utf-8"), parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not valid JSON ({error})") from error
+
+
+# -- records: JSON objects of ours, with a checksum ------------------------------------------------
+
+
+def write_record(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
+    """Write ``values`` as JSON with a checksum, complete or not at all; ``read_record`` reads them."""
+    write_json(path, _with_checksum(values))
+
+
+def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what ``write_record`` wrote; ValueError names a file that is no JSON object, or is damaged.
+
+    A file without a checksum, of an older release, is taken.
+    """
+    return _checked(read_json(path), path)
+
+
+def _with_checksum(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {**values, CHECKSUM: f"{RECORDS}-{_checksum(values)}"}
+
+
+def _checked(values: Any, where: Any) -> dict[str, Any]:
+    """Return ``values`` without their checksum, which is compared."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{where} is {type(values).__name__}, not a JSON object; it was not written so")
+    if (written := values.pop(CHECKSUM, None)) is not None:
+        version, _, checksum = str(written).partition("-")
+        if version != str(RECORDS):
+            raise ValueError(f"{where} was written by another release (records of version {version}, not {RECORDS})")
+        if checksum != _checksum(values):
+            raise ValueError(
+                f"{where} is damaged or was edited: its checksum is another; take a copy, or remove its {CHECKSUM} if "
+                f"it is to be taken as it is"
+            )
+    return values
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    """CRC-32 of ``values`` as they are read back, in any order: finds what happens by chance, not by intent."""
+    try:
+        read_back = json.loads(json.dumps(values, allow_nan=False))
+        return f"{zlib.crc32(json.dumps(read_back, sort_keys=True).encode()):08x}"
+    except RecursionError as error:
+        raise ValueError("a record is too deep") from error
 
 
 def append_jsonl(path: str | os.PathLike[str], record: dict[str, Any]) -> None:
-    """Append one record as one line; the folder must exist. OSError as of ``atomic_path``."""
+    """Append one record, with its checksum, as one line; the folder must exist. OSError as of ``atomic_path``."""
     path = Path(path)
     with _writing(path, path), path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, allow_nan=False) + "\n")
+        file.write(_line(record))
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(_with_checksum(record), allow_nan=False) + "\n"
 
 
 def write_jsonl(path: str | os.PathLike[str], records: list[dict[str, Any]]) -> None:
     """Write ``records``, one per line, complete or not at all."""
-    write_text(path, "".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
+    write_text(path, "".join(map(_line, records)))
 
 
 def read_jsonl(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Read the records of a JSONL file, oldest first; an absent file has none.
 
-    A last line cut short by a killed process is skipped; an invalid line before it raises.
+    A last line cut short by a killed process is skipped; a line before it that is no record, or damaged, raises.
     """
     if not Path(path).exists():
         return []
-    lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = Path(path).read_bytes().split(b"\n")
     records = []
     for number, line in enumerate(lines, start=1):
+        where = f"{path}, line {number}"
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number == len(lines) and not line.endswith("\n"):
-                break
-            raise ValueError(f"{path}, line {number} is not valid JSON ({error})") from error
+            records.append(_checked(_parse(line, where), where))
+        except ValueError:
+            if number < len(lines) or _FINISHED.search(line):  # the last is empty, or was cut short
+                raise
     return records
 
 

@@ -41,7 +41,9 @@ def from_dict(kind: Any, value: Any, where: str) -> Any:
         return _record(records, value, where)
     options = [option for option in _options(kind) if option is not type(None)]
     if len(options) > 1:
-        return value
+        fitting = [option for option in options if isinstance(value, typing.get_origin(option) or option)]
+        _check(len(fitting) > 0, where, " or ".join(map(str, options)), value)
+        return from_dict(fitting[0], value, where)
     [kind] = options
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple:
@@ -54,6 +56,11 @@ def from_dict(kind: Any, value: Any, where: str) -> Any:
     if origin in (dict, Mapping):
         _check(isinstance(value, Mapping), where, "an object", value)
         return {key: from_dict(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if origin is typing.Literal:
+        _check(
+            any(value == one and type(value) is type(one) for one in arguments), where, f"one of {arguments}", value
+        )
+        return value
     if kind in (str, bool):
         _check(isinstance(value, kind), where, _PLAIN[kind], value)
         return value
@@ -63,7 +70,7 @@ def from_dict(kind: Any, value: Any, where: str) -> Any:
         number = isinstance(value, kind | int) and not isinstance(value, bool)
         _check(number and abs(value) <= sys.float_info.max, where, _PLAIN[kind], value)
         return kind(value)
-    return tuple(value) if isinstance(value, list) else value
+    return value
 
 
 def kinds_of(annotation: Any) -> dict[str, Any]:

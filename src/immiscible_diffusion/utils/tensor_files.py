@@ -1,8 +1,10 @@
 """Files of tensors, safetensors with a checksum: what is not as it was written is an error."""
 
+import json
 import os
 import zlib
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from torch import Tensor
 from immiscible_diffusion.utils.atomic_files import atomic_path
 from immiscible_diffusion.utils.optional_deps import require_extra
 
-CHECKSUM = "checksum"  # among the metadata
+ABOUT, CHECKSUM = "about", "checksum"
 
 
 def save_tensors(
@@ -20,9 +22,8 @@ def save_tensors(
     with require_extra("train", f"writing {path}"):
         from safetensors.torch import save_file
     state = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    about = dict(about or {})
     with atomic_path(path, sum(value.nbytes for value in state.values())) as temporary:
-        save_file(state, str(temporary), {**about, CHECKSUM: _checksum(state, about)})
+        save_file(state, str(temporary), to_metadata(state, about or {}))
 
 
 def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -35,28 +36,36 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     try:
         with safe_open(str(path), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            about = dict(file.metadata() or {})
+            metadata = file.metadata()
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error})") from error
-    if about.pop(CHECKSUM, None) not in (None, _checksum(tensors, about)):
-        raise ValueError(f"{path} is damaged: its checksum is another; take a copy, or remove it and make it again")
-    return tensors, about
+    return tensors, from_metadata(metadata, tensors, path)
 
 
-def row_checksums(rows: Tensor) -> Tensor:
-    """``[N]`` int64: the CRC-32 of the bytes of every row of ``[N, ...]`` on the CPU."""
-    return torch.tensor([zlib.crc32(_bytes(row)) for row in rows])
+def to_metadata(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> dict[str, str]:
+    """Return texts ``about`` tensors with a checksum as metadata: one text, as safetensors keeps no order of many."""
+    return {ABOUT: json.dumps({**about, CHECKSUM: _checksum(tensors, about)}, sort_keys=True)}
+
+
+def from_metadata(
+    metadata: Mapping[str, str] | None, tensors: Mapping[str, Tensor], path: str | os.PathLike[str]
+) -> dict[str, str]:
+    """Return the texts of ``to_metadata``; ValueError names a file whose checksum is another."""
+    try:
+        about: Any = json.loads((metadata or {})[ABOUT]) if ABOUT in (metadata or {}) else dict(metadata or {})
+        if about.pop(CHECKSUM, None) in (None, _checksum(tensors, about)):
+            return dict(about)
+    except (ValueError, AttributeError, TypeError):
+        pass
+    raise ValueError(f"{path} is damaged: its checksum is another; take a copy, or remove it and make it again")
+
+
+def crc32(tensor: Tensor) -> int:
+    """CRC-32 of the bytes of a tensor on the CPU."""
+    return zlib.crc32(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def _checksum(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
-    """CRC-32, which finds what happens to files by chance, not by intent."""
-    crc = zlib.crc32(repr(sorted(about.items())).encode())
-    for name in sorted(tensors):
-        value = tensors[name]
-        crc = zlib.crc32(f"{name}/{value.dtype}/{tuple(value.shape)}".encode(), crc)
-        crc = zlib.crc32(_bytes(value), crc)
-    return f"{crc:08x}"
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.contiguous().flatten().view(torch.uint8).numpy().data
+    """CRC-32 of tensors and texts, which finds what happens to files by chance, not by intent."""
+    parts = [(name, str(value.dtype), tuple(value.shape), crc32(value)) for name, value in sorted(tensors.items())]
+    return f"{zlib.crc32(repr((sorted(about.items()), parts)).encode()):08x}"

@@ -56,7 +56,7 @@ def test_the_command_writes_figures_and_pictures(tmp_path, capsys, monkeypatch):
         (["--coupling", "knn:k=4", "--coupling", "knn:k=4"], "each once"),
         ([f"--coupling=knn:k={k}" for k in range(1, 8)], "at most 6 couplings"),
         (["--points", "3"], "at least 8 points"),
-        (["--probes", "1"], "probes must be >= 2"),
+        (["--probes", "1"], "probes must be at least 2"),
     ],
 )
 def test_bad_input(arguments, message, tmp_path, capsys):

@@ -10,6 +10,7 @@ from immiscible_diffusion.cli.compare import DEFAULT_COUPLINGS
 from immiscible_diffusion.cli.main import main
 from immiscible_diffusion.experiments.compare.plan import Plan, slug
 from immiscible_diffusion.recipes import recipe_from_name
+from immiscible_diffusion.utils.atomic_files import read_record, write_record
 
 MODULE = """
 from dataclasses import dataclass
@@ -110,8 +111,8 @@ def test_another_recipe_in_the_same_folder_is_refused(tmp_path, capsys):
 def test_the_report_names_the_machine_that_trained(tmp_path):
     assert compare(tmp_path, "--coupling", "knn:k=4", "--trial", "0") == 0
     [file] = tmp_path.rglob("environment.json")
-    [start] = json.loads(file.read_text())
-    file.write_text(json.dumps([start | {"hardware": "8 x Elsewhere"}]))
+    [start] = read_record(file)["starts"]
+    write_record(file, start | {"hardware": "8 x Elsewhere"})  # as earlier runs kept it, the last one alone
     assert compare(tmp_path, "--coupling", "knn:k=4", "--gather") == 0
     assert results(tmp_path)["hardware"] == "8 x Elsewhere"
 

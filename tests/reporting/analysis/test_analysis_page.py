@@ -20,6 +20,7 @@ from immiscible_diffusion.reporting.analysis.summary import (
     summary_lines,
     verdict_of,
 )
+from immiscible_diffusion.utils.atomic_files import read_record
 
 
 @pytest.fixture
@@ -159,7 +160,7 @@ def test_everything_is_escaped(analysis, analysis_folder, parsed):
         return values + evil if isinstance(values, str) else values
 
     path = analysis_folder / "analysis.json"
-    path.write_text(json.dumps(spoil(json.loads(path.read_text()))), encoding="utf-8")
+    path.write_text(json.dumps(spoil(read_record(path))), encoding="utf-8")
     text = write_analysis_page(analysis_folder).read_text(encoding="utf-8")
     assert "script" not in parsed(text).tags
     assert text.count("&lt;script&gt;") > 50
@@ -181,7 +182,7 @@ def test_missing_thumbnails_are_marked(analysis, tmp_path, undrawn):
 
 def test_unreadable_folders_are_refused(analysis_folder, undrawn):
     path = analysis_folder / "analysis.json"
-    values = json.loads(path.read_text())
+    values = read_record(path)
     (analysis_folder / "thumbnails" / "d.png").write_bytes(b"GIF89a")
     with pytest.raises(ValueError, match="is not a PNG"):
         write_analysis_page(analysis_folder)

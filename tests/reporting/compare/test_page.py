@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from immiscible_diffusion.reporting.compare import Comparison, render_page, write_report
-from immiscible_diffusion.utils.atomic_files import read_json
+from immiscible_diffusion.utils.atomic_files import read_record
 
 
 def test_the_report_is_one_page_that_fetches_and_runs_nothing(comparison, folder, parsed):
@@ -25,7 +25,7 @@ def test_the_report_is_one_page_that_fetches_and_runs_nothing(comparison, folder
 
 def test_results_json_makes_the_same_page_again(comparison, folder):
     first = write_report(comparison, folder).read_bytes()
-    again = Comparison.from_dict(read_json(folder / "results.json"))
+    again = Comparison.from_dict(read_record(folder / "results.json"))
     assert again == comparison
     assert write_report(again, folder).read_bytes() == first
 

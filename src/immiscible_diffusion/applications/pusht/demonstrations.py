@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from immiscible_diffusion.applications.pusht.config import DemonstrationConfig
 from immiscible_diffusion.applications.pusht.windows import Episodes, Windows
 from immiscible_diffusion.data.array_files import ArrayFile
-from immiscible_diffusion.utils.atomic_files import read_json
+from immiscible_diffusion.utils.atomic_files import read_record
 from immiscible_diffusion.utils.optional_deps import require_extra
+from immiscible_diffusion.utils.serialization import from_dict
 
 OBS_TYPES = ("keypoint", "state", "relative")
 STORES = "a Zarr store as Diffusion Policy's, an .npz of its arrays, or the folder of a LeRobot set"
@@ -169,7 +170,9 @@ def _read_lerobot(path: Path) -> Episodes:
 def _check_complete(path: Path, episode: NDArray[Any], frame: NDArray[Any], expected: NDArray[Any]) -> None:
     """Raise ValueError if an episode or a frame is missing."""
     info = path / "meta" / "info.json"
-    total = read_json(info).get("total_episodes") if info.is_file() else int(episode[-1]) + 1
+    total = int(episode[-1]) + 1
+    if info.is_file():
+        total = from_dict(int, read_record(info).get("total_episodes"), f"{info}: total_episodes")
     error = None
     if len(missing := np.setdiff1d(np.arange(total), episode)):
         error = f"episode {int(missing[0])} of {total} is missing"

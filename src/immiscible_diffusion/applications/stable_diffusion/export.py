@@ -171,9 +171,9 @@ def _schedule_of_weights(recipe: Recipe) -> tuple[str, dict[str, Any]]:
     if (weights / "scheduler" / "scheduler_config.json").is_file():
         return str(weights), read_json(weights / "scheduler" / "scheduler_config.json")
     if (weights / "recipe.json").is_file():
-        path = read_json(weights / "recipe.json").get("path", {})
-        if path.pop("kind", None) == "VPPath":
-            return str(weights), scheduler_config(VPPath(**path))
+        path = RunDir(weights).recipe().path
+        if isinstance(path, VPPath):
+            return str(weights), scheduler_config(path)
         return str(weights), {"prediction_type": "flow"}
     return str(codec), dict(PretrainedPipeline.open(codec).load("scheduler").config)
 

@@ -7,7 +7,7 @@ latents of every image and of its mirror image.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,17 +21,20 @@ from immiscible_diffusion.data.captions import Captioned, Captions
 from immiscible_diffusion.data.images import draw_flips
 from immiscible_diffusion.data.load import DataConfig
 from immiscible_diffusion.data.prompts import ClassNamePrompts, ListCaptions, Prompts, Tokenize
-from immiscible_diffusion.utils.atomic_files import atomic_path, read_json, remove_unfinished, write_json
+from immiscible_diffusion.utils.atomic_files import atomic_path, read_record, remove_unfinished, write_record
 from immiscible_diffusion.utils.background import prefetch_iterator
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.checks import PositiveInt, check_fields
 from immiscible_diffusion.utils.optional_deps import require_extra
 from immiscible_diffusion.utils.random import keyed_generator
+from immiscible_diffusion.utils.serialization import from_dict
+from immiscible_diffusion.utils.tensor_files import crc32, from_metadata, to_metadata
 
 FILE = "latents.json"
 FORMAT = 2
 ELSEWHERE = "encode again into another folder"
 HASHED_ROWS = 64  # of a data set that is decoded lazily
+STORED = ("mean", "logvar")  # of every image
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -81,10 +84,8 @@ class Manifest:
         if not file.is_file():
             raise ValueError(f"{folder} holds no latents ({FILE} is absent); make some: immiscible encode")
         try:
-            values = read_json(file)
-            lists = {name: values[name] and tuple(values[name]) for name in ("shape", "classes")}
-            manifest = cls(**{**values, **lists})
-        except (TypeError, KeyError) as error:
+            manifest: Manifest = from_dict(cls, read_record(file), str(file))
+        except ValueError as error:
             raise ValueError(f"{file} is not of format {FORMAT} ({error}); {ELSEWHERE}") from error
         manifest.check(file, {"format": FORMAT})
         return manifest
@@ -95,7 +96,7 @@ class Manifest:
         if (folder / FILE).is_file():
             Manifest.read(folder).check(folder, values)
         else:
-            write_json(folder / FILE, values)
+            write_record(folder / FILE, values)
 
     def check(self, where: Path, expected: dict[str, Any]) -> None:
         """Raise ValueError, saying what differs, unless the fields are those ``expected``."""
@@ -114,11 +115,17 @@ def missing_shards(manifest: Manifest, folder: Path) -> list[int]:
     def is_complete(shard: int) -> bool:
         try:
             with safe_open(str(manifest.path(folder, shard)), framework="pt") as file:
-                return bool((file.metadata() or {}).get("latents") == manifest.fingerprint)
-        except (SafetensorError, OSError):
+                return _read_small(file)[1].get("latents") == manifest.fingerprint
+        except (SafetensorError, OSError, ValueError):
             return False
 
     return [shard for shard in range(manifest.shards) if not is_complete(shard)]
+
+
+def _read_small(file: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read all of an open shard but the latents, and the texts about it; ValueError if it is damaged."""
+    small = {name: file.get_tensor(name) for name in file.keys() if name not in STORED}  # noqa: SIM118
+    return small, from_metadata(file.metadata(), small, "a shard")
 
 
 def vae_digest(vae: torch.nn.Module) -> str:
@@ -258,7 +265,8 @@ def encode(
             tensors = _encode_rows(images, rows, vae, config)
             size = sum(values.nbytes for values in tensors.values())
             with atomic_path(manifest.path(folder, shard), size) as temporary:
-                save_file(tensors, temporary, metadata)
+                small = {name: values for name, values in tensors.items() if name not in STORED}
+                save_file(tensors, temporary, to_metadata(small, metadata))
         done += len(rows)
         if on_progress is not None:
             on_progress(done)
@@ -298,7 +306,11 @@ def _encode_rows(images: DataSet, rows: range, vae: Any, config: EncodingConfig)
             parts[name].append(part)
         if batch.cond and "label" in batch.cond:
             parts.setdefault("label", []).append(batch.cond["label"])
-    return {name: torch.cat(values) for name, values in parts.items()}
+    tensors = {name: torch.cat(values) for name, values in parts.items()}
+    # Training reads single latents, hence a checksum for each.
+    return tensors | {
+        f"{name}_crc32": torch.tensor([[crc32(side) for side in row] for row in tensors[name]]) for name in STORED
+    }
 
 
 # -- reading --------------------------------------------------------------------------------------
@@ -311,6 +323,7 @@ class LatentSet(DataSet):
     manifest: Manifest  # what they are
     shards: Sequence[Any]  # the files, mapped into memory
     flip: bool  # take mirror images at random when training
+    checksums: Mapping[str, Tensor]  # ``[N, sides]`` of every latent; none of older files
     name: str
     shape: tuple[int, ...]  # (C, h, w) of a latent
     captions: ListCaptions | None = None  # of the images, if they had any
@@ -342,17 +355,19 @@ class LatentSet(DataSet):
 
         paths = [manifest.path(folder, shard) for shard in range(manifest.shards)]
         shards = [safe_open(str(path), framework="pt") for path in paths]
-        labels = captions = num_classes = None
-        if "label" in shards[0].keys():  # noqa: SIM118
-            labels = torch.cat([shard.get_tensor("label") for shard in shards])
+        small = [_read_small(shard) for shard in shards]
+        joined = {name: torch.cat([tensors[name] for tensors, _ in small]) for name in small[0][0]}
+        labels, captions, num_classes = joined.pop("label", None), None, None
+        if labels is not None:
             num_classes = len(manifest.classes or ()) or int(labels.max()) + 1
         if manifest.captions:
-            parts = [json.loads(shard.metadata()["captions"]) for shard in shards]
+            parts = [json.loads(about["captions"]) for _, about in small]
             captions = ListCaptions([texts for part in parts for texts in part])
         return cls(
             manifest,
             shards,
             flip,
+            joined,
             name=manifest.name,
             shape=manifest.shape,
             captions=captions,
@@ -385,6 +400,11 @@ class LatentSet(DataSet):
             cells = [
                 self.shards[shard].get_slice(name)[row, side] for (shard, row), side in zip(places, sides, strict=True)
             ]
+            if (known := self.checksums.get(f"{name}_crc32")) is not None:
+                for index, side, cell in zip(indices.tolist(), sides, cells, strict=True):
+                    if crc32(cell) != int(known[index, side]):
+                        shard = self.manifest.path(Path(), index // self.manifest.shard_size)
+                        raise ValueError(f"{shard} is damaged; remove it, and run the same `immiscible encode` again")
             return torch.stack(cells).float()
 
         return read("mean"), read("logvar")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from immiscible_diffusion.diffusion.paths.base import Path, PathSample, check_sample, per_row
 from immiscible_diffusion.diffusion.paths.parametrization import Mixture, Prediction
-from immiscible_diffusion.utils.checks import PositiveFloat, check_fields
+from immiscible_diffusion.utils.checks import FiniteFloat, PositiveFloat, check_fields
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class EDMPath(Path):
     rho: PositiveFloat = 7.0
     sigma_data: PositiveFloat = 0.5
     time: Literal["lognormal", "discrete"] = "lognormal"
-    mean: Annotated[float, ""] = -1.2
+    mean: FiniteFloat = -1.2
     std: PositiveFloat = 1.2
     levels: Annotated[int, ">= 2"] = 1280
 

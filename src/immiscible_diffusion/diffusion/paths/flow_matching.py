@@ -1,14 +1,14 @@
 """Straight paths between data and noise."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from immiscible_diffusion.diffusion.paths.base import Path, PathSample, check_sample, per_row
 from immiscible_diffusion.diffusion.paths.parametrization import Mixture, Prediction
-from immiscible_diffusion.utils.checks import PositiveFloat, check_fields
+from immiscible_diffusion.utils.checks import FiniteFloat, PositiveFloat, check_fields
 
 TIMES = ("uniform", "logit_normal")
 
@@ -31,7 +31,7 @@ class FlowMatchingPath(Path):
     prediction: ClassVar[Prediction] = "velocity"
 
     time: Literal["uniform", "logit_normal"] = "uniform"
-    mean: Annotated[float, ""] = 0.0
+    mean: FiniteFloat = 0.0
     std: PositiveFloat = 1.0
     shift: PositiveFloat = 1.0
     time_scale: PositiveFloat = 1000.0

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from immiscible_diffusion.diffusion.samplers.ddpm import (
 )
 from immiscible_diffusion.diffusion.samplers.edm import sample_consistency, sample_edm
 from immiscible_diffusion.diffusion.samplers.ode import sample_dopri5, sample_euler, sample_heun, sample_midpoint
-from immiscible_diffusion.utils.checks import Fraction, PositiveFloat, PositiveInt, check_fields
+from immiscible_diffusion.utils.checks import FiniteFloat, Fraction, PositiveFloat, PositiveInt, check_fields
 
 METHODS = {"euler": sample_euler, "heun": sample_heun, "midpoint": sample_midpoint}
 OF_VP, OF_EDM = ("ddim", "ddpm", "dpm", "pndm"), ("edm", "consistency")
@@ -59,7 +59,7 @@ class SamplerConfig:
     spacing: Spacing = "trailing"
     eta: Fraction = 0.0
     clip: PositiveFloat | None = None
-    guidance: Annotated[float, ""] = 1.0
+    guidance: FiniteFloat = 1.0
     init_scale: PositiveFloat = 1.0
     prune: PositiveFloat | None = None
     shift: PositiveFloat = 1.0

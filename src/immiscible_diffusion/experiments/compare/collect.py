@@ -11,6 +11,7 @@ from immiscible_diffusion.experiments.compare.plan import BASELINE, MATCHED, Pla
 from immiscible_diffusion.experiments.compare.trajectories import draw_trajectory
 from immiscible_diffusion.experiments.compare.trial import (
     TrialRunner,
+    evaluations,
     headline_steps,
     is_finished,
     trained_run,
@@ -28,6 +29,7 @@ from immiscible_diffusion.reporting.compare.records import Trial as TrialRecord
 from immiscible_diffusion.reporting.compare.speedup import speedups
 from immiscible_diffusion.reporting.compare.summary import sentences
 from immiscible_diffusion.training.run_dir import RunDir
+from immiscible_diffusion.utils.serialization import from_dict
 
 
 def report(plan: Plan, command: str, *, irreducible: bool = True) -> tuple[Path, list[str]]:
@@ -108,17 +110,15 @@ def trial_record(plan: Plan, trial: Trial, dataset: DataSet, optimal: OptimalLos
         if (path := run.root / "samples" / f"{method}{steps}_step_{step:06d}.png").exists()
     }
     trajectory = draw_trajectory(plan, trial, dataset) if plan.recipe.task.makes_images else None
-    names = SampleMetrics.__dataclass_fields__
-    metrics = [{k: v for k, v in record.items() if k in names} for record in run.records("quality")]
     return TrialRecord(
         coupling=trial.coupling,
         seed=trial.seed,
-        metrics=tuple(SampleMetrics(**values) for values in metrics),
+        metrics=tuple(_record(SampleMetrics, record, run) for record in evaluations(plan, trial)),
         seconds_per_step=mean_of(training, "seconds_per_step"),
         pairing_share=mean_of(training, "pairing_share"),
         pairing_ms=mean_of(training, "pairing_ms"),
-        validation=losses(trained.records("validation")),
-        training=losses(training),
+        validation=tuple(_record(LossPoint, record, trained) for record in trained.records("validation")),
+        training=tuple(_record(LossPoint, record, trained) for record in training),
         grids=grids,
         trajectory=None if trajectory is None else trajectory.relative_to(plan.folder).as_posix(),
         finished=is_finished(plan, trial),
@@ -128,20 +128,18 @@ def trial_record(plan: Plan, trial: Trial, dataset: DataSet, optimal: OptimalLos
 
 def variants(plan: Plan, trial: Trial) -> list[SamplerVariant]:
     """What was evaluated of a trial with other options of the sampler."""
-    names = SamplerVariant.__dataclass_fields__
-    return [
-        SamplerVariant(trial.coupling, trial.seed, **{k: v for k, v in record.items() if k in names})
-        for record in variant_records(plan, trial)
-        if record["frechet"] is not None
-    ]
+    run, named = RunDir(plan.trial_dir(trial)), {"coupling": trial.coupling, "seed": trial.seed}
+    records = [record for record in variant_records(plan, trial) if record.get("frechet") is not None]
+    return [_record(SamplerVariant, record | named, run) for record in records]
 
 
-def losses(records: list[dict[str, Any]]) -> tuple[LossPoint, ...]:
-    """Steps and losses."""
-    return tuple(LossPoint(record["step"], record["loss"]) for record in records)
+def _record(kind: Any, values: dict[str, Any], run: RunDir) -> Any:
+    """Read the fields of ``kind`` from a line of a run's log; ValueError if it is of another form."""
+    names = kind.__dataclass_fields__
+    return from_dict(kind, {k: v for k, v in values.items() if k in names}, f"{run.metrics}: {kind.__name__}")
 
 
 def mean_of(records: list[dict[str, Any]], name: str) -> float | None:
     """Mean of a field after the first record, in which the machine warms up."""
-    values = [record[name] for record in records[1:] or records]
+    values: list[float] = [from_dict(float, record.get(name), name) for record in records[1:] or records]
     return sum(values) / len(values) if values else None

@@ -8,7 +8,7 @@ from typing import Any
 
 from immiscible_diffusion.couplings import check_coupling_name
 from immiscible_diffusion.training.recipe import Recipe, differences
-from immiscible_diffusion.utils.atomic_files import read_json, write_json
+from immiscible_diffusion.utils.atomic_files import read_record, write_record
 
 BASELINE = "independent"
 MATCHED = "matched:"
@@ -101,7 +101,7 @@ class Plan:
     def check(self) -> None:
         """Raise ValueError if the folder holds a comparison of another recipe."""
         path = self.folder / "plan.json"
-        if path.exists() and (changed := differences(Recipe.from_dict(read_json(path)["recipe"]), self.recipe)):
+        if path.exists() and (changed := differences(Recipe.from_dict(read_record(path).get("recipe")), self.recipe)):
             raise ValueError(
                 f"{self.folder} holds a comparison of another recipe ({'; '.join(changed)}); choose another --out"
             )
@@ -111,7 +111,7 @@ class Plan:
         self.check()
         values = {"recipe": self.recipe.to_dict(), "couplings": list(self.couplings), "seeds": list(self.seeds)}
         try:
-            write_json(self.folder / "plan.json", values)
+            write_record(self.folder / "plan.json", values)
         except OSError as error:
             raise ValueError(f"cannot write to {self.folder}: {error}") from error
 

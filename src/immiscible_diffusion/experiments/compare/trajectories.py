@@ -7,6 +7,7 @@ from immiscible_diffusion.evaluation.load_run import load_run
 from immiscible_diffusion.experiments.compare.plan import Plan, Trial
 from immiscible_diffusion.experiments.compare.trial import headline_steps, is_finished
 from immiscible_diffusion.training.run_dir import RunDir
+from immiscible_diffusion.utils.png import is_whole_png
 
 IMAGES, COLUMNS = 3, 8
 
@@ -24,7 +25,7 @@ def draw_trajectory(plan: Plan, trial: Trial, dataset: DataSet) -> Path | None:
     sampler = recipe.sampler.with_steps(steps if steps > 1 else max(recipe.task.eval.sampling_steps))
     name = f"trajectory_{sampler.method}{sampler.steps}_step_{recipe.steps:06d}"
     path = folder / "samples" / f"{name}.png"
-    if not path.exists():
+    if not (path.exists() and is_whole_png(path.read_bytes())):
         run = load_run(RunDir(folder), "cpu", dataset, allow_code=recipe.coupling).with_sampler(sampler)
         images = run.pipeline().trajectories(run.model, IMAGES, seed=recipe.seed, columns=COLUMNS)
         RunDir(folder).save_grid(images, name, columns=len(images) // (2 * IMAGES))

@@ -5,7 +5,7 @@ import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -20,11 +20,19 @@ from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.task import Task
 from immiscible_diffusion.training.trainer import Trainer
-from immiscible_diffusion.utils.atomic_files import read_json, write_json
+from immiscible_diffusion.utils.atomic_files import read_record, write_record
 from immiscible_diffusion.utils.device import pick_device
 from immiscible_diffusion.utils.folder_lock import folder_lock
+from immiscible_diffusion.utils.serialization import from_dict
 
 SAMPLES_TRIED = 64
+
+
+class Finished(NamedTuple):
+    """finished.json."""
+
+    steps: int
+    evaluations: int = 0
 
 
 @dataclass
@@ -76,7 +84,8 @@ class TrialRunner:
 
             trainer.train(evaluate=evaluate, evaluate_at=self.plan.eval_steps, quiet=self.quiet)
             for where, _ in reversed(outputs):  # the matched one alone would train all over again
-                write_json(where.root / "finished.json", {"steps": recipe.steps})
+                done = {"steps": recipe.steps, "evaluations": len(where.records("quality"))}
+                write_record(where.root / "finished.json", done)
 
     def try_couplings(self) -> None:
         """Call every coupling once; ValueError names one that fails, before hours are spent."""
@@ -127,7 +136,19 @@ def headline_steps(recipe: Recipe) -> int:
 def is_finished(plan: Plan, trial: Trial) -> bool:
     """Whether ``trial`` was trained to the end of the plan."""
     path = plan.trial_dir(trial) / "finished.json"
-    return path.exists() and read_json(path)["steps"] >= plan.recipe.steps
+    if not path.exists():
+        return False
+    done: Finished = from_dict(Finished, read_record(path), str(path))
+    return done.steps >= plan.recipe.steps
+
+
+def evaluations(plan: Plan, trial: Trial) -> list[dict[str, Any]]:
+    """What the log of ``trial`` says of its samples; ValueError if a finished trial lost some of it."""
+    run, path = RunDir(plan.trial_dir(trial)), plan.trial_dir(trial) / "finished.json"
+    records = run.records("quality")
+    if path.exists() and len(records) < from_dict(Finished, read_record(path), str(path)).evaluations:
+        raise ValueError(f"{run.metrics} was cut short: evaluations of a finished training are missing")
+    return records
 
 
 def trained_run(plan: Plan, trial: Trial) -> RunDir:

@@ -5,7 +5,7 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -21,9 +21,9 @@ from immiscible_diffusion.experiments.pilot.time_budget import MIN_SEEDS, MIN_ST
 from immiscible_diffusion.experiments.pilot.verdict import SHUFFLED, Verdict, finals_of, verdict_of
 from immiscible_diffusion.reporting.compare import Comparison
 from immiscible_diffusion.training.run_dir import RunDir
-from immiscible_diffusion.utils.atomic_files import read_json, write_json
+from immiscible_diffusion.utils.atomic_files import read_record, write_record
 from immiscible_diffusion.utils.checks import NonNegativeInt, PositiveFloat, PositiveInt, check_fields
-from immiscible_diffusion.utils.serialization import to_dict
+from immiscible_diffusion.utils.serialization import from_dict, to_dict
 from immiscible_diffusion.utils.signals import Interrupted, InterruptGuard
 
 
@@ -71,6 +71,14 @@ class Outcome:
     verdict: Verdict
     division: Division | None = None  # None where data or minutes were too few
     comparison: Comparison | None = None  # None where nothing was evaluated
+
+
+class PilotState(NamedTuple):
+    """budget.json."""
+
+    question: dict[str, Any]
+    division: Division
+    seconds: float  # spent
 
 
 @dataclass(eq=False)
@@ -146,12 +154,12 @@ class Pilot:
             text = f"too little data to tell: {count}, and it takes {MIN_SAMPLES} at least"
             return Verdict("too little", (text,))
         if path.exists():
-            before = read_json(path)
-            if changed := [k for k, v in self.question.items() if before["question"].get(k) != v]:
-                change = f"{changed[0]}: {before['question'].get(changed[0])} -> {self.question[changed[0]]}"
+            before: PilotState = from_dict(PilotState, read_record(path), str(path))
+            if changed := [k for k, v in self.question.items() if before.question.get(k) != v]:
+                change = f"{changed[0]}: {before.question.get(changed[0])} -> {self.question[changed[0]]}"
                 raise ValueError(f"{self.folder} holds a pilot of another question ({change}); choose another --out")
-            self.spent, values = before["seconds"], before["division"]
-            return Division(**values | {"eval_steps": tuple(values["eval_steps"])})
+            self.spent = before.seconds
+            return before.division
         runner, evaluator = self.runner(self.plan(Division(1, MIN_STEPS, (MIN_STEPS,), 0)), settings.seed)
         is_fixed = settings.seeds is not None and settings.steps is not None
         seconds = 0 if is_fixed else 60 * settings.minutes
@@ -183,8 +191,8 @@ class Pilot:
         """Write ``values`` into budget.json, with the seconds spent."""
         path = self.folder / "budget.json"
         try:
-            before = read_json(path) if path.exists() else {}
-            write_json(path, before | values | {"seconds": self.seconds})
+            before = read_record(path) if path.exists() else {}
+            write_record(path, before | values | {"seconds": self.seconds})
         except OSError as error:
             raise ValueError(f"cannot write to {self.folder}: {error}") from error
 
@@ -215,7 +223,7 @@ class Pilot:
         comparison = None
         if any(RunDir(plan.trial_dir(trial)).records("quality") for trial in plan.trials):
             comparison = collect(plan, command, irreducible=False, runner=runner)
-            write_json(self.folder / "results.json", comparison.to_dict())
+            write_record(self.folder / "results.json", comparison.to_dict())
         verdict = verdict_of(
             finals_of(comparison) if comparison else {},
             self.settings.coupling,

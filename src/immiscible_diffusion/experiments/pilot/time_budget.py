@@ -17,6 +17,7 @@ from immiscible_diffusion.experiments.pilot.task import ArrayEvaluator
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.task import Task
 from immiscible_diffusion.training.trainer import Trainer
+from immiscible_diffusion.utils.checks import NonNegativeFloat, PositiveInt, check_fields
 
 SHARE = 0.85  # of the minutes are planned: the rest is for what the warm-up did not see
 MIN_STEPS, ENOUGH_STEPS, MAX_STEPS = 200, 1500, 5000
@@ -51,10 +52,13 @@ class Timing:
 class Division:
     """How the minutes are spent; every coupling gets the same steps at every seed."""
 
-    seeds: int
-    steps: int  # of each training
-    eval_steps: tuple[int, ...]  # at which samples are evaluated; the last is ``steps``
-    seconds: float  # expected
+    seeds: PositiveInt
+    steps: PositiveInt  # of each training
+    eval_steps: tuple[PositiveInt, ...]  # at which samples are evaluated; the last is ``steps``
+    seconds: NonNegativeFloat  # expected
+
+    def __post_init__(self) -> None:
+        check_fields(self, "division.")
 
     @classmethod
     def of(cls, seeds: int, steps: int, timing: Timing) -> "Division":

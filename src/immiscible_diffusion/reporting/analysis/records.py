@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from immiscible_diffusion.reporting.html import number
-from immiscible_diffusion.utils.atomic_files import read_json, write_json
+from immiscible_diffusion.utils.atomic_files import read_record, write_record
 from immiscible_diffusion.utils.serialization import from_dict, to_dict
 
 SCHEMA = 2
@@ -301,8 +301,8 @@ def read_analysis(path: str | os.PathLike[str]) -> AnalysisRecord:
     Raises:
         ValueError: no JSON, another schema, or a field that is missing or of another type.
     """
-    values = read_json(Path(path))
-    schema = values.get("schema") if isinstance(values, dict) else None
+    values = read_record(Path(path))
+    schema = values.get("schema")
     if schema != SCHEMA:
         raise ValueError(
             f"{path} has schema {schema}, of another release, not {SCHEMA}; run immiscible analyze "
@@ -314,4 +314,4 @@ def read_analysis(path: str | os.PathLike[str]) -> AnalysisRecord:
 
 def write_analysis(record: AnalysisRecord, folder: Path) -> None:
     """Write ``folder/analysis.json``."""
-    write_json(folder / "analysis.json", to_dict(record, kinds=False))
+    write_record(folder / "analysis.json", to_dict(record, kinds=False))

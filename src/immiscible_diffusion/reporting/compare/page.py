@@ -10,7 +10,7 @@ from immiscible_diffusion.reporting.compare import controls, plots, summary, tab
 from immiscible_diffusion.reporting.compare.records import FRECHET, Comparison
 from immiscible_diffusion.reporting.compare.speedup import Speedup, speedups
 from immiscible_diffusion.reporting.html import image_file, render, table
-from immiscible_diffusion.utils.atomic_files import write_json, write_text
+from immiscible_diffusion.utils.atomic_files import write_record, write_text
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -34,7 +34,7 @@ def write_report(
     target = Path(folder)
     results = speedups(comparison) if results is None else results
     page = render_page(comparison, target, results)
-    write_json(target / "results.json", comparison.to_dict())
+    write_record(target / "results.json", comparison.to_dict())
     for name, text in csv_tables(comparison, results).items():
         write_text(target / name, text)
     write_text(target / "report.html", page)

@@ -205,9 +205,9 @@ def test_gray_images_are_refused(vae: Any, folder: Path) -> None:
     gray = ImageSet(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "gray")
     with pytest.raises(ValueError, match=r"takes 3 channels and the images have 1; set data\.ch"):
         encode(gray, vae, folder, SMALL)
-    with pytest.raises(ValueError, match="float16 or bfloat16"):
+    with pytest.raises(ValueError, match="dtype must be one of float16, bfloat16"):
         EncodingConfig(dtype="float32")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="shard_size and batch_size"):
+    with pytest.raises(ValueError, match="shard_size must be >= 1"):
         EncodingConfig(shard_size=0)
 
 
