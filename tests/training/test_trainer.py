@@ -13,6 +13,7 @@ import torch
 from helpers import assert_same_weights, train, weights
 from immiscible_diffusion.couplings.moments import Moments
 from immiscible_diffusion.data import DataSet, check_split
+from immiscible_diffusion.evaluation.load_run import load_run
 from immiscible_diffusion.models import MLP
 from immiscible_diffusion.training.ema import EMAConfig
 from immiscible_diffusion.training.recipe import Recipe
@@ -184,6 +185,18 @@ def test_a_broken_checkpoint_is_named(tiny, tmp_path):
     (tmp_path / "checkpoint.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(ValueError, match=r"checkpoint\.pt cannot be read"):
         train(tiny, tmp_path)
+
+
+def test_a_flipped_bit_of_a_checkpoint_or_of_weights_is_found(tiny, tmp_path):
+    train(tiny, tmp_path, until=2)
+    for file in (tmp_path / "checkpoint.pt", tmp_path / "weights" / "model.safetensors"):
+        whole = file.read_bytes()
+        at = len(whole) // 2  # among the weights
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(ValueError, match=rf"{file.name}.* damaged"):
+            _ = train(tiny, tmp_path) if file.suffix == ".pt" else load_run(tmp_path, "cpu")
+        file.write_bytes(whole)
+    assert train(tiny, tmp_path).step == tiny.steps
 
 
 def test_a_checkpoint_of_another_recipe_is_named(tiny, tmp_path):

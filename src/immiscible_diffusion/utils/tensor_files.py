@@ -51,8 +51,11 @@ def from_metadata(
     metadata: Mapping[str, str] | None, tensors: Mapping[str, Tensor], path: str | os.PathLike[str]
 ) -> dict[str, str]:
     """Return the texts of ``to_metadata``; ValueError names a file whose checksum is another."""
+    about: Any = dict(metadata or {})
+    first = next(iter(about.values()), "")
     try:
-        about: Any = json.loads((metadata or {})[ABOUT]) if ABOUT in (metadata or {}) else dict(metadata or {})
+        if ABOUT in about or (len(about) == 1 and first.startswith("{")):
+            about = json.loads(first)
         if about.pop(CHECKSUM, None) in (None, _checksum(tensors, about)):
             return dict(about)
     except (ValueError, AttributeError, TypeError):

@@ -201,6 +201,25 @@ def test_numbers_that_are_not_finite_are_refused(vae: Any, folder: Path) -> None
         encode(make_images(2), Broken(), folder, SMALL)
 
 
+def test_a_flipped_bit_of_a_latent_or_a_label_is_found(images: ImageSet, vae: Any, folder: Path) -> None:
+    encode(images, vae, folder, SMALL)
+    file = sorted(folder.glob("*.safetensors"))[1]
+    whole, found = file.read_bytes(), 0
+    head = 8 + int.from_bytes(whole[:8], "little")
+    for at in range(head, len(whole), 7):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(ValueError, match=r"is damaged; remove it|shards are missing or broken"):
+            read_all(folder)
+        found += 1
+    assert found > 50
+
+
+def read_all(folder: Path) -> None:
+    data = LatentSet.open(folder)
+    for flip in (False, True):
+        data.posterior(torch.arange(len(data)), torch.full((len(data),), flip))
+
+
 def test_gray_images_are_refused(vae: Any, folder: Path) -> None:
     gray = ImageSet(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "gray")
     with pytest.raises(ValueError, match=r"takes 3 channels and the images have 1; set data\.ch"):
