@@ -2,6 +2,7 @@
 
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,7 +71,7 @@ class ArrayFile:
 def _readable(where: str) -> Iterator[None]:
     try:
         yield
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         pickled = any(word in str(error) for word in ("pickle", "Python objects"))
         hint = " (pickles are never read: save plain numbers)" if pickled else ""
         raise ValueError(f"{where} cannot be read: {error}{hint}") from error

@@ -184,6 +184,14 @@ def test_rollouts_come_back_from_their_file(tmp_path):
     again = Rollouts.load(tmp_path / "a.npz")
     np.testing.assert_array_equal(again.coverage, rollouts.coverage)
     assert again.latency == rollouts.latency
+    whole = (tmp_path / "a.npz").read_bytes()
+    for at in range(0, len(whole), 11):
+        (tmp_path / "a.npz").write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        try:
+            again = Rollouts.load(tmp_path / "a.npz")
+        except ValueError:
+            continue
+        np.testing.assert_array_equal(again.coverage, rollouts.coverage)
 
 
 def test_gains_are_of_the_same_seeds_and_episodes(tmp_path, monkeypatch):

@@ -6,9 +6,11 @@ With scores and success of what came of it, and their intervals over episodes an
 import math
 import os
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -72,10 +74,13 @@ class Rollouts:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Rollouts":
-        """Read what ``save`` wrote."""
-        with np.load(path, allow_pickle=False) as file:
-            latency = tuple((float(seconds), int(count)) for seconds, count in file["latency"])
-            return cls(file["states"], file["actions"], file["coverage"], latency)
+        """Read what ``save`` wrote; ValueError names a file that is damaged."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                latency = tuple((float(seconds), int(count)) for seconds, count in file["latency"])
+                return cls(file["states"], file["actions"], file["coverage"], latency)
+        except (ValueError, KeyError, EOFError, RuntimeError, zlib.error, BadZipFile) as error:
+            raise ValueError(f"{path} does not hold rollouts ({error}); remove it, and evaluate again") from error
 
 
 def rollout(
