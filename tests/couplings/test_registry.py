@@ -274,3 +274,8 @@ def test_a_command_is_no_coupling_and_is_not_called(tmp_path, name, monkeypatch)
         parse_coupling(name, allow_import=True)
     assert not calls
     assert not (tmp_path / "touched").exists()
+
+
+def test_a_name_that_nests_without_end_is_an_error():
+    with pytest.raises(ValueError, match="at most 1000 characters"):
+        parse_coupling("shuffled:" * 3000 + "independent")

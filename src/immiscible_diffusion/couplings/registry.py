@@ -34,6 +34,7 @@ WRAPPERS: dict[str, type[Wrapper]] = {
     kind.name: kind for kind in (Shuffled, Calibrated, WarmUp, MaskedCoupling, Aligned, Projected)
 }
 _AROUND = re.compile(r"(?P<kind>\w+)(?:\((?P<options>.*?)\))?:(?P<inner>.*)")
+LONGEST = 1000  # characters of a name: wrappers nest, and files may say anything
 UNREADABLE = (ValueError, SyntaxError, MemoryError, RecursionError)  # what ast raises
 _IMPORT = re.compile(r"(?P<path>(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*))(?:\((?P<args>.*)\))?")
 
@@ -70,6 +71,8 @@ def parse_coupling(
             needed and not given.
     """
     name = name.strip()
+    if len(name) > LONGEST:
+        raise ValueError(f"a coupling's name has at most {LONGEST} characters, got {len(name):,}: {name[:40]}...")
     parse = functools.partial(
         parse_coupling, moments=moments, distribution=distribution, plan=plan, allow_import=allow_import
     )

@@ -8,7 +8,7 @@ import torch
 from fixtures.stable_diffusion import make_parts
 from immiscible_diffusion.applications.stable_diffusion.config import StableDiffusionCodec
 from immiscible_diffusion.applications.stable_diffusion.inpainting import Inpainting
-from immiscible_diffusion.applications.stable_diffusion.load_pipeline import silence_hf_logging
+from immiscible_diffusion.applications.stable_diffusion.load_pipeline import PretrainedPipeline, silence_hf_logging
 from immiscible_diffusion.utils.batch import Batch
 
 
@@ -162,6 +162,13 @@ def test_a_missing_pipeline_says_what_to_do(tmp_path):
         StableDiffusionCodec("someone/something").load()
     with pytest.raises(ValueError, match=r"no pipeline at .*nothing"):
         StableDiffusionCodec(str(tmp_path / "nothing")).load()
+
+
+def test_a_class_that_would_run_what_its_configuration_names_is_refused(small_sd):
+    pipeline = PretrainedPipeline.open(str(small_sd))
+    named = dataclasses.replace(pipeline, index=pipeline.index | {"text_encoder": ["transformers", "AutoModel"]})
+    with pytest.raises(ValueError, match="names AutoModel as its text_encoder"):
+        named.load("text_encoder")
 
 
 # -- in-painting ----------------------------------------------------------------------------------

@@ -88,6 +88,8 @@ class PretrainedPipeline:
         package, kind = self.index.get(name) or (None, None)
         if package not in ("diffusers", "transformers"):
             raise ValueError(f"the pipeline {self.source} has no {name}: its index has {package!r}")
+        if package == "transformers" and str(kind).startswith("Auto"):  # they run code that the configuration names
+            raise ValueError(f"{self.source} names {kind} as its {name}; name the class itself in model_index.json")
         with silence_hf_logging():
             part: Any = getattr(importlib.import_module(package), str(kind), None)
             if not hasattr(part, "from_pretrained"):

@@ -174,7 +174,7 @@ def load_transformer(model: Any, kind: str, source: str | None, variable: str, u
     source = source or os.environ.get(variable) or usual
     name, revision = split_revision(source)
     try:
-        found = AutoConfig.from_pretrained(name, **revision).model_type
+        found = AutoConfig.from_pretrained(name, trust_remote_code=False, **revision).model_type
         if found != kind:
             raise ValueError(f"{source} is a model of the kind '{found}', not {kind}")
         network = model.from_pretrained(name, use_safetensors=True, dtype=torch.float32, **revision)
