@@ -171,7 +171,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("coupling", of_each_kind(), ids=str)
+@pytest.mark.parametrize("coupling", of_each_kind(), ids=lambda one: str(one).partition(" at 0x")[0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_noise_has_the_memory_layout_of_the_data(coupling, layout, dtype):
     data = LAYOUTS[layout](torch.randn(5, 3, 4, 6, generator=seeded(1)).to(dtype))
