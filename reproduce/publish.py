@@ -25,7 +25,7 @@ README_COUPLINGS = {
     "calibrated:knn:k=64": "KNN k = 64, calibrated",
     "matched:knn:k=16": "KNN k = 16, matched start",
     "knn:k=4": "KNN k = 4",
-    "shuffled:calibrated:knn:k=64": "control: shuffled",
+    "shuffled:calibrated:knn:k=64": "k = 64, shuffled",
 }
 
 

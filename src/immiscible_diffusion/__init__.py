@@ -2,6 +2,7 @@
 
 from immiscible_diffusion.couplings import (
     KNN,
+    Aligned,
     Calibrated,
     Coupling,
     GaussianOT,
@@ -10,6 +11,7 @@ from immiscible_diffusion.couplings import (
     NoiseDistribution,
     PairedBatch,
     PairedLoader,
+    Projected,
     Semidiscrete,
     SemidiscretePlan,
     Shuffled,
@@ -27,6 +29,7 @@ __version__ = "0.2.0"
 
 __all__ = [
     "KNN",
+    "Aligned",
     "Calibrated",
     "Coupling",
     "DataScaling",
@@ -41,6 +44,7 @@ __all__ = [
     "PairedLoader",
     "PathSample",
     "Preconditioned",
+    "Projected",
     "RandomStreams",
     "RegressionLoss",
     "Semidiscrete",

@@ -190,8 +190,9 @@ def test_a_fit_reports_and_warns_where_it_was_cut_short():
         (None, 'needs cond\\["index"\\]'),
         ({"index": torch.arange(N) + 1}, "index runs from 1 to 40; the plan has samples 0 to 39"),
         ({"index": torch.arange(N) - 1}, "index runs from -1"),
-        ({"index": torch.arange(N).float()}, "must be whole numbers"),
-        ({"index": torch.arange(N - 1)}, "must be whole numbers \\[40\\]"),
+        ({"index": torch.arange(N).float()}, "must be a tensor of whole numbers"),
+        ({"index": torch.arange(N - 1)}, "must be a tensor of whole numbers \\[40\\]"),
+        ({"index": list(range(N))}, "must be a tensor of whole numbers"),
         ({"index": torch.arange(N).flip(0)}, "is not sample"),
     ],
 )

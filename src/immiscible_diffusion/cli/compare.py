@@ -11,7 +11,7 @@ import tyro
 
 from immiscible_diffusion.cli.options import Device, Switch, named_recipe, run_path, split_known, take_name
 from immiscible_diffusion.experiments.compare.collect import report
-from immiscible_diffusion.experiments.compare.plan import BASELINE, Plan
+from immiscible_diffusion.experiments.compare.plan import BASELINE, SMOKE_RUN, TINY, Plan
 from immiscible_diffusion.experiments.compare.sweep import Sweep, SweepRunner, run_sweep
 from immiscible_diffusion.experiments.compare.trial import TrialRunner, is_carried, is_finished
 from immiscible_diffusion.experiments.compare.workers import default_workers, run_trials, threads_each
@@ -30,9 +30,10 @@ class Options:
 
     Args:
         coupling: a coupling to compare, repeated for each: independent (the baseline, always in), knn:k=16,
-            knn:k=16,center=mean (or label, channel), assignment, gaussian_ot:eps=4, shuffled:ANY (its control),
-            calibrated:ANY (its noise brought back to mean 0 and covariance I), matched:ANY (ANY sampled from the
-            distribution of its training noise), or your own as "my_module:MyCoupling(k=3)". By default five of them.
+            knn:k=16,center=mean (or label, channel), assignment, gaussian_ot:eps=4, semidiscrete (assigned over
+            the whole data set), shuffled:ANY (its control), calibrated:ANY (its noise brought back to mean 0 and
+            covariance I), aligned:ANY, projected(pool=4):ANY, matched:ANY (ANY sampled from the distribution of its
+            training noise), or your own as "my_module:MyCoupling(k=3)". By default five of them.
         seeds: one run of every coupling for each.
         out: folder; by default runs/compare/RECIPE.
         workers: processes; by default one a core on a CPU, one in all on an accelerator.
@@ -82,6 +83,8 @@ def main(arguments: list[str]) -> int:
         run_all(plan, options.device, options.workers, sweep)
     command = shlex.join(["immiscible", "compare", *arguments])
     page, sentences = report(plan, command, irreducible=options.irreducible)
+    if plan.recipe.name.endswith(TINY):
+        sentences = [SMOKE_RUN.capitalize() + ".", *sentences]
     sys.stdout.write("\n".join([*sentences, "", f"report: {page}"]) + "\n")
     return 0
 

@@ -84,7 +84,7 @@ def main(arguments: list[str]) -> int:
     shape = tuple(int(size) for size in words if size.strip().isdecimal())
     if len(shape) < len(words) or min(shape) < 1:
         raise ValueError(
-            f"shape must be the sizes of one sample, without the batch, such as --shape 3,32,32, got '{options.shape}'"
+            f"give --shape, the sizes of one sample without the batch, such as --shape 3,32,32; got '{options.shape}'"
         )
     data = DataSpec(shape, options.rms, options.batch, options.device)
     summaries = [describe_coupling(name, data, allow_import=True) for name in options.couplings]

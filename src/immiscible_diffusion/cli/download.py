@@ -17,7 +17,7 @@ from immiscible_diffusion.training.task import Task
 from immiscible_diffusion.utils.device import pick_device
 from immiscible_diffusion.utils.optional_deps import MissingDependencyError, how_to_install
 
-PACKAGES = ("accelerate", "diffusers", "safetensors", "rich", "matplotlib")
+PACKAGES = ("accelerate", "diffusers", "safetensors", "tqdm", "matplotlib")
 
 
 @dataclass(frozen=True)

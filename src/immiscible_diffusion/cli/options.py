@@ -18,6 +18,7 @@ from immiscible_diffusion.data import DataConfig
 from immiscible_diffusion.diffusion.losses import ConsistencyLoss
 from immiscible_diffusion.diffusion.paths import EDMPath, VPPath
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
+from immiscible_diffusion.experiments.compare.plan import TINY
 from immiscible_diffusion.recipes import RECIPES, recipe_from_name
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.task import TaskConfig
@@ -107,7 +108,7 @@ def named_recipe(name: str, arguments: Sequence[str]) -> tuple[Recipe, list[str]
         changes["sampler"] = usual_sampler(path, loss)
     recipe = dataclasses.replace(recipe, **changes)
     if words.tiny:  # under a name of its own, so that it leaves the folder of the real run alone
-        data, recipe = recipe.task.data, dataclasses.replace(recipe.tiny(), name=f"{recipe.name}-tiny")
+        data, recipe = recipe.task.data, dataclasses.replace(recipe.tiny(), name=f"{recipe.name}{TINY}")
         if isinstance(data, DataConfig) and data.name != recipe.task.data.name:
             sys.stderr.write(f"--tiny: the data set {recipe.task.data.name} stands in for {data.name}\n")
     if words.pipeline is not None:

@@ -65,6 +65,8 @@ def main(arguments: list[str]) -> int:
         sys.stderr.write(f"{recipe.name}: {number} process{'es' * (number > 1)} on {used}\n")
     trainer.train(resume_from=options.resume_from_checkpoint)
     if trainer.is_main:
+        if trainer.step > recipe.steps:
+            sys.stderr.write(f"{out} was trained for longer than the {recipe.steps} steps that are asked for\n")
         next_step = recipe.task.next_step.format(run=out)
         sys.stderr.write(f"{out}: {trainer.step} steps; {next_step}\n")
     return 0

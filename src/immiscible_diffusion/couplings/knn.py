@@ -74,7 +74,8 @@ class KNN(Coupling):
             raise ValueError(f"center: a word needs moments=Moments.fit(...), any other takes none, got {got}")
         if self.center is not None and not isinstance(self._means(), Tensor):
             got = type(self.moments or self.center).__name__
-            raise ValueError(f"center must be fitted Moments with a tensor .{self._attribute}, got a {got}")
+            advice = "; fit them on batches (data, labels)" if self._attribute == "label_mean" else ""
+            raise ValueError(f"center must be fitted Moments with a tensor .{self._attribute}, got a {got}{advice}")
 
     def __repr__(self) -> str:
         fields = {"center": self.center, "moments": self.moments}

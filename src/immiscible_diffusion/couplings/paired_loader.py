@@ -220,7 +220,8 @@ def as_batch(item: Any) -> Batch:
             return Batch(data, cond)
     types = [type(part).__name__ for part in item] if isinstance(item, (tuple, list)) else ""
     expected = "expected a Batch, a tensor, or (data, labels) with labels a tensor or a dictionary"
-    raise ValueError(f"{expected}, got {type(item).__name__} {types}; give encode= a function that makes one")
+    advice = "give encode=lambda item, generator: Batch(data, cond, index=index)"
+    raise ValueError(f"{expected}, got {type(item).__name__} {types}; {advice}")
 
 
 def _time_when_done(device: torch.device) -> float:

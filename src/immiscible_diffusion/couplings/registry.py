@@ -113,7 +113,7 @@ def parse_coupling(
     raise ValueError(
         f"unknown coupling '{name}'; known: independent, knn:k=K[,center=mean|label|channel], assignment"
         f"[:cost=inner|norm|l1], gaussian_ot[:eps=E], semidiscrete[:cond_key=label], shuffled:<any>, "
-        f"calibrated:<any>, or module:Name(k=3)"
+        f"calibrated:<any>, aligned:<any>, projected(pool=4):<any>, or module:Name(k=3)"
     )
 
 

@@ -258,8 +258,10 @@ class Semidiscrete(Coupling):
         """The checked index ``[B]``."""
         plan = self.plan
         index = take_condition(cond, self.index_key, "semidiscrete pairing, which looks noise up by sample,")
-        if index.is_floating_point() or index.shape != data.shape[:1]:
-            raise ValueError(f'cond["{self.index_key}"] must be whole numbers [{len(data)}], got {kind_of(index)}')
+        if not isinstance(index, Tensor) or index.is_floating_point() or index.shape != data.shape[:1]:
+            raise ValueError(
+                f'cond["{self.index_key}"] must be a tensor of whole numbers [{len(data)}], got {kind_of(index)}'
+            )
         index = index.to(data.device)
         if not can_sync(data):
             return index

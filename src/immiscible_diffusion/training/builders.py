@@ -177,7 +177,7 @@ def _plan(recipe: Recipe, task: Task, moments: Moments, within: bool, rank: int 
                 raise ValueError("semidiscrete pairing takes no data with a mask; use KNN, say")
             yield (batch.data, (batch.cond or {})["label"]) if within else batch.data
 
-    with Progress(PLAN_STEPS, 0, "fitting the semidiscrete plan") as bar:
+    with Progress(PLAN_STEPS, 0, "fitting the semidiscrete plan, at most") as bar:
         options: dict[str, Any] = {"max_steps": PLAN_STEPS, "seed": recipe.seed, "device": task.device}
         report = lambda step, chi_square: bar.update(step, chi_square=chi_square)  # noqa: E731
         return SemidiscretePlan.fit(encoded(), moments, rank=rank, progress=report, **options)

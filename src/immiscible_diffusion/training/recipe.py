@@ -26,8 +26,8 @@ class Recipe:
         task: the application: its data, what is diffused of them, and how samples are evaluated.
         model: the network.
         coupling: which noise goes with which sample: ``independent``, ``knn:k=16``, ``knn:k=16,center=mean``,
-            ``assignment``, ``assignment:pool=4,across_ranks=true``, ``gaussian_ot:eps=4``, ``calibrated:...``,
-            ``shuffled:...``, or your own ``module:Class(k=3)``.
+            ``assignment``, ``assignment:pool=4,across_ranks=true``, ``gaussian_ot:eps=4``, ``semidiscrete``,
+            ``calibrated:...``, ``shuffled:...``, or your own ``module:Class(k=3)``.
         conditional: give the network the conditions of the data: labels, text, observations.
         cond_drop_prob: probability that a condition is dropped in training, so that samples can be guided
             (2207.12598); usually 0.1.

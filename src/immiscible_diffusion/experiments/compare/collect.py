@@ -6,8 +6,9 @@ from typing import Any
 
 from immiscible_diffusion.couplings.registry import parse_without_data
 from immiscible_diffusion.data.base import DataSet
+from immiscible_diffusion.data.in_memory import join_notes
 from immiscible_diffusion.experiments.compare.excess_loss import OptimalLosses, excess_points, measure_excess
-from immiscible_diffusion.experiments.compare.plan import BASELINE, MATCHED, Plan, Trial
+from immiscible_diffusion.experiments.compare.plan import BASELINE, MATCHED, SMOKE_RUN, TINY, Plan, Trial
 from immiscible_diffusion.experiments.compare.trajectories import draw_trajectory
 from immiscible_diffusion.experiments.compare.trial import (
     TrialRunner,
@@ -63,7 +64,7 @@ def collect(plan: Plan, command: str, *, irreducible: bool = True, runner: Trial
     return Comparison(
         recipe=recipe.name,
         command=command,
-        note=dataset.note,
+        note=join_notes(dataset.note, SMOKE_RUN if recipe.name.endswith(TINY) else ""),
         hardware=hardware,
         date=date.today().isoformat(),
         versions=versions,

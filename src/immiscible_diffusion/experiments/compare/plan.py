@@ -12,6 +12,7 @@ from immiscible_diffusion.utils.atomic_files import read_record, write_record
 
 BASELINE = "independent"
 MATCHED = "matched:"
+TINY, SMOKE_RUN = "-tiny", "a smoke run of seconds: none of its figures says anything"
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class Settings:
 
     Args:
         coupling: the coupling that is asked about: knn:k=4, knn:k=16,center=mean (or label, channel), assignment,
-            gaussian_ot:eps=4, calibrated:ANY, or your own as "my_module:MyCoupling(k=3)".
+            semidiscrete, gaussian_ot:eps=4, calibrated:ANY, or your own as "my_module:MyCoupling(k=3)".
         minutes: minutes in all.
         sampling_steps: numbers of Euler steps to sample with. Each more makes intervals wider.
         network: auto (a residual MLP on a CPU, a small U-Net for square images elsewhere), mlp or unet.
