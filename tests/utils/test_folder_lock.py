@@ -32,7 +32,12 @@ def test_the_second_is_refused_and_learns_who_holds_the_folder(tmp_path):
         pass
     with folder_lock(tmp_path / "run"):
         pass
-    assert not list((tmp_path / "run").iterdir())
+    assert not (tmp_path / "run").exists()  # nothing was put there
+    with folder_lock(tmp_path / "run"):
+        (tmp_path / "run" / "result").touch()
+    with folder_lock(tmp_path / "run"):
+        pass
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["result"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="fcntl")
