@@ -16,8 +16,8 @@ NOT_OPTIONS = ("Arrays", "ArrayConfig")  # a pilot's own task
 
 def options_of(kind, known):
     """Every option of a command, of parts of a recipe of every kind as well: its class, name and help."""
-    if kind in known or kind.__name__ in NOT_OPTIONS:
-        return
+    if kind in known or kind.__name__ in NOT_OPTIONS or not kind.__module__.startswith("immiscible_diffusion."):
+        return  # other tests import applications of their own
     known.add(kind)
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
