@@ -44,7 +44,11 @@ def small(comparison: Comparison) -> Comparison:
 def compact(value: Any) -> Any:
     """JSON values without what is None, and with four digits."""
     if isinstance(value, dict):
-        return {key: compact(item) for key, item in value.items() if item is not None or key in ("accuracy", "floor", "gain")}
+        return {
+            key: compact(item)
+            for key, item in value.items()
+            if item is not None or key in ("accuracy", "floor", "gain")
+        }
     if isinstance(value, list):
         return [compact(item) for item in value]
     return float(f"{value:.4g}") if isinstance(value, float) else value
