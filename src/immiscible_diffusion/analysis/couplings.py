@@ -16,7 +16,7 @@ from immiscible_diffusion.analysis.sample_pairs import draw_noise
 from immiscible_diffusion.couplings import KNN, Coupling, NoiseDistribution, as_coupling, parse_coupling
 from immiscible_diffusion.couplings._validation import valid_positions
 from immiscible_diffusion.couplings.moments import Moments
-from immiscible_diffusion.couplings.semidiscrete import SemidiscretePlan
+from immiscible_diffusion.couplings.semidiscrete import SemidiscretePlan, plan_of
 from immiscible_diffusion.couplings.wrappers import Calibrated
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.random import keyed_generator
@@ -88,11 +88,8 @@ class CouplingBuilder:
 
     def plan(self, within: bool, rank: int | None) -> SemidiscretePlan:
         """Of all samples, within each label if asked for."""
-        data, labels = take(self.images, slice(0, None)).data, self.labels
-        if within and labels is None:
-            raise ValueError("cond_key=label needs data with labels")
-        rows = [(data, labels)] if within and labels is not None else data
-        return SemidiscretePlan.fit(rows, self.moments, rank=rank, seed=self.seed)
+        data = take(self.images, slice(0, None)).data
+        return plan_of(data, self.labels, self.moments, within, rank, seed=self.seed)
 
     def measure(self, coupling: Coupling) -> NoiseDistribution:
         """The noise distribution of ``coupling``, as a training run measures it."""

@@ -4,7 +4,6 @@ import ast
 import functools
 import importlib
 import inspect
-import math
 import re
 import sys
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from immiscible_diffusion.couplings.knn import CENTERS, KNN
 from immiscible_diffusion.couplings.moments import Moments
 from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
 from immiscible_diffusion.couplings.projected import Projected
-from immiscible_diffusion.couplings.semidiscrete import Semidiscrete, SemidiscretePlan
+from immiscible_diffusion.couplings.semidiscrete import UNFITTED, Semidiscrete, SemidiscretePlan, plan_of
 from immiscible_diffusion.couplings.wrappers import Calibrated, MaskedCoupling, Shuffled, WarmUp, Wrapper
 
 MomentsSource = Moments | Callable[[], Moments] | None
@@ -93,14 +92,7 @@ def parse_coupling(
         start = options.pop("start_step", None)
         options |= _moments_for(name, head, options.get("center"), moments)
         if head == Semidiscrete.name:
-            if plan is None:
-                raise ValueError(
-                    f"coupling '{name}' needs the plan of the data set: SemidiscretePlan.fit(data, moments)"
-                )
-            within, rank = options.get("cond_key") is not None, options.pop("rank", None)
-            options["plan"] = plan = plan if isinstance(plan, SemidiscretePlan) else plan(within, rank)
-            if rank not in (None, known := len(plan.directions)):
-                raise ValueError(f"coupling '{name}': the plan was fitted with rank {known}")
+            options["plan"] = _plan_for(name, options.get("cond_key") is not None, options.pop("rank", None), plan)
         coupling = _make(name, COUPLINGS[head], options)
         return coupling if start is None else WarmUp(coupling, start)
     if match := _IMPORT.fullmatch(name):
@@ -120,13 +112,10 @@ def parse_coupling(
 def parse_without_data(name: str, *, allow_import: bool | str = False) -> Coupling:
     """The coupling that ``name`` spells, with moments and noise distribution of random data; ValueError for none."""
     data = torch.randn(66, 64, generator=torch.Generator().manual_seed(0))
-    moments = Moments.fit([(data, torch.arange(66) % 2)])  # as many directions as of any data
+    labels = torch.arange(66) % 2
+    moments = Moments.fit([(data, labels)])  # as many directions as of any data
     standard = NoiseDistribution.standard(moments)
-
-    def plan(within: bool, rank: int | None) -> SemidiscretePlan:
-        rows = [(data, torch.arange(66) % 2)] if within else data
-        return SemidiscretePlan.fit(rows, moments, rank=rank, tolerance=math.inf, max_steps=1)
-
+    plan = functools.partial(plan_of, data, labels, moments, **UNFITTED)
     return parse_coupling(name, moments, standard, plan, allow_import=allow_import)
 
 
@@ -168,6 +157,15 @@ def _moments_for(name: str, head: str, center: Any, moments: MomentsSource) -> d
         known = ", ".join(CENTERS)
         raise ValueError(f"coupling '{name}': center={center} is unknown; use one of {known}")
     return {"center" if center == "mean" else "moments": _fitted(name, moments)}
+
+
+def _plan_for(name: str, within: bool, rank: int | None, plan: PlanSource) -> SemidiscretePlan:
+    if plan is None:
+        raise ValueError(f"coupling '{name}' needs the plan of the data set: SemidiscretePlan.fit(data, moments)")
+    plan = plan if isinstance(plan, SemidiscretePlan) else plan(within, rank)
+    if rank not in (None, known := len(plan.directions)):
+        raise ValueError(f"coupling '{name}': the plan was fitted with rank {known}")
+    return plan
 
 
 def _fitted(name: str, moments: MomentsSource) -> Moments:

@@ -6,11 +6,12 @@ set (SD-FM, 2509.25519; AlignFlow, 2510.15038): a linear assignment with every n
 before the first step; a batch then looks its noise up, so that any batch size will do.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ SCORES = 1 << 24  # elements of the largest matrix of noises x samples: 64 MiB
 BATCH = 2048  # noises of a step of the fit
 RATE, SOFTNESS = 0.05, 0.02  # of the fit, in units of the samples' root mean square length
 EVERY = 200  # steps of the fit, after which it is checked
+UNFITTED: dict[str, Any] = {"tolerance": math.inf, "max_steps": 1}  # to try a coupling before there is a plan
 Progress = Callable[[int, float], None]
 
 
@@ -144,6 +146,11 @@ class SemidiscretePlan(TensorFields):
     def _digest(self) -> str:
         return self.hash_content(repr(self.chi_square).encode(), self.tensors)
 
+    @cached_property
+    def length(self) -> float:
+        """Root mean square length of the samples along the directions."""
+        return float(self.samples.square().sum(dim=1).mean().sqrt())
+
     def sample_of(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """Index ``[B]`` of the sample that each of ``noise`` ``[B, *shape]`` belongs to, among those of its label.
 
@@ -159,7 +166,7 @@ class SemidiscretePlan(TensorFields):
                 torch.arange(len(noise), device=noise.device) if labels is None else (labels == name).nonzero()[:, 0]
             )
             distinct = members[self.first[members] == members]
-            for part in mine.split(max(1, SCORES // len(distinct))):
+            for part in mine.split(_rows(len(distinct))):
                 index[part] = distinct[scores(rows[part], self.samples[distinct], self.bias[distinct]).argmax(dim=1)]
         if bool((unknown := index < 0).any()):
             raise ValueError(f"the plan has no samples of label {int(labels[unknown][0])}")  # type: ignore[index]
@@ -206,7 +213,7 @@ class Semidiscrete(Coupling):
         cond_key: "label" if the plan is to be one within each label, or None.
         index_key: the condition with the index ``[B]`` of each sample in the data that the plan was fitted to.
         tolerance: how far a sample may be from that of its index, in root mean square lengths of the data; farther (of
-            another set, augmented otherwise) is an error, on the CPU. More for latents that are drawn anew each time.
+            another set, augmented otherwise) is an error, on the CPU. More for latents that are sampled each time.
         number: of the table; ``at_step`` sets it.
     """
 
@@ -270,7 +277,7 @@ class Semidiscrete(Coupling):
             raise ValueError(f"index runs from {low} to {high}; the plan has samples 0 to {len(plan.samples) - 1}")
         known = plan.samples[index.to(plan.samples.device)].to(data.device)
         away = torch.linalg.vector_norm(along(data, plan.mean, plan.directions) - known, dim=1)
-        away /= plan.samples.square().sum(dim=1).mean().sqrt()
+        away /= plan.length
         if not bool((away <= self.tolerance).all()):
             row = int(away.argmax())
             raise ValueError(
@@ -308,6 +315,17 @@ def groups(labels: Tensor | None, samples: Tensor) -> Iterator[tuple[int, Tensor
         yield 0, torch.arange(len(samples), device=samples.device)
     else:
         yield from ((int(label), (labels == label).nonzero()[:, 0]) for label in labels.unique())
+
+
+def plan_of(
+    data: Tensor, labels: Tensor | None, moments: Moments, within: bool, rank: int | None, **options: Any
+) -> SemidiscretePlan:
+    """The plan of ``data``, or one within each of ``labels``; ``options`` are those of ``SemidiscretePlan.fit``."""
+    if not within:
+        return SemidiscretePlan.fit(data, moments, rank=rank, **options)
+    if labels is None:
+        raise ValueError("cond_key=label needs data with labels")
+    return SemidiscretePlan.fit([(data, labels)], moments, rank=rank, **options)
 
 
 def scores(noise: Tensor, samples: Tensor, bias: Tensor) -> Tensor:

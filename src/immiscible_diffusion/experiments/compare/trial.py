@@ -1,6 +1,5 @@
 """One trial of a comparison: a training, evaluated at the steps of the plan."""
 
-import math
 import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from immiscible_diffusion.couplings import Moments, NoiseDistribution, SemidiscretePlan, parse_coupling
+from immiscible_diffusion.couplings.semidiscrete import UNFITTED, plan_of
 from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
 from immiscible_diffusion.evaluation.evaluator import Evaluator
 from immiscible_diffusion.experiments.compare.excess_loss import Probes, keep_losses, losses_by_level
@@ -97,8 +97,7 @@ class TrialRunner:
             batch = replace(batch, index=torch.arange(len(batch), device=data.device))
 
         def plan(within: bool, rank: int | None) -> SemidiscretePlan:
-            given = [(data, labels)] if within and labels is not None else data
-            return SemidiscretePlan.fit(given, moments(), rank=rank, tolerance=math.inf, max_steps=1)
+            return plan_of(data, labels, moments(), within, rank, **UNFITTED)
 
         for name in {trial.unmatched.coupling: None for trial in self.plan.trials}:
             try:
