@@ -11,7 +11,7 @@ import tyro
 
 from immiscible_diffusion.cli.options import Device, Switch, named_recipe, run_path, split_known, take_name
 from immiscible_diffusion.experiments.compare.collect import report
-from immiscible_diffusion.experiments.compare.plan import BASELINE, SMOKE_RUN, TINY, Plan
+from immiscible_diffusion.experiments.compare.plan import BASELINE, Plan
 from immiscible_diffusion.experiments.compare.sweep import Sweep, SweepRunner, run_sweep
 from immiscible_diffusion.experiments.compare.trial import TrialRunner, is_carried, is_finished
 from immiscible_diffusion.experiments.compare.workers import default_workers, run_trials, threads_each
@@ -83,8 +83,6 @@ def main(arguments: list[str]) -> int:
         run_all(plan, options.device, options.workers, sweep)
     command = shlex.join(["immiscible", "compare", *arguments])
     page, sentences = report(plan, command, irreducible=options.irreducible)
-    if plan.recipe.name.endswith(TINY):
-        sentences = [SMOKE_RUN.capitalize() + ".", *sentences]
     sys.stdout.write("\n".join([*sentences, "", f"report: {page}"]) + "\n")
     return 0
 

@@ -42,7 +42,7 @@ Progress = Callable[[int, float], None]
 class SemidiscretePlan(TensorFields):
     """Which noise belongs to which sample of a data set.
 
-    Only the component of a noise along ``directions`` matters, the leading ones of the data: what lies across them is
+    Only the component of a noise along ``directions`` matters, the leading ones of the data: what is across them is
     left to chance. With labels there is a plan for each label, so that the noise given a label is N(0, I) as well.
 
     Attributes:

@@ -40,7 +40,10 @@ def report(plan: Plan, command: str, *, irreducible: bool = True) -> tuple[Path,
     """
     comparison = collect(plan, command, irreducible=irreducible)
     results = speedups(comparison)
-    return write_report(comparison, plan.folder, results), sentences(comparison, results)
+    lines = sentences(comparison, results)
+    if plan.recipe.name.endswith(TINY):
+        lines = [f"{SMOKE_RUN.capitalize()}.", *lines]
+    return write_report(comparison, plan.folder, results), lines
 
 
 def collect(plan: Plan, command: str, *, irreducible: bool = True, runner: TrialRunner | None = None) -> Comparison:
