@@ -58,7 +58,7 @@ class Aligned(Wrapper):
         return False
 
     def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
-        """Noise ``[B, *shape]``; that of ``coupling`` for a batch of one sample, which has no others to differ from."""
+        """Noise ``[B, *shape]``; that of ``coupling`` for a batch of one sample, which has no others beside it."""
         noise = self.inner(data, noise, cond, mask, generator)
         if len(data) == 1:
             return noise
