@@ -130,6 +130,15 @@ def test_cifar10_otcfm_is_cifar10_flow_but_for_torchcfms_settings():
     assert changed == {"name", "batch_size", "coupling", "sampler"}
 
 
+@pytest.mark.parametrize("name", ["digits-flow", "fashion-flow"])
+def test_guided_recipes_are_their_plain_ones_paired_without_labels_and_sampled_with_guidance(name):
+    plain, guided = recipe_from_name(name), recipe_from_name(f"{name}-guided")
+    assert (guided.coupling, guided.conditional, guided.cond_drop_prob) == ("assignment", True, 0.1)
+    changed = {line.split(":")[0] for line in differences(plain, guided)}
+    changed -= {"conditional", "cond_drop_prob"}  # those of fashion-flow are so already
+    assert changed == {"name", "coupling", "sampler.guidance"}
+
+
 def test_evaluation_steps_are_evenly_spaced_in_the_logarithm():
     assert ImageEvalConfig(num=3, start=0.01).training_steps(1000) == (10, 100, 1000)
     assert ImageEvalConfig(num=1).training_steps(7) == (7,)
