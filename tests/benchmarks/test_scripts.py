@@ -47,3 +47,9 @@ def test_coupling_gpu_says_that_there_is_no_gpu(script, capsys):
     assert script("coupling_gpu").main([]) == 2
     said = capsys.readouterr().err.strip()
     assert said == "no CUDA device here; --device cpu runs the same on the CPU"
+
+
+def test_loading_runs_tiny(script, tmp_path, capsys):
+    sizes = ["--rounds", "1", "--batches", "1", "--images", "32"]
+    assert script("loading").main([*sizes, "--markdown", str(tmp_path / "table.md")]) in (0, 1)
+    assert "| 2 processes |" in (tmp_path / "table.md").read_text() == capsys.readouterr().out

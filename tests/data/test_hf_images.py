@@ -1,5 +1,7 @@
 """Pictures in folders and parquet files: splits, labels, errors, lazy sets."""
 
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import torch
 
 from fixtures.image_files import datasets, folder, labels_of, noise, pixels, save, whole_numbers, write_parquet
 from immiscible_diffusion.data import DataConfig, ImageSet, LazyImageSet, load_images
+from immiscible_diffusion.data.image_decoding import decode_image
 
 pytestmark = pytest.mark.usefixtures("hf_cache")
 
@@ -233,3 +236,35 @@ def test_chosen_samples_are_those_of_a_shuffled_set(tmp_path: Path) -> None:
     every = load_images(DataConfig("digits"))
     order = datasets.Dataset.from_dict({"row": [*range(len(every))]}).shuffle(seed=3)["row"][:5]
     assert torch.equal(digits.images, every.images[list(order)])
+
+
+# -- worker processes -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("start", [0, 2])
+def test_files_decoded_by_any_number_of_workers_are_the_same(tmp_path, start):
+    """Three batches an epoch: one that starts at step 2 is resumed in the middle of an epoch."""
+    for number, array in enumerate(noise(12)):
+        save(array, tmp_path / f"{number}.png")
+    images = folder(tmp_path, in_memory_gib=0, flip=True, size=4)
+    made = [images.batches(4, 0, start=start, ahead=0, num_workers=workers) for workers in range(4)]
+    for plain, *others in islice(zip(*made, strict=True), 5):
+        for other in others:
+            assert torch.equal(other.data, plain.data)
+            assert torch.equal(other.index, plain.index)
+
+
+def test_what_a_worker_cannot_read_is_named_by_its_file(tmp_path):
+    for number, array in enumerate(noise(4)):
+        save(array, tmp_path / f"{number}.png")
+    images = folder(tmp_path, in_memory_gib=0)
+    (tmp_path / "2.png").write_bytes(b"not an image")
+    with pytest.raises(ValueError, match=r"^\S*2\.png cannot be read as an image"):
+        next(images.batches(4, 0, ahead=0, num_workers=1))
+
+
+def test_an_image_without_a_file_is_named_by_its_number():
+    rows = [{"img": {"bytes": b"not an image", "path": None}}]
+    images = LazyImageSet(rows, "img", partial(decode_image, mode="RGB"), (3, 6, 6), "birds")
+    with pytest.raises(ValueError, match="image 0 of birds cannot be read as an image"):
+        images.batch(torch.tensor([0]))

@@ -1,4 +1,5 @@
 import gc
+import multiprocessing
 import threading
 import time
 from collections import Counter
@@ -258,12 +259,13 @@ def test_no_thread_is_started_before_the_first_batch_or_without_ahead():
 
 
 @pytest.mark.parametrize(
-    ("start", "options"), [(0, {}), (3, {"rank": 1, "world": 2, "gradient_accumulation_steps": 2})]
+    ("workers", "start", "options"),
+    [(1, 0, {}), (2, 1, {}), (3, 2, {}), (2, 3, {"rank": 1, "world": 2, "gradient_accumulation_steps": 2})],
 )
-def test_workers_change_nothing_and_start_where_asked(dataset, start, options):
+def test_workers_change_nothing_and_start_where_asked(dataset, workers, start, options):
     order, state = KeyedSampler(24, 8, seed=1), torch.random.get_rng_state()
     plain = batches(dataset, order, start=start, ahead=0, **options)
-    loaded = batches(dataset, order, start=start, ahead=0, num_workers=2, **options)
+    loaded = batches(dataset, order, start=start, ahead=0, num_workers=workers, **options)
     for expected, batch in zip(islice(plain, 9), islice(loaded, 9), strict=True):
         assert torch.equal(expected.data, batch.data)
         assert torch.equal(expected.cond["label"], batch.cond["label"])
@@ -276,3 +278,33 @@ def test_an_error_in_a_worker_is_the_error_of_its_batch():
     assert len([next(loaded), next(loaded)]) == 2
     with pytest.raises(ValueError, match=r"^row 7 is broken$"):
         next(loaded)
+
+
+class Unpicklable(DataSet):
+    """A set whose error cannot leave its worker as it is."""
+
+    def __len__(self) -> int:
+        return 24
+
+    def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Batch:
+        error = OSError("the disk of shard 7 is gone")
+        error.lock = threading.Lock()
+        raise error
+
+
+def test_an_error_that_cannot_be_sent_is_raised_all_the_same():
+    with pytest.raises(OSError, match="the disk of shard 7 is gone"):
+        next(batches(Unpicklable(), KeyedSampler(24, 8, seed=1), ahead=0, num_workers=1))
+
+
+def test_workers_are_the_same_to_the_end(dataset):
+    before = set(multiprocessing.active_children())
+    loaded = batches(dataset, KeyedSampler(24, 8, seed=1), ahead=0, num_workers=2)
+    next(loaded)
+    workers = set(multiprocessing.active_children()) - before
+    assert len(workers) == 2
+    for _ in range(7):  # over two ends of an epoch
+        next(loaded)
+    assert set(multiprocessing.active_children()) - before == workers
+    loaded.close()
+    assert not set(multiprocessing.active_children()) & workers

@@ -67,6 +67,8 @@ def test_how_far_ahead_noise_is_paired_changes_nothing(tiny, tmp_path, coupling)
         assert record["pairing_ms"] > 0
         waited = record["waiting_ms"] / 1000 / record["seconds_per_step"]
         assert 0 <= record["pairing_share"] <= waited + 1e-9 <= 1
+        assert 0 < record["loading_share"] <= waited + 1e-9
+        assert 0 < record["batches_per_second"] <= record["batches_needed_per_second"]
         assert not own_threads()
 
 

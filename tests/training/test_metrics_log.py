@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from immiscible_diffusion.training.metrics_log import StepMetrics
+from immiscible_diffusion.training.metrics_log import StepMetrics, bottleneck
 
 
 @pytest.fixture
@@ -45,6 +45,17 @@ def test_the_share_is_of_what_was_both_paired_and_waited_for(metrics, waits):
     times = metrics.times()
     assert times["waiting_ms"] == 1000 * waits
     assert times["pairing_share"] == pytest.approx(min(2, waits) / times["seconds_per_step"])
+
+
+@pytest.mark.parametrize(("loading", "waits", "said"), [(4, 6, "1.0 of 2.0"), (9, 4, "1.0 of 2.0"), (4, 0, "")])
+def test_a_step_that_waits_for_loading_says_how_far_it_is_behind(metrics, loading, waits, said):
+    for _ in range(8):
+        metrics.add(torch.zeros(2), torch.zeros(2), None, loading / 8)
+    metrics.steps, metrics.waited, metrics.began = 1, waits, -8.0
+    times = metrics.times()
+    assert times["loading_ms"] == 1000 * loading
+    assert times["loading_share"] == min(loading, waits) / 8
+    assert bottleneck(times) == (said and f"loading is the bottleneck: {said} batches a second")
 
 
 def test_no_batch_may_have_been_timed(metrics):

@@ -35,6 +35,6 @@ def test_a_bar_on_a_terminal_that_nothing_is_told_of(monkeypatch):
 def test_a_log_gets_lines_and_quiet_gets_none(capsys):
     for quiet in (False, True):
         with Progress(5, 0, "training", quiet=quiet) as progress:
-            progress.update(5, loss=0.25)
+            progress.update(5, "too slow", loss=0.25)
         error = capsys.readouterr().err
-        assert ("5/5" in error and "loss=0.25" in error) != quiet
+        assert ("5/5" in error and "loss=0.25, too slow" in error) != quiet

@@ -35,6 +35,7 @@ class PairedBatch:
         mask: boolean, broadcasts to ``data``, True where data are valid; None = everywhere.
         rng: the random streams of this batch, on the device of the data.
         pairing_seconds: what pairing took (of a pool: this batch's part); None where it was not measured.
+        loading_seconds: how long the loader let this batch be waited for.
     """
 
     data: Tensor
@@ -43,6 +44,7 @@ class PairedBatch:
     mask: Tensor | None = None
     rng: RandomStreams = field(default_factory=lambda: RandomStreams(0))
     pairing_seconds: float | None = None
+    loading_seconds: float = 0.0
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.data, self.noise, self.cond))
@@ -52,6 +54,7 @@ class PairedBatch:
 
 
 PairedBatches = Generator[PairedBatch, None, None]
+Loaded = tuple[Batch, RandomStreams, float]
 Events = Generator[tuple[PairedBatch, torch.cuda.Event | None], None, None]
 
 
@@ -141,7 +144,7 @@ class PairedLoader:
         start = self.start if epoch == 0 else 0
         index = start - start % size
         for pool in self._pools(index, epoch):
-            batches = [batch for batch, _ in pool]
+            batches = [batch for batch, *_ in pool]
             rng, device = pool[0][1], batches[0].data.device
             timed = device.type == "cpu" or index // size % TIMED_EVERY == 0
             began = _time_when_done(device) if timed else 0.0
@@ -151,19 +154,19 @@ class PairedLoader:
             else:
                 noises = pair_pool(coupling, batches, generator=rng.noise)
             seconds = (_time_when_done(device) - began) / len(pool) if timed else None
-            for (batch, rng), noise in zip(pool, noises, strict=True):
+            for (batch, rng, loading), noise in zip(pool, noises, strict=True):
                 if index >= start:
-                    yield PairedBatch(batch.data, noise, batch.cond, batch.mask, rng, seconds)
+                    yield PairedBatch(batch.data, noise, batch.cond, batch.mask, rng, seconds, loading)
                 index += 1
         if self.across_ranks:
             self.coupling.finish_ranks(lambda n: self._streams_of(index + n * size, epoch).noise)
 
-    def _pools(self, start: int, epoch: int) -> Iterator[list[tuple[Batch, RandomStreams]]]:
+    def _pools(self, start: int, epoch: int) -> Iterator[list[Loaded]]:
         """Lists of ``pool_size`` batches, the last perhaps shorter.
 
         An error comes after the batches before it, and other ranks, who would wait, hear of it.
         """
-        pool: list[tuple[Batch, RandomStreams]] = []
+        pool: list[Loaded] = []
         try:
             for batch in self._batches(start, epoch):
                 pool.append(batch)
@@ -179,8 +182,8 @@ class PairedLoader:
         if pool:
             yield pool
 
-    def _batches(self, start: int, epoch: int) -> Iterator[tuple[Batch, RandomStreams]]:
-        """The batches from ``start`` on, encoded and on their device, and their random streams."""
+    def _batches(self, start: int, epoch: int) -> Iterator[Loaded]:
+        """The batches from ``start`` on, encoded and on their device, their random streams, and seconds of loading."""
         if hasattr(self.loader, "starting_at"):
             items = iter(self.loader.starting_at(start))
         else:
@@ -188,11 +191,14 @@ class PairedLoader:
             for _ in itertools.islice(items, start):
                 pass
         try:
+            began = time.perf_counter()
             for index, item in enumerate(items, start):
+                loading = time.perf_counter() - began
                 rng = self._streams_of(index, epoch)
                 batch = as_batch(item if self.encode is None else self.encode(item, rng.encode))
                 batch = batch if self.device is None else batch.to(self.device)
-                yield batch, replace(rng, device=batch.data.device)
+                yield batch, replace(rng, device=batch.data.device), loading
+                began = time.perf_counter()
         finally:
             if callable(close := getattr(items, "close", None)):
                 close()

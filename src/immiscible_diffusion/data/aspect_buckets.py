@@ -154,7 +154,7 @@ class BucketedImages(DataSet):
         images, ids = [], []
         for row in indices.tolist():
             crop = ResizeCrop.of(self.sizes[row], bucket)
-            image = open_image(self.squares.rows[row][self.squares.column], mode)
+            image = open_image(self.squares.row(row)[self.squares.column], mode)
             images.append(to_bytes(crop(image, bucket)))
             ids.append((*self.sizes[row], crop.top, crop.left, *bucket))
         flips = draw_flips(len(indices), self.squares.flip, generator)

@@ -134,10 +134,16 @@ class LazyImageSet(MirroredSet):
     def __len__(self) -> int:
         return len(self.rows)
 
+    def row(self, number: int) -> dict[str, Any]:
+        """The row of an image, which errors name by its file, or else by its number."""
+        row = self.rows[number]
+        path = row[self.column]["path"] or f"image {number} of {self.name}"
+        return {**row, self.column: {**row[self.column], "path": path}}
+
     def indexed(self, index: Tensor) -> Batch:
         """The images, mirrored from N on."""
         flips = index >= len(self) if self.flip else None
-        rows = [self.rows[row] for row in (index % len(self)).tolist()]
+        rows = [self.row(number) for number in (index % len(self)).tolist()]
         images = torch.stack([self.decode(row[self.column]) for row in rows])
         labels = None if self.label is None else torch.tensor([row[self.label] for row in rows])
         return to_batch(images, labels, 255, flips, index)

@@ -86,7 +86,8 @@ def batches(
     r``, augmented by the random stream of that chunk: so W ranks get what one process gets in W micro-batches.
 
     ``ahead`` batches wait, while one more is loaded; 0 = no thread. With ``num_workers`` processes each loads the
-    next batch that none has begun, at most two ahead; their order and their augmentation stay the same.
+    next batch that none has begun, at most two ahead, until the generator is closed; their order and their
+    augmentation stay the same.
 
     Raises:
         ValueError: the batch does not divide into the chunks, or a number is out of range. Errors of the data set
@@ -109,7 +110,7 @@ def batches(
         # Its own generator: torch's would be drawn from.
         options: dict[str, Any] = {"batch_size": None, "num_workers": num_workers, "generator": torch.Generator()}
         for item in DataLoader(chunks, sampler=keys, **options):
-            if isinstance(item, Exception):
+            if isinstance(item, ValueError):
                 raise item
             yield item
 
@@ -117,7 +118,7 @@ def batches(
 
 
 @dataclass(frozen=True)
-class _Chunks(Dataset[Batch | Exception]):
+class _Chunks(Dataset[Batch | ValueError]):
     """The micro-batches by step and chunk, for the workers of a ``DataLoader``."""
 
     dataset: "DataSet"
@@ -129,8 +130,8 @@ class _Chunks(Dataset[Batch | Exception]):
         indices = self.sampler.indices(step).chunk(self.parts)[chunk]
         return self.dataset.batch(indices, RandomStreams(self.sampler.seed, step, chunk).augment)
 
-    def __getitem__(self, key: tuple[int, int]) -> Batch | Exception:
+    def __getitem__(self, key: tuple[int, int]) -> Batch | ValueError:
         try:
             return self.batch(key)
-        except Exception as error:  # noqa: BLE001 - raised by the consumer, not wrapped in a worker's traceback
-            return error
+        except ValueError as error:  # raised by the consumer, not wrapped in a worker's traceback
+            return ValueError(*error.args)

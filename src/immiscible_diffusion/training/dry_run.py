@@ -13,7 +13,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from immiscible_diffusion.couplings import PairedBatch, check_coupling_name
 from immiscible_diffusion.training.builders import check_trackers
-from immiscible_diffusion.training.metrics_log import StepMetrics
+from immiscible_diffusion.training.metrics_log import StepMetrics, bottleneck
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir, hardware
 from immiscible_diffusion.training.trainer import Trainer
@@ -65,6 +65,8 @@ def dry_run(recipe: Recipe, device: str, write: Callable[[str], None]) -> bool:
             f"{'in a thread' if recipe.prefetch else 'in the step'}); {recipe.steps:,} steps take "
             f"{duration(seconds * recipe.steps)} (without previews and validation)"
         )
+        if note := bottleneck(times):
+            write(f"{note}; --num_workers loads in more processes")
         memory = peak_memory(trainer.device) + (whole - size) * sample_bytes
         write(f"memory: {memory / 2**30:.2f} GiB at its peak{scaled}")
         trainer.run_dir.begin(recipe)

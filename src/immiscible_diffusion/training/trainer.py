@@ -17,7 +17,7 @@ from immiscible_diffusion.models.trainable import load_trainable_state, trainabl
 from immiscible_diffusion.training.builders import build_run, make_accelerator
 from immiscible_diffusion.training.dataloader import TrainDataLoader
 from immiscible_diffusion.training.ema import EMA
-from immiscible_diffusion.training.metrics_log import StepMetrics, loss_by_time
+from immiscible_diffusion.training.metrics_log import StepMetrics, bottleneck, loss_by_time
 from immiscible_diffusion.training.optim import make_optimizer
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
@@ -155,7 +155,7 @@ class Trainer:
                     accelerator.clip_grad_norm_(model.parameters(), recipe.optim.max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()
-                self.metrics.add(losses, t, batch.pairing_seconds)
+                self.metrics.add(losses, t, batch.pairing_seconds, batch.loading_seconds)
         self.lr_schedule.step()
         ema.update(model)
         self.step += 1
@@ -186,11 +186,12 @@ class Trainer:
     def log(self, bar: Progress) -> None:
         """Write a line to metrics.jsonl and to the trackers, and begin new sums."""
         sums = self.accelerator.reduce(self.metrics.by_time, "sum")
-        record = {"loss": self.finite_loss(), **loss_by_time(sums), **self.metrics.times()}
+        times = self.metrics.times()
+        record = {"loss": self.finite_loss(), **loss_by_time(sums), **times}
         record["lr"] = self.lr_schedule.get_last_lr()[0]
         self.metrics = StepMetrics(self.device)
         self.record("train", **record)
-        bar.update(self.step, loss=record["loss"], pairing=record["pairing_share"])
+        bar.update(self.step, bottleneck(times), loss=record["loss"], pairing=times["pairing_share"])
 
     def finite_loss(self) -> float:
         """Return the mean loss over the ranks since the last log; ValueError if not finite."""

@@ -30,10 +30,15 @@ class Batch:
         return self.cond if self.index is None else {**(self.cond or {}), "index": self.index}
 
     def to(self, device: torch.device | str) -> "Batch":
-        """Return the batch on ``device``."""
-        cond = self.cond and {name: value.to(device) for name, value in self.cond.items()}
-        mask = None if self.mask is None else self.mask.to(device)
-        return Batch(self.data.to(device), cond, mask, None if self.index is None else self.index.to(device))
+        """Return the batch on ``device``; to a CUDA device by pinned memory, and the host does not wait for it."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            pinned = torch.device(device).type == "cuda" and tensor.device.type == "cpu"
+            return (tensor.pin_memory() if pinned else tensor).to(device, non_blocking=pinned)
+
+        cond = self.cond and {name: moved(value) for name, value in self.cond.items()}
+        mask, index = (None if tensor is None else moved(tensor) for tensor in (self.mask, self.index))
+        return Batch(moved(self.data), cond, mask, index)
 
     def __len__(self) -> int:
         return len(self.data)

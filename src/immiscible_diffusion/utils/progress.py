@@ -22,10 +22,11 @@ class Progress:
         options = {"initial": start, "unit": unit, "disable": quiet, "mininterval": interval, "delay": delay}
         self._bar: Any = tqdm(desc=label, total=total, dynamic_ncols=True, **options)
 
-    def update(self, done: int, **figures: float) -> None:
-        """Say that ``done`` items are done, with the latest ``figures`` beside them."""
+    def update(self, done: int, note: str = "", **figures: float) -> None:
+        """Say that ``done`` items are done, with the latest ``figures`` and a ``note`` beside them."""
         if figures:
-            self._bar.set_postfix({k: f"{v:.4g}" for k, v in figures.items()}, refresh=False)
+            said = [f"{name}={value:.4g}" for name, value in figures.items()]
+            self._bar.set_postfix_str(", ".join(said + [note] * bool(note)), refresh=False)
         self._bar.update(done - self._bar.n)
 
     def __enter__(self) -> "Progress":
