@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import kstest, norm
 
-from immiscible_diffusion.couplings import Moments, Shuffled, parse_coupling
+from immiscible_diffusion.couplings import Moments, Shuffled, parse_coupling, semidiscrete
 from immiscible_diffusion.couplings.semidiscrete import Semidiscrete, SemidiscretePlan, balanced, groups
 
 N, SHAPE = 40, (2, 3)
@@ -182,6 +182,60 @@ def test_a_fit_reports_and_warns_where_it_was_cut_short():
             data, Moments.fit(data), tolerance=1e-9, max_steps=5, progress=lambda *done: seen.append(done)
         )
     assert seen[-1][0] == 5
+
+
+def test_a_fit_that_was_killed_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr(semidiscrete, "SECONDS", 0.0)
+    monkeypatch.setattr(semidiscrete, "EVERY", 20)
+    data, labels, state = blobs(), torch.arange(N) % 2, tmp_path / "fit.safetensors"
+    moments, seen = Moments.fit(data), []
+
+    def fit(progress=None, data=data):
+        return SemidiscretePlan.fit([(data, labels)], moments, tolerance=2e-3, progress=progress, state=state)
+
+    whole = fit(lambda step, _: seen.append(step))
+    assert not state.exists()
+    assert seen.count(20) == 2
+    assert seen[-1] >= 40  # the second label was checked twice at least
+
+    def killed(step, _):
+        done.append(step)
+        if len(done) == len(seen) - 1:  # within the second label
+            raise KeyboardInterrupt
+
+    done = []
+    with pytest.raises(KeyboardInterrupt):
+        fit(killed)
+    kept, done = state.read_bytes(), []
+    assert fit(lambda step, _: done.append(step)) == whole
+    assert done == seen[-2:]  # the check at which it was killed is done again
+    state.write_bytes(kept)
+    other = blobs(seed=1)
+    assert fit(data=other) == SemidiscretePlan.fit([(other, labels)], moments, tolerance=2e-3)
+    state.write_bytes(kept[:-1])
+    with pytest.raises(ValueError, match=r"fit\.safetensors"):
+        fit()
+
+
+def test_a_fit_ends_when_enough_noises_say_so(monkeypatch):
+    """Points evenly on a circle have equal shares from the start: only the noise of the count is to be overcome."""
+    monkeypatch.setattr(semidiscrete, "RATE", 0.0)
+    counted, scores = [], semidiscrete.scores
+    monkeypatch.setattr(
+        semidiscrete, "scores", lambda noise, *plan: counted.append(len(noise)) or scores(noise, *plan)
+    )
+    angle, seen = torch.arange(10) / 10 * 2 * math.pi, []
+    data = torch.stack([angle.cos(), angle.sin()], dim=1)
+    for tolerance in (1e-3, 5e-5):
+        counted.clear()
+        plan = SemidiscretePlan.fit(
+            data, Moments.fit(data), tolerance=tolerance, progress=lambda *done: seen.append(done)
+        )
+        steps = seen[-1][0]
+        assert steps < 1000
+        assert plan.chi_square <= tolerance
+        noises = sum(counted) - steps * semidiscrete.BATCH
+        assert noises >= math.sqrt(2 * 10) / (0.5 * tolerance)
 
 
 @pytest.mark.parametrize(

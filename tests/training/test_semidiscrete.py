@@ -7,6 +7,7 @@ import torch
 
 from helpers import assert_same_weights, train
 from immiscible_diffusion.cli.main import main
+from immiscible_diffusion.couplings import semidiscrete
 from immiscible_diffusion.data.images import ImageSet
 from immiscible_diffusion.recipes import recipe_from_name
 from immiscible_diffusion.training import builders
@@ -35,6 +36,27 @@ def test_resumed_equals_uninterrupted_and_fits_once(tmp_path):
     noise = whole.coupling(batch.data, cond=batch.pairing_cond).flatten(1)
     offset = (batch.data - whole.coupling.plan.mean).flatten(1)
     assert float(torch.nn.functional.cosine_similarity(noise, offset).mean()) > 0.2
+
+
+@pytest.mark.filterwarnings("ignore:the shares of the samples differ")
+def test_a_fit_that_was_killed_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(semidiscrete, "SECONDS", 0.0)
+    monkeypatch.setattr(semidiscrete, "EVERY", 5)
+    update, seen = builders.Progress.update, []
+
+    def killed(bar, step, **figures):
+        seen.append(step)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        update(bar, step, **figures)
+
+    monkeypatch.setattr(builders.Progress, "update", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe(steps=2), tmp_path)
+    assert (tmp_path / "semidiscrete_fit.safetensors").exists()
+    train(recipe(steps=2), tmp_path)
+    assert seen[:5] == [5, 10, 15, 15, 20]
+    assert not (tmp_path / "semidiscrete_fit.safetensors").exists()
 
 
 def run(words):

@@ -7,10 +7,13 @@ before the first step; a batch then looks its noise up, so that any batch size w
 """
 
 import math
+import os
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -29,11 +32,14 @@ from immiscible_diffusion.couplings.base import Cond, Coupling, Mask, Noise, Rng
 from immiscible_diffusion.couplings.moments import Data, Moments, TensorFields, split_labels
 from immiscible_diffusion.utils.checks import NonNegativeFloat, PositiveInt, check_fields
 from immiscible_diffusion.utils.random import keyed_generator
+from immiscible_diffusion.utils.tensor_files import load_tensors, save_tensors
 
 SCORES = 1 << 24  # elements of the largest matrix of noises x samples: 64 MiB
 BATCH = 2048  # noises of a step of the fit
 RATE, SOFTNESS = 0.05, 0.02  # of the fit, in units of the samples' root mean square length
+IN_CACHE = 128  # noises whose scores are computed at a time on a CPU
 EVERY = 200  # steps of the fit, after which it is checked
+SECONDS = 30.0  # between states of a fit on the disk
 UNFITTED: dict[str, Any] = {"tolerance": math.inf, "max_steps": 1}  # to try a coupling before there is a plan
 Progress = Callable[[int, float], None]
 
@@ -79,14 +85,16 @@ class SemidiscretePlan(TensorFields):
         seed: int = 0,
         progress: Progress | None = None,
         device: torch.device | str | None = None,
+        state: str | os.PathLike[str] | None = None,
     ) -> "SemidiscretePlan":
         """Find ``b`` for ``data`` in the order of their index: a tensor ``[N, *shape]``, or batches.
 
         Averaged stochastic descent on the semidual: ``b -= rate (N p - 1)`` with the shares p of ``BATCH`` noises,
         softened at first, from ``b_j = -c |x_j|`` with ``N P(n > c) = 1``, where every sample is as likely to stand
-        out. Every ``EVERY`` steps the shares without softness are counted by at most 131,072 noises, and the fit stops
-        once their chi-square, known to ``(2 N)^(1/2) / 131072``, is at most ``tolerance``. The time is that
-        of some 10^3 N products ``[N, r]``.
+        out. Every ``EVERY`` steps the shares without softness are counted, and the fit stops once their chi-square is
+        at most ``tolerance``, by so many noises that its standard deviation ``(2 N)^(1/2) / noises`` is at most half
+        of that. It takes some ``N / tolerance`` noises, each a product with ``[N, r]``; as the average is as good as
+        any that sees a noise once (Polyak and Juditsky 1992), Adam would take as many.
 
         Args:
             data: with their mirror images, if training mirrors; a batch may come as ``(data, labels)``, for a plan
@@ -98,6 +106,8 @@ class SemidiscretePlan(TensorFields):
             seed: of the noise.
             progress: called with the steps done and the chi-square.
             device: where to work; that of the data by default.
+            state: a file that has the fit of these data every ``SECONDS``, from which one that was killed goes on; it
+                is removed at the end.
 
         Raises:
             ValueError: fewer than 2 samples, values not finite, another shape than that of the moments, bad labels.
@@ -121,14 +131,18 @@ class SemidiscretePlan(TensorFields):
         samples, key = torch.cat(parts).to(device), torch.cat(keys).to(device)
         label = torch.cat(with_labels).long().to(samples.device) if with_labels else None
         bias, first = samples.new_zeros(len(samples)), torch.arange(len(samples), device=samples.device)
+        content = {"samples": samples, "keys": key} | ({} if label is None else {"labels": label})
+        kept = _FitState(state, cls.hash_content(repr((seed, tolerance, str(samples.device))).encode(), content))
         worst = 0.0
         for name, rows in groups(label, samples):
             _, inverse, count = key[rows].unique(return_inverse=True, return_counts=True)
             leader = rows.new_full((len(count),), len(samples)).scatter_reduce(0, inverse, rows, "amin")
             generator = keyed_generator(seed, "semidiscrete", name, device=samples.device)
             weight = count / len(rows)
-            found, chi_square = _fit(samples[leader], weight, generator, tolerance, max_steps, progress)
+            part = samples[leader], weight, generator, tolerance, max_steps
+            found, chi_square = _fit(*part, progress, kept, name)
             bias[rows], first[rows], worst = found[inverse], leader[inverse], max(worst, chi_square)
+        kept.remove()
         if worst > tolerance:
             warnings.warn(
                 f"the shares of the samples differ by a chi-square of {worst:.2g} after {max_steps} steps, more than "
@@ -337,6 +351,34 @@ def _rows(samples: int) -> int:
     return max(1, SCORES // samples)
 
 
+class _FitState:
+    """Where a fit of the content ``key`` is, label by label: in memory, and now and then in the file ``path``."""
+
+    def __init__(self, path: str | os.PathLike[str] | None, key: str) -> None:
+        self.path, self.key, self.saved = Path(path) if path else None, key, time.monotonic()
+        self.tensors: dict[str, Tensor] = {}
+        if self.path and self.path.exists():
+            tensors, about = load_tensors(self.path)
+            self.tensors = tensors if about.get("key") == key else {}
+
+    def of(self, label: int) -> dict[str, Tensor]:
+        """The tensors last kept of ``label``, or none."""
+        start = f"{label}/"
+        return {name.removeprefix(start): x for name, x in self.tensors.items() if name.startswith(start)}
+
+    def keep(self, label: int, **tensors: Tensor) -> None:
+        """Take the tensors of ``label``."""
+        self.tensors |= {f"{label}/{name}": value for name, value in tensors.items()}
+        if self.path and time.monotonic() - self.saved >= SECONDS:
+            save_tensors(self.path, self.tensors, {"key": self.key})
+            self.saved = time.monotonic()
+
+    def remove(self) -> None:
+        """Remove the file."""
+        if self.path:
+            self.path.unlink(missing_ok=True)
+
+
 def _fit(
     samples: Tensor,
     weight: Tensor,
@@ -344,6 +386,8 @@ def _fit(
     tolerance: float,
     max_steps: int,
     progress: Progress | None,
+    kept: _FitState,
+    label: int,
 ) -> tuple[Tensor, float]:
     """``b`` ``[N]`` for distinct ``samples`` ``[N, r]`` that are to have the shares ``weight``, and the chi-square."""
     count, rank = samples.shape
@@ -353,29 +397,48 @@ def _fit(
 
     def shares(bias: Tensor, number: int, softness: float) -> Tensor:
         total = torch.zeros_like(bias)
+        sharpness = 1 / (softness * scale) if softness else 1.0
+        plan = samples * sharpness, bias * sharpness
         for size in [_rows(count)] * (number // _rows(count)) + [number % _rows(count)]:
             noise = torch.randn(size, rank, device=samples.device, generator=generator)
-            score = scores(noise, samples, bias)
-            if softness:
-                total += (score / (softness * scale)).softmax(dim=1).sum(dim=0)
-            else:
-                total += score.argmax(dim=1).bincount(minlength=count)
+            for part in noise.split(IN_CACHE if noise.device.type == "cpu" else _rows(count)):
+                score = scores(part, *plan)
+                if softness:
+                    total += score.softmax(dim=1).sum(dim=0)
+                else:
+                    total += score.argmax(dim=1).bincount(minlength=count)
         return total
 
-    # Of the expected counts the relative error of a chi-square is sqrt(2 N) / noises.
-    checked = int(min(1 << 17, max(1 << 14, (2 * count) ** 0.5 / (0.5 * tolerance))))
+    def check(bias: Tensor, most: int) -> tuple[float, bool]:
+        """The chi-square, unbiased, and whether it is at most ``tolerance``, of ``most`` noises if that is close."""
+        number, noises = torch.zeros_like(bias), 0
+        part = int(min(1 << 17, max(1 << 14, (2 * count) ** 0.5 / (0.5 * tolerance))))
+        while True:
+            number, noises = number + shares(bias, part, 0.0), noises + part
+            chi_square = float((number * (number - 1) / weight).sum() / (noises * (noises - 1)) - 1)
+            deviation = (2 * count) ** 0.5 / noises
+            known = deviation <= 0.5 * tolerance
+            if known or noises >= most or chi_square - 2 * deviation > tolerance:
+                return chi_square, known and chi_square <= tolerance
+
     bias = torch.special.ndtri(weight.double().clamp_max(0.5)).float() * torch.linalg.vector_norm(samples, dim=1)
-    average, chi_square = bias.clone(), float("inf")
-    for step in range(max_steps):
+    start, average, chi_square, done = 0, bias.clone(), math.inf, False
+    if last := kept.of(label):
+        bias, average = last["bias"].to(bias), last["average"].to(bias)
+        generator.set_state(last["generator"])
+        start, chi_square, done = int(last["step"]), float(last["chi_square"]), bool(last["done"])
+    for step in range(start, 0 if done else max_steps):
         excess = shares(bias, BATCH, SOFTNESS / (1 + step / 200) ** 0.5) / (BATCH * weight) - 1
         bias = bias - RATE / (1 + step / 50) ** 0.5 * scale * excess.clamp(-3, 3)
         average.lerp_(bias, 2 / (step + 2))
         if (step + 1) % EVERY == 0 or step + 1 == max_steps:
-            number = shares(average, checked, 0.0)
-            chi_square = float((number * (number - 1) / weight).sum() / (checked * (checked - 1)) - 1)
+            chi_square, done = check(average, BATCH * (step + 1))
             if progress is not None:
                 progress(step + 1, chi_square)
-            if chi_square <= tolerance:
+            numbers = {"step": step + 1, "chi_square": chi_square, "done": done}
+            now = {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
+            kept.keep(label, bias=bias, average=average, generator=generator.get_state(), **now)
+            if done:
                 break
     return average, max(chi_square, 0.0)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -151,15 +152,18 @@ def build_coupling(
         return _moments(recipe, task, run_dir).to(device)
 
     def plan(within: bool, rank: int | None) -> SemidiscretePlan:
+        state = run_dir.root / "semidiscrete_fit.safetensors"
         return _kept(
-            run_dir, "semidiscrete", SemidiscretePlan, fit=lambda: _plan(recipe, task, moments(), within, rank)
+            run_dir, "semidiscrete", SemidiscretePlan, lambda: _plan(recipe, task, moments(), within, rank, state)
         ).to(device)
 
     coupling = parse_coupling(recipe.coupling, moments, calibration, plan, allow_import=allow_code)
     return task.coupling(coupling)
 
 
-def _plan(recipe: Recipe, task: Task, moments: Moments, within: bool, rank: int | None) -> SemidiscretePlan:
+def _plan(
+    recipe: Recipe, task: Task, moments: Moments, within: bool, rank: int | None, state: Path
+) -> SemidiscretePlan:
     """Fit noise to the samples of the data set, mirror images among them, encoded without chance."""
     dataset = task.dataset
     if within and dataset.labels is None:
@@ -178,7 +182,7 @@ def _plan(recipe: Recipe, task: Task, moments: Moments, within: bool, rank: int 
             yield (batch.data, (batch.cond or {})["label"]) if within else batch.data
 
     with Progress(PLAN_STEPS, 0, "fitting the semidiscrete plan, at most") as bar:
-        options: dict[str, Any] = {"max_steps": PLAN_STEPS, "seed": recipe.seed, "device": task.device}
+        options: dict[str, Any] = {"max_steps": PLAN_STEPS, "seed": recipe.seed, "device": task.device, "state": state}
         report = lambda step, chi_square: bar.update(step, chi_square=chi_square)  # noqa: E731
         return SemidiscretePlan.fit(encoded(), moments, rank=rank, progress=report, **options)
 

@@ -2,7 +2,7 @@
 
 recipe.json  environment.json  metrics.jsonl
 moments.safetensors  calibration.safetensors  noise_distribution.safetensors
-empty_axes.safetensors
+empty_axes.safetensors  semidiscrete.safetensors (and, while it is fitted, semidiscrete_fit.safetensors)
 weights/model.safetensors  weights/model.json  samples/step_000500.png  checkpoint.pt
 checkpoints/step_000500: the last three of an earlier step
 """
