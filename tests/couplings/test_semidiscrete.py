@@ -6,10 +6,11 @@ import math
 import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
-from scipy.stats import kstest, norm
+from scipy.stats import chisquare, kstest, norm
+from torch.utils.data import DataLoader
 
 from immiscible_diffusion.couplings import Moments, Shuffled, parse_coupling, semidiscrete
-from immiscible_diffusion.couplings.semidiscrete import Semidiscrete, SemidiscretePlan, balanced, groups
+from immiscible_diffusion.couplings.semidiscrete import NoiseFirst, Semidiscrete, SemidiscretePlan, balanced, groups
 
 N, SHAPE = 40, (2, 3)
 
@@ -236,6 +237,35 @@ def test_a_fit_ends_when_enough_noises_say_so(monkeypatch):
         assert plan.chi_square <= tolerance
         noises = sum(counted) - steps * semidiscrete.BATCH
         assert noises >= math.sqrt(2 * 10) / (0.5 * tolerance)
+
+
+def test_noise_chooses_its_samples(plan):
+    """Batches of a loader are the samples that their noise belongs to, equally often; a step is a step again."""
+    data, sampler = blobs(), NoiseFirst(plan, batch_size=64)
+    batches = list(itertools.islice(DataLoader(data, batch_sampler=sampler), 300))
+    noise = torch.stack([sampler.noise(step) for step in range(300)])
+    for step in (0, 299):
+        assert torch.equal(batches[step], data[plan.sample_of(noise[step])])
+    often = torch.cat([sampler.indices(step) for step in range(300)]).bincount(minlength=N)
+    assert chisquare(often.numpy()).pvalue > 1e-3
+    assert kstest(noise.flatten()[::7].numpy(), "norm").pvalue > 1e-3
+    resumed = iter(NoiseFirst(plan, batch_size=64, start=7))
+    assert next(resumed) == sampler.indices(7).tolist()
+    for other in (NoiseFirst(plan, batch_size=64, seed=1), NoiseFirst(plan, batch_size=64, rank=1)):
+        assert not torch.equal(other.noise(0), noise[0])
+    with pytest.raises(ValueError, match="batch_size must be >= 1"):
+        NoiseFirst(plan, batch_size=0)
+
+
+def test_noise_chooses_its_samples_within_labels_as_often_as_they_come():
+    data, labels = blobs(), (torch.arange(N) >= 30).long()
+    plan = SemidiscretePlan.fit([(data, labels)], Moments.fit(data))
+    sampler = NoiseFirst(plan, batch_size=500)
+    index = torch.cat([sampler.indices(step) for step in range(40)])
+    noise = torch.cat([sampler.noise(step) for step in range(40)])
+    assert chisquare(index.bincount(minlength=N).numpy()).pvalue > 1e-3
+    for label in (0, 1):
+        assert kstest(noise[labels[index] == label].flatten().numpy(), "norm").pvalue > 1e-3
 
 
 @pytest.mark.parametrize(

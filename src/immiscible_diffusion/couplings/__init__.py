@@ -13,7 +13,7 @@ from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
 from immiscible_diffusion.couplings.paired_loader import PairedBatch, PairedLoader, pair_pool
 from immiscible_diffusion.couplings.projected import Projected
 from immiscible_diffusion.couplings.registry import COUPLINGS, WRAPPERS, check_coupling_name, parse_coupling
-from immiscible_diffusion.couplings.semidiscrete import Semidiscrete, SemidiscretePlan
+from immiscible_diffusion.couplings.semidiscrete import NoiseFirst, Semidiscrete, SemidiscretePlan
 from immiscible_diffusion.couplings.wrappers import Calibrated, MaskedCoupling, Shuffled, WarmUp
 
 if hasattr(torch.serialization, "add_safe_globals"):  # torch 2.2 and 2.3 have no such list
@@ -33,6 +33,7 @@ __all__ = [
     "MaskedCoupling",
     "Moments",
     "NoiseDistribution",
+    "NoiseFirst",
     "PairedBatch",
     "PairedLoader",
     "Projected",
