@@ -205,3 +205,39 @@ def test_a_bad_row_is_named_whatever_the_parts():
     for options in ({}, {"max_size": 2}, {"cond_key": "c"}):
         with pytest.raises(ValueError, match="data row 4 is not finite"):
             LinearAssignment(**options)(data, cond={"c": torch.arange(6) % 2})
+
+
+@pytest.mark.parametrize("count", [2, 7, 40])
+def test_greedy_takes_the_closest_pair_again_and_again(count):
+    """Against a sorted list of all pairs; so it is stable: no sample and noise are closer than both their pairs."""
+    data, noise = torch.randn(2, count, 3, generator=torch.Generator().manual_seed(count))
+    index = LinearAssignment(solver="greedy").assign(data, noise)
+    distance = torch.cdist(data, noise)
+    expected, used = {}, set()
+    for pair in distance.flatten().argsort().tolist():
+        i, j = divmod(pair, count)
+        if i not in expected and j not in used:
+            expected[i] = j
+            used.add(j)
+    assert index.tolist() == [expected[i] for i in range(count)]
+    own = distance[torch.arange(count), index]
+    of_noise = torch.empty(count).scatter_(0, index, own)
+    assert not bool(((distance < own[:, None]) & (distance < of_noise)).any())
+    assert float(own.square().sum()) >= float(
+        distance.square()[range(count), LinearAssignment().assign(data, noise)].sum()
+    )
+
+
+def test_greedy_keeps_to_conditions_masks_and_ties():
+    labels = torch.arange(8) % 2
+    data, noise = torch.randn(2, 8, 3, generator=torch.Generator().manual_seed(0))
+    index = LinearAssignment(solver="greedy", cond_key="label").assign(data, noise, cond={"label": labels})
+    assert torch.equal(labels[index], labels)
+    equal = LinearAssignment(solver="greedy").assign(torch.zeros(5, 2), torch.zeros(5, 2))
+    assert sorted(equal.tolist()) == list(range(5))
+    mask = torch.tensor([True, True, False])
+    far = torch.where(mask, data, 1e6)
+    masked = LinearAssignment(solver="greedy").assign(far, noise, mask=mask.expand(8, 3))
+    assert torch.equal(masked, LinearAssignment(solver="greedy").assign(data[:, :2], noise[:, :2]))
+    with pytest.raises(ValueError, match="solver"):
+        LinearAssignment(solver="quick")

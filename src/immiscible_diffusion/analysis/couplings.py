@@ -86,10 +86,10 @@ class CouplingBuilder:
         assert spectrum is not None
         return dataclasses.replace(self.moments, directions=axes[:count], spectrum=spectrum[:count])
 
-    def plan(self, within: bool, rank: int | None) -> SemidiscretePlan:
+    def plan(self, within: bool, **options: Any) -> SemidiscretePlan:
         """Of all samples, within each label if asked for."""
         data = take(self.images, slice(0, None)).data
-        return plan_of(data, self.labels, self.moments, within, rank, seed=self.seed)
+        return plan_of(data, self.labels, self.moments, within, seed=self.seed, **options)
 
     def measure(self, coupling: Coupling) -> NoiseDistribution:
         """The noise distribution of ``coupling``, as a training run measures it."""

@@ -12,6 +12,7 @@ from immiscible_diffusion.couplings.moments import Moments
 from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
 from immiscible_diffusion.couplings.paired_loader import PairedBatch, PairedLoader, pair_pool
 from immiscible_diffusion.couplings.projected import Projected
+from immiscible_diffusion.couplings.quantile import Quantile
 from immiscible_diffusion.couplings.registry import COUPLINGS, WRAPPERS, check_coupling_name, parse_coupling
 from immiscible_diffusion.couplings.semidiscrete import NoiseFirst, Semidiscrete, SemidiscretePlan
 from immiscible_diffusion.couplings.wrappers import Calibrated, MaskedCoupling, Shuffled, WarmUp
@@ -37,6 +38,7 @@ __all__ = [
     "PairedBatch",
     "PairedLoader",
     "Projected",
+    "Quantile",
     "Semidiscrete",
     "SemidiscretePlan",
     "Shuffled",

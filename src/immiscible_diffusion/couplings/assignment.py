@@ -37,6 +37,9 @@ class LinearAssignment(Coupling):
         cost: ``"inner"``: the squared distance, by inner products alone (one matrix product, no ``[B, B, D]``);
             ``"norm"``: the distance not squared, as the paper's code has it (slower to solve, for parity); ``"l1"``:
             the sum of absolute differences (the paper's ablation).
+        solver: ``"exact"``; or ``"greedy"``: the closest pair, then the closest of the rest, and so on: a stable
+            matching (no sample and noise are closer than both are to their partners; Multisample Flow Matching, arXiv
+            2304.14772), solved where the data are.
         negate: return minus the assigned noise: a control whose pairs are equally dependent but distant (the paper's
             ablation without optimal transport).
         pool: batches paired as one by ``PairedLoader`` or ``pair_pool``; a plain call warns.
@@ -57,6 +60,7 @@ class LinearAssignment(Coupling):
     """
 
     cost: Literal["inner", "norm", "l1"] = "inner"
+    solver: Literal["exact", "greedy"] = "exact"
     negate: bool = False
     pool: int = 1
     oversample: int = 1
@@ -72,6 +76,8 @@ class LinearAssignment(Coupling):
     def __post_init__(self) -> None:
         if self.cost not in costs.COSTS:
             raise ValueError(f"cost must be one of {', '.join(costs.COSTS)}, got {self.cost!r}")
+        if self.solver not in ("exact", "greedy"):
+            raise ValueError(f"solver must be exact or greedy, got {self.solver!r}")
         if self.cond_cost not in ("hard", "soft"):
             raise ValueError(f"cond_cost must be hard or soft, got {self.cond_cost!r}")
         for name in ("pool", "oversample"):
@@ -156,9 +162,6 @@ class LinearAssignment(Coupling):
             warnings.warn("LinearAssignment pairs nothing in a batch of one sample; KNN(k) does", stacklevel=7)
         if self.pool > 1:
             warnings.warn(f"pool={self.pool} joins batches in PairedLoader or pair_pool, not in a call", stacklevel=7)
-        with require_extra("", "linear assignment"):
-            from scipy.optimize import linear_sum_assignment  # keeps the package's import light
-
         index = torch.arange(len(data), device=data.device)
         points = costs.standardized(data, valid) if self.standardize else data
         soft = condition is not None and self.cond_cost == "soft"
@@ -167,12 +170,18 @@ class LinearAssignment(Coupling):
             if len(columns) <= 1:
                 continue
             own = None if valid is None else valid[rows]
-            squared = self.oversample > 1 or soft
-            cost = costs.assignment_cost(self.cost, points[rows], noise[columns], own, squared).cpu()
+            squared = self.oversample > 1 or soft or self.solver == "greedy"
+            cost = costs.assignment_cost(self.cost, points[rows], noise[columns], own, squared)
             check_rows_finite(cost)
             if condition is not None and soft:
-                cost = costs.add_condition_cost(cost, condition[rows].cpu(), self.mismatch_rate)
-            column = torch.as_tensor(linear_sum_assignment(cost.numpy())[1], device=data.device)
+                cost = costs.add_condition_cost(cost.cpu(), condition[rows].cpu(), self.mismatch_rate)
+            if self.solver == "greedy":
+                if self.cost == "inner":  # of two samples that want a noise the closer one gets it
+                    whole = points[rows] if own is None else points[rows].masked_fill(~own, 0)
+                    cost += whole.to(cost).flatten(1).square().sum(dim=1, keepdim=True) / 2
+                column = greedy_columns(cost).to(data.device)
+            else:
+                column = exact_columns(cost).to(data.device)
             index[rows] = columns[column]
         return index
 
@@ -206,3 +215,28 @@ class LinearAssignment(Coupling):
             else:
                 parts.append(rows)
         return parts
+
+
+def exact_columns(cost: Tensor) -> Tensor:
+    """The column ``[B]`` of each row of ``cost`` ``[B, N]``, all different, at the least total cost."""
+    with require_extra("", "linear assignment"):
+        from scipy.optimize import linear_sum_assignment  # keeps the package's import light
+
+    return torch.as_tensor(linear_sum_assignment(cost.cpu().numpy())[1])
+
+
+def greedy_columns(cost: Tensor) -> Tensor:
+    """The column ``[B]`` of each row of ``cost`` ``[B, N]``: the cheapest pair is taken, and again from the rest.
+
+    Pairs that are each other's cheapest are taken at once, in some log B rounds.
+    """
+    cost, rows = cost.clone(), torch.arange(len(cost), device=cost.device)
+    column = torch.empty_like(rows)
+    while len(rows):
+        left = cost[rows]
+        best = left.argmin(dim=1)
+        mutual = left.argmin(dim=0)[best] == torch.arange(len(rows), device=rows.device)
+        column[rows[mutual]] = best[mutual]
+        cost[:, best[mutual]] = torch.inf
+        rows = rows[~mutual]
+    return column

@@ -20,14 +20,15 @@ from immiscible_diffusion.couplings.knn import CENTERS, KNN
 from immiscible_diffusion.couplings.moments import Moments
 from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
 from immiscible_diffusion.couplings.projected import Projected
+from immiscible_diffusion.couplings.quantile import Quantile
 from immiscible_diffusion.couplings.semidiscrete import UNFITTED, Semidiscrete, SemidiscretePlan, plan_of
 from immiscible_diffusion.couplings.wrappers import Calibrated, MaskedCoupling, Shuffled, WarmUp, Wrapper
 
 MomentsSource = Moments | Callable[[], Moments] | None
 DistributionSource = NoiseDistribution | Callable[[Coupling], NoiseDistribution] | None
-PlanSource = SemidiscretePlan | Callable[[bool, int | None], SemidiscretePlan] | None
+PlanSource = SemidiscretePlan | Callable[..., SemidiscretePlan] | None
 
-KINDS = (Independent, KNN, LinearAssignment, GaussianOT, Semidiscrete)
+KINDS = (Independent, KNN, LinearAssignment, GaussianOT, Semidiscrete, Quantile)
 COUPLINGS: dict[str, type[Coupling]] = {kind.name: kind for kind in KINDS}
 WRAPPERS: dict[str, type[Wrapper]] = {
     kind.name: kind for kind in (Shuffled, Calibrated, WarmUp, MaskedCoupling, Aligned, Projected)
@@ -51,8 +52,9 @@ def parse_coupling(
     Args:
         name: ``"independent"``, ``"knn:k=16"``, ``"knn:k=16,center=mean"`` (or ``label``, ``channel``),
             ``"assignment"``, ``"assignment:cost=norm"`` (and the other options of ``LinearAssignment``),
-            ``"gaussian_ot:eps=4"``, ``"semidiscrete"``, ``"semidiscrete:cond_key=label,rank=32"``, any of these with
-            ``start_step=N`` (no pairing before that training step),
+            ``"gaussian_ot:eps=4"``, ``"semidiscrete"``, ``"semidiscrete:cond_key=label,rank=32"`` (and ``max_steps=``
+            of the fit), ``"quantile"``, ``"quantile:rank=4,share=0.5"``, any of these with ``start_step=N`` (no
+            pairing before that training step),
             ``"shuffled:"``, ``"calibrated:"``, ``"masked:"`` (paired inside ``cond["inpaint_mask"]``),
             ``"warmup(start_step=N):"``, ``"aligned(beta=5):"``, ``"projected(pool=4):"`` or ``"projected(rank=32):"``
             before any of these, or with ``allow_import`` a coupling of your own by import path: a subclass of
@@ -60,7 +62,8 @@ def parse_coupling(
         moments: moments of the data for ``center=`` and ``gaussian_ot``, or a function that fits them, called only if
             they are needed.
         distribution: the noise distribution for ``calibrated:``, or a function of the inner coupling that measures it.
-        plan: of the data set for ``semidiscrete``, or a function of "within each label?" and of the rank that fits it.
+        plan: of the data set for ``semidiscrete`` and ``quantile``, or a function of "within each label?" that fits
+            it, with ``rank`` and ``max_steps`` of ``SemidiscretePlan.fit`` as options.
         allow_import: what may be imported: ``"my_module:MyCoupling"`` (brackets and wrappers do not count), or True
             for whatever the name spells. True is only for names that the user typed: one that comes with a run folder
             or another file is somebody else's code.
@@ -91,8 +94,10 @@ def parse_coupling(
         options = _parse_options(name, text)
         start = options.pop("start_step", None)
         options |= _moments_for(name, head, options.get("center"), moments)
-        if head == Semidiscrete.name:
-            options["plan"] = _plan_for(name, options.get("cond_key") is not None, options.pop("rank", None), plan)
+        if head in (Semidiscrete.name, Quantile.name):
+            asked: dict[str, Any] = {"rank": 1, "max_steps": 0} if head == Quantile.name else {}
+            asked |= {key: options.pop(key) for key in set(options) & {"rank", "max_steps"}}
+            options["plan"] = _plan_for(name, options.get("cond_key") is not None, asked, plan)
         coupling = _make(name, COUPLINGS[head], options)
         return coupling if start is None else WarmUp(coupling, start)
     if match := _IMPORT.fullmatch(name):
@@ -104,8 +109,8 @@ def parse_coupling(
         return _import_coupling(name, match)
     raise ValueError(
         f"unknown coupling '{name}'; known: independent, knn:k=K[,center=mean|label|channel], assignment"
-        f"[:cost=inner|norm|l1], gaussian_ot[:eps=E], semidiscrete[:cond_key=label], shuffled:<any>, "
-        f"calibrated:<any>, aligned:<any>, projected(pool=4):<any>, or module:Name(k=3)"
+        f"[:cost=inner|norm|l1], gaussian_ot[:eps=E], semidiscrete[:cond_key=label], quantile[:rank=R], "
+        f"shuffled:<any>, calibrated:<any>, aligned:<any>, projected(pool=4):<any>, or module:Name(k=3)"
     )
 
 
@@ -115,7 +120,10 @@ def parse_without_data(name: str, *, allow_import: bool | str = False) -> Coupli
     labels = torch.arange(66) % 2
     moments = Moments.fit([(data, labels)])  # as many directions as of any data
     standard = NoiseDistribution.standard(moments)
-    plan = functools.partial(plan_of, data, labels, moments, **UNFITTED)
+
+    def plan(within: bool, **options: Any) -> SemidiscretePlan:
+        return plan_of(data, labels, moments, within, **(options | UNFITTED))
+
     return parse_coupling(name, moments, standard, plan, allow_import=allow_import)
 
 
@@ -159,11 +167,11 @@ def _moments_for(name: str, head: str, center: Any, moments: MomentsSource) -> d
     return {"center" if center == "mean" else "moments": _fitted(name, moments)}
 
 
-def _plan_for(name: str, within: bool, rank: int | None, plan: PlanSource) -> SemidiscretePlan:
+def _plan_for(name: str, within: bool, options: dict[str, Any], plan: PlanSource) -> SemidiscretePlan:
     if plan is None:
         raise ValueError(f"coupling '{name}' needs the plan of the data set: SemidiscretePlan.fit(data, moments)")
-    plan = plan if isinstance(plan, SemidiscretePlan) else plan(within, rank)
-    if rank not in (None, known := len(plan.directions)):
+    plan = plan if isinstance(plan, SemidiscretePlan) else plan(within, **options)
+    if options.get("rank") not in (None, known := len(plan.directions)):
         raise ValueError(f"coupling '{name}': the plan was fitted with rank {known}")
     return plan
 

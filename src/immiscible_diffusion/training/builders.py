@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -151,19 +150,16 @@ def build_coupling(
     def moments() -> Moments:
         return _moments(recipe, task, run_dir).to(device)
 
-    def plan(within: bool, rank: int | None) -> SemidiscretePlan:
-        state = run_dir.root / "semidiscrete_fit.safetensors"
-        return _kept(
-            run_dir, "semidiscrete", SemidiscretePlan, lambda: _plan(recipe, task, moments(), within, rank, state)
-        ).to(device)
+    def plan(within: bool, **options: Any) -> SemidiscretePlan:
+        options = {"state": run_dir.root / "semidiscrete_fit.safetensors", "max_steps": PLAN_STEPS} | options
+        fit = lambda: _plan(recipe, task, moments(), within, options)  # noqa: E731
+        return _kept(run_dir, "semidiscrete", SemidiscretePlan, fit).to(device)
 
     coupling = parse_coupling(recipe.coupling, moments, calibration, plan, allow_import=allow_code)
     return task.coupling(coupling)
 
 
-def _plan(
-    recipe: Recipe, task: Task, moments: Moments, within: bool, rank: int | None, state: Path
-) -> SemidiscretePlan:
+def _plan(recipe: Recipe, task: Task, moments: Moments, within: bool, options: dict[str, Any]) -> SemidiscretePlan:
     """Fit noise to the samples of the data set, mirror images among them, encoded without chance."""
     dataset = task.dataset
     if within and dataset.labels is None:
@@ -174,17 +170,18 @@ def _plan(
             batch = task.encode(dataset.indexed(index))
             if batch.index is None:
                 raise ValueError(
-                    f"semidiscrete pairing looks noise up by sample, and batches of {dataset.name} do not "
-                    f"name theirs; use KNN, say"
+                    f"a plan is of all samples by their index, and batches of {dataset.name} do not name theirs; "
+                    f"use KNN, say"
                 )
             if batch.mask is not None:
-                raise ValueError("semidiscrete pairing takes no data with a mask; use KNN, say")
+                raise ValueError("a plan takes no data with a mask; use KNN, say")
             yield (batch.data, (batch.cond or {})["label"]) if within else batch.data
 
-    with Progress(PLAN_STEPS, 0, "fitting the semidiscrete plan, at most") as bar:
-        options: dict[str, Any] = {"max_steps": PLAN_STEPS, "seed": recipe.seed, "device": task.device, "state": state}
+    with Progress(options["max_steps"], 0, "fitting the semidiscrete plan, at most") as bar:
         report = lambda step, chi_square: bar.update(step, chi_square=chi_square)  # noqa: E731
-        return SemidiscretePlan.fit(encoded(), moments, rank=rank, progress=report, **options)
+        return SemidiscretePlan.fit(
+            encoded(), moments, seed=recipe.seed, device=task.device, progress=report, **options
+        )
 
 
 def _moments(recipe: Recipe, task: Task, run_dir: RunDir) -> Moments:

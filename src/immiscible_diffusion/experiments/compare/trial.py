@@ -96,8 +96,8 @@ class TrialRunner:
         if batch.index is not None:
             batch = replace(batch, index=torch.arange(len(batch), device=data.device))
 
-        def plan(within: bool, rank: int | None) -> SemidiscretePlan:
-            return plan_of(data, labels, moments(), within, rank, **UNFITTED)
+        def plan(within: bool, **options: Any) -> SemidiscretePlan:
+            return plan_of(data, labels, moments(), within, **(options | UNFITTED))
 
         for name in {trial.unmatched.coupling: None for trial in self.plan.trials}:
             try:
