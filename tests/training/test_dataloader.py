@@ -1,19 +1,24 @@
 """What the steps are fed with, through whole trainings: prefetch, pools, image scaling."""
 
 import dataclasses
+import itertools
 import threading
+from itertools import islice
 
 import pytest
 import torch
 
 from helpers import assert_same_weights, train
+from immiscible_diffusion.data import DataSet
 from immiscible_diffusion.data.scaling import DataScaling
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.evaluation.load_run import load_run
+from immiscible_diffusion.training.dataloader import TrainDataLoader
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.trainer import Trainer
 from immiscible_diffusion.utils.atomic_files import read_json
+from immiscible_diffusion.utils.batch import Batch
 
 POOLED = """
 import dataclasses
@@ -149,3 +154,32 @@ def test_scaling_is_recorded_and_a_checkpoint_of_another_is_refused(tiny, tmp_pa
     (tmp_path / "two" / "checkpoint.pt").replace(tmp_path / "one" / "checkpoint.pt")
     with pytest.raises(ValueError, match=r"scaling.factor was 2.0, the recipe has 1.0"):
         train(tiny, tmp_path / "one")
+
+
+class Numbers(DataSet):
+    name, shape = "numbers", (1,)
+
+    def __len__(self):
+        return 96
+
+    def batch(self, indices, generator=None):
+        return Batch(indices[:, None].float(), index=indices)
+
+
+@pytest.mark.parametrize(
+    ("parts", "world", "micro_batches"), list(itertools.product((1, 2, 4, 6), (1, 2, 3, 4, 6), (1, 2)))
+)
+def test_ranks_share_the_samples_of_a_step_whatever_their_number(parts, world, micro_batches):
+    """Each sample is trained once a step, and with the random numbers of its part."""
+
+    def seen(*place):
+        loader = TrainDataLoader(Numbers(), 48, 0, torch.device("cpu"), *place, parts=parts)
+        per_step = loader.parts_per_step
+        for index, batch in enumerate(islice(loader.starting_at(per_step), per_step), per_step):
+            noise = torch.randn(len(batch), generator=loader.streams(index).noise)
+            for _, own in loader.rows(len(batch)):
+                yield from zip(batch.index[own].tolist(), noise[own].tolist(), strict=True)
+
+    ranks = [list(seen(rank, world, micro_batches)) for rank in range(world)]
+    assert len({len(rank) for rank in ranks}) == 1
+    assert sorted(itertools.chain(*ranks)) == sorted(seen())

@@ -5,14 +5,18 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from itertools import islice
 
 import pytest
 import torch
 
+from fixtures.two_processes import finish, start
 from helpers import assert_same_weights, train, weights
+from immiscible_diffusion.cli.main import main as cli
 from immiscible_diffusion.couplings.moments import Moments
 from immiscible_diffusion.data import DataSet, check_split
+from immiscible_diffusion.diffusion.losses import RegressionLoss
 from immiscible_diffusion.evaluation.load_run import load_run
 from immiscible_diffusion.models import MLP
 from immiscible_diffusion.training.ema import EMAConfig
@@ -155,9 +159,7 @@ def test_two_ranks_equal_one_process_that_accumulates(tmp_path, gradient_accumul
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     two = command(tmp_path / "two", *options, str(gradient_accumulation_steps))
     subprocess.run([two[0], *launch, *two[1:]], check=True, capture_output=True, timeout=300)
-    left, right = weights(tmp_path / "one"), weights(tmp_path / "two")
-    for name in left:
-        torch.testing.assert_close(left[name], right[name], rtol=1e-5, atol=1e-6)
+    assert_equal_but_for_rounding(tmp_path / "one", tmp_path / "two")
 
 
 def test_batch_size_must_divide():
@@ -253,24 +255,67 @@ def test_the_average_decays_as_published(tiny, tmp_path):
         torch.testing.assert_close(mean, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_as_many_parts_of_a_step_go_on_in_other_processes_and_others_are_refused(tiny, tmp_path):
-    recipe = dataclasses.replace(tiny, coupling="knn:k=4", gradient_accumulation_steps=2)
-    train(recipe, tmp_path / "whole")
-    run = train(recipe, tmp_path / "run", until=4).run_dir
-    state = run.load_checkpoint()
-    assert state["parts"] == [1, 2]
-    run.save_checkpoint(state | {"parts": [2, 1]})  # as two ranks would have written it
-    with pytest.raises(ValueError, match=r"2 processes x 1 .* here are 1 x 1"):
-        train(dataclasses.replace(recipe, gradient_accumulation_steps=1), tmp_path / "run")
+def assert_equal_but_for_rounding(one, two):
+    left, right = weights(one), weights(two)
+    for name in left:
+        torch.testing.assert_close(left[name], right[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("coupling", ["knn:k=4", "assignment"])
+def test_a_run_goes_on_in_other_micro_batches_of_the_same_parts(tiny, tmp_path, coupling):
+    """A whole batch in 4 and 2 pieces; 4 micro-batches where 1 is asked for, and in 2 pieces each."""
+    for before, steps in ((1, (1, 4, 2)), (4, (4, 1, 8))):
+        recipe = dataclasses.replace(tiny, coupling=coupling, gradient_accumulation_steps=before)
+        train(recipe, tmp_path / f"whole{before}")
+        for until, number in zip((2, 5, 8), steps, strict=True):
+            folder = tmp_path / f"parts{before}"
+            run = train(dataclasses.replace(recipe, gradient_accumulation_steps=number), folder, until).run_dir
+            assert run.load_checkpoint()["parts"] == [1, before]
+        assert_equal_but_for_rounding(tmp_path / f"whole{before}", tmp_path / f"parts{before}")
+
+
+def test_batches_that_are_paired_together_keep_their_processes(tiny, tmp_path):
+    recipe = dataclasses.replace(tiny, coupling="assignment:pool=2", gradient_accumulation_steps=2)
+    run = train(recipe, tmp_path, until=4).run_dir
+    run.save_checkpoint(run.load_checkpoint() | {"parts": [2, 1]})
+    with pytest.raises(ValueError, match=r"2 processes x 1 .* here are 1 x 2.*keep both"):
+        train(recipe, tmp_path)
     assert run.recipe() == recipe
-    train(recipe, tmp_path / "run")
-    assert_same_weights(tmp_path / "whole", tmp_path / "run")
-    pool = dataclasses.replace(recipe, coupling="assignment:pool=2")
-    train(pool, tmp_path / "pool", until=4)
-    state = RunDir(tmp_path / "pool").load_checkpoint()
-    RunDir(tmp_path / "pool").save_checkpoint(state | {"parts": [2, 1]})
-    with pytest.raises(ValueError, match="keep both"):
-        train(pool, tmp_path / "pool")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"model": MLP(width=32, depth=1, dropout=0.5)}, "Dropout"),
+        ({"loss": RegressionLoss(input_perturbation=0.1)}, "noise of the loss"),
+        ({}, None),
+    ],
+)
+def test_what_other_micro_batches_change_is_named(tiny, tmp_path, change, named):
+    recipe = dataclasses.replace(tiny, **change)
+    train(recipe, tmp_path, until=2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(dataclasses.replace(recipe, gradient_accumulation_steps=2), tmp_path)
+    said = [str(w.message) for w in caught if "drawn as before" in str(w.message)]
+    assert [named in words for words in said] == [True] * (named is not None)
+
+
+@pytest.mark.subprocess
+def test_a_run_that_loses_a_process_goes_on_in_another_number_of_them(tmp_path):
+    """1 x 2 equals 2 x 1 of which one is killed, then four processes that share two parts, then 1 x 2."""
+    options = ("--coupling", "assignment", "--log-every", "1", "--checkpoint-every", "5")
+    accumulate, folder = "--gradient_accumulation_steps", tmp_path / "run"
+    cli(command(tmp_path / "whole", *options, accumulate, "2", "--steps", "100")[3:])
+    killed, other = start(2, *command(folder, *options, accumulate, "1", "--steps", "100")[3:])
+    wait_for_step(RunDir(folder), random.randrange(6, 40))
+    killed.kill()
+    killed.communicate()
+    said = other.communicate(timeout=60)[1]
+    assert other.returncode > 0, said
+    finish(start(4, *command(folder, *options, accumulate, "1", "--steps", "95")[3:]))
+    cli(command(folder, *options, accumulate, "1", "--steps", "100")[3:])
+    assert_equal_but_for_rounding(tmp_path / "whole", folder)
 
 
 def test_every_start_is_an_entry_of_the_environment(tiny, tmp_path):

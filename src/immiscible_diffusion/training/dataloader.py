@@ -1,23 +1,39 @@
-"""The training data of one rank: its micro-batches from any step on."""
+"""The training data of one rank: its parts of every step, from any step on."""
 
+import math
 from collections.abc import Generator
 from dataclasses import dataclass
 from itertools import islice
 
 import torch
 
-from immiscible_diffusion.data import DataSet
+from immiscible_diffusion.data import DataSet, check_split
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.random import RandomStreams
 
 
 @dataclass(frozen=True)
 class TrainDataLoader:
-    """The micro-batches of one rank, counted from step 0 on: functions of the seed alone.
+    """What one rank trains on: functions of the seed and of ``parts`` alone, however many ranks there are.
 
-    Micro-batch m of rank r is keyed as chunk ``m world + r`` of its step, so W ranks see what one process sees in W
-    micro-batches. ``batch_size`` is of a step, over all ranks and micro-batches; random numbers are drawn on
-    ``device``.
+    The global batch of a step is cut into ``parts``, each of which has random streams of its own, is encoded, and is
+    paired as one. A part goes to one rank, as a micro-batch of its own. Where ranks do not divide the parts, each of
+    ``shares`` ranks loads and pairs the whole part and trains its share of the rows, in as many ``pieces`` as give the
+    micro-batches that are asked for.
+
+    Args:
+        dataset: the data.
+        batch_size: samples of a step, over all ranks and micro-batches.
+        seed: the run's.
+        device: where random numbers are drawn.
+        rank: of this process.
+        world: number of processes.
+        gradient_accumulation_steps: micro-batches of a rank that are asked for; more where ``parts`` ask for them.
+        num_workers: processes that load.
+        parts: of a step; by default a micro-batch of a rank is one.
+
+    Raises:
+        ValueError: the batch does not divide into the micro-batches.
     """
 
     dataset: DataSet
@@ -28,17 +44,52 @@ class TrainDataLoader:
     world: int = 1
     gradient_accumulation_steps: int = 1
     num_workers: int = 0
+    parts: int | None = None
+
+    def __post_init__(self) -> None:
+        check_split(self.batch_size, self.num_parts * self.shares * self.pieces)
+
+    @property
+    def num_parts(self) -> int:
+        """``parts``, or its default."""
+        return self.parts or self.world * self.gradient_accumulation_steps
+
+    @property
+    def groups(self) -> int:
+        """Ranks r, r + groups, ... share the parts r, r + groups, ... of every step (r < groups)."""
+        return math.gcd(self.num_parts, self.world)
+
+    @property
+    def parts_per_step(self) -> int:
+        """Parts of a step that this rank sees."""
+        return self.num_parts // self.groups
+
+    @property
+    def shares(self) -> int:
+        """Ranks that share a part."""
+        return self.world // self.groups
+
+    @property
+    def pieces(self) -> int:
+        """Micro-batches that this rank's share of a part is trained in."""
+        return -(-self.gradient_accumulation_steps // self.parts_per_step)
+
+    def rows(self, count: int) -> list[tuple[int, slice]]:
+        """The pieces of a part of ``count`` samples that this rank trains: their numbers and their rows."""
+        first, all_pieces = self.rank // self.groups * self.pieces, self.shares * self.pieces
+        size = count // all_pieces
+        return [(n, slice(n * size, (n + 1) * size)) for n in range(first, first + self.pieces)]
 
     def starting_at(self, index: int) -> Generator[Batch, None, None]:
-        """Yield the micro-batches from number ``index`` on."""
-        step, skipped = divmod(index, self.gradient_accumulation_steps)
+        """Yield this rank's parts from number ``index`` on, counted from step 0."""
+        step, skipped = divmod(index, self.parts_per_step)
         loader = self.dataset.batches(
             self.batch_size,
             self.seed,
             start=step,
-            rank=self.rank,
-            world=self.world,
-            gradient_accumulation_steps=self.gradient_accumulation_steps,
+            rank=self.rank % self.groups,
+            world=self.groups,
+            gradient_accumulation_steps=self.parts_per_step,
             ahead=0,  # the thread that pairs makes them, or takes them from workers
             num_workers=self.num_workers,
         )
@@ -50,6 +101,6 @@ class TrainDataLoader:
         return self.starting_at(0)
 
     def streams(self, index: int) -> RandomStreams:
-        """Return the random streams of micro-batch ``index``: it is keyed as if it were a rank."""
-        step, micro = divmod(index, self.gradient_accumulation_steps)
-        return RandomStreams(self.seed, step, micro * self.world + self.rank, self.device)
+        """Return the random streams of part ``index`` of this rank: it is keyed as if it were a rank."""
+        step, number = divmod(index, self.parts_per_step)
+        return RandomStreams(self.seed, step, number * self.groups + self.rank % self.groups, self.device)

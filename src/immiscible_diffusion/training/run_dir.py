@@ -34,7 +34,7 @@ from immiscible_diffusion.utils.serialization import from_dict
 from immiscible_diffusion.utils.tensor_files import load_tensors, save_tensors
 
 # These may change between a run and its continuation without making it another experiment.
-# The trainer checks that processes x gradient_accumulation_steps stay, which decide what is drawn.
+# What is drawn stays that of the first gradient_accumulation_steps x processes, which a checkpoint keeps.
 RESUMABLE_FIELDS = (
     *(
         "gradient_accumulation_steps",

@@ -4,12 +4,16 @@ import math
 import os
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from immiscible_diffusion.couplings import Coupling, PairedBatch, PairedLoader
 from immiscible_diffusion.data import DataSet, check_split
@@ -46,6 +50,7 @@ class Trainer:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         micro_batches, batch_size = recipe.gradient_accumulation_steps, recipe.batch_size
         check_split(batch_size, world * micro_batches)
+        self.parts = [world, micro_batches]  # of the first start of the run: they decide what is drawn
         self.run = build_run(recipe, run_dir, self.device, dataset)
         self.task = self.run.task
         self.task.check_before_training()
@@ -126,7 +131,7 @@ class Trainer:
         self.metrics = StepMetrics(self.device)
 
     def paired_loader(self) -> PairedLoader:
-        """Return the micro-batches of this rank from the present step on, with their noise."""
+        """Return the parts of this rank from the present step on, with their noise."""
         return PairedLoader(
             self.loader,
             self.coupling,
@@ -134,28 +139,39 @@ class Trainer:
             streams=self.loader.streams,
             device=self.device,
             ahead=self.recipe.prefetch,
-            start=self.step * self.recipe.gradient_accumulation_steps,
+            start=self.step * self.loader.parts_per_step,
         )
 
     def train_step(self, batches: Iterator[PairedBatch]) -> None:
-        """Take one optimizer step, of ``gradient_accumulation_steps`` micro-batches."""
+        """Take one optimizer step: each part is drawn as a whole and trained in this rank's pieces of it."""
         recipe, task, accelerator = self.recipe, self.task, self.accelerator
         path, model, optimizer, loss_fn = recipe.noise_path, self.model, self.optimizer, recipe.loss
         step, steps, ema = self.step, recipe.steps, self.ema
-        for _ in range(recipe.gradient_accumulation_steps):
+        for _ in range(self.loader.parts_per_step):
             with self.metrics.waiting():
                 batch = next(batches)  # its noise = coupling(data), one batch ahead
-            with accelerator.accumulate(model):
-                t = path.sample_time(len(batch.data), generator=batch.rng.time)
-                cond = task.drop_conditions(batch.cond, batch.rng)
-                torch.manual_seed(batch.rng.dropout)
-                losses = loss_fn(model, path, batch.data, batch.noise, t, cond, batch.mask, progress=step / steps)
-                accelerator.backward(losses.mean())
-                if recipe.optim.max_grad_norm and accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(model.parameters(), recipe.optim.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad()
-                self.metrics.add(losses, t, batch.pairing_seconds, batch.loading_seconds)
+            t = path.sample_time(len(batch.data), generator=batch.rng.time)
+            cond = task.drop_conditions(batch.cond, batch.rng)
+            mask = None if batch.mask is None else batch.mask.expand_as(batch.data)
+            trained: list[Tensor] = []
+            times: list[Tensor] = []
+            for number, rows in self.loader.rows(len(batch.data)):
+                own = cond and {name: value[rows] for name, value in cond.items()}
+                with accelerator.accumulate(model):
+                    torch.manual_seed(batch.rng.dropout + number)
+                    losses = loss_fn(
+                        *(model, path, batch.data[rows], batch.noise[rows], t[rows], own),
+                        None if mask is None else mask[rows],
+                        progress=step / steps,
+                    )
+                    accelerator.backward(losses.mean())
+                    if recipe.optim.max_grad_norm and accelerator.sync_gradients:
+                        accelerator.clip_grad_norm_(model.parameters(), recipe.optim.max_grad_norm)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                trained.append(losses.detach())
+                times.append(t[rows])
+            self.metrics.add(torch.cat(trained), torch.cat(times), batch.pairing_seconds, batch.loading_seconds)
         self.lr_schedule.step()
         ema.update(model)
         self.step += 1
@@ -259,7 +275,7 @@ class Trainer:
         try:
             if state["scaling"] != factor:
                 raise ValueError(f"scaling.factor was {state['scaling']}, the recipe has {factor}")
-            self._check_parts(state.get("parts", self.parts))
+            self._keep_parts(state.get("parts", self.parts))
             load_trainable_state(self.run.model, state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.lr_schedule.load_state_dict(state["lr_schedule"])
@@ -273,20 +289,29 @@ class Trainer:
                 f"another --out, or remove it to start from step 0"
             ) from error
 
-    @property
-    def parts(self) -> list[int]:
-        """Processes and micro-batches of each: every one of these parts of a step has random streams of its own."""
-        return [self.accelerator.num_processes, self.recipe.gradient_accumulation_steps]
+    def _keep_parts(self, parts: list[int]) -> None:
+        """Draw and pair the ``parts`` of a checkpoint on these ranks, and warn of what changes all the same.
 
-    def _check_parts(self, before: list[int]) -> None:
-        """Raise ValueError if other noise would be drawn than in the parts that a checkpoint was trained in."""
-        joint = self.coupling.pool_size > 1 or self.coupling.across_ranks
-        if math.prod(before) != math.prod(self.parts) or (joint and before != self.parts):
-            keep = "both, as the coupling pairs several parts at once" if joint else "their product"
+        ValueError if the coupling pairs several micro-batches of a rank, or those of all ranks, and these are others.
+        """
+        if (self.coupling.pool_size > 1 or self.coupling.across_ranks) and parts != self.parts:
             raise ValueError(
-                "it was trained by {} processes x {} gradient_accumulation_steps, and here are {} x {}: other noise "
-                "would be drawn; keep {}".format(*before, *self.parts, keep)
+                "it was trained by {} processes x {} gradient_accumulation_steps, and here are {} x {}: the coupling "
+                "pairs several micro-batches at once, and would pair others; keep both".format(*parts, *self.parts)
             )
+        loader = self.loader = replace(self.loader, parts=math.prod(parts))
+        self.accelerator.gradient_accumulation_steps = loader.parts_per_step * loader.pieces
+        divided, loss = loader.shares * loader.pieces > 1, self.recipe.loss
+        modules = [m for m in self.run.model.modules() if isinstance(m, _BatchNorm) or (divided and _drops(m))]
+        changed = sorted({type(module).__name__ for module in modules})
+        changed += ["noise of the loss"] if divided and loss != loss.without_augmentation() else []
+        if parts != self.parts and self.is_main and changed:
+            was, now = (" x ".join(map(str, numbers)) for numbers in (parts, self.parts))
+            warnings.warn(
+                f"processes x micro-batches were {was} and are {now}: all is drawn as before but {', '.join(changed)}",
+                stacklevel=2,
+            )
+        self.parts = parts
 
     def stop_requested(self, guard: InterruptGuard) -> bool:
         """Return whether any rank received a signal.
@@ -301,3 +326,8 @@ class Trainer:
             guard.received = guard.received or received or None  # it may have come while asking
             return received > 0
         return guard.received is not None
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether ``module`` draws dropout for a whole micro-batch."""
+    return isinstance(module, _DropoutNd) and module.p > 0
