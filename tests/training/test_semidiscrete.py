@@ -44,11 +44,11 @@ def test_a_fit_that_was_killed_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(semidiscrete, "EVERY", 5)
     update, seen = builders.Progress.update, []
 
-    def killed(bar, step, **figures):
+    def killed(bar, step, *note, **figures):
         seen.append(step)
         if len(seen) == 3:
             raise KeyboardInterrupt
-        update(bar, step, **figures)
+        update(bar, step, *note, **figures)
 
     monkeypatch.setattr(builders.Progress, "update", killed)
     with pytest.raises(KeyboardInterrupt):
