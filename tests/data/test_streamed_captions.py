@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fixtures.tar_shards import PER_SHARD, write_shards
+from helpers import assert_same_weights
 from immiscible_diffusion.data import DataConfig
 from immiscible_diffusion.data.aspect_buckets import Buckets
 from immiscible_diffusion.data.streaming import load_stream
@@ -50,14 +51,18 @@ def test_training_reads_all_shards_and_the_first_images_are_addressed(tmp_path: 
     assert colors == set(range(3 * PER_SHARD))
 
 
-def test_it_trains_resumes_and_has_previews(tmp_path: Path) -> None:
+@pytest.mark.parametrize("coupling", ["knn:k=4", "assignment:pool=3"])
+def test_it_trains_resumes_exactly_and_has_previews(tmp_path: Path, coupling: str) -> None:
+    """Three steps are six micro-batches: where pools of three end. Two are within a pool."""
     write_shards(tmp_path / "shards", 2)
     recipe = stream_recipe("cifar10-ddim", tmp_path / "shards")
-    recipe = dataclasses.replace(recipe, coupling="knn:k=4")
-    make_trainer(recipe, tmp_path / "run").train(until=2, quiet=True)
-    trainer = make_trainer(recipe, tmp_path / "run")
-    trainer.train(quiet=True)
+    recipe = dataclasses.replace(recipe, coupling=coupling, gradient_accumulation_steps=2)
+    make_trainer(recipe, tmp_path / "whole").train(quiet=True)
+    for until in (2, 3, None):
+        trainer = make_trainer(recipe, tmp_path / "run")
+        trainer.train(until=until, quiet=True)
     assert trainer.step == 4
+    assert_same_weights(tmp_path / "whole", tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run" / "samples").glob("*.png"))
 
 

@@ -1,8 +1,10 @@
 """Streams: every sample of every shard, ranks disjoint, damage is an error or a warning."""
 
 import json
+import random
 import tarfile
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from fixtures.image_files import datasets, encoded, noise, whole_numbers, write_parquet
+from fixtures.image_files import datasets, encoded, noise, save, whole_numbers, write_parquet
 from fixtures.tar_shards import PER_SHARD, write_shards, write_tar
 from immiscible_diffusion.data import DataConfig
 from immiscible_diffusion.data.captions import Captions
@@ -52,7 +54,7 @@ def test_all_come_shuffled_with_their_captions(tmp_path: Path) -> None:
     mixed = captions_of(take(stream(tmp_path, shuffle_buffer=8), 12))
     assert mixed != sorted(mixed)
     assert mixed == captions_of(take(stream(tmp_path, shuffle_buffer=8), 12, ahead=2))
-    assert mixed != captions_of(take(stream(tmp_path, shuffle_buffer=8), 12, start=1))
+    assert mixed[6:] == captions_of(take(stream(tmp_path, shuffle_buffer=8), 9, start=3))
 
 
 def test_ranks_read_other_shards(tmp_path: Path) -> None:
@@ -213,3 +215,106 @@ def test_a_sample_without_caption_and_class_can_be_skipped(tmp_path: Path) -> No
         take(stream(shard), 2)
     with pytest.warns(UserWarning, match="no caption and no class"):
         assert captions_of(take(stream(shard, on_error="skip"), 2)) == [3] * 4
+
+
+# -- resuming -------------------------------------------------------------------------------------
+
+
+def test_a_stream_killed_anywhere_and_resumed_yields_each_remaining_sample_once(tmp_path: Path) -> None:
+    """Two ranks of two micro-batches: 24 samples, 2 steps an epoch of 3 shards a rank; the threads read ahead."""
+    write_shards(tmp_path, 4)
+    options = {"batch_size": 4, "world": 2, "gradient_accumulation_steps": 2}
+    places = random.Random(0).sample(range(1, 30), 20)
+    for rank in range(2):
+        whole = captions_of(take(stream(tmp_path, shuffle_buffer=5), 60, rank=rank, **options))
+        for epoch in range(0, len(whole), 12):
+            assert len(set(whole[epoch : epoch + 12])) == 12
+        for start in places:
+            killed = stream(tmp_path, shuffle_buffer=5)
+            before = captions_of(take(killed, 2 * start, rank=rank, ahead=3, **options))
+            resumed = stream(tmp_path, shuffle_buffer=5)
+            resumed.load_state_dict(torch_saved(killed.state_dict(), tmp_path))
+            after = captions_of(take(resumed, 60 - 2 * start, rank=rank, start=start, **options))
+            assert before + after == whole
+
+
+def torch_saved(state: Any, folder: Path) -> Any:
+    torch.save(state, folder / "state.pt")
+    return torch.load(folder / "state.pt", weights_only=True)
+
+
+def test_a_resumed_stream_reads_from_its_place_only(tmp_path: Path) -> None:
+    """Of four shards of six samples, it opens the one it was in and those that follow."""
+    write_shards(tmp_path, 4)
+    killed = stream(tmp_path, shuffle_buffer=2)
+    take(killed, 8)  # 16 samples: in the third shard
+    resumed, opened = stream(tmp_path, shuffle_buffer=2), []
+    shards = [lambda n=n: (opened.append(n), resumed.shards[n]())[1] for n in range(4)]
+    again = replace(resumed, shards=shards)
+    again.load_state_dict(killed.state_dict())
+    assert captions_of(take(again, 4, start=8)) == captions_of(take(stream(tmp_path, shuffle_buffer=2), 12))[16:]
+    assert 2 <= len(opened) <= 3  # with the first of the next epoch
+
+
+def test_what_is_skipped_is_skipped_again_after_resuming(tmp_path: Path) -> None:
+    good = [{"png": encoded(np.full((5, 7, 3), n, np.uint8)), "txt": str(n).encode()} for n in range(8)]
+    good[2], good[5] = {"txt": b"2"}, {"png": b"no image", "txt": b"5"}
+    write_tar(tmp_path / "a.tar", {str(n): members for n, members in enumerate(good)})
+    options = {"on_error": "skip", "shuffle_buffer": 3}
+    with pytest.warns(UserWarning, match="skipped"):
+        whole = captions_of(take(stream(tmp_path, **options), 9))
+    assert sorted(whole[:6]) == [0, 1, 3, 4, 6, 7]
+    for start in range(1, 9):
+        killed, resumed = stream(tmp_path, **options), stream(tmp_path, **options)
+        with pytest.warns(UserWarning, match="skipped"):
+            take(killed, start)
+        resumed.load_state_dict(killed.state_dict())
+        with pytest.warns(UserWarning, match="skipped"):
+            found = captions_of(take(resumed, 9 - start, start=start))
+        assert found == whole[2 * start :]
+
+
+def test_on_another_number_of_ranks_a_new_epoch_begins(tmp_path: Path) -> None:
+    write_shards(tmp_path, 4)
+    two = stream(tmp_path)
+    for rank in range(2):
+        take(two, 1, batch_size=4, rank=rank, world=2)
+    one = stream(tmp_path)
+    one.load_state_dict(two.state_dict())
+    with pytest.warns(UserWarning, match="new epoch: read by 2 processes, now by 1"):
+        assert sorted(captions_of(take(one, 6, batch_size=4, start=1))) == list(range(24))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "folder"])
+def test_tables_and_folders_resume_too(tmp_path: Path, kind: str) -> None:
+    for shard in range(2):
+        rows = range(5 * shard, 5 * shard + 5)
+        images = [np.full((5, 5, 3), n, dtype=np.uint8) for n in rows]
+        if kind == "parquet":
+            text = ([str(n) for n in rows], datasets.Value("string"))
+            write_parquet(tmp_path / f"train-{shard}.parquet", images, text=text)
+        else:
+            for n, image in zip(rows, images, strict=True):
+                save(image, tmp_path / f"{n}.png")
+    if kind == "folder":
+        lines = [json.dumps({"file_name": f"{n}.png", "text": str(n)}) for n in range(10)]
+        (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    whole = captions_of(take(stream(tmp_path), 10))
+    assert sorted(whole[:10]) == list(range(10))
+    for start in (1, 4, 7):
+        killed, resumed = stream(tmp_path), stream(tmp_path)
+        take(killed, start)
+        resumed.load_state_dict(killed.state_dict())
+        assert captions_of(take(resumed, 10 - start, start=start)) == whole[2 * start :]
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_addresses_are_read_by_fsspec(tmp_path: Path, kind: str) -> None:
+    if kind == "tar":
+        write_shards(tmp_path, 2)
+        address = f"file://{tmp_path}/shard-{{000..001}}.tar"
+    else:
+        text = ([str(n) for n in range(12)], datasets.Value("string"))
+        write_parquet(tmp_path / "a.parquet", [np.full((5, 5, 3), n, np.uint8) for n in range(12)], text=text)
+        address = f"file://{tmp_path}/a.parquet"
+    assert sorted(captions_of(take(stream(address), 6))) == list(range(12))

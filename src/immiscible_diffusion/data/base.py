@@ -101,3 +101,10 @@ class DataSet:
     def batches(self, batch_size: int, seed: int, **options: int) -> Generator[Batch, None, None]:
         """The micro-batches of one rank; ``options`` as for ``sampler.batches``."""
         return batches(self, self.sampler(batch_size, seed), **options)
+
+    def state_dict(self) -> dict[Any, Any]:
+        """What ``batches`` needs, beside its arguments, to go on at a step: nothing, where samples are addressed."""
+        return {}
+
+    def load_state_dict(self, state: dict[Any, Any]) -> None:
+        """Let ``batches`` go on from a ``state_dict``; of several ranks, load that of every one."""

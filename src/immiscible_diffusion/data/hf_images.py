@@ -110,6 +110,8 @@ def load_arguments(config: "DataConfig") -> dict[str, Any]:
             raise ValueError("the data set 'folder' needs data.path, the folder of images")
         source, revision = split_revision(HUB.get(config.name, config.name.removeprefix("hub:")))
         return {"path": source, **revision}
+    if "://" in config.path:
+        return {"path": "parquet", "data_files": {config.split: config.path}}
     path = Path(config.path)
     if not path.exists():
         raise ValueError(f"data.path {path} does not exist")

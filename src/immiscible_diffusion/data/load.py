@@ -54,10 +54,9 @@ class DataConfig:
     # choose them at random, as diffusers' max_train_samples does; None = the first
     max_samples_seed: NonNegativeInt | None = None
     in_memory_gib: NonNegativeFloat = 4.0  # decode once and hold in memory up to this size; above, decode when needed
-    # read shards (tar, parquet, the hub) from start to end, for sets larger than the disk; data
-    # order is not restored on resume
+    # read shards (tar, parquet, the hub, addresses) from start to end, for sets larger than the disk
     stream: bool = False
-    shuffle_buffer: PositiveInt = 1000  # when streaming, the number of samples that the next is drawn from
+    shuffle_buffer: PositiveInt = 1000  # when streaming, how many samples are shuffled; twice as many are held
     # when streaming, ``raise``, or ``skip`` what cannot be read, with a warning
     on_error: Literal["raise", "skip"] = "raise"
 

@@ -11,6 +11,7 @@ import re
 import tarfile
 import warnings
 import zlib
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -35,7 +36,9 @@ from immiscible_diffusion.utils.optional_deps import require_extra
 from immiscible_diffusion.utils.random import RandomStreams, keyed_generator
 
 T = TypeVar("T")
+Place = tuple[int, int, int, int]  # epoch; shard and row at which a block of the shuffle begins; samples taken of it
 NUM_DECODERS = 4
+PLACES_KEPT = 100  # of the last micro-batches; those that wait for a step are fewer
 NUM_IN_MEMORY = 1000  # first images of a stream, for validation and previews
 TARS = (".tar", ".tar.gz", ".tgz")
 IMAGES = ("png", "jpg", "jpeg", "webp", "bmp")
@@ -59,6 +62,7 @@ class Sample:
     cell: dict[str, Any]
     texts: tuple[str, ...] = ()
     label: int | None = None
+    place: Place = (0, 0, 0, 0)  # where it was read; once shuffled, where the stream goes on after it
 
 
 Shard = Callable[[], Iterator[Sample | ShardError]]
@@ -68,7 +72,7 @@ Shard = Callable[[], Iterator[Sample | ShardError]]
 class Stream:
     """Images with prompts that are read in a shuffled order, and cannot be addressed by index.
 
-    Two runs with one seed see the same data from their start; a resumed run continues with others.
+    The order is a function of the seed and the number of ranks; each reads every sample of its shards once an epoch.
     """
 
     config: DataConfig  # name, size, channels, flip, shuffle buffer, and what to do with errors
@@ -76,6 +80,8 @@ class Stream:
     tokenize: Tokenize | None = None  # texts to ``[B, L]`` int64, or None
     classes: ClassNamePrompts | None = None  # prompts of the classes, or None
     skipped: list[str] = field(default_factory=list)  # what this process skipped so far
+    # by seed, rank, world and the number of samples that were taken: where the stream goes on
+    places: dict[tuple[int, int, int, int], Place] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -96,8 +102,9 @@ class Stream:
     ) -> Generator[Batch, None, None]:
         """The micro-batches of one rank from step ``start`` on; options as of ``sampler.batches``.
 
-        A rank reads its part of the shards in a shuffle of the epoch and of ``start``; ``num_workers`` threads decode,
-        by default 4.
+        A rank reads its part of the shards, which are shuffled every epoch; ``num_workers`` threads decode, by default
+        4. After ``load_state_dict`` reading begins near ``start``, else at the first sample, and nothing is decoded
+        before ``start``. Of another number of ranks the state is an epoch, which is left.
 
         Raises:
             ValueError: fewer shards than ranks, or the batch does not divide; at ``next``, what cannot be read.
@@ -112,18 +119,24 @@ class Stream:
         size = batch_size // parts
 
         def load() -> Generator[Batch, None, None]:
+            taken = start * batch_size // world
+            samples = self._samples_after(seed, rank, world, taken)
             with ThreadPoolExecutor(num_workers or NUM_DECODERS, "decode") as pool:
-                decoded = self._decoded(self._shuffled(seed, start, rank, world), size, pool)
+                decoded = self._decoded(samples, size, pool)
                 for step in count(start):
                     for chunk in range(rank, parts, world):
-                        generator = RandomStreams(seed, step, chunk).augment
-                        yield self._batch(list(islice(decoded, size)), generator)
+                        rows = list(islice(decoded, size))
+                        taken += size
+                        self.places[seed, rank, world, taken] = rows[-1][1].place
+                        while len(self.places) > PLACES_KEPT:
+                            del self.places[next(iter(self.places))]
+                        yield self._batch(rows, RandomStreams(seed, step, chunk).augment)
 
         return prefetch_iterator(load(), ahead + 1, name="stream", finish=False) if ahead else load()
 
     def first(self, count: int) -> list[tuple[Tensor, Sample]]:
         """Up to ``count`` samples in the order of the shards, with their bytes ``[C, H, W]``."""
-        samples = self._samples(range(len(self.shards)))
+        samples = self._intact(self._read(range(len(self.shards))))
         with ThreadPoolExecutor(NUM_DECODERS, "decode") as pool:
             return list(self._decoded(islice(samples, count), NUM_DECODERS, pool))
 
@@ -133,35 +146,66 @@ class Stream:
             return sample.texts
         return self.classes.of_class(sample.label)
 
-    def _shuffled(self, seed: int, start: int, rank: int, world: int) -> Iterator[Sample]:
-        generator = keyed_generator(seed, start, rank, "buffer")
-        samples = self._epochs(seed, start, rank, world)
-        buffer = list(islice(samples, self.config.shuffle_buffer))
-        for sample in samples:
-            index = int(torch.randint(len(buffer), (), generator=generator))
-            chosen, buffer[index] = buffer[index], sample
-            yield chosen
+    def state_dict(self) -> dict[tuple[int, int, int, int], Place]:
+        """Return where the stream goes on after each of the last batches."""
+        return dict(self.places)
 
-    def _epochs(self, seed: int, start: int, rank: int, world: int) -> Iterator[Sample]:
-        for epoch in count():
-            generator = keyed_generator(seed, start, epoch, "shards")
-            order = torch.randperm(len(self.shards), generator=generator).tolist()
-            empty = True
-            for sample in self._samples(order[rank::world]):
-                empty = False
-                yield sample
-            if empty:
+    def load_state_dict(self, state: dict[tuple[int, int, int, int], Place]) -> None:
+        """Let ``batches`` begin where a stream with this state would have gone on; of several ranks load every one."""
+        self.places.update(state)
+
+    def _samples_after(self, seed: int, rank: int, world: int, taken: int) -> Iterator[Sample]:
+        """The shuffled samples of a rank without the first ``taken``."""
+        place, worlds = self.places.get((seed, rank, world, taken)), {key[2] for key in self.places if key[0] == seed}
+        if taken and worlds and world not in worlds:
+            place = (1 + max(self.places.values())[0], 0, 0, 0)
+            was = ", ".join(map(str, worlds))
+            warnings.warn(f"{self.name} begins a new epoch: read by {was} processes, now by {world}", stacklevel=2)
+            self.places.clear()
+        return islice(self._shuffled(seed, rank, world, place or (0, 0, 0, 0)), 0 if place else taken, None)
+
+    def _shuffled(self, seed: int, rank: int, world: int, place: Place) -> Iterator[Sample]:
+        """The samples of all epochs from ``place`` on, block by block; the next one is read as one is taken from."""
+        first, shard, row, taken = place
+        for epoch in count(first):
+            order = torch.randperm(len(self.shards), generator=keyed_generator(seed, epoch, "shards")).tolist()
+            source = self._intact(self._read(order[rank::world], epoch, shard, row))
+            block = list(islice(source, self.config.shuffle_buffer))
+            if not block:
                 raise ValueError(f"{self.name}: no sample of this process's shards can be read")
+            while block:
+                begin = block[0].place[:3]
+                generator = keyed_generator(seed, rank, *begin, "block")
+                following = list(islice(source, taken))
+                for number in torch.randperm(len(block), generator=generator)[taken:].tolist():
+                    following += islice(source, 1)
+                    taken += 1
+                    yield replace(block[number], place=(*begin, taken))
+                block, taken = following, 0
+            shard = row = 0
 
-    def _samples(self, numbers: Iterable[int]) -> Iterator[Sample]:
-        return self._intact(sample for number in numbers for sample in self.shards[number]())
+    def _read(
+        self, numbers: Sequence[int], epoch: int = 0, shard: int = 0, row: int = 0
+    ) -> Iterator[Sample | ShardError]:
+        """What the shards ``numbers`` hold, from a row of one of them on."""
+        for position in range(shard, len(numbers)):
+            for index, item in islice(enumerate(self.shards[numbers[position]]()), row, None):
+                yield item if isinstance(item, ShardError) else replace(item, place=(epoch, position, index, 0))
+            row = 0
 
     def _decoded(
-        self, samples: Iterator[Sample], size: int, pool: ThreadPoolExecutor
+        self, samples: Iterator[Sample], ahead: int, pool: ThreadPoolExecutor
     ) -> Iterator[tuple[Tensor, Sample]]:
-        """Intact images with their samples, ``size`` decoded at a time."""
-        while chunk := list(islice(samples, size)):
-            yield from self._intact(pool.map(self._decode, chunk))
+        """Intact images with their samples, of which ``ahead`` are read and decoded before they are asked for."""
+
+        def in_order() -> Iterator[tuple[Tensor, Sample] | ShardError]:
+            pending = deque(pool.submit(self._decode, sample) for sample in islice(samples, ahead))
+            while pending:
+                decoded = pending.popleft().result()
+                pending.extend(pool.submit(self._decode, sample) for sample in islice(samples, 1))
+                yield decoded
+
+        return self._intact(in_order())
 
     def _decode(self, sample: Sample) -> tuple[Tensor, Sample] | ShardError:
         if self.tokenize is not None and not self.texts_of(sample):
@@ -215,6 +259,14 @@ class StreamedImages(Captioned):
     def batches(self, batch_size: int, seed: int, **options: int) -> Generator[Batch, None, None]:
         """The micro-batches of the stream; arguments as for ``Stream.batches``."""
         return self.stream.batches(batch_size, seed, **options)
+
+    def state_dict(self) -> dict[Any, Any]:
+        """That of the stream."""
+        return self.stream.state_dict()
+
+    def load_state_dict(self, state: dict[Any, Any]) -> None:
+        """Load that of the stream."""
+        self.stream.load_state_dict(state)
 
     def tokenized(self, tokenize: Tokenize) -> "StreamedImages":
         """The same with a tokenizer, in the stream too."""

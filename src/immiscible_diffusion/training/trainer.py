@@ -245,9 +245,12 @@ class Trainer:
         """
         if self.metrics.losses:
             self.finite_loss()  # a checkpoint that is not finite could never be resumed
+        from accelerate.utils import gather_object
+
+        data = gather_object([self.task.dataset.state_dict()])  # of all ranks
         if self.is_main:
             self.run_dir.save_weights(self.ema.model, self.step)
-            self.run_dir.save_checkpoint(self.state_dict())
+            self.run_dir.save_checkpoint(self.state_dict() | {"data": data})
             self.task.export(self.run_dir, self.run.model, self.ema, self.step)
             recipe, limit = self.recipe, self.recipe.checkpoints_total_limit
             if limit != 1 and (self.step % recipe.checkpoint_every == 0 or self.step == recipe.steps):
@@ -282,6 +285,8 @@ class Trainer:
             self.ema.load_state_dict(state["ema"], self.run.model)
             if state["scaler"] is not None:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
+            for of_rank in state.get("data", ()):
+                self.task.dataset.load_state_dict(of_rank)
             self.step = state["step"]
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
