@@ -375,3 +375,17 @@ def test_every_call_has_noise_of_its_own_unless_it_is_given_a_seed():
     torch.manual_seed(0)
     assert torch.equal(noise(), first)
     assert torch.equal(noise(seed=4), noise(seed=4))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_thread_with_a_stream_of_its_own_pairs_as_the_step_does():
+    loader = [batch(number, rows=256) for number in range(4)]
+
+    def pairs(ahead):
+        with PairedLoader(loader, LinearAssignment(), seed=0, device="cuda", ahead=ahead) as paired:
+            return [(each.data.cpu(), each.noise.cpu()) for each in paired]
+
+    for here, there in zip(pairs(0), pairs(2), strict=True):
+        assert all(map(torch.equal, here, there))
+        assert torch.equal(LinearAssignment().assign(*here), torch.arange(256))  # on the CPU: the best already
