@@ -246,7 +246,7 @@ def greedy_columns(cost: Tensor) -> Tensor:
 def _on_host(cost: Tensor) -> Tensor:
     """``cost`` on the CPU, where it is solved.
 
-    From CUDA through pinned memory, which is several times as fast and holds up no stream; the thread sleeps meanwhile.
+    From CUDA through pinned memory, which is faster and holds up no stream; the thread sleeps meanwhile.
     """
     if not cost.is_cuda:
         return cost.cpu()

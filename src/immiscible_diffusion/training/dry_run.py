@@ -48,7 +48,7 @@ def dry_run(recipe: Recipe, device: str, write: Callable[[str], None]) -> bool:
         write("missing: nothing")
         write(f"data: {dataset.name}, {len(dataset):,} of shape {'x'.join(map(str, dataset.shape))}")
         write(f"parameters: {sum(p.numel() for p in model.parameters()):,}")
-        whole = trainer.loader.batch_size
+        whole, flops = trainer.loader.batch_size, trainer.flops
         size, sample_bytes = (whole, 0.0) if trainer.device.type != "cpu" else _affordable(trainer)
         trainer.loader = replace(trainer.loader, batch_size=size)
         with trainer.paired_loader() as loader:
@@ -67,6 +67,10 @@ def dry_run(recipe: Recipe, device: str, write: Callable[[str], None]) -> bool:
         )
         if note := bottleneck(times):
             write(f"{note}; --num_workers loads in more processes")
+        share = "no share of its peak, as the card is not known"
+        if trainer.peak is not None:
+            share = f"{flops / seconds / trainer.peak:.0%} of the {trainer.peak / 1e12:,.0f} TFLOP/s of the card"
+        write(f"speed: {1 / seconds:.3g} steps/s, {flops / 1e12:.3g} TFLOP each: {share}")
         memory = peak_memory(trainer.device) + (whole - size) * sample_bytes
         write(f"memory: {memory / 2**30:.2f} GiB at its peak{scaled}")
         trainer.run_dir.begin(recipe)

@@ -35,6 +35,7 @@ class OptimizerConfig:
         betas: Adam's.
         weight_decay: decoupled (AdamW); 0 = Adam.
         use_8bit_adam: keep Adam's state in 8 bits (2110.02861); needs CUDA.
+        fused: update all weights in one kernel instead of several.
     """
 
     lr: PositiveFloat = 2e-4
@@ -48,6 +49,7 @@ class OptimizerConfig:
     betas: tuple[Probability, Probability] = (0.9, 0.999)
     weight_decay: NonNegativeFloat = 0.0
     use_8bit_adam: bool = False
+    fused: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self, "optim.")
@@ -65,7 +67,7 @@ class OptimizerConfig:
 def make_optimizer(config: OptimizerConfig, model: nn.Module, steps: int = 0) -> tuple[Any, Any]:
     """Return the optimizer of the trainable weights and its schedule over ``steps``."""
     kind: Any = torch.optim.AdamW if config.weight_decay else torch.optim.Adam
-    options: dict[str, Any] = {"foreach": True}
+    options: dict[str, Any] = {"fused" if config.fused else "foreach": True}
     if config.use_8bit_adam:
         with require_extra("bitsandbytes", "8-bit Adam (optim.use_8bit_adam)"):
             from bitsandbytes.optim import AdamW8bit

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from immiscible_diffusion.training.metrics_log import StepMetrics, bottleneck, l
 from immiscible_diffusion.training.optim import make_optimizer
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
+from immiscible_diffusion.training.throughput import device_peak, training_flops
 from immiscible_diffusion.training.validation import validation_batches
 from immiscible_diffusion.utils.folder_lock import folder_lock
 from immiscible_diffusion.utils.progress import Progress
@@ -59,11 +61,16 @@ class Trainer:
         )
         self.validation, self.validation_split = validation_batches(self.task)
         model = self.run.model.to(self.device)
+        if recipe.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer, self.lr_schedule = make_optimizer(recipe.optim, model, recipe.steps)
         # From here on moments may be written: nothing is left behind if another part is refused.
         self.run.fit_preconditioning(world)
         self.ema = EMA(recipe.ema, model)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        if recipe.compile:  # not by accelerate, which takes this from the first run of a process
+            self.model.compile()
+            self.ema.model.compile()
         self.coupling: Coupling = self.run.coupling
         self.pipeline = self.run.pipeline()
         self.step, self.saved_step = 0, -1
@@ -205,9 +212,25 @@ class Trainer:
         times = self.metrics.times()
         record = {"loss": self.finite_loss(), **loss_by_time(sums), **times}
         record["lr"] = self.lr_schedule.get_last_lr()[0]
+        shown = {"loss": record["loss"], "pairing": record["pairing_share"]}
+        if self.peak is not None:
+            record["peak_share"] = shown["of_peak"] = self.flops / record["seconds_per_step"] / self.peak
         self.metrics = StepMetrics(self.device)
         self.record("train", **record)
-        bar.update(self.step, bottleneck(times), loss=record["loss"], pairing=times["pairing_share"])
+        bar.update(self.step, bottleneck(times), **shown)
+
+    @property
+    def peak(self) -> float | None:
+        """FLOP/s that the device is capable of, in the precision of the recipe; None of one not known."""
+        return device_peak(self.device, self.recipe.mixed_precision)
+
+    @cached_property
+    def flops(self) -> float:
+        """Floating-point operations of a step on this device, with the network evaluated once."""
+        batch, path = self.validation[0], self.recipe.noise_path
+        cond = batch.cond and {name: value[:1] for name, value in batch.cond.items()}
+        one = training_flops(self.run.model, batch.data[:1], path.network_time(batch.t[:1]), cond)
+        return one * self.loader.batch_size / self.accelerator.num_processes
 
     def finite_loss(self) -> float:
         """Return the mean loss over the ranks since the last log; ValueError if not finite."""
