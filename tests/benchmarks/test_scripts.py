@@ -53,3 +53,14 @@ def test_loading_runs_tiny(script, tmp_path, capsys):
     sizes = ["--rounds", "1", "--batches", "1", "--images", "32"]
     assert script("loading").main([*sizes, "--markdown", str(tmp_path / "table.md")]) in (0, 1)
     assert "| 2 processes |" in (tmp_path / "table.md").read_text() == capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.subprocess
+def test_across_ranks_runs_tiny(script, tmp_path):
+    small = ["--rows", "4", "--dim", "12", "--sizes", "64", "128", "--repeats", "1"]
+    assert script("across_ranks").main([*small, "--markdown", str(tmp_path / "table.md")]) == 0
+    text = (tmp_path / "table.md").read_text()
+    assert "| 4 | nodes of 2 |" in text  # 2 x 4 samples of 12 numbers, there, noise too, and a byte of mask
+    assert f"{2 * 4 * (12 * 12 + 1) / 1e6:.1f} MB" in text
+    assert "| 1,024 | nodes of 8 | 32 |" in text

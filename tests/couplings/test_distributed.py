@@ -1,5 +1,6 @@
 """One assignment over all processes equals one process that has all rows."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from fixtures.two_processes import launch
 from immiscible_diffusion import KNN, LinearAssignment, Shuffled
+from immiscible_diffusion.couplings import parse_coupling
 
 CASES = {
     "even": ([4, 4, 4, 4], {}),
@@ -22,17 +24,18 @@ CASES = {
 }
 
 WORKER = """
-import sys, torch, torch.distributed as dist
-sys.path.insert(0, sys.argv[3])
+import os, sys, torch, torch.distributed as dist
+sys.path.insert(0, sys.argv[2])
 from test_distributed import CASES, chunk
 from immiscible_diffusion import LinearAssignment
 
 dist.init_process_group("gloo")
-rank, world = dist.get_rank(), dist.get_world_size()
+rank, across = dist.get_rank(), "node" if sys.argv[3] == "node" else True
+os.environ["GROUP_RANK"] = str(rank // 2)  # as torchrun on machines of two processes each
 found = {}
 for name, (sizes, options) in CASES.items():
     data, noise, cond, mask, generator, options = chunk(name, rank)
-    coupling = LinearAssignment(across_ranks=True, **options)
+    coupling = LinearAssignment(across_ranks=across, **options)
     found[name] = coupling.pair(data, noise, cond=cond, mask=mask, generator=generator)
 torch.save(found, f"{sys.argv[1]}/{rank}.pt")
 dist.destroy_process_group()
@@ -94,12 +97,14 @@ def chunk(name, rank):
 
 
 @pytest.mark.subprocess
-@pytest.mark.parametrize("processes", [2, 4])
-def test_ranks_equal_one_process(processes, tmp_path):
-    launch(WORKER, processes, tmp_path, processes, Path(__file__).parent, folder=tmp_path)
+@pytest.mark.parametrize("groups", [[range(2)], [range(4)], [range(2), range(2, 4)]], ids=["2", "4", "2 nodes x 2"])
+def test_ranks_equal_one_process(groups, tmp_path):
+    """The ranks of each node, where these pair together."""
+    across, processes = "node" if len(groups) > 1 else "all", groups[-1].stop
+    launch(WORKER, processes, tmp_path, Path(__file__).parent, across, folder=tmp_path)
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(processes)]
-    for name in CASES:
-        chunks = [chunk(name, rank) for rank in range(processes)]
+    for name, ranks in itertools.product(CASES, groups):
+        chunks = [chunk(name, rank) for rank in ranks]
         data, noise = (torch.cat([c[part] for c in chunks]) for part in (0, 1))
         options = chunks[0][5]
         if oversample := options.get("oversample"):
@@ -111,7 +116,7 @@ def test_ranks_equal_one_process(processes, tmp_path):
             mask = torch.cat([c[3].expand(c[0].shape) for c in chunks])
         one = LinearAssignment(**options)
         want = one.pair(data, noise, cond=cond, mask=mask, generator=chunks[0][4])
-        got = torch.cat([rank[name] for rank in found])
+        got = torch.cat([found[rank][name] for rank in ranks])
         assert got.dtype == want.dtype
         assert torch.equal(got, want), name
 
@@ -131,6 +136,9 @@ def test_pairing_in_a_thread_and_collectives_of_training_never_wait_for_each_oth
 
 def test_who_works_across_ranks():
     assert LinearAssignment(across_ranks=True).across_ranks
+    assert parse_coupling("shuffled:assignment:across_ranks=node").across_ranks == "node"
+    with pytest.raises(ValueError, match="across_ranks must be true, false or node, got 'rack'"):
+        LinearAssignment(across_ranks="rack")
     assert Shuffled(LinearAssignment(across_ranks=True)).across_ranks
     assert not LinearAssignment().across_ranks
     assert not Shuffled(KNN(4)).across_ranks

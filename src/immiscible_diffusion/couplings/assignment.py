@@ -52,7 +52,8 @@ class LinearAssignment(Coupling):
         mismatch_rate: sets that weight: of the pairs with different conditions, this share still costs less than the
             sample's own draw (1/2 would do so at weight 0).
         across_ranks: one assignment over all processes of ``torch.distributed``; all must call. A rank may have no
-            rows; a fault of one is a ValueError on all.
+            rows; a fault of one is a ValueError on all. ``"node"``: one over the processes of each machine, which
+            moves no rows between machines.
         max_size: split larger problems at random into parts of at most this many samples.
         standardize: measure distances from data of mean 0 and variance 1 in every coordinate over what is paired, so
             that all coordinates of an action count alike (Immiscible Diffusion Policy, arXiv 2610.09369, with
@@ -67,7 +68,7 @@ class LinearAssignment(Coupling):
     cond_key: str | None = None
     cond_cost: Literal["hard", "soft"] = "hard"
     mismatch_rate: float = MISMATCH_RATE
-    across_ranks: bool = False
+    across_ranks: bool | Literal["node"] = False
     max_size: int | None = None
     standardize: bool = False
 
@@ -86,6 +87,8 @@ class LinearAssignment(Coupling):
                 raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")
         if self.oversample > 1 and self.cost != "inner":
             raise ValueError(f"oversample > 1 needs cost='inner', got {self.cost!r}")
+        if self.across_ranks not in (True, False, "node"):
+            raise ValueError(f"across_ranks must be true, false or node, got {self.across_ranks!r}")
         rate, most = self.mismatch_rate, self.max_size
         if not 0 < rate < 0.5:
             raise ValueError(f"mismatch_rate must be above 0 and below 1/2, got {rate}")
@@ -188,7 +191,7 @@ class LinearAssignment(Coupling):
 
     def check_pair(self, data: Tensor, noise: Tensor, cond: Cond, mask: Mask) -> tuple[Mask, Tensor | None]:
         """The mask in the shape of ``data`` (None if all are valid) and ``cond[cond_key]``; ValueError if bad."""
-        check_data(data, may_be_empty=self.across_ranks)
+        check_data(data, may_be_empty=bool(self.across_ranks))
         expected = (self.oversample * len(data), *data.shape[1:])
         floating = isinstance(noise, Tensor) and noise.is_floating_point()
         if not floating or noise.shape != expected:

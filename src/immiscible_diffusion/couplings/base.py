@@ -5,7 +5,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -47,8 +47,8 @@ class Coupling:
         return 1
 
     @property
-    def across_ranks(self) -> bool:
-        """Whether all ranks pair together: all must call, be it without rows."""
+    def across_ranks(self) -> bool | Literal["node"]:
+        """Whether all ranks pair together, or those of a node: all must call, be it without rows."""
         return False
 
     @property
@@ -117,7 +117,7 @@ class Coupling:
 
     def check(self, data: Tensor, mask: Mask) -> Mask:
         """The mask in the shape of ``data``; ValueError for bad data or a bad mask."""
-        check_data(data, may_be_empty=self.across_ranks)
+        check_data(data, may_be_empty=bool(self.across_ranks))
         if mask is not None and not self.takes_mask:
             raise ValueError(f"the data have a mask, which {self} does not take; use KNN, say")
         return valid_positions(mask, data)

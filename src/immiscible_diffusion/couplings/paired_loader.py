@@ -101,9 +101,9 @@ class PairedLoader:
             raise ValueError(f"ahead and start must be 0 or more, got {ahead} and {start}")
         self.loader, self.encode, self.streams = loader, encode, streams
         self.coupling = as_coupling(coupling)
-        self.across_ranks = self.coupling.across_ranks and ranks_in_use()
+        self.across_ranks = ranks_in_use() and self.coupling.across_ranks
         if self.across_ranks:
-            pairing_group()  # made by all ranks at the same place, which the thread's work is not
+            pairing_group(self.across_ranks)  # made by all ranks at the same place, which the thread's work is not
         self.device = None if device is None else torch.device(device)
         self.ahead = 0 if self.device is not None and self.device.type == "mps" else ahead
         self.start = start
@@ -177,7 +177,7 @@ class PairedLoader:
             if pool:
                 yield pool
             if self.across_ranks:
-                fail_across_ranks()
+                fail_across_ranks(pairing_group(self.across_ranks))
             raise
         if pool:
             yield pool

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from immiscible_diffusion.couplings import Coupling, EmptyAxes, Moments, NoiseDistribution, parse_coupling
+from immiscible_diffusion.couplings.distributed import ranks_together
 from immiscible_diffusion.couplings.moments import TensorFields
 from immiscible_diffusion.couplings.semidiscrete import SemidiscretePlan
 from immiscible_diffusion.data import DataSet
@@ -84,7 +85,7 @@ class Run:
         """Yield at least ten thousand data with their noise, in the batches of a call of the coupling."""
         recipe, coupling = self.recipe, self.coupling.within_process()
         rows = recipe.batch_size // recipe.gradient_accumulation_steps * self.coupling.pool_size
-        rows = rows if self.coupling.across_ranks else rows // world
+        rows = rows // world * ranks_together(self.coupling.across_ranks)
         generator = RandomStreams(recipe.seed, rank=0, device=self.device).noise
         full = min(rows, len(self.task.dataset.complete_rows()))
         for epoch in range(-(-MOMENTS_SAMPLES // min(len(self.task.dataset), MOMENTS_SAMPLES))):
