@@ -4,10 +4,12 @@
 Depends on torch alone.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from ._validation import working_dtype
+from ._validation import can_sync, working_dtype
 
 FEW_DIMENSIONS = 64
 SHORTEST = 1e-15  # data shorter than this have no direction: their pull is below rounding
@@ -18,7 +20,7 @@ def offset_of(data: Tensor, valid: Tensor | None, center: Tensor | None) -> Tens
 
     float64 also in few dimensions, where a noise may lie almost along its sample.
     """
-    few = data[0].numel() < FEW_DIMENSIONS and data.device.type != "mps"
+    few = data.shape[1:].numel() < FEW_DIMENSIONS and data.device.type != "mps"
     offset = data.to(torch.float64 if few else working_dtype(data.dtype))
     if center is not None:
         offset = offset - center.to(offset)
@@ -39,59 +41,70 @@ def distances_to(candidates: Tensor, offset: Tensor, valid: Tensor | None) -> Te
     return terms.sum(dim=2)
 
 
-def nearest_rivals(length: Tensor, dims: Tensor, count: int, piece: int, generator: torch.Generator | None) -> Tensor:
-    """The nearest of ``count`` noises to each sample of ``length`` and ``dims`` ``[B, 1]``.
+def nearest_rivals(
+    length: Tensor, freedom: int | Tensor, count: int, piece: int, generator: torch.Generator | None
+) -> tuple[Tensor, ...]:
+    """The nearest of ``count`` noises to each sample of ``length`` ``[B, 1]``, of which ``freedom`` is D - 1.
 
-    Scalars are drawn ``piece`` at a time. Returns ``[B, 4]``: 1 / length^2 (0 for a zero row), then of the rival its
-    squared distance less length^2, its length along the sample in units of ``length``, and its length across. A zero
-    row has no direction: all its noise counts as across.
+    Scalars are drawn ``piece`` at a time. Returns, each ``[B, 1]``, 1 / length (0 for a zero row), then of the rival
+    its squared distance less length^2, its length along the sample, and its squared length across. A zero row has no
+    direction: all its noise counts as across.
 
     The distance is r^2 + a^2 - 2 a |x|: (a - |x|)^2 + r^2 loses its digits for long data and then picks wrongly.
     """
-    directed = length > SHORTEST
-    inverse = torch.where(directed, 1 / length, 0 * length)
-    degrees = dims - directed.to(length.dtype)
-    best = torch.cat([torch.full_like(length, torch.inf), length, length], dim=1)
+    best: tuple[Tensor, ...] = ()
     for start in range(0, count, piece):
         shape = (length.shape[0], min(piece, count - start))
-        along = directed * length.new_empty(shape).normal_(generator=generator)
-        square = _chi_square(degrees.expand(shape), generator)
-        distance, index = (square + along * (along - 2 * length)).min(dim=1, keepdim=True)
-        nearest = torch.cat([distance, along.gather(1, index), square.gather(1, index).sqrt()], dim=1)
-        best = torch.where(distance < best[:, :1], nearest, best)
-    distance, along, radius = best.split(1, dim=1)
-    return torch.cat([inverse.square(), distance, along * inverse, radius], dim=1)
+        along = length.new_empty(shape).normal_(generator=generator)
+        half = (freedom / 2).expand(shape) if isinstance(freedom, Tensor) else length.new_full(shape, freedom / 2)
+        square = _chi_square(half, generator)
+        distance, index = square.addcmul(along, along.sub(length, alpha=2)).min(dim=1, keepdim=True)
+        found = (distance, along.gather(1, index), square.gather(1, index))
+        if best:
+            nearer = distance < best[0]
+            found = tuple(torch.where(nearer, new, old) for new, old in zip(found, best, strict=True))
+        best = found
+    distance, along, square = best
+    inverse = length.reciprocal()
+    if not can_sync(length) or float(length.amin()) <= SHORTEST:
+        short = length <= SHORTEST
+        inverse, square = inverse.masked_fill_(short, 0), torch.where(short, distance, square)
+    return inverse, distance, along, square
 
 
-def _chi_square(degrees: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Chi-square draws, on the CPU for devices that have no gamma sampler (MPS)."""
-    device = degrees.device
-    if device.type in ("cpu", "cuda", "meta"):
-        return torch._standard_gamma(degrees / 2, generator=generator).mul_(2)
-    seed = torch.randint(2**31, (1,), device=device, generator=generator)
-    on_cpu = torch.Generator().manual_seed(int(seed))
-    return torch._standard_gamma(degrees.cpu() / 2, generator=on_cpu).mul_(2).to(device)
+def _chi_square(half: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Chi-square draws of twice ``half`` degrees, on the CPU for devices that have no gamma sampler (MPS)."""
+    if half.device.type in ("cpu", "cuda", "meta"):
+        draws = torch._standard_gamma(half, generator=generator)
+    else:
+        seed = torch.randint(2**31, (1,), device=half.device, generator=generator)
+        on_cpu = torch.Generator().manual_seed(int(seed))
+        draws = torch._standard_gamma(half.cpu(), generator=on_cpu).to(half.device)
+    return draws.add_(draws)
 
 
-def move_to_nearest(noise: Tensor, offset: Tensor, rivals: Tensor, scratch: Tensor, valid: Tensor | None) -> None:
+def move_to_nearest(
+    noise: Tensor, offset: Tensor, rivals: Sequence[Tensor], valid: Tensor | None, *, isotropic: bool
+) -> None:
     """Give ``noise`` ``[n, D]``, in place, the lengths of its rival where the rival is nearer.
 
-    Few passes over the noise and few operations on scalars: both count (``benchmarks/``). A row of data that is not
-    finite stays at nothing and gets NaN.
+    Few passes over the noise and few operations on scalars: both count (``benchmarks/``). ``isotropic``: the noise was
+    drawn, and is not, say, data. A row of data that is not finite gets NaN.
     """
-    inverse_square, rival_distance, rival_along, rival_radius = rivals.split(1, dim=1)
-    dot = torch.mul(noise, offset, out=scratch).sum(dim=1, keepdim=True)
-    inside = noise if valid is None else torch.mul(noise, valid, out=scratch)
-    square = length_of(inside).square()
-    stays = torch.sub(square, dot, alpha=2) <= rival_distance
-    along = dot * inverse_square  # in units of the sample's length, as rival_along
-    limits = torch.finfo(square.dtype)
-    across = torch.addcmul(square, dot, along, value=-1).clamp_min_(limits.tiny)
-    # Of noise almost along its sample (few valid positions) no digit of the rest is left.
-    across = torch.maximum(across, 4 * limits.eps * square)
-    stretch = across.rsqrt_().mul_(rival_radius)
-    shift = torch.addcmul(rival_along, stretch, along, value=-1).masked_fill_(stays, 0)
-    stretch = stretch.masked_fill_(stays, 1)
+    inverse, rival_distance, rival_along, rival_square = rivals
+    scratch = noise * offset
+    dot = scratch.sum(dim=1, keepdim=True)
+    square = length_of(noise if valid is None else torch.mul(noise, valid, out=scratch)).square_()
+    stays = square.sub(dot, alpha=2) <= rival_distance
+    along = dot * inverse
+    across = square.addcmul(along, along, value=-1)
+    if not isotropic or valid is not None or noise.shape[1] < FEW_DIMENSIONS:
+        # The noise may lie almost along its sample, and then no digit of the rest is left.
+        limits = torch.finfo(square.dtype)
+        across = torch.maximum(across, square * (4 * limits.eps)).clamp_min_(limits.tiny)
+    stretch = rival_square.div(across).sqrt_()
+    shift = rival_along.addcmul(stretch, along, value=-1).mul_(inverse).masked_fill_(stays, 0)
+    stretch.masked_fill_(stays, 1)
     if valid is not None:
         stretch = torch.where(valid, stretch, 1)
     noise.mul_(stretch).addcmul_(offset, shift)

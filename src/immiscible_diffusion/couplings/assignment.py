@@ -147,7 +147,7 @@ class LinearAssignment(Coupling):
     def pair_here(self, data: Tensor, noise: Tensor, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
         """``noise`` assigned within this process, whatever ``across_ranks`` says."""
         index = self.assign(data, noise, cond=cond, mask=mask, generator=generator)
-        paired = noise.to(data)[index]
+        paired = noise.to(data).index_select(0, index)
         return -paired if self.negate else paired
 
     @torch.no_grad()
@@ -168,24 +168,30 @@ class LinearAssignment(Coupling):
         index = torch.arange(len(data), device=data.device)
         points = costs.standardized(data, valid) if self.standardize else data
         soft = condition is not None and self.cond_cost == "soft"
-        for rows in self._problems(data, condition, generator):
-            columns = torch.cat([rows + j * len(data) for j in range(self.oversample)])
-            if len(columns) <= 1:
+        problems = self._problems(data, condition, generator)
+        for rows in problems:
+            x, candidates, own, columns = points, noise, valid, None
+            if len(problems) > 1:  # one problem is all rows in their order, not to be copied
+                columns = torch.cat([rows + j * len(data) for j in range(self.oversample)])
+                x, candidates = points.index_select(0, rows), noise.index_select(0, columns)
+                own = None if valid is None else valid[rows]
+            if len(candidates) <= 1:
                 continue
-            own = None if valid is None else valid[rows]
             squared = self.oversample > 1 or soft or self.solver == "greedy"
-            cost = costs.assignment_cost(self.cost, points[rows], noise[columns], own, squared)
+            cost = costs.assignment_cost(self.cost, x, candidates, own, squared)
             cost = cost if self.solver == "greedy" else _on_host(cost)
             check_rows_finite(cost)
             if condition is not None and soft:
                 cost = costs.add_condition_cost(cost.cpu(), condition[rows].cpu(), self.mismatch_rate)
             if self.solver == "greedy":
                 if self.cost == "inner":  # of two samples that want a noise the closer one gets it
-                    whole = points[rows] if own is None else points[rows].masked_fill(~own, 0)
+                    whole = x if own is None else x.masked_fill(~own, 0)
                     cost += whole.to(cost).flatten(1).square().sum(dim=1, keepdim=True) / 2
                 column = greedy_columns(cost).to(data.device)
             else:
                 column = exact_columns(cost).to(data.device)
+            if columns is None:
+                return column
             index[rows] = columns[column]
         return index
 

@@ -113,22 +113,27 @@ class KNN(Coupling):
             result.copy_(noise)
         center = self.center_of(data, cond)
         blocks = [(rows, None if mask is None else mask[rows]) for rows in row_blocks(data)]
-        length = torch.cat([length_of(offset_of(data[r], v, center(r))) for r, v in blocks])
+
+        def offset(rows: slice, valid: Mask) -> Tensor:
+            return offset_of(data[rows], valid, center(rows))
+
+        only = offset(*blocks[0]) if len(blocks) == 1 else None
+        length = torch.cat([length_of(offset(*block)) for block in blocks]) if only is None else length_of(only)
         check_rows_finite(length)
-        dim = data[0].numel()
-        dims = torch.full_like(length, dim)
+        dim = data.shape[1:].numel()
+        freedom: int | Tensor = dim - 1
         if mask is not None:
-            dims = torch.cat([mask[r].flatten(1).sum(dim=1, keepdim=True) for r, _ in blocks])
+            freedom = torch.cat([v.flatten(1).sum(dim=1, keepdim=True) for _, v in blocks]).to(length) - 1
         # Scalars in pieces that are no larger than the noise; compiled all at once, in one graph for all sizes.
         piece = self.k - 1 if is_compiling() else max(64, dim // 4)
-        rivals = nearest_rivals(length, dims, self.k - 1, piece, generator)
-        scratch = length.new_empty(length[blocks[0][0]].shape[0], dim)
+        rivals = nearest_rivals(length, freedom, self.k - 1, piece, generator)
         for rows, valid in blocks:
-            offset, out = offset_of(data[rows], valid, center(rows)), result[rows]
-            own = out.flatten(1).to(offset.dtype)
+            x, out = offset(rows, valid) if only is None else only, result[rows]
+            own = out.flatten(1).to(x.dtype)
             own = own.normal_(generator=generator) if noise is None else own
+            mine = rivals if only is not None else [column[rows] for column in rivals]
             flat = None if valid is None else valid.flatten(1)
-            move_to_nearest(own, offset, rivals[rows], scratch[: own.shape[0]], flat)
+            move_to_nearest(own, x, mine, flat, isotropic=noise is None)
             if own.dtype != out.dtype:
                 out.copy_(own.view(out.shape))
         return result
