@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
+from statistics import median
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -25,6 +26,7 @@ import immiscible_diffusion
 from immiscible_diffusion import KNN, LinearAssignment
 
 Draw = Callable[[Tensor], Tensor]
+CALL_ELEMENTS = 500_000  # of data that a repeat works on, so that small batches are called often
 
 
 def randn(data: Tensor) -> Tensor:
@@ -52,6 +54,13 @@ def published_assignment(data: Tensor) -> Tensor:
     del difference
     _, column = linear_sum_assignment(distance.float().numpy())
     return noise[torch.as_tensor(column)]
+
+
+def cdist_assignment(data: Tensor) -> Tensor:
+    """Assignment as lucidrains' denoising-diffusion-pytorch has it: distances in single precision."""
+    noise = torch.randn(data.shape)
+    _, column = linear_sum_assignment(torch.cdist(data, noise).cpu())
+    return noise[torch.from_numpy(column)]
 
 
 def image_like(count: int, dim: int) -> Tensor:
@@ -95,7 +104,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of a case. Times are the least of the repeats."""
+    """What was measured of a case. Times are medians of the repeats."""
 
     title: str
     batch: int
@@ -118,9 +127,16 @@ def cases() -> list[Case]:
         _faster("KNN k=4 vs published, float32", 1024, 3072, published_knn(4, torch.float32), KNN(4)),
         _faster("KNN k=64 vs published", 128, 4096, published_knn(64), KNN(64), 60),
         _faster("KNN k=64 vs published, float32", 128, 4096, published_knn(64, torch.float32), KNN(64)),
-        _price("KNN k=8 vs randn", 1024, 3072, KNN(8), 1.8),
-        _price("KNN k=64 vs randn", 1024, 3072, KNN(64), 2.2),
+        *(
+            _price(f"KNN k={k} vs randn", batch, dim, KNN(k), at_most)
+            for batch, dim, bars in ((1024, 3072, (1.25, 1.4)), (128, 4096, (1.5, 1.7)), (1, 65_536, (1.5, 1.7)))
+            for k, at_most in zip((8, 64), bars, strict=True)
+        ),
         _faster("assignment vs published", 256, 3072, published_assignment, LinearAssignment(), 12),
+        *(
+            _faster("assignment vs cdist", batch, 3072, cdist_assignment, LinearAssignment(), 1)
+            for batch in (16, 64, 256)
+        ),
     ]
 
 
@@ -137,14 +153,15 @@ def measure(case: Case, repeats: int) -> Row:
     # 4096 = 64 x 64 of one channel would do as well: only the assignment looks at the values.
     data = image_like(case.batch, case.dim) if case.dim == 3072 else _flat(case.batch, case.dim)
     sides = (case.slow, case.fast)
+    calls = max(1, CALL_ELEMENTS // data.numel())
     times: list[list[tuple[float, float]]] = [[], []]
     for side in sides:
         side(data)  # first call: lazy imports, page faults
     for _ in range(repeats):
         for side, record in zip(sides, times, strict=True):
-            record.append(_timed(side, data))
+            record.append(_timed(side, data, calls))
     (slow_cpu, slow_wall), (fast_cpu, fast_wall) = (
-        [1e3 * min(column) for column in zip(*record, strict=True)] for record in times
+        [1e3 * median(column) for column in zip(*record, strict=True)] for record in times
     )
     ratio = slow_cpu / fast_cpu
     slow_floats, fast_floats = (extra_floats(side, data) for side in sides)
@@ -168,11 +185,12 @@ def _flat(batch: int, dim: int) -> Tensor:
     return 0.5 * torch.randn(batch, dim, generator=torch.Generator().manual_seed(0))
 
 
-def _timed(draw: Draw, data: Tensor) -> tuple[float, float]:
-    """Seconds of CPU (of all threads of this process, hidden ones too) and of the clock."""
+def _timed(draw: Draw, data: Tensor, calls: int) -> tuple[float, float]:
+    """Seconds of a call: of CPU (of all threads of this process, hidden ones too), and of the clock."""
     cpu, wall = time.process_time(), time.perf_counter()
-    draw(data)
-    return time.process_time() - cpu, time.perf_counter() - wall
+    for _ in range(calls):
+        draw(data)
+    return (time.process_time() - cpu) / calls, (time.perf_counter() - wall) / calls
 
 
 def extra_floats(draw: Draw, data: Tensor) -> float:
@@ -202,7 +220,7 @@ def markdown(rows: list[Row], machine: dict[str, str]) -> str:
             f"{row.slow_floats:.2f} | {row.fast_floats:.2f} |"
         )
     where = ", ".join(f"{name} {value}" for name, value in machine.items())
-    return "\n".join([*lines, "", f"CPU milliseconds of one thread, least of the repeats. {where}."])
+    return "\n".join([*lines, "", f"CPU milliseconds of one thread, medians. {where}."])
 
 
 def machine(repeats: int) -> dict[str, str]:

@@ -59,7 +59,7 @@ def nearest_rivals(
         half = (freedom / 2).expand(shape) if isinstance(freedom, Tensor) else length.new_full(shape, freedom / 2)
         square = _chi_square(half, generator)
         distance, index = square.addcmul(along, along.sub(length, alpha=2)).min(dim=1, keepdim=True)
-        found = (distance, along.gather(1, index), square.gather(1, index))
+        found: tuple[Tensor, ...] = (distance, along.gather(1, index), square.gather(1, index))
         if best:
             nearer = distance < best[0]
             found = tuple(torch.where(nearer, new, old) for new, old in zip(found, best, strict=True))

@@ -123,7 +123,7 @@ class KNN(Coupling):
         dim = data.shape[1:].numel()
         freedom: int | Tensor = dim - 1
         if mask is not None:
-            freedom = torch.cat([v.flatten(1).sum(dim=1, keepdim=True) for _, v in blocks]).to(length) - 1
+            freedom = torch.cat([mask[rows].flatten(1).sum(dim=1, keepdim=True) for rows, _ in blocks]).to(length) - 1
         # Scalars in pieces that are no larger than the noise; compiled all at once, in one graph for all sizes.
         piece = self.k - 1 if is_compiling() else max(64, dim // 4)
         rivals = nearest_rivals(length, freedom, self.k - 1, piece, generator)
