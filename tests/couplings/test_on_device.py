@@ -24,9 +24,11 @@ NAMES = [
     "knn:k=8,center=channel",
     "assignment",
     "assignment:cost=norm",
-    "assignment:cost=l1,oversample=1",
+    "assignment:cost=l1",
     "assignment:oversample=2",
     "assignment:cond_key=label",
+    "assignment:solver=greedy",
+    "quantile:rank=1",
     "gaussian_ot:eps=4",
     "semidiscrete:noises=64",
     "shuffled:knn:k=8",
@@ -67,7 +69,8 @@ def build(name, device):
     distribution = functools.partial(
         NoiseDistribution.measure, batches=[data] * 40, moments=moments, generator=generator(device)
     )
-    return parse_coupling(name, moments, distribution, lambda labels, rank: SemidiscretePlan.fit(data, moments))
+    plan = lambda within, **options: SemidiscretePlan.fit(data, moments, **options)  # noqa: E731
+    return parse_coupling(name, moments, distribution, plan)
 
 
 def draw(name, device, dtype, masked):
