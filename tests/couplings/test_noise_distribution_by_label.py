@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from immiscible_diffusion import KNN, Independent, LinearAssignment, Moments, Shuffled
-from immiscible_diffusion.couplings import Calibrated, NoiseDistribution
+from immiscible_diffusion.couplings import Calibrated, NoiseDistribution, Semidiscrete, SemidiscretePlan
 
 DIM = 64
 SPREAD = torch.arange(1, DIM + 1).float().rsqrt()
@@ -95,3 +95,20 @@ def test_without_labels_or_by_wish_the_law_over_all_is_exact():
         assert NoiseDistribution.measure(coupling, data.split(64), moments) == NoiseDistribution.standard(moments)
         law = NoiseDistribution.measure(coupling, passes(data, labels, 1, 0), moments, by_label=False)
         assert law == NoiseDistribution.standard(moments)
+
+
+def test_a_plan_that_ignores_labels_is_measured_given_them():
+    """Its noise is N(0, I) over the data, and leans to its side given a label; conditions reach the coupling."""
+    data = torch.cat([torch.randn(20, 6, generator=seeded(1)) - 2, torch.randn(20, 6, generator=seeded(2)) + 2])
+    labels, index = torch.arange(40) // 20, torch.arange(40)
+    moments = Moments.fit([(data, {"label": labels, "index": index})])
+    assert torch.equal(moments.label_count, torch.tensor([20, 20]))
+    coupling = Semidiscrete(SemidiscretePlan.fit(data, moments))
+    batches = [(data, {"label": labels, "index": index})] * 50
+    law = NoiseDistribution.measure(coupling, batches, moments, generator=seeded(3))
+    assert torch.equal(law.mean, torch.zeros_like(law.mean))
+    assert float((law.label_mean[1] - law.label_mean[0]).norm()) > 1
+    within = Semidiscrete(SemidiscretePlan.fit([(data, labels)], moments), cond_key="label")
+    assert NoiseDistribution.measure(within, batches, moments) == NoiseDistribution.standard(moments)
+    with pytest.raises(ValueError, match=r'needs cond\["index"\]'):
+        NoiseDistribution.measure(coupling, [(data, labels)], moments)

@@ -234,6 +234,15 @@ def test_a_fit_that_was_killed_goes_on_where_it_was(tmp_path, monkeypatch):
         fit()
 
 
+def test_a_fit_starts_near_its_end():
+    """Few directions hold most of the data, as of images: with ``b_j = -c |x_j|`` it would be 4."""
+    generator = torch.Generator().manual_seed(7)
+    data = torch.randn(500, 32, generator=generator) * 8 / (1 + torch.arange(32))
+    plan = SemidiscretePlan.fit(data, Moments.fit(data), max_steps=0)
+    share = plan.sample_of(torch.randn(50_000, 32, generator=generator)).bincount(minlength=500) / 50_000
+    assert float(500 * share.square().sum() - 1) < 1.5
+
+
 def test_a_fit_ends_when_enough_noises_say_so(monkeypatch):
     """Points evenly on a circle have equal shares from the start: only the noise of the count is to be overcome."""
     monkeypatch.setattr(semidiscrete, "RATE", 0.0)

@@ -18,7 +18,7 @@ from immiscible_diffusion.couplings._validation import valid_positions
 from immiscible_diffusion.couplings.moments import Moments
 from immiscible_diffusion.couplings.semidiscrete import SemidiscretePlan, plan_of
 from immiscible_diffusion.couplings.wrappers import Calibrated
-from immiscible_diffusion.utils.batch import Batch
+from immiscible_diffusion.utils.batch import Batch, Cond
 from immiscible_diffusion.utils.random import keyed_generator
 
 MOMENTS_SAMPLES = 10_000
@@ -103,8 +103,8 @@ class CouplingBuilder:
             generator=keyed_generator(self.seed, "law", device=self.images.data.device),
         )
 
-    def _batches(self, number: int) -> Iterator[Any]:
-        """A pass over some ten thousand samples that no mask cuts, with labels if there are any."""
+    def _batches(self, number: int) -> Iterator[tuple[Tensor, Cond]]:
+        """A pass over some ten thousand samples that no mask cuts, with labels if there are any, and index."""
         generator = keyed_generator(self.seed, number, "moments")
         rows = torch.arange(len(self.images))
         valid = valid_positions(self.images.mask, self.images.data)
@@ -112,8 +112,8 @@ class CouplingBuilder:
             rows = rows[uncut]
         order = rows[torch.randperm(len(rows), generator=generator)][:MOMENTS_SAMPLES]
         for chunk in order.split(self.batch_size):
-            data = take(self.images, chunk).data
-            yield data if self.labels is None else (data, self.labels[chunk])
+            labels = {} if self.labels is None else {"label": self.labels[chunk]}
+            yield take(self.images, chunk).data, {"index": chunk, **labels}
 
 
 def candidates_of(coupling: Coupling) -> int | None:

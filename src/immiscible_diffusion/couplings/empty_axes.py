@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from immiscible_diffusion.couplings._validation import check_fitted
-from immiscible_diffusion.couplings.moments import TensorFields, split_labels
+from immiscible_diffusion.couplings.moments import DataBatch, TensorFields, split_labels
 
 MAX_DIM = 4096  # all D principal axes of D values are needed
 LARGEST_COSINE = 0.01
@@ -31,7 +31,7 @@ class EmptyAxes(TensorFields):
     parsers: ClassVar = {"shape": lambda text: tuple(int(size) for size in text.split(","))}
 
     @classmethod
-    def fit(cls, batches: Callable[[], Iterable[Tensor | tuple[Tensor, Tensor]]]) -> "EmptyAxes":
+    def fit(cls, batches: Callable[[], Iterable[DataBatch]]) -> "EmptyAxes":
         """Find the axes whose cosine with every sample of ``batches()``, which is read twice, is at most 0.01.
 
         They are principal axes of the data divided by their lengths. ValueError for no data, or more than 4096 values

@@ -15,7 +15,8 @@ from immiscible_diffusion.couplings._validation import check_labels, kind_of
 from immiscible_diffusion.utils.tensor_files import load_tensors, save_tensors
 
 AT_A_TIME = 512  # rows; the directions cost (rank + rows)^2 D each time
-Data = Tensor | Iterable[Tensor | tuple[Tensor, Tensor]]
+DataBatch = Tensor | tuple[Tensor, Tensor | dict[str, Tensor]]  # with labels, or conditions with them among these
+Data = Tensor | Iterable[DataBatch]
 T = TypeVar("T", bound="TensorFields")
 
 
@@ -200,9 +201,10 @@ def grown(sums: Tensor, rows: int) -> Tensor:
     return sums if missing <= 0 else torch.cat([sums, sums.new_zeros(missing, *sums.shape[1:])])
 
 
-def split_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
-    """Data ``[B, *shape]`` and labels ``[B]``, if any, of one batch; ValueError for bad ones."""
+def split_labels(batch: Any, key: str = "label") -> tuple[Tensor, Tensor | None]:
+    """Data ``[B, *shape]`` and labels ``[B]``, or the condition ``key``, of one batch; ValueError for bad ones."""
     data, labels = batch if isinstance(batch, (tuple, list)) else (batch, None)
+    labels = labels.get(key) if isinstance(labels, dict) else labels
     if not isinstance(data, Tensor) or data.ndim < 2:
         raise ValueError(f"batches must be tensors [B, *shape], or (tensor, labels [B]), got {kind_of(data)}")
     if labels is not None:

@@ -19,7 +19,7 @@ from immiscible_diffusion.couplings._validation import (
     working_dtype,
 )
 from immiscible_diffusion.couplings.base import Coupling, as_coupling
-from immiscible_diffusion.couplings.moments import Moments, TensorFields, grown, split_labels
+from immiscible_diffusion.couplings.moments import DataBatch, Moments, TensorFields, grown, split_labels
 
 LEAST_VARIANCE = 1e-6
 
@@ -78,7 +78,7 @@ class NoiseDistribution(TensorFields):
     def measure(
         cls,
         coupling: Coupling,
-        batches: Iterable[Tensor | tuple[Tensor, Tensor]],
+        batches: Iterable[DataBatch],
         moments: Moments,
         *,
         by_label: bool = True,
@@ -89,11 +89,11 @@ class NoiseDistribution(TensorFields):
 
         Args:
             coupling: the model will be trained with it.
-            batches: of the size of training, ``[B, *shape]`` or ``(data, labels)``; several passes over the data make
-                several noises for each.
+            batches: of the size of training, ``[B, *shape]``, ``(data, labels)`` or ``(data, cond)`` with what the
+                coupling needs, ``{"index": ...}`` say; several passes over the data make several noises for each.
             moments: of the data; their directions are the basis.
             by_label: also measure the distribution of each label, where there are labels.
-            label_key: the labels are given to the coupling as ``cond={label_key: labels}``.
+            label_key: the condition that the labels are.
             generator: on the device of the data.
 
         Raises:
@@ -106,14 +106,16 @@ class NoiseDistribution(TensorFields):
         if exact and (not by_label or coupling.preserves_conditional(label_key)):
             return cls.standard(moments)
         shape, sums = tuple(moments.mean.shape), _NoiseSums(basis_of(moments).double())
-        for data, labels in map(split_labels, batches):
+        for batch in batches:
+            data, labels = split_labels(batch, label_key)
             check_fitted("the moments were", shape, data.shape[1:], "fit them on these data")
             if by_label and sums.count and labeled != (labels is not None):
                 raise ValueError("some batches came with labels, some without; give all labels")
             labeled = by_label and labels is not None
             if exact and not labeled:
                 return cls.standard(moments)
-            cond = None if labels is None else {label_key: labels}
+            given = batch[1] if isinstance(batch, (tuple, list)) else None
+            cond = {label_key: given} if isinstance(given, Tensor) else given
             noise = coupling(data, cond=cond, generator=generator).cpu()
             if not bool(noise.isfinite().all()):
                 raise ValueError(f"{coupling} made noise that is not finite; it has no moments")

@@ -22,7 +22,7 @@ from immiscible_diffusion.models.trainable import trainable_names
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.task import Task
-from immiscible_diffusion.utils.batch import Batch
+from immiscible_diffusion.utils.batch import Batch, Cond
 from immiscible_diffusion.utils.device import is_accelerated
 from immiscible_diffusion.utils.optional_deps import MissingDependencyError, how_to_install, require_extra
 from immiscible_diffusion.utils.progress import Progress
@@ -218,12 +218,11 @@ def _noise_distribution(
 
 def _some_data(
     recipe: Recipe, task: Task, epoch: int = 0, count: int = MOMENTS_SAMPLES
-) -> Iterator[Tensor | tuple[Tensor, Tensor]]:
-    """Yield data of ``_some_batches`` on the CPU, with their labels."""
+) -> Iterator[tuple[Tensor, Cond]]:
+    """Yield data of ``_some_batches`` on the CPU, with their labels and index."""
     for batch in _some_batches(recipe, task, epoch, count):
         batch = batch.to("cpu")
-        labels = (batch.cond or {}).get("label")  # of in-painting there are other conditions
-        yield batch.data if labels is None else (batch.data, labels)
+        yield batch.data, batch.pairing_cond or {}
 
 
 def _some_batches(
@@ -251,7 +250,7 @@ def _some_batches(
         batch = dataset.batch(indices, augment)
         if labels_only:  # text costs time and is not needed
             labels = (batch.cond or {}).get("label")
-            batch = Batch(batch.data, None if labels is None else {"label": labels}, batch.mask)
+            batch = Batch(batch.data, None if labels is None else {"label": labels}, batch.mask, batch.index)
         yield task.encode(batch, encode)
 
 
