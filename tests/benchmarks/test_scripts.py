@@ -64,3 +64,11 @@ def test_across_ranks_runs_tiny(script, tmp_path):
     assert "| 4 | nodes of 2 |" in text  # 2 x 4 samples of 12 numbers, there, noise too, and a byte of mask
     assert f"{2 * 4 * (12 * 12 + 1) / 1e6:.1f} MB" in text
     assert "| 1,024 | nodes of 8 | 32 |" in text
+
+
+def test_semidiscrete_fit_runs_tiny(script, monkeypatch, capsys):
+    benchmark = script("semidiscrete_fit")
+    monkeypatch.setattr("immiscible_diffusion.couplings.semidiscrete.EVERY", 20)
+    monkeypatch.setattr(benchmark, "TOLERANCE", 0.05)
+    benchmark.digits(noises=1 << 14)
+    assert "| to 0.05 |" in capsys.readouterr().out

@@ -9,7 +9,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import chisquare, kstest, norm
 from torch.utils.data import DataLoader
 
-from immiscible_diffusion.couplings import Moments, Shuffled, parse_coupling, semidiscrete
+from immiscible_diffusion.couplings import LinearAssignment, Moments, Shuffled, parse_coupling, semidiscrete
 from immiscible_diffusion.couplings.semidiscrete import NoiseFirst, Semidiscrete, SemidiscretePlan, balanced, groups
 
 N, SHAPE = 40, (2, 3)
@@ -146,6 +146,19 @@ def test_the_noise_given_a_label_is_normal_where_the_plan_is_within_labels():
         within.plan.sample_of(data[:2], torch.tensor([0, 7]))
     assert within.preserves_conditional("label")
     assert not blind.preserves_conditional("label")
+
+
+def test_a_label_is_read_from_the_noise_of_assignment_but_not_of_a_plan_within_labels():
+    """By the side of a plane on which the noise lies: 1 is always right, 1/2 is chance."""
+    data = torch.cat([blobs(20) - 2, blobs(20, seed=1) + 2])
+    labels = torch.arange(40) // 20
+    plan = SemidiscretePlan.fit([(data, labels)], Moments.fit(data))
+    right = {}
+    for coupling in (LinearAssignment(), Semidiscrete(plan, noises=200, cond_key="label")):
+        noise = torch.stack([coupling(data, cond=index()) for _ in range(200)])
+        right[coupling.name] = float(((noise.flatten(2).sum(dim=2) > 0) == (labels == 1)).float().mean())
+    assert right["assignment"] > 0.85
+    assert right["semidiscrete"] == pytest.approx(0.5, abs=0.03)
 
 
 def test_equal_samples_share_one_share():
