@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from helpers import assert_same_weights, train
+from immiscible_diffusion.couplings import PairedBatch
 from immiscible_diffusion.data import DataSet
 from immiscible_diffusion.data.scaling import DataScaling
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
@@ -157,13 +158,13 @@ def test_scaling_is_recorded_and_a_checkpoint_of_another_is_refused(tiny, tmp_pa
 
 
 class Numbers(DataSet):
-    name, shape = "numbers", (1,)
+    name, shape = "numbers", ()
 
     def __len__(self):
         return 96
 
     def batch(self, indices, generator=None):
-        return Batch(indices[:, None].float(), index=indices)
+        return Batch(indices.float())
 
 
 @pytest.mark.parametrize(
@@ -177,8 +178,8 @@ def test_ranks_share_the_samples_of_a_step_whatever_their_number(parts, world, m
         per_step = loader.parts_per_step
         for index, batch in enumerate(islice(loader.starting_at(per_step), per_step), per_step):
             noise = torch.randn(len(batch), generator=loader.streams(index).noise)
-            for _, own in loader.rows(len(batch)):
-                yield from zip(batch.index[own].tolist(), noise[own].tolist(), strict=True)
+            for piece, _, _ in loader.micro_batches(PairedBatch(batch.data, noise), batch.data, None):
+                yield from zip(piece.data.tolist(), piece.noise.tolist(), strict=True)
 
     ranks = [list(seen(rank, world, micro_batches)) for rank in range(world)]
     assert len({len(rank) for rank in ranks}) == 1

@@ -1,14 +1,16 @@
 """The training data of one rank: its parts of every step, from any step on."""
 
 import math
-from collections.abc import Generator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
+from torch import Tensor
 
+from immiscible_diffusion.couplings import PairedBatch
 from immiscible_diffusion.data import DataSet, check_split
-from immiscible_diffusion.utils.batch import Batch
+from immiscible_diffusion.utils.batch import Batch, Cond
 from immiscible_diffusion.utils.random import RandomStreams
 
 
@@ -18,7 +20,7 @@ class TrainDataLoader:
 
     The global batch of a step is cut into ``parts``, each of which has random streams of its own, is encoded, and is
     paired as one. A part goes to one rank, as a micro-batch of its own. Where ranks do not divide the parts, each of
-    ``shares`` ranks loads and pairs the whole part and trains its share of the rows, in as many ``pieces`` as give the
+    ``shares`` ranks loads and pairs the whole part and trains its share of the rows, in as many pieces as give the
     micro-batches that are asked for.
 
     Args:
@@ -47,7 +49,7 @@ class TrainDataLoader:
     parts: int | None = None
 
     def __post_init__(self) -> None:
-        check_split(self.batch_size, self.num_parts * self.shares * self.pieces)
+        check_split(self.batch_size, self.num_parts * self.shares * self.num_pieces)
 
     @property
     def num_parts(self) -> int:
@@ -70,15 +72,31 @@ class TrainDataLoader:
         return self.world // self.groups
 
     @property
-    def pieces(self) -> int:
+    def num_pieces(self) -> int:
         """Micro-batches that this rank's share of a part is trained in."""
         return -(-self.gradient_accumulation_steps // self.parts_per_step)
 
-    def rows(self, count: int) -> list[tuple[int, slice]]:
-        """The pieces of a part of ``count`` samples that this rank trains: their numbers and their rows."""
-        first, all_pieces = self.rank // self.groups * self.pieces, self.shares * self.pieces
-        size = count // all_pieces
-        return [(n, slice(n * size, (n + 1) * size)) for n in range(first, first + self.pieces)]
+    def micro_batches(
+        self, batch: PairedBatch, t: Tensor, cond: Cond | None
+    ) -> Iterator[tuple[PairedBatch, Tensor, Cond | None]]:
+        """Yield what this rank trains of a part, with its times and the conditions left, piece by piece.
+
+        Piece n of part p draws dropout as part p + n ``num_parts`` would.
+        """
+        first, size = self.rank // self.groups * self.num_pieces, len(batch.data) // (self.shares * self.num_pieces)
+        pairing = batch.pairing_seconds and batch.pairing_seconds / self.num_pieces
+        mask = None if batch.mask is None else batch.mask.expand_as(batch.data)
+        for number in range(first, first + self.num_pieces):
+            rows = slice(number * size, (number + 1) * size)
+            piece = PairedBatch(
+                batch.data[rows],
+                batch.noise[rows],
+                mask=None if mask is None else mask[rows],
+                rng=replace(batch.rng, rank=batch.rng.rank + number * self.num_parts),
+                pairing_seconds=pairing,
+                loading_seconds=batch.loading_seconds / self.num_pieces,
+            )
+            yield piece, t[rows], cond and {name: value[rows] for name, value in cond.items()}
 
     def starting_at(self, index: int) -> Generator[Batch, None, None]:
         """Yield this rank's parts from number ``index`` on, counted from step 0."""

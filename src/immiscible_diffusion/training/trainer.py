@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -159,26 +159,17 @@ class Trainer:
                 batch = next(batches)  # its noise = coupling(data), one batch ahead
             t = path.sample_time(len(batch.data), generator=batch.rng.time)
             cond = task.drop_conditions(batch.cond, batch.rng)
-            mask = None if batch.mask is None else batch.mask.expand_as(batch.data)
-            trained: list[Tensor] = []
-            times: list[Tensor] = []
-            for number, rows in self.loader.rows(len(batch.data)):
-                own = cond and {name: value[rows] for name, value in cond.items()}
+            pieces = self.loader.micro_batches(batch, t, cond)
+            for batch, t, cond in pieces:
                 with accelerator.accumulate(model):
-                    torch.manual_seed(batch.rng.dropout + number)
-                    losses = loss_fn(
-                        *(model, path, batch.data[rows], batch.noise[rows], t[rows], own),
-                        None if mask is None else mask[rows],
-                        progress=step / steps,
-                    )
+                    torch.manual_seed(batch.rng.dropout)
+                    losses = loss_fn(model, path, batch.data, batch.noise, t, cond, batch.mask, progress=step / steps)
                     accelerator.backward(losses.mean())
                     if recipe.optim.max_grad_norm and accelerator.sync_gradients:
                         accelerator.clip_grad_norm_(model.parameters(), recipe.optim.max_grad_norm)
                     optimizer.step()
                     optimizer.zero_grad()
-                trained.append(losses.detach())
-                times.append(t[rows])
-            self.metrics.add(torch.cat(trained), torch.cat(times), batch.pairing_seconds, batch.loading_seconds)
+                    self.metrics.add(losses, t, batch.pairing_seconds, batch.loading_seconds)
         self.lr_schedule.step()
         ema.update(model)
         self.step += 1
@@ -328,8 +319,8 @@ class Trainer:
                 "pairs several micro-batches at once, and would pair others; keep both".format(*parts, *self.parts)
             )
         loader = self.loader = replace(self.loader, parts=math.prod(parts))
-        self.accelerator.gradient_accumulation_steps = loader.parts_per_step * loader.pieces
-        divided, loss = loader.shares * loader.pieces > 1, self.recipe.loss
+        self.accelerator.gradient_accumulation_steps = loader.parts_per_step * loader.num_pieces
+        divided, loss = loader.shares * loader.num_pieces > 1, self.recipe.loss
         modules = [m for m in self.run.model.modules() if isinstance(m, _BatchNorm) or (divided and _drops(m))]
         changed = sorted({type(module).__name__ for module in modules})
         changed += ["noise of the loss"] if divided and loss != loss.without_augmentation() else []
