@@ -99,6 +99,29 @@ def test_what_depends_on_data_says_so(capsys, name):
     assert "depends on the data" in " ".join(text.split())
 
 
+def test_a_projected_coupling_is_described_by_what_it_pairs(capsys):
+    pooled, leading = record(capsys, "projected(pool=4):knn:k=4", "projected(rank=12):knn:k=4", "--shape", "3,8,8")[
+        "couplings"
+    ]
+    [small] = record(capsys, "knn:k=4", "--shape", "3,2,2")["couplings"]
+    for found in (pooled, leading):
+        assert found["expected"] == small["expected"]
+        assert found["information_budget"] == small["information_budget"]
+        assert found["cost"] is None
+        assert "the 12 numbers it pairs by" in found["notes"][0]
+    code, _, said = outcome(capsys, "projected(pool=3):knn:k=4", "--shape", "3,8,8")
+    assert code == 2
+    assert "multiples of it" in said
+
+
+def test_of_a_plan_the_share_is_known(capsys):
+    [found] = record(capsys, "semidiscrete", "--shape", "3,8,8")["couplings"]
+    assert found["preserves_marginal"]
+    assert found["expected"]["second_moment"] == 1
+    assert found["expected"]["pull"] is None
+    assert "log N nats" in found["notes"][0]
+
+
 def test_too_large_a_batch_is_not_timed(capsys):
     code, text, _ = outcome(capsys, "knn:k=4", "--shape", "65536,1024", "--batch", "8")
     assert code == 0

@@ -21,7 +21,9 @@ from immiscible_diffusion.couplings import theory
 from immiscible_diffusion.couplings.assignment import LinearAssignment
 from immiscible_diffusion.couplings.base import Coupling, Independent
 from immiscible_diffusion.couplings.knn import KNN
+from immiscible_diffusion.couplings.projected import Projected, pooled
 from immiscible_diffusion.couplings.registry import parse_without_data
+from immiscible_diffusion.couplings.semidiscrete import Semidiscrete
 from immiscible_diffusion.couplings.wrappers import Calibrated, Shuffled
 
 FEW_NUMBERS = 1 << 21  # of data and candidates, in a batch that is timed by default
@@ -135,6 +137,16 @@ def _describe(name: str, coupling: Coupling, spec: DataSpec) -> CouplingSummary:
             note = f"no pairing is left, only the noise distribution, which is {word}N(0, I)"
             expected = theory.Expected(0.0, moment, moment, math.nan)
             return summary.updated(note, expected=expected, information_budget=0.0, cost=inner.cost)
+    if isinstance(coupling, Projected):
+        by_pool = pooled(torch.zeros(1, *spec.shape), coupling.pool) if coupling.pool else None
+        shape = (coupling.rank or 0,) if by_pool is None else tuple(by_pool.shape[1:])
+        inner = _describe(name, coupling.coupling, replace(spec, shape=shape))
+        rest = "the rest of the noise stays as drawn, and no time was taken"
+        note = f"figures are of the {math.prod(shape):,} numbers it pairs by, of rms {spec.rms:g}; {rest}"
+        return inner.updated(note, cost=None)
+    if isinstance(coupling, Semidiscrete):
+        note = "each sample has an equal share of N(0, I), which takes log N nats; for the pull use immiscible analyze"
+        return summary.updated(note, expected=theory.Expected(math.nan, 1.0, math.nan, math.nan))
     return summary.updated("depends on the data, so nothing is known before; use immiscible compare")
 
 
