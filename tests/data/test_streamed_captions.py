@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fixtures.tar_shards import PER_SHARD, write_shards
-from helpers import assert_same_weights
+from fixtures.two_processes import finish, start
+from helpers import assert_same_weights, weights
 from immiscible_diffusion.data import DataConfig
 from immiscible_diffusion.data.aspect_buckets import Buckets
 from immiscible_diffusion.data.streaming import load_stream
@@ -98,3 +99,16 @@ def test_latents_and_buckets_need_an_addressable_set(tmp_path: Path) -> None:
         stream_recipe("coco-sd", tmp_path, {"buckets": Buckets(size=8, step=8)})
     with pytest.raises(ValueError, match=r"data\.shuffle_buffer must be >= 1"):
         DataConfig("folder", stream=True, shuffle_buffer=0)
+
+
+@pytest.mark.slow
+@pytest.mark.subprocess
+def test_two_processes_go_on_exactly_from_a_kept_checkpoint(tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards", 4)
+    data = f"--data.name folder --data.path {tmp_path / 'shards'} --data.stream --data.shuffle_buffer 4 --data.size 8 --data.max_samples 4".split()
+    command = ["train", "cifar10-ddim", "--tiny", "--device", "cpu", "--checkpoints_total_limit", "None", *data]
+    finish(start(2, *command, "--out", str(tmp_path / "run")))
+    before = weights(tmp_path / "run")
+    finish(start(2, *command, "--out", str(tmp_path / "run"), "--resume_from_checkpoint", "4"))
+    assert [entry["step"] for entry in RunDir(tmp_path / "run").starts()] == [0, 4]
+    assert all(torch.equal(value, before[name]) for name, value in weights(tmp_path / "run").items())

@@ -17,9 +17,9 @@ def to_batch(
     images: Tensor, labels: Tensor | None, levels: int, flips: Tensor | None = None, index: Tensor | None = None
 ) -> Batch:
     """Bytes ``[B, C, H, W]`` in 0 ... levels to a batch in [-1, 1]; rows in ``flips`` mirrored."""
-    data = images.float() * (2 / levels) - 1
     if flips is not None:
-        data = torch.where(flips.view(-1, 1, 1, 1), data.flip(-1), data)
+        images = torch.where(flips.view(-1, 1, 1, 1), images.flip(-1), images)
+    data = images.float().mul_(2 / levels).sub_(1)  # in place: half the time
     return Batch(data, None if labels is None else {"label": labels}, index=index)
 
 
