@@ -1,0 +1,124 @@
+"""What a GPU is to measure runs on the CPU: every step, in minutes that are kept, with seeds that add up."""
+
+import importlib
+import subprocess
+import time
+from dataclasses import replace
+
+import pytest
+
+from helpers import ROOT
+from immiscible_diffusion.recipes import recipe_from_name
+from immiscible_diffusion.training.run_dir import RunDir
+from immiscible_diffusion.training.trainer import Trainer
+from immiscible_diffusion.utils.atomic_files import read_record, write_record
+
+ON_THE_CPU = ["--device", "cpu", "--tiny"]
+ARMS = {2: 6, 3: 6, 4: 2, 5: 2, 7: 3}  # trials of a step; the baseline of 5 is that of 2
+
+
+@pytest.fixture
+def campaign(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "gpu")
+    return importlib.import_module("campaign")
+
+
+@pytest.fixture
+def measured(campaign, tmp_path, capsys):
+    """Run a step; its record and what it printed."""
+
+    def run(step, minutes=5.0):
+        before = set(tmp_path.glob("*.json"))
+        words = ["--step", str(step), "--minutes", str(minutes), "--out", str(tmp_path), "--results", str(tmp_path)]
+        assert campaign.main([*words, *ON_THE_CPU]) == 0
+        (file,) = set(tmp_path.glob("*.json")) - before
+        return read_record(file), capsys.readouterr().out
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.subprocess
+def test_every_step_leaves_figures_and_seeds_add_up(campaign, measured, tmp_path):
+    for step in (1, 6):
+        check_tables(*measured(step))
+    for step, arms in ARMS.items():
+        record, said = measured(step)
+        trials = record["comparison"]["trials"]
+        assert record["unfinished"] == []
+        assert len(trials) == arms
+        assert all(trial["finished"] and trial["seed"] == 0 for trial in trials)
+        assert (", weight " in said) == (step == 4)  # of guidance
+    options = ["--out", str(tmp_path), "--results", str(tmp_path), *ON_THE_CPU]
+    options = campaign.parsed(["--step", "2", "--minutes", "1", *options])
+    run = campaign.Run(options, new_values(), tmp_path, campaign.Deadline(1))
+    assert all(name.endswith("seed 1") for name in campaign.STEPS[2](run))
+    check_report(tmp_path)
+
+
+def check_tables(record, said):
+    assert record["unfinished"] == []
+    for rows in record["tables"].values():
+        assert all(value == value for row in rows for value in row.values())  # no NaN
+    (training,) = (rows for rows in record["tables"].values() if "steps/s" in rows[0])
+    assert training[0]["coupling"] == "independent"
+    assert all(row["step, ms"] > 0 and row["of peak"] is None for row in training)
+    assert "| independent |" in said
+
+
+def check_report(folder):
+    """Another seed of steps 2 and 5, a little worse, joins the first on the page."""
+    for file in list(folder.glob("step[25]_*.json")):
+        record = read_record(file)
+        for trial in record["comparison"]["trials"]:
+            trial["seed"] = 1
+            trial["metrics"] = [m | {"frechet": 1.1 * m["frechet"]} for m in trial["metrics"]]
+        write_record(file.with_name(f"{file.stem}_again.json"), record)
+    report = importlib.import_module("report")
+    report.main([str(folder), str(folder / "page.md"), "--html", str(folder / "html")])
+    page = (folder / "page.md").read_text()
+    assert page.count("## gpu-flow") == 1
+    for coupling in ("independent", "semidiscrete"):
+        (row,) = (line for line in page.splitlines() if line.startswith(f"| {coupling} | 2 |"))
+        assert " to " in row
+    assert (folder / "html" / "gpu-flow-tiny").is_dir()
+
+
+def new_values():
+    return {"tables": {}, "comparison": None, "command": "", "failures": {}}
+
+
+def test_minutes_are_kept_and_what_is_left_is_named(measured):
+    record, said = measured(6, minutes=0.0)
+    assert record["unfinished"] == ["Stable Diffusion"]
+    assert record["tables"] == {}
+    assert "unfinished after 0 minutes: Stable Diffusion" in said
+
+
+def test_a_part_that_fails_is_written_down_and_the_others_go_on(campaign, tmp_path):
+    options = campaign.parsed(["--step", "6", "--minutes", "1", "--out", str(tmp_path), *ON_THE_CPU])
+    run = campaign.Run(options, new_values(), tmp_path, campaign.Deadline(1))
+    rows = [{"figure": 1.0}]
+    run.take({"first": lambda: 1 / 0, "second": lambda: run.add_table("second", lambda: rows)})
+    record = read_record(run.file)
+    assert record["failures"] == {"first": "ZeroDivisionError: division by zero"}
+    assert record["tables"] == {"second": rows}
+
+
+def test_a_training_that_the_minutes_do_not_cover_stops_within(campaign, tmp_path):
+    recipe = replace(recipe_from_name("digits-flow").tiny(), steps=10**7, validate_every=10**7, checkpoint_every=10**7)
+    trainer = Trainer(replace(recipe, preview_every=0), RunDir(tmp_path / "run"), device="cpu")
+    options = campaign.parsed(["--step", "2", "--minutes", "1", "--out", str(tmp_path), *ON_THE_CPU])
+    run = campaign.Run(options, new_values(), tmp_path, campaign.Deadline(0.05))
+    began, other = time.monotonic(), []
+    run.take({"training": lambda: trainer.train(quiet=True), "another": lambda: other.append(1)})
+    assert read_record(run.file)["unfinished"] == ["training", "another"]
+    assert not other
+    assert time.monotonic() - began < 60
+
+
+def test_what_travels_is_ignored_by_git():
+    folder = "benchmarks/gpu/carried/wheel.whl"
+    done = subprocess.run(["git", "check-ignore", "-q", folder], cwd=ROOT, check=False)
+    assert done.returncode in (0, 128)  # 128: this is no checkout
