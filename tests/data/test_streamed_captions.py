@@ -105,7 +105,8 @@ def test_latents_and_buckets_need_an_addressable_set(tmp_path: Path) -> None:
 @pytest.mark.subprocess
 def test_two_processes_go_on_exactly_from_a_kept_checkpoint(tmp_path: Path) -> None:
     write_shards(tmp_path / "shards", 4)
-    data = f"--data.name folder --data.path {tmp_path / 'shards'} --data.stream --data.shuffle_buffer 4 --data.size 8 --data.max_samples 4".split()
+    options = "--data.name folder --data.stream --data.shuffle_buffer 4 --data.size 8 --data.max_samples 4"
+    data = [*options.split(), "--data.path", str(tmp_path / "shards")]
     command = ["train", "cifar10-ddim", "--tiny", "--device", "cpu", "--checkpoints_total_limit", "None", *data]
     finish(start(2, *command, "--out", str(tmp_path / "run")))
     before = weights(tmp_path / "run")
