@@ -72,3 +72,8 @@ def test_semidiscrete_fit_runs_tiny(script, monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "TOLERANCE", 0.05)
     benchmark.digits(noises=1 << 14)
     assert "| to 0.05 |" in capsys.readouterr().out
+
+
+def test_bijection_runs_tiny(script, tmp_path, capsys):
+    assert script("bijection").main(["--sizes", "300", "--markdown", str(tmp_path / "table.md")]) == 0
+    assert "| 300 | table, 8 sweeps |" in capsys.readouterr().out
