@@ -2,9 +2,10 @@
 
     OMP_NUM_THREADS=1 python benchmarks/bijection.py --cifar FOLDER --markdown FILE
 
-CIFAR-10 along its 64 leading directions (without ``--cifar``: exponential data with a falling spectrum). Pull: the mean of
-``<noise, sample>``, all that a bijection decides of the cost. CPU seconds of one thread. Bars: 50,000 in 60 seconds, and
-at 4,096 a cost within 5 % of the exact one. Exits with 1 when a bar is missed. BSP-OT: ``pip install --no-deps POT``.
+CIFAR-10 along its 64 leading directions (without ``--cifar``: exponential data with a falling spectrum). Pull: the
+mean of ``<noise, sample>``, all that a bijection decides of the cost. CPU seconds of one thread. Bars: 50,000 in 60
+seconds, and at 4,096 a cost within 5 % of the exact one. Exits with 1 when a bar is missed. BSP-OT: ``pip install
+--no-deps POT``.
 """
 
 import argparse

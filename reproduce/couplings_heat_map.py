@@ -2,8 +2,8 @@
 
     python -m reproduce.couplings_heat_map docs/results/digits-flow.json docs/images/digits-flow-couplings.png
 
-After the last training step, from the record that ``reproduce.publish`` keeps. Blue is better than no pairing, red worse;
-bold where the 95 % interval over seeds excludes 1.
+After the last training step, from the record that ``reproduce.publish`` keeps. Blue is better than no pairing, red
+worse; bold where the 95 % interval over seeds excludes 1.
 """
 
 import argparse

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from immiscible_diffusion import KNN, Independent, LinearAssignment, Moments
-from immiscible_diffusion.analysis.noise_density import density_of, log_density, take
+from immiscible_diffusion.analysis.noise_density import ShareDensity, density_of, log_density, take
 from immiscible_diffusion.analysis.posterior import OptimalDenoiser, mixing, posterior
 from immiscible_diffusion.couplings import Shuffled
 from immiscible_diffusion.couplings.gaussian_ot import GaussianOT
 from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
+from immiscible_diffusion.couplings.semidiscrete import Semidiscrete, SemidiscretePlan
 from immiscible_diffusion.couplings.wrappers import Calibrated
 from immiscible_diffusion.diffusion.paths import FlowMatchingPath, PathSample
 from immiscible_diffusion.utils.batch import Batch
@@ -177,3 +178,39 @@ def test_the_optimal_denoiser_is_the_mean(coupling):
     if isinstance(coupling, Independent):
         mean = POINTS.double().mean(dim=0).expand(5, 2)
         torch.testing.assert_close(denoiser(noise, 1.0), mean)
+
+
+@pytest.mark.parametrize("labels", [None, torch.tensor([0, 1, 0, 1, 0, 1, 0])])
+def test_a_share_of_the_noise_is_a_density(labels):
+    """Its integral is 1 for every sample, and over the samples (of a label) it is N(0, I)."""
+    generator = torch.Generator().manual_seed(3)
+    data = torch.randn(7, 2, generator=generator)
+    data[5 if labels is not None else 6] = data[3]  # equal ones have their share in common
+    batches = data if labels is None else [(data, labels)]
+    plan = SemidiscretePlan.fit(batches, Moments.fit(data), tolerance=1e-4)
+    density = ShareDensity(Semidiscrete(plan, cond_key=None if labels is None else "label"), moved=0.0)
+    cond = None if labels is None else {"label": labels}
+    line = torch.linspace(-6, 6, 481).double()
+    grid = torch.stack(torch.meshgrid(line, line, indexing="ij"), dim=-1).view(-1, 2)
+    found = (log_density(density, grid, Batch(data, cond)) - math.log(2 * math.pi)).exp()
+    assert (found.sum(dim=0) * (line[1] - line[0]) ** 2).tolist() == pytest.approx([1.0] * 7, abs=0.03)
+    normal = (-grid.square().sum(dim=1) / 2).exp() / (2 * math.pi)
+    for rows in [torch.ones(7, dtype=torch.bool)] if labels is None else [labels == 0, labels == 1]:
+        assert torch.allclose(found[:, rows].mean(dim=1), normal, atol=1e-6)
+
+
+def test_of_a_table_the_noise_that_was_handed_on_is_counted():
+    """The posterior of noisy points is as unsure as it is wrong: negative log-likelihood and entropy agree."""
+    data = torch.randn(100, 3, generator=torch.Generator().manual_seed(4))
+    coupling = Semidiscrete(SemidiscretePlan.fit(data, Moments.fit(data)), noises=64)
+    density = ShareDensity.of(coupling)
+    assert 0 < density.moved < 0.2
+    index = torch.arange(100).repeat(20)
+    noise = coupling(data[index], cond={"index": index}, generator=torch.Generator().manual_seed(5))
+    logits = log_density(density, noise, Batch(data))
+    logits += noise.double().square().sum(dim=1, keepdim=True) / 2
+    posterior = logits.log_softmax(dim=1)
+    wrong = -posterior.gather(1, index[:, None])[:, 0]
+    unsure = -(posterior.exp() * posterior).sum(dim=1)
+    assert float(wrong.mean()) == pytest.approx(float(unsure.mean()), rel=0.15)
+    assert float(unsure.mean()) < 0.3 * math.log(100)

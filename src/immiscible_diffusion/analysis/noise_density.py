@@ -19,11 +19,13 @@ from immiscible_diffusion.couplings._knn_kernels import offset_of
 from immiscible_diffusion.couplings._validation import valid_positions
 from immiscible_diffusion.couplings.base import FunctionCoupling
 from immiscible_diffusion.couplings.gaussian_ot import GaussianOT
+from immiscible_diffusion.couplings.semidiscrete import Semidiscrete, along, groups
 from immiscible_diffusion.couplings.wrappers import Calibrated
 from immiscible_diffusion.utils.batch import Batch
 
 LEAST_VARIANCE = 1e-12
 IMAGE_ELEMENTS = 1 << 23  # of images, worked at a time: 64 MiB in float64
+LARGEST_PLAN = 8192  # samples, whose squared number is the work for each point
 
 
 class PairDensity(Protocol):
@@ -182,6 +184,61 @@ class AffineDensity:
 
 
 @dataclass(frozen=True)
+class ShareDensity:
+    """Semidiscrete pairing: ``N phi(n)`` for the noise of a sample's own share, none elsewhere.
+
+    N counts the samples (of a label, for a plan within labels) for each that is equal. Noises that a table hands on to
+    other samples are a share ``moved`` of N(0, I): ``log(moved + (1 - moved) N [n is x's own])`` is the log ratio.
+    """
+
+    coupling: Semidiscrete
+    moved: float
+
+    @classmethod
+    def of(cls, coupling: Semidiscrete) -> "ShareDensity":
+        """With ``moved`` counted in the coupling's table; ValueError for a plan of too many samples."""
+        plan, noises = coupling.plan, coupling.noises
+        if len(plan.samples) > LARGEST_PLAN:
+            raise ValueError(f"{coupling} has a density for plans of at most {LARGEST_PLAN:,} samples")
+        table = plan.table(noises, coupling.seed, coupling.number, coupling.sweeps).flatten(0, 1)
+        noise = (table.to(plan.directions) @ plan.directions).view(-1, *plan.mean.shape)
+        labels = None if plan.labels is None else plan.labels.repeat_interleave(noises)
+        away = plan.sample_of(noise, labels) != plan.first.repeat_interleave(noises)
+        return cls(coupling, float(away.double().mean()))
+
+    @property
+    def estimate(self) -> str:
+        """Says what is not exact."""
+        return f"in closed form, with the {self.moved:.0%} of noises that the table hands on as independent ones"
+
+    def pairs(self, points: Tensor, shifts: Tensor, images: Batch) -> Tensor:
+        """``-|n|^2 / 2`` plus the log ratio."""
+        plan, device = self.coupling.plan, points.device
+        rows = along(images.data, plan.mean, plan.directions).to(plan.samples.device)
+        away = torch.cdist(rows, plan.samples)
+        if plan.labels is not None and "label" in (images.cond or {}):
+            away.masked_fill_(images.cond["label"].to(away.device)[:, None] != plan.labels, math.inf)  # type: ignore
+        own = plan.first[away.argmin(dim=1)]
+        axes, samples = plan.directions.to(points), plan.samples.to(points)
+        there = (points @ axes.T @ samples.T + plan.bias.to(points)).float()
+        back = (shifts @ axes.T @ samples.T).float()
+        density = squares(points, shifts).mul_(-0.5)
+        for _, members in groups(plan.labels, plan.samples):
+            distinct, count = plan.first[members].unique(return_counts=True)
+            columns = torch.isin(own, distinct).nonzero()[:, 0]
+            mine = torch.searchsorted(distinct, own[columns])
+            ratio = (self.moved + (1 - self.moved) * len(members) / count[mine].double()).log().to(device)
+            elsewhere = math.log(self.moved) if self.moved else -math.inf
+            mine, columns, distinct = mine.to(device), columns.to(device), distinct.to(device)
+            known = back[columns][:, distinct]
+            for point, score in zip(density, there[:, distinct], strict=True):
+                all_scores = score - known
+                owned = all_scores.gather(1, mine[:, None])[:, 0] >= all_scores.amax(dim=1)
+                point[columns] += torch.where(owned, ratio, elsewhere)
+        return density
+
+
+@dataclass(frozen=True)
 class EmpiricalDensity:
     """The density that a user's coupling states: ``coupling.log_density(noise, data, cond=)``.
 
@@ -218,6 +275,8 @@ def density_of(coupling: Coupling) -> PairDensity:
         return KNNDensity(coupling)
     if isinstance(coupling, GaussianOT):
         return GaussianDensity.of(coupling)
+    if isinstance(coupling, Semidiscrete):
+        return ShareDensity.of(coupling)
     if isinstance(coupling, Calibrated):
         return AffineDensity(coupling, density_of(coupling.coupling))
     own = coupling.function if isinstance(coupling, FunctionCoupling) else coupling
