@@ -69,7 +69,7 @@ def test_the_log_has_the_share_of_a_card_that_is_known(tiny, tmp_path, monkeypat
 def test_a_dry_run_says_steps_a_second_and_the_share(tiny, monkeypatch):
     lines: list[str] = []
     assert dry_run(tiny, "cpu", lines.append)
-    assert any("steps/s" in line and "no share" in line for line in lines)
+    assert any("steps/s" in line and "no share" in line and "of an H100" in line for line in lines)
     monkeypatch.setattr(module, "device_peak", lambda device, precision: 989e12)
     assert dry_run(tiny, "cpu", lines.append)
     assert any("steps/s" in line and "% of the 989 TFLOP/s" in line for line in lines)

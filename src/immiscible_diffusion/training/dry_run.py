@@ -16,12 +16,14 @@ from immiscible_diffusion.training.builders import check_trackers
 from immiscible_diffusion.training.metrics_log import StepMetrics, bottleneck
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir, hardware
+from immiscible_diffusion.training.throughput import card_peak
 from immiscible_diffusion.training.trainer import Trainer
 from immiscible_diffusion.utils.device import peak_memory
 from immiscible_diffusion.utils.progress import duration
 
 WARMUP_STEPS, TIMED_STEPS, TIMED_SECONDS = 3, 20, 20.0
 STEP_SECONDS, STEP_BYTES = 5.0, 2**31  # at most for a step on a CPU, of fewer samples if need be
+CARD, SHARE = "H100", 0.3  # what a run on another machine is estimated for: a guess of the share
 FEW = 2  # samples of the first micro-batch
 
 
@@ -70,7 +72,11 @@ def dry_run(recipe: Recipe, device: str, write: Callable[[str], None]) -> bool:
         share = "no share of its peak, as the card is not known"
         if trainer.peak is not None:
             share = f"{flops / seconds / trainer.peak:.0%} of the {trainer.peak / 1e12:,.0f} TFLOP/s of the card"
-        write(f"speed: {1 / seconds:.3g} steps/s, {flops / 1e12:.3g} TFLOP each: {share}")
+        elsewhere = duration(recipe.steps * flops / (SHARE * (card_peak(CARD, recipe.mixed_precision) or 1)))
+        write(
+            f"speed: {1 / seconds:.3g} steps/s, {flops / 1e12:.3g} TFLOP each: {share}; "
+            f"at {SHARE:.0%} of the peak of an {CARD} all steps take {elsewhere}"
+        )
         memory = peak_memory(trainer.device) + (whole - size) * sample_bytes
         write(f"memory: {memory / 2**30:.2f} GiB at its peak{scaled}")
         trainer.run_dir.begin(recipe)
