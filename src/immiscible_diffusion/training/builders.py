@@ -19,6 +19,7 @@ from immiscible_diffusion.diffusion.paths import Preconditioned
 from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.models.trainable import trainable_names
+from immiscible_diffusion.training import sharding
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.task import Task
@@ -34,7 +35,7 @@ DISTRIBUTION_SAMPLES, DISTRIBUTION_PASSES = 50_000, 50
 PLAN_STEPS = 4000  # of the fit of a semidiscrete plan, at most
 TIMEOUT = timedelta(days=2)  # ranks wait while one evaluates; the default gives up after 10 minutes
 T = TypeVar("T", bound=TensorFields)
-SHARDED = ("DEEPSPEED", "FSDP", "MEGATRON_LM")
+SHARDED = ("DEEPSPEED", "MEGATRON_LM")
 
 
 @dataclass(frozen=True)
@@ -258,7 +259,7 @@ def make_accelerator(recipe: Recipe, device: str, run_dir: RunDir) -> Any:
     """Return accelerate's view of the machine; ``device`` is auto, cpu, cuda or mps."""
     with require_extra("train", "training"):
         from accelerate import Accelerator
-        from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+        from accelerate.utils import DistributedType, GradientAccumulationPlugin, InitProcessGroupKwargs
     check_trackers(recipe.trackers)
     if device not in ("auto", "cpu", "cuda", "mps"):
         raise ValueError(f"device must be auto, cpu, cuda or mps, got {device!r}")
@@ -266,6 +267,7 @@ def make_accelerator(recipe: Recipe, device: str, run_dir: RunDir) -> Any:
         # Without an accelerator said so: else processes on a CPU would not know of each other.
         cpu=device == "cpu" or (device == "auto" and not is_accelerated()),
         mixed_precision=recipe.mixed_precision,
+        fsdp_plugin=(fsdp := sharding.plugin(recipe.mixed_precision)),
         # As a plugin, since accelerate's environment overrides the plain number.
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=recipe.gradient_accumulation_steps, sync_with_dataloader=False
@@ -276,9 +278,11 @@ def make_accelerator(recipe: Recipe, device: str, run_dir: RunDir) -> Any:
     )
     if accelerator.distributed_type.value in SHARDED:
         raise ValueError(
-            f"{accelerator.distributed_type.value} splits weights or their state over ranks, which "
-            f"checkpoints and the average do not know; use accelerate launch --multi_gpu"
+            f"{accelerator.distributed_type.value} splits weights or their state over ranks in a way that checkpoints "
+            f"and the average do not know; use accelerate launch --use_fsdp --fsdp_version 2"
         )
+    if fsdp is not None and accelerator.distributed_type == DistributedType.MULTI_CPU:  # which accelerate leaves out
+        accelerator.state.distributed_type, accelerator.state.fsdp_plugin = DistributedType.FSDP, fsdp
     if device != "auto" and accelerator.device.type != device:
         raise ValueError(f"device {device} is not available here; use auto or cpu")
     return accelerator

@@ -3,9 +3,10 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from immiscible_diffusion.models.trainable import copy_sharing_frozen, trainable_parameters
+from immiscible_diffusion.training import sharding
 from immiscible_diffusion.utils.checks import NonNegativeFloat, Probability, check_fields
 from immiscible_diffusion.utils.optional_deps import require_extra
 
@@ -42,12 +43,17 @@ class EMAConfig:
 
 
 class EMA:
-    """The average of the trainable weights, in a copy of the model that shares the frozen ones."""
+    """The average of the trainable weights, in a copy of the model that shares the frozen ones.
 
-    def __init__(self, config: EMAConfig, model: nn.Module) -> None:
+    ``form`` is that copy, if it was made before; of weights that are sharded it is ``hollow``, and each rank averages
+    its own.
+    """
+
+    def __init__(self, config: EMAConfig, model: nn.Module, form: nn.Module | None = None) -> None:
         with require_extra("train", "the average of the weights"):
             from diffusers.training_utils import EMAModel
-        self._copy = copy_sharing_frozen(model).eval()
+        self._model, self.is_sharded = model, sharding.is_sharded(model)
+        self._copy = (copy_sharing_frozen(model) if form is None else form).eval()
         ramped = config.warmup or config.power > 0
         self._ema = EMAModel(
             trainable_parameters(model),
@@ -64,9 +70,28 @@ class EMA:
 
     @property
     def model(self) -> nn.Module:
-        """The model with the averaged weights, in eval mode."""
+        """The model with the averaged weights, in eval mode; sharded ones are gathered, and all ranks must ask."""
+        if self.is_sharded:
+            average = iter(self._ema.shadow_params)
+            own = self._model.parameters()
+            return sharding.whole(self._copy, self._model, (next(average) if w.requires_grad else w for w in own))
         self._ema.copy_to(trainable_parameters(self._copy))
         return self._copy
+
+    def whole_model(self) -> nn.Module:
+        """The model with its own weights, which are gathered as those of ``model`` are."""
+        return sharding.whole(self._copy, self._model, self._model.parameters()) if self.is_sharded else self._model
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """How far the average is and how it is made: the state without the weights."""
+        return {name: value for name, value in self._ema.state_dict().items() if name != "shadow_params"}
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The averaged weights by name, themselves; shards of them where they are sharded."""
+        names = [name for name, weight in self._copy.named_parameters() if weight.requires_grad]
+        return dict(zip(names, self._ema.shadow_params, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs."""

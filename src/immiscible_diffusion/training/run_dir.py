@@ -4,6 +4,7 @@ recipe.json  environment.json  metrics.jsonl
 moments.safetensors  calibration.safetensors  noise_distribution.safetensors
 empty_axes.safetensors  semidiscrete.safetensors (and, while it is fitted, semidiscrete_fit.safetensors)
 weights/model.safetensors  weights/model.json  samples/step_000500.png  checkpoint.pt
+shards/step_000500: tensors of a checkpoint, where they are sharded
 checkpoints/step_000500: the last three of an earlier step
 """
 
@@ -169,6 +170,16 @@ class RunDir:
             return torch.load(self.checkpoint, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, ValueError, KeyError, UnpicklingError, BadZipFile) as error:
             raise ValueError(f"{self.checkpoint} cannot be read ({error}); remove it to start from step 0") from error
+
+    def shards(self, step: int) -> Path:
+        """The folder with what the ranks have of a checkpoint's tensors, where they are sharded."""
+        return self.root / "shards" / f"step_{step:06d}"
+
+    def remove_shards_but(self, step: int) -> None:
+        """Remove the shards that belong neither to the checkpoint of ``step`` nor to those that are kept."""
+        needed = {self.shards(number) for number in (step, *self.kept_checkpoints)}
+        for folder in set(self.root.glob("shards/step_*")) - needed:
+            shutil.rmtree(folder)
 
     @property
     def kept_checkpoints(self) -> dict[int, Path]:

@@ -248,8 +248,13 @@ class Task(ABC):
     def check_files(self, run_dir: "RunDir") -> None:
         """Raise ValueError if the data are others than those that ``run_dir`` was trained on."""
 
-    def export(self, run_dir: "RunDir", model: nn.Module, ema: Any, step: int) -> None:
-        """Write weights in the layout of other programs, with every checkpoint."""
+    def export(
+        self, run_dir: "RunDir", model: nn.Module, averaged: nn.Module, average: dict[str, Any], step: int
+    ) -> None:
+        """Write weights in the layout of other programs, with every checkpoint.
+
+        Of ``model`` and of its ``averaged`` copy; ``average`` has the numbers of diffusers' ``EMAModel``.
+        """
 
     def publish(self, run_dir: "RunDir") -> None:
         """Publish the run after its last step, if the recipe asks for it."""

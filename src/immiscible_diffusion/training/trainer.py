@@ -18,7 +18,8 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from immiscible_diffusion.couplings import Coupling, PairedBatch, PairedLoader
 from immiscible_diffusion.data import DataSet, check_split
-from immiscible_diffusion.models.trainable import load_trainable_state, trainable_state
+from immiscible_diffusion.models.trainable import copy_sharing_frozen, load_trainable_state, trainable_state
+from immiscible_diffusion.training import sharding
 from immiscible_diffusion.training.builders import build_run, make_accelerator
 from immiscible_diffusion.training.dataloader import TrainDataLoader
 from immiscible_diffusion.training.ema import EMA
@@ -60,14 +61,19 @@ class Trainer:
             self.task.dataset, batch_size, recipe.seed, self.device, rank, world, micro_batches, recipe.num_workers
         )
         self.validation, self.validation_split = validation_batches(self.task)
-        model = self.run.model.to(self.device)
+        self.is_sharded = bool(self.accelerator.is_fsdp2)
+        # Sharded weights are moved shard by shard: all of them may be too many for one device.
+        model = self.run.model if self.is_sharded else self.run.model.to(self.device)
         if recipe.channels_last:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         optimizer, self.lr_schedule = make_optimizer(recipe.optim, model, recipe.steps)
         # From here on moments may be written: nothing is left behind if another part is refused.
         self.run.fit_preconditioning(world)
-        self.ema = EMA(recipe.ema, model)
+        form = sharding.hollow(model) if self.is_sharded else copy_sharing_frozen(model)
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        if self.is_sharded:
+            sharding.autocast(model, self.accelerator)
+        self.ema = EMA(recipe.ema, model, form)
         if recipe.compile:  # not by accelerate, which takes this from the first run of a process
             self.model.compile()
             self.ema.model.compile()
@@ -188,11 +194,15 @@ class Trainer:
         began = time.perf_counter()
         if step % recipe.validate_every == 0 or last:
             self.validate()
-        if recipe.preview_every and (step % recipe.preview_every == 0 or last) and self.is_main:
-            images = self.task.preview(self.pipeline, self.ema.model)
-            self.run_dir.save_grid(images, f"step_{step:06d}", self.task.preview_columns)
-        if evaluate is not None and step in evaluate_at and self.is_main:
-            evaluate(step, self.ema.model)
+        if recipe.preview_every and (step % recipe.preview_every == 0 or last):
+            model = self.ema.model
+            if self.is_main:
+                images = self.task.preview(self.pipeline, model)
+                self.run_dir.save_grid(images, f"step_{step:06d}", self.task.preview_columns)
+        if evaluate is not None and step in evaluate_at:
+            model = self.ema.model
+            if self.is_main:
+                evaluate(step, model)
         if step % recipe.checkpoint_every == 0 or last:
             self.save()
         self.metrics.began += time.perf_counter() - began  # the log's times are of training alone
@@ -234,9 +244,10 @@ class Trainer:
         """Record the loss of the averaged model on fixed independent noise and times."""
         model, path = self.ema.model, self.recipe.noise_path
         loss_fn = self.recipe.loss.without_augmentation()
-        with torch.no_grad():
-            losses = [loss_fn(model, path, *batch) for batch in self.validation]
-        self.record("validation", loss=float(torch.cat(losses).mean()), split=self.validation_split)
+        if self.is_main:
+            with torch.no_grad():
+                losses = [loss_fn(model, path, *batch) for batch in self.validation]
+            self.record("validation", loss=float(torch.cat(losses).mean()), split=self.validation_split)
 
     def record(self, kind: str, **values: Any) -> None:
         """Write a record, on the main process."""
@@ -262,27 +273,39 @@ class Trainer:
         from accelerate.utils import gather_object
 
         data = gather_object([self.task.dataset.state_dict()])  # of all ranks
+        averaged, model = self.ema.model, self.ema.whole_model()
+        if self.is_sharded:
+            sharding.save(self.run_dir.shards(self.step), self.run.model, self.optimizer, self.ema.weights)
         if self.is_main:
-            self.run_dir.save_weights(self.ema.model, self.step)
+            self.run_dir.save_weights(averaged, self.step)
             self.run_dir.save_checkpoint(self.state_dict() | {"data": data})
-            self.task.export(self.run_dir, self.run.model, self.ema, self.step)
+            self.task.export(self.run_dir, model, averaged, self.ema.numbers, self.step)
             recipe, limit = self.recipe, self.recipe.checkpoints_total_limit
             if limit != 1 and (self.step % recipe.checkpoint_every == 0 or self.step == recipe.steps):
                 self.run_dir.keep_checkpoint(self.step, limit)
+            self.run_dir.remove_shards_but(self.step)
         self.saved_step = self.step
         self.accelerator.wait_for_everyone()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a step changes, of a model trained in part that part; randomness is keyed."""
+        """Return what a step changes, of a model trained in part that part; randomness is keyed.
+
+        Without what is sharded, which is written beside it.
+        """
         scaler = self.accelerator.scaler
+        sharded = (
+            {}
+            if self.is_sharded
+            else {"model": trainable_state(self.run.model), "optimizer": self.optimizer.state_dict()}
+        )
         return {
+            **sharded,
+            "is_sharded": self.is_sharded,
             "step": self.step,
             "scaling": self.recipe.scaling.factor,
             "parts": self.parts,
-            "model": trainable_state(self.run.model),
-            "optimizer": self.optimizer.state_dict(),
             "lr_schedule": self.lr_schedule.state_dict(),
-            "ema": self.ema.state_dict(),
+            "ema": self.ema.numbers if self.is_sharded else self.ema.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
 
@@ -293,8 +316,15 @@ class Trainer:
             if state["scaling"] != factor:
                 raise ValueError(f"scaling.factor was {state['scaling']}, the recipe has {factor}")
             self._keep_parts(state.get("parts", self.parts))
-            load_trainable_state(self.run.model, state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            if state.get("is_sharded"):
+                average = self.ema.weights
+                sharding.load(self.run_dir.shards(state["step"]), self.run.model, self.optimizer, average)
+                state["ema"]["shadow_params"] = list(average.values())
+            elif self.is_sharded:
+                raise ValueError("its weights are not sharded: go on without FSDP")
+            else:
+                load_trainable_state(self.run.model, state["model"])
+                self.optimizer.load_state_dict(state["optimizer"])
             self.lr_schedule.load_state_dict(state["lr_schedule"])
             self.ema.load_state_dict(state["ema"], self.run.model)
             if state["scaler"] is not None:

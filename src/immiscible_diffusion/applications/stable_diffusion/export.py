@@ -20,7 +20,6 @@ from immiscible_diffusion.applications.stable_diffusion.load_pipeline import (
 )
 from immiscible_diffusion.applications.stable_diffusion.unet import TextUNet
 from immiscible_diffusion.diffusion.paths import VPPath
-from immiscible_diffusion.training.ema import EMA
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.atomic_files import atomic_folder, atomic_path, read_json, write_json, write_text
@@ -49,21 +48,30 @@ UPLOADED = (
 )
 
 
-def publish(recipe: Recipe, run_dir: RunDir, codec: LatentCodec, model: nn.Module, ema: EMA, step: int) -> None:
+def publish(
+    recipe: Recipe,
+    run_dir: RunDir,
+    codec: LatentCodec,
+    model: nn.Module,
+    averaged: nn.Module,
+    average: dict[str, Any],
+    step: int,
+) -> None:
     """Write what diffusers and others load.
 
     After every checkpoint ``unet/`` (current weights) and ``unet_ema/`` (averaged), like diffusers' training script,
     and after the last step a complete pipeline whose ``unet/`` has the averaged weights; of LoRA the adapters' files.
     """
     assert isinstance(model, TextUNet)
+    assert isinstance(averaged, TextUNet)
     with silence_hf_logging():
-        averaged, last = ema.model.unet, step >= recipe.steps
+        unet, last = averaged.unet, step >= recipe.steps
         if model.config.lora is not None:
-            save_lora(averaged, run_dir.root, recipe, step, sdxl=len(codec.texts) > 1)
+            save_lora(unet, run_dir.root, recipe, step, sdxl=len(codec.texts) > 1)
         else:
-            save_unets(run_dir.root, model.unet, averaged, ema.state_dict(), last=last)
+            save_unets(run_dir.root, model.unet, unet, average, last=last)
             if last:
-                save_pipeline(run_dir.root, recipe, codec, averaged)
+                save_pipeline(run_dir.root, recipe, codec, unet)
     write_text(run_dir.root / "README.md", model_card(recipe, step))
 
 
@@ -73,7 +81,7 @@ def publish(recipe: Recipe, run_dir: RunDir, codec: LatentCodec, model: nn.Modul
 def save_unets(folder: Path, unet: Any, averaged: Any, average: dict[str, Any], *, last: bool) -> None:
     """Write ``unet/`` and ``unet_ema/`` of a run as diffusers' training script does.
 
-    The numbers of ``average``, the state of the average, go where diffusers' ``EMAModel`` has them.
+    The numbers of ``average`` go where diffusers' ``EMAModel`` has them.
     After the ``last`` step ``unet/`` has the averaged weights. Before it there is no
     ``model_index.json``: a folder whose ``unet/`` is not averaged does not load as a pipeline.
     """
@@ -83,9 +91,8 @@ def save_unets(folder: Path, unet: Any, averaged: Any, average: dict[str, Any], 
         (averaged if last else unet).save_pretrained(temporary)
     with atomic_folder(folder / "unet_ema") as temporary:
         averaged.save_pretrained(temporary)
-        numbers = {name: value for name, value in average.items() if name != "shadow_params"}
         config = temporary / "config.json"
-        write_json(config, {**read_json(config), **numbers})
+        write_json(config, {**read_json(config), **average})
 
 
 def save_pipeline(folder: Path, recipe: Recipe, codec: LatentCodec, unet: Any) -> None:

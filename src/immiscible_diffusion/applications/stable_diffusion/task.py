@@ -181,9 +181,11 @@ class TextToImageTask(ImageTask):
         """Raise ValueError for what could not be published, before hours are spent."""
         check_before(self.recipe)
 
-    def export(self, run_dir: RunDir, model: nn.Module, ema: Any, step: int) -> None:
+    def export(
+        self, run_dir: RunDir, model: nn.Module, averaged: nn.Module, average: dict[str, Any], step: int
+    ) -> None:
         """Write weights in the layout of diffusers."""
-        publish(self.recipe, run_dir, self.codec, model, ema, step)
+        publish(self.recipe, run_dir, self.codec, model, averaged, average, step)
 
     def publish(self, run_dir: RunDir) -> None:
         """Push the run to the hub, if the recipe asks for it."""

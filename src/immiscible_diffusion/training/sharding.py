@@ -1,0 +1,95 @@
+"""Weights, their average and the optimizer's state split over ranks by FSDP2, as accelerate is told to."""
+
+import copy
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.tensor import DTensor
+
+DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def plugin(mixed_precision: str) -> Any:
+    """Return FSDP2 as accelerate's launcher was told to shard, None if it was not; ValueError for FSDP1.
+
+    Weights are gathered in the precision that the network computes in, and gradients summed in float32. Inputs stay as
+    they are: times in bfloat16 would be rounded to 3 digits, and autocast casts what layers take.
+    """
+    from accelerate.utils import FullyShardedDataParallelPlugin, parse_flag_from_env
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        return None
+    policy = MixedPrecisionPolicy(DTYPES[mixed_precision], torch.float32, cast_forward_inputs=False)
+    # The other way of loading expects that nothing but weights is in a network's state.
+    fsdp = FullyShardedDataParallelPlugin(mixed_precision_policy=policy, cpu_ram_efficient_loading=False)
+    if fsdp.fsdp_version != 2:
+        raise ValueError(
+            "weights are split by FSDP2, and FSDP1 was asked for; give accelerate launch --fsdp_version 2"
+        )
+    return fsdp
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether ranks have shards of the weights of ``model``."""
+    return any(isinstance(weight, DTensor) for weight in model.parameters())
+
+
+def autocast(model: nn.Module, accelerator: Any) -> None:
+    """Let the sharded ``model`` compute in mixed precision, as accelerate does for whole ones."""
+    from accelerate.utils import convert_outputs_to_fp32
+
+    model.forward = convert_outputs_to_fp32(accelerator.autocast()(model.forward))
+
+
+def hollow(model: nn.Module) -> nn.Module:
+    """Return a copy of ``model`` without weights, for ``whole``."""
+    empty = {id(w): nn.Parameter(w.detach().to("meta"), w.requires_grad) for w in model.parameters()}
+    return copy.deepcopy(model, dict[int, Any](empty))
+
+
+def whole(form: nn.Module, model: nn.Module, weights: Iterable[Tensor]) -> nn.Module:
+    """Return a copy of the ``hollow`` form with all ``weights`` of the sharded ``model``, on rank 0.
+
+    All ranks must call; what the others get has no weights.
+    """
+    state = dict(model.named_buffers())
+    for (name, _), weight in zip(form.named_parameters(), weights, strict=True):
+        gathered = weight.full_tensor() if isinstance(weight, DTensor) else weight
+        if dist.get_rank() == 0:
+            state[name] = gathered
+    result = copy.deepcopy(form)
+    result.load_state_dict(state, strict=False, assign=True)
+    return result
+
+
+def save(folder: Path, model: nn.Module, optimizer: Any, average: dict[str, Tensor]) -> None:
+    """Write the shards of all ranks, who must all call, to ``folder``."""
+    dcp.save(_state(model, optimizer, average), checkpoint_id=folder)
+
+
+def load(folder: Path, model: nn.Module, optimizer: Any, average: dict[str, Tensor]) -> None:
+    """Read what any number of ranks saved into what this rank has of it, a shard or all."""
+    state = _state(model, optimizer, average)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process without a launcher is meant
+        dcp.load(state, checkpoint_id=folder)  # into the tensors themselves
+    set_optimizer_state_dict(model, optimizer.optimizer, state["optimizer"])
+
+
+def _state(model: nn.Module, optimizer: Any, average: dict[str, Tensor]) -> dict[str, Any]:
+    trained = StateDictOptions(ignore_frozen_params=True)
+    weights = get_model_state_dict(model, options=trained)
+    return {"model": weights, "optimizer": get_optimizer_state_dict(model, optimizer.optimizer), "average": average}

@@ -1,0 +1,108 @@
+"""FSDP2 in processes of gloo: equal to one process, and resumed on other numbers of ranks."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from fixtures.two_processes import launch
+from helpers import train, weights
+from immiscible_diffusion.models import UNet
+from immiscible_diffusion.recipes import recipe_from_name
+from immiscible_diffusion.training.builders import make_accelerator
+from immiscible_diffusion.training.run_dir import RunDir
+
+WORKER = """
+import json, sys
+from pathlib import Path
+from torch.distributed.tensor import DTensor
+from immiscible_diffusion.training.recipe import Recipe
+from immiscible_diffusion.training.run_dir import RunDir
+from immiscible_diffusion.training.trainer import Trainer
+
+recipe, run = Recipe.from_dict(json.loads(sys.argv[1])), RunDir(Path(sys.argv[2]))
+trainer = Trainer(recipe, run, device="cpu")
+held = {}
+
+def weigh(step, model):
+    inner, weights = trainer.optimizer.optimizer, list(trainer.run.model.parameters())
+    state = [t for s in inner.state.values() for t in s.values()]
+    for tensor in [*weights, *state, *trainer.ema.weights.values()]:
+        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        held["here"] = held.get("here", 0) + local.nbytes
+        held["all"] = held.get("all", 0) + tensor.nbytes
+
+trainer.train(until=int(sys.argv[3]), evaluate=weigh, evaluate_at=(int(sys.argv[3]),), quiet=True)
+if trainer.is_main:
+    print(held["here"] / held["all"])
+"""
+
+
+@pytest.fixture
+def recipe():
+    """A U-Net, clipped gradients, and a step in two micro-batches."""
+    tiny = recipe_from_name("digits-flow").tiny()
+    model = UNet(channels=16, multipliers=(1, 2), blocks=1, groups=4, head_channels=4, dropout=0.0)
+    optim = dataclasses.replace(tiny.optim, max_grad_norm=0.5)
+    changes = {
+        "coupling": "knn:k=4",
+        "preview_every": 25,
+        "log_every": 5,
+        "checkpoint_every": 10,
+        "checkpoints_total_limit": None,
+    }
+    return dataclasses.replace(tiny, model=model, optim=optim, steps=50, gradient_accumulation_steps=2, **changes)
+
+
+def shard(monkeypatch, recipe, processes, until, folder):
+    """Train to a step in sharded processes; the share of the state that rank 0 holds."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    recipe = dataclasses.replace(recipe, gradient_accumulation_steps=1)
+    words = (json.dumps(recipe.to_dict()), folder / "run", until)
+    try:
+        return float(launch(WORKER, processes, *words, folder=folder, limit=300).split()[-1])
+    finally:
+        monkeypatch.undo()
+
+
+def apart(one, other):
+    """The norm of the difference of two runs' averaged weights, in units of their norm."""
+    left, right = weights(one), weights(other)
+    assert left.keys() == right.keys()
+    mine, theirs = (torch.cat([state[name].flatten().double() for name in left]) for state in (left, right))
+    return float((mine - theirs).norm() / mine.norm())
+
+
+@pytest.mark.subprocess
+def test_shards_equal_one_process_and_go_on_in_any_number(recipe, tmp_path, monkeypatch):
+    """Fifty steps: in two sharded processes, then in four, which share two parts, then in one that holds all."""
+    train(recipe, tmp_path / "whole")
+    run = RunDir(tmp_path / "run")
+    assert shard(monkeypatch, recipe, 2, 20, tmp_path) < 0.55
+    assert apart(tmp_path / "whole" / "checkpoints" / "step_000020", run.root) < 1e-5
+    assert shard(monkeypatch, recipe, 4, 25, tmp_path) < 0.3
+    assert sorted(folder.name for folder in run.root.glob("shards/*")) == [
+        *("step_000010", "step_000020", "step_000025")
+    ]
+    train(recipe, run.root)
+    assert apart(tmp_path / "whole", run.root) < 1e-5
+    lines = [[r["loss"] for r in RunDir(tmp_path / name).records("train")] for name in ("whole", "run")]
+    assert lines[1] == pytest.approx(lines[0], rel=1e-5)
+
+
+@pytest.mark.subprocess
+def test_shards_resumed_in_as_many_processes_are_equal_bit_for_bit(recipe, tmp_path, monkeypatch):
+    recipe = dataclasses.replace(recipe, steps=6, mixed_precision="bf16")
+    for name, stops in (("whole", (6,)), ("parts", (3, 6))):
+        (tmp_path / name).mkdir()
+        for until in stops:
+            shard(monkeypatch, recipe, 2, until, tmp_path / name)
+    assert apart(tmp_path / "whole" / "run", tmp_path / "parts" / "run") == 0
+
+
+def test_fsdp1_is_refused(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match=r"FSDP1.*--fsdp_version 2"):
+        make_accelerator(recipe, "cpu", RunDir(tmp_path))
