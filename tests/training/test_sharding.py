@@ -11,6 +11,7 @@ from helpers import train, weights
 from immiscible_diffusion.models import UNet
 from immiscible_diffusion.recipes import recipe_from_name
 from immiscible_diffusion.training.builders import make_accelerator
+from immiscible_diffusion.training.optim import OptimizerConfig
 from immiscible_diffusion.training.run_dir import RunDir
 
 WORKER = """
@@ -18,6 +19,7 @@ import json, sys
 from pathlib import Path
 from torch.distributed.tensor import DTensor
 from immiscible_diffusion.training.recipe import Recipe
+from immiscible_diffusion.training.optim import OptimizerConfig
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.trainer import Trainer
 
@@ -102,7 +104,16 @@ def test_shards_resumed_in_as_many_processes_are_equal_bit_for_bit(recipe, tmp_p
     assert apart(tmp_path / "whole" / "run", tmp_path / "parts" / "run") == 0
 
 
-def test_fsdp1_is_refused(recipe, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, r"FSDP1.*--fsdp_version 2"),
+        ({"mixed_precision": "fp16"}, "use bf16"),
+        ({"optim": OptimizerConfig(use_8bit_adam=True)}, "use_8bit_adam"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused(recipe, tmp_path, monkeypatch, change, said):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ValueError, match=r"FSDP1.*--fsdp_version 2"):
-        make_accelerator(recipe, "cpu", RunDir(tmp_path))
+    monkeypatch.setenv("FSDP_VERSION", "2" if change else "1")
+    with pytest.raises(ValueError, match=said):
+        make_accelerator(dataclasses.replace(recipe, **change), "cpu", RunDir(tmp_path))

@@ -267,7 +267,7 @@ def make_accelerator(recipe: Recipe, device: str, run_dir: RunDir) -> Any:
         # Without an accelerator said so: else processes on a CPU would not know of each other.
         cpu=device == "cpu" or (device == "auto" and not is_accelerated()),
         mixed_precision=recipe.mixed_precision,
-        fsdp_plugin=(fsdp := sharding.plugin(recipe.mixed_precision)),
+        fsdp_plugin=(fsdp := sharding.plugin(recipe)),
         # As a plugin, since accelerate's environment overrides the plain number.
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=recipe.gradient_accumulation_steps, sync_with_dataloader=False

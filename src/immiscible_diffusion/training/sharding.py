@@ -1,50 +1,49 @@
 """Weights, their average and the optimizer's state split over ranks by FSDP2, as accelerate is told to."""
 
 import copy
+import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
-from torch.distributed.tensor import DTensor
 
-DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+if TYPE_CHECKING:
+    from immiscible_diffusion.training.recipe import Recipe
 
 
-def plugin(mixed_precision: str) -> Any:
-    """Return FSDP2 as accelerate's launcher was told to shard, None if it was not; ValueError for FSDP1.
+def plugin(recipe: "Recipe") -> Any:
+    """Return FSDP2 as accelerate's launcher was told to shard, None if it was not; ValueError for what is not sharded.
 
     Weights are gathered in the precision that the network computes in, and gradients summed in float32. Inputs stay as
     they are: times in bfloat16 would be rounded to 3 digits, and autocast casts what layers take.
     """
     from accelerate.utils import FullyShardedDataParallelPlugin, parse_flag_from_env
-    from torch.distributed.fsdp import MixedPrecisionPolicy
 
     if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return None
-    policy = MixedPrecisionPolicy(DTYPES[mixed_precision], torch.float32, cast_forward_inputs=False)
-    # The other way of loading expects that nothing but weights is in a network's state.
-    fsdp = FullyShardedDataParallelPlugin(mixed_precision_policy=policy, cpu_ram_efficient_loading=False)
-    if fsdp.fsdp_version != 2:
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    if os.environ.get("FSDP_VERSION") != "2":
         raise ValueError(
             "weights are split by FSDP2, and FSDP1 was asked for; give accelerate launch --fsdp_version 2"
         )
-    return fsdp
+    if recipe.mixed_precision == "fp16" or recipe.optim.use_8bit_adam:
+        raise ValueError(
+            "FSDP shards neither the loss scale of mixed_precision fp16 nor optim.use_8bit_adam; use bf16"
+        )
+    dtype = torch.bfloat16 if recipe.mixed_precision == "bf16" else None
+    policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
+    # The other way of loading expects that nothing but weights is in a network's state.
+    loading = {"cpu_ram_efficient_loading": False}
+    return FullyShardedDataParallelPlugin(fsdp_version=2, mixed_precision_policy=policy, **loading)
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether ranks have shards of the weights of ``model``."""
-    return any(isinstance(weight, DTensor) for weight in model.parameters())
+    """Whether ranks have shards of the weights of ``model`` (DTensor)."""
+    return any(hasattr(weight, "full_tensor") for weight in model.parameters())
 
 
 def autocast(model: nn.Module, accelerator: Any) -> None:
@@ -60,16 +59,16 @@ def hollow(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, dict[int, Any](empty))
 
 
-def whole(form: nn.Module, model: nn.Module, weights: Iterable[Tensor]) -> nn.Module:
+def whole(form: nn.Module, model: nn.Module, weights: Iterable[Any]) -> nn.Module:
     """Return a copy of the ``hollow`` form with all ``weights`` of the sharded ``model``, on rank 0.
 
     All ranks must call; what the others get has no weights.
     """
     state = dict(model.named_buffers())
     for (name, _), weight in zip(form.named_parameters(), weights, strict=True):
-        gathered = weight.full_tensor() if isinstance(weight, DTensor) else weight
-        if dist.get_rank() == 0:
-            state[name] = gathered
+        gathered = weight.full_tensor()
+        if torch.distributed.get_rank() == 0:
+            state[name] = gathered.detach()
     result = copy.deepcopy(form)
     result.load_state_dict(state, strict=False, assign=True)
     return result
@@ -77,19 +76,29 @@ def whole(form: nn.Module, model: nn.Module, weights: Iterable[Tensor]) -> nn.Mo
 
 def save(folder: Path, model: nn.Module, optimizer: Any, average: dict[str, Tensor]) -> None:
     """Write the shards of all ranks, who must all call, to ``folder``."""
-    dcp.save(_state(model, optimizer, average), checkpoint_id=folder)
+    from torch.distributed import checkpoint
+
+    checkpoint.save(_state(model, optimizer, average), checkpoint_id=folder)
 
 
 def load(folder: Path, model: nn.Module, optimizer: Any, average: dict[str, Tensor]) -> None:
     """Read what any number of ranks saved into what this rank has of it, a shard or all."""
+    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
+
     state = _state(model, optimizer, average)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process without a launcher is meant
-        dcp.load(state, checkpoint_id=folder)  # into the tensors themselves
+        checkpoint.load(state, checkpoint_id=folder)  # into the tensors themselves
     set_optimizer_state_dict(model, optimizer.optimizer, state["optimizer"])
 
 
 def _state(model: nn.Module, optimizer: Any, average: dict[str, Tensor]) -> dict[str, Any]:
-    trained = StateDictOptions(ignore_frozen_params=True)
-    weights = get_model_state_dict(model, options=trained)
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        get_model_state_dict,
+        get_optimizer_state_dict,
+    )
+
+    weights = get_model_state_dict(model, options=StateDictOptions(ignore_frozen_params=True))
     return {"model": weights, "optimizer": get_optimizer_state_dict(model, optimizer.optimizer), "average": average}

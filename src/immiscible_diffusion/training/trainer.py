@@ -61,7 +61,7 @@ class Trainer:
             self.task.dataset, batch_size, recipe.seed, self.device, rank, world, micro_batches, recipe.num_workers
         )
         self.validation, self.validation_split = validation_batches(self.task)
-        self.is_sharded = bool(self.accelerator.is_fsdp2)
+        self.is_sharded = self.accelerator.distributed_type.value == "FSDP"
         # Sharded weights are moved shard by shard: all of them may be too many for one device.
         model = self.run.model if self.is_sharded else self.run.model.to(self.device)
         if recipe.channels_last:
@@ -293,19 +293,15 @@ class Trainer:
         Without what is sharded, which is written beside it.
         """
         scaler = self.accelerator.scaler
-        sharded = (
-            {}
-            if self.is_sharded
-            else {"model": trainable_state(self.run.model), "optimizer": self.optimizer.state_dict()}
-        )
-        return {
-            **sharded,
-            "is_sharded": self.is_sharded,
+        state: dict[str, Any] = {"is_sharded": True, "ema": self.ema.numbers}
+        if not self.is_sharded:
+            state = {"model": trainable_state(self.run.model), "optimizer": self.optimizer.state_dict()}
+            state["ema"] = self.ema.state_dict()
+        return state | {
             "step": self.step,
             "scaling": self.recipe.scaling.factor,
             "parts": self.parts,
             "lr_schedule": self.lr_schedule.state_dict(),
-            "ema": self.ema.numbers if self.is_sharded else self.ema.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
 
