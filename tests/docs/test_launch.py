@@ -6,8 +6,11 @@ import shlex
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fixtures.commands import check, commands
@@ -32,10 +35,11 @@ def start(command: list[str], **environment: str) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def assert_trained_by_two(run: Path, *started: subprocess.Popen) -> None:
-    said = [process.communicate(timeout=300)[0] for process in started]
-    assert [process.returncode for process in started] == [0] * len(started), said
-    assert [at_start["processes"] for at_start in RunDir(run).starts()] == [2]
+def assert_trained_by(started: subprocess.Popen, run: Path, processes: list[int]) -> None:
+    """By that many processes, once for every start."""
+    said = started.communicate(timeout=300)[0]
+    assert started.returncode == 0, said
+    assert [at_start["processes"] for at_start in RunDir(run).starts()] == processes
     assert (run / "weights" / "model.safetensors").is_file()
 
 
@@ -46,7 +50,7 @@ def test_one_machine(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "launch.md").read_text(encoding="utf-8")
     [command] = [line for line in commands(page) if "torchrun --nproc_per_node 2" in line]
     words = shlex.split(command.replace("RECIPE", "digits-flow"))
-    assert_trained_by_two(tmp_path, start([*words, "--tiny", "--out", str(tmp_path)]))
+    assert_trained_by(start([*words, "--tiny", "--out", str(tmp_path)]), tmp_path, [2])
 
 
 def test_the_job_file_asks_for_what_it_says() -> None:
@@ -65,7 +69,7 @@ def test_slurm(tmp_path: Path) -> None:
     programs = f"{tmp_path}{os.pathsep}{PROGRAMS}"
     given = {"PATH": programs, "SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "this"}
     job = start(["bash", str(JOB_FILE), *TRAINING[1:], str(tmp_path / "run")], **given)
-    assert_trained_by_two(tmp_path / "run", job)
+    assert_trained_by(job, tmp_path / "run", [2])
 
 
 def kubernetes() -> tuple[dict, dict, list[str]]:
@@ -95,13 +99,27 @@ def test_the_parts_of_the_kubernetes_file_fit_together() -> None:
 
 @pytest.mark.slow
 @pytest.mark.subprocess
-def test_kubernetes(tmp_path: Path) -> None:
-    """Two pods of a process each, on this machine."""
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+def test_kubernetes_goes_on_without_a_pod_that_is_lost(tmp_path: Path) -> None:
+    """Two pods of a process each, on this machine; the second is killed after the first checkpoint."""
     command = kubernetes()[2]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        here = f"--rdzv-endpoint=localhost:{free.getsockname()[1]}"
+        port = free.getsockname()[1]
+    here = f"--rdzv-endpoint=localhost:{port}"
     changed = {"--nnodes": "--nnodes=1:2", "--nproc-per-node": "--nproc-per-node=1", "--rdzv-endpoint": here}
     words = [changed.get(word.split("=")[0], word) for word in command[: command.index("train")]]
-    pods = [start([*words, *TRAINING, str(tmp_path)], JOB_COMPLETION_INDEX=str(index)) for index in range(2)]
-    assert_trained_by_two(tmp_path, *pods)
+    words += [*TRAINING, str(tmp_path), "--steps", "1000", "--checkpoint_every", "20", "--preview_every", "0"]
+    first = start(words)
+    wait_until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, first)  # the pods meet at the first
+    second = start(words)
+    wait_until((tmp_path / "checkpoint.pt").exists, first)
+    for process in [*psutil.Process(second.pid).children(recursive=True), second]:
+        process.kill()
+    assert_trained_by(first, tmp_path, [2, 1])
+
+
+def wait_until(ready: Callable[[], bool], process: subprocess.Popen) -> None:
+    while not ready():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
