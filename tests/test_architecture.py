@@ -118,7 +118,7 @@ def test_applications_know_only_images():
         assert others <= {own, "images"}, name_of(module)
 
 
-VENDORED = ["_validation", "_knn_kernels", "base", "knn"]
+VENDORED = ["_validation", "_knn_kernels", "_knn_triton", "base", "knn"]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=name_of)

@@ -252,3 +252,11 @@ def test_no_noise_is_ever_huge():
         assert float(noise.abs().max()) < 8
     x = torch.randn(1000, 64, generator=generator)
     assert float(KNN(64).pair(x, -x, generator=generator).abs().max()) < 1e4
+
+
+@pytest.mark.parametrize("given", [{}, {"mask": torch.arange(6) < 4}])
+def test_where_the_one_kernel_cannot_run_nothing_changes(given):
+    data = torch.randn(20, 6, generator=seeded(15))
+    noise = [KNN(4, fused=fused)(data, generator=seeded(16), **given) for fused in (True, False)]
+    assert torch.equal(*noise)
+    assert str(KNN(4, fused=True)) == "knn:k=4,fused=true"

@@ -5,7 +5,7 @@
 and keeps the nearest: O(k D) time and memory per sample. The same distribution costs O(k + D) here.
 
 This file, ``base.py``, ``_knn_kernels.py`` and ``_validation.py`` depend on torch alone: a trainer may copy the four
-into a folder of its own, as they are.
+into a folder of its own, as they are; ``_knn_triton.py`` too for ``fused``.
 """
 
 from collections.abc import Callable
@@ -23,6 +23,7 @@ from ._validation import (
     check_fitted,
     check_labels,
     check_rows_finite,
+    has_values,
     is_compiling,
     row_blocks,
     rows_of_labels,
@@ -55,12 +56,16 @@ class KNN(Coupling):
         moments: for a ``center`` that is a word: ``Moments``, or your own object with ``mean`` ``[*shape]``,
             ``label_mean`` ``[L, *shape]`` or ``channel_mean`` ``[C]``.
         label_key: the condition that holds the labels ``[B]``, for ``center="label"``.
+        fused: on CUDA, draw by one Triton kernel, which writes the noise once and reads none: the same distribution
+            from other random numbers. Without Triton, with a mask, a center or noise of the caller's, in float64 and
+            compiled nothing changes. Not measured on a GPU yet.
     """
 
     k: int
     center: object | Literal["mean", "label", "channel"] | None = None
     moments: object | None = None
     label_key: str = "label"
+    fused: bool = False
 
     name = "knn"
 
@@ -78,7 +83,7 @@ class KNN(Coupling):
             raise ValueError(f"center must be fitted Moments with a tensor .{self._attribute}, got a {got}{advice}")
 
     def __repr__(self) -> str:
-        fields = {"center": self.center, "moments": self.moments}
+        fields = {"center": self.center, "moments": self.moments, "fused": self.fused or None}
         more = "".join(f", {name}={x!r}" for name, x in fields.items() if x is not None)
         return f"KNN(k={self.k}{more})"
 
@@ -108,6 +113,8 @@ class KNN(Coupling):
             check_rows_finite(length_of(noise.flatten(1)), what="noise")
         if self.k == 1:
             return Independent().choose(data, noise, cond, mask, generator)
+        if self.fused and noise is None and mask is None and self.center is None and (one_kernel := _kernel_for(data)):
+            return one_kernel(data, self.k, generator)
         result = torch.empty(data.shape, dtype=data.dtype, device=data.device)
         if noise is not None:
             result.copy_(noise)
@@ -186,3 +193,14 @@ class KNN(Coupling):
         check_labels(labels, data.shape[0], len(means))
         labels = labels.long().to(data.device)
         return lambda rows: rows_of_labels(means, labels[rows])
+
+
+def _kernel_for(data: Tensor) -> Callable[[Tensor, int, Rng], Tensor] | None:
+    """The one kernel, where it can run."""
+    if not data.is_cuda or data.dtype == torch.float64 or is_compiling() or not has_values(data):
+        return None
+    try:
+        from ._knn_triton import knn_in_one_kernel
+    except ImportError:  # no Triton, as on Windows and macOS
+        return None
+    return knn_in_one_kernel
