@@ -9,8 +9,9 @@ from torch.nn.parallel import DistributedDataParallel
 from immiscible_diffusion import KNN, Independent, LinearAssignment, Moments, PairedLoader, Shuffled
 from immiscible_diffusion.couplings import parse_coupling
 from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
+from immiscible_diffusion.couplings.quantile import Quantile
 from immiscible_diffusion.couplings.registry import COUPLINGS, WRAPPERS
-from immiscible_diffusion.couplings.semidiscrete import SemidiscretePlan
+from immiscible_diffusion.couplings.semidiscrete import NoiseFirst, Semidiscrete, SemidiscretePlan
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CUDA = pytest.param("cuda", marks=[pytest.mark.cuda, needs_cuda])
@@ -144,6 +145,30 @@ def test_compiles_into_one_graph(device, masked):
     found = statistics(torch.stack([compiled(data) for _ in range(CALLS)]), masked)
     for ours, theirs in zip(found, reference("knn:k=8", masked), strict=True):
         assert kolmogorov_smirnov(ours, theirs.to(device)) < 2.6
+
+
+@pytest.mark.parametrize("of_data", ["cpu", CUDA])
+@pytest.mark.parametrize("of_plan", ["cpu", CUDA])
+def test_a_plan_serves_data_on_another_device(of_plan, of_data):
+    """Fitted there by moments on the CPU; its noise is where the data are."""
+    data, cond, _ = sample(of_data, torch.float32)
+    batches = [(data, cond["label"])]
+    plan = SemidiscretePlan.fit(batches, Moments.fit(batches), max_steps=0, device=of_plan)
+    assert {tensor.device.type for tensor in plan.tensors.values()} == {of_plan}
+    for coupling in (Semidiscrete(plan, cond_key="label"), Quantile(plan, cond_key="label")):
+        assert coupling(data, cond=cond, generator=generator(of_data)).device == data.device
+    owner = plan.sample_of(torch.randn_like(data), cond["label"].cpu())
+    assert owner.device == data.device
+    assert torch.equal(cond["label"][owner], cond["label"])
+    sampler = NoiseFirst(plan, 8)
+    assert (sampler.noise(0).device.type, len(sampler.indices(0))) == (of_plan, 8)
+    if "cuda" in (of_plan, of_data):
+        wrong = {"index": torch.full((COUNT,), COUNT, device=of_data)}
+        if of_plan == of_data:
+            assert bool(Semidiscrete(plan, cond_key="label")(data, cond=wrong).isnan().flatten(1).any(dim=1).all())
+        else:
+            with pytest.raises(ValueError, match="index runs from 64 to 64"):
+                Semidiscrete(plan, cond_key="label")(data, cond=wrong)
 
 
 @pytest.mark.parametrize("ahead", [0, 2])

@@ -9,8 +9,16 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import chisquare, kstest, norm
 from torch.utils.data import DataLoader
 
-from immiscible_diffusion.couplings import LinearAssignment, Moments, Shuffled, parse_coupling, semidiscrete
+from immiscible_diffusion.couplings import (
+    LinearAssignment,
+    Moments,
+    Shuffled,
+    _validation,
+    parse_coupling,
+    semidiscrete,
+)
 from immiscible_diffusion.couplings.semidiscrete import NoiseFirst, Semidiscrete, SemidiscretePlan, balanced, groups
+from immiscible_diffusion.couplings.testing import check_coupling
 
 N, SHAPE = 40, (2, 3)
 
@@ -174,6 +182,12 @@ def test_equal_samples_share_one_share():
     assert len(table.flatten(0, 1).unique(dim=0)) == 20 * 30
 
 
+def test_a_zero_has_no_sign():
+    data = torch.cat([blobs(600), blobs(2) * torch.tensor([[[0.0]], [[-0.0]]])])
+    plan = SemidiscretePlan.fit(data, Moments.fit(data), max_steps=0)
+    assert torch.equal(plan.first, torch.arange(602).clamp_max(600))
+
+
 def test_balancing_moves_as_few_as_it_must_and_fills_every_sample():
     generator = torch.Generator().manual_seed(6)
     samples, noise = torch.randn(7, 4, generator=generator), torch.randn(70, 4, generator=generator)
@@ -196,6 +210,21 @@ def test_tables_follow_the_step_and_nothing_else(plan):
     shuffled = Shuffled(coupling).at_step(25).coupling
     assert shuffled.number == 2
     assert coupling.at_step(3) is coupling
+
+
+def test_it_keeps_what_a_coupling_promises(plan):
+    check_coupling(Semidiscrete(plan, tolerance=1e6), shape=SHAPE, conditions=index)
+
+
+def test_autocast_changes_no_bit(plan):
+    """Not of the first call either, which makes the table."""
+    for coupling in (Semidiscrete(plan, number=77), Semidiscrete(plan, number=78, sweeps=2)):
+        call = lambda: coupling(blobs(), cond=index(), generator=torch.Generator().manual_seed(0))  # noqa: E731, B023
+        with torch.autocast("cpu", torch.bfloat16):
+            noise, owner = call(), plan.sample_of(call())
+        semidiscrete._table.cache_clear()
+        assert torch.equal(noise, call())
+        assert torch.equal(owner, plan.sample_of(noise))
 
 
 def test_a_plan_is_saved_and_read_again(plan, tmp_path):
@@ -315,12 +344,34 @@ def test_noise_chooses_its_samples_within_labels_as_often_as_they_come():
         ({"index": torch.arange(N).float()}, "must be a tensor of whole numbers"),
         ({"index": torch.arange(N - 1)}, "must be a tensor of whole numbers \\[40\\]"),
         ({"index": list(range(N))}, "must be a tensor of whole numbers"),
+        ({"index": torch.arange(N) > 0}, "must be a tensor of whole numbers"),
         ({"index": torch.arange(N).flip(0)}, "is not sample"),
     ],
 )
 def test_an_index_that_does_not_lead_to_the_sample_is_an_error(plan, cond, said):
     with pytest.raises(ValueError, match=said):
         Semidiscrete(plan)(blobs(), cond=cond)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32])
+def test_an_index_may_be_of_any_whole_numbers(plan, dtype):
+    calls = [
+        Semidiscrete(plan)(blobs(), cond={"index": torch.arange(N, dtype=kind)}, generator=torch.Generator())
+        for kind in (dtype, torch.int64)
+    ]
+    assert torch.equal(*calls)
+
+
+def test_an_index_out_of_range_where_data_cannot_be_read(plan, monkeypatch):
+    """Data on an accelerator: a plan on the CPU reads the index all the same, one beside them gives NaN."""
+    wrong = {"index": torch.tensor([-1, 3, N])}
+    monkeypatch.setattr(semidiscrete, "can_sync", lambda tensor: tensor.ndim == 1)
+    with pytest.raises(ValueError, match="index runs from -1 to 40"):
+        Semidiscrete(plan)(blobs(3), cond=wrong)
+    for module in (semidiscrete, _validation):
+        monkeypatch.setattr(module, "can_sync", lambda tensor: False)
+    noise = Semidiscrete(plan)(blobs(3), cond=wrong)
+    assert noise.isfinite().flatten(1).all(dim=1).tolist() == [False, True, False]
 
 
 def test_other_data_and_unknown_augmentation_are_errors_unless_allowed(plan):
@@ -340,10 +391,41 @@ def test_data_that_cannot_be_fitted_are_refused():
     bad[7, 0, 0] = math.nan
     with pytest.raises(ValueError, match="row 7 is not finite"):
         SemidiscretePlan.fit(bad, moments)
-    with pytest.raises(ValueError, match="rank must be 1 to 6"):
-        SemidiscretePlan.fit(data, moments, rank=7)
+    with pytest.raises(ValueError, match="data row 7 is not finite"):
+        SemidiscretePlan.fit(bad.split(5), moments)
+    for wrong, said in (
+        ({"rank": 7}, "rank must be 1 to 6"),
+        ({"rank": "all"}, "rank must be 1 to 6"),
+        ({"max_steps": -1}, "max_steps must be a whole number >= 0"),
+        ({"max_steps": "few"}, "max_steps must be a whole number >= 0"),
+        ({"tolerance": 0.0}, "tolerance must be > 0"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            SemidiscretePlan.fit(data, moments, **wrong)
     with pytest.raises(ValueError, match="give all labels or none"):
         SemidiscretePlan.fit([(data, torch.zeros(N).long()), data], moments)
+
+
+def test_noise_that_belongs_to_no_sample_is_refused(plan):
+    noise, data, labels = torch.randn(4, *SHAPE), blobs(), torch.arange(N) % 2
+    within = SemidiscretePlan.fit([(data, labels)], Moments.fit(data), max_steps=0)
+    for call, said in (
+        (lambda: plan.sample_of(noise * math.nan), "noise row 0 is not finite"),
+        (lambda: plan.sample_of(noise, torch.zeros(4).long()), "fitted without labels"),
+        (lambda: within.sample_of(noise), "fitted with labels"),
+        (lambda: within.sample_of(noise, torch.zeros(3).long()), r"labels must be whole numbers \[4\]"),
+        (lambda: NoiseFirst("plan", 4), "plan must be SemidiscretePlan.fit"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            call()
+
+
+def test_data_that_are_all_equal_have_all_noise_in_common():
+    data = torch.ones(5, *SHAPE)
+    coupling = Semidiscrete(SemidiscretePlan.fit(data, Moments.fit(data)))
+    assert coupling(data, cond=index(5)).shape == data.shape
+    with pytest.raises(ValueError, match="is not sample"):
+        Semidiscrete(SemidiscretePlan.fit(data, Moments.fit(blobs())))(2 * data, cond=index(5))
 
 
 def test_a_plan_works_on_its_own_device():

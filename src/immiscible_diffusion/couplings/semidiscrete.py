@@ -23,15 +23,17 @@ from torch import Tensor
 from immiscible_diffusion.couplings._validation import (
     can_sync,
     check_fitted,
+    check_labels,
     check_rows_finite,
     kind_of,
     product,
+    rows_of_labels,
     take_condition,
     working_dtype,
 )
 from immiscible_diffusion.couplings.assignment import LinearAssignment
 from immiscible_diffusion.couplings.base import Cond, Coupling, Mask, Noise, Rng, start_noise
-from immiscible_diffusion.couplings.moments import Data, Moments, TensorFields, split_labels
+from immiscible_diffusion.couplings.moments import AT_A_TIME, Data, Moments, TensorFields, split_labels
 from immiscible_diffusion.utils.checks import NonNegativeFloat, NonNegativeInt, PositiveInt, check_fields
 from immiscible_diffusion.utils.random import keyed_generator
 from immiscible_diffusion.utils.tensor_files import load_tensors, save_tensors
@@ -62,7 +64,7 @@ class SemidiscretePlan(TensorFields):
         bias: ``[N]``: ``b``; equal samples have it in common.
         first: ``[N]`` int64: the first sample (of the same label) that is equal, which has their share.
         chi_square: ``N sum_j p_j^2 - 1`` for shares ``p_j`` of the noise, 0 if all are 1 / N; of several
-            labels the largest.
+            labels the largest; inf where nothing was counted (``max_steps=0``).
         labels: ``[N]`` int64 of a plan within each label, or None.
     """
 
@@ -117,18 +119,22 @@ class SemidiscretePlan(TensorFields):
                 is removed at the end.
 
         Raises:
-            ValueError: fewer than 2 samples, values not finite, another shape than that of the moments, bad labels.
+            ValueError: fewer than 2 samples, values not finite, another shape than that of the moments, bad labels, a
+                number out of its range.
         """
         if moments.directions is None:
             raise ValueError("a semidiscrete plan needs Moments.fit with directions")
         known = len(moments.directions)
-        if rank is not None and not 1 <= rank <= known:
-            raise ValueError(f"rank must be 1 to {known}, the known directions, got {rank}")
+        if rank is not None and not (isinstance(rank, int) and 1 <= rank <= known):
+            raise ValueError(f"rank must be 1 to {known}, the known directions, got {rank!r}")
+        if not isinstance(max_steps, int) or max_steps < 0:
+            raise ValueError(f"max_steps must be a whole number >= 0, got {max_steps!r}")
+        if not tolerance > 0:
+            raise ValueError(f"tolerance must be > 0, got {tolerance}")
         directions, parts, labels, keys = moments.directions[:rank], [], [], []
         for batch, label in map(split_labels, [data] if isinstance(data, Tensor) else data):
             check_fitted("the moments were", moments.mean.shape, batch.shape[1:], "fit them on these data")
             parts.append(along(batch, moments.mean, directions))
-            check_rows_finite(parts[-1])
             labels.append(label)
             keys.append(content_keys(batch))
         if sum(map(len, parts)) < 2:
@@ -136,6 +142,7 @@ class SemidiscretePlan(TensorFields):
         if len(with_labels := [label for label in labels if label is not None]) not in (0, len(labels)):
             raise ValueError("some batches came with labels, some without; give all labels or none")
         samples, key = torch.cat(parts).to(device), torch.cat(keys).to(device)
+        check_rows_finite(samples.cpu())
         label = torch.cat(with_labels).long().to(samples.device) if with_labels else None
         bias, first = samples.new_zeros(len(samples)), torch.arange(len(samples), device=samples.device)
         content = {"samples": samples, "keys": key} | ({} if label is None else {"labels": label})
@@ -156,7 +163,7 @@ class SemidiscretePlan(TensorFields):
                 f"{tolerance:g}; tables of noise are balanced all the same, at the cost of some of its pull",
                 stacklevel=2,
             )
-        return cls(moments.mean, directions, samples, bias, first, worst, label)
+        return cls(moments.mean.to(samples), directions.to(samples), samples, bias, first, worst, label)
 
     @property
     def digest(self) -> str:
@@ -178,20 +185,23 @@ class SemidiscretePlan(TensorFields):
         Noise from N(0, I) gives every sample equally often (of equal samples always the first).
         """
         check_fitted("the plan was", self.mean.shape, noise.shape[1:], "give noise of the shape of the data")
-        rows = along(noise, torch.zeros_like(self.mean), self.directions)
+        device = self.samples.device
+        rows = along(noise, torch.zeros_like(self.mean), self.directions).to(device)
+        check_rows_finite(rows, "noise")
         if (labels is None) != (self.labels is None):
             raise ValueError(f"this plan was fitted {'with' if labels is None else 'without'} labels; give the same")
-        index = torch.full((len(noise),), -1, device=noise.device)
+        if labels is not None:
+            check_labels(labels, len(noise))
+            labels = labels.to(device)
+        index = torch.full((len(noise),), -1, device=device)
         for name, members in groups(self.labels, self.samples):
-            mine = (
-                torch.arange(len(noise), device=noise.device) if labels is None else (labels == name).nonzero()[:, 0]
-            )
+            mine = torch.arange(len(noise), device=device) if labels is None else (labels == name).nonzero()[:, 0]
             distinct = members[self.first[members] == members]
             for part in mine.split(_rows(len(distinct))):
                 index[part] = distinct[scores(rows[part], self.samples[distinct], self.bias[distinct]).argmax(dim=1)]
         if bool((unknown := index < 0).any()):
             raise ValueError(f"the plan has no samples of label {int(labels[unknown][0])}")  # type: ignore[index]
-        return index
+        return index.to(noise.device)
 
     def table(self, noises: int, seed: int, number: int, sweeps: int = 0) -> Tensor:
         """``[N, noises, r]`` float16: noise along the directions for every sample, table ``number`` of ``seed``.
@@ -211,13 +221,14 @@ class SemidiscretePlan(TensorFields):
             plan = self.samples[distinct], self.bias[distinct]
             owner = torch.cat([scores(part, *plan).argmax(dim=1) for part in drawn.split(_rows(len(distinct)))])
             owner = balanced(owner, count * noises, drawn, *plan)
-            own = drawn[owner.argsort(stable=True)]
+            own, mine = drawn[owner.argsort(stable=True)], self.samples[members]
             for _ in range(sweeps):
                 axis = torch.randn(own.shape[1], device=own.device, generator=generator)
-                order = (self.samples[members] @ axis).argsort(stable=True).repeat_interleave(noises) * noises
+                place = torch.mv(mine, axis, out=axis.new_empty(len(mine)))  # with out=: see ``product``
+                order = place.argsort(stable=True).repeat_interleave(noises) * noises
                 order += torch.arange(noises, device=own.device).repeat(len(members))
                 for rows in order.tensor_split(-(-len(own) // NEIGHBORS)):
-                    own[rows] = LinearAssignment().pair(self.samples[members][rows // noises], own[rows])
+                    own[rows] = LinearAssignment().pair(mine[rows // noises], own[rows])
             result[members] = own.view(len(members), noises, -1).half()
         return result
 
@@ -236,7 +247,7 @@ class Semidiscrete(Coupling):
 
     Args:
         plan: of the data set, ``SemidiscretePlan.fit``.
-        noises: of each sample in a table; N times noises times rank float16 are held.
+        noises: of each sample in a table; N times noises times rank float16 are held, of the last two tables.
         refresh: steps after which a new table is drawn.
         sweeps: of exact assignment over each table; 8 bring one of a plan that was fitted with ``max_steps=0`` within
             1 % of the optimum (a bijection of the whole set with ``noises=1``), a fitted one needs none.
@@ -276,40 +287,44 @@ class Semidiscrete(Coupling):
         return self if number == self.number else replace(self, number=number)
 
     def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
-        """``n + sum_v (z_v - <n, v>) v`` for noise n ``[B, *shape]`` and z of the table."""
+        """``n + sum_v (z_v - <n, v>) v`` for noise n ``[B, *shape]`` and z of the table.
+
+        ValueError for an index that is not one of the plan; NaN where plan and data are both on an accelerator.
+        """
         plan = self.plan
         check_fitted("the plan was", plan.mean.shape, data.shape[1:], "fit it on data of this shape")
         index = self._index(data, cond)
         fresh = start_noise(data, noise, generator)
         table = _table(plan, plan.samples.device, self.noises, self.seed, self.number, self.sweeps)
         turn = torch.randint(self.noises, index.shape, device=data.device, generator=generator)
-        chosen = table[index.to(table.device), turn.to(table.device)].to(data.device)
-        return with_parts(fresh, chosen, plan.directions)
+        chosen = rows_of_labels(table.flatten(0, 1), index * self.noises + turn.to(index.device))
+        return with_parts(fresh, chosen.to(data.device), plan.directions)
 
     def _index(self, data: Tensor, cond: Cond) -> Tensor:
-        """The checked index ``[B]``."""
+        """The checked index ``[B]``, where the plan is."""
         plan = self.plan
         index = take_condition(cond, self.index_key, "semidiscrete pairing, which looks noise up by sample,")
-        if not isinstance(index, Tensor) or index.is_floating_point() or index.shape != data.shape[:1]:
+        whole = isinstance(index, Tensor) and not index.is_floating_point() and index.dtype != torch.bool
+        if not whole or index.shape != data.shape[:1]:
             raise ValueError(
                 f'cond["{self.index_key}"] must be a tensor of whole numbers [{len(data)}], got {kind_of(index)}'
             )
-        index = index.to(data.device)
-        if not can_sync(data):
+        index, readable = index.to(plan.samples.device).long(), can_sync(data)
+        if readable or can_sync(index):
+            low, high = int(index.min()), int(index.max())
+            if low < 0 or high >= len(plan.samples):
+                raise ValueError(f"index runs from {low} to {high}; the plan has samples 0 to {len(plan.samples) - 1}")
+        if not readable:
             return index
-        low, high = int(index.min()), int(index.max())
-        if low < 0 or high >= len(plan.samples):
-            raise ValueError(f"index runs from {low} to {high}; the plan has samples 0 to {len(plan.samples) - 1}")
-        known = plan.samples[index.to(plan.samples.device)].to(data.device)
+        known = plan.samples[index].to(data.device)
         away = torch.linalg.vector_norm(along(data, plan.mean, plan.directions) - known, dim=1)
-        away /= plan.length
-        if not bool((away <= self.tolerance).all()):
+        if not bool((away <= self.tolerance * plan.length).all()):
             row = int(away.argmax())
             raise ValueError(
-                f"data row {row} is not sample {int(index[row])} of the plan: it is {float(away[row]):.3g} away, in "
-                f"root mean square lengths of the data. The plan is of other data, or the sample was augmented in a "
-                f"way that it does not know: fit it on the augmented data, each with an index of its own, or raise "
-                f"tolerance"
+                f"data row {row} is not sample {int(index[row])} of the plan: it is "
+                f"{float(away[row]) / max(plan.length, 1e-30):.3g} away, in root mean square lengths of the data. The "
+                f"plan is of other data, or the sample was augmented in a way that it does not know: fit it on the "
+                f"augmented data, each with an index of its own, or raise tolerance"
             )
         return index
 
@@ -339,6 +354,7 @@ class NoiseFirst:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        check_plan(self.plan, None if getattr(self.plan, "labels", None) is None else "label")
 
     def noise(self, step: int) -> Tensor:
         """``[batch_size, *shape]``: that of batch ``step``."""
@@ -392,10 +408,14 @@ def with_parts(noise: Tensor, parts: Tensor, directions: Tensor) -> Tensor:
 
 
 def content_keys(data: Tensor) -> Tensor:
-    """``[B]`` int64, equal for equal rows of ``data`` and for no others, but for one chance in 2^60."""
-    words = data.detach().float().contiguous().flatten(1).view(torch.int32).long()
-    generator = keyed_generator("content", device=words.device)
-    return (words * torch.randint(2**62, words.shape[1:], device=words.device, generator=generator)).sum(dim=1)
+    """``[B]`` int64, equal for equal rows of ``data``.
+
+    For two others by a chance of some 2^-62; of values of few binary digits more, of 1 and -1 alone 2^-33.
+    """
+    generator = keyed_generator("content", device=data.device)
+    factors = torch.randint(2**62, (data.shape[1:].numel(),), device=data.device, generator=generator)
+    parts = (part.float() + 0.0 for part in data.detach().flatten(1).split(AT_A_TIME))  # -0 becomes 0
+    return torch.cat([(part.contiguous().view(torch.int32).long() * factors).sum(dim=1) for part in parts])
 
 
 def groups(labels: Tensor | None, samples: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -417,7 +437,7 @@ def plan_of(data: Tensor, labels: Tensor | None, moments: Moments, within: bool,
 
 def scores(noise: Tensor, samples: Tensor, bias: Tensor) -> Tensor:
     """``<n, x_j> + b_j`` ``[B, N]``."""
-    return torch.addmm(bias, noise, samples.T)
+    return torch.addmm(bias, noise, samples.T, out=noise.new_empty(len(noise), len(bias)))  # see ``product``
 
 
 def _rows(samples: int) -> int:
@@ -523,23 +543,22 @@ def balanced(owner: Tensor, capacity: Tensor, noise: Tensor, samples: Tensor, bi
     Noises that a sample has too many of go to samples that lack some, the highest scores first.
     """
     owner = owner.clone()
-    surplus = ranked(owner)[1] >= capacity[owner]
+    surplus = ranked(owner) >= capacity[owner]
     while bool(surplus.any()):
         lacking = capacity - owner[~surplus].bincount(minlength=len(capacity))
         free, moved = lacking.nonzero()[:, 0], surplus.nonzero()[:, 0]
         best = [scores(noise[part], samples[free], bias[free]).max(dim=1) for part in moved.split(_rows(len(free)))]
         value, choice = (torch.cat([part[i] for part in best]) for i in range(2))
         order = value.argsort(descending=True)
-        accepted = order[ranked(choice[order])[1] < lacking[free[choice[order]]]]
+        accepted = order[ranked(choice[order]) < lacking[free[choice[order]]]]
         owner[moved[accepted]] = free[choice[accepted]]
         surplus[moved[accepted]] = False
     return owner
 
 
-def ranked(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The stable order of ``values`` ``[M]`` (whole numbers), and of each how many equal ones come before it."""
-    order = values.argsort(stable=True)
-    start = values.bincount().cumsum(0) - values.bincount()
+def ranked(values: Tensor) -> Tensor:
+    """Of each of ``values`` ``[M]`` (whole numbers) how many equal ones come before it."""
+    order, count = values.argsort(stable=True), values.bincount()
     place = torch.empty_like(order)
-    place[order] = torch.arange(len(values), device=values.device) - start[values[order]]
-    return order, place
+    place[order] = torch.arange(len(values), device=values.device) - (count.cumsum(0) - count)[values[order]]
+    return place
