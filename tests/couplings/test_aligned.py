@@ -72,6 +72,13 @@ def test_it_works_in_every_mode_and_alone():
     assert bool(half.isfinite().all())
 
 
+def test_a_sample_that_is_not_finite_is_named_and_spoils_no_other():
+    noise, data = batch()
+    data[3, 0] = math.inf
+    with pytest.raises(ValueError, match="data row 3 is not finite"):
+        Aligned(Independent()).pair(data, noise)
+
+
 def test_its_name_is_read_back_and_bad_numbers_are_refused():
     coupling = parse_coupling("aligned(beta=30.0):assignment")
     assert coupling == Aligned(LinearAssignment(), beta=30.0)

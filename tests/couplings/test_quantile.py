@@ -77,6 +77,17 @@ def test_equal_values_share_their_ranks():
     assert top == pytest.approx([0.5] * 3, abs=0.04)
 
 
+def test_the_share_of_the_samples_is_paired_and_no_more():
+    """A paired sample's noise lies within its rank, here one in a thousand levels; few others' do by chance."""
+    data = skewed(count=1000)
+    coupling = Quantile(plan_of_rank(1, data), share=0.3)
+    axis = coupling.plan.directions[0]
+    rank = (data.flatten(1) @ axis).argsort().argsort()
+    level = torch.special.ndtr(passes(coupling, data, 5) @ axis) * 1000
+    kept = (level - rank.repeat(5) - 0.5).abs() < 1
+    assert float(kept.float().mean()) == pytest.approx(0.3, abs=0.03)
+
+
 def test_batches_of_one_are_as_batches_of_all():
     """Ranks are of the data set: a sample by itself has its noise."""
     data, coupling = skewed(count=200), Quantile(plan_of_rank(1, skewed(count=200)))
@@ -132,3 +143,11 @@ def test_errors():
         Quantile(plan, cond_key="label")
     with pytest.raises(ValueError, match="fit it on data of this shape"):
         Quantile(plan)(torch.zeros(4, 3))
+    data = skewed(count=8)
+    data[5, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="data row 5 is not finite"):
+        Quantile(plan)(data)
+    within = SemidiscretePlan.fit([(data[:4], torch.zeros(4).long())], Moments.fit(data[:4]), rank=1, max_steps=0)
+    for wrong in (torch.zeros(3).long(), torch.zeros(4), [0, 0, 0, 0]):
+        with pytest.raises(ValueError, match="labels must be"):
+            Quantile(within, cond_key="label")(data[:4], cond={"label": wrong})

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from immiscible_diffusion.couplings._validation import working_dtype
+from immiscible_diffusion.couplings._validation import check_rows_finite, working_dtype
 from immiscible_diffusion.couplings.base import Cond, Mask, Noise, Rng
 from immiscible_diffusion.couplings.wrappers import Wrapper
 from immiscible_diffusion.utils.checks import NonNegativeFloat, PositiveFloat, PositiveInt, check_fields
@@ -58,14 +58,18 @@ class Aligned(Wrapper):
         return False
 
     def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
-        """Noise ``[B, *shape]``; that of ``coupling`` for a batch of one sample, which has no others beside it."""
+        """Noise ``[B, *shape]``; that of ``coupling`` for a batch of one sample, which has no others beside it.
+
+        ValueError for a sample that is not finite, which would spoil the noise of all.
+        """
         noise = self.inner(data, noise, cond, mask, generator)
-        if len(data) == 1:
+        if len(data) < 2:
             return noise
         dtype = working_dtype(data.dtype)
         with torch.autocast(data.device.type, enabled=False):
             rows = noise.flatten(1).to(dtype)
             toward = normalize(data.flatten(1).to(dtype), dim=1)
+            check_rows_finite(toward)
             mean, square = torch.zeros_like(rows), torch.zeros_like(rows)
             for step in range(1, self.steps + 1):
                 slope = self.gradient(rows, toward)

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.couplings._validation import check_fitted, take_condition
+from immiscible_diffusion.couplings._validation import check_fitted, check_labels, check_rows_finite, take_condition
 from immiscible_diffusion.couplings.base import Cond, Coupling, Mask, Noise, Rng, start_noise
 from immiscible_diffusion.couplings.semidiscrete import SemidiscretePlan, along, check_plan, groups, with_parts
 from immiscible_diffusion.utils.checks import Fraction, check_fields
@@ -55,18 +55,22 @@ class Quantile(Coupling):
         check_fitted("the plan was", plan.mean.shape, data.shape[1:], "fit it on data of this shape")
         fresh = start_noise(data, noise, generator)
         labels = None if self.cond_key is None else take_condition(cond, self.cond_key, "ranks within a label")
+        if labels is not None:
+            check_labels(labels, len(data))
+            labels = labels.to(data.device)
         values = along(data, plan.mean, plan.directions)
-        tie = EQUAL * plan.samples.square().mean(dim=0).sqrt().to(values)
+        check_rows_finite(values)
         level = torch.full(values.shape, torch.nan, dtype=torch.float64, device=data.device)
         place = torch.rand(level.shape, dtype=level.dtype, device=data.device, generator=generator)
-        for label, known in _sorted(plan, data.device):
-            rows = slice(None) if labels is None else labels.to(data.device) == label
+        tie, in_order = _sorted(plan, data.device)
+        for label, known in in_order:
+            rows = slice(None) if labels is None else labels == label
             own, count = values[rows], known.shape[1]
             low = torch.searchsorted(known, (own - tie).T.contiguous()).clamp_max(count - 1)
             high = torch.searchsorted(known, (own + tie).T.contiguous(), right=True)
             level[rows] = (low + place[rows].T * (high - low).clamp_min(1)).T / count
         if labels is not None and bool((unknown := level.isnan().any(dim=1)).any()):
-            raise ValueError(f"the plan has no samples of label {int(labels[unknown.to(labels.device)][0])}")
+            raise ValueError(f"the plan has no samples of label {int(labels[unknown][0])}")
         tiny = torch.finfo(level.dtype).eps
         parts = torch.special.ndtri(level.clamp(tiny, 1 - tiny))
         paired = with_parts(fresh, parts, plan.directions)
@@ -77,9 +81,10 @@ class Quantile(Coupling):
 
 
 @lru_cache(maxsize=2)
-def _sorted(plan: SemidiscretePlan, device: torch.device) -> list[tuple[int, Tensor]]:
-    """Every label with its samples ``[r, n]``, in order along each direction."""
-    return [
+def _sorted(plan: SemidiscretePlan, device: torch.device) -> tuple[Tensor, list[tuple[int, Tensor]]]:
+    """``[r]``: how close values are equal; and every label with its samples ``[r, n]``, in order."""
+    tie = EQUAL * plan.samples.square().mean(dim=0).sqrt()
+    return tie.to(device), [
         (label, plan.samples[rows].sort(dim=0).values.T.contiguous().to(device))
         for label, rows in groups(plan.labels, plan.samples)
     ]
