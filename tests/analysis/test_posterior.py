@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from immiscible_diffusion import KNN, Independent, LinearAssignment, Moments
-from immiscible_diffusion.analysis.noise_density import ShareDensity, density_of, log_density, take
+from immiscible_diffusion.analysis.noise_density import ShareDensity, density_of, has_closed_form, log_density, take
 from immiscible_diffusion.analysis.posterior import OptimalDenoiser, mixing, posterior
 from immiscible_diffusion.couplings import Shuffled
 from immiscible_diffusion.couplings.gaussian_ot import GaussianOT
@@ -199,12 +199,16 @@ def test_a_share_of_the_noise_is_a_density(labels):
         assert torch.allclose(found[:, rows].mean(dim=1), normal, atol=1e-6)
 
 
-def test_of_a_table_the_noise_that_was_handed_on_is_counted():
+def test_of_a_table_the_noise_that_was_handed_on_is_counted(monkeypatch):
     """The posterior of noisy points is as unsure as it is wrong: negative log-likelihood and entropy agree."""
+    made, table = [], SemidiscretePlan.table
+    monkeypatch.setattr(SemidiscretePlan, "table", lambda *options: made.append(options) or table(*options))
     data = torch.randn(100, 3, generator=torch.Generator().manual_seed(4))
     coupling = Semidiscrete(SemidiscretePlan.fit(data, Moments.fit(data)), noises=64)
     density = ShareDensity.of(coupling)
     assert 0 < density.moved < 0.2
+    assert has_closed_form(coupling)
+    assert len(made) == 1
     index = torch.arange(100).repeat(20)
     noise = coupling(data[index], cond={"index": index}, generator=torch.Generator().manual_seed(5))
     logits = log_density(density, noise, Batch(data))

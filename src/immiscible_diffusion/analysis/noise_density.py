@@ -8,6 +8,7 @@ matrix product per part serves all pairs. All values leave out the normal consta
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
@@ -195,8 +196,9 @@ class ShareDensity:
     moved: float
 
     @classmethod
+    @lru_cache(maxsize=4)
     def of(cls, coupling: Semidiscrete) -> "ShareDensity":
-        """With ``moved`` counted in the coupling's table; ValueError for a plan of too many samples."""
+        """With ``moved`` counted in the coupling's table, once; ValueError for a plan of too many samples."""
         plan, noises = coupling.plan, coupling.noises
         if len(plan.samples) > LARGEST_PLAN:
             raise ValueError(f"{coupling} has a density for plans of at most {LARGEST_PLAN:,} samples")
