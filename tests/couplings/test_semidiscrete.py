@@ -441,6 +441,8 @@ def test_a_plan_works_on_its_own_device():
         ("cond_key=color", "cond_key must be one of label"),
         ("tolerance=wide", "tolerance must be a finite number"),
         ("seed=0.5", "seed must be a whole number"),
+        ("max_steps=-1", "max_steps must be a whole number >= 0"),
+        ("max_steps=few", "max_steps must be a whole number >= 0"),
     ],
 )
 def test_options_that_the_plan_or_the_coupling_do_not_have_are_errors(plan, name, said):

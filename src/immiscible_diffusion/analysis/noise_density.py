@@ -203,9 +203,8 @@ class ShareDensity:
         if len(plan.samples) > LARGEST_PLAN:
             raise ValueError(f"{coupling} has a density for plans of at most {LARGEST_PLAN:,} samples")
         table = plan.table(noises, coupling.seed, coupling.number, coupling.sweeps).flatten(0, 1)
-        noise = (table.to(plan.directions) @ plan.directions).view(-1, *plan.mean.shape)
         labels = None if plan.labels is None else plan.labels.repeat_interleave(noises)
-        away = plan.sample_of(noise, labels) != plan.first.repeat_interleave(noises)
+        away = plan.owner_of(table.float(), labels) != plan.first.repeat_interleave(noises)
         return cls(coupling, float(away.double().mean()))
 
     @property

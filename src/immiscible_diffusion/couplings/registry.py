@@ -21,7 +21,13 @@ from immiscible_diffusion.couplings.moments import Moments
 from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
 from immiscible_diffusion.couplings.projected import Projected
 from immiscible_diffusion.couplings.quantile import Quantile
-from immiscible_diffusion.couplings.semidiscrete import UNFITTED, Semidiscrete, SemidiscretePlan, plan_of
+from immiscible_diffusion.couplings.semidiscrete import (
+    UNFITTED,
+    Semidiscrete,
+    SemidiscretePlan,
+    check_max_steps,
+    plan_of,
+)
 from immiscible_diffusion.couplings.wrappers import Calibrated, MaskedCoupling, Shuffled, WarmUp, Wrapper
 
 MomentsSource = Moments | Callable[[], Moments] | None
@@ -97,6 +103,7 @@ def parse_coupling(
         if head in (Semidiscrete.name, Quantile.name):
             asked: dict[str, Any] = {"rank": 1, "max_steps": 0} if head == Quantile.name else {}
             asked |= {key: options.pop(key) for key in set(options) & {"rank", "max_steps"}}
+            check_max_steps(asked.get("max_steps", 0))  # here, as stand-ins for a plan are not fitted
             options["plan"] = _plan_for(name, options.get("cond_key") is not None, asked, plan)
         coupling = _make(name, COUPLINGS[head], options)
         return coupling if start is None else WarmUp(coupling, start)

@@ -115,8 +115,8 @@ class SemidiscretePlan(TensorFields):
             seed: of the noise.
             progress: called with the steps done and the chi-square.
             device: where to work; that of the data by default.
-            state: a file that has the fit of these data every ``SECONDS``, from which one that was killed goes on; it
-                is removed at the end.
+            state: a file that has the fit of these data at its last check (at most one in ``SECONDS``), from which
+                one that was killed goes on; it is removed at the end.
 
         Raises:
             ValueError: fewer than 2 samples, values not finite, another shape than that of the moments, bad labels, a
@@ -127,8 +127,7 @@ class SemidiscretePlan(TensorFields):
         known = len(moments.directions)
         if rank is not None and not (isinstance(rank, int) and 1 <= rank <= known):
             raise ValueError(f"rank must be 1 to {known}, the known directions, got {rank!r}")
-        if not isinstance(max_steps, int) or max_steps < 0:
-            raise ValueError(f"max_steps must be a whole number >= 0, got {max_steps!r}")
+        check_max_steps(max_steps)
         if not tolerance > 0:
             raise ValueError(f"tolerance must be > 0, got {tolerance}")
         directions, parts, labels, keys = moments.directions[:rank], [], [], []
@@ -185,23 +184,27 @@ class SemidiscretePlan(TensorFields):
         Noise from N(0, I) gives every sample equally often (of equal samples always the first).
         """
         check_fitted("the plan was", self.mean.shape, noise.shape[1:], "give noise of the shape of the data")
-        device = self.samples.device
-        rows = along(noise, torch.zeros_like(self.mean), self.directions).to(device)
+        return self.owner_of(along(noise, torch.zeros_like(self.mean), self.directions), labels).to(noise.device)
+
+    def owner_of(self, rows: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The same of noise that is known along the directions, ``[B, r]``; on the plan's device."""
         check_rows_finite(rows, "noise")
+        device = self.samples.device
+        rows = rows.to(device)
         if (labels is None) != (self.labels is None):
             raise ValueError(f"this plan was fitted {'with' if labels is None else 'without'} labels; give the same")
         if labels is not None:
-            check_labels(labels, len(noise))
+            check_labels(labels, len(rows))
             labels = labels.to(device)
-        index = torch.full((len(noise),), -1, device=device)
+        index = torch.full((len(rows),), -1, device=device)
         for name, members in groups(self.labels, self.samples):
-            mine = torch.arange(len(noise), device=device) if labels is None else (labels == name).nonzero()[:, 0]
+            mine = torch.arange(len(rows), device=device) if labels is None else (labels == name).nonzero()[:, 0]
             distinct = members[self.first[members] == members]
             for part in mine.split(_rows(len(distinct))):
                 index[part] = distinct[scores(rows[part], self.samples[distinct], self.bias[distinct]).argmax(dim=1)]
         if bool((unknown := index < 0).any()):
             raise ValueError(f"the plan has no samples of label {int(labels[unknown][0])}")  # type: ignore[index]
-        return index.to(noise.device)
+        return index
 
     def table(self, noises: int, seed: int, number: int, sweeps: int = 0) -> Tensor:
         """``[N, noises, r]`` float16: noise along the directions for every sample, table ``number`` of ``seed``.
@@ -391,6 +394,12 @@ def check_plan(plan: Any, cond_key: str | None) -> None:
     if (cond_key is None) != (plan.labels is None):
         fitted = "without labels" if plan.labels is None else "within labels"
         raise ValueError(f"cond_key is {cond_key!r}, and the plan was fitted {fitted}; they must agree")
+
+
+def check_max_steps(value: Any) -> None:
+    """Raise ValueError unless ``value`` is a number of steps."""
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"max_steps must be a whole number >= 0, got {value!r}")
 
 
 def along(data: Tensor, mean: Tensor, directions: Tensor) -> Tensor:
