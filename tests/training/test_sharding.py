@@ -79,7 +79,7 @@ def apart(one, other):
 
 @pytest.mark.subprocess
 def test_shards_equal_one_process_and_go_on_in_any_number(recipe, tmp_path, monkeypatch):
-    """Fifty steps: in two sharded processes, then in four, which share two parts, then in one that holds all."""
+    """Fifty steps: in two sharded processes, in four, which share two parts, in one that holds all, and in two."""
     train(recipe, tmp_path / "whole")
     run = RunDir(tmp_path / "run")
     assert shard(monkeypatch, recipe, 2, 20, tmp_path) < 0.55
@@ -88,7 +88,8 @@ def test_shards_equal_one_process_and_go_on_in_any_number(recipe, tmp_path, monk
     assert sorted(folder.name for folder in run.root.glob("shards/*")) == [
         *("step_000010", "step_000020", "step_000025")
     ]
-    train(recipe, run.root)
+    train(recipe, run.root, until=40)
+    shard(monkeypatch, recipe, 2, 50, tmp_path)
     assert apart(tmp_path / "whole", run.root) < 1e-5
     lines = [[r["loss"] for r in RunDir(tmp_path / name).records("train")] for name in ("whole", "run")]
     assert lines[1] == pytest.approx(lines[0], rel=1e-5)

@@ -93,6 +93,26 @@ def load(folder: Path, model: nn.Module, optimizer: Any, average: dict[str, Tens
     set_optimizer_state_dict(model, optimizer.optimizer, state["optimizer"])
 
 
+def split(state: dict[str, Any], model: nn.Module, optimizer: Any, average: dict[str, Any]) -> None:
+    """Take this rank's shards of the ``state`` of a checkpoint that holds all."""
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        set_model_state_dict,
+        set_optimizer_state_dict,
+    )
+    from torch.distributed.tensor import distribute_tensor
+
+    options, names = StateDictOptions(full_state_dict=True, strict=False), list(average)
+    set_model_state_dict(model, state["model"], options=options)
+    named = {
+        "state": {names[number]: of_weight for number, of_weight in state["optimizer"]["state"].items()},
+        "param_groups": [group | {"params": names} for group in state["optimizer"]["param_groups"]],
+    }
+    set_optimizer_state_dict(model, optimizer.optimizer, named, options=options)
+    for own, weight in zip(average.values(), state["ema"]["shadow_params"], strict=True):
+        own.copy_(distribute_tensor(weight.to(own.device), own.device_mesh, own.placements))
+
+
 def _state(model: nn.Module, optimizer: Any, average: dict[str, Tensor]) -> dict[str, Any]:
     from torch.distributed.checkpoint.state_dict import (
         StateDictOptions,

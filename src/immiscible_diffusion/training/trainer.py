@@ -312,12 +312,13 @@ class Trainer:
             if state["scaling"] != factor:
                 raise ValueError(f"scaling.factor was {state['scaling']}, the recipe has {factor}")
             self._keep_parts(state.get("parts", self.parts))
-            if state.get("is_sharded"):
-                average = self.ema.weights
-                sharding.load(self.run_dir.shards(state["step"]), self.run.model, self.optimizer, average)
-                state["ema"]["shadow_params"] = list(average.values())
-            elif self.is_sharded:
-                raise ValueError("its weights are not sharded: go on without FSDP")
+            if (was_sharded := "is_sharded" in state) or self.is_sharded:
+                own = self.run.model, self.optimizer, self.ema.weights
+                if was_sharded:
+                    sharding.load(self.run_dir.shards(state["step"]), *own)
+                else:
+                    sharding.split(state, *own)
+                state["ema"]["shadow_params"] = list(self.ema.weights.values())
             else:
                 load_trainable_state(self.run.model, state["model"])
                 self.optimizer.load_state_dict(state["optimizer"])
