@@ -104,7 +104,7 @@ def split(state: dict[str, Any], model: nn.Module, optimizer: Any, average: dict
 
     options, names = StateDictOptions(full_state_dict=True, strict=False), list(average)
     set_model_state_dict(model, state["model"], options=options)
-    named = {
+    named: dict[str, Any] = {
         "state": {names[number]: of_weight for number, of_weight in state["optimizer"]["state"].items()},
         "param_groups": [group | {"params": names} for group in state["optimizer"]["param_groups"]],
     }
