@@ -77,6 +77,8 @@ def test_a_sample_that_is_not_finite_is_named_and_spoils_no_other():
     data[3, 0] = math.inf
     with pytest.raises(ValueError, match="data row 3 is not finite"):
         Aligned(Independent()).pair(data, noise)
+    with pytest.raises(ValueError, match="noise row 3 is not finite"):
+        Aligned(Independent()).pair(noise, data)
 
 
 def test_its_name_is_read_back_and_bad_numbers_are_refused():

@@ -77,7 +77,14 @@ def test_names_are_read_back_and_what_does_not_fit_is_refused():
     assert parse_coupling("projected(rank=3):assignment", moments).moments == moments
     with pytest.raises(ValueError, match="multiples of it"):
         coupling(draw(3, 2, 5, 4))
-    for wrong in ({}, {"pool": 2, "rank": 3}, {"pool": 1}, {"rank": 3}, {"rank": 0, "moments": moments}):
+    for wrong in (
+        {},
+        {"pool": 2, "rank": 3},
+        {"rank": 3, "moments": "all"},
+        {"pool": 1},
+        {"rank": 3},
+        {"rank": 0, "moments": moments},
+    ):
         with pytest.raises(ValueError, match=r"pool|rank"):
             Projected(Independent(), **wrong)
     with pytest.raises(ValueError, match="needs the moments"):

@@ -393,6 +393,11 @@ def test_data_that_cannot_be_fitted_are_refused():
         SemidiscretePlan.fit(bad, moments)
     with pytest.raises(ValueError, match="data row 7 is not finite"):
         SemidiscretePlan.fit(bad.split(5), moments)
+    with pytest.raises(ValueError, match="data row 7 is not finite"):
+        Semidiscrete(SemidiscretePlan.fit(data, moments, max_steps=0))(bad, cond=index())
+    for none in (None, Moments.fit(data, directions=0)):
+        with pytest.raises(ValueError, match=r"needs Moments\.fit with directions"):
+            SemidiscretePlan.fit(data, none)
     for wrong, said in (
         ({"rank": 7}, "rank must be 1 to 6"),
         ({"rank": "all"}, "rank must be 1 to 6"),

@@ -60,7 +60,7 @@ class Aligned(Wrapper):
     def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
         """Noise ``[B, *shape]``; that of ``coupling`` for a batch of one sample, which has no others beside it.
 
-        ValueError for a sample that is not finite, which would spoil the noise of all.
+        ValueError for a sample or a noise that is not finite, which would spoil the noise of all.
         """
         noise = self.inner(data, noise, cond, mask, generator)
         if len(data) < 2:
@@ -70,6 +70,7 @@ class Aligned(Wrapper):
             rows = noise.flatten(1).to(dtype)
             toward = normalize(data.flatten(1).to(dtype), dim=1)
             check_rows_finite(toward)
+            check_rows_finite(rows, "noise")
             mean, square = torch.zeros_like(rows), torch.zeros_like(rows)
             for step in range(1, self.steps + 1):
                 slope = self.gradient(rows, toward)

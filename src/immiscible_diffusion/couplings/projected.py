@@ -42,7 +42,7 @@ class Projected(Wrapper):
             raise ValueError(f"pool must be a whole number >= 2, got {self.pool!r}")
         if self.rank is None:
             return
-        if self.moments is None or self.moments.directions is None:
+        if not isinstance(self.moments, Moments) or self.moments.directions is None:
             raise ValueError("rank needs moments=Moments.fit(data), with directions")
         if type(self.rank) is not int or not 1 <= self.rank <= len(self.moments.directions):
             known = len(self.moments.directions)

@@ -122,7 +122,7 @@ class SemidiscretePlan(TensorFields):
             ValueError: fewer than 2 samples, values not finite, another shape than that of the moments, bad labels, a
                 number out of its range.
         """
-        if moments.directions is None:
+        if not isinstance(moments, Moments) or moments.directions is None:
             raise ValueError("a semidiscrete plan needs Moments.fit with directions")
         known = len(moments.directions)
         if rank is not None and not (isinstance(rank, int) and 1 <= rank <= known):
@@ -319,8 +319,9 @@ class Semidiscrete(Coupling):
                 raise ValueError(f"index runs from {low} to {high}; the plan has samples 0 to {len(plan.samples) - 1}")
         if not readable:
             return index
-        known = plan.samples[index].to(data.device)
-        away = torch.linalg.vector_norm(along(data, plan.mean, plan.directions) - known, dim=1)
+        rows = along(data, plan.mean, plan.directions)
+        check_rows_finite(rows)
+        away = torch.linalg.vector_norm(rows - plan.samples[index].to(data.device), dim=1)
         if not bool((away <= self.tolerance * plan.length).all()):
             row = int(away.argmax())
             raise ValueError(
