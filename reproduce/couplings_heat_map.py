@@ -28,7 +28,8 @@ def draw(comparison: Comparison) -> matplotlib.figure.Figure:
     for y, entry in enumerate(rows):
         ratios = ratios_to_baseline(comparison, entry.name)
         for x, n in enumerate(columns):
-            ratio = ratios[comparison.total_steps, n]
+            if (ratio := ratios.get((comparison.total_steps, n))) is None:
+                continue
             plotting.tile(axes, x, y, -math.log(ratio.value) / math.log(4))
             weight = "bold" if ratio.excludes(1) else "normal"
             axes.text(x, y, f"{ratio.value:.2f}", ha="center", va="center", fontsize=9, fontweight=weight)
