@@ -103,7 +103,8 @@ def split(state: dict[str, Any], model: nn.Module, optimizer: Any, average: dict
     from torch.distributed.tensor import distribute_tensor
 
     options, names = StateDictOptions(full_state_dict=True, strict=False), list(average)
-    set_model_state_dict(model, state["model"], options=options)
+    model.load_state_dict({name: b for name, b in state["model"].items() if name not in average}, strict=False)
+    set_model_state_dict(model, {name: state["model"][name] for name in names}, options=options)
     named: dict[str, Any] = {
         "state": {names[number]: of_weight for number, of_weight in state["optimizer"]["state"].items()},
         "param_groups": [group | {"params": names} for group in state["optimizer"]["param_groups"]],
@@ -121,4 +122,5 @@ def _state(model: nn.Module, optimizer: Any, average: dict[str, Tensor]) -> dict
     )
 
     weights = get_model_state_dict(model, options=StateDictOptions(ignore_frozen_params=True))
+    weights = {name: weights[name] for name in average}  # buffers, which are whole, may have another shape yet
     return {"model": weights, "optimizer": get_optimizer_state_dict(model, optimizer.optimizer), "average": average}

@@ -293,7 +293,8 @@ class Trainer:
         Without what is sharded, which is written beside it.
         """
         scaler = self.accelerator.scaler
-        state: dict[str, Any] = {"is_sharded": True, "ema": self.ema.numbers}
+        buffers = dict(self.run.model.named_buffers())
+        state: dict[str, Any] = {"is_sharded": True, "ema": self.ema.numbers, "buffers": buffers}
         if not self.is_sharded:
             state = {"model": trainable_state(self.run.model), "optimizer": self.optimizer.state_dict()}
             state["ema"] = self.ema.state_dict()
@@ -315,6 +316,7 @@ class Trainer:
             if (was_sharded := "is_sharded" in state) or self.is_sharded:
                 own = self.run.model, self.optimizer, self.ema.weights
                 if was_sharded:
+                    self.run.model.load_state_dict(state["buffers"], strict=False)
                     sharding.load(self.run_dir.shards(state["step"]), *own)
                 else:
                     sharding.split(state, *own)
