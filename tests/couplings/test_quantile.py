@@ -36,7 +36,7 @@ def passes(coupling, data, times, **options):
 def test_noise_is_standard_normal_along_every_direction(rank, share):
     """And across them: each coordinate in the basis of the data, and any other direction if there is but one."""
     data, plan = skewed(), plan_of_rank(rank)
-    noise = passes(Quantile(plan, share=share), data, 10)
+    noise = passes(Quantile(plan, rank, share=share), data, 10)
     axes = Moments.fit(data).directions
     for axis in axes:
         assert kstest((noise @ axis).numpy(), "norm").pvalue > 0.01
@@ -47,8 +47,8 @@ def test_noise_is_standard_normal_along_every_direction(rank, share):
 
 
 def test_ranks_agree_along_the_directions_and_not_across():
-    data, plan = skewed(), plan_of_rank(2)
-    noise = Quantile(plan)(data, generator=torch.Generator().manual_seed(2)).flatten(1)
+    data, plan = skewed(), plan_of_rank(6)  # of which two are used
+    noise = Quantile(plan, 2)(data, generator=torch.Generator().manual_seed(2)).flatten(1)
     axes = Moments.fit(data).directions
     agreement = [spearmanr((data.flatten(1) @ axis).numpy(), (noise @ axis).numpy())[0] for axis in axes]
     assert min(agreement[:2]) > 0.999
@@ -128,15 +128,18 @@ def test_it_is_a_coupling():
     data = skewed(count=300)
     check_coupling(Quantile(plan_of_rank(1, data)), shape=SHAPE)
     coupling = parse_coupling("quantile:share=0.5", plan=lambda within, **options: plan_of_rank(options["rank"], data))
-    assert (coupling.share, len(coupling.plan.directions)) == (0.5, 1)
+    assert (coupling.share, coupling.rank, len(coupling.plan.directions)) == (0.5, 1, 1)
     assert str(coupling) == "quantile:share=0.5"
-    assert not Quantile(plan_of_rank(2, data)).preserves_marginal
+    assert not Quantile(plan_of_rank(2, data), rank=2).preserves_marginal
+    assert Quantile(plan_of_rank(2, data)).preserves_marginal
 
 
 def test_errors():
     plan = plan_of_rank(1)
     with pytest.raises(ValueError, match="SemidiscretePlan"):
         Quantile(KNN(2))
+    with pytest.raises(ValueError, match="rank must be 1 to 1"):
+        Quantile(plan, rank=2)
     with pytest.raises(ValueError, match="share"):
         Quantile(plan, share=1.5)
     with pytest.raises(ValueError, match="label"):

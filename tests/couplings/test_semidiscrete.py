@@ -375,7 +375,7 @@ def test_an_index_out_of_range_where_data_cannot_be_read(plan, monkeypatch):
 
 
 def test_other_data_and_unknown_augmentation_are_errors_unless_allowed(plan):
-    with pytest.raises(ValueError, match="of other data, or the sample was augmented"):
+    with pytest.raises(ValueError, match="of other data .*or the sample was augmented"):
         Semidiscrete(plan)(blobs().flip(-1), cond=index())
     assert Semidiscrete(plan, tolerance=100.0)(blobs().flip(-1), cond=index()).shape == (N, *SHAPE)
     with pytest.raises(ValueError, match="plan was fitted on data of shape"):
@@ -454,3 +454,23 @@ def test_options_that_the_plan_or_the_coupling_do_not_have_are_errors(plan, name
     with pytest.raises(ValueError, match=said):
         parse_coupling(f"semidiscrete:{name}", plan=plan)
     assert parse_coupling("semidiscrete:rank=6", plan=plan) == Semidiscrete(plan)
+
+
+def test_other_labels_than_those_of_the_fit_are_an_error():
+    data, labels = blobs(), torch.arange(N) % 2
+    plan = SemidiscretePlan.fit([(data, labels)], Moments.fit(data), max_steps=0)
+    coupling = Semidiscrete(plan, cond_key="label")
+    assert coupling(data, cond=index() | {"label": labels}).shape == data.shape
+    with pytest.raises(ValueError, match="data row 0 has label 1, and sample 0 of the plan 0"):
+        coupling(data, cond=index() | {"label": 1 - labels})
+    with pytest.raises(ValueError, match=r"fit\(\[\(data, labels\)\], moments\)"):
+        Semidiscrete(SemidiscretePlan.fit(data, Moments.fit(data), max_steps=0), cond_key="label")
+
+
+@pytest.mark.parametrize(
+    "name", ["semidiscrete:plan=3", "semidiscrete:number=3", "aligned(beta=5)", "quantile:rows=4"]
+)
+def test_what_no_name_may_give_is_an_error(name):
+    data = blobs()
+    with pytest.raises(ValueError, match=r"by name|around another|max_steps"):
+        parse_coupling(name, plan=SemidiscretePlan.fit(data, Moments.fit(data), rank=1, max_steps=0))

@@ -10,7 +10,7 @@ from torch import Tensor
 from immiscible_diffusion.couplings._validation import check_fitted, check_labels, check_rows_finite, take_condition
 from immiscible_diffusion.couplings.base import Cond, Coupling, Mask, Noise, Rng, start_noise
 from immiscible_diffusion.couplings.semidiscrete import SemidiscretePlan, along, check_plan, groups, with_parts
-from immiscible_diffusion.utils.checks import Fraction, check_fields
+from immiscible_diffusion.utils.checks import Fraction, PositiveInt, check_fields
 
 EQUAL = 1e-5  # values closer than this, in root mean squares along their direction, share their ranks
 
@@ -24,12 +24,14 @@ class Quantile(Coupling):
     with more it is uncorrelated, but depends as the data do along them, more so with each.
 
     Args:
-        plan: has the samples along the directions: ``SemidiscretePlan.fit(data, moments, rank=1, max_steps=0)``.
+        plan: has the samples along its directions; ``SemidiscretePlan.fit(data, moments, max_steps=0)`` is enough.
+        rank: how many of the directions, the leading ones.
         share: of the samples that are paired; the others have independent noise.
         cond_key: "label" if the plan is to be one within each label, or None.
     """
 
     plan: SemidiscretePlan
+    rank: PositiveInt = 1
     share: Fraction = 1.0
     cond_key: Literal["label"] | None = None
 
@@ -39,11 +41,13 @@ class Quantile(Coupling):
     def __post_init__(self) -> None:
         check_fields(self)
         check_plan(self.plan, self.cond_key)
+        if self.rank > (known := len(self.plan.directions)):
+            raise ValueError(f"rank must be 1 to {known}, the directions of the plan, got {self.rank}")
 
     @property
     def preserves_marginal(self) -> bool:
         """With one direction."""
-        return len(self.plan.directions) == 1
+        return self.rank == 1
 
     def preserves_conditional(self, key: str) -> bool:
         """Given the label, with one direction and ranks within each label."""
@@ -58,22 +62,23 @@ class Quantile(Coupling):
         if labels is not None:
             check_labels(labels, len(data))
             labels = labels.to(data.device)
-        values = along(data, plan.mean, plan.directions)
+        directions = plan.directions[: self.rank]
+        values = along(data, plan.mean, directions)
         check_rows_finite(values)
         level = torch.full(values.shape, torch.nan, dtype=torch.float64, device=data.device)
         place = torch.rand(level.shape, dtype=level.dtype, device=data.device, generator=generator)
         tie, in_order = _sorted(plan, data.device)
         for label, known in in_order:
             rows = slice(None) if labels is None else labels == label
-            own, count = values[rows], known.shape[1]
-            low = torch.searchsorted(known, (own - tie).T.contiguous()).clamp_max(count - 1)
-            high = torch.searchsorted(known, (own + tie).T.contiguous(), right=True)
+            own, known, count = values[rows], known[: self.rank], known.shape[1]
+            low = torch.searchsorted(known, (own - tie[: self.rank]).T.contiguous()).clamp_max(count - 1)
+            high = torch.searchsorted(known, (own + tie[: self.rank]).T.contiguous(), right=True)
             level[rows] = (low + place[rows].T * (high - low).clamp_min(1)).T / count
         if labels is not None and bool((unknown := level.isnan().any(dim=1)).any()):
             raise ValueError(f"the plan has no samples of label {int(labels[unknown][0])}")
         tiny = torch.finfo(level.dtype).eps
         parts = torch.special.ndtri(level.clamp(tiny, 1 - tiny))
-        paired = with_parts(fresh, parts, plan.directions)
+        paired = with_parts(fresh, parts, directions)
         if self.share == 1:
             return paired
         chosen = torch.rand(len(data), device=data.device, generator=generator) < self.share

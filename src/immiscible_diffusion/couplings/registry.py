@@ -40,6 +40,7 @@ WRAPPERS: dict[str, type[Wrapper]] = {
     kind.name: kind for kind in (Shuffled, Calibrated, WarmUp, MaskedCoupling, Aligned, Projected)
 }
 _AROUND = re.compile(r"(?P<kind>\w+)(?:\((?P<options>.*?)\))?:(?P<inner>.*)")
+NOT_OPTIONS = ("plan", "moments", "distribution", "coupling", "number")  # of names: what is fitted, and the step's
 LONGEST = 1000  # characters of a name: wrappers nest, and files may say anything
 UNREADABLE = (ValueError, SyntaxError, MemoryError, RecursionError)  # what ast raises
 _IMPORT = re.compile(r"(?P<path>(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*))(?:\((?P<args>.*)\))?")
@@ -101,8 +102,10 @@ def parse_coupling(
         start = options.pop("start_step", None)
         options |= _moments_for(name, head, options.get("center"), moments)
         if head in (Semidiscrete.name, Quantile.name):
-            asked: dict[str, Any] = {"rank": 1, "max_steps": 0} if head == Quantile.name else {}
-            asked |= {key: options.pop(key) for key in set(options) & {"rank", "max_steps"}}
+            asked = {key: options.pop(key) for key in set(options) & {"rank", "max_steps"}}
+            if head == Quantile.name:
+                asked = {"rank": 1, "max_steps": 0} | asked
+                options["rank"] = asked["rank"]
             check_max_steps(asked.get("max_steps", 0))  # here, as stand-ins for a plan are not fitted
             options["plan"] = _plan_for(name, options.get("cond_key") is not None, asked, plan)
         coupling = _make(name, COUPLINGS[head], options)
@@ -114,10 +117,13 @@ def parse_coupling(
                 f"it, give --allow-code {match['path']} on the command line, allow_import='{match['path']}' in Python"
             )
         return _import_coupling(name, match)
+    if name.partition("(")[0] in WRAPPERS:
+        raise ValueError(f"'{name}' is around another coupling: write {name}:assignment, say")
     raise ValueError(
         f"unknown coupling '{name}'; known: independent, knn:k=K[,center=mean|label|channel], assignment"
-        f"[:cost=inner|norm|l1], gaussian_ot[:eps=E], semidiscrete[:cond_key=label], quantile[:rank=R], "
-        f"shuffled:<any>, calibrated:<any>, aligned:<any>, projected(pool=4):<any>, or module:Name(k=3)"
+        f"[:cost=inner|norm|l1,solver=greedy], gaussian_ot[:eps=E], semidiscrete[:cond_key=label,max_steps=0,sweeps=8]"
+        f", quantile[:rank=R], shuffled:<any>, calibrated:<any>, aligned(beta=5):<any>, projected(pool=4):<any>, or "
+        f"module:Name(k=3)"
     )
 
 
@@ -154,6 +160,8 @@ def _parse_options(name: str, text: str) -> dict[str, Any]:
         key, equals, value = (part.strip() for part in item.partition("="))
         if not equals or not value:
             raise ValueError(f"coupling '{name}': '{item}' is not of the form option=value")
+        if key in NOT_OPTIONS:
+            raise ValueError(f"coupling '{name}': '{key}' is not given by name")
         if key in options:
             raise ValueError(f"coupling '{name}': option '{key}' is given twice")
         value = {"true": "True", "false": "False", "none": "None"}.get(value.lower(), value)
@@ -193,7 +201,9 @@ def _make(name: str, kind: type[Any], options: dict[str, Any]) -> Any:
     try:
         return kind(**options)
     except TypeError as error:
-        known = ", ".join(inspect.signature(kind).parameters) or "none"
+        names = [key for key in inspect.signature(kind).parameters if key not in NOT_OPTIONS]
+        names += ["rank", "max_steps"] if kind is Semidiscrete else ["max_steps"] if kind is Quantile else []
+        known = ", ".join(names) or "none"
         raise ValueError(f"coupling '{name}': {error}; options: {known}") from error
 
 

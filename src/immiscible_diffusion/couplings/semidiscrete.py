@@ -319,6 +319,15 @@ class Semidiscrete(Coupling):
                 raise ValueError(f"index runs from {low} to {high}; the plan has samples 0 to {len(plan.samples) - 1}")
         if not readable:
             return index
+        labels = (cond or {}).get("label")
+        if plan.labels is not None and isinstance(labels, Tensor) and labels.shape == index.shape:
+            wrong = labels.to(index.device) != plan.labels[index]
+            if bool(wrong.any()):
+                row = int(wrong.nonzero()[0, 0])
+                raise ValueError(
+                    f"data row {row} has label {labels[row].item()}, and sample {int(index[row])} of the plan "
+                    f"{int(plan.labels[index[row]])}; give the labels that it was fitted with"
+                )
         rows = along(data, plan.mean, plan.directions)
         check_rows_finite(rows)
         away = torch.linalg.vector_norm(rows - plan.samples[index].to(data.device), dim=1)
@@ -327,8 +336,9 @@ class Semidiscrete(Coupling):
             raise ValueError(
                 f"data row {row} is not sample {int(index[row])} of the plan: it is "
                 f"{float(away[row]) / max(plan.length, 1e-30):.3g} away, in root mean square lengths of the data. The "
-                f"plan is of other data, or the sample was augmented in a way that it does not know: fit it on the "
-                f"augmented data, each with an index of its own, or raise tolerance"
+                f"plan is of other data (or of these in another order than that of the index), or the sample was "
+                f"augmented in a way that it does not know: fit it on the augmented data, each with an index of its "
+                f"own, or raise tolerance"
             )
         return index
 
@@ -394,7 +404,10 @@ def check_plan(plan: Any, cond_key: str | None) -> None:
         raise ValueError(f"plan must be SemidiscretePlan.fit(data, moments), got {type(plan).__name__}")
     if (cond_key is None) != (plan.labels is None):
         fitted = "without labels" if plan.labels is None else "within labels"
-        raise ValueError(f"cond_key is {cond_key!r}, and the plan was fitted {fitted}; they must agree")
+        raise ValueError(
+            f"cond_key is {cond_key!r}, and the plan was fitted {fitted}; they must agree: within labels it is "
+            f"SemidiscretePlan.fit([(data, labels)], moments)"
+        )
 
 
 def check_max_steps(value: Any) -> None:
