@@ -375,7 +375,7 @@ def test_an_index_out_of_range_where_data_cannot_be_read(plan, monkeypatch):
 
 
 def test_other_data_and_unknown_augmentation_are_errors_unless_allowed(plan):
-    with pytest.raises(ValueError, match="of other data .*or the sample was augmented"):
+    with pytest.raises(ValueError, match=r"of other data .*or the sample was augmented"):
         Semidiscrete(plan)(blobs().flip(-1), cond=index())
     assert Semidiscrete(plan, tolerance=100.0)(blobs().flip(-1), cond=index()).shape == (N, *SHAPE)
     with pytest.raises(ValueError, match="plan was fitted on data of shape"):
