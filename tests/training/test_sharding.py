@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from fixtures.two_processes import launch
 from helpers import train, weights
 from immiscible_diffusion.models import UNet
 from immiscible_diffusion.recipes import recipe_from_name
+from immiscible_diffusion.training import sharding
 from immiscible_diffusion.training.builders import make_accelerator
 from immiscible_diffusion.training.optim import OptimizerConfig
 from immiscible_diffusion.training.run_dir import RunDir
@@ -120,3 +123,40 @@ def test_what_cannot_be_sharded_is_refused(recipe, tmp_path, monkeypatch, change
     monkeypatch.setenv("FSDP_VERSION", "2" if change else "1")
     with pytest.raises(ValueError, match=said):
         make_accelerator(dataclasses.replace(recipe, **change), "cpu", RunDir(tmp_path))
+
+
+class Evil:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_shards_run_no_code_of_theirs(tmp_path):
+    """Neither their list of contents nor the small values beside the tensors; what they hold is read back."""
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.25)
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    average = {name: 2 * weight.detach() for name, weight in model.named_parameters()}
+    parts = model, SimpleNamespace(optimizer=optimizer), average
+    expected = [weight.clone() for weight in (*model.parameters(), *average.values())]
+    sharding.save(tmp_path / "good", *parts)
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *average.values()):
+            tensor.zero_()
+    sharding.load(tmp_path / "good", *parts)
+    assert all(map(torch.equal, (*model.parameters(), *average.values()), expected))
+
+    (tmp_path / "good" / ".metadata").write_bytes(pickle.dumps(Evil(tmp_path / "made")))
+    with pytest.raises(ValueError, match="open, which no checkpoint does"):
+        sharding.load(tmp_path / "good", *parts)
+    optimizer.param_groups[0]["lr"] = Evil(tmp_path / "made")
+    sharding.save(tmp_path / "bad", *parts)
+    with pytest.raises(ValueError, match="shards cannot be read: Weights only"):
+        sharding.load(tmp_path / "bad", *parts)
+    assert not (tmp_path / "made").exists()

@@ -1,7 +1,9 @@
 """Weights, their average and the optimizer's state split over ranks by FSDP2, as accelerate is told to."""
 
 import copy
+import io
 import os
+import pickle
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -82,14 +84,33 @@ def save(folder: Path, model: nn.Module, optimizer: Any, average: dict[str, Tens
 
 
 def load(folder: Path, model: nn.Module, optimizer: Any, average: dict[str, Tensor]) -> None:
-    """Read what any number of ranks saved into what this rank has of it, a shard or all."""
+    """Read what any number of ranks saved into what this rank has of it, a shard or all.
+
+    ``torch.distributed.checkpoint`` unpickles its list of contents and small values; ValueError, before that, for any
+    that name other code than its own.
+    """
     from torch.distributed import checkpoint
     from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 
+    class Planner(checkpoint.DefaultLoadPlanner):
+        def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
+            torch.load(value, weights_only=True)
+            value.seek(0)
+            super().load_bytes(read_item, value)
+
+    try:
+        with (folder / ".metadata").open("rb") as file:
+            _OwnClasses(file).load()
+    except (OSError, pickle.UnpicklingError, EOFError, AttributeError, ImportError) as error:
+        raise ValueError(f"the list of contents of its shards cannot be read: {error}") from error
     state = _state(model, optimizer, average)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process without a launcher is meant
-        checkpoint.load(state, checkpoint_id=folder)  # into the tensors themselves
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process needs no launcher
+            checkpoint.load(state, checkpoint_id=folder, planner=Planner())  # into the tensors themselves
+    except checkpoint.CheckpointException as error:
+        cause = str(next(iter(error.failures.values()))[0]).partition("\n")[0]
+        raise ValueError(f"its shards cannot be read: {cause}") from error
     set_optimizer_state_dict(model, optimizer.optimizer, state["optimizer"])
 
 
@@ -124,3 +145,16 @@ def _state(model: nn.Module, optimizer: Any, average: dict[str, Tensor]) -> dict
     weights = get_model_state_dict(model, options=StateDictOptions(ignore_frozen_params=True))
     weights = {name: weights[name] for name in average}  # buffers, which are whole, may have another shape yet
     return {"model": weights, "optimizer": get_optimizer_state_dict(model, optimizer.optimizer), "average": average}
+
+
+class _OwnClasses(pickle.Unpickler):
+    """Reads what needs no code but that of checkpoints."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        own = "torch.distributed.checkpoint"
+        known = {(f"{own}.filesystem", "_StorageInfo"), ("torch", "Size"), ("torch.serialization", "_get_layout")}
+        known |= {("pathlib", "PosixPath"), ("pathlib", "WindowsPath")}
+        is_type = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if (module, name) in known or is_type or (module == f"{own}.metadata" and "." not in name):
+            return super().find_class(module, name)
+        raise ValueError(f"the list of contents of its shards names {module}.{name}, which no checkpoint does")
