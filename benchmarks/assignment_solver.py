@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from coupling_cost import image_like, machine
+from coupling_cost import image_like, machine_line
 from scipy.optimize import linear_sum_assignment
 
 from immiscible_diffusion.couplings.costs import assignment_cost
@@ -112,8 +112,7 @@ def main() -> int:
     lines, passed = bar()
     print(lines[0], flush=True)
     table = solver_table(arguments.sizes)
-    where = ", ".join(f"{k} {v}" for k, v in machine(0).items() if k != "repeats")
-    text = "\n".join([*lines, "", *table, "", f"CPU time of one thread, least of repeats. {where}."])
+    text = "\n".join([*lines, "", *table, "", f"CPU time of one thread, least of repeats. {machine_line()}."])
     if arguments.markdown:
         arguments.markdown.write_text(text + "\n")
     return int(not passed)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from coupling_cost import machine
+from coupling_cost import machine_line
 from scipy.optimize import linear_sum_assignment
 from semidiscrete_fit import data
 
@@ -89,9 +89,8 @@ def main(arguments: list[str] | None = None) -> int:
         lines += found
         met &= figures[swept][1] <= SECONDS
         met &= "exact" not in figures or figures[swept][0] <= (1 + EXCESS) * figures["exact"][0]
-    where = ", ".join(f"{k} {v}" for k, v in machine(0).items() if k != "repeats")
     if args.markdown:
-        args.markdown.write_text("\n".join([*lines, "", f"CPU time of one thread. {where}."]) + "\n")
+        args.markdown.write_text("\n".join([*lines, "", f"CPU time of one thread. {machine_line()}."]) + "\n")
     return int(not met)
 
 

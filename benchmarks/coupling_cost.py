@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 import immiscible_diffusion
-from immiscible_diffusion import KNN, LinearAssignment
+from immiscible_diffusion import KNN, Aligned, LinearAssignment
 
 Draw = Callable[[Tensor], Tensor]
 CALL_ELEMENTS = 500_000  # of data that a repeat works on, so that small batches are called often
@@ -132,6 +132,7 @@ def cases() -> list[Case]:
             for batch, dim, bars in ((1024, 3072, (1.25, 1.4)), (128, 4096, (1.5, 1.7)), (1, 65_536, (1.5, 1.7)))
             for k, at_most in zip((8, 64), bars, strict=True)
         ),
+        _faster("aligned assignment vs assignment", 256, 3072, Aligned(LinearAssignment()), LinearAssignment()),
         _faster("assignment vs published", 256, 3072, published_assignment, LinearAssignment(), 12),
         *(
             _faster("assignment vs cdist", batch, 3072, cdist_assignment, LinearAssignment(), 1)
@@ -221,6 +222,11 @@ def markdown(rows: list[Row], machine: dict[str, str]) -> str:
         )
     where = ", ".join(f"{name} {value}" for name, value in machine.items())
     return "\n".join([*lines, "", f"CPU milliseconds of one thread, medians. {where}."])
+
+
+def machine_line() -> str:
+    """The same in a line, for scripts whose repeats differ by row."""
+    return ", ".join(f"{name} {value}" for name, value in machine(0).items() if name != "repeats")
 
 
 def machine(repeats: int) -> dict[str, str]:

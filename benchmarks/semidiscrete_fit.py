@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from coupling_cost import machine
+from coupling_cost import machine_line
 
 from immiscible_diffusion.couplings import Moments, SemidiscretePlan
 from immiscible_diffusion.couplings.semidiscrete import BATCH
@@ -108,9 +108,8 @@ def main() -> int:
         lines += ["", "CIFAR-10 is left out: --cifar was not given."]
     else:
         lines += ["", *cifar(arguments.cifar, arguments.sizes)]
-    where = ", ".join(f"{k} {v}" for k, v in machine(0).items() if k != "repeats")
     if arguments.markdown:
-        arguments.markdown.write_text("\n".join([*lines, "", f"CPU time of one thread. {where}."]) + "\n")
+        arguments.markdown.write_text("\n".join([*lines, "", f"CPU time of one thread. {machine_line()}."]) + "\n")
     return int(not passed)
 
 

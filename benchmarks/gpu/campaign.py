@@ -375,7 +375,7 @@ STEPS: dict[int, Callable[[Run], Parts]] = {
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--step", type=int, choices=STEPS, required=True)
-    parser.add_argument("--minutes", type=float, required=True, help="after which no part begins or goes on")
+    parser.add_argument("--minutes", type=float, required=True, help="after which no part begins or continues")
     parser.add_argument("--out", type=Path, required=True, help="folder of the record")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of earlier records (docs/results/gpu)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")

@@ -116,7 +116,7 @@ class SemidiscretePlan(TensorFields):
             progress: called with the steps done and the chi-square.
             device: where to work; that of the data by default.
             state: a file that has the fit of these data at its last check (at most one in ``SECONDS``), from which
-                one that was killed goes on; it is removed at the end.
+                one that was killed resumes; it is removed at the end.
 
         Raises:
             ValueError: fewer than 2 samples, values not finite, another shape than that of the moments, bad labels, a
@@ -200,8 +200,7 @@ class SemidiscretePlan(TensorFields):
         for name, members in groups(self.labels, self.samples):
             mine = torch.arange(len(rows), device=device) if labels is None else (labels == name).nonzero()[:, 0]
             distinct = members[self.first[members] == members]
-            for part in mine.split(_rows(len(distinct))):
-                index[part] = distinct[scores(rows[part], self.samples[distinct], self.bias[distinct]).argmax(dim=1)]
+            index[mine] = distinct[owners(rows[mine], self.samples[distinct], self.bias[distinct])]
         if bool((unknown := index < 0).any()):
             raise ValueError(f"the plan has no samples of label {int(labels[unknown][0])}")  # type: ignore[index]
         return index
@@ -222,8 +221,7 @@ class SemidiscretePlan(TensorFields):
                 len(members) * noises, self.samples.shape[1], device=members.device, generator=generator
             )
             plan = self.samples[distinct], self.bias[distinct]
-            owner = torch.cat([scores(part, *plan).argmax(dim=1) for part in drawn.split(_rows(len(distinct)))])
-            owner = balanced(owner, count * noises, drawn, *plan)
+            owner = balanced(owners(drawn, *plan), count * noises, drawn, *plan)
             own, mine = drawn[owner.argsort(stable=True)], self.samples[members]
             for _ in range(sweeps):
                 axis = torch.randn(own.shape[1], device=own.device, generator=generator)
@@ -350,7 +348,7 @@ class NoiseFirst:
     Batch number ``step`` has the noise ``noise(step)``, which is N(0, I) in all dimensions, given a label of the plan
     too, and the indices of the samples that it belongs to. There is no table, and a step costs a product with
     ``[N, r]``. Samples come equally often in the long run, not once an epoch (of equal ones the first). There is no
-    end, and a step depends on ``seed`` and ``rank`` alone, so that training goes on from ``start``.
+    end, and a step depends on ``seed`` and ``rank`` alone, so that training resumes from ``start``.
 
     Args:
         plan: of the data set, ``SemidiscretePlan.fit``; on whose device the noise is.
@@ -461,6 +459,11 @@ def plan_of(data: Tensor, labels: Tensor | None, moments: Moments, within: bool,
 def scores(noise: Tensor, samples: Tensor, bias: Tensor) -> Tensor:
     """``<n, x_j> + b_j`` ``[B, N]``."""
     return torch.addmm(bias, noise, samples.T, out=noise.new_empty(len(noise), len(bias)))  # see ``product``
+
+
+def owners(noise: Tensor, samples: Tensor, bias: Tensor) -> Tensor:
+    """``[B]``: for each noise the sample with the highest score."""
+    return torch.cat([scores(part, samples, bias).argmax(dim=1) for part in noise.split(_rows(len(samples)))])
 
 
 def _rows(samples: int) -> int:

@@ -62,7 +62,7 @@ class Sample:
     cell: dict[str, Any]
     texts: tuple[str, ...] = ()
     label: int | None = None
-    place: Place = (0, 0, 0, 0)  # where it was read; once shuffled, where the stream goes on after it
+    place: Place = (0, 0, 0, 0)  # where it was read; once shuffled, where the stream resumes after it
 
 
 Shard = Callable[[], Iterator[Sample | ShardError]]
@@ -80,7 +80,7 @@ class Stream:
     tokenize: Tokenize | None = None  # texts to ``[B, L]`` int64, or None
     classes: ClassNamePrompts | None = None  # prompts of the classes, or None
     skipped: list[str] = field(default_factory=list)  # what this process skipped so far
-    # by seed, rank, world and the number of samples that were taken: where the stream goes on
+    # by seed, rank, world and the number of samples that were taken: where the stream resumes
     places: dict[tuple[int, int, int, int], Place] = field(default_factory=dict)
 
     @property
@@ -147,7 +147,7 @@ class Stream:
         return self.classes.of_class(sample.label)
 
     def state_dict(self) -> dict[tuple[int, int, int, int], Place]:
-        """Return where the stream goes on after each of the last batches."""
+        """Return where the stream resumes after each of the last batches."""
         return dict(self.places)
 
     def load_state_dict(self, state: dict[tuple[int, int, int, int], Place]) -> None:

@@ -38,7 +38,7 @@ class Recipe:
         ema: the average of the weights.
         batch_size: data per step over all devices and accumulated micro-batches.
         gradient_accumulation_steps: micro-batches per step of each process; a coupling sees one at a time, or ``pool``
-            of them. Of a run that goes on, draws and pairs stay those of its first start, and this is the least.
+            of them. Of a run that resumes, draws and pairs stay those of its first start, and this is the least.
         prefetch: micro-batches (pools) paired in a thread before they are needed; 0 = in the step.
         steps: steps of training.
         seed: seed of everything that is drawn.

@@ -1,4 +1,4 @@
-"""Weights, their average and the optimizer's state split over ranks by FSDP2, as accelerate is told to."""
+"""Weights, their average and the optimizer's state split over ranks by FSDP2, as accelerate is configured."""
 
 import copy
 import io
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def plugin(recipe: "Recipe") -> Any:
-    """Return FSDP2 as accelerate's launcher was told to shard, None if it was not; ValueError for what is not sharded.
+    """Return FSDP2 as accelerate's launcher was configured to shard, None if not; ValueError for what is not sharded.
 
     Weights are gathered in the precision that the network computes in, and gradients summed in float32. Inputs stay as
     they are: times in bfloat16 would be rounded to 3 digits, and autocast casts what layers take.
