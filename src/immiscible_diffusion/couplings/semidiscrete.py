@@ -250,8 +250,9 @@ class Semidiscrete(Coupling):
         plan: of the data set, ``SemidiscretePlan.fit``.
         noises: of each sample in a table; N times noises times rank float16 are held, of the last two tables.
         refresh: steps after which a new table is drawn.
-        sweeps: of exact assignment over each table; 8 bring one of a plan that was fitted with ``max_steps=0`` within
-            1 % of the optimum (a bijection of the whole set with ``noises=1``), a fitted one needs none.
+        sweeps: of exact assignment over each table; 8 bring one of a plan that was fitted with ``max_steps=0`` (a
+            bijection of the whole set with ``noises=1``) within 1 % of the best pull on CIFAR-10, within 3 % on data
+            of six dimensions; a fitted one needs none.
         seed: of the tables.
         cond_key: "label" if the plan is to be one within each label, or None.
         index_key: the condition with the index ``[B]`` of each sample in the data that the plan was fitted to.
