@@ -1,4 +1,4 @@
-"""KNN and linear assignment on a GPU, beside the times that the papers print.
+"""KNN, also as one Triton kernel, and linear assignment on a GPU, beside the times that the papers print.
 
     python benchmarks/coupling_gpu.py                # k = 8 and 64 on 4 x 32 x 32 latents
     python benchmarks/coupling_gpu.py --k 4 --shape 3,32,32
@@ -22,6 +22,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
@@ -96,14 +97,14 @@ def captured(draw: Draw, data: Tensor) -> Callable[[], None]:
 
 
 def measure(what: str, draw: Draw, data: Tensor, paper: float | None, options: argparse.Namespace) -> Row:
-    """One row; assignment, which solves on the CPU, only plain."""
-    device, on_device = data.device, what != "assignment"
+    """One row; assignment, which waits for the device, only plain, and what is one kernel not compiled."""
+    device, waits = data.device, isinstance(draw, LinearAssignment)
     plain = milliseconds(lambda: draw(data), device, options.repeats)
     fast = graph = None
-    if on_device and options.backend != "none":
+    if not waits and options.backend != "none" and not (isinstance(draw, KNN) and draw.fused):
         faster = compiled(draw, options.backend)
         fast = milliseconds(lambda: faster(data), device, options.repeats)
-    if on_device and device.type == "cuda":
+    if not waits and device.type == "cuda":
         graph = milliseconds(captured(draw, data), device, options.repeats)
     return Row(what, len(data), plain, fast, graph, paper)
 
@@ -116,12 +117,15 @@ def rows(options: argparse.Namespace, device: torch.device) -> list[Row]:
         found.append(measure("randn", Independent(), data, None, options))
         for k in options.k:
             found.append(measure(f"KNN k={k}", KNN(k), data, PAPER_KNN.get(batch), options))
+            if device.type == "cuda" and find_spec("triton"):
+                found.append(measure(f"KNN k={k}, one kernel", KNN(k, fused=True), data, None, options))
             published = published_on_device(k)
             with suppress(torch.cuda.OutOfMemoryError):
                 took = milliseconds(lambda: published(data), device, options.repeats)  # noqa: B023
                 found.append(Row(f"published KNN k={k}", batch, took, None, None, None))
         paper = PAPER_ASSIGNMENT.get(batch)
         found.append(measure("assignment", LinearAssignment(), data, paper, options))
+        found.append(measure("greedy assignment", LinearAssignment(solver="greedy"), data, None, options))
     return found
 
 

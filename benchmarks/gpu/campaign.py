@@ -12,6 +12,8 @@ rest of it; ``report.py`` makes one page of all runs.
 
 import argparse
 import math
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,6 +63,7 @@ import coupling_gpu  # noqa: E402
 
 ROOT = HERE.parents[1]
 CARRIED = HERE / "carried"  # filled by prepare.sh, ignored by git
+CACHE = CARRIED / "cache"  # statistics of the real images
 RESULTS = ROOT / "docs" / "results" / "gpu"
 SHAPES, BATCHES = ("4,32,32", "3,32,32", "4,64,64", "16,128,128"), (128, 256, 512, 1024)
 SAMPLED = 1000  # images at a time: one shape, compiled once
@@ -148,16 +151,18 @@ def couplings(run: Run) -> Parts:
     for shape in shapes:
         for size in batches:
             parts[f"{shape} B={size}"] = partial(coupling_cost, run, shape, size)
-    network = SMALL.tiny() if tiny else SMALL
+    network = (SMALL.tiny() if tiny else SMALL).build((3, 32, 32))
+    if not tiny:
+        network.compile()
     batch = Batch(torch.randn(8 if tiny else 256, 3, 32, 32))
-    rows = partial(training_rows, run, network.build((3, 32, 32)), batch, ("knn:k=4", "assignment"))
-    return parts | {"9 M U-Net": partial(run.add_table, "9 M U-Net, not compiled", rows)}
+    rows = partial(training_rows, run, network, batch, ("knn:k=4", "assignment"))
+    return parts | {"9 M U-Net": partial(run.add_table, "9 M U-Net, compiled", rows)}
 
 
 def cuda_tests(run: Run) -> None:
     """Run the tests that are marked so; they are skipped without CUDA."""
     files = [str(f) for f in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.cuda" in f.read_text("utf-8")]
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider", *files]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "4", "-m", "cuda", "-p", "no:cacheprovider", *files]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=max(1, run.deadline.left))
     lines = done.stdout.splitlines() or done.stderr.splitlines()[-1:]
     failures = [{"test": line} for line in lines if line.startswith(("FAILED", "ERROR"))]
@@ -165,8 +170,8 @@ def cuda_tests(run: Run) -> None:
 
 
 def coupling_cost(run: Run, shape: str, size: int) -> None:
-    """Add the rows of ``benchmarks/coupling_gpu.py``; compiled for latents alone, as that takes long."""
-    backend = "inductor" if shape == SHAPES[0] else "none"
+    """Add the rows of ``benchmarks/coupling_gpu.py``; compiled for most latents alone, as that takes long."""
+    backend = "inductor" if (shape, size) == (SHAPES[0], BATCHES[-1]) else "none"
     words = ["--shape", shape, "--batches", str(size), "--k", "4,64", "--backend", backend]
     options = coupling_gpu.parsed([*words, "--repeats", "2" if run.options.tiny else "20"])
     rows = [asdict(row) for row in coupling_gpu.rows(options, run.device)]
@@ -333,6 +338,16 @@ def comparison(make: Callable[[], Recipe], arms: tuple[str, ...], run: Run, *, w
     return {str(trial): partial(train, trial) for trial in left}
 
 
+def prepare() -> int:
+    """Score the real images and halves of them, the same in steps 2 to 5; minutes, unless it was done here before."""
+    recipe = flow()
+    evaluator = recipe.task.build(recipe, torch.device("cpu")).evaluator()
+    print(evaluator.floor(recipe.task.eval.samples).note)
+    CACHE.mkdir(exist_ok=True)
+    shutil.copy(evaluator.reference.file.path, CACHE)
+    return 0
+
+
 def tiny(recipe: Recipe, folder: Path) -> Recipe:
     """Return ``recipe`` as a smoke run on data that are at hand."""
     data = recipe.task.data
@@ -380,6 +395,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of earlier records (docs/results/gpu)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="networks and data of a moment: does it run?")
+    parser.add_argument("--prepare", action="store_true", help="only score the real images, for prepare.sh")
     return parser.parse_args(arguments)
 
 
@@ -387,10 +403,16 @@ def main(arguments: list[str] | None = None) -> int:
     from report import page
 
     options = parsed(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
+    if options.device == "cuda" and not options.prepare and not torch.cuda.is_available():
         print("no CUDA device here; --device cpu --tiny tries the same on the CPU", file=sys.stderr)
         return 2
+    if options.prepare:
+        return prepare()
+    if CACHE.exists():
+        os.environ["IMMISCIBLE_CACHE"] = str(CACHE)
     torch.manual_seed(0)
+    torch.backends.cudnn.benchmark = True
+    torch._dynamo.config.automatic_dynamic_shapes = False  # validated, sampled: a few sizes, each compiled for itself
     device, of_tree = torch.device(options.device), CARRIED / "commit"
     values = {
         "step": options.step,

@@ -3,9 +3,10 @@
 #
 #     sh benchmarks/gpu/prepare.sh STEP [MINUTES] [DATA]
 #
-# DATA is the folder of CIFAR-10's parquet files (steps 2 to 5; train-* and test-*, as the hub's uoft-cs/cifar10), or
-# the .npz of Push-T's demonstrations (step 7). All goes into benchmarks/gpu/carried, which git ignores and which is to
-# travel with the tree. The other machine has Python 3.12 and torch, accelerate, transformers, scipy, pyarrow.
+# Run it in the environment of the README. DATA is the folder of CIFAR-10's parquet files (steps 2 to 5; train-* and
+# test-*, as the hub's uoft-cs/cifar10), whose features take some minutes the first time, or the .npz of Push-T's
+# demonstrations (step 7). All goes into benchmarks/gpu/carried, which git ignores and which is to travel with the tree.
+# The other machine has Python 3.12 and torch, accelerate, transformers, scipy, pyarrow.
 set -eu
 cd "$(dirname "$0")/../.."
 step=${1:?step 1 to 7} minutes=${2:-9} data=${3:-}
@@ -31,7 +32,10 @@ done
 python3 -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 --implementation cp $platforms \
     --constraint constraints.txt -d $carried diffusers $wheels
 case $step in
-    [2-5]) mkdir $carried/cifar10 && cp "$data"/*.parquet $carried/cifar10/ ;;
+    [2-5])
+        mkdir $carried/cifar10 && cp "$data"/*.parquet $carried/cifar10/
+        PYTHONPATH=src python3 benchmarks/gpu/campaign.py --step "$step" --minutes 0 --out $carried --prepare
+        ;;
     7) cp "$data" $carried/pusht.npz ;;
 esac
 git describe --always --dirty --abbrev=40 --exclude='*' > $carried/commit

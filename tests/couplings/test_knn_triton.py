@@ -20,6 +20,8 @@ tl = triton.language
 
 from immiscible_diffusion.couplings import _knn_triton  # noqa: E402
 
+pytestmark = pytest.mark.cuda  # where there is none, under the interpreter
+
 one_kernel, _noise, _rivals = _knn_triton.knn_in_one_kernel, _knn_triton._noise, _knn_triton._rivals
 
 
@@ -35,24 +37,24 @@ def scalars(noise, x):
 
 
 @triton.jit
-def draw_scalars(out, seeds, dim, COUNT: tl.constexpr):
-    """Of COUNT rows at once what the kernel draws for one: four noises, a rival's length along and square across."""
-    seed, rows = tl.load(seeds), tl.arange(0, COUNT)
+def draw_scalars(out, seeds, dim, BLOCK: tl.constexpr):
+    """Of every row what the kernel draws for one: four noises, a rival's length along and square across."""
+    seed, rows, count = tl.load(seeds), tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), BLOCK * tl.num_programs(0)
     n0, n1, n2, n3 = _noise(seed, rows * 0, rows)
     along, square = _rivals(seed, rows * 0, rows, dim)
     tl.store(out + rows, n0)
-    tl.store(out + COUNT + rows, n1)
-    tl.store(out + 2 * COUNT + rows, n2)
-    tl.store(out + 3 * COUNT + rows, n3)
-    tl.store(out + 4 * COUNT + rows, along)
-    tl.store(out + 5 * COUNT + rows, square.to(tl.float32))
+    tl.store(out + count + rows, n1)
+    tl.store(out + 2 * count + rows, n2)
+    tl.store(out + 3 * count + rows, n3)
+    tl.store(out + 4 * count + rows, along)
+    tl.store(out + 5 * count + rows, square.to(tl.float32))
 
 
 @pytest.mark.parametrize("dim", [2, 3, 65, 3072])
 def test_normals_and_chi_squares_are_that_and_independent(dim):
     count = 1 << 16
     out = torch.zeros(6, count, device=DEVICE)
-    draw_scalars[(1,)](out, torch.tensor([dim], device=DEVICE), dim, COUNT=count)
+    draw_scalars[(count // 1024,)](out, torch.tensor([dim], device=DEVICE), dim, BLOCK=1024)
     out = out.double().cpu().numpy()
     p = [stats.kstest(row, "norm").pvalue for row in out[:5]] + [stats.kstest(out[5], stats.chi2(dim - 1).cdf).pvalue]
     assert min(p) > 1e-4

@@ -33,6 +33,26 @@ def test_operations_of_the_published_unet():
     assert training_flops(network, torch.zeros(2, 3, 32, 32), torch.zeros(2)) == 2 * image
 
 
+def test_counting_leaves_a_compiled_network_compiled():
+    calls = []
+
+    def backend(graph, inputs):
+        def call(*values):
+            calls.append(1)
+            return graph.forward(*values)
+
+        return call
+
+    torch._dynamo.reset()
+    network, images, t = UNet().tiny().build((3, 8, 8)), torch.zeros(2, 3, 8, 8), torch.zeros(2)
+    expected = training_flops(network, images, t)
+    network.compile(backend=backend)
+    for count in (1, 2):
+        assert training_flops(network, images, t) == expected
+        network(images, t)
+        assert len(calls) == count
+
+
 @pytest.mark.parametrize("name", ["digits-flow", "fashion-flow", "cifar10-consistency", "pusht-policy-small"])
 def test_every_kind_of_network_is_counted(name, tmp_path, request):
     recipe = recipe_from_name(name).tiny()

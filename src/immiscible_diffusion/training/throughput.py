@@ -1,6 +1,7 @@
 """What share of a card's arithmetic training uses."""
 
 import re
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -47,6 +48,7 @@ def training_flops(model: nn.Module, *inputs: Any) -> int:
         return value if value is None else value.detach().to("meta").requires_grad_(value.requires_grad)
 
     tensors = meta(dict(model.named_parameters()) | dict(model.named_buffers()))
-    with FlopCounterMode(display=False) as counter:
+    eager = getattr(torch.compiler, "set_stance", nullcontext)  # torch >= 2.6
+    with eager("force_eager"), FlopCounterMode(display=False) as counter:  # compiled, it would stay eager ever after
         torch.func.functional_call(model, tensors, tuple(map(meta, inputs))).sum().backward()
     return int(counter.get_total_flops())
