@@ -1,6 +1,7 @@
 """Shared by all tests: one torch thread, no network, no cache but a temporary one."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -26,6 +27,16 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 def tiny() -> Recipe:
     """digits-flow, shrunk: eight steps."""
     return recipe_from_name("digits-flow").tiny()
+
+
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """Accelerate keeps the precision of a process; tests of another one need this."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")

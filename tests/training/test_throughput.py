@@ -33,8 +33,11 @@ def test_operations_of_the_published_unet():
     assert training_flops(network, torch.zeros(2, 3, 32, 32), torch.zeros(2)) == 2 * image
 
 
-def test_counting_leaves_a_compiled_network_compiled():
-    calls = []
+@pytest.fixture
+def calls(monkeypatch):
+    """Where every call of what was compiled is noted, without a compiler."""
+    calls: list[int] = []
+    compile_by = torch.compile
 
     def backend(graph, inputs):
         def call(*values):
@@ -43,10 +46,15 @@ def test_counting_leaves_a_compiled_network_compiled():
 
         return call
 
+    monkeypatch.setattr(torch, "compile", lambda model, **options: compile_by(model, **options, backend=backend))
+    return calls
+
+
+def test_counting_leaves_a_compiled_network_compiled(calls):
     torch._dynamo.reset()
     network, images, t = UNet().tiny().build((3, 8, 8)), torch.zeros(2, 3, 8, 8), torch.zeros(2)
     expected = training_flops(network, images, t)
-    network.compile(backend=backend)
+    network.compile()
     for count in (1, 2):
         assert training_flops(network, images, t) == expected
         network(images, t)
@@ -108,20 +116,22 @@ def test_one_kernel_and_weights_by_pixel_learn_the_same(tiny, tmp_path):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
-def test_a_compiled_network_trains_samples_and_goes_on(tiny, tmp_path, monkeypatch):
-    compiled: list[str] = []
-    eager = torch.compile
-
-    def without_a_compiler(model, *args, backend="inductor", **options):
-        compiled.append(backend)
-        return eager(model, *args, backend="eager", **options)
-
-    monkeypatch.setattr(torch, "compile", without_a_compiler)
+def test_a_compiled_network_trains_samples_and_goes_on(tiny, tmp_path, calls):
     recipe = replace(tiny, compile=True)
     trainer = Trainer(recipe, (run := RunDir(tmp_path / "compiled")), device="cpu")
     trainer.train(until=4, quiet=True)
     Trainer(recipe, run, device="cpu").train(quiet=True)
-    assert len(compiled) == 4  # the network and its average, twice
+    assert len(calls) > tiny.steps
     Trainer(tiny, (usual := RunDir(tmp_path / "usual")), device="cpu").train(quiet=True)
     one, other = (each.records("train")[-1]["loss"] for each in (run, usual))
     assert one == pytest.approx(other, rel=1e-5)
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_every_training_of_a_process_is_compiled(tiny, tmp_path, calls):
+    recipe, counts = replace(tiny, compile=True, mixed_precision="bf16", steps=2), []
+    for number in range(10):
+        calls.clear()
+        Trainer(recipe, RunDir(tmp_path / str(number)), device="cpu").train(quiet=True)
+        counts.append(len(calls))
+    assert len(set(counts)) == 1

@@ -75,6 +75,7 @@ class Trainer:
             sharding.autocast(model, self.accelerator)
         self.ema = EMA(recipe.ema, model, form)
         if recipe.compile:  # not by accelerate, which takes this from the first run of a process
+            torch._dynamo.reset()  # it compiles the code of a network for eight trainings at most, then no more
             self.model.compile()
             self.ema.model.compile()
         self.coupling: Coupling = self.run.coupling

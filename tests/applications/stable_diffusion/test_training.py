@@ -203,16 +203,6 @@ def test_only_adapters_are_in_checkpoint_average_and_weights(small_sd, tmp_path)
     assert any(value.abs().max() > 0 for name, value in weights(tmp_path).items() if "_B" in name)
 
 
-@pytest.fixture
-def fresh_accelerate():
-    """Accelerate keeps the precision of a process, which these tests change."""
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.mark.usefixtures("fresh_accelerate")
 @pytest.mark.parametrize("name", ["sd-inpaint", "sd-lora"])
 def test_half_precision_of_frozen_parts_trains(small_sd, tmp_path, name):
