@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import pytest
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 
-from immiscible_diffusion.models import MLP, DiT, UNet
+from immiscible_diffusion.models import MLP, DiT, UNet, UNet1D
 from immiscible_diffusion.models.mlp import time_features
 
 TINY = UNet(channels=16, multipliers=(1, 2), blocks=1, attention=(4,), head_channels=8, groups=8)
@@ -143,3 +146,53 @@ def test_a_dit_drops_no_label_of_its_own():
 def test_a_dit_takes_whole_patches():
     with pytest.raises(ValueError, match=r"set data\.size or model\.patch"):
         DiT(patch=4).build((1, 14, 14), None)
+
+
+@pytest.mark.parametrize(
+    ("config", "shape", "mode"),
+    [
+        (replace(TINY, dropout=0.3), (3, 8, 8), "float32"),
+        (replace(TINY, dropout=0.3), (3, 8, 8), "bfloat16"),
+        (replace(SMALL, dropout=0.3), (3, 8, 8), "float32"),
+        (replace(SMALL, dropout=0.3), (3, 8, 8), "compiled"),
+        (UNet1D(channels=(16, 32)), (16, 2), "float32"),
+    ],
+)
+def test_gradient_checkpointing_keeps_less_and_changes_no_gradient(config, shape, mode):
+    """Dropout among them, which is drawn again as it was, whatever is drawn in between."""
+    cond, grads, kept = {"observation": torch.ones(4, 6)}, [], []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        conditions = {"observation": (6,)} if isinstance(config, UNet1D) else None
+        model = replace(config, gradient_checkpointing=checkpointing).build(shape, conditions=conditions)
+        for parameter in model.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        if mode == "compiled":
+            torch._dynamo.reset()
+            model.compile(backend="aot_eager")
+        held: dict[int, int] = {}
+
+        def pack(tensor, held=held):
+            held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        x, time, _ = inputs(shape)
+        with (
+            saved_tensors_hooks(pack, lambda tensor: tensor),
+            torch.autocast("cpu", torch.bfloat16, enabled=mode == "bfloat16"),
+        ):
+            out = model(x, time, cond)
+        for parameter in model.parameters():
+            held.pop(parameter.untyped_storage().data_ptr(), None)
+        kept.append(sum(held.values()))
+        torch.manual_seed(1)
+        out.float().square().mean().backward()
+        grads.append([parameter.grad for parameter in model.parameters()])
+    assert kept[1] < 0.6 * kept[0]
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_what_cannot_compute_twice_says_what_to_use():
+    with pytest.raises(ValueError, match=r"MLP keeps its activations.* use UNet, UNet1D or DiT"):
+        MLP(gradient_checkpointing=True)

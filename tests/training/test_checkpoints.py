@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from helpers import assert_same_weights, train, weights
 from immiscible_diffusion.cli.main import main
 from immiscible_diffusion.evaluation.load_run import load_run
+from immiscible_diffusion.models import UNet
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.trainer import Trainer
 
@@ -53,6 +54,23 @@ def test_a_run_that_goes_back_makes_the_same_steps_again(recipe, tmp_path):
     train(recipe, tmp_path / "back")
     assert_same_weights(tmp_path / "whole", tmp_path / "back")
     assert list(run.kept_checkpoints) == [2, 4, 6, 8]
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_a_run_of_before_goes_on_with_gradient_checkpointing(recipe, tmp_path):
+    """Bit for bit, in bfloat16, with dropout; its recipe.json does not know the field."""
+    model = UNet(channels=8, blocks=1, groups=4, head_channels=4, multipliers=(1, 2), attention=(), dropout=0.2)
+    recipe = dataclasses.replace(recipe, model=model, mixed_precision="bf16")
+    train(recipe, tmp_path / "whole")
+    train(recipe, tmp_path / "parts", until=4)
+    path = tmp_path / "parts" / "recipe.json"
+    values = json.loads(path.read_text())
+    del values["model"]["gradient_checkpointing"], values["checksum"]
+    path.write_text(json.dumps(values))
+    model = dataclasses.replace(model, gradient_checkpointing=True)
+    trainer = train(dataclasses.replace(recipe, model=model), tmp_path / "parts")
+    assert trainer.run.model.unet.is_gradient_checkpointing
+    assert_same_weights(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_kept_checkpoints_are_scored_in_a_table_with_best_and_mean(recipe, tmp_path, capsys):

@@ -61,10 +61,11 @@ def recipe():
 
 
 def shard(monkeypatch, recipe, processes, until, folder):
-    """Train to a step in sharded processes; the share of the state that rank 0 holds."""
+    """Train to a step in sharded processes, activations computed twice; the share of the state that rank 0 holds."""
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
-    recipe = dataclasses.replace(recipe, gradient_accumulation_steps=1)
+    network = dataclasses.replace(recipe.model, gradient_checkpointing=recipe.model.can_checkpoint)
+    recipe = dataclasses.replace(recipe, model=network, gradient_accumulation_steps=1)
     words = (json.dumps(recipe.to_dict()), folder / "run", until)
     try:
         return float(launch(WORKER, processes, *words, folder=folder, limit=300).split()[-1])
@@ -111,16 +112,19 @@ def test_shards_resumed_in_as_many_processes_are_equal_bit_for_bit(recipe, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "setting", "said"),
     [
-        ({}, r"FSDP1.*--fsdp_version 2"),
-        ({"mixed_precision": "fp16"}, "use bf16"),
-        ({"optim": OptimizerConfig(use_8bit_adam=True)}, "use_8bit_adam"),
+        ({}, "FSDP_VERSION=1", r"FSDP1.*--fsdp_version 2"),
+        ({}, "ACCELERATE_USE_DEEPSPEED=true", "DEEPSPEED splits .*--use_fsdp --fsdp_version 2"),
+        ({}, "ACCELERATE_USE_MEGATRON_LM=true", "MEGATRON_LM splits .*--use_fsdp --fsdp_version 2"),
+        ({}, "FSDP_ACTIVATION_CHECKPOINTING=true", "give --model.gradient_checkpointing instead"),
+        ({"mixed_precision": "fp16"}, "FSDP_VERSION=2", "use bf16"),
+        ({"optim": OptimizerConfig(use_8bit_adam=True)}, "FSDP_VERSION=2", "use_8bit_adam"),
     ],
 )
-def test_what_cannot_be_sharded_is_refused(recipe, tmp_path, monkeypatch, change, said):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    monkeypatch.setenv("FSDP_VERSION", "2" if change else "1")
+def test_what_cannot_be_sharded_is_refused(recipe, tmp_path, monkeypatch, change, setting, said):
+    for name, value in (("ACCELERATE_USE_FSDP", "true"), ("FSDP_VERSION", "2"), setting.split("=")):
+        monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=said):
         make_accelerator(dataclasses.replace(recipe, **change), "cpu", RunDir(tmp_path))
 

@@ -31,6 +31,8 @@ def test_operations_of_the_published_unet():
     image = training_flops(network, torch.zeros(1, 3, 32, 32), torch.zeros(1))
     assert image == pytest.approx(3 * 12.4e9, rel=0.02)  # DDPM: 6.1 GMAC a pass
     assert training_flops(network, torch.zeros(2, 3, 32, 32), torch.zeros(2)) == 2 * image
+    network.unet.enable_gradient_checkpointing()
+    assert image < training_flops(network, torch.zeros(1, 3, 32, 32), torch.zeros(1)) < 4 / 3 * image
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +27,19 @@ class ModelConfig(ABC):
     # leave to the network what no linear map predicts (EDM's skip, for every path): ``data`` by mean and variance of
     # the data, ``pairs`` by those of the noise and their covariance too; ``none`` as published (EDMPath: sigma_data)
     precondition: Precondition = field(default="none", kw_only=True)
+    # keep the inputs of blocks alone and compute what is inside them once more for the gradients
+    gradient_checkpointing: bool = field(default=False, kw_only=True)
+
+    can_checkpoint: ClassVar[bool] = False
+    """``build`` heeds ``gradient_checkpointing``."""
 
     def __post_init__(self) -> None:
         check_fields(self, "model.")
+        if self.gradient_checkpointing and not self.can_checkpoint:
+            raise ValueError(
+                f"{type(self).__name__} keeps its activations, and model.gradient_checkpointing was asked for; "
+                f"give more gradient_accumulation_steps instead, or use UNet, UNet1D or DiT"
+            )
 
     @abstractmethod
     def build(self, shape: Shape, num_classes: int | None = None, conditions: Shapes | None = None) -> nn.Module:

@@ -1,6 +1,7 @@
 """The diffusion transformer, from diffusers."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ class DiT(ModelConfig):
     depth: Size = 12  # blocks
     patch: Size = 2  # pixels a side of a token
     dropout: Probability = 0.0  # inside the blocks
+
+    can_checkpoint: ClassVar[bool] = True
 
     def tiny(self) -> "DiT":
         """Shrink to a smoke run."""
@@ -51,6 +54,8 @@ class ConditionalDiT(nn.Module):
             patch_size=config.patch,
             num_embeds_ada_norm=num_classes or 1,
         )
+        if config.gradient_checkpointing:
+            self.dit.enable_gradient_checkpointing()
         norms = [block.norm1 for block in self.dit.transformer_blocks]
         for norm in norms:  # the trainer drops labels, from its own keyed stream
             norm.emb.class_embedder.dropout_prob = 0.0

@@ -1,7 +1,7 @@
 """The U-Net of pixel-space diffusion, from diffusers."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -26,6 +26,8 @@ class UNet(ModelConfig):
     # initial weights: ``torch``, those of its layers, with a last layer of zeros; ``zero``, also zeros at the end of
     # every residual and attention block (guided-diffusion, torchcfm); ``xavier``, besides Xavier's (ddpm-torch)
     init: Literal["torch", "zero", "xavier"] = "torch"
+
+    can_checkpoint: ClassVar[bool] = True
 
     def tiny(self) -> "UNet":
         """Shrink to a smoke run."""
@@ -66,6 +68,8 @@ class ConditionalUNet(nn.Module):
             dropout=config.dropout,
             num_class_embeds=num_classes,
         )
+        if config.gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
         _initialize(self.unet, config.init)
 
     def forward(self, x: Tensor, time: Tensor, cond: Cond | None = None) -> Tensor:

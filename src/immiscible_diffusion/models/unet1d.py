@@ -1,11 +1,12 @@
 """The one-dimensional U-Net of Diffusion Policy: actions over time, modulated by observations."""
 
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from immiscible_diffusion.diffusion.paths import Cond
 from immiscible_diffusion.models.base import ModelConfig, Shape, Shapes, VectorConditions
@@ -21,6 +22,8 @@ class UNet1D(ModelConfig):
     kernel: Size = 5  # size of the convolutions, odd
     groups: Size = 8  # number of groups of the group norms; must divide every level's channels
     embedding: Annotated[int, ">= 2 and <= 65536"] = 256  # width of the embedding of the diffusion time
+
+    can_checkpoint: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,7 +59,7 @@ class ConditionalUNet1D(nn.Module):
 
     def __init__(self, config: UNet1D, actions: int, conditions: Shapes) -> None:
         super().__init__()
-        self.conditions = VectorConditions(conditions)
+        self.conditions, self.gradient_checkpointing = VectorConditions(conditions), config.gradient_checkpointing
         width, channels = config.embedding, config.channels
         self.time = nn.Sequential(nn.Linear(width, 4 * width), nn.Mish(), nn.Linear(4 * width, width))
         levels = list(zip((actions, *channels), channels, strict=False))
@@ -84,14 +87,22 @@ class ConditionalUNet1D(nn.Module):
         context = functional.mish(torch.cat([embedded, self.conditions(cond, len(x))], dim=1))
         hidden, skips = x.movedim(1, 2), []
         for level, blocks in enumerate(self.down):
-            hidden = _through(blocks, hidden, context)
+            hidden = self._through(blocks, hidden, context)
             skips.append(hidden)
             if level < len(self.shorter):
                 hidden = self.shorter[level](hidden)
-        hidden = _through(self.middle, hidden, context)
+        hidden = self._through(self.middle, hidden, context)
         for blocks, longer in zip(self.up, self.longer, strict=True):
-            hidden = longer(_through(blocks, torch.cat([hidden, skips.pop()], dim=1), context))
+            hidden = longer(self._through(blocks, torch.cat([hidden, skips.pop()], dim=1), context))
         return self.out(hidden).movedim(1, 2)
+
+    def _through(self, blocks: nn.Module, hidden: Tensor, context: Tensor) -> Tensor:
+        for block in blocks.children():
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                hidden = checkpoint(block, hidden, context, use_reentrant=False)
+            else:
+                hidden = block(hidden, context)
+        return hidden
 
 
 class Block(nn.Module):
@@ -116,9 +127,3 @@ def _convolution(before: int, after: int, config: UNet1D) -> nn.Sequential:
         nn.GroupNorm(config.groups, after),
         nn.Mish(),
     )
-
-
-def _through(blocks: nn.Module, hidden: Tensor, context: Tensor) -> Tensor:
-    for block in blocks.children():
-        hidden = block(hidden, context)
-    return hidden

@@ -35,7 +35,6 @@ DISTRIBUTION_SAMPLES, DISTRIBUTION_PASSES = 50_000, 50
 PLAN_STEPS = 4000  # of the fit of a semidiscrete plan, at most
 TIMEOUT = timedelta(days=2)  # ranks wait while one evaluates; the default gives up after 10 minutes
 T = TypeVar("T", bound=TensorFields)
-SHARDED = ("DEEPSPEED", "MEGATRON_LM")
 
 
 @dataclass(frozen=True)
@@ -276,11 +275,6 @@ def make_accelerator(recipe: Recipe, device: str, run_dir: RunDir) -> Any:
         project_dir=str(run_dir.root),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
     )
-    if accelerator.distributed_type.value in SHARDED:
-        raise ValueError(
-            f"{accelerator.distributed_type.value} splits weights or their state over ranks in a way that checkpoints "
-            f"and the average do not know; use accelerate launch --use_fsdp --fsdp_version 2"
-        )
     if fsdp is not None and accelerator.distributed_type == DistributedType.MULTI_CPU:  # which accelerate leaves out
         accelerator.state.distributed_type, accelerator.state.fsdp_plugin = DistributedType.FSDP, fsdp
     if device != "auto" and accelerator.device.type != device:

@@ -48,7 +48,7 @@ RESUMABLE_FIELDS = (
         "prefetch",
         "num_workers",
     ),
-    *("task.eval", "task.preview_prompts", "task.push_to_hub"),
+    *("model.gradient_checkpointing", "task.eval", "task.preview_prompts", "task.push_to_hub"),
 )
 PACKAGES = ("immiscible-diffusion", "torch", "numpy", "scipy", "accelerate", "diffusers")
 

@@ -24,6 +24,12 @@ def plugin(recipe: "Recipe") -> Any:
     """
     from accelerate.utils import FullyShardedDataParallelPlugin, parse_flag_from_env
 
+    for other in ("DEEPSPEED", "MEGATRON_LM"):
+        if parse_flag_from_env(f"ACCELERATE_USE_{other}"):
+            raise ValueError(
+                f"{other} splits weights or their state over ranks in a way that checkpoints and the average do not "
+                f"know; use accelerate launch --use_fsdp --fsdp_version 2"
+            )
     if not parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return None
     from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -35,6 +41,11 @@ def plugin(recipe: "Recipe") -> Any:
     if recipe.mixed_precision == "fp16" or recipe.optim.use_8bit_adam:
         raise ValueError(
             "FSDP shards neither the loss scale of mixed_precision fp16 nor optim.use_8bit_adam; use bf16"
+        )
+    if parse_flag_from_env("FSDP_ACTIVATION_CHECKPOINTING"):
+        raise ValueError(
+            "accelerate computes activations once more with other dropout, so that gradients are wrong; give "
+            "--model.gradient_checkpointing instead of --fsdp_activation_checkpointing"
         )
     dtype = torch.bfloat16 if recipe.mixed_precision == "bf16" else None
     policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)

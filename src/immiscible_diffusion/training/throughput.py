@@ -1,11 +1,12 @@
 """What share of a card's arithmetic training uses."""
 
 import re
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
+
+from immiscible_diffusion.training.sharding import hollow
 
 # TFLOP/s of dense bf16 or fp16 products with float32 sums, by a part of the name that torch gives the card: NVIDIA's
 # datasheets of H100, H200, A100, L40S and L4 (their figures with sparsity halved), the whitepapers of Ada and Ampere.
@@ -38,7 +39,8 @@ def training_flops(model: nn.Module, *inputs: Any) -> int:
     """Return the floating-point operations of ``model(*inputs)`` and of its gradients.
 
     Those of products and convolutions, two for each multiplication and addition, counted from shapes alone: nothing is
-    computed. Inputs are tensors ``[B, ...]``, dictionaries of them, or None.
+    computed. What ``gradient_checkpointing`` computes once more is counted once more. Inputs are tensors ``[B, ...]``,
+    dictionaries of them, or None.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -47,8 +49,6 @@ def training_flops(model: nn.Module, *inputs: Any) -> int:
             return {name: meta(each) for name, each in value.items()}
         return value if value is None else value.detach().to("meta").requires_grad_(value.requires_grad)
 
-    tensors = meta(dict(model.named_parameters()) | dict(model.named_buffers()))
-    eager = getattr(torch.compiler, "set_stance", nullcontext)  # torch >= 2.6
-    with eager("force_eager"), FlopCounterMode(display=False) as counter:  # compiled, it would stay eager ever after
-        torch.func.functional_call(model, tensors, tuple(map(meta, inputs))).sum().backward()
+    with FlopCounterMode(display=False) as counter:
+        hollow(model).to("meta")(*map(meta, inputs)).sum().backward()
     return int(counter.get_total_flops())

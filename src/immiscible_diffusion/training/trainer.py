@@ -231,7 +231,7 @@ class Trainer:
         """Floating-point operations of a step on this device, with the network evaluated once."""
         batch, path = self.validation[0], self.recipe.noise_path
         cond = batch.cond and {name: value[:1] for name, value in batch.cond.items()}
-        one = training_flops(self.run.model, batch.data[:1], path.network_time(batch.t[:1]), cond)
+        one = training_flops(self.ema.model, batch.data[:1], path.network_time(batch.t[:1]), cond)
         return one * self.loader.batch_size / self.accelerator.num_processes
 
     def finite_loss(self) -> float:

@@ -4,7 +4,7 @@ import contextlib
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -50,8 +50,9 @@ class StableDiffusionUNet(ModelConfig):
     # unet, or unet_ema: the averaged weights of a checkpoint
     subfolder: Literal["unet", "unet_ema"] = "unet"
     inpainting: bool = False  # widen its input by the mask and the masked image; new weights are 0
-    gradient_checkpointing: bool = False  # compute activations twice instead of keeping them
     lora: LoRA | None = None  # train adapters only; None = train all weights
+
+    can_checkpoint: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
