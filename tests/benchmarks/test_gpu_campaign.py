@@ -6,8 +6,11 @@ import time
 from dataclasses import replace
 
 import pytest
+import torch
 
 from helpers import ROOT
+from immiscible_diffusion.metrics import FeatureStatistics, PixelFeatures, Reference, frechet_distance
+from immiscible_diffusion.models import UNet
 from immiscible_diffusion.recipes import recipe_from_name
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.trainer import Trainer
@@ -122,3 +125,25 @@ def test_what_travels_is_ignored_by_git():
     folder = "benchmarks/gpu/carried/wheel.whl"
     done = subprocess.run(["git", "check-ignore", "-q", folder], cwd=ROOT, check=False)
     assert done.returncode in (0, 128)  # 128: this is no checkout
+
+
+def test_a_graphed_training_is_the_trainers(campaign, tmp_path):
+    model = UNet(channels=8, blocks=1, groups=4, head_channels=4, multipliers=(1, 2), attention=(), dropout=0.0)
+    recipe = replace(recipe_from_name("digits-flow").tiny(), model=model, conditional=True, cond_drop_prob=0.5)
+    kinds = (Trainer, campaign.GraphedTrainer)
+    trainers = [kind(recipe, RunDir(tmp_path / kind.__name__), device="cpu") for kind in kinds]
+    for trainer in trainers:
+        trainer.train(quiet=True)
+    averages = (trainer.ema.model.parameters() for trainer in trainers)
+    for usual, graphed in zip(*averages, strict=True):
+        torch.testing.assert_close(usual, graphed)
+
+
+def test_the_distance_on_the_device_is_the_librarys(campaign):
+    generator = torch.Generator().manual_seed(0)
+    real, images = torch.randn(400, 3, 4, 4, generator=generator), torch.rand(200, 3, 4, 4, generator=generator) - 0.2
+    features = PixelFeatures((3, 4, 4))
+    reference = Reference.of(features(real), features.name)
+    evaluator = campaign.Distances(features, reference, None, 200)
+    expected = frechet_distance(FeatureStatistics.of(features(images)), reference.statistics)
+    assert evaluator.measure(iter(images.split(64))).frechet == pytest.approx(expected, rel=1e-9)

@@ -70,7 +70,7 @@ def test_same_distribution_as_the_operations(k, kind):
     for dim in (1, 64, 65, 3072):
         x = torch.randn(dim, generator=seeded(dim, "cpu")) * (kind == "plain")
         ours = one_kernel(x.to(DEVICE).expand(ROWS, dim), k, seeded(k))
-        assert len(ours.unique(dim=0)) == ROWS
+        assert dim == 1 or len(ours.unique(dim=0)) == ROWS  # single numbers repeat in 20,000
         theirs = KNN(k)(x.expand(4000, dim), generator=seeded(k, "cpu"))
         p += [stats.ks_2samp(*pair).pvalue for pair in zip(scalars(ours, x), scalars(theirs, x), strict=True)]
     assert min(p) > 1e-3 / len(p)

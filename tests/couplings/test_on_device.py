@@ -180,6 +180,7 @@ def test_pairing_beside_training_is_pairing_before_it(device, coupling, ahead):
     weight = torch.eye(128, device=device)
 
     def encode(item, generator):
+        item = item.to(device)
         for _ in range(50):  # keeps the side stream busy while the consumer goes on
             item = item @ weight
         return item, torch.zeros(len(item), dtype=torch.int64)
@@ -214,7 +215,7 @@ def test_ddp_on_one_device(device, tmp_path):
 @pytest.mark.parametrize("k", [1, 2, 64])
 def test_knn_never_waits_for_the_device(k):
     data, cond, mask = sample("cuda", torch.bfloat16, masked=True)
-    moments, stream = Moments.fit([(data.float(), cond["label"])]), generator("cuda")
+    moments, stream = Moments.fit([(data.float(), cond["label"])]).to("cuda"), generator("cuda")
     couplings = [KNN(k), *(KNN(k, center=word, moments=moments) for word in ("mean", "label", "channel"))]
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0 (immiscible-diffusion)
 # mypy: disallow-untyped-defs=False
-"""KNN as one Triton kernel: the noise is drawn twice from the same counters and written once.
+"""KNN as one Triton kernel: the noise is written once and never read.
 
-The first pass takes the products that decide, rivals are drawn as scalars, and the second pass writes. So a batch of
-``B x D`` costs one write, two reads of data, and no read of noise.
+The first pass draws the noise and takes the products that decide, rivals are drawn as scalars, and the second pass
+writes. Rows of up to 16,384 dimensions stay in registers between the two; longer ones are drawn again, from the same
+counters.
 """
 
 import torch
@@ -12,6 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ._knn_kernels import FEW_DIMENSIONS, SHORTEST
+
+IN_REGISTERS = 1 << 14  # dimensions
 
 
 @triton.jit
@@ -45,10 +48,26 @@ def _add(dot, square, length, data, at, dim, noise):
 
 
 @triton.jit
+def _add_all(dot, square, length, data, at, step, dim, n0, n1, n2, n3):
+    dot, square, length = _add(dot, square, length, data, at, dim, n0)
+    dot, square, length = _add(dot, square, length, data, at + step, dim, n1)
+    dot, square, length = _add(dot, square, length, data, at + 2 * step, dim, n2)
+    return _add(dot, square, length, data, at + 3 * step, dim, n3)
+
+
+@triton.jit
 def _write(out, data, at, dim, noise, stretch, shift):
     x = tl.load(data + at, mask=at < dim, other=0.0).to(tl.float32).to(stretch.dtype)
     moved = (noise.to(stretch.dtype) * stretch + x * shift).to(tl.float32)  # to bfloat16 from float32 alone
     tl.store(out + at, moved.to(out.dtype.element_ty), mask=at < dim)
+
+
+@triton.jit
+def _write_all(out, data, at, step, dim, n0, n1, n2, n3, stretch, shift):
+    _write(out, data, at, dim, n0, stretch, shift)
+    _write(out, data, at + step, dim, n1, stretch, shift)
+    _write(out, data, at + 2 * step, dim, n2, stretch, shift)
+    _write(out, data, at + 3 * step, dim, n3, stretch, shift)
 
 
 @triton.jit
@@ -81,20 +100,31 @@ def _rivals(seed, which, row, dim):
 
 
 @triton.jit
-def _knn(out, data, seeds, dim, count, EPS, SHORTEST, WORK: tl.constexpr, BLOCK: tl.constexpr, RIVALS: tl.constexpr):
+def _knn(
+    out,
+    data,
+    seeds,
+    dim,
+    count,
+    EPS,
+    SHORTEST,
+    WORK: tl.constexpr,
+    BLOCK: tl.constexpr,
+    RIVALS: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
     row = tl.program_id(0)
     seed = tl.load(seeds)
     out += row.to(tl.int64) * dim
     data += row.to(tl.int64) * dim
     lanes = tl.arange(0, BLOCK)
     dots, squares, lengths = tl.zeros([BLOCK], WORK), tl.zeros([BLOCK], WORK), tl.zeros([BLOCK], WORK)
-    for start in range(0, dim, 4 * BLOCK):
-        n0, n1, n2, n3 = _noise(seed, start // 4 + lanes, row)
-        at = start + lanes
-        dots, squares, lengths = _add(dots, squares, lengths, data, at, dim, n0)
-        dots, squares, lengths = _add(dots, squares, lengths, data, at + BLOCK, dim, n1)
-        dots, squares, lengths = _add(dots, squares, lengths, data, at + 2 * BLOCK, dim, n2)
-        dots, squares, lengths = _add(dots, squares, lengths, data, at + 3 * BLOCK, dim, n3)
+    n0, n1, n2, n3 = _noise(seed, lanes, row)
+    dots, squares, lengths = _add_all(dots, squares, lengths, data, lanes, BLOCK, dim, n0, n1, n2, n3)
+    if not WHOLE:
+        for start in range(4 * BLOCK, dim, 4 * BLOCK):
+            n0, n1, n2, n3 = _noise(seed, start // 4 + lanes, row)
+            dots, squares, lengths = _add_all(dots, squares, lengths, data, start + lanes, BLOCK, dim, n0, n1, n2, n3)
     dot, square, length = tl.sum(dots, axis=0), tl.sum(squares, axis=0), tl.sqrt(tl.sum(lengths, axis=0))
     best, rival_along, rival_square = dot * 0 + float("inf"), dot * 0, dot * 0
     for first in range(0, count, RIVALS):
@@ -116,13 +146,12 @@ def _knn(out, data, seeds, dim, count, EPS, SHORTEST, WORK: tl.constexpr, BLOCK:
     stretch = tl.where(stays, 1.0, tl.sqrt(rival_square / across))
     shift = tl.where(stays, 0.0, (rival_along - stretch * along) * inverse)
     stretch = tl.where(length < float("inf"), stretch, float("nan"))
-    for start in range(0, dim, 4 * BLOCK):
-        n0, n1, n2, n3 = _noise(seed, start // 4 + lanes, row)
-        at = start + lanes
-        _write(out, data, at, dim, n0, stretch, shift)
-        _write(out, data, at + BLOCK, dim, n1, stretch, shift)
-        _write(out, data, at + 2 * BLOCK, dim, n2, stretch, shift)
-        _write(out, data, at + 3 * BLOCK, dim, n3, stretch, shift)
+    if WHOLE:
+        _write_all(out, data, lanes, BLOCK, dim, n0, n1, n2, n3, stretch, shift)
+    else:
+        for start in range(0, dim, 4 * BLOCK):
+            n0, n1, n2, n3 = _noise(seed, start // 4 + lanes, row)
+            _write_all(out, data, start + lanes, BLOCK, dim, n0, n1, n2, n3, stretch, shift)
 
 
 def knn_in_one_kernel(data: Tensor, k: int, generator: torch.Generator | None) -> Tensor:
@@ -135,10 +164,13 @@ def knn_in_one_kernel(data: Tensor, k: int, generator: torch.Generator | None) -
     seed = torch.empty(1, dtype=torch.int64, device=data.device).random_(generator=generator)
     dim = rows.shape[1]
     work = torch.float64 if dim < FEW_DIMENSIONS else torch.float32
+    block, whole = triton.next_power_of_2(triton.cdiv(dim, 4)), dim <= IN_REGISTERS
     options = {
         "WORK": tl.float64 if work == torch.float64 else tl.float32,
-        "BLOCK": min(512, triton.next_power_of_2(triton.cdiv(dim, 4))),
+        "BLOCK": block if whole else 512,
         "RIVALS": min(256, triton.next_power_of_2(k - 1)),
+        "WHOLE": whole,
+        "num_warps": min(16, max(4, block // 128)) if whole else 4,
     }
     _knn[(len(rows),)](result, rows, seed, dim, k - 1, 4 * torch.finfo(work).eps, SHORTEST, **options)
     return result

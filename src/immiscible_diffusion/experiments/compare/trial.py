@@ -42,6 +42,7 @@ class TrialRunner:
     plan: Plan
     device: str = "auto"
     quiet: bool = True
+    trainer: type[Trainer] = Trainer
 
     @cached_property
     def task(self) -> Task:
@@ -60,7 +61,7 @@ class TrialRunner:
             return
         recipe = self.plan.trial_recipe(trial)
         run_dir = RunDir.open(self.plan.trial_dir(trial), recipe)
-        trainer = Trainer(recipe, run_dir, device=self.device, dataset=self.task.dataset)
+        trainer = self.trainer(recipe, run_dir, device=self.device, dataset=self.task.dataset)
         outputs = [(run_dir, trainer.pipeline)]
         with ExitStack() as held:
             if (companion := matched_trial(self.plan, trial)) is not None:
