@@ -427,7 +427,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.prepare:
         return prepare()
     if CACHE.exists():
-        os.environ["IMMISCIBLE_CACHE"] = str(CACHE)
+        os.environ.setdefault("IMMISCIBLE_CACHE", str(CACHE))
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
     torch._dynamo.config.automatic_dynamic_shapes = False  # validated, sampled: a few sizes, each compiled for itself
