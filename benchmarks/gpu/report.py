@@ -4,7 +4,7 @@
     python benchmarks/gpu/report.py docs/results/gpu docs/results/gpu.md --html runs/gpu     # with the curves
 
 Comparisons of one recipe are put together, whichever runs and cards their seeds are of; of the other tables a card's
-last run counts.
+last run counts. What they say, ``notes.md`` in the folder, stands first.
 """
 
 import argparse
@@ -20,9 +20,9 @@ from immiscible_diffusion.utils.atomic_files import read_record, write_text
 from immiscible_diffusion.utils.statistics import mean_interval
 
 
-def page(records: list[dict[str, Any]]) -> str:
-    """Return the page in markdown."""
-    blocks = ["# Measured on GPUs"]
+def page(records: list[dict[str, Any]], notes: str = "") -> str:
+    """Return the page in markdown, the ``notes`` first."""
+    blocks = ["# Measured on GPUs", notes] if notes else ["# Measured on GPUs"]
     tables = {(name, values["card"]): (rows, values) for values in records for name, rows in values["tables"].items()}
     for (name, _), (rows, values) in sorted(tables.items()):
         blocks += [f"## {name}", table(rows), source([values])]
@@ -114,7 +114,8 @@ def main(arguments: list[str] | None = None) -> None:
     records = [read_record(file) for file in sorted(options.folder.glob("step*.json"))]
     if not records:
         raise ValueError(f"{options.folder} has no step*.json; campaign.py writes them")
-    write_text(options.page, page(records) + "\n")
+    notes = options.folder / "notes.md"
+    write_text(options.page, page(records, notes.read_text("utf-8").strip() if notes.exists() else "") + "\n")
     for group in groups(records) if options.html else []:
         merged = together([Comparison.from_dict(values["comparison"]) for values in group])
         write_report(merged, options.html / merged.recipe)

@@ -213,7 +213,7 @@ class Trainer:
         sums = self.accelerator.reduce(self.metrics.by_time, "sum")
         times = self.metrics.times()
         record = {"loss": self.finite_loss(), **loss_by_time(sums), **times}
-        record["lr"] = self.lr_schedule.get_last_lr()[0]
+        record["lr"] = float(self.lr_schedule.get_last_lr()[0])
         shown = {"loss": record["loss"], "pairing": record["pairing_share"]}
         if self.peak is not None:
             record["peak_share"] = shown["of_peak"] = self.flops / record["seconds_per_step"] / self.peak
