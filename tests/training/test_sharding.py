@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fixtures.two_processes import launch
-from helpers import train, weights
+from helpers import assert_same_weights, train, weights
 from immiscible_diffusion.models import UNet
 from immiscible_diffusion.recipes import recipe_from_name
 from immiscible_diffusion.training import sharding
@@ -29,6 +29,7 @@ from immiscible_diffusion.training.trainer import Trainer
 recipe, run = Recipe.from_dict(json.loads(sys.argv[1])), RunDir(Path(sys.argv[2]))
 trainer = Trainer(recipe, run, device="cpu")
 held = {}
+assert trainer.flops > 0  # of which all ranks ask
 
 def weigh(step, model):
     inner, weights = trainer.optimizer.optimizer, list(trainer.run.model.parameters())
@@ -73,12 +74,17 @@ def shard(monkeypatch, recipe, processes, until, folder):
         monkeypatch.undo()
 
 
-def apart(one, other):
-    """The norm of the difference of two runs' averaged weights, in units of their norm."""
+def assert_equal_but_for_rounding(one, other):
+    """Fail unless two runs' averaged weights are equal to 1e-5: each of them, and their norm."""
     left, right = weights(one), weights(other)
     assert left.keys() == right.keys()
     mine, theirs = (torch.cat([state[name].flatten().double() for name in left]) for state in (left, right))
-    return float((mine - theirs).norm() / mine.norm())
+    assert (mine - theirs).norm() < 1e-5 * mine.norm()
+    for name, weight in left.items():
+        # Softmax ignores what all keys share: the gradient of their bias is rounding alone, which Adam scales up. In
+        # one process, micro-batches of another size move it as far (4e-5), and in float64 all are equal to 1e-13.
+        far = 1e-3 if name.endswith("to_k.bias") else 1e-5
+        torch.testing.assert_close(weight, right[name], rtol=1e-5, atol=far)
 
 
 @pytest.mark.subprocess
@@ -87,14 +93,14 @@ def test_shards_equal_one_process_and_go_on_in_any_number(recipe, tmp_path, monk
     train(recipe, tmp_path / "whole")
     run = RunDir(tmp_path / "run")
     assert shard(monkeypatch, recipe, 2, 20, tmp_path) < 0.55
-    assert apart(tmp_path / "whole" / "checkpoints" / "step_000020", run.root) < 1e-5
+    assert_equal_but_for_rounding(tmp_path / "whole" / "checkpoints" / "step_000020", run.root)
     assert shard(monkeypatch, recipe, 4, 25, tmp_path) < 0.3
     assert sorted(folder.name for folder in run.root.glob("shards/*")) == [
         *("step_000010", "step_000020", "step_000025")
     ]
     train(recipe, run.root, until=40)
     shard(monkeypatch, recipe, 2, 50, tmp_path)
-    assert apart(tmp_path / "whole", run.root) < 1e-5
+    assert_equal_but_for_rounding(tmp_path / "whole", run.root)
     lines = [[r["loss"] for r in RunDir(tmp_path / name).records("train")] for name in ("whole", "run")]
     assert lines[1] == pytest.approx(lines[0], rel=1e-5)
 
@@ -108,7 +114,7 @@ def test_shards_resumed_in_as_many_processes_are_equal_bit_for_bit(recipe, tmp_p
         (tmp_path / name).mkdir()
         for until in stops:
             shard(monkeypatch, recipe, 2, until, tmp_path / name)
-    assert apart(tmp_path / "whole" / "run", tmp_path / "parts" / "run") == 0
+    assert_same_weights(tmp_path / "whole" / "run", tmp_path / "parts" / "run")
 
 
 @pytest.mark.parametrize(
