@@ -22,9 +22,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import date
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
+from unittest.mock import patch
 
 import torch
 from coupling_cost import published_knn
@@ -32,6 +32,7 @@ from torch import Tensor
 
 import immiscible_diffusion
 from immiscible_diffusion import KNN, Independent, LinearAssignment
+from immiscible_diffusion.couplings import knn
 
 Draw = Callable[[Tensor], Tensor]
 BATCHES = (128, 256, 512, 1024)
@@ -97,11 +98,11 @@ def captured(draw: Draw, data: Tensor) -> Callable[[], None]:
 
 
 def measure(what: str, draw: Draw, data: Tensor, paper: float | None, options: argparse.Namespace) -> Row:
-    """One row; assignment, which waits for the device, only plain, and what is one kernel not compiled."""
+    """One row; assignment, which waits for the device, only plain."""
     device, waits = data.device, isinstance(draw, LinearAssignment)
     plain = milliseconds(lambda: draw(data), device, options.repeats)
     fast = graph = None
-    if not waits and options.backend != "none" and not (isinstance(draw, KNN) and draw.fused):
+    if not waits and options.backend != "none":
         faster = compiled(draw, options.backend)
         fast = milliseconds(lambda: faster(data), device, options.repeats)
     if not waits and device.type == "cuda":
@@ -117,8 +118,8 @@ def rows(options: argparse.Namespace, device: torch.device) -> list[Row]:
         found.append(measure("randn", Independent(), data, None, options))
         for k in options.k:
             found.append(measure(f"KNN k={k}", KNN(k), data, PAPER_KNN.get(batch), options))
-            if device.type == "cuda" and find_spec("triton"):
-                found.append(measure(f"KNN k={k}, one kernel", KNN(k, fused=True), data, None, options))
+            with patch.object(knn, "_kernel_for", lambda data: None):
+                found.append(measure(f"KNN k={k}, its operations", KNN(k), data, None, options))
             published = published_on_device(k)
             with suppress(torch.cuda.OutOfMemoryError):
                 took = milliseconds(lambda: published(data), device, options.repeats)  # noqa: B023

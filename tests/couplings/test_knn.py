@@ -2,6 +2,8 @@
 
 import math
 import operator
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from immiscible_diffusion import KNN, Moments
 from immiscible_diffusion.couplings import _validation as inputs
+from immiscible_diffusion.couplings import knn
 
 ROWS = {1: 4000, 2: 4000, 5: 4000, 64: 3000, 3072: 400}
 
@@ -254,9 +257,12 @@ def test_no_noise_is_ever_huge():
     assert float(KNN(64).pair(x, -x, generator=generator).abs().max()) < 1e4
 
 
-@pytest.mark.parametrize("given", [{}, {"mask": torch.arange(6) < 4}])
-def test_where_the_one_kernel_cannot_run_nothing_changes(given):
-    data = torch.randn(20, 6, generator=seeded(15))
-    noise = [KNN(4, fused=fused)(data, generator=seeded(16), **given) for fused in (True, False)]
-    assert torch.equal(*noise)
-    assert str(KNN(4, fused=True)) == "knn:k=4,fused=true"
+@pytest.mark.parametrize("fault", [ImportError("no Triton"), RuntimeError("no C compiler")])
+def test_where_the_one_kernel_cannot_run_operations_do(fault, monkeypatch, recwarn):
+    def fails(*args):
+        raise fault
+
+    module = None if isinstance(fault, ImportError) else SimpleNamespace(knn_in_one_kernel=fails)
+    monkeypatch.setitem(sys.modules, "immiscible_diffusion.couplings._knn_triton", module)
+    assert knn._one_kernel.__wrapped__(torch.device("cpu")) is None
+    assert [str(warning.message).endswith("no C compiler") for warning in recwarn] == [True] * (module is not None)

@@ -18,7 +18,7 @@ ROWS = 20_000 if DEVICE == "cuda" else 60  # interpreted, a row takes 40 ms
 triton = pytest.importorskip("triton", reason="needs Triton")
 tl = triton.language
 
-from immiscible_diffusion.couplings import _knn_triton  # noqa: E402
+from immiscible_diffusion.couplings import _knn_triton, knn  # noqa: E402
 
 pytestmark = pytest.mark.cuda  # where there is none, under the interpreter
 
@@ -98,6 +98,18 @@ def test_the_generator_decides_and_dtypes_and_layouts_stay():
         half, single = (one_kernel(x, 4, seeded(1)) for x in (data.to(dtype), data.to(dtype).float()))
         assert half.dtype == dtype
         assert torch.allclose(half.float(), single, rtol=torch.finfo(dtype).eps, atol=1e-6)
+
+
+def test_the_coupling_is_the_kernel_where_that_can_run(monkeypatch):
+    monkeypatch.setattr(knn, "_kernel_for", lambda data: one_kernel)
+    data = torch.randn(3, 2, 5, 3, generator=seeded(0, "cpu")).to(DEVICE, memory_format=torch.channels_last)
+    noise = KNN(4)(data, generator=seeded(1))
+    assert torch.equal(noise, one_kernel(data, 4, seeded(1)))
+    assert noise.stride() == data.stride()
+    mask = torch.tensor([True, True, False], device=DEVICE)
+    for given in ({"mask": mask}, {"noise": torch.randn_like(data)}):
+        call = KNN(4).pair if "noise" in given else KNN(4)
+        assert not torch.equal(call(data, **given, generator=seeded(1)), noise)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

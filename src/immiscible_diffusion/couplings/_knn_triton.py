@@ -7,6 +7,8 @@ writes. Rows of up to 16,384 dimensions stay in registers between the two; longe
 counters.
 """
 
+from contextlib import nullcontext
+
 import torch
 import triton
 import triton.language as tl
@@ -172,5 +174,6 @@ def knn_in_one_kernel(data: Tensor, k: int, generator: torch.Generator | None) -
         "WHOLE": whole,
         "num_warps": min(16, max(4, block // 128)) if whole else 4,
     }
-    _knn[(len(rows),)](result, rows, seed, dim, k - 1, 4 * torch.finfo(work).eps, SHORTEST, **options)
+    with torch.cuda.device(rows.device) if rows.is_cuda else nullcontext():
+        _knn[(len(rows),)](result, rows, seed, dim, k - 1, 4 * torch.finfo(work).eps, SHORTEST, **options)
     return result

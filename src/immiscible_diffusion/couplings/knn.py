@@ -5,11 +5,13 @@
 and keeps the nearest: O(k D) time and memory per sample. The same distribution costs O(k + D) here.
 
 This file, ``base.py``, ``_knn_kernels.py`` and ``_validation.py`` depend on torch alone: a trainer may copy the four
-into a folder of its own, as they are; ``_knn_triton.py`` too for ``fused``.
+into a folder of its own, as they are; with ``_knn_triton.py`` noise on CUDA is drawn by one kernel.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
@@ -23,7 +25,6 @@ from ._validation import (
     check_fitted,
     check_labels,
     check_rows_finite,
-    has_values,
     is_compiling,
     row_blocks,
     rows_of_labels,
@@ -43,7 +44,9 @@ class KNN(Coupling):
     uniform on the unit sphere across ``u``, all independent, and its squared distance to the sample is
     ``r^2 + a^2 - 2 a |data|`` plus a constant. So one noise is drawn whole, the k - 1 others as pairs ``(a, r)``, and
     if one of these is nearest the drawn noise gets its two lengths. Time and memory are those of one ``torch.randn``,
-    plus O(k) scalars per sample worked in pieces.
+    plus O(k) scalars per sample worked in pieces. On CUDA, where Triton is installed, one kernel does it all; with a
+    mask, a center or noise of the caller's, in float64 and under ``torch.compile`` there it takes some 25 operations.
+    Both have the same distribution, from other random numbers.
 
     The result is *not* N(0, I): nearest noises are shorter, and drift toward the mean of the data (``center`` removes
     that drift). ``KL(noise | sample, N(0, I)) = log k - 1 + 1/k``.
@@ -56,16 +59,12 @@ class KNN(Coupling):
         moments: for a ``center`` that is a word: ``Moments``, or your own object with ``mean`` ``[*shape]``,
             ``label_mean`` ``[L, *shape]`` or ``channel_mean`` ``[C]``.
         label_key: the condition that holds the labels ``[B]``, for ``center="label"``.
-        fused: on CUDA, draw by one Triton kernel, which writes the noise once and reads none: the same distribution
-            from other random numbers. Without Triton, with a mask, a center or noise of the caller's, in float64 and
-            compiled nothing changes. Not measured on a GPU yet.
     """
 
     k: int
     center: object | Literal["mean", "label", "channel"] | None = None
     moments: object | None = None
     label_key: str = "label"
-    fused: bool = False
 
     name = "knn"
 
@@ -83,7 +82,7 @@ class KNN(Coupling):
             raise ValueError(f"center must be fitted Moments with a tensor .{self._attribute}, got a {got}{advice}")
 
     def __repr__(self) -> str:
-        fields = {"center": self.center, "moments": self.moments, "fused": self.fused or None}
+        fields = {"center": self.center, "moments": self.moments}
         more = "".join(f", {name}={x!r}" for name, x in fields.items() if x is not None)
         return f"KNN(k={self.k}{more})"
 
@@ -113,7 +112,7 @@ class KNN(Coupling):
             check_rows_finite(length_of(noise.flatten(1)), what="noise")
         if self.k == 1:
             return Independent().choose(data, noise, cond, mask, generator)
-        if self.fused and noise is None and mask is None and self.center is None and (one_kernel := _kernel_for(data)):
+        if noise is None and mask is None and self.center is None and (one_kernel := _kernel_for(data)):
             return one_kernel(data, self.k, generator)
         result = torch.empty(data.shape, dtype=data.dtype, device=data.device)
         if noise is not None:
@@ -197,10 +196,22 @@ class KNN(Coupling):
 
 def _kernel_for(data: Tensor) -> Callable[[Tensor, int, Rng], Tensor] | None:
     """The one kernel, where it can run."""
-    if not data.is_cuda or data.dtype == torch.float64 or is_compiling() or not has_values(data):
+    if not data.is_cuda or data.dtype == torch.float64 or is_compiling():
         return None
+    plain = type(data) in (Tensor, torch.nn.Parameter) and not torch._C._functorch.is_batchedtensor(data)
+    return _one_kernel(data.device) if plain else None
+
+
+@cache
+def _one_kernel(device: torch.device) -> Callable[[Tensor, int, Rng], Tensor] | None:
+    """The kernel if Triton is installed, as it is not on Windows and macOS, and runs on ``device``."""
     try:
         from ._knn_triton import knn_in_one_kernel
-    except ImportError:  # no Triton, as on Windows and macOS
+
+        knn_in_one_kernel(torch.zeros(1, 1, device=device), 2, torch.Generator(device))
+    except ImportError:
+        return None
+    except Exception as error:  # noqa: BLE001 - whatever Triton lacks: a C compiler, a card that it knows
+        warnings.warn(f"Triton cannot run on {device}, so KNN takes several operations: {error}", stacklevel=2)
         return None
     return knn_in_one_kernel
