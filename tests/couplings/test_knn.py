@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from immiscible_diffusion import KNN, Moments
 from immiscible_diffusion.couplings import _validation as inputs
 from immiscible_diffusion.couplings import knn
+from immiscible_diffusion.couplings._knn_kernels import _chi_square, _many_gammas
 
 ROWS = {1: 4000, 2: 4000, 5: 4000, 64: 3000, 3072: 400}
 
@@ -255,6 +256,23 @@ def test_no_noise_is_ever_huge():
         assert float(noise.abs().max()) < 8
     x = torch.randn(1000, 64, generator=generator)
     assert float(KNN(64).pair(x, -x, generator=generator).abs().max()) < 1e4
+
+
+@pytest.mark.parametrize("dim", [33, 3072, 1 << 18])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_many_gammas_are_gammas(dim, dtype):
+    shape = torch.full((300, 1000), (dim - 1) / 2, dtype=dtype)
+    draws = _many_gammas(shape, seeded(17, dim)).double()
+    assert stats.kstest(draws.flatten().numpy(), stats.gamma((dim - 1) / 2).cdf).pvalue > 1e-3
+    assert np.abs(np.corrcoef(draws[:4].numpy()) - np.eye(4)).max() < 4.5 / 1000**0.5
+    assert torch.equal(draws, _many_gammas(shape, seeded(17, dim)).double())
+
+
+def test_gammas_of_few_and_many_degrees_at_once_are_right():
+    """Masked rows have degrees of their own."""
+    degrees = torch.tensor([[1.0], [40.0], [3000.0]])
+    for row, draws in zip(degrees, _chi_square((degrees / 2).expand(3, 40_000), seeded(18)), strict=True):
+        assert stats.kstest(draws.double().numpy(), stats.chi2(float(row)).cdf).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("fault", [ImportError("no Triton"), RuntimeError("no C compiler")])
