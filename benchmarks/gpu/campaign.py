@@ -132,8 +132,9 @@ class Run:
             except Exception as error:  # noqa: BLE001 - it is written down, and the other parts need not suffer
                 traceback.print_exc()
                 self.values["failures"][name] = f"{type(error).__name__}: {error}"
+            took = self.values["seconds"][name] = time.monotonic() - began
             if self.values["comparison"] and number:
-                quickest = min(quickest or math.inf, time.monotonic() - began)
+                quickest = min(quickest or math.inf, took)
             self.keep(unfinished=[other for other in self.values["unfinished"] if other != name])
 
     def keep(self, **values: Any) -> None:
@@ -445,6 +446,7 @@ def main(arguments: list[str] | None = None) -> int:
         + " --tiny" * options.tiny,
         "unfinished": [],
         "failures": {},
+        "seconds": {},  # of every part
         "tables": {},
         "recipe": None,
         "comparison": None,

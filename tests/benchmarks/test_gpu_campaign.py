@@ -89,7 +89,7 @@ def check_report(folder):
 
 
 def new_values():
-    return {"tables": {}, "comparison": None, "command": "", "failures": {}}
+    return {"tables": {}, "comparison": None, "command": "", "failures": {}, "seconds": {}}
 
 
 def test_minutes_are_kept_and_what_is_left_is_named(measured):
