@@ -81,6 +81,7 @@ def dry_run(recipe: Recipe, device: str, write: Callable[[str], None]) -> bool:
         write(f"memory: {memory / 2**30:.2f} GiB at its peak{scaled}")
         trainer.run_dir.begin(recipe)
         trainer.save()
+        trainer.finish_save()
         disk = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
         write(f"disk: {disk / 2**20:,.0f} MiB, and the previews")
     return True

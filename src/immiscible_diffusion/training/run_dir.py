@@ -50,6 +50,7 @@ RESUMABLE_FIELDS = (
     ),
     *("model.gradient_checkpointing", "task.eval", "task.preview_prompts", "task.push_to_hub"),
 )
+_CHECKPOINT_FILES = ("checkpoint.pt", "weights/model.safetensors", "weights/model.json")
 PACKAGES = ("immiscible-diffusion", "torch", "numpy", "scipy", "accelerate", "diffusers")
 
 
@@ -98,15 +99,27 @@ class RunDir:
         return (self.root / "recipe.json").is_file()
 
     def begin(self, recipe: Recipe, device: torch.device | None = None, processes: int = 1, step: int = 0) -> None:
-        """Make the folder and write what is about to run from ``step`` on; ValueError if it cannot be written."""
+        """Make the folder and write what is about to run from ``step`` on; ValueError if it cannot be written.
+
+        What killed processes left unfinished is removed.
+        """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
+            self._remove_unfinished(step)
             atomic_files.write_record(self.root / "recipe.json", recipe.to_dict())
             now = {"step": step, "time": datetime.now(timezone.utc).isoformat(timespec="seconds")}
             starts = [*self.starts(), now | environment(device, processes)]
             atomic_files.write_record(self.root / "environment.json", {"starts": starts})
         except OSError as error:
             raise ValueError(f"cannot write to the run folder {self.root}: {error}") from error
+
+    def _remove_unfinished(self, step: int) -> None:
+        """Remove what killed processes left that the checkpoint of ``step`` and those that are kept do not need."""
+        for file in (self.root / name for name in _CHECKPOINT_FILES):
+            atomic_files.remove_unfinished(file.parent, {file.name})
+        for folder in self.root.glob("checkpoints/.step_*"):
+            shutil.rmtree(folder)
+        self.remove_shards_but(step)
 
     def recipe(self) -> Recipe:
         """Read the recipe of the run."""
@@ -158,6 +171,8 @@ class RunDir:
         """Write the state to resume from, complete or not at all."""
         with atomic_files.atomic_path(self.checkpoint, _num_bytes(state)) as temporary, temporary.open("wb") as file:
             torch.save(state, file)  # a path would hide why it cannot be written
+            file.flush()
+            os.fsync(file.fileno())  # what it replaces may be removed
 
     def load_checkpoint(self) -> dict[str, Any] | None:
         """Read the state to resume from, None if there is none; unpickles no code."""
@@ -251,7 +266,7 @@ def _link_files(source: Path, target: Path) -> None:
 
     All are written under temporary names, so that what is linked never changes.
     """
-    for name in ("checkpoint.pt", "weights/model.safetensors", "weights/model.json"):
+    for name in _CHECKPOINT_FILES:
         with atomic_files.atomic_path(target / name) as temporary:
             try:
                 os.link(source / name, temporary)

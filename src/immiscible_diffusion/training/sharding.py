@@ -6,8 +6,9 @@ import os
 import pickle
 import warnings
 from collections.abc import Iterable
+from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -87,11 +88,25 @@ def whole(form: nn.Module, model: nn.Module, weights: Iterable[Any]) -> nn.Modul
     return result
 
 
-def save(folder: Path, model: nn.Module, optimizer: Any, average: dict[str, Tensor]) -> None:
-    """Write the shards of all ranks, who must all call, to ``folder``."""
+def save(folder: Path, model: nn.Module, optimizer: Any, average: dict[str, Tensor], group: Any = None) -> Future[Any]:
+    """Copy the shards to the CPU, and write those of all ranks, who must all call, to ``folder`` in a thread.
+
+    ``wait`` says when all are on the disk. The thread needs a gloo ``group`` of its own, if there are several ranks.
+    """
     from torch.distributed import checkpoint
 
-    checkpoint.save(_state(model, optimizer, average), checkpoint_id=folder)
+    state = _state(model, optimizer, average)
+    return cast("Future[Any]", checkpoint.async_save(state, checkpoint_id=folder, process_group=group))
+
+
+def wait(written: Future[Any], folder: Path) -> None:
+    """Wait until ``save`` has written the shards of all ranks to ``folder``; OSError on all if one could not."""
+    from torch.distributed.checkpoint import CheckpointException
+
+    try:
+        written.result()
+    except CheckpointException as error:
+        raise OSError(f"cannot write {folder}: {_cause(error)}; with that mended, the same command goes on") from error
 
 
 def load(folder: Path, model: nn.Module, optimizer: Any, average: dict[str, Tensor]) -> None:
@@ -120,8 +135,7 @@ def load(folder: Path, model: nn.Module, optimizer: Any, average: dict[str, Tens
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process needs no launcher
             checkpoint.load(state, checkpoint_id=folder, planner=Planner())  # into the tensors themselves
     except checkpoint.CheckpointException as error:
-        cause = str(next(iter(error.failures.values()))[0]).partition("\n")[0]
-        raise ValueError(f"its shards cannot be read: {cause}") from error
+        raise ValueError(f"its shards cannot be read: {_cause(error)}") from error
     set_optimizer_state_dict(model, optimizer.optimizer, state["optimizer"])
 
 
@@ -156,6 +170,11 @@ def _state(model: nn.Module, optimizer: Any, average: dict[str, Tensor]) -> dict
     weights = get_model_state_dict(model, options=StateDictOptions(ignore_frozen_params=True))
     weights = {name: weights[name] for name in average}  # buffers, which are whole, may have another shape yet
     return {"model": weights, "optimizer": get_optimizer_state_dict(model, optimizer.optimizer), "average": average}
+
+
+def _cause(error: Any) -> str:
+    """Return the first line of what failed on the first rank of a CheckpointException."""
+    return str(next(iter(error.failures.values()))[0]).partition("\n")[0]
 
 
 class _OwnClasses(pickle.Unpickler):

@@ -1,11 +1,13 @@
 """The one training loop."""
 
+import copy
 import math
 import os
 import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -20,7 +22,7 @@ from immiscible_diffusion.couplings import Coupling, PairedBatch, PairedLoader
 from immiscible_diffusion.data import DataSet, check_split
 from immiscible_diffusion.models.trainable import copy_sharing_frozen, load_trainable_state, trainable_state
 from immiscible_diffusion.training import sharding
-from immiscible_diffusion.training.builders import build_run, make_accelerator
+from immiscible_diffusion.training.builders import TIMEOUT, build_run, make_accelerator
 from immiscible_diffusion.training.dataloader import TrainDataLoader
 from immiscible_diffusion.training.ema import EMA
 from immiscible_diffusion.training.metrics_log import StepMetrics, bottleneck, loss_by_time
@@ -33,7 +35,7 @@ from immiscible_diffusion.utils.folder_lock import folder_lock
 from immiscible_diffusion.utils.progress import Progress
 from immiscible_diffusion.utils.signals import Interrupted, InterruptGuard
 
-STEPS_BETWEEN_SIGNAL_CHECKS = 10
+STEPS_BETWEEN_QUESTIONS = 10  # of ranks to each other
 Evaluate = Callable[[int, nn.Module], None]
 """Called with a step and the averaged model at the steps it was asked for."""
 
@@ -81,6 +83,9 @@ class Trainer:
         self.coupling: Coupling = self.run.coupling
         self.pipeline = self.run.pipeline()
         self.step, self.saved_step = 0, -1
+        # What ``save`` leaves to ``finish_save``: shards that a thread writes, and the state that belongs to them.
+        self.saving: tuple[Future[Any], dict[str, Any]] | None = None
+        self.saving_group = torch.distributed.new_group(backend="gloo", timeout=TIMEOUT) if self.is_sharded else None
         self.metrics = StepMetrics(self.device)
 
     # -- the loop ---------------------------------------------------------------------------------
@@ -114,8 +119,10 @@ class Trainer:
                     stopped = self.stop_requested(guard)
                 if self.saved_step != self.step:
                     self.save()
+                self.finish_save()
             if self.step >= recipe.steps and self.is_main:
                 self.task.publish(self.run_dir)
+            # A rank that exits first would make the launcher kill rank 0 while it saves.
             self.accelerator.wait_for_everyone()
             self.accelerator.end_training()
             if stopped:
@@ -265,28 +272,43 @@ class Trainer:
         return bool(self.accelerator.is_main_process)
 
     def save(self) -> None:
-        """Write the checkpoint and the averaged weights.
-
-        Barrier: a rank that exits first would make the launcher kill rank 0 while it saves.
-        """
+        """Write the averaged weights and the checkpoint; of shards, begin to: ``finish_save`` completes it."""
+        self.finish_save()
         if self.metrics.losses:
             self.finite_loss()  # a checkpoint that is not finite could never be resumed
         from accelerate.utils import gather_object
 
-        data = gather_object([self.task.dataset.state_dict()])  # of all ranks
+        state = self.state_dict() | {"data": gather_object([self.task.dataset.state_dict()])}  # data of all ranks
         averaged, model = self.ema.model, self.ema.whole_model()
         if self.is_sharded:
-            sharding.save(self.run_dir.shards(self.step), self.run.model, self.optimizer, self.ema.weights)
+            own = self.run.model, self.optimizer, self.ema.weights
+            written = sharding.save(self.run_dir.shards(self.step), *own, self.saving_group)
+            self.saving = written, copy.deepcopy(state)  # training goes on
         if self.is_main:
             self.run_dir.save_weights(averaged, self.step)
-            self.run_dir.save_checkpoint(self.state_dict() | {"data": data})
             self.task.export(self.run_dir, model, averaged, self.ema.numbers, self.step)
-            recipe, limit = self.recipe, self.recipe.checkpoints_total_limit
-            if limit != 1 and (self.step % recipe.checkpoint_every == 0 or self.step == recipe.steps):
-                self.run_dir.keep_checkpoint(self.step, limit)
-            self.run_dir.remove_shards_but(self.step)
+            if not self.is_sharded:
+                self._save_checkpoint(state)
         self.saved_step = self.step
-        self.accelerator.wait_for_everyone()
+
+    def finish_save(self) -> None:
+        """Wait for the shards that are being written, if any, then replace the checkpoint by the one that names them.
+
+        OSError if a rank could not write its shards; the checkpoint before is as it was.
+        """
+        if self.saving is None:
+            return
+        (written, state), self.saving = self.saving, None
+        sharding.wait(written, self.run_dir.shards(state["step"]))
+        if self.is_main:
+            self._save_checkpoint(state)
+
+    def _save_checkpoint(self, state: dict[str, Any]) -> None:
+        step, recipe, limit = state["step"], self.recipe, self.recipe.checkpoints_total_limit
+        self.run_dir.save_checkpoint(state)
+        if limit != 1 and (step % recipe.checkpoint_every == 0 or step == recipe.steps):
+            self.run_dir.keep_checkpoint(step, limit)
+        self.run_dir.remove_shards_but(step)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a step changes, of a model trained in part that part; randomness is keyed.
@@ -319,6 +341,7 @@ class Trainer:
                 if was_sharded:
                     self.run.model.load_state_dict(state["buffers"], strict=False)
                     sharding.load(self.run_dir.shards(state["step"]), *own)
+                    self.saved_step = state["step"]  # shards that a checkpoint names are not written again
                 else:
                     sharding.split(state, *own)
                 state["ema"]["shadow_params"] = list(self.ema.weights.values())
@@ -363,16 +386,20 @@ class Trainer:
         self.parts = parts
 
     def stop_requested(self, guard: InterruptGuard) -> bool:
-        """Return whether any rank received a signal.
+        """Return whether any rank received a signal, and finish a save whose shards all ranks have written.
 
-        All must stop at the same step, so ranks ask each other; every few steps, as it stalls.
+        All must stop, and meet an error of that, at the same step, so ranks ask each other; every few steps, as it
+        stalls.
         """
-        if self.accelerator.num_processes > 1:
-            if self.step % STEPS_BETWEEN_SIGNAL_CHECKS:
+        if self.is_sharded or self.accelerator.num_processes > 1:
+            if self.step % STEPS_BETWEEN_QUESTIONS:
                 return False
-            own = torch.tensor([guard.received or 0], device=self.device)
-            received = int(self.accelerator.gather(own).max())
+            is_writing = self.saving is not None and not self.saving[0].done()
+            own = torch.tensor([[guard.received or 0, is_writing]], device=self.device)
+            received, is_writing = self.accelerator.gather(own).amax(0).tolist()
             guard.received = guard.received or received or None  # it may have come while asking
+            if not is_writing:
+                self.finish_save()
             return received > 0
         return guard.received is not None
 
