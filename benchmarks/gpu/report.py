@@ -4,7 +4,7 @@
     python benchmarks/gpu/report.py docs/results/gpu docs/results/gpu.md --html runs/gpu     # with the curves
 
 Comparisons of one recipe are put together, whichever runs and cards their seeds are of; of the other tables a card's
-last run counts. What they say, ``notes.md`` in the folder, stands first.
+last run counts. What they say, ``notes.txt`` in the folder, stands first.
 """
 
 import argparse
@@ -114,7 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
     records = [read_record(file) for file in sorted(options.folder.glob("step*.json"))]
     if not records:
         raise ValueError(f"{options.folder} has no step*.json; campaign.py writes them")
-    notes = options.folder / "notes.md"
+    notes = options.folder / "notes.txt"
     write_text(options.page, page(records, notes.read_text("utf-8").strip() if notes.exists() else "") + "\n")
     for group in groups(records) if options.html else []:
         merged = together([Comparison.from_dict(values["comparison"]) for values in group])
