@@ -360,14 +360,16 @@ def comparison(make: Callable[[], Recipe], arms: tuple[str, ...], run: Run, *, w
     return {str(trial): partial(train, trial) for trial in left}
 
 
-def prepare() -> int:
-    """Score the real images and halves of them, the same in steps 2 to 5; minutes, unless it was done here before."""
+def prepare() -> None:
+    """Score the real images and halves of them, the same in steps 2 to 5; minutes, unless it was done here before.
+
+    prepare.sh calls this.
+    """
     recipe = flow()
     evaluator = recipe.task.build(recipe, torch.device("cpu")).evaluator()
     print(evaluator.floor(recipe.task.eval.samples).note)
     CACHE.mkdir(exist_ok=True)
     shutil.copy(evaluator.reference.file.path, CACHE)
-    return 0
 
 
 def tiny(recipe: Recipe, folder: Path) -> Recipe:
@@ -417,7 +419,6 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of earlier records (docs/results/gpu)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="networks and data of a moment: does it run?")
-    parser.add_argument("--prepare", action="store_true", help="only score the real images, for prepare.sh")
     return parser.parse_args(arguments)
 
 
@@ -425,11 +426,9 @@ def main(arguments: list[str] | None = None) -> int:
     from report import page
 
     options = parsed(arguments)
-    if options.device == "cuda" and not options.prepare and not torch.cuda.is_available():
+    if options.device == "cuda" and not torch.cuda.is_available():
         print("no CUDA device here; --device cpu --tiny tries the same on the CPU", file=sys.stderr)
         return 2
-    if options.prepare:
-        return prepare()
     if CACHE.exists():
         os.environ.setdefault("IMMISCIBLE_CACHE", str(CACHE))
     torch.manual_seed(0)

@@ -34,7 +34,7 @@ python3 -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 -
 case $step in
     [2-5])
         mkdir $carried/cifar10 && cp "$data"/*.parquet $carried/cifar10/
-        PYTHONPATH=src python3 benchmarks/gpu/campaign.py --step "$step" --minutes 0 --out $carried --prepare
+        PYTHONPATH=src:benchmarks/gpu python3 -c "import campaign; campaign.prepare()"
         ;;
     7) cp "$data" $carried/pusht.npz ;;
 esac
