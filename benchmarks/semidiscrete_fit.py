@@ -19,7 +19,7 @@ import torch
 from coupling_cost import machine_line
 
 from immiscible_diffusion.couplings import Moments, SemidiscretePlan
-from immiscible_diffusion.couplings.semidiscrete import BATCH
+from immiscible_diffusion.couplings.semidiscrete_fit import BATCH
 from immiscible_diffusion.data import DataConfig, load_images
 from immiscible_diffusion.utils.random import keyed_generator
 

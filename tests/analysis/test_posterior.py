@@ -8,10 +8,9 @@ import torch
 from immiscible_diffusion import KNN, Independent, LinearAssignment, Moments
 from immiscible_diffusion.analysis.noise_density import ShareDensity, density_of, has_closed_form, log_density, take
 from immiscible_diffusion.analysis.posterior import OptimalDenoiser, mixing, posterior
-from immiscible_diffusion.couplings import Shuffled
+from immiscible_diffusion.couplings import Semidiscrete, SemidiscretePlan, Shuffled
 from immiscible_diffusion.couplings.gaussian_ot import GaussianOT
 from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
-from immiscible_diffusion.couplings.semidiscrete import Semidiscrete, SemidiscretePlan
 from immiscible_diffusion.couplings.wrappers import Calibrated
 from immiscible_diffusion.diffusion.paths import FlowMatchingPath, PathSample
 from immiscible_diffusion.utils.batch import Batch

@@ -68,7 +68,7 @@ def test_across_ranks_runs_tiny(script, tmp_path):
 
 def test_semidiscrete_fit_runs_tiny(script, monkeypatch, capsys):
     benchmark = script("semidiscrete_fit")
-    monkeypatch.setattr("immiscible_diffusion.couplings.semidiscrete.EVERY", 20)
+    monkeypatch.setattr("immiscible_diffusion.couplings.semidiscrete_fit.EVERY", 20)
     monkeypatch.setattr(benchmark, "TOLERANCE", 0.05)
     benchmark.digits(noises=1 << 14)
     assert "| to 0.05 |" in capsys.readouterr().out

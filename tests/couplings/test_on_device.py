@@ -7,11 +7,10 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from immiscible_diffusion import KNN, Independent, LinearAssignment, Moments, PairedLoader, Shuffled
-from immiscible_diffusion.couplings import parse_coupling
+from immiscible_diffusion.couplings import NoiseFirst, Semidiscrete, SemidiscretePlan, parse_coupling
 from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
 from immiscible_diffusion.couplings.quantile import Quantile
 from immiscible_diffusion.couplings.registry import COUPLINGS, WRAPPERS
-from immiscible_diffusion.couplings.semidiscrete import NoiseFirst, Semidiscrete, SemidiscretePlan
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CUDA = pytest.param("cuda", marks=[pytest.mark.cuda, needs_cuda])

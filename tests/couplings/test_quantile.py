@@ -4,9 +4,8 @@ import pytest
 import torch
 from scipy.stats import kstest, spearmanr
 
-from immiscible_diffusion.couplings import KNN, Moments, parse_coupling
+from immiscible_diffusion.couplings import KNN, Moments, SemidiscretePlan, parse_coupling
 from immiscible_diffusion.couplings.quantile import Quantile
-from immiscible_diffusion.couplings.semidiscrete import SemidiscretePlan
 from immiscible_diffusion.couplings.testing import check_coupling
 
 N, SHAPE = 3000, (2, 3)

@@ -12,12 +12,17 @@ from torch.utils.data import DataLoader
 from immiscible_diffusion.couplings import (
     LinearAssignment,
     Moments,
+    NoiseFirst,
+    Semidiscrete,
+    SemidiscretePlan,
     Shuffled,
     _validation,
     parse_coupling,
     semidiscrete,
+    semidiscrete_fit,
 )
-from immiscible_diffusion.couplings.semidiscrete import NoiseFirst, Semidiscrete, SemidiscretePlan, balanced, groups
+from immiscible_diffusion.couplings.moments import groups
+from immiscible_diffusion.couplings.semidiscrete_fit import balanced
 from immiscible_diffusion.couplings.testing import check_coupling
 
 N, SHAPE = 40, (2, 3)
@@ -85,7 +90,7 @@ def test_the_map_is_the_optimal_transport_of_many_noises(plan):
 @pytest.mark.parametrize("noises", [1, 3])
 def test_sweeps_make_a_table_without_a_fit_nearly_optimal(noises, monkeypatch):
     """A table has the noises that were drawn, and 97 % of the pull of the exact assignment or more."""
-    monkeypatch.setattr("immiscible_diffusion.couplings.semidiscrete.NEIGHBORS", 128)
+    monkeypatch.setattr("immiscible_diffusion.couplings.semidiscrete_plan.NEIGHBORS", 128)
     data = blobs(600)
     plan = SemidiscretePlan.fit(data, Moments.fit(data), max_steps=0)
     start, swept = (plan.table(noises, seed=1, number=0, sweeps=sweeps).float() for sweeps in (0, 8))
@@ -244,8 +249,8 @@ def test_a_fit_reports_and_warns_where_it_was_cut_short():
 
 
 def test_a_fit_that_was_killed_goes_on_where_it_was(tmp_path, monkeypatch):
-    monkeypatch.setattr(semidiscrete, "SECONDS", 0.0)
-    monkeypatch.setattr(semidiscrete, "EVERY", 20)
+    monkeypatch.setattr(semidiscrete_fit, "SECONDS", 0.0)
+    monkeypatch.setattr(semidiscrete_fit, "EVERY", 20)
     data, labels, state = blobs(), torch.arange(N) % 2, tmp_path / "fit.safetensors"
     moments, seen = Moments.fit(data), []
 
@@ -287,10 +292,10 @@ def test_a_fit_starts_near_its_end():
 
 def test_a_fit_ends_when_enough_noises_say_so(monkeypatch):
     """Points evenly on a circle have equal shares from the start: only the noise of the count is to be overcome."""
-    monkeypatch.setattr(semidiscrete, "RATE", 0.0)
-    counted, scores = [], semidiscrete.scores
+    monkeypatch.setattr(semidiscrete_fit, "RATE", 0.0)
+    counted, scores = [], semidiscrete_fit.scores
     monkeypatch.setattr(
-        semidiscrete, "scores", lambda noise, *plan: counted.append(len(noise)) or scores(noise, *plan)
+        semidiscrete_fit, "scores", lambda noise, *plan: counted.append(len(noise)) or scores(noise, *plan)
     )
     angle, seen = torch.arange(10) / 10 * 2 * math.pi, []
     data = torch.stack([angle.cos(), angle.sin()], dim=1)
@@ -302,7 +307,7 @@ def test_a_fit_ends_when_enough_noises_say_so(monkeypatch):
         steps = seen[-1][0]
         assert steps < 1000
         assert plan.chi_square <= tolerance
-        noises = sum(counted) - steps * semidiscrete.BATCH
+        noises = sum(counted) - steps * semidiscrete_fit.BATCH
         assert noises >= math.sqrt(2 * 10) / (0.5 * tolerance)
 
 

@@ -7,7 +7,7 @@ import torch
 
 from helpers import assert_same_weights, train
 from immiscible_diffusion.cli.main import main
-from immiscible_diffusion.couplings import semidiscrete
+from immiscible_diffusion.couplings import semidiscrete_fit
 from immiscible_diffusion.data.images import ImageSet
 from immiscible_diffusion.recipes import recipe_from_name
 from immiscible_diffusion.training import builders
@@ -40,8 +40,8 @@ def test_resumed_equals_uninterrupted_and_fits_once(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:the shares of the samples differ")
 def test_a_fit_that_was_killed_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(semidiscrete, "SECONDS", 0.0)
-    monkeypatch.setattr(semidiscrete, "EVERY", 5)
+    monkeypatch.setattr(semidiscrete_fit, "SECONDS", 0.0)
+    monkeypatch.setattr(semidiscrete_fit, "EVERY", 5)
     update, seen = builders.Progress.update, []
 
     def killed(bar, step, *note, **figures):

@@ -16,7 +16,7 @@ from immiscible_diffusion.analysis.sample_pairs import draw_noise
 from immiscible_diffusion.couplings import KNN, Coupling, NoiseDistribution, as_coupling, parse_coupling
 from immiscible_diffusion.couplings._validation import valid_positions
 from immiscible_diffusion.couplings.moments import Moments
-from immiscible_diffusion.couplings.semidiscrete import SemidiscretePlan, plan_of
+from immiscible_diffusion.couplings.semidiscrete_plan import SemidiscretePlan, plan_of
 from immiscible_diffusion.couplings.wrappers import Calibrated
 from immiscible_diffusion.utils.batch import Batch, Cond
 from immiscible_diffusion.utils.random import keyed_generator

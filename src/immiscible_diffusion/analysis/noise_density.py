@@ -20,7 +20,8 @@ from immiscible_diffusion.couplings._knn_kernels import offset_of
 from immiscible_diffusion.couplings._validation import valid_positions
 from immiscible_diffusion.couplings.base import FunctionCoupling
 from immiscible_diffusion.couplings.gaussian_ot import GaussianOT
-from immiscible_diffusion.couplings.semidiscrete import Semidiscrete, along, groups
+from immiscible_diffusion.couplings.moments import along, groups
+from immiscible_diffusion.couplings.semidiscrete import Semidiscrete
 from immiscible_diffusion.couplings.wrappers import Calibrated
 from immiscible_diffusion.utils.batch import Batch
 

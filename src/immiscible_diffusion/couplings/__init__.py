@@ -10,11 +10,13 @@ from immiscible_diffusion.couplings.gaussian_ot import GaussianOT
 from immiscible_diffusion.couplings.knn import KNN
 from immiscible_diffusion.couplings.moments import Moments
 from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
+from immiscible_diffusion.couplings.noise_first import NoiseFirst
 from immiscible_diffusion.couplings.paired_loader import PairedBatch, PairedLoader, pair_pool
 from immiscible_diffusion.couplings.projected import Projected
 from immiscible_diffusion.couplings.quantile import Quantile
 from immiscible_diffusion.couplings.registry import COUPLINGS, WRAPPERS, check_coupling_name, parse_coupling
-from immiscible_diffusion.couplings.semidiscrete import NoiseFirst, Semidiscrete, SemidiscretePlan
+from immiscible_diffusion.couplings.semidiscrete import Semidiscrete
+from immiscible_diffusion.couplings.semidiscrete_plan import SemidiscretePlan
 from immiscible_diffusion.couplings.wrappers import Calibrated, MaskedCoupling, Shuffled, WarmUp
 
 if hasattr(torch.serialization, "add_safe_globals"):  # torch 2.2 and 2.3 have no such list

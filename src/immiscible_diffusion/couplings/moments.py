@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.couplings._validation import check_labels, kind_of
+from immiscible_diffusion.couplings._validation import check_labels, kind_of, product, working_dtype
 from immiscible_diffusion.utils.tensor_files import load_tensors, save_tensors
 
 AT_A_TIME = 512  # rows; the directions cost (rank + rows)^2 D each time
@@ -152,9 +152,8 @@ class Moments(TensorFields):
             return result
         axes, spectrum = (x.float() for x in pca.leading(directions))
         if isinstance(data, Tensor):  # measured anew: what batches dropped made it smaller
-            parts = (part.flatten(1).cpu().float() for part in data.split(1024))
-            along = torch.cat([(part - result.mean.flatten()) @ axes.T for part in parts]).double()
-            spectrum, order = along.square().mean(dim=0).sort(descending=True)
+            parts = torch.cat([along(part.cpu(), result.mean, axes) for part in data.detach().split(1024)]).double()
+            spectrum, order = parts.square().mean(dim=0).sort(descending=True)
             axes, spectrum = axes[order], spectrum.float()
         return replace(result, directions=axes, spectrum=spectrum)
 
@@ -210,6 +209,28 @@ def split_labels(batch: Any, key: str = "label") -> tuple[Tensor, Tensor | None]
     if labels is not None:
         check_labels(labels.cpu() if isinstance(labels, Tensor) else labels, len(data))
     return data, labels
+
+
+def groups(labels: Tensor | None, samples: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Every label with the indices of its ``samples``, on their device; without labels one group of all."""
+    if labels is None:
+        yield 0, torch.arange(len(samples), device=samples.device)
+    else:
+        yield from ((int(label), (labels == label).nonzero()[:, 0]) for label in labels.unique())
+
+
+def along(data: Tensor, mean: Tensor, directions: Tensor) -> Tensor:
+    """``[B, r]`` float32: ``data`` ``[B, *shape]`` less ``mean``, along the directions."""
+    rows = (data.float() - mean.to(data.device)).flatten(1)
+    return product(rows, directions.to(rows).T)
+
+
+def with_parts(noise: Tensor, parts: Tensor, directions: Tensor) -> Tensor:
+    """``noise`` ``[B, *shape]`` with ``parts`` ``[B, r]`` along ``directions`` ``[r, D]`` instead of its own."""
+    dtype = working_dtype(noise.dtype)
+    rows, axes = noise.flatten(1).to(dtype), directions.to(noise.device, dtype)
+    moved = torch.addmm(rows, parts.to(rows) - product(rows, axes.T), axes, out=torch.empty_like(rows))
+    return torch.empty_like(noise).copy_(moved.view(noise.shape))
 
 
 def _batches(data: Data) -> Iterator[tuple[Tensor, Tensor | None]]:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from immiscible_diffusion.couplings._validation import check_fitted, check_labels, check_rows_finite, take_condition
 from immiscible_diffusion.couplings.base import Cond, Coupling, Mask, Noise, Rng, start_noise
-from immiscible_diffusion.couplings.semidiscrete import SemidiscretePlan, along, check_plan, groups, with_parts
+from immiscible_diffusion.couplings.moments import along, groups, with_parts
+from immiscible_diffusion.couplings.semidiscrete_plan import SemidiscretePlan, check_plan
 from immiscible_diffusion.utils.checks import Fraction, PositiveInt, check_fields
 
 EQUAL = 1e-5  # values closer than this, in root mean squares along their direction, share their ranks

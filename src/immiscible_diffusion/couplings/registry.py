@@ -21,13 +21,9 @@ from immiscible_diffusion.couplings.moments import Moments
 from immiscible_diffusion.couplings.noise_distribution import NoiseDistribution
 from immiscible_diffusion.couplings.projected import Projected
 from immiscible_diffusion.couplings.quantile import Quantile
-from immiscible_diffusion.couplings.semidiscrete import (
-    UNFITTED,
-    Semidiscrete,
-    SemidiscretePlan,
-    check_max_steps,
-    plan_of,
-)
+from immiscible_diffusion.couplings.semidiscrete import Semidiscrete
+from immiscible_diffusion.couplings.semidiscrete_fit import check_max_steps
+from immiscible_diffusion.couplings.semidiscrete_plan import UNFITTED, SemidiscretePlan, plan_of
 from immiscible_diffusion.couplings.wrappers import Calibrated, MaskedCoupling, Shuffled, WarmUp, Wrapper
 
 MomentsSource = Moments | Callable[[], Moments] | None

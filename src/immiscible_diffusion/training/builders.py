@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from immiscible_diffusion.couplings import Coupling, EmptyAxes, Moments, NoiseDistribution, parse_coupling
 from immiscible_diffusion.couplings.distributed import ranks_together
 from immiscible_diffusion.couplings.moments import TensorFields
-from immiscible_diffusion.couplings.semidiscrete import SemidiscretePlan
+from immiscible_diffusion.couplings.semidiscrete_plan import SemidiscretePlan
 from immiscible_diffusion.data import DataSet
 from immiscible_diffusion.diffusion.paths import Preconditioned
 from immiscible_diffusion.diffusion.pipeline import SamplingPipeline

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from immiscible_diffusion.couplings import Moments, NoiseDistribution, SemidiscretePlan, parse_coupling
-from immiscible_diffusion.couplings.semidiscrete import UNFITTED, plan_of
+from immiscible_diffusion.couplings.semidiscrete_plan import UNFITTED, plan_of
 from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
 from immiscible_diffusion.evaluation.evaluator import Evaluator
 from immiscible_diffusion.experiments.compare.excess_loss import Probes, keep_losses, losses_by_level
