@@ -1,7 +1,6 @@
 """Couplings by name, as the command line spells them; ``str(coupling)`` gives the name back."""
 
 import ast
-import functools
 import importlib
 import inspect
 import re
@@ -78,34 +77,11 @@ def parse_coupling(
     name = name.strip()
     if len(name) > LONGEST:
         raise ValueError(f"a coupling's name has at most {LONGEST} characters, got {len(name):,}: {name[:40]}...")
-    parse = functools.partial(
-        parse_coupling, moments=moments, distribution=distribution, plan=plan, allow_import=allow_import
-    )
-    head, _, text = name.partition(":")
     if (around := _AROUND.fullmatch(name)) and around["kind"] in WRAPPERS:
-        inner, options = parse(around["inner"]), _parse_options(name, around["options"] or "")
-        if around["kind"] == Calibrated.name:
-            if distribution is None:
-                raise ValueError(f"coupling '{name}' needs distribution=NoiseDistribution.measure(...)")
-            measured = isinstance(distribution, NoiseDistribution)
-            options["distribution"] = distribution if measured else distribution(inner)  # type: ignore
-        if "rank" in options:
-            options["moments"] = _fitted(name, moments)
-        wrapped: Coupling = _make(name, WRAPPERS[around["kind"]], options | {"coupling": inner})
-        return wrapped
-    if head in COUPLINGS:
-        options = _parse_options(name, text)
-        start = options.pop("start_step", None)
-        options |= _moments_for(name, head, options.get("center"), moments)
-        if head in (Semidiscrete.name, Quantile.name):
-            asked = {key: options.pop(key) for key in set(options) & {"rank", "max_steps"}}
-            if head == Quantile.name:
-                asked = {"rank": 1, "max_steps": 0} | asked
-                options["rank"] = asked["rank"]
-            check_max_steps(asked.get("max_steps", 0))  # here, as stand-ins for a plan are not fitted
-            options["plan"] = _plan_for(name, options.get("cond_key") is not None, asked, plan)
-        coupling = _make(name, COUPLINGS[head], options)
-        return coupling if start is None else WarmUp(coupling, start)
+        inner = parse_coupling(around["inner"], moments, distribution, plan, allow_import=allow_import)
+        return _around(name, around, inner, moments, distribution)
+    if name.partition(":")[0] in COUPLINGS:
+        return _coupling(name, moments, plan)
     if match := _IMPORT.fullmatch(name):
         if allow_import is not True and not (allow_import and _import_path(allow_import) == match["path"]):
             raise ValueError(
@@ -168,14 +144,39 @@ def _parse_options(name: str, text: str) -> dict[str, Any]:
     return options
 
 
-def _moments_for(name: str, head: str, center: Any, moments: MomentsSource) -> dict[str, Any]:
-    """The options that hold moments."""
-    if center is None and head != GaussianOT.name:
-        return {}
+def _around(
+    name: str, around: re.Match[str], inner: Coupling, moments: MomentsSource, distribution: DistributionSource
+) -> Coupling:
+    """The wrapper that ``name`` spells, of the coupling ``inner``."""
+    options = _parse_options(name, around["options"] or "") | {"coupling": inner}
+    if around["kind"] == Calibrated.name:
+        if distribution is None:
+            raise ValueError(f"coupling '{name}' needs distribution=NoiseDistribution.measure(...)")
+        measured = isinstance(distribution, NoiseDistribution)
+        options["distribution"] = distribution if measured else distribution(inner)  # type: ignore
+    if "rank" in options:
+        options["moments"] = _fitted(name, moments)
+    return _make(name, WRAPPERS[around["kind"]], options)
+
+
+def _coupling(name: str, moments: MomentsSource, plan: PlanSource) -> Coupling:
+    """The coupling of ``COUPLINGS`` that ``name`` spells."""
+    head, _, text = name.partition(":")
+    options = _parse_options(name, text)
+    start, center = options.pop("start_step", None), options.get("center")
     if center is not None and center not in CENTERS:
-        known = ", ".join(CENTERS)
-        raise ValueError(f"coupling '{name}': center={center} is unknown; use one of {known}")
-    return {"center" if center == "mean" else "moments": _fitted(name, moments)}
+        raise ValueError(f"coupling '{name}': center={center} is unknown; use one of {', '.join(CENTERS)}")
+    if center is not None or head == GaussianOT.name:
+        options["center" if center == "mean" else "moments"] = _fitted(name, moments)
+    if head in (Semidiscrete.name, Quantile.name):
+        asked = {key: options.pop(key) for key in set(options) & {"rank", "max_steps"}}
+        if head == Quantile.name:
+            asked = {"rank": 1, "max_steps": 0} | asked
+            options["rank"] = asked["rank"]
+        check_max_steps(asked.get("max_steps", 0))  # here, as stand-ins for a plan are not fitted
+        options["plan"] = _plan_for(name, options.get("cond_key") is not None, asked, plan)
+    coupling = _make(name, COUPLINGS[head], options)
+    return coupling if start is None else WarmUp(coupling, start)
 
 
 def _plan_for(name: str, within: bool, options: dict[str, Any], plan: PlanSource) -> SemidiscretePlan:
@@ -193,7 +194,7 @@ def _fitted(name: str, moments: MomentsSource) -> Moments:
     return moments() if callable(moments) else moments
 
 
-def _make(name: str, kind: type[Any], options: dict[str, Any]) -> Any:
+def _make(name: str, kind: Callable[..., Coupling], options: dict[str, Any]) -> Coupling:
     try:
         return kind(**options)
     except TypeError as error:
@@ -224,8 +225,7 @@ def _import_coupling(name: str, match: re.Match[str]) -> Coupling:
     except (ImportError, AttributeError) as error:
         raise ValueError(f"coupling '{name}' cannot be imported: {error}") from error
     if inspect.isclass(target) and issubclass(target, Coupling) and target is not Coupling:
-        coupling: Coupling = _make(name, target, options)
-        return coupling
+        return _make(name, target, options)
     if not inspect.isfunction(target) or match["args"] is not None:
         raise ValueError(
             f"coupling '{name}' is no coupling: expected a subclass of immiscible_diffusion.Coupling, or a function "
