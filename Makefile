@@ -42,7 +42,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(PIN) --editable '.[train,sd,pusht,docs,dev]'
 	# What we are tested against, without the trainers and plotters it would bring along.
-	$(BIN)/python -m pip install --quiet $(PIN) --no-deps torchcfm POT
+	$(BIN)/python -m pip install --quiet $(PIN) --no-deps torchcfm POT $(if $(filter Linux,$(shell uname -s)),triton)
 	touch $(STAMP)
 
 clean:

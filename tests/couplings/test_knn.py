@@ -275,12 +275,36 @@ def test_gammas_of_few_and_many_degrees_at_once_are_right():
         assert stats.kstest(draws.double().numpy(), stats.chi2(float(row)).cdf).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("fault", [ImportError("no Triton"), RuntimeError("no C compiler")])
+@pytest.mark.parametrize(
+    "fault", [ImportError("no Triton"), RuntimeError("no C compiler"), torch.cuda.OutOfMemoryError()]
+)
 def test_where_the_one_kernel_cannot_run_operations_do(fault, monkeypatch, recwarn):
     def fails(*args):
         raise fault
 
     module = None if isinstance(fault, ImportError) else SimpleNamespace(knn_in_one_kernel=fails)
     monkeypatch.setitem(sys.modules, "immiscible_diffusion.couplings._knn_triton", module)
-    assert knn._one_kernel.__wrapped__(torch.device("cpu")) is None
+    if isinstance(fault, torch.cuda.OutOfMemoryError):
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            knn._one_kernel(torch.device("cpu"))
+        return
+    assert knn._one_kernel(torch.device("cpu")) is None
     assert [str(warning.message).endswith("no C compiler") for warning in recwarn] == [True] * (module is not None)
+
+
+class Wrapping(torch.Tensor):
+    """As DTensor is."""
+
+
+def test_what_wraps_a_tensor_takes_operations(monkeypatch):
+    """Triton needs memory, which these have not; ``is_cuda`` is made up."""
+    monkeypatch.setattr(knn, "_kernels", {torch.device("cpu"): lambda *args: None})
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True))
+    data = torch.zeros(2, 3)
+    assert knn._kernel_for(data) is not None
+    assert knn._kernel_for(data.double()) is None
+    assert knn._kernel_for(data.as_subclass(Wrapping)) is None
+    found = []
+    for transform in (torch.func.grad, torch.func.vmap):
+        transform(lambda x: found.append(knn._kernel_for(x)) or x.sum())(data)
+    assert found == [None, None]

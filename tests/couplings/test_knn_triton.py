@@ -18,7 +18,7 @@ ROWS = 20_000 if DEVICE == "cuda" else 60  # interpreted, a row takes 40 ms
 triton = pytest.importorskip("triton", reason="needs Triton")
 tl = triton.language
 
-from immiscible_diffusion.couplings import _knn_triton, knn  # noqa: E402
+from immiscible_diffusion.couplings import _knn_triton  # noqa: E402
 
 pytestmark = pytest.mark.cuda  # where there is none, under the interpreter
 
@@ -77,15 +77,23 @@ def test_same_distribution_as_the_operations(k, kind):
     assert 0.25 < np.mean(p) < 0.75
 
 
-@pytest.mark.parametrize("dim", [2, 70])
-def test_survival_of_the_winner_is_the_largest_of_k_uniforms(dim):
-    """Also of more rivals than are drawn at a time."""
+@pytest.mark.parametrize(("dim", "in_registers"), [(2, 1 << 14), (70, 1 << 14), (5000, 0)])
+def test_survival_of_the_winner_is_the_largest_of_k_uniforms(dim, in_registers, monkeypatch):
+    """Also of more rivals than are drawn at a time, and of noise that is drawn twice."""
+    monkeypatch.setattr(_knn_triton, "IN_REGISTERS", in_registers)
     k, x = 300, torch.randn(dim, generator=seeded(dim, "cpu"))
     noise = one_kernel(x.to(DEVICE).expand(20, dim), k, seeded(1)).cpu()
     square = (noise - x).double().square().sum(dim=1).numpy()
     survival = stats.ncx2(dim, float(x.double().square().sum())).sf(square)
     assert stats.kstest(survival**k, "uniform").pvalue > 1e-4
     assert abs(np.mean(math.log(k) + (k - 1) * np.log(survival)) - (math.log(k) - 1)) < 4 / 20**0.5
+
+
+def test_noise_drawn_twice_is_noise_that_was_kept(monkeypatch):
+    data = torch.randn(20, 1500, generator=seeded(0, "cpu")).to(DEVICE)
+    kept = one_kernel(data, 4, seeded(1))
+    monkeypatch.setattr(_knn_triton, "IN_REGISTERS", 0)
+    torch.testing.assert_close(one_kernel(data, 4, seeded(1)), kept)
 
 
 def test_the_generator_decides_and_dtypes_and_layouts_stay():
@@ -100,16 +108,18 @@ def test_the_generator_decides_and_dtypes_and_layouts_stay():
         assert torch.allclose(half.float(), single, rtol=torch.finfo(dtype).eps, atol=1e-6)
 
 
-def test_the_coupling_is_the_kernel_where_that_can_run(monkeypatch):
-    monkeypatch.setattr(knn, "_kernel_for", lambda data: one_kernel)
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
+def test_the_coupling_is_the_kernel_where_that_can_run():
     data = torch.randn(3, 2, 5, 3, generator=seeded(0, "cpu")).to(DEVICE, memory_format=torch.channels_last)
     noise = KNN(4)(data, generator=seeded(1))
     assert torch.equal(noise, one_kernel(data, 4, seeded(1)))
     assert noise.stride() == data.stride()
-    mask = torch.tensor([True, True, False], device=DEVICE)
-    for given in ({"mask": mask}, {"noise": torch.randn_like(data)}):
-        call = KNN(4).pair if "noise" in given else KNN(4)
-        assert not torch.equal(call(data, **given, generator=seeded(1)), noise)
+    mask = torch.tensor([True, True, False], device=DEVICE).view(1, 1, 1, 3)
+    assert not torch.equal(KNN(4)(data, mask=mask, generator=seeded(1)), noise)
+    assert not torch.equal(KNN(4).pair(data, torch.randn_like(data), generator=seeded(1)), noise)
+    assert KNN(4)(data.double(), generator=seeded(1)).dtype == torch.float64
+    tangent = torch.func.jvp(lambda x: x + KNN(4)(x), (data,), (torch.ones_like(data),))[1]
+    assert torch.equal(tangent, torch.ones_like(data))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -75,7 +75,7 @@ def nearest_rivals(
 
 def _chi_square(half: Tensor, generator: torch.Generator | None) -> Tensor:
     """Chi-square draws of twice ``half`` degrees, on the CPU for devices that have no gamma sampler (MPS)."""
-    if can_sync(half) and half.numel() >= MANY and float(half.amin()) >= 16:
+    if can_sync(half) and half.numel() >= MANY:
         draws = _many_gammas(half, generator)
     elif half.device.type in ("cpu", "cuda", "meta"):
         draws = torch._standard_gamma(half, generator=generator)
@@ -90,12 +90,13 @@ def _many_gammas(shape: Tensor, generator: torch.Generator | None) -> Tensor:
     """Gamma draws by Marsaglia and Tsang (2000), all at once: a third of the time that torch takes on a CPU.
 
     ``d (1 + y)^3`` with ``d = shape - 1/3`` and normal ``y`` of variance 1 / (9 d) is accepted with probability
-    ``exp(d (3 log(1 + y) - 3 y + 1.5 y^2 - y^3))``; the few others are drawn by torch.
+    ``exp(d (3 log(1 + y) - 3 y + 1.5 y^2 - y^3))``; the few others, and shapes below 1, are drawn by torch.
     """
     d = shape - 1 / 3
     y = torch.empty_like(d).normal_(generator=generator).div_((9 * d).sqrt_())
     log_acceptance = y.log1p().sub_(y).mul_(3).addcmul_(y.square(), 1.5 - y).mul_(d)
-    refused = ~(torch.empty_like(d).uniform_(generator=generator).log_() < log_acceptance)  # NaN for y < -1 too
+    accepted = torch.empty_like(d).uniform_(generator=generator).log_() < log_acceptance  # NaN for y < -1: it is not
+    refused = ~accepted.logical_and_(shape >= 1)
     draws = y.add_(1).pow_(3).mul_(d)
     draws[refused] = torch._standard_gamma(shape[refused], generator=generator)
     return draws

@@ -11,7 +11,6 @@ into a folder of its own, as they are; with ``_knn_triton.py`` noise on CUDA is 
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal
 
 import torch
@@ -46,7 +45,7 @@ class KNN(Coupling):
     if one of these is nearest the drawn noise gets its two lengths. Time and memory are those of one ``torch.randn``,
     plus O(k) scalars per sample worked in pieces. On CUDA, where Triton is installed, one kernel does it all; with a
     mask, a center or noise of the caller's, in float64 and under ``torch.compile`` there it takes some 25 operations.
-    Both have the same distribution, from other random numbers.
+    Both have the same distribution, from other random numbers; so has ``torch.compile`` on a CPU.
 
     The result is *not* N(0, I): nearest noises are shorter, and drift toward the mean of the data (``center`` removes
     that drift). ``KL(noise | sample, N(0, I)) = log k - 1 + 1/k``.
@@ -194,15 +193,20 @@ class KNN(Coupling):
         return lambda rows: rows_of_labels(means, labels[rows])
 
 
+_kernels: dict[torch.device, Callable[[Tensor, int, Rng], Tensor] | None] = {}
+
+
 def _kernel_for(data: Tensor) -> Callable[[Tensor, int, Rng], Tensor] | None:
-    """The one kernel, where it can run."""
-    if not data.is_cuda or data.dtype == torch.float64 or is_compiling():
+    """The one kernel, where it can run: it counts in 32 bits, and needs memory, which what wraps a tensor has not."""
+    if not data.is_cuda or data.dtype == torch.float64 or is_compiling() or data.shape[1:].numel() >= 1 << 30:
         return None
-    plain = type(data) in (Tensor, torch.nn.Parameter) and not torch._C._functorch.is_batchedtensor(data)
-    return _one_kernel(data.device) if plain else None
+    if type(data) not in (Tensor, torch.nn.Parameter) or torch._C._functorch.is_functorch_wrapped_tensor(data):
+        return None
+    if data.device not in _kernels and not torch.cuda.is_current_stream_capturing():
+        _kernels[data.device] = _one_kernel(data.device)
+    return _kernels.get(data.device)
 
 
-@cache
 def _one_kernel(device: torch.device) -> Callable[[Tensor, int, Rng], Tensor] | None:
     """The kernel if Triton is installed, as it is not on Windows and macOS, and runs on ``device``."""
     try:
@@ -211,6 +215,8 @@ def _one_kernel(device: torch.device) -> Callable[[Tensor, int, Rng], Tensor] | 
         knn_in_one_kernel(torch.zeros(1, 1, device=device), 2, torch.Generator(device))
     except ImportError:
         return None
+    except torch.cuda.OutOfMemoryError:
+        raise
     except Exception as error:  # noqa: BLE001 - whatever Triton lacks: a C compiler, a card that it knows
         warnings.warn(f"Triton cannot run on {device}, so KNN takes several operations: {error}", stacklevel=2)
         return None
