@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.couplings import PairedBatch
+from immiscible_diffusion.diffusion.losses import RegressionLoss
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.trainer import Trainer
 
@@ -16,13 +17,15 @@ WARM_UP = 4  # steps before the graph is taken, undone afterwards
 
 
 class GraphedTrainer(Trainer):
-    """Trains images in one process, a part a step; forward, backward and Adam are replayed.
+    """Trains images in one process, a part a step, from step 0; forward, backward and Adam are replayed.
 
     On a CPU the same operations run one by one. Dropout is drawn from torch's own generator, seeded once, and the
-    network is compiled for all trainings of a process at once.
+    network is compiled for all trainings of a process at once. ValueError for a recipe that needs more.
     """
 
     def __init__(self, recipe: Recipe, *args: Any, **options: Any) -> None:
+        if recipe.gradient_accumulation_steps > 1 or not isinstance(recipe.loss, RegressionLoss):
+            raise ValueError(f"a graphed step has one part and the loss of regression, not {recipe.loss}")
         self.precision = torch.bfloat16 if recipe.mixed_precision == "bf16" else None
         self.compiles = recipe.compile
         # Autocast of its own: accelerate's would have the network compiled once more for every training.
@@ -67,8 +70,9 @@ class GraphedTrainer(Trainer):
         self.adam.step()
 
     def prepare(self) -> None:
-        """Take the graph, and leave weights and optimizer as they were."""
-        self.model.train()
+        """Take the graph, and leave weights and optimizer as they are before the first step."""
+        if self.step:
+            raise ValueError(f"a graphed training begins at step 0, not at {self.step} of a checkpoint")
         if self.device.type != "cuda":
             return
         if self.compiles:

@@ -16,6 +16,7 @@ from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.trainer import Trainer
 from immiscible_diffusion.utils.atomic_files import read_record, write_record
 
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 ON_THE_CPU = ["--device", "cpu", "--tiny"]
 ARMS = {2: 6, 3: 6, 4: 2, 5: 2, 7: 3}  # trials of a step; the baseline of 5 is that of 2
 
@@ -127,16 +128,20 @@ def test_what_travels_is_ignored_by_git():
     assert done.returncode in (0, 128)  # 128: this is no checkout
 
 
-def test_a_graphed_training_is_the_trainers(campaign, tmp_path):
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.cuda, needs_cuda])])
+def test_a_graphed_training_is_the_trainers(campaign, device, tmp_path):
     model = UNet(channels=8, blocks=1, groups=4, head_channels=4, multipliers=(1, 2), attention=(), dropout=0.0)
     recipe = replace(recipe_from_name("digits-flow").tiny(), model=model, conditional=True, cond_drop_prob=0.5)
     kinds = (Trainer, campaign.GraphedTrainer)
-    trainers = [kind(recipe, RunDir(tmp_path / kind.__name__), device="cpu") for kind in kinds]
+    trainers = [kind(recipe, RunDir(tmp_path / kind.__name__), device=device) for kind in kinds]
     for trainer in trainers:
         trainer.train(quiet=True)
     averages = (trainer.ema.model.parameters() for trainer in trainers)
     for usual, graphed in zip(*averages, strict=True):
-        torch.testing.assert_close(usual, graphed)
+        torch.testing.assert_close(usual, graphed, rtol=1e-4, atol=1e-5)
+    again = campaign.GraphedTrainer(replace(recipe, steps=10), trainers[1].run_dir, device=device)
+    with pytest.raises(ValueError, match="begins at step 0, not at 8"):
+        again.train(quiet=True)
 
 
 def test_the_distance_on_the_device_is_the_librarys(campaign):
