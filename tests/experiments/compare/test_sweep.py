@@ -13,6 +13,7 @@ from immiscible_diffusion.experiments.compare.collect import variants as collect
 from immiscible_diffusion.experiments.compare.plan import BASELINE, Plan, Trial
 from immiscible_diffusion.experiments.compare.sweep import SHIFTS, STARTS, Sweep, SweepRunner
 from immiscible_diffusion.experiments.compare.trial import TrialRunner
+from immiscible_diffusion.metrics.features import classifier
 from immiscible_diffusion.recipes import recipe_from_name
 
 KNN, MATCHED = "knn:k=4", "matched:knn:k=4"
@@ -153,9 +154,12 @@ def test_scores_of_another_length_of_training_do_not_count(tmp_path):
     assert sweep.missing(longer, trial) == sweep.settings(longer, trial)
 
 
-def test_large_samples_have_no_pruned_start(tmp_path):
+def test_large_samples_have_no_pruned_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(classifier, "_MIN_STEPS", 1)
     recipe = recipe_from_name("digits-flow").tiny()
-    recipe = dataclasses.replace(recipe, task=recipe.task.replace(data=dataclasses.replace(recipe.task.data, size=72)))
+    recipe = dataclasses.replace(
+        recipe, task=recipe.task.replace(data=dataclasses.replace(recipe.task.data, size=72, max_samples=200))
+    )
     recipe = dataclasses.replace(
         recipe, task=recipe.task.replace(eval=dataclasses.replace(recipe.task.eval, pixels=False))
     )
