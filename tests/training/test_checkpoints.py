@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -54,6 +55,36 @@ def test_a_run_that_goes_back_makes_the_same_steps_again(recipe, tmp_path):
     train(recipe, tmp_path / "back")
     assert_same_weights(tmp_path / "whole", tmp_path / "back")
     assert list(run.kept_checkpoints) == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("remove", [lambda run: run.keep_checkpoint(8, 1), lambda run: run.go_back_to(2)])
+def test_a_checkpoint_that_is_half_removed_is_not_kept(recipe, tmp_path, monkeypatch, remove):
+    train(recipe, tmp_path)
+    run = RunDir(tmp_path)
+
+    def killed(folder, ignore_errors=False):
+        if not ignore_errors:  # those of temporary folders
+            (folder / "checkpoint.pt").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            remove(run)
+    assert len(run.kept_checkpoints) == 3
+    assert all((folder / "checkpoint.pt").is_file() for folder in run.kept_checkpoints.values())
+    run.begin(recipe)
+    assert len(list(run.root.glob("checkpoints/*"))) == 3, "the rest of it is removed"
+
+
+def test_shards_are_removed_by_training_alone(recipe, tmp_path):
+    """What begins a run without going to its checkpoint does not know which are needed."""
+    run = RunDir(tmp_path)
+    run.shards(4).mkdir(parents=True)
+    run.begin(recipe)
+    assert run.shards(4).exists()
+    train(recipe, tmp_path, until=1)
+    assert not run.shards(4).exists()
 
 
 @pytest.mark.usefixtures("fresh_accelerate")

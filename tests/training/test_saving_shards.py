@@ -18,7 +18,7 @@ pytestmark = [
 ]
 
 COMMON = """
-import errno, json, os, random, signal, sys, threading
+import contextlib, dataclasses, errno, json, os, random, signal, sys, threading
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,7 @@ import torch
 from torch.distributed.checkpoint import FileSystemWriter
 
 from fixtures.forked_ranks import fork, wait
+from immiscible_diffusion.training import sharding
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.trainer import Trainer
@@ -73,7 +74,37 @@ def failed(rank):
         train(rank, "parts", resume_from=4)
     assert RunDir(root / "parts").load_checkpoint()["step"] == 8
 
-for work in (held, failed):
+def raised(rank):
+    '''Step 19 fails twice, while shards of step 16 are saved: rank 1 cannot write them, then all are written.'''
+    trainer, run = Trainer(recipe, RunDir(root / "raised"), device="cpu"), RunDir(root / "raised")
+    step, warned = trainer.train_step, pytest.warns(UserWarning, match="not completed: .*step_000016: .*No space")
+
+    def write_data(writer, *arguments):
+        if rank and writer.path.name == "step_000016":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(writer, *arguments)
+
+    def train_step(batches):
+        if trainer.step == 18:
+            raise RuntimeError("a fault")
+        step(batches)
+
+    trainer.train_step = train_step
+    for writing, at, expected in ((write_data, 12, warned), (write, 16, contextlib.nullcontext())):
+        FileSystemWriter.write_data = writing
+        with pytest.raises(RuntimeError, match="a fault"), expected:
+            trainer.train(quiet=True)
+        assert trainer.saving is None
+        assert rank or run.load_checkpoint()["step"] == at
+    trainer.train_step = step
+    trainer.train(quiet=True)
+
+def built(rank):
+    '''Ranks gather no weights to be compiled, nor to count operations, which one of them may do alone.'''
+    sharding.whole = None
+    assert Trainer(dataclasses.replace(recipe, compile=True), RunDir(root / "built"), device="cpu").flops > 0
+
+for work in (held, failed, raised, built):
     assert wait(fork(2, work)) == [0, 0]
 assert wait(fork(2, train, "parts")) == [0, 0]
 """
@@ -139,9 +170,10 @@ def recipe():
 
 
 def test_training_goes_on_while_shards_are_written(recipe, tmp_path):
-    """From a copy that later steps do not change; a signal waits for them, and an error of theirs is raised."""
+    """From a copy that later steps do not change; signals and faults wait for them, whose own are raised."""
     run(COMMON + HELD_AND_FAILED, json.dumps(recipe.to_dict()), tmp_path, folder=tmp_path)
     assert_same_weights(tmp_path / "whole", tmp_path / "parts")
+    assert_same_weights(tmp_path / "whole", tmp_path / "raised")
 
 
 def test_ranks_killed_at_random_moments(recipe, tmp_path):

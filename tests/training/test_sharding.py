@@ -30,7 +30,6 @@ from immiscible_diffusion.training.trainer import Trainer
 recipe, run = Recipe.from_dict(json.loads(sys.argv[1])), RunDir(Path(sys.argv[2]))
 trainer = Trainer(recipe, run, device="cpu")
 held = {}
-assert trainer.flops > 0  # of which all ranks ask
 
 def weigh(step, model):
     inner, weights = trainer.optimizer.optimizer, list(trainer.run.model.parameters())
@@ -143,7 +142,7 @@ def test_shards_run_no_code_of_theirs(tmp_path):
     average = {name: 2 * weight.detach() for name, weight in model.named_parameters()}
     parts = model, SimpleNamespace(optimizer=optimizer), average
     expected = [weight.clone() for weight in (*model.parameters(), *average.values())]
-    sharding.wait(sharding.save(tmp_path / "good", *parts), tmp_path / "good")
+    sharding.wait(sharding.save(tmp_path / "good", *parts, None), tmp_path / "good")
     with torch.no_grad():
         for tensor in (*model.parameters(), *average.values()):
             tensor.zero_()

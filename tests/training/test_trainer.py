@@ -144,9 +144,9 @@ def test_a_signal_that_comes_while_ranks_ask_around_is_kept(tiny, tmp_path):
             return torch.cat([mine, mine])
 
     trainer.accelerator = TwoRanks()
-    assert not trainer.stop_requested(guard), "the other rank has not heard of it"
+    assert trainer.ask_ranks(guard) == (False, True), "the other rank has not heard of it"
     assert guard.received == signal.SIGTERM
-    assert trainer.stop_requested(guard)
+    assert trainer.ask_ranks(guard) == (True, True)
 
 
 @pytest.mark.subprocess

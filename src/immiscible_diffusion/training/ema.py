@@ -53,7 +53,7 @@ class EMA:
         with require_extra("train", "the average of the weights"):
             from diffusers.training_utils import EMAModel
         self._model, self.is_sharded = model, sharding.is_sharded(model)
-        self._copy = (copy_sharing_frozen(model) if form is None else form).eval()
+        self.form = (copy_sharing_frozen(model) if form is None else form).eval()
         ramped = config.warmup or config.power > 0
         self._ema = EMAModel(
             trainable_parameters(model),
@@ -74,13 +74,13 @@ class EMA:
         if self.is_sharded:
             average = iter(self._ema.shadow_params)
             own = self._model.parameters()
-            return sharding.whole(self._copy, self._model, (next(average) if w.requires_grad else w for w in own))
-        self._ema.copy_to(trainable_parameters(self._copy))
-        return self._copy
+            return sharding.whole(self.form, self._model, (next(average) if w.requires_grad else w for w in own))
+        self._ema.copy_to(trainable_parameters(self.form))
+        return self.form
 
     def whole_model(self) -> nn.Module:
         """The model with its own weights, which are gathered as those of ``model`` are."""
-        return sharding.whole(self._copy, self._model, self._model.parameters()) if self.is_sharded else self._model
+        return sharding.whole(self.form, self._model, self._model.parameters()) if self.is_sharded else self._model
 
     @property
     def numbers(self) -> dict[str, Any]:
@@ -90,7 +90,7 @@ class EMA:
     @property
     def weights(self) -> dict[str, Tensor]:
         """The averaged weights by name, themselves; shards of them where they are sharded."""
-        names = [name for name, weight in self._copy.named_parameters() if weight.requires_grad]
+        names = [name for name, weight in self.form.named_parameters() if weight.requires_grad]
         return dict(zip(names, self._ema.shadow_params, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
@@ -101,4 +101,4 @@ class EMA:
         """Load what ``state_dict`` returned; buffers, which are not averaged, are those of ``model``."""
         self._ema.load_state_dict(state)
         self._ema.to(next(model.parameters()).device)
-        self._copy.load_state_dict(dict(model.named_buffers()), strict=False)
+        self.form.load_state_dict(dict(model.named_buffers()), strict=False)

@@ -101,11 +101,11 @@ class RunDir:
     def begin(self, recipe: Recipe, device: torch.device | None = None, processes: int = 1, step: int = 0) -> None:
         """Make the folder and write what is about to run from ``step`` on; ValueError if it cannot be written.
 
-        What killed processes left unfinished is removed.
+        What killed processes left unfinished is removed, but for shards.
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            self._remove_unfinished(step)
+            self._remove_unfinished()
             atomic_files.write_record(self.root / "recipe.json", recipe.to_dict())
             now = {"step": step, "time": datetime.now(timezone.utc).isoformat(timespec="seconds")}
             starts = [*self.starts(), now | environment(device, processes)]
@@ -113,13 +113,11 @@ class RunDir:
         except OSError as error:
             raise ValueError(f"cannot write to the run folder {self.root}: {error}") from error
 
-    def _remove_unfinished(self, step: int) -> None:
-        """Remove what killed processes left that the checkpoint of ``step`` and those that are kept do not need."""
+    def _remove_unfinished(self) -> None:
         for file in (self.root / name for name in _CHECKPOINT_FILES):
             atomic_files.remove_unfinished(file.parent, {file.name})
         for folder in self.root.glob("checkpoints/.step_*"):
             shutil.rmtree(folder)
-        self.remove_shards_but(step)
 
     def recipe(self) -> Recipe:
         """Read the recipe of the run."""
@@ -217,14 +215,14 @@ class RunDir:
         with atomic_files.atomic_folder(self.root / "checkpoints" / f"step_{step:06d}") as temporary:
             _link_files(self.root, temporary)
         for folder in list(self.kept_checkpoints.values())[: -limit if limit else 0]:
-            shutil.rmtree(folder)
+            _remove_kept(folder)
 
     def go_back_to(self, step: int) -> None:
         """Make a kept checkpoint the one to resume from, and remove those after it; ValueError if it is not kept."""
         _link_files(self.kept_checkpoint(step), self.root)
         for later, folder in self.kept_checkpoints.items():
             if later > step:
-                shutil.rmtree(folder)
+                _remove_kept(folder)
 
     def save_weights(self, model: nn.Module, step: int) -> None:
         """Write the averaged weights to publish: safetensors, and JSON to build the model from.
@@ -272,6 +270,11 @@ def _link_files(source: Path, target: Path) -> None:
                 os.link(source / name, temporary)
             except OSError:
                 shutil.copyfile(source / name, temporary)
+
+
+def _remove_kept(folder: Path) -> None:
+    """Remove a kept checkpoint under a hidden name: one that is half removed is not among those that are kept."""
+    shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}.old")))
 
 
 def last_step(metrics: Path) -> int:

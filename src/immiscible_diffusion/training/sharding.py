@@ -88,10 +88,10 @@ def whole(form: nn.Module, model: nn.Module, weights: Iterable[Any]) -> nn.Modul
     return result
 
 
-def save(folder: Path, model: nn.Module, optimizer: Any, average: dict[str, Tensor], group: Any = None) -> Future[Any]:
+def save(folder: Path, model: nn.Module, optimizer: Any, average: dict[str, Tensor], group: Any) -> Future[Any]:
     """Copy the shards to the CPU, and write those of all ranks, who must all call, to ``folder`` in a thread.
 
-    ``wait`` says when all are on the disk. The thread needs a gloo ``group`` of its own, if there are several ranks.
+    ``wait`` says when all are on the disk. The thread needs a gloo ``group`` of its own; None of one process.
     """
     from torch.distributed import checkpoint
 

@@ -79,7 +79,8 @@ class Trainer:
         if recipe.compile:  # not by accelerate, which takes this from the first run of a process
             torch._dynamo.reset()  # it compiles the code of a network for eight trainings at most, then no more
             self.model.compile()
-            self.ema.model.compile()
+            if not self.is_sharded:  # where every average is a new copy
+                self.ema.model.compile()
         self.coupling: Coupling = self.run.coupling
         self.pipeline = self.run.pipeline()
         self.step, self.saved_step = 0, -1
@@ -111,15 +112,24 @@ class Trainer:
             self.begin(resume_from)
             name, stopped = f"{recipe.name} {recipe.coupling}", False
             bar = Progress(until, self.step, name, quiet=quiet or not self.is_main)
-            with self.paired_loader() as loader, bar, InterruptGuard() as guard:
-                batches = iter(loader)
-                while self.step < until and not stopped:
-                    self.train_step(batches)
-                    self.after_step(bar, evaluate, evaluate_at)
-                    stopped = self.stop_requested(guard)
-                if self.saved_step != self.step:
-                    self.save()
-                self.finish_save()
+            try:
+                with self.paired_loader() as loader, bar, InterruptGuard() as guard:
+                    batches = iter(loader)
+                    while self.step < until and not stopped:
+                        self.train_step(batches)
+                        self.after_step(bar, evaluate, evaluate_at)
+                        stopped, is_written = self.ask_ranks(guard)
+                        if is_written:
+                            self.finish_save()
+                    if self.saved_step != self.step:
+                        self.save()
+                    self.finish_save()
+            except BaseException:
+                try:
+                    self.finish_save()
+                except (OSError, RuntimeError) as error:  # must not hide the first
+                    warnings.warn(f"the last checkpoint was not completed: {error}", stacklevel=2)
+                raise
             if self.step >= recipe.steps and self.is_main:
                 self.task.publish(self.run_dir)
             # A rank that exits first would make the launcher kill rank 0 while it saves.
@@ -134,15 +144,15 @@ class Trainer:
 
     def begin(self, resume_from: int | None = None) -> None:
         """Go back to the checkpoint if there is one, and write what is about to run."""
-        if resume_from is not None:
-            if self.is_main:
-                self.run_dir.go_back_to(resume_from)
-            self.accelerator.wait_for_everyone()
+        if resume_from is not None and self.is_main:
+            self.run_dir.go_back_to(resume_from)
+        self.accelerator.wait_for_everyone()  # rank 0 may have replaced the checkpoint just now
         if (state := self.run_dir.load_checkpoint()) is not None:
             self.load_state_dict(state)
         self.accelerator.wait_for_everyone()  # nothing is overwritten if a rank refuses the checkpoint
         if self.is_main:
             self.run_dir.begin(self.recipe, self.device, self.accelerator.num_processes, self.step)
+            self.run_dir.remove_shards_but(self.step)
             if self.recipe.trackers:
                 config = {"recipe": self.recipe.name, "coupling": self.recipe.coupling}
                 self.accelerator.init_trackers("immiscible-diffusion", config=config)
@@ -238,7 +248,7 @@ class Trainer:
         """Floating-point operations of a step on this device, with the network evaluated once."""
         batch, path = self.validation[0], self.recipe.noise_path
         cond = batch.cond and {name: value[:1] for name, value in batch.cond.items()}
-        one = training_flops(self.ema.model, batch.data[:1], path.network_time(batch.t[:1]), cond)
+        one = training_flops(self.ema.form, batch.data[:1], path.network_time(batch.t[:1]), cond)
         return one * self.loader.batch_size / self.accelerator.num_processes
 
     def finite_loss(self) -> float:
@@ -283,12 +293,14 @@ class Trainer:
         if self.is_sharded:
             own = self.run.model, self.optimizer, self.ema.weights
             written = sharding.save(self.run_dir.shards(self.step), *own, self.saving_group)
-            self.saving = written, copy.deepcopy(state)  # training goes on
+            state = copy.deepcopy(state) if self.is_main else {"step": self.step}  # training goes on
         if self.is_main:
             self.run_dir.save_weights(averaged, self.step)
             self.task.export(self.run_dir, model, averaged, self.ema.numbers, self.step)
-            if not self.is_sharded:
-                self._save_checkpoint(state)
+        if self.is_sharded:
+            self.saving = written, state  # not before the weights, which belong to it
+        elif self.is_main:
+            self._save_checkpoint(state)
         self.saved_step = self.step
 
     def finish_save(self) -> None:
@@ -385,23 +397,21 @@ class Trainer:
             )
         self.parts = parts
 
-    def stop_requested(self, guard: InterruptGuard) -> bool:
-        """Return whether any rank received a signal, and finish a save whose shards all ranks have written.
+    def ask_ranks(self, guard: InterruptGuard) -> tuple[bool, bool]:
+        """Return whether any rank received a signal, and whether all have written the shards of a save.
 
-        All must stop, and meet an error of that, at the same step, so ranks ask each other; every few steps, as it
-        stalls.
+        All must stop, and meet an error of that save, at the same step, so ranks ask each other; every few steps, as
+        it stalls.
         """
         if self.is_sharded or self.accelerator.num_processes > 1:
             if self.step % STEPS_BETWEEN_QUESTIONS:
-                return False
+                return False, False
             is_writing = self.saving is not None and not self.saving[0].done()
             own = torch.tensor([[guard.received or 0, is_writing]], device=self.device)
             received, is_writing = self.accelerator.gather(own).amax(0).tolist()
             guard.received = guard.received or received or None  # it may have come while asking
-            if not is_writing:
-                self.finish_save()
-            return received > 0
-        return guard.received is not None
+            return received > 0, not is_writing
+        return guard.received is not None, True
 
 
 def _drops(module: nn.Module) -> bool:
