@@ -39,6 +39,21 @@ def test_resumed_equals_uninterrupted_and_fits_once(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:the shares of the samples differ")
+def test_runs_of_other_seeds_have_other_tables(tmp_path):
+    trained = [train(recipe(steps=1, seed=seed), tmp_path / str(seed)) for seed in (0, 3)]
+    index = torch.arange(64)
+    one, other = (
+        run.coupling(
+            run.task.dataset.batch(index).data, cond={"index": index}, generator=torch.Generator().manual_seed(0)
+        )
+        for run in trained
+    )
+    assert not torch.allclose(one, other, atol=0.1)
+    named = dataclasses.replace(recipe(steps=1, seed=3), coupling=f"{NAME},seed=0")
+    assert train(named, tmp_path / "named").coupling.seed == 0
+
+
+@pytest.mark.filterwarnings("ignore:the shares of the samples differ")
 def test_a_fit_that_was_killed_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(semidiscrete_fit, "SECONDS", 0.0)
     monkeypatch.setattr(semidiscrete_fit, "EVERY", 5)

@@ -47,6 +47,7 @@ def parse_coupling(
     distribution: DistributionSource = None,
     plan: PlanSource = None,
     *,
+    seed: int = 0,
     allow_import: bool | str = False,
 ) -> Coupling:
     """The coupling that ``name`` spells.
@@ -66,6 +67,7 @@ def parse_coupling(
         distribution: the noise distribution for ``calibrated:``, or a function of the inner coupling that measures it.
         plan: of the data set for ``semidiscrete`` and ``quantile``, or a function of "within each label?" that fits
             it, with ``rank`` and ``max_steps`` of ``SemidiscretePlan.fit`` as options.
+        seed: of the tables of ``semidiscrete``, unless its name has one.
         allow_import: what may be imported: ``"my_module:MyCoupling"`` (brackets and wrappers do not count), or True
             for whatever the name spells. True is only for names that the user typed: one that comes with a run folder
             or another file is somebody else's code.
@@ -78,10 +80,10 @@ def parse_coupling(
     if len(name) > LONGEST:
         raise ValueError(f"a coupling's name has at most {LONGEST} characters, got {len(name):,}: {name[:40]}...")
     if (around := _AROUND.fullmatch(name)) and around["kind"] in WRAPPERS:
-        inner = parse_coupling(around["inner"], moments, distribution, plan, allow_import=allow_import)
+        inner = parse_coupling(around["inner"], moments, distribution, plan, seed=seed, allow_import=allow_import)
         return _around(name, around, inner, moments, distribution)
     if name.partition(":")[0] in COUPLINGS:
-        return _coupling(name, moments, plan)
+        return _coupling(name, moments, plan, seed)
     if match := _IMPORT.fullmatch(name):
         if allow_import is not True and not (allow_import and _import_path(allow_import) == match["path"]):
             raise ValueError(
@@ -159,10 +161,10 @@ def _around(
     return _make(name, WRAPPERS[around["kind"]], options)
 
 
-def _coupling(name: str, moments: MomentsSource, plan: PlanSource) -> Coupling:
+def _coupling(name: str, moments: MomentsSource, plan: PlanSource, seed: int) -> Coupling:
     """The coupling of ``COUPLINGS`` that ``name`` spells."""
     head, _, text = name.partition(":")
-    options = _parse_options(name, text)
+    options = ({"seed": seed} if head == Semidiscrete.name else {}) | _parse_options(name, text)
     start, center = options.pop("start_step", None), options.get("center")
     if center is not None and center not in CENTERS:
         raise ValueError(f"coupling '{name}': center={center} is unknown; use one of {', '.join(CENTERS)}")

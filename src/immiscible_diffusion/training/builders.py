@@ -156,7 +156,7 @@ def build_coupling(
         fit = lambda: _plan(recipe, task, moments(), within, options)  # noqa: E731
         return _kept(run_dir, "semidiscrete", SemidiscretePlan, fit).to(device)
 
-    coupling = parse_coupling(recipe.coupling, moments, calibration, plan, allow_import=allow_code)
+    coupling = parse_coupling(recipe.coupling, moments, calibration, plan, seed=recipe.seed, allow_import=allow_code)
     return task.coupling(coupling)
 
 
