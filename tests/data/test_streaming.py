@@ -29,7 +29,7 @@ def numbers(texts: Sequence[str]) -> torch.Tensor:
 
 
 def stream(path: Path | str, **options: Any) -> Stream:
-    options = {"shuffle_buffer": 4} | options
+    options = {"shuffle_buffer": 4, "stream": True} | options
     return open_stream(DataConfig("folder", path=str(path), size=4, **options), tokenize=numbers)
 
 
@@ -76,7 +76,7 @@ def test_a_truncated_shard_is_named_and_skipped_on_request(tmp_path: Path, endin
     content = paths[1].read_bytes()
     size = int(share * (len(content) if ending != "tar" else PER_SHARD * 4096))
     paths[1].write_bytes(content[:size])
-    with pytest.raises(ValueError, match=r"shard-001\.tar.* cannot be read .*on_error=\"skip\""):
+    with pytest.raises(ValueError, match=r"shard-001\.tar.* cannot be read .*--data\.on_error skip"):
         take(stream(tmp_path), 20)
     skips = stream(tmp_path, on_error="skip", shuffle_buffer=1)
     with pytest.warns(UserWarning, match=r"skipped \(1 so far, and the rest of the shard\).*001"):
@@ -180,6 +180,8 @@ def test_bad_streams(tmp_path: Path) -> None:
         open_stream(DataConfig("folder", path=str(tmp_path)))
     with pytest.raises(ValueError, match=r"on_error must be one of raise, skip"):
         stream(tmp_path, on_error="ignore")
+    with pytest.raises(ValueError, match=r"set data\.stream"):
+        stream(tmp_path, on_error="skip", stream=False)
     with pytest.raises(ValueError, match="a stream of the hub needs a network"):
         open_stream(DataConfig("hub:nobody/nothing", size=4))
 

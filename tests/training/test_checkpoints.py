@@ -8,8 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fixtures.tar_shards import write_shards
 from helpers import assert_same_weights, train, weights
 from immiscible_diffusion.cli.main import main
+from immiscible_diffusion.data import DataConfig
 from immiscible_diffusion.evaluation.load_run import load_run
 from immiscible_diffusion.models import UNet
 from immiscible_diffusion.training.run_dir import RunDir
@@ -85,6 +87,23 @@ def test_shards_are_removed_by_training_alone(recipe, tmp_path):
     assert run.shards(4).exists()
     train(recipe, tmp_path, until=1)
     assert not run.shards(4).exists()
+
+
+def test_a_run_stopped_by_a_damaged_shard_goes_on_without_it(tiny, tmp_path):
+    shards = write_shards(tmp_path / "shards", 4)
+    shards[2].write_bytes(shards[2].read_bytes()[:9000])
+
+    def streamed(on_error):
+        data = DataConfig("folder", str(tmp_path / "shards"), size=8, channels=1, stream=True, on_error=on_error)
+        data = dataclasses.replace(data, max_samples=4, shuffle_buffer=1)
+        task = dataclasses.replace(tiny.task, data=data)
+        return dataclasses.replace(tiny, task=task, batch_size=4, checkpoint_every=1, prefetch=0)
+
+    with pytest.raises(ValueError, match=r"shard-002\.tar cannot be read .*--data\.on_error skip"):
+        train(streamed("raise"), tmp_path / "run")
+    with pytest.warns(UserWarning, match="skipped"):
+        train(streamed("skip"), tmp_path / "run")
+    assert RunDir(tmp_path / "run").records("train")[-1]["step"] == tiny.steps
 
 
 @pytest.mark.usefixtures("fresh_accelerate")

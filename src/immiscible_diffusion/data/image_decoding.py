@@ -27,7 +27,7 @@ def opened_image(cell: dict[str, Any]) -> Iterator[Any]:
             yield image
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         name = cell.get("path") or "an image of the data set"
-        raise ValueError(f"{name} cannot be read as an image: {error}") from error
+        raise ValueError(f"{name} cannot be read as an image: {error}; repair or remove it") from error
 
 
 def open_image(cell: dict[str, Any], mode: str) -> Any:

@@ -62,6 +62,10 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "data.")
+        if self.on_error == "skip" and not self.stream:
+            raise ValueError(
+                "data.on_error skip leaves out samples of a stream alone; set data.stream, or remove data.on_error"
+            )
 
     def tiny(self) -> "DataConfig":
         """The same, of at most 256 samples, for a smoke run."""

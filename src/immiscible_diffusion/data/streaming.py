@@ -224,9 +224,7 @@ class Stream:
                 yield item
                 continue
             if self.config.on_error == "raise":
-                raise ValueError(
-                    f'{item}; repair or remove it, or set on_error="skip" to continue without it'
-                ) from item
+                raise ValueError(f"{item}; --data.on_error skip leaves it out") from item
             self.skipped.append(str(item))
             rest = ", and the rest of the shard" if item.rest_lost else ""
             warnings.warn(f"skipped ({len(self.skipped)} so far{rest}): {item}", stacklevel=2)
@@ -330,7 +328,7 @@ def _table(config: DataConfig, captions: Captions) -> tuple[list[Shard], Sequenc
                 yield Sample(row[image], texts, row[label] if label else None)
         except Exception as error:  # noqa: BLE001  every reader has its own
             where = f"{config.path or config.name}, shard {number}"
-            yield ShardError(f"{where} cannot be read to its end: {error}", rest_lost=True)
+            yield ShardError(f"{where} cannot be read to its end: {error}; repair or remove it", rest_lost=True)
 
     shards: list[Shard] = [partial(read, number) for number in range(rows.num_shards)]
     return shards, getattr(rows.features[label], "names", None) if label else None
@@ -370,7 +368,7 @@ def read_tar(name: str) -> Iterator[Sample | ShardError]:
                 members = {_extension(info): tar.extractfile(info).read() for info in group}  # type: ignore[union-attr]
                 yield _to_sample(f"{stem} in {name}", members)
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        yield ShardError(f"{name} cannot be read to its end: {error}", rest_lost=True)
+        yield ShardError(f"{name} cannot be read to its end: {error}; repair or remove it", rest_lost=True)
 
 
 class _StrictHeader(tarfile.TarInfo):

@@ -49,6 +49,7 @@ RESUMABLE_FIELDS = (
         "num_workers",
     ),
     *("model.gradient_checkpointing", "task.eval", "task.preview_prompts", "task.push_to_hub"),
+    "task.data.on_error",
 )
 _CHECKPOINT_FILES = ("checkpoint.pt", "weights/model.safetensors", "weights/model.json")
 PACKAGES = ("immiscible-diffusion", "torch", "numpy", "scipy", "accelerate", "diffusers")

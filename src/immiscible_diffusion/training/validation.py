@@ -50,7 +50,7 @@ def validation_batches(task: Task) -> tuple[list[ValidationBatch], str]:
 
 def validation_config(data: DataConfig) -> DataConfig:
     """Return which images of the test split are validated on: the first, in memory."""
-    return replace(data, split="test", max_samples=VALIDATION_SAMPLES, stream=False)
+    return replace(data, split="test", max_samples=VALIDATION_SAMPLES, stream=False, on_error="raise")
 
 
 def held_out_or_training(task: Task, data: DataConfig) -> tuple[DataSet, str]:
