@@ -2,23 +2,27 @@
 
 import json
 import random
+import sys
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
 
 from fixtures.image_files import datasets, encoded, noise, save, whole_numbers, write_parquet
 from fixtures.tar_shards import PER_SHARD, write_shards, write_tar
-from immiscible_diffusion.data import DataConfig
+from immiscible_diffusion.data import DataConfig, load_images
 from immiscible_diffusion.data.captions import Captions
-from immiscible_diffusion.data.streaming import ShardError, Stream, open_stream, read_tar, tar_names
+from immiscible_diffusion.data.shard_files import shard_files
+from immiscible_diffusion.data.streaming import ShardError, Stream, open_stream, read_tar
 from immiscible_diffusion.utils.batch import Batch
+from immiscible_diffusion.utils.optional_deps import MissingDependencyError
 
 pytestmark = pytest.mark.usefixtures("hf_cache")
 
@@ -143,15 +147,67 @@ def test_labels_and_json(tmp_path: Path) -> None:
     assert list(found.classes.names) == ["17", "23"]
 
 
-def test_names_of_shards(tmp_path: Path) -> None:
-    write_shards(tmp_path, 3)
-    names = [str(tmp_path / f"shard-00{n}.tar") for n in range(3)]
-    assert tar_names(str(tmp_path)) == names
-    assert tar_names(str(tmp_path / "shard-*.tar")) == names
-    assert tar_names(str(tmp_path / "shard-{000..001}.tar")) == names[:2]
-    assert tar_names("https://host/a-{08..11}.tar") == [f"https://host/a-{n}.tar" for n in ("08", "09", "10", "11")]
-    with pytest.raises(ValueError, match="there are no tar shards at"):
-        tar_names(str(tmp_path / "none-*.tar"))
+@pytest.fixture(params=["local", "file://", "memory://"])
+def shards_at(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], str]]:
+    """Two shards and their folder, of a kind, in a store: the address of the folder."""
+
+    def write(kind: str) -> str:
+        folder = tmp_path / "set"
+        if kind == "tar":
+            write_shards(folder, 2)
+        for shard in range(2) if kind == "parquet" else ():
+            rows = range(shard * PER_SHARD, (shard + 1) * PER_SHARD)
+            images = [np.full((5, 5, 3), n, dtype=np.uint8) for n in rows]
+            text = ([str(n) for n in rows], datasets.Value("string"))
+            write_parquet(folder / "train" / f"shard-{shard:03d}.parquet", images, text=text)
+        if request.param == "local":
+            return str(folder)
+        if request.param == "file://":
+            return f"file://{folder}"
+        fsspec.filesystem("memory").put(str(folder), "/set", recursive=True)
+        return "memory://set"
+
+    yield write
+    if request.param == "memory://":
+        fsspec.filesystem("memory").rm("/set", recursive=True)
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+@pytest.mark.parametrize("pattern", ["", "/shard-000", "/shard-{000..001}", "/*", "/shard-*", "/shard-{000..001}*"])
+def test_every_way_to_name_shards(shards_at: Callable[[str], str], kind: str, pattern: str) -> None:
+    inside = "/train" if kind == "parquet" and pattern else ""
+    address = f"{shards_at(kind)}{inside}{pattern}{'.' + kind if pattern else ''}"
+    found = stream(address, shuffle_buffer=1)
+    count = 1 if pattern == "/shard-000" else 2
+    assert [name[-len(kind) - 10 :] for name in found.shard_names] == [f"shard-{n:03d}.{kind}" for n in range(count)]
+    assert sorted(captions_of(take(found, 3 * count))) == list(range(count * PER_SHARD))
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_shards_that_do_not_exist_are_named_at_the_start(shards_at: Callable[[str], str], kind: str) -> None:
+    address = shards_at(kind) + ("/train" if kind == "parquet" else "")
+    with pytest.raises(ValueError, match=rf"shard-002\.{kind} does not exist \(nor do 2 others\)"):
+        stream(f"{address}/shard-{{000..004}}.{kind}")
+    with pytest.raises(ValueError, match=r"none-\*.* does not exist"):
+        stream(f"{address}/none-*.{kind}")
+    with pytest.raises(ValueError, match="absent does not exist"):
+        stream(f"{address}/absent")
+
+
+def test_a_store_whose_package_is_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(MissingDependencyError, match="pip install s3fs"):
+        shard_files("s3://bucket/a-{000..009}.tar")
+    with pytest.raises(ValueError, match="Protocol not known: nowhere"):
+        shard_files("nowhere://a.tar")
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
+    paths = [write_parquet(tmp_path / f"train-{n}.parquet", noise(4)) for n in range(3)]
+    paths[1].write_bytes(paths[1].read_bytes()[:-50])
+    config = DataConfig("folder", path=str(tmp_path), size=4, stream=True)
+    with pytest.raises(ValueError, match=r"train-1\.parquet cannot be read"):
+        take(open_stream(config), 6)
 
 
 def test_parquet_files_are_streamed_too(tmp_path: Path) -> None:
@@ -180,6 +236,12 @@ def test_bad_streams(tmp_path: Path) -> None:
         open_stream(DataConfig("folder", path=str(tmp_path)))
     with pytest.raises(ValueError, match=r"on_error must be one of raise, skip"):
         stream(tmp_path, on_error="ignore")
+    with pytest.raises(ValueError, match=r"tar shards, which are read with data\.stream"):
+        load_images(DataConfig("folder", path=str(tmp_path / "*.tar")))
+    with pytest.raises(ValueError, match="has tar and parquet files"):
+        write_parquet(tmp_path / "both" / "train.parquet", noise(1))
+        write_shards(tmp_path / "both", 1)
+        stream(tmp_path / "both")
     with pytest.raises(ValueError, match=r"set data\.stream"):
         stream(tmp_path, on_error="skip", stream=False)
     with pytest.raises(ValueError, match="a stream of the hub needs a network"):
@@ -283,8 +345,24 @@ def test_on_another_number_of_ranks_a_new_epoch_begins(tmp_path: Path) -> None:
         take(two, 1, batch_size=4, rank=rank, world=2)
     one = stream(tmp_path)
     one.load_state_dict(two.state_dict())
-    with pytest.warns(UserWarning, match="new epoch: read by 2 processes, now by 1"):
+    with pytest.warns(UserWarning, match="new epoch: read by 2 processes .* now by 1 process"):
         assert sorted(captions_of(take(one, 6, batch_size=4, start=1))) == list(range(24))
+
+
+@pytest.mark.parametrize("change", ["removed", "renamed"])
+def test_of_other_shards_a_new_epoch_begins(tmp_path: Path, change: str) -> None:
+    shards = write_shards(tmp_path, 6)
+    before = stream(tmp_path)
+    take(before, 2)
+    if change == "removed":
+        shards[3].unlink()
+    else:
+        shards[3].rename(tmp_path / "other.tar")
+    after = stream(tmp_path)
+    after.load_state_dict(before.state_dict())
+    left = [n for n in range(36) if change == "renamed" or n // PER_SHARD != 3]
+    with pytest.warns(UserWarning, match=f"new epoch: .* 6 shards .* {len(left) // PER_SHARD} shards"):
+        assert sorted(captions_of(take(after, len(left) // 2, start=2))) == left
 
 
 @pytest.mark.parametrize("kind", ["parquet", "folder"])
@@ -308,15 +386,3 @@ def test_tables_and_folders_resume_too(tmp_path: Path, kind: str) -> None:
         take(killed, start)
         resumed.load_state_dict(killed.state_dict())
         assert captions_of(take(resumed, 10 - start, start=start)) == whole[2 * start :]
-
-
-@pytest.mark.parametrize("kind", ["tar", "parquet"])
-def test_addresses_are_read_by_fsspec(tmp_path: Path, kind: str) -> None:
-    if kind == "tar":
-        write_shards(tmp_path, 2)
-        address = f"file://{tmp_path}/shard-{{000..001}}.tar"
-    else:
-        text = ([str(n) for n in range(12)], datasets.Value("string"))
-        write_parquet(tmp_path / "a.parquet", [np.full((5, 5, 3), n, np.uint8) for n in range(12)], text=text)
-        address = f"file://{tmp_path}/a.parquet"
-    assert sorted(captions_of(take(stream(address), 6))) == list(range(12))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from immiscible_diffusion.data.image_decoding import decode_image, opened_image
 from immiscible_diffusion.data.images import ImageSet, LazyImageSet
+from immiscible_diffusion.data.shard_files import SHARDS, TARS, shard_files
 from immiscible_diffusion.utils.hub import split_revision
 from immiscible_diffusion.utils.optional_deps import require_extra
 
@@ -72,18 +73,18 @@ def images_from_rows(rows: Any, config: "DataConfig") -> ImageSet | LazyImageSet
     return ImageSet(images, name, target, **common)
 
 
-def open_rows(config: "DataConfig", hint: str, stream: bool = False) -> Any:
-    """The split as a ``datasets.Dataset`` (``stream``: an iterable one) of encoded images.
+def open_rows(config: "DataConfig", hint: str, streamed: dict[str, Any] | None = None) -> Any:
+    """The split as a ``datasets.Dataset`` (of ``streamed`` arguments: an iterable one) of encoded images.
 
     The ``hint`` says what to do where the hub is out of reach.
     """
     with require_extra("train", f"the data set {config.name}"):
         import datasets
-    arguments = load_arguments(config)
+    arguments = streamed or load_arguments(config)
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
     try:
-        rows: Any = datasets.load_dataset(split=config.split, streaming=stream, **arguments)
+        rows: Any = datasets.load_dataset(split=config.split, streaming=streamed is not None, **arguments)
     except Exception as error:
         if "data_files" in arguments:
             raise ValueError(f"{config.path} cannot be read as images: {error}") from error
@@ -96,9 +97,9 @@ def open_rows(config: "DataConfig", hint: str, stream: bool = False) -> Any:
     for name, feature in rows.features.items():
         if isinstance(feature, datasets.Image) or name in ("img", "image"):
             rows = rows.cast_column(name, datasets.Image(decode=False))
-    if not stream and len(rows) == 0:
+    if not streamed and len(rows) == 0:
         raise ValueError(f"{config.path or config.name} has no images in the split {config.split}")
-    if not stream and config.max_samples is not None and config.max_samples_seed is not None:
+    if not streamed and config.max_samples is not None and config.max_samples_seed is not None:
         rows = rows.shuffle(seed=config.max_samples_seed)  # all that follows takes the first so many
     return rows
 
@@ -110,19 +111,23 @@ def load_arguments(config: "DataConfig") -> dict[str, Any]:
             raise ValueError("the data set 'folder' needs data.path, the folder of images")
         source, revision = split_revision(HUB.get(config.name, config.name.removeprefix("hub:")))
         return {"path": source, **revision}
-    if "://" in config.path:
-        return {"path": "parquet", "data_files": {config.split: config.path}}
-    path = Path(config.path)
-    if not path.exists():
-        raise ValueError(f"data.path {path} does not exist")
-    if path.is_file() and path.suffix != ".parquet":
-        raise ValueError(f"data.path {path} is neither a folder nor a .parquet file")
-    parquet = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
-    if parquet:
-        tables = [glob.escape(str(file)) for file in parquet if _in_split(file, path, config.split)]
+    path, files = Path(config.path), shard_files(config.path)
+    tars = [file for file in files if file.endswith(TARS)]
+    if tars and (config.stream or not path.is_dir()):
+        if not config.stream:
+            raise ValueError(f"data.path {config.path} has tar shards, which are read with data.stream")
+        if len(tars) < len(files):
+            raise ValueError(f"data.path {config.path} has tar and parquet files; name those of one kind by a pattern")
+        return {"path": "webdataset", "data_files": {config.split: tars}}
+    if parquet := {file: place for file, place in files.items() if file not in tars}:
+        if "://" not in config.path and not all(file.endswith(".parquet") for file in parquet):
+            raise ValueError(f"data.path {path} is neither a folder nor a .parquet file")
+        tables = [_literal(file) for file, place in parquet.items() if _in_split(file, place, config.split)]
         if not tables:
             raise ValueError(f"{path}: no parquet file there has '{config.split}' in its name or folder")
         return {"path": "parquet", "data_files": {config.split: tables}}
+    if "://" in config.path:
+        raise ValueError(f"data.path {config.path} has no files that end in {', '.join(SHARDS)}")
     folder = path / config.split
     if not folder.is_dir():
         if config.split != "train":
@@ -151,14 +156,19 @@ def columns(rows: Any, config: "DataConfig") -> tuple[str, str | None]:
     return images[0], next(labels, None) if config.labels else None
 
 
-def _in_split(file: Path, root: Path, split: str) -> bool:
-    """Whether a parquet file belongs to ``split``, by the words of its name and folders.
+def _literal(file: str) -> str:
+    """``file`` as a pattern for itself alone; of a web address no sign but * stands for others."""
+    return file if file.startswith("http") else glob.escape(file)
 
-    A single file of any name is train; for a test split the name must say so: else training data would pass for it.
+
+def _in_split(file: str, place: str, split: str) -> bool:
+    """Whether a parquet file at ``place`` in a folder belongs to ``split``, by the words of its name and folders.
+
+    Files named without a folder are train; for a test split the name must say so, else training data would pass.
     """
-    if file == root and split == "train":
+    if not place and split == "train":
         return True
-    inside = file.name if file == root else str(file.relative_to(root))
+    inside = place or file.rpartition("/")[2]
     return re.search(rf"(?<![a-z]){re.escape(split.lower())}", inside.lower()) is not None
 
 

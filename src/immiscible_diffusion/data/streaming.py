@@ -5,9 +5,7 @@ files takes a damaged header for the end of a file and expects the same members 
 tar shards are read here, where every loss of data is an error that names the shard.
 """
 
-import glob
 import json
-import re
 import tarfile
 import warnings
 import zlib
@@ -15,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import count, groupby, islice
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -24,7 +22,7 @@ import torch
 from torch import Tensor
 
 from immiscible_diffusion.data.captions import Captioned, Captions, add_tokens, caption_column
-from immiscible_diffusion.data.hf_images import columns, open_rows
+from immiscible_diffusion.data.hf_images import columns, load_arguments, open_rows
 from immiscible_diffusion.data.image_decoding import decode_image
 from immiscible_diffusion.data.images import ImageSet, draw_flips, to_batch
 from immiscible_diffusion.data.load import DataConfig
@@ -37,14 +35,13 @@ from immiscible_diffusion.utils.random import RandomStreams, keyed_generator
 
 T = TypeVar("T")
 Place = tuple[int, int, int, int]  # epoch; shard and row at which a block of the shuffle begins; samples taken of it
+PlaceKey = tuple[int, int, int, int, int, int]  # seed, rank, world, samples taken; shards and checksum of their names
 NUM_DECODERS = 4
 PLACES_KEPT = 100  # of the last micro-batches; those that wait for a step are fewer
 NUM_IN_MEMORY = 1000  # first images of a stream, for validation and previews
-TARS = (".tar", ".tar.gz", ".tgz")
 IMAGES = ("png", "jpg", "jpeg", "webp", "bmp")
 TEXTS = ("txt", "text", "caption")
 JSON_TEXTS = ("caption", "text", "prompt")
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 class ShardError(ValueError):
@@ -79,14 +76,20 @@ class Stream:
     shards: Sequence[Shard]  # each yields its samples when called, or errors in their place
     tokenize: Tokenize | None = None  # texts to ``[B, L]`` int64, or None
     classes: ClassNamePrompts | None = None  # prompts of the classes, or None
+    shard_names: Sequence[str] = ()  # one per shard, by which a resumed stream knows them
     skipped: list[str] = field(default_factory=list)  # what this process skipped so far
-    # by seed, rank, world and the number of samples that were taken: where the stream resumes
-    places: dict[tuple[int, int, int, int], Place] = field(default_factory=dict)
+    # by seed, rank, world, the number of samples that were taken, and the shards: where the stream resumes
+    places: dict[PlaceKey, Place] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """Name for reports."""
         return self.config.path or self.config.name
+
+    @cached_property
+    def _shard_set(self) -> tuple[int, int]:
+        """How many shards, and a checksum of their names without folders, which may have another path when resumed."""
+        return len(self.shards), zlib.crc32("\n".join(name.rpartition("/")[2] for name in self.shard_names).encode())
 
     def batches(
         self,
@@ -104,7 +107,7 @@ class Stream:
 
         A rank reads its part of the shards, which are shuffled every epoch; ``num_workers`` threads decode, by default
         4. After ``load_state_dict`` reading begins near ``start``, else at the first sample, and nothing is decoded
-        before ``start``. Of another number of ranks the state is an epoch, which is left.
+        before ``start``. Of another number of ranks, or of other shards, the state is an epoch, which is left.
 
         Raises:
             ValueError: fewer shards than ranks, or the batch does not divide; at ``next``, what cannot be read.
@@ -127,7 +130,8 @@ class Stream:
                     for chunk in range(rank, parts, world):
                         rows = list(islice(decoded, size))
                         taken += size
-                        self.places[seed, rank, world, taken] = rows[-1][1].place
+                        key = (seed, rank, world, taken, *self._shard_set)
+                        self.places[key] = rows[-1][1].place
                         while len(self.places) > PLACES_KEPT:
                             del self.places[next(iter(self.places))]
                         yield self._batch(rows, RandomStreams(seed, step, chunk).augment)
@@ -146,21 +150,24 @@ class Stream:
             return sample.texts
         return self.classes.of_class(sample.label)
 
-    def state_dict(self) -> dict[tuple[int, int, int, int], Place]:
+    def state_dict(self) -> dict[PlaceKey, Place]:
         """Return where the stream resumes after each of the last batches."""
         return dict(self.places)
 
-    def load_state_dict(self, state: dict[tuple[int, int, int, int], Place]) -> None:
+    def load_state_dict(self, state: dict[PlaceKey, Place]) -> None:
         """Let ``batches`` begin where a stream with this state would have gone on; of several ranks load every one."""
-        self.places.update(state)
+        # keys of before have no shards: they are taken for those of now
+        self.places.update({(*key, *self._shard_set)[:6]: place for key, place in state.items()})
 
     def _samples_after(self, seed: int, rank: int, world: int, taken: int) -> Iterator[Sample]:
         """The shuffled samples of a rank without the first ``taken``."""
-        place, worlds = self.places.get((seed, rank, world, taken)), {key[2] for key in self.places if key[0] == seed}
-        if taken and worlds and world not in worlds:
+        place = self.places.get((seed, rank, world, taken, *self._shard_set))
+        now = (world, *self._shard_set)
+        before = {(key[2], *key[4:]) for key in self.places if key[0] == seed}
+        if taken and before and now not in before:
             place = (1 + max(self.places.values())[0], 0, 0, 0)
-            was = ", ".join(map(str, worlds))
-            warnings.warn(f"{self.name} begins a new epoch: read by {was} processes, now by {world}", stacklevel=2)
+            texts = ["{} processes from {} shards (names: {:08x})".format(*read) for read in (*before, now)]
+            warnings.warn(f"{self.name} begins a new epoch: read by {', now by '.join(texts)}", stacklevel=2)
             self.places.clear()
         return islice(self._shuffled(seed, rank, world, place or (0, 0, 0, 0)), 0 if place else taken, None)
 
@@ -291,32 +298,34 @@ def load_stream(
 def open_stream(config: DataConfig, captions: Captions | None = None, tokenize: Tokenize | None = None) -> Stream:
     """A stream of what ``config`` names: tar shards, parquet files, or a set of the hub.
 
-    Its ``path`` is a .tar, a folder of them, a pattern with * or {00000..00099}, or an address;
-    else what ``load_images`` takes. ValueError for no size, no shards, no such column, or the hub out of reach.
+    Its ``path`` is one of ``shard_files``, else what ``load_images`` takes. ValueError for no size, no shards, no such
+    column, or the hub out of reach.
     """
     captions = captions or Captions()
     if config.size is None:
         raise ValueError("a stream needs data.size, to which every image is resized")
     path, names = Path(config.path) if config.path else None, None
-    folder_of_tars = path and path.is_dir() and any(f.name.endswith(TARS) for f in path.iterdir())
-    shards: list[Shard]
-    if config.path and (config.path.endswith(TARS) or folder_of_tars):
-        shards = [partial(read_tar, name) for name in tar_names(config.path)]
+    arguments = load_arguments(replace(config, stream=True))
+    shards: dict[str, Shard]
+    if arguments["path"] == "webdataset":
+        shards = {name: partial(read_tar, name) for name in arguments["data_files"][config.split]}
     else:
-        shards, names = _table(config, captions)
+        shards, names = _table(config, captions, arguments)
     if captions.names:
         names = read_names(Path(captions.names))
     classes = None
     if config.labels and names:
         names = load_class_names(names, None, path)
         classes = ClassNamePrompts(torch.arange(len(names)), names, captions.template, captions.synonyms)
-    return Stream(config, shards, tokenize, classes)
+    return Stream(config, list(shards.values()), tokenize, classes, list(shards))
 
 
-def _table(config: DataConfig, captions: Captions) -> tuple[list[Shard], Sequence[str] | None]:
-    """The shards of a streamed table, and the names of its classes."""
+def _table(
+    config: DataConfig, captions: Captions, arguments: dict[str, Any]
+) -> tuple[dict[str, Shard], Sequence[str] | None]:
+    """The shards of a streamed table by their names, and the names of its classes."""
     hint = "a stream of the hub needs a network all the time; or download it and set data.path"
-    rows = open_rows(config, hint, stream=True)
+    rows = open_rows(config, hint, arguments)
     image, label = columns(rows, config)
     text = caption_column(rows, captions.column)
 
@@ -327,26 +336,15 @@ def _table(config: DataConfig, captions: Captions) -> tuple[list[Shard], Sequenc
                 texts = (texts,) if isinstance(texts, str) else tuple(texts or ())
                 yield Sample(row[image], texts, row[label] if label else None)
         except Exception as error:  # noqa: BLE001  every reader has its own
-            where = f"{config.path or config.name}, shard {number}"
-            yield ShardError(f"{where} cannot be read to its end: {error}; repair or remove it", rest_lost=True)
+            yield ShardError(
+                f"{shards[number]} cannot be read to its end: {error}; repair or remove it", rest_lost=True
+            )
 
-    shards: list[Shard] = [partial(read, number) for number in range(rows.num_shards)]
-    return shards, getattr(rows.features[label], "names", None) if label else None
-
-
-def tar_names(path: str) -> list[str]:
-    """The shards that ``path`` names: a file, a folder, a pattern with * or {00000..00099}."""
-    if match := _RANGE.search(path):
-        first, last, width = int(match[1]), int(match[2]), len(match[1])
-        numbers = (f"{number:0{width}d}" for number in range(first, last + 1))
-        return [name for n in numbers for name in tar_names(_RANGE.sub(n, path, count=1))]
-    if "://" in path:
-        return [path]
-    files = map(str, Path(path).rglob("*")) if Path(path).is_dir() else glob.glob(path)  # noqa: PTH207
-    names = sorted(name for name in files if name.endswith(TARS))
-    if not names:
-        raise ValueError(f"there are no tar shards at {path}")
-    return names
+    shards = arguments.get("data_files", {}).get(config.split, [])
+    if len(shards) != rows.num_shards:
+        shards = [f"{config.path or config.name}, shard {number}" for number in range(rows.num_shards)]
+    by_name: dict[str, Shard] = {name: partial(read, number) for number, name in enumerate(shards)}
+    return by_name, getattr(rows.features[label], "names", None) if label else None
 
 
 def read_tar(name: str) -> Iterator[Sample | ShardError]:
