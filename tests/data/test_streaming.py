@@ -238,9 +238,9 @@ def test_bad_streams(tmp_path: Path) -> None:
         stream(tmp_path, on_error="ignore")
     with pytest.raises(ValueError, match=r"tar shards, which are read with data\.stream"):
         load_images(DataConfig("folder", path=str(tmp_path / "*.tar")))
+    write_parquet(tmp_path / "both" / "train.parquet", noise(1))
+    write_shards(tmp_path / "both", 1)
     with pytest.raises(ValueError, match="has tar and parquet files"):
-        write_parquet(tmp_path / "both" / "train.parquet", noise(1))
-        write_shards(tmp_path / "both", 1)
         stream(tmp_path / "both")
     with pytest.raises(ValueError, match=r"set data\.stream"):
         stream(tmp_path, on_error="skip", stream=False)
