@@ -21,6 +21,7 @@ from immiscible_diffusion.training.run_dir import RunDir
 WORKER = """
 import json, sys
 from pathlib import Path
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.optim import OptimizerConfig
@@ -30,6 +31,8 @@ from immiscible_diffusion.training.trainer import Trainer
 recipe, run = Recipe.from_dict(json.loads(sys.argv[1])), RunDir(Path(sys.argv[2]))
 trainer = Trainer(recipe, run, device="cpu")
 held = {}
+# Several layers are gathered one at a time, though lists of them are as large.
+assert sum(isinstance(module, FSDPModule) for module in trainer.run.model.modules()) > 3
 
 def weigh(step, model):
     inner, weights = trainer.optimizer.optimizer, list(trainer.run.model.parameters())
@@ -43,6 +46,10 @@ trainer.train(until=int(sys.argv[3]), evaluate=weigh, evaluate_at=(int(sys.argv[
 if trainer.is_main:
     print(held["here"] / held["all"])
 """
+
+# So that single layers are above the threshold, and lists of them.
+SHARDED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+SHARDED |= {"FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP", "FSDP_MIN_NUM_PARAMS": "2000"}
 
 
 @pytest.fixture
@@ -63,8 +70,8 @@ def recipe():
 
 def shard(monkeypatch, recipe, processes, until, folder):
     """Train to a step in sharded processes, activations computed twice; the share of the state that rank 0 holds."""
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    monkeypatch.setenv("FSDP_VERSION", "2")
+    for name, value in SHARDED.items():
+        monkeypatch.setenv(name, value)
     network = dataclasses.replace(recipe.model, gradient_checkpointing=recipe.model.can_checkpoint)
     recipe = dataclasses.replace(recipe, model=network, gradient_accumulation_steps=1)
     words = (json.dumps(recipe.to_dict()), folder / "run", until)
@@ -102,6 +109,54 @@ def test_shards_resumed_in_as_many_processes_are_equal_bit_for_bit(recipe, tmp_p
         for until in stops:
             shard(monkeypatch, recipe, 2, until, tmp_path / name)
     assert_same_weights(tmp_path / "whole" / "run", tmp_path / "parts" / "run")
+
+
+NETWORKS = """
+import copy, sys
+import torch
+from pathlib import Path
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from immiscible_diffusion.applications.stable_diffusion.unet import StableDiffusionUNet
+from immiscible_diffusion.models import DiT, UNet, UNet1D
+from immiscible_diffusion.recipes import recipe_from_name
+from immiscible_diffusion.training import sharding
+from immiscible_diffusion.training.builders import make_accelerator
+from immiscible_diffusion.training.run_dir import RunDir
+
+small_sd, folder = sys.argv[1:]
+observation, text = {"observation": torch.ones(2, 6)}, {"text": torch.ones(2, 12, 8)}
+for config, shape, cond, build in [
+    (UNet(16, (1, 2), 1, (4,), 8, 8, 0.0), (3, 8, 8), None, {}),
+    (DiT(heads=2, head_channels=8, depth=2), (3, 8, 8), None, {}),
+    (UNet1D(channels=(16, 32)), (16, 2), observation, {"conditions": {"observation": (6,)}}),
+    (StableDiffusionUNet(small_sd), (4, 8, 8), text, {}),
+]:
+    torch.manual_seed(0)
+    model = config.build(shape, **build).train()
+    for weight in model.parameters():
+        weight.data += 0.1 * torch.randn_like(weight)
+    whole = copy.deepcopy(model)
+    optimizers = [torch.optim.SGD(network.parameters(), lr=0.1) for network in (whole, model)]
+    accelerator = make_accelerator(recipe_from_name("digits-flow"), "cpu", RunDir(Path(folder)))
+    model, optimizers[1] = sharding.prepare(accelerator, model, optimizers[1])
+    assert sum(isinstance(module, FSDPModule) for module in model.modules()) > 3, type(config)
+    x, time = torch.randn(2, *shape), torch.tensor([3.0, 500.0])
+    for network, optimizer in zip((whole, model), optimizers):
+        network(x, time, cond).square().mean().backward()
+        optimizer.step()
+    for (name, one), other in zip(whole.named_parameters(), model.parameters()):
+        assert isinstance(other, DTensor), name
+        torch.testing.assert_close(other.full_tensor(), one, msg=lambda said: name + said)
+"""
+
+
+@pytest.mark.subprocess
+def test_every_network_is_sharded_by_layers_larger_than_the_threshold(small_sd, tmp_path, monkeypatch):
+    """Not by their lists of layers; a step changes all weights as it does in one process."""
+    for name, value in SHARDED.items():
+        monkeypatch.setenv(name, value)
+    launch(NETWORKS, 2, small_sd, tmp_path, folder=tmp_path)
 
 
 @pytest.mark.parametrize(

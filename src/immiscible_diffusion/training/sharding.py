@@ -60,11 +60,26 @@ def is_sharded(model: nn.Module) -> bool:
     return any(hasattr(weight, "full_tensor") for weight in model.parameters())
 
 
-def autocast(model: nn.Module, accelerator: Any) -> None:
-    """Let the sharded ``model`` compute in mixed precision, as accelerate does for whole ones."""
-    from accelerate.utils import convert_outputs_to_fp32
+def prepare(accelerator: Any, model: nn.Module, optimizer: Any) -> tuple[Any, Any]:
+    """Return both as accelerate shards them, in mixed precision as it has whole ones.
 
+    Its policy by size also chooses lists of layers, which FSDP2 refuses: their ``forward``, before which it would
+    gather them, is never called. What is in them is chosen by itself, or goes with the module that has the list.
+    """
+    from unittest.mock import patch
+
+    from accelerate.utils import convert_outputs_to_fp32, fsdp_utils
+
+    choose = fsdp_utils.fsdp2_prepare_auto_wrap_policy
+
+    def choose_called(*arguments: Any) -> Any:
+        chosen = choose(*arguments)
+        return chosen and (lambda module: type(module).forward is not nn.Module.forward and chosen(module))
+
+    with patch.object(fsdp_utils, "fsdp2_prepare_auto_wrap_policy", choose_called):  # accelerate takes no callable
+        prepared, optimizer = accelerator.prepare(model, optimizer)
     model.forward = convert_outputs_to_fp32(accelerator.autocast()(model.forward))
+    return prepared, optimizer
 
 
 def hollow(model: nn.Module) -> nn.Module:

@@ -71,10 +71,12 @@ class Trainer:
         optimizer, self.lr_schedule = make_optimizer(recipe.optim, model, recipe.steps)
         # From here on moments may be written: nothing is left behind if another part is refused.
         self.run.fit_preconditioning(world)
-        form = sharding.hollow(model) if self.is_sharded else copy_sharing_frozen(model)
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         if self.is_sharded:
-            sharding.autocast(model, self.accelerator)
+            form = sharding.hollow(model)
+            self.model, self.optimizer = sharding.prepare(self.accelerator, model, optimizer)
+        else:
+            form = copy_sharing_frozen(model)
+            self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.ema = EMA(recipe.ema, model, form)
         if recipe.compile:  # not by accelerate, which takes this from the first run of a process
             torch._dynamo.reset()  # it compiles the code of a network for eight trainings at most, then no more
