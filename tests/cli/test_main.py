@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import re
+import warnings
 
 import pytest
 
@@ -149,3 +150,11 @@ def test_dry_run_says_what_is_missing(capsys):
     assert code == 2
     assert "missing:" in text
     assert "nothing" not in text.partition("missing:")[2]
+
+
+def test_warnings_of_the_package_are_a_line_each(monkeypatch):
+    monkeypatch.setattr(warnings, "formatwarning", None)  # restored afterwards
+    main(["recipes"])
+    own = warnings.formatwarning("skipped\na shard", UserWarning, main.__code__.co_filename, 1)
+    assert own == "immiscible: warning: skipped a shard\n"
+    assert f"{json.__file__}:1: UserWarning" in warnings.formatwarning("old", UserWarning, json.__file__, 1)

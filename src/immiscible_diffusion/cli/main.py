@@ -4,6 +4,8 @@ import importlib
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from immiscible_diffusion import __version__
 from immiscible_diffusion.cli.renamed import check_command
@@ -25,6 +27,8 @@ COMMANDS = {
     "recipes": "list the recipes, or show one",
 }
 BAD_INPUT = 2
+PACKAGE = str(Path(__file__).parents[1])
+PYTHON_FORMAT = warnings.formatwarning
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_command(command)
             raise ValueError(f"unknown command '{command}'; known: {', '.join(COMMANDS)}")
         warnings.simplefilter("default")
+        warnings.formatwarning = _format_warning
         if command != "describe":  # which needs torch alone
             with require_extra("train", "the command line"):
                 import tyro  # noqa: F401
@@ -66,6 +71,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = str(error).partition("\n")[0]
         sys.stderr.write(f"immiscible: error: out of memory; a smaller network or batch takes less ({text})\n")
         return BAD_INPUT
+
+
+def _format_warning(message: Any, category: type[Warning], filename: str, *line: Any, **options: Any) -> str:
+    """What this package warns of as one line without its source; other warnings as Python prints them."""
+    if category is UserWarning and filename.startswith(PACKAGE):
+        return f"immiscible: warning: {' '.join(str(message).split())}\n"
+    return PYTHON_FORMAT(message, category, filename, *line, **options)
 
 
 def overview() -> str:

@@ -39,7 +39,7 @@ class DataConfig:
 
     # digits, fashion_mnist, cifar10, imagenet-1k, coco, folder, or hub:ID or hub:ID@REVISION for a set of the hub
     name: str = "digits"
-    path: str | None = None  # local folder (or parquet file); required for ``folder``, instead of the hub otherwise
+    path: str | None = None  # local folder, or parquet files; required for ``folder``, instead of the hub otherwise
     split: str = "train"  # train or test, where the set has both
     # cut out before resizing: top, left, height, width
     crop: tuple[NonNegativeInt, NonNegativeInt, PositiveInt, PositiveInt] | None = None

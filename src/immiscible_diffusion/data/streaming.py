@@ -161,12 +161,14 @@ class Stream:
 
     def _samples_after(self, seed: int, rank: int, world: int, taken: int) -> Iterator[Sample]:
         """The shuffled samples of a rank without the first ``taken``."""
-        place = self.places.get((seed, rank, world, taken, *self._shard_set))
-        now = (world, *self._shard_set)
+        place, now = self.places.get((seed, rank, world, taken, *self._shard_set)), (world, *self._shard_set)
         before = {(key[2], *key[4:]) for key in self.places if key[0] == seed}
         if taken and before and now not in before:
             place = (1 + max(self.places.values())[0], 0, 0, 0)
-            texts = ["{} processes from {} shards (names: {:08x})".format(*read) for read in (*before, now)]
+            texts = [
+                f"{ranks} process{'es' * (ranks > 1)} from {count} shards (names: {names:08x})"
+                for ranks, count, names in (*before, now)
+            ]
             warnings.warn(f"{self.name} begins a new epoch: read by {', now by '.join(texts)}", stacklevel=2)
             self.places.clear()
         return islice(self._shuffled(seed, rank, world, place or (0, 0, 0, 0)), 0 if place else taken, None)
