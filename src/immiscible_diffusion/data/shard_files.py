@@ -51,8 +51,8 @@ def shard_files(path: str) -> dict[str, str]:
     except Exception as error:  # every store has its own
         raise ValueError(f"data.path {path} cannot be listed: {error}") from error
     if missing := [path for path, named in found.items() if named is None]:
-        others = f" (nor do {len(missing) - 1:,} others)" if len(missing) > 1 else ""
-        raise ValueError(f"data.path {missing[0]} does not exist{others}")
+        count = f" ({len(missing):,} of {len(paths):,} are missing)" if len(paths) > 1 else ""
+        raise ValueError(f"data.path {missing[0]} does not exist{count}")
     return {name: place for named in found.values() for name, place in (named or {}).items()}
 
 
