@@ -1,5 +1,6 @@
 import gc
 import multiprocessing
+import sys
 import threading
 import time
 from collections import Counter
@@ -308,3 +309,24 @@ def test_workers_are_the_same_to_the_end(dataset):
     assert set(multiprocessing.active_children()) - before == workers
     loaded.close()
     assert not set(multiprocessing.active_children()) & workers
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+def test_a_killed_worker_says_what_to_do(dataset):
+    """In a thread, as the one that pairs."""
+    before, raised = set(multiprocessing.active_children()), []
+    loaded = batches(dataset, KeyedSampler(24, 8, seed=1), ahead=0, num_workers=1)
+
+    def load() -> None:
+        next(loaded)
+        [worker] = set(multiprocessing.active_children()) - before
+        worker.kill()
+        worker.join()
+        with pytest.raises(ValueError, match=r"killed .*memory, or /dev/shm.*--num_workers.*same command") as error:
+            list(islice(loaded, 9))
+        raised.append(error)
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    thread.join()
+    assert raised

@@ -168,6 +168,15 @@ def test_batch_size_must_divide():
         check_split(250, 8)
 
 
+def test_a_resumed_run_says_how_it_goes_on_and_with_how_many_processes_it_can(tiny, tmp_path, capsys):
+    train(dataclasses.replace(tiny, gradient_accumulation_steps=2), tmp_path, until=1)
+    with pytest.raises(ValueError, match=r"cut into 2 parts.* 16 .* 1, 2, 4, 8 or 16 processes.* not 1 x 3"):
+        train(dataclasses.replace(tiny, gradient_accumulation_steps=3), tmp_path)
+    capsys.readouterr()
+    Trainer(tiny, RunDir(tmp_path), device="cpu").train(until=2)
+    assert "from step 1: 2 parts a step, 2 to a process" in capsys.readouterr().err
+
+
 def test_training_lowers_the_loss_on_independent_noise(tiny, tmp_path):
     recipe = dataclasses.replace(tiny, steps=300, validate_every=5, preview_every=0)
     run = train(recipe, tmp_path).run_dir

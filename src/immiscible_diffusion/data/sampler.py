@@ -109,10 +109,18 @@ def batches(
             yield from map(chunks.batch, keys)
         # Its own generator: torch's would be drawn from.
         options: dict[str, Any] = {"batch_size": None, "num_workers": num_workers, "generator": torch.Generator()}
-        for item in DataLoader(chunks, sampler=keys, **options):
-            if isinstance(item, ValueError):
-                raise item
-            yield item
+        try:
+            for item in DataLoader(chunks, sampler=keys, **options):
+                if isinstance(item, ValueError):
+                    raise item
+                yield item
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker (pid"):  # it was not killed
+                raise
+            raise ValueError(
+                f"one of {num_workers} workers that load was killed ({error}): memory, or /dev/shm, through which "
+                f"batches come, is mostly full; with fewer --num_workers, or more of these, the same command goes on"
+            ) from error
 
     return prefetch_iterator(load(), ahead + 1, name="batches", finish=False) if ahead else load()
 

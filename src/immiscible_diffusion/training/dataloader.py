@@ -51,6 +51,10 @@ class TrainDataLoader:
     def __post_init__(self) -> None:
         check_split(self.batch_size, self.num_parts * self.shares * self.num_pieces)
 
+    def __str__(self) -> str:
+        shared = f", each shared by {self.shares}" if self.shares > 1 else ""
+        return f"{self.num_parts} part{'s' * (self.num_parts > 1)} a step, {self.parts_per_step} to a process{shared}"
+
     @property
     def num_parts(self) -> int:
         """``parts``, or its default."""

@@ -4,6 +4,7 @@ import copy
 import math
 import os
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -54,7 +55,17 @@ class Trainer:
         self.device: torch.device = self.accelerator.device
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         micro_batches, batch_size = recipe.gradient_accumulation_steps, recipe.batch_size
-        check_split(batch_size, world * micro_batches)
+        try:
+            check_split(batch_size, world * micro_batches)
+        except ValueError as error:
+            if (state := run_dir.load_checkpoint()) is None or "parts" not in state:
+                raise
+            numbers = [str(number) for number in range(1, batch_size + 1) if batch_size % number == 0]
+            raise ValueError(
+                f"this run was cut into {math.prod(state['parts'])} parts; with its batch of {batch_size} it goes on "
+                f"with {', '.join(numbers[:-1])} or {numbers[-1]} processes x gradient_accumulation_steps, not "
+                f"{world} x {micro_batches}"
+            ) from error
         self.parts = [world, micro_batches]  # of the first start of the run: they decide what is drawn
         self.run = build_run(recipe, run_dir, self.device, dataset)
         self.task = self.run.task
@@ -112,6 +123,8 @@ class Trainer:
         recipe, until = self.recipe, until or self.recipe.steps
         with folder_lock(self.run_dir.root) if self.is_main else nullcontext():
             self.begin(resume_from)
+            if self.step and self.is_main and not quiet:
+                sys.stderr.write(f"goes on from step {self.step}: {self.loader}\n")
             name, stopped = f"{recipe.name} {recipe.coupling}", False
             bar = Progress(until, self.step, name, quiet=quiet or not self.is_main)
             try:
