@@ -22,6 +22,7 @@ TRAINING = ["train", "digits-flow", "--tiny", "--device", "cpu", "--out"]
 JOB_FILE = ROOT / "examples" / "slurm" / "two_nodes.sbatch"
 # Two tasks of a job step, as srun starts them.
 SRUN = """#!/bin/bash
+[[ $1 == --wait=* ]] && shift
 for rank in 0 1; do
     SLURM_PROCID=$rank SLURM_LOCALID=$rank SLURM_NTASKS=2 "$@" & tasks+=($!)
 done
@@ -95,6 +96,11 @@ def test_the_parts_of_the_kubernetes_file_fit_together() -> None:
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
     assert mounts.keys() == {volume["name"] for volume in pod["volumes"]}
     assert options["out"].startswith(mounts["runs"])
+    gpus = int(options["nproc-per-node"])  # of the one machine that may begin
+    assert gpus * int(options["gradient_accumulation_steps"]) == gpus * spec["parallelism"]
+    [shared] = [volume["emptyDir"] for volume in pod["volumes"] if "emptyDir" in volume]
+    sizes = [shared["sizeLimit"], container["resources"]["requests"]["memory"]]
+    assert int(sizes[0].removesuffix("Gi")) < int(sizes[1].removesuffix("Gi"))
 
 
 @pytest.mark.slow
