@@ -1,4 +1,4 @@
-"""Shared by all tests: one torch thread, no network, no cache but a temporary one."""
+"""Shared by all tests: one torch thread, no network, a temporary cache, Triton's interpreter where there is no CUDA."""
 
 import os
 from collections.abc import Iterator
@@ -9,6 +9,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+
+os.environ.setdefault("TRITON_INTERPRET", str(int(not torch.cuda.is_available())))  # before anything imports Triton
 
 from fixtures.stable_diffusion import save_small_sd
 from immiscible_diffusion.recipes import recipe_from_name

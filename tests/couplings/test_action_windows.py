@@ -111,11 +111,11 @@ def test_a_masked_assignment_gives_padded_data_noise_that_is_long_where_it_does_
 
 
 def test_knn_of_two_is_what_the_design_says():
-    """KL = log 2 - 1/2 a sample; 16 x 2 actions in [-1, 1]: variance 0.89 at k = 2, 0.80 at 4."""
+    """16 x 2 actions in [-1, 1]: variance 0.892 at k = 2, 0.814 at 4 (eight seeds, 0.0005 each)."""
     data = 2 * torch.rand(20_000, 16, 2, generator=torch.Generator().manual_seed(0)) - 1
-    for k, variance in ((2, 0.89), (4, 0.80)):
+    for k, variance in ((2, 0.892), (4, 0.8136)):
         noise = KNN(k=k)(data, generator=torch.Generator().manual_seed(1))
-        assert abs(float(noise.var()) - variance) < 0.015
+        assert abs(float(noise.var()) - variance) < 0.006
 
 
 # -- standardized distance ------------------------------------------------------------------------

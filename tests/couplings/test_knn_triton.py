@@ -1,7 +1,6 @@
 """The one kernel against the operations of ``KNN``: on a CPU by Triton's interpreter, on CUDA compiled."""
 
 import math
-import os
 
 import numpy as np
 import pytest
@@ -11,8 +10,6 @@ from scipy import stats
 from immiscible_diffusion import KNN
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported
 ROWS = 20_000 if DEVICE == "cuda" else 60  # interpreted, a row takes 40 ms
 
 triton = pytest.importorskip("triton", reason="needs Triton")
