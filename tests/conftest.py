@@ -1,4 +1,4 @@
-"""Shared by all tests: one torch thread, no network, a temporary cache, Triton's interpreter where there is no CUDA."""
+"""Shared by all tests: one torch thread, no network, a temporary cache, Triton interpreted where there is no CUDA."""
 
 import os
 from collections.abc import Iterator
