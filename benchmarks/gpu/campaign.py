@@ -23,7 +23,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
-from functools import partial
+from functools import cached_property, partial
 from importlib.util import find_spec
 from itertools import repeat
 from pathlib import Path
@@ -44,7 +44,7 @@ from immiscible_diffusion.experiments.compare.plan import TINY, Plan, Trial
 from immiscible_diffusion.experiments.compare.sweep import Sweep, SweepRunner
 from immiscible_diffusion.experiments.compare.trial import TrialRunner
 from immiscible_diffusion.experiments.pilot.time_budget import stop_after
-from immiscible_diffusion.metrics import SampleMetrics
+from immiscible_diffusion.metrics import SampleMetrics, square_root
 from immiscible_diffusion.models import UNet
 from immiscible_diffusion.recipes.diffusion import cifar10_ddim
 from immiscible_diffusion.recipes.flow_matching import cifar10_flow
@@ -168,13 +168,8 @@ def cuda_tests(run: Run) -> None:
     """Run the tests that are marked so; they are skipped without CUDA."""
     files = [str(f) for f in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.cuda" in f.read_text("utf-8")]
     command = [sys.executable, "-m", "pytest", "-q", "-n", "4", "-m", "cuda", "-p", "no:cacheprovider", *files]
-    options: dict[str, Any] = {
-        "cwd": ROOT,
-        "capture_output": True,
-        "text": True,
-        "env": os.environ | {"COLUMNS": "250"},
-    }
-    done = subprocess.run(command, timeout=max(1, run.deadline.left), **options)
+    wide, limit = os.environ | {"COLUMNS": "250"}, max(1, run.deadline.left)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=wide, timeout=limit)
     lines = done.stdout.splitlines() or done.stderr.splitlines()[-1:]
     failures = [{"test": line} for line in lines if line.startswith(("FAILED", "ERROR"))]
     run.values["tables"]["tests on CUDA"] = [{"test": lines[-1]}, *failures]
@@ -322,14 +317,16 @@ class Distances(ImageEvaluator):
         features = torch.cat([self.extractor(batch.clamp(-1, 1)) for batch in batches]).double()
         if not bool(features.isfinite().all()):
             raise ValueError("the samples are not finite")
-        real = self.reference.statistics
-        mean, covariance = real.mean.to(features), real.covariance.to(features)
-        values, vectors = torch.linalg.eigh(covariance)
-        root = vectors * values.clamp(min=0).sqrt()  # R with R R^T the covariance: trace (R^T C R)^(1/2) is the same
-        generated = features.T.cov()
-        overlap = torch.linalg.eigvalsh(root.T @ generated @ root).clamp(min=0).sqrt().sum()
-        distance = (features.mean(dim=0) - mean).square().sum() + covariance.trace() + generated.trace() - 2 * overlap
+        real, root, generated = self.reference.statistics, self.root.to(features), features.T.cov()
+        overlap = torch.linalg.eigvalsh(root @ generated @ root).clamp(min=0).sqrt().sum()
+        apart = (features.mean(dim=0) - real.mean.to(features)).square().sum()
+        distance = apart + root.square().sum() + generated.trace() - 2 * overlap
         return SampleMetrics(len(features), self.extractor.name, max(0.0, float(distance)))
+
+    @cached_property
+    def root(self) -> Tensor:
+        """Square root of the covariance of the real images, the same in every evaluation."""
+        return square_root(self.reference.statistics.covariance)
 
 
 def comparison(make: Callable[[], Recipe], arms: tuple[str, ...], run: Run, *, weights: Weights = ()) -> Parts:

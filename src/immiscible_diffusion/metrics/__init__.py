@@ -11,7 +11,7 @@ from immiscible_diffusion.metrics.evaluate import (
 )
 from immiscible_diffusion.metrics.features import extractor_from_name
 from immiscible_diffusion.metrics.features.base import FeatureExtractor, PixelFeatures, extract
-from immiscible_diffusion.metrics.fid import FeatureStatistics, Floor, floor_of, frechet_distance, halves
+from immiscible_diffusion.metrics.fid import FeatureStatistics, Floor, floor_of, frechet_distance, halves, square_root
 from immiscible_diffusion.metrics.reference_cache import cache_folder
 
 __all__ = [
@@ -31,5 +31,6 @@ __all__ = [
     "halves",
     "make_reference",
     "measure",
+    "square_root",
     "stream_statistics",
 ]

@@ -102,7 +102,7 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics, *, allow_few: b
     covariance_a, covariance_b = a.covariance, b.covariance
     # The trace of (A^{1/2} B A^{1/2})^{1/2} is the sum of the singular values of A^{1/2} B^{1/2}:
     # this keeps the digits that the root of a rounded eigenvalue near zero would lose.
-    product = _square_root(covariance_a) @ _square_root(covariance_b)
+    product = square_root(covariance_a) @ square_root(covariance_b)
     overlap = torch.linalg.svdvals(product).sum()
     spread = covariance_a.trace() + covariance_b.trace() - 2 * overlap
     return max(0.0, float((a.mean - b.mean).square().sum() + spread))
@@ -113,7 +113,7 @@ def _check_dims(a: FeatureStatistics, b: FeatureStatistics) -> None:
         raise ValueError(f"the two feature sets have {a.dim} and {b.dim} dimensions; use one kind")
 
 
-def _square_root(covariance: Tensor) -> Tensor:
+def square_root(covariance: Tensor) -> Tensor:
     """Symmetric square root of a positive semi-definite matrix [F, F]."""
     values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
     if values[0] < -_ROUNDING * values[-1].abs():
