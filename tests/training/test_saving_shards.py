@@ -1,4 +1,4 @@
-"""Shards that are written while training goes on, and ranks that are killed at any moment of either."""
+"""Shards that are written while training continues, and ranks that are killed at any moment of either."""
 
 import dataclasses
 import json

@@ -119,7 +119,7 @@ def batches(
                 raise
             raise ValueError(
                 f"one of {num_workers} workers that load was killed ({error}): memory, or /dev/shm, through which "
-                f"batches come, is mostly full; with fewer --num_workers, or more of these, the same command goes on"
+                f"batches come, is mostly full; with fewer --num_workers, or more of these, the same command resumes"
             ) from error
 
     return prefetch_iterator(load(), ahead + 1, name="batches", finish=False) if ahead else load()

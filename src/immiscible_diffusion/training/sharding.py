@@ -121,7 +121,7 @@ def wait(written: Future[Any], folder: Path) -> None:
     try:
         written.result()
     except CheckpointException as error:
-        raise OSError(f"cannot write {folder}: {_cause(error)}; with that mended, the same command goes on") from error
+        raise OSError(f"cannot write {folder}: {_cause(error)}; with that mended, the same command resumes") from error
 
 
 def load(folder: Path, model: nn.Module, optimizer: Any, average: dict[str, Tensor]) -> None:

@@ -62,7 +62,7 @@ class Trainer:
                 raise
             numbers = [str(number) for number in range(1, batch_size + 1) if batch_size % number == 0]
             raise ValueError(
-                f"this run was cut into {math.prod(state['parts'])} parts; with its batch of {batch_size} it goes on "
+                f"this run was cut into {math.prod(state['parts'])} parts; with its batch of {batch_size} it resumes "
                 f"with {', '.join(numbers[:-1])} or {numbers[-1]} processes x gradient_accumulation_steps, not "
                 f"{world} x {micro_batches}"
             ) from error
@@ -124,7 +124,7 @@ class Trainer:
         with folder_lock(self.run_dir.root) if self.is_main else nullcontext():
             self.begin(resume_from)
             if self.step and self.is_main and not quiet:
-                sys.stderr.write(f"goes on from step {self.step}: {self.loader}\n")
+                sys.stderr.write(f"resumes from step {self.step}: {self.loader}\n")
             name, stopped = f"{recipe.name} {recipe.coupling}", False
             bar = Progress(until, self.step, name, quiet=quiet or not self.is_main)
             try:
@@ -308,7 +308,7 @@ class Trainer:
         if self.is_sharded:
             own = self.run.model, self.optimizer, self.ema.weights
             written = sharding.save(self.run_dir.shards(self.step), *own, self.saving_group)
-            state = copy.deepcopy(state) if self.is_main else {"step": self.step}  # training goes on
+            state = copy.deepcopy(state) if self.is_main else {"step": self.step}  # training continues
         if self.is_main:
             self.run_dir.save_weights(averaged, self.step)
             self.task.export(self.run_dir, model, averaged, self.ema.numbers, self.step)

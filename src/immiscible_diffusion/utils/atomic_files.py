@@ -35,7 +35,7 @@ def _writing(target: Path, temporary: Path, size: int | None = None) -> Iterator
                 room += shutil.disk_usage(target.parent).free
             lacking = _mib(max(1, size - room))
             missing = f"; it takes {_mib(size)}, and there is room for {_mib(room)}: at least {lacking} are missing"
-        text = f"cannot write {target}: {reason}{missing}; with that mended, the same command goes on"
+        text = f"cannot write {target}: {reason}{missing}; with that mended, the same command resumes"
         raise OSError(text) from error
 
 
