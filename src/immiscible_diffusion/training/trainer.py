@@ -150,6 +150,9 @@ class Trainer:
             # A rank that exits first would make the launcher kill rank 0 while it saves.
             self.accelerator.wait_for_everyone()
             self.accelerator.end_training()
+            if self.accelerator.num_processes > 1:
+                # Threads of gloo need Python to free the last tensors, and abort while it ends (PyTorch issue 190489).
+                time.sleep(0.5)
             if stopped:
                 raise Interrupted(
                     guard.received or signal.SIGTERM,
