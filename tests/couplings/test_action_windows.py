@@ -228,8 +228,9 @@ def test_a_law_is_of_one_coupling():
 
     data = windows(256, 11).data
     law = NoiseDistribution.standard(Moments.fit(data))
-    with pytest.raises(ValueError, match=r"use WarmUp\(Calibrated\("):
-        Calibrated(WarmUp(KNN(k=8), 3), law).at_step(0)
+    for coupling in (WarmUp(KNN(k=8), 3), Shuffled(WarmUp(KNN(k=8), 3)), Shuffled(Shuffled(WarmUp(KNN(k=8), 0)))):
+        with pytest.raises(ValueError, match=r"use WarmUp\(Calibrated\("):
+            Calibrated(coupling, law)
     inside = WarmUp(Calibrated(KNN(k=8), law), 3)
     assert inside.at_step(3) == inside.coupling
 

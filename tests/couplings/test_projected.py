@@ -4,7 +4,16 @@ import pytest
 import torch
 from scipy.stats import ks_2samp, kstest
 
-from immiscible_diffusion.couplings import KNN, Independent, LinearAssignment, Moments, parse_coupling
+from immiscible_diffusion.couplings import (
+    KNN,
+    Independent,
+    LinearAssignment,
+    Moments,
+    Quantile,
+    SemidiscretePlan,
+    check_coupling_name,
+    parse_coupling,
+)
 from immiscible_diffusion.couplings.projected import Projected, pooled, spread
 
 SHAPE = (2, 4, 6)
@@ -89,3 +98,19 @@ def test_names_are_read_back_and_what_does_not_fit_is_refused():
             Projected(Independent(), **wrong)
     with pytest.raises(ValueError, match="needs the moments"):
         parse_coupling("projected(rank=3):knn:k=2")
+
+
+@pytest.mark.parametrize("inner", ["quantile", "gaussian_ot", "knn:k=2,center=mean", "calibrated:knn:k=2"])
+def test_by_name_nothing_is_fitted_inside_which_would_be_to_complete_data(inner):
+    with pytest.raises(ValueError, match="inside 'projected' nothing can be fitted"):
+        check_coupling_name(f"aligned:projected(pool=2):{inner}")
+    check_coupling_name("calibrated:projected(pool=2):knn:k=2")
+
+
+def test_what_is_fitted_to_the_parts_of_the_data_pairs_them():
+    data = draw(300, *SHAPE)
+    small = pooled(data, 2)
+    plan = SemidiscretePlan.fit(small, Moments.fit(small), max_steps=0)
+    noise = Projected(Quantile(plan), pool=2)(data)
+    ranks = [(x.flatten(1) @ plan.directions[0]).argsort() for x in (small, pooled(noise, 2))]
+    assert torch.equal(*ranks)

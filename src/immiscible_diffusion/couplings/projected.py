@@ -20,7 +20,7 @@ class Projected(Wrapper):
     that say what is in the sample give it back.
 
     Args:
-        coupling: pairs ``[B, *small]``.
+        coupling: pairs ``[B, *small]``, and has been fitted to such data if to any.
         pool: A averages over blocks of ``pool`` positions of every dimension of a sample but the first (its
             channels), times the root of their number; sizes must be multiples of it.
         moments: A goes to the leading directions of the data, as rows ``[B, rank]``; with ``rank``.

@@ -80,7 +80,17 @@ def parse_coupling(
     if len(name) > LONGEST:
         raise ValueError(f"a coupling's name has at most {LONGEST} characters, got {len(name):,}: {name[:40]}...")
     if (around := _AROUND.fullmatch(name)) and around["kind"] in WRAPPERS:
-        inner = parse_coupling(around["inner"], moments, distribution, plan, seed=seed, allow_import=allow_import)
+        given = (moments, distribution, plan)
+        if around["kind"] == Projected.name:
+
+            def refuse(*_: Any, **__: Any) -> Any:
+                raise ValueError(
+                    f"coupling '{name}': inside 'projected' nothing can be fitted by name, as it is to complete data; "
+                    f"use quantile, gaussian_ot or semidiscrete with rank=R alone, or calibrated: in front"
+                )
+
+            given = (refuse, refuse, refuse)
+        inner = parse_coupling(around["inner"], *given, seed=seed, allow_import=allow_import)
         return _around(name, around, inner, moments, distribution)
     if name.partition(":")[0] in COUPLINGS:
         return _coupling(name, moments, plan, seed)

@@ -137,6 +137,11 @@ class MaskedCoupling(Wrapper):
 
     name = "masked"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.takes_mask:
+            raise ValueError(f"MaskedCoupling pairs by a mask, which {self.coupling} does not take; use KNN, say")
+
     def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
         """Noise for ``data``; ValueError without the condition."""
         inside = take_condition(cond, self.cond_key, "pairing inside the mask").bool()
@@ -170,13 +175,18 @@ class Calibrated(Wrapper):
         if not isinstance(self.distribution, NoiseDistribution):
             kind = type(self.distribution).__name__
             raise ValueError(f"Calibrated needs the NoiseDistribution of its coupling, got {kind}")
+        self._inner_at(0)
 
     def at_step(self, step: int) -> Coupling:
-        """This; ValueError around a coupling that changes, whose noise has no one distribution."""
+        """This around the coupling of an optimizer step."""
+        return self._around(self._inner_at(step))
+
+    def _inner_at(self, step: int) -> Coupling:
+        """ValueError for one that becomes another, whose noise has no one distribution."""
         coupling = self.coupling.at_step(step)
-        if type(coupling) is not type(self.coupling):
+        if _kinds(coupling) != _kinds(self.coupling):
             raise ValueError(f"{self.coupling} changes with the step; use WarmUp(Calibrated(...), N)")
-        return self._around(coupling)
+        return coupling
 
     def choose(self, data: Tensor, noise: Noise, cond: Cond, mask: Mask, generator: Rng) -> Tensor:
         """Noise for ``data`` ``[B, *shape]``; ValueError for a mask that cuts every sample."""
@@ -196,3 +206,8 @@ class Calibrated(Wrapper):
         if self.distribution.label_mean is None:
             return None
         return take_condition(cond, self.label_key, "a noise distribution by label")
+
+
+def _kinds(coupling: Coupling) -> list[type]:
+    """The class of ``coupling`` and of those inside."""
+    return [type(coupling), *(_kinds(coupling.coupling) if isinstance(coupling, Wrapper) else [])]
