@@ -114,7 +114,7 @@ def test_signals_write_a_checkpoint_and_say_how_to_resume(tmp_path, number):
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    assert "the same command goes on" in said
+    assert "the same command resumes" in said
     state = run.load_checkpoint()
     assert state is not None
     assert state["step"] == run.records("train")[-1]["step"]

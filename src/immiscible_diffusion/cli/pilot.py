@@ -32,7 +32,7 @@ class Options(DataOptions):
     Trains without pairing, with a coupling, and with its noises shuffled (the control), at equal steps, and says
     whether it helps (or costs) by so much, how much of that is pairing and how much the changed noise distribution;
     or no effect above seed noise; or too little data or time to tell. The network is conditioned on what --cond
-    names, and nothing else. No promise for large models. The same command goes on where a killed one was. Examples:
+    names, and nothing else. No promise for large models. The same command resumes a killed one. Examples:
 
     immiscible pilot --data digits --minutes 5
 

@@ -52,7 +52,7 @@ class Options(SamplerChanges):
     """Make images with a trained run, or with a published pipeline of diffusers.
 
     Image i depends on the seed and i alone, and is of class (or prompt) i mod their number. With
-    --to the same command continues after an interruption, without a duplicate or a gap; under
+    --to the same command resumes after an interruption, without a duplicate or a gap; under
     accelerate launch every process makes its share. Examples:
 
     immiscible sample runs/digits-flow/knn-seed0
@@ -68,7 +68,7 @@ class Options(SamplerChanges):
         checkpoint: step of a kept checkpoint to sample; by default the last.
         pipeline: sample this instead: a folder with a pipeline of diffusers, or its hub name; an unconditional one by
             DDIM.
-        to: folder for the images; by default RUN/images/STEP-SAMPLER-SEED, made anew, and a grid of its first images
+        to: folder for the images; by default RUN/images/STEP-SAMPLER-SEED, made again, and a grid of its first images
             beside it.
         count: images in all; more can be asked for later.
         seed: seed of the initial noise.

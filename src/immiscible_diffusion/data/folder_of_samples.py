@@ -103,7 +103,7 @@ class SampleFolder(DataSet):
             file.seek(place.start)
             content = file.read(place.size)
         if place.path.suffix in (".png", ".tar") and not is_whole_png(content):
-            raise ValueError(f"image {place.number} of {place.path} is damaged; sample again, which makes it anew")
+            raise ValueError(f"image {place.number} of {place.path} is damaged; sample again, which replaces it")
         cell = {"bytes": content, "path": f"image {place.number} of {self.folder}"}
         return decode_image(cell, "L" if self.channels == 1 else "RGB", self.size)
 

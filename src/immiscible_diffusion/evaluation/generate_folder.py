@@ -27,7 +27,7 @@ def generate_folder(
 ) -> int:
     """Make the images of process ``rank`` of ``world`` that are missing; return how many were made.
 
-    The call may be stopped or killed at any moment: the same call goes on without a duplicate or a gap, with any
+    The call may be stopped or killed at any moment: the same call resumes without a duplicate or a gap, with any
     number of processes and any batch size.
 
     The ``writer`` says which images, and keeps them; ``draw`` makes ``[b, 1 or 3, H, W]`` in [-1, 1] of b indices, and

@@ -157,7 +157,7 @@ class Trainer:
                 raise Interrupted(
                     guard.received or signal.SIGTERM,
                     f"stopped at step {self.step} of {recipe.steps}; the checkpoint is in "
-                    f"{self.run_dir.root}{os.sep}; the same command goes on from there",
+                    f"{self.run_dir.root}{os.sep}; the same command resumes from there",
                 )
 
     def begin(self, resume_from: int | None = None) -> None:

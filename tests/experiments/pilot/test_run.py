@@ -81,7 +81,7 @@ def interrupted(monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(Trainer, "after_step", after_step)
-            with pytest.raises(Interrupted, match="goes on from there"):
+            with pytest.raises(Interrupted, match="the same command resumes"):
                 pilot.run()
 
     return run

@@ -83,7 +83,7 @@ def run_in_workers(
         _start(processes, threads)
         failures = _watch(open_trials, bar, processes, outcomes, guard)
     if guard.received is not None:
-        raise Interrupted(guard.received, f"stopped; the same command goes on from what is in {plan.folder}")
+        raise Interrupted(guard.received, f"stopped; the same command resumes from what is in {plan.folder}")
     if failures:
         raise ValueError("; ".join(failures))
 

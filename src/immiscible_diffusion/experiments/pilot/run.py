@@ -214,7 +214,7 @@ class Pilot:
                     finally:
                         self._keep()
                     if guard.received is not None and not over.is_set():
-                        text = f"finished trainings are in {self.folder}, the same command goes on from there"
+                        text = f"finished trainings are in {self.folder}, the same command resumes from there"
                         raise Interrupted(guard.received, f"stopped; {text}")
 
     def outcome(self, plan: Plan, division: Division, command: str) -> Outcome:

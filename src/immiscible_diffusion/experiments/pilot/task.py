@@ -83,7 +83,7 @@ class ArrayTask(Task):
     def load_data(self, split: str) -> DataSet:
         """Raise ValueError: the arrays are in the memory of the command that trains."""
         name = self.recipe.task.data.name
-        raise ValueError(f"{name} was given to immiscible pilot, which alone can go on with this run")
+        raise ValueError(f"{name} was given to immiscible pilot, which alone can resume this run")
 
     def validation_data(self) -> tuple[DataSet, str]:
         """Return what is held out."""
