@@ -2,6 +2,7 @@
 
     sh benchmarks/gpu/prepare.sh 2 9 CIFAR10_FOLDER     # collects what the GPU's machine lacks, prints the command
     python benchmarks/gpu/campaign.py --step 2 --minutes 9 --out OUT
+    python benchmarks/gpu/campaign.py --step 1 --minutes 2 --out OUT --only U-Net            # a part of it
     python benchmarks/gpu/campaign.py --step 2 --minutes 5 --out OUT --device cpu --tiny     # does it run?
 
 Steps: 1 tests and cost of the couplings, 2 flow matching on CIFAR-10, 3 DDIM, 4 labels and guidance, 5 pairing over
@@ -25,7 +26,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from functools import cached_property, partial
 from importlib.util import find_spec
-from itertools import repeat
+from itertools import product, repeat
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,10 @@ def stable_diffusion(run: Run) -> Parts:
 
 
 def training_rows(run: Run, network: nn.Module, batch: Batch, names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Time training steps in bf16 with every coupling, prefetched; the share is of its step that pairing adds."""
+    """Time training steps in bf16 with every coupling, paired in a thread or, with 0 ahead, in the step itself.
+
+    What pairing adds is a share of the step with independent noise; a thread and the step want Python's lock.
+    """
     device, (steps, repeats) = run.device, (2, 1) if run.options.tiny else (20, 3)
     on_cuda = device.type == "cuda"
     network = network.to(device, memory_format=torch.channels_last)
@@ -210,10 +214,10 @@ def training_rows(run: Run, network: nn.Module, batch: Batch, names: tuple[str, 
     one = {name: value[:1] for name, value in (batch.cond or {}).items()}
     flops = len(batch) * training_flops(network, batch.data[:1], torch.zeros(1), one)
     peak, path, loss, rows = device_peak(device, "bf16"), FlowMatchingPath(), RegressionLoss(), []
-    for name in ("independent", *names):
+    for name, ahead in product(("independent", *names), (1, 0)):
         if on_cuda:
             torch.cuda.reset_peak_memory_stats()
-        with PairedLoader(repeat(batch), parse_coupling(name), seed=0, device=device) as loader:
+        with PairedLoader(repeat(batch), parse_coupling(name), seed=0, device=device, ahead=ahead) as loader:
             batches, paired = iter(loader), []
 
             def several(batches: Any = batches, paired: list[float] = paired) -> None:
@@ -232,11 +236,12 @@ def training_rows(run: Run, network: nn.Module, batch: Batch, names: tuple[str, 
         rows.append(
             {
                 "coupling": name,
+                "ahead": ahead,
                 "step, ms": step,
                 "steps/s": 1e3 / step,
                 "of peak": None if peak is None else flops / step / peak * 1e3,
-                "pairing in its thread, ms": sum(paired) / len(paired),
-                "added to a step": step / rows[0]["step, ms"] - 1 if rows else 0.0,
+                "pairing, ms": sum(paired) / len(paired),
+                "added to a step": step / rows[1 - ahead]["step, ms"] - 1 if len(rows) > 1 else 0.0,
                 "memory, GiB": peak_memory(device) / 2**30,
             }
         )
@@ -412,6 +417,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--step", type=int, choices=STEPS, required=True)
     parser.add_argument("--minutes", type=float, required=True, help="after which no part begins or continues")
+    parser.add_argument("--only", default="", help="parts whose names have this: U-Net, tests, B=128, a coupling")
     parser.add_argument("--out", type=Path, required=True, help="folder of the record")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of earlier records (docs/results/gpu)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
@@ -439,6 +445,7 @@ def main(arguments: list[str] | None = None) -> int:
         "torch": torch.__version__,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": f"python benchmarks/gpu/campaign.py --step {options.step} --minutes {options.minutes:g}"
+        + f" --only {options.only!r}" * bool(options.only)
         + " --tiny" * options.tiny,
         "unfinished": [],
         "failures": {},
@@ -449,7 +456,7 @@ def main(arguments: list[str] | None = None) -> int:
     }
     with tempfile.TemporaryDirectory() as folder:
         run = Run(options, values, Path(folder), Deadline(options.minutes))
-        run.take(STEPS[options.step](run))
+        run.take({name: part for name, part in STEPS[options.step](run).items() if options.only in name})
     print(page([values]))
     if values["unfinished"]:
         print(f"unfinished after {options.minutes:g} minutes: {'; '.join(values['unfinished'])}")
