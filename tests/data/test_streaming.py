@@ -20,7 +20,8 @@ from fixtures.tar_shards import PER_SHARD, write_shards, write_tar
 from immiscible_diffusion.data import DataConfig, load_images
 from immiscible_diffusion.data.captions import Captions
 from immiscible_diffusion.data.shard_files import shard_files
-from immiscible_diffusion.data.streaming import ShardError, Stream, open_stream, read_tar
+from immiscible_diffusion.data.shard_readers import ShardEndError, ShardError, read_tar
+from immiscible_diffusion.data.streaming import Stream, open_stream
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.optional_deps import MissingDependencyError
 
@@ -104,8 +105,7 @@ def test_what_tarfile_takes_for_the_end_is_an_error(tmp_path: Path, where: str) 
         content[:] = b"<html>not found</html>" * 100
     path.write_bytes(content)
     found = list(read_tar(str(path)))
-    assert isinstance(found[-1], ShardError)
-    assert found[-1].rest_lost
+    assert isinstance(found[-1], ShardEndError)
     assert path.name in str(found[-1])
 
 
@@ -179,7 +179,7 @@ def test_every_way_to_name_shards(shards_at: Callable[[str], str], kind: str, pa
     address = f"{shards_at(kind)}{inside}{pattern}{'.' + kind if pattern else ''}"
     found = stream(address, shuffle_buffer=1)
     count = 1 if pattern == "/shard-000" else 2
-    assert [name[-len(kind) - 10 :] for name in found.shard_names] == [f"shard-{n:03d}.{kind}" for n in range(count)]
+    assert [name[-len(kind) - 10 :] for name in found.shards] == [f"shard-{n:03d}.{kind}" for n in range(count)]
     assert sorted(captions_of(take(found, 3 * count))) == list(range(count * PER_SHARD))
 
 
@@ -208,6 +208,23 @@ def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
     config = DataConfig("folder", path=str(tmp_path), size=4, stream=True)
     with pytest.raises(ValueError, match=r"train-1\.parquet cannot be read"):
         take(open_stream(config), 6)
+
+
+def test_a_first_parquet_file_without_a_footer_is_skipped_on_request(tmp_path: Path) -> None:
+    text = datasets.Value("string")
+    for shard in range(3):
+        images = [np.full((5, 5, 3), 2 * shard + n, dtype=np.uint8) for n in range(2)]
+        words = ([str(2 * shard + n) for n in range(2)], text)
+        path = write_parquet(tmp_path / f"train-{shard}.parquet", images, whole_numbers([0, 1]), text=words)
+        if shard == 0:
+            path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(ValueError, match="cannot be read"):
+        take(stream(tmp_path), 1)
+    skips = stream(tmp_path, on_error="skip", shuffle_buffer=1)
+    with pytest.warns(UserWarning, match=r"skipped \(1 so far, and the rest of the shard\).*train-0\.parquet"):
+        batches = take(skips, 2)
+    assert sorted(captions_of(batches)) == [2, 3, 4, 5]
+    assert [batch.cond["label"].tolist() for batch in batches if batch.cond] == [[0, 1], [0, 1]]
 
 
 def test_parquet_files_are_streamed_too(tmp_path: Path) -> None:
@@ -313,7 +330,7 @@ def test_a_resumed_stream_reads_from_its_place_only(tmp_path: Path) -> None:
     killed = stream(tmp_path, shuffle_buffer=2)
     take(killed, 8)  # 16 samples: in the third shard
     resumed, opened = stream(tmp_path, shuffle_buffer=2), []
-    shards = [lambda n=n: (opened.append(n), resumed.shards[n]())[1] for n in range(4)]
+    shards = {name: lambda name=name: (opened.append(name), resumed.shards[name]())[1] for name in resumed.shards}
     again = replace(resumed, shards=shards)
     again.load_state_dict(killed.state_dict())
     assert captions_of(take(again, 4, start=8)) == captions_of(take(stream(tmp_path, shuffle_buffer=2), 12))[16:]

@@ -1,36 +1,30 @@
-"""Data sets larger than the disk: shards read from start to end, shuffled in a buffer.
+"""Data sets larger than the disk: shards read from start to end, shuffled in a buffer."""
 
-Tables (parquet files, sets of the hub) are streamed by the ``datasets`` library. Its reader of tar
-files takes a damaged header for the end of a file and expects the same members of every sample, so
-tar shards are read here, where every loss of data is an error that names the shard.
-"""
-
-import json
-import tarfile
 import warnings
 import zlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from itertools import count, groupby, islice
-from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from itertools import count, islice
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.data.captions import Captioned, Captions, add_tokens, caption_column
-from immiscible_diffusion.data.hf_images import columns, load_arguments, open_rows
+from immiscible_diffusion.data.base import forward
+from immiscible_diffusion.data.captions import Captioned, Captions, add_tokens
+from immiscible_diffusion.data.hf_images import load_arguments
 from immiscible_diffusion.data.image_decoding import decode_image
 from immiscible_diffusion.data.images import ImageSet, draw_flips, to_batch
 from immiscible_diffusion.data.load import DataConfig
 from immiscible_diffusion.data.prompts import ClassNamePrompts, ListCaptions, Tokenize, load_class_names, read_names
 from immiscible_diffusion.data.sampler import check_split
+from immiscible_diffusion.data.shard_readers import Sample, Shard, ShardEndError, ShardError, read_tar, table_shards
 from immiscible_diffusion.utils.background import prefetch_iterator
 from immiscible_diffusion.utils.batch import Batch
-from immiscible_diffusion.utils.optional_deps import require_extra
 from immiscible_diffusion.utils.random import RandomStreams, keyed_generator
 
 T = TypeVar("T")
@@ -39,30 +33,6 @@ PlaceKey = tuple[int, int, int, int, int, int]  # seed, rank, world, samples tak
 NUM_DECODERS = 4
 PLACES_KEPT = 100  # of the last micro-batches; those that wait for a step are fewer
 NUM_IN_MEMORY = 1000  # first images of a stream, for validation and previews
-IMAGES = ("png", "jpg", "jpeg", "webp", "bmp")
-TEXTS = ("txt", "text", "caption")
-JSON_TEXTS = ("caption", "text", "prompt")
-
-
-class ShardError(ValueError):
-    """A sample cannot be read; with ``rest_lost``, nor what follows it in its shard."""
-
-    def __init__(self, message: str, *, rest_lost: bool = False) -> None:
-        super().__init__(message)
-        self.rest_lost = rest_lost
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One image of a stream, still encoded: ``bytes`` or ``path``, its captions and its class."""
-
-    cell: dict[str, Any]
-    texts: tuple[str, ...] = ()
-    label: int | None = None
-    place: Place = (0, 0, 0, 0)  # where it was read; once shuffled, where the stream resumes after it
-
-
-Shard = Callable[[], Iterator[Sample | ShardError]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,13 +43,11 @@ class Stream:
     """
 
     config: DataConfig  # name, size, channels, flip, shuffle buffer, and what to do with errors
-    shards: Sequence[Shard]  # each yields its samples when called, or errors in their place
+    shards: Mapping[str, Shard]  # by the names by which a resumed stream knows them
     tokenize: Tokenize | None = None  # texts to ``[B, L]`` int64, or None
     classes: ClassNamePrompts | None = None  # prompts of the classes, or None
-    shard_names: Sequence[str] = ()  # one per shard, by which a resumed stream knows them
     skipped: list[str] = field(default_factory=list)  # what this process skipped so far
-    # by seed, rank, world, the number of samples that were taken, and the shards: where the stream resumes
-    places: dict[PlaceKey, Place] = field(default_factory=dict)
+    places: dict[PlaceKey, Place] = field(default_factory=dict)  # where the stream resumes after the last batches
 
     @property
     def name(self) -> str:
@@ -89,7 +57,7 @@ class Stream:
     @cached_property
     def _shard_set(self) -> tuple[int, int]:
         """How many shards, and a checksum of their names without folders, which may have another path when resumed."""
-        return len(self.shards), zlib.crc32("\n".join(name.rpartition("/")[2] for name in self.shard_names).encode())
+        return len(self.shards), zlib.crc32("\n".join(name.rpartition("/")[2] for name in self.shards).encode())
 
     def batches(
         self,
@@ -161,7 +129,8 @@ class Stream:
 
     def _samples_after(self, seed: int, rank: int, world: int, taken: int) -> Iterator[Sample]:
         """The shuffled samples of a rank without the first ``taken``."""
-        place, now = self.places.get((seed, rank, world, taken, *self._shard_set)), (world, *self._shard_set)
+        now = (world, *self._shard_set)
+        place = self.places.get((seed, rank, world, taken, *self._shard_set))
         before = {(key[2], *key[4:]) for key in self.places if key[0] == seed}
         if taken and before and now not in before:
             place = (1 + max(self.places.values())[0], 0, 0, 0)
@@ -197,8 +166,9 @@ class Stream:
         self, numbers: Sequence[int], epoch: int = 0, shard: int = 0, row: int = 0
     ) -> Iterator[Sample | ShardError]:
         """What the shards ``numbers`` hold, from a row of one of them on."""
+        shards = list(self.shards.values())
         for position in range(shard, len(numbers)):
-            for index, item in islice(enumerate(self.shards[numbers[position]]()), row, None):
+            for index, item in islice(enumerate(shards[numbers[position]]()), row, None):
                 yield item if isinstance(item, ShardError) else replace(item, place=(epoch, position, index, 0))
             row = 0
 
@@ -208,20 +178,20 @@ class Stream:
         """Intact images with their samples, of which ``ahead`` are read and decoded before they are asked for."""
 
         def in_order() -> Iterator[tuple[Tensor, Sample] | ShardError]:
-            pending = deque(pool.submit(self._decode, sample) for sample in islice(samples, ahead))
+            futures = (pool.submit(self._decode, sample) for sample in samples)
+            pending = deque(islice(futures, ahead))
             while pending:
                 decoded = pending.popleft().result()
-                pending.extend(pool.submit(self._decode, sample) for sample in islice(samples, 1))
+                pending.extend(islice(futures, 1))
                 yield decoded
 
         return self._intact(in_order())
 
     def _decode(self, sample: Sample) -> tuple[Tensor, Sample] | ShardError:
+        config, mode = self.config, "L" if self.config.channels == 1 else "RGB"
         if self.tokenize is not None and not self.texts_of(sample):
             return ShardError(f"{sample.cell.get('path') or self.name} has no caption and no class")
-        mode = "L" if self.config.channels == 1 else "RGB"
         try:
-            config = self.config
             return decode_image(sample.cell, mode, config.size, config.crop, config.resize), sample
         except ValueError as error:
             return ShardError(str(error))
@@ -235,7 +205,7 @@ class Stream:
             if self.config.on_error == "raise":
                 raise ValueError(f"{item}; --data.on_error skip leaves it out") from item
             self.skipped.append(str(item))
-            rest = ", and the rest of the shard" if item.rest_lost else ""
+            rest = ", and the rest of the shard" if isinstance(item, ShardEndError) else ""
             warnings.warn(f"skipped ({len(self.skipped)} so far{rest}): {item}", stacklevel=2)
 
     def _batch(self, decoded: list[tuple[Tensor, Sample]], generator: torch.Generator) -> Batch:
@@ -263,17 +233,9 @@ class StreamedImages(Captioned):
 
     stream: Stream = field(kw_only=True)
 
-    def batches(self, batch_size: int, seed: int, **options: int) -> Generator[Batch, None, None]:
-        """The micro-batches of the stream; arguments as for ``Stream.batches``."""
-        return self.stream.batches(batch_size, seed, **options)
-
-    def state_dict(self) -> dict[Any, Any]:
-        """That of the stream."""
-        return self.stream.state_dict()
-
-    def load_state_dict(self, state: dict[Any, Any]) -> None:
-        """Load that of the stream."""
-        self.stream.load_state_dict(state)
+    batches = forward("stream.batches")
+    state_dict = forward("stream.state_dict")
+    load_state_dict = forward("stream.load_state_dict")
 
     def tokenized(self, tokenize: Tokenize) -> "StreamedImages":
         """The same with a tokenizer, in the stream too."""
@@ -306,113 +268,16 @@ def open_stream(config: DataConfig, captions: Captions | None = None, tokenize: 
     captions = captions or Captions()
     if config.size is None:
         raise ValueError("a stream needs data.size, to which every image is resized")
-    path, names = Path(config.path) if config.path else None, None
     arguments = load_arguments(replace(config, stream=True))
-    shards: dict[str, Shard]
+    shards: Mapping[str, Shard]
     if arguments["path"] == "webdataset":
-        shards = {name: partial(read_tar, name) for name in arguments["data_files"][config.split]}
+        shards, names = {name: partial(read_tar, name) for name in arguments["data_files"][config.split]}, None
     else:
-        shards, names = _table(config, captions, arguments)
+        shards, names = table_shards(config, arguments, captions.column)
     if captions.names:
         names = read_names(Path(captions.names))
     classes = None
     if config.labels and names:
-        names = load_class_names(names, None, path)
+        names = load_class_names(names, None, Path(config.path) if config.path else None)
         classes = ClassNamePrompts(torch.arange(len(names)), names, captions.template, captions.synonyms)
-    return Stream(config, list(shards.values()), tokenize, classes, list(shards))
-
-
-def _table(
-    config: DataConfig, captions: Captions, arguments: dict[str, Any]
-) -> tuple[dict[str, Shard], Sequence[str] | None]:
-    """The shards of a streamed table by their names, and the names of its classes."""
-    hint = "a stream of the hub needs a network all the time; or download it and set data.path"
-    rows = open_rows(config, hint, arguments)
-    image, label = columns(rows, config)
-    text = caption_column(rows, captions.column)
-
-    def read(number: int) -> Iterator[Sample | ShardError]:
-        try:
-            for row in rows.shard(rows.num_shards, number):
-                texts = row[text] if text else ()
-                texts = (texts,) if isinstance(texts, str) else tuple(texts or ())
-                yield Sample(row[image], texts, row[label] if label else None)
-        except Exception as error:  # noqa: BLE001  every reader has its own
-            yield ShardError(
-                f"{shards[number]} cannot be read to its end: {error}; repair or remove it", rest_lost=True
-            )
-
-    shards = arguments.get("data_files", {}).get(config.split, [])
-    if len(shards) != rows.num_shards:
-        shards = [f"{config.path or config.name}, shard {number}" for number in range(rows.num_shards)]
-    by_name: dict[str, Shard] = {name: partial(read, number) for number, name in enumerate(shards)}
-    return by_name, getattr(rows.features[label], "names", None) if label else None
-
-
-def read_tar(name: str) -> Iterator[Sample | ShardError]:
-    """The samples of a tar shard in webdataset's layout: consecutive members of one stem.
-
-    ``.png``, ``.jpg``, ``.webp``: the image; ``.txt``: its caption; ``.cls``: its class;
-    ``.json``: an object with ``caption`` (or ``text``, ``prompt``) and ``label``. ``name`` is a
-    file, or an address that fsspec opens (https://, s3://).
-    """
-    with require_extra("train", "reading shards"):
-        import fsspec
-    compression = "gzip" if name.endswith("gz") else None
-    try:
-        with (
-            fsspec.open(name, "rb", compression=compression) as file,
-            tarfile.open(fileobj=file, mode="r|", tarinfo=_StrictHeader) as tar,
-        ):
-            for stem, group in groupby(filter(tarfile.TarInfo.isfile, tar), _stem):
-                members = {_extension(info): tar.extractfile(info).read() for info in group}  # type: ignore[union-attr]
-                yield _to_sample(f"{stem} in {name}", members)
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        yield ShardError(f"{name} cannot be read to its end: {error}; repair or remove it", rest_lost=True)
-
-
-class _StrictHeader(tarfile.TarInfo):
-    """The header of a member; tarfile takes a damaged one for the end, here it is an error."""
-
-    @classmethod
-    def fromtarfile(cls, tar: tarfile.TarFile) -> "_StrictHeader":
-        try:
-            return super().fromtarfile(tar)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # zeros mark the end
-            raise
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"cut short or damaged at byte {tar.offset}") from error
-
-
-def _stem(info: tarfile.TarInfo) -> str:
-    path = PurePosixPath(info.name)
-    first = path.name.partition(".")[0]
-    return str(path.with_name(first)) if first else str(path)
-
-
-def _extension(info: tarfile.TarInfo) -> str:
-    return PurePosixPath(info.name).name.partition(".")[2].lower()
-
-
-def _to_sample(where: str, members: dict[str, bytes]) -> Sample | ShardError:
-    image = next((members[extension] for extension in IMAGES if extension in members), None)
-    if image is None:
-        return ShardError(f"{where} has no image (it has {', '.join(members)})")
-    try:
-        texts = tuple(" ".join(members[name].decode().split()) for name in TEXTS if name in members)
-        label = int(members["cls"]) if "cls" in members else None
-        record = json.loads(members.get("json", b"{}"))
-        texts = texts or next((_texts(record[k]) for k in JSON_TEXTS if record.get(k)), ())
-        label = record.get("label") if label is None else label
-        if label is not None and type(label) is not int:
-            raise ValueError(f"the label {label!r} is no integer")
-    except (ValueError, AttributeError, TypeError) as error:
-        return ShardError(f"{where} has a caption or class that cannot be read: {error}")
-    return Sample({"bytes": image, "path": where}, texts, label)
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise TypeError(f"a caption is a text or a list of texts, got {value!r}")
-    return tuple(texts)
+    return Stream(config, shards, tokenize, classes)
