@@ -1,6 +1,7 @@
 """Plots are deterministic, parse as XML, fetch nothing, and look the same for one coupling."""
 
 import base64
+import math
 import re
 from dataclasses import replace
 from xml.etree import ElementTree
@@ -12,6 +13,7 @@ pytest.importorskip("matplotlib")
 from immiscible_diffusion.reporting import plotting
 from immiscible_diffusion.reporting.compare import plots
 from immiscible_diffusion.reporting.compare.records import CouplingEntry
+from immiscible_diffusion.utils.statistics import geometric_interval
 
 
 def svg(image):
@@ -67,6 +69,18 @@ def test_the_heat_map_holds_the_ratios_paired_by_seed(comparison):
     assert f">{expected:.2f}<" in texts[-1]
     for text in texts:
         ElementTree.fromstring(text)
+
+
+def test_of_many_ratios_only_those_that_survive_holm_are_bold():
+    """Twenty equal tests of p = 0.03 each: the intervals exclude 1, and together they show nothing."""
+    weak, strong, none = ([math.exp(d + s) for s in (-0.1, 0, 0.1)] for d in (0.321, 10, 0.01))
+    ratios = {i: geometric_interval(weak) for i in range(20)}
+    assert ratios[0].excludes(1)
+    styles = plots.text_styles(ratios | {20: geometric_interval(strong), 21: geometric_interval(none)})
+    assert [key for key, style in styles.items() if style["fontweight"] == "bold"] == [20]
+    assert [key for key, style in styles.items() if style["color"] != plotting.BASELINE] == [21]
+    assert plots.text_styles({0: ratios[0]})[0]["fontweight"] == "bold"
+    assert plots.text_styles({0: geometric_interval([2.0])})[0]["fontweight"] == "normal"
 
 
 def test_a_control_has_the_color_of_its_coupling_and_the_baseline_is_black(comparison):

@@ -1,18 +1,20 @@
 """Plots of a comparison, each with its legend; a coupling looks the same in all of them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from immiscible_diffusion.reporting import plotting
 from immiscible_diffusion.reporting.compare.records import Comparison
 from immiscible_diffusion.reporting.compare.tables import final_points, new_frame, over_seeds, trained_couplings
-from immiscible_diffusion.utils.statistics import SMALLEST, Interval, ratio_interval
+from immiscible_diffusion.utils.statistics import CONFIDENCE, SMALLEST, Interval, holm, ratio_interval, ratio_p_value
 
 if TYPE_CHECKING:
     from markupsafe import Markup
     from pandas import DataFrame
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 def styles_of(comparison: Comparison) -> dict[str, plotting.LineStyle]:
@@ -109,19 +111,27 @@ def _heat_map(comparison: Comparison, label: str, ratios: dict[tuple[int, int], 
 
 
 def draw_heat_map(axes: Any, comparison: Comparison, ratios: Mapping[tuple[int, int], Interval], scale: float) -> None:
-    """Blue is better than the baseline, red worse; numbers are bold where the interval excludes 1, else gray."""
+    """Blue is better than the baseline, red worse; numbers as of ``text_styles``."""
+    styles = text_styles(ratios)
     steps, sampling_steps = sorted({step for step, _ in ratios}), sorted(comparison.sampling_steps)
     for (step, n), ratio in ratios.items():
         x, y, log = steps.index(step), sampling_steps.index(n), math.log(max(ratio.value, SMALLEST))
         plotting.tile(axes, x, y, -log / scale)
-        clear = ratio.excludes(1)
-        style = {"fontweight": "bold" if clear else "normal", "color": plotting.BASELINE if clear else "#6b6b6b"}
         text = f"{ratio.value:.2f}" if ratio.value < 10 else f"{ratio.value:.0f}"
-        axes.text(x, y, text, ha="center", va="center", fontsize=min(11, 58 / len(steps)), **style)
+        axes.text(x, y, text, ha="center", va="center", fontsize=min(11, 58 / len(steps)), **styles[step, n])
     axes.set_xticks(range(len(steps)), [plotting.thousands(step) for step in steps])
     axes.set_yticks(range(len(sampling_steps)), [str(n) for n in sampling_steps])
     axes.set(xlim=(-0.5, len(steps) - 0.5), ylim=(-0.5, len(sampling_steps) - 0.5))
     axes.set(xlabel="training steps", ylabel=f"{comparison.sampler_name} steps")
+
+
+def text_styles(ratios: Mapping[Key, Interval]) -> dict[Key, dict[str, str]]:
+    """How each ratio is written: bold if it is not 1 after Holm's correction for all, gray if its interval holds 1."""
+    tests = {key: p for key, ratio in ratios.items() if (p := ratio_p_value(ratio)) is not None}
+    corrected = dict(zip(tests, holm([*tests.values()]), strict=True))
+    weights = {key: "bold" if corrected.get(key, 1) <= 1 - CONFIDENCE else "normal" for key in ratios}
+    colors = {key: plotting.BASELINE if ratio.excludes(1) else "#6b6b6b" for key, ratio in ratios.items()}
+    return {key: {"fontweight": weights[key], "color": colors[key]} for key in ratios}
 
 
 def guidance_plots(comparison: Comparison) -> list["Markup"]:
