@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ._validation import can_sync, working_dtype
+from ._validation import can_sync, widest_dtype, working_dtype
 
 FEW_DIMENSIONS = 64
 MANY = 1 << 12  # draws, from which on operations on all cost less than a draw of torch's each
@@ -21,8 +21,8 @@ def offset_of(data: Tensor, valid: Tensor | None, center: Tensor | None) -> Tens
 
     float64 also in few dimensions, where a noise may lie almost along its sample.
     """
-    few = data.shape[1:].numel() < FEW_DIMENSIONS and data.device.type != "mps"
-    offset = data.to(torch.float64 if few else working_dtype(data.dtype))
+    few = data.shape[1:].numel() < FEW_DIMENSIONS
+    offset = data.to(widest_dtype(data.device) if few else working_dtype(data.dtype))
     if center is not None:
         offset = offset - center.to(offset)
     return (offset if valid is None else offset.masked_fill(~valid, 0)).flatten(1)

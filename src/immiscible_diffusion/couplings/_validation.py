@@ -11,6 +11,7 @@ from torch import Tensor
 
 # Rows are worked in blocks that stay in a CPU cache: 2 MiB a buffer, 170 images of CIFAR-10.
 BLOCK_ELEMENTS = 1 << 19
+WITHOUT_FLOAT64 = ("mps",)  # types of devices
 # torch < 2.3 has it elsewhere; torch 2.2 lacks it, and a compiled coupling breaks its graph there.
 is_compiling = getattr(torch.compiler, "is_compiling", None) or torch._utils.is_compiling
 
@@ -118,6 +119,19 @@ def rows_of_labels(table: Tensor, labels: Tensor) -> Tensor:
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype to select in: float64 for float64 data, float32 for everything shorter."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def widest_dtype(device: torch.device) -> torch.dtype:
+    """float64, or float32 where ``device`` has no other."""
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
+
+
+def to_float64(values: Tensor) -> Tensor:
+    """``values`` in float64, on the CPU where their device has none.
+
+    In two calls: ``.to("cpu", torch.float64)`` casts on the device.
+    """
+    return (values.cpu() if values.device.type in WITHOUT_FLOAT64 else values).double()
 
 
 def row_blocks(data: Tensor) -> Iterator[slice]:

@@ -77,4 +77,4 @@ class EmptyAxes(TensorFields):
 
 def _directions(data: Tensor) -> Tensor:
     """``[B, D]``: data divided by their lengths."""
-    return normalize(data.flatten(1).to("cpu", torch.float64), dim=1)
+    return normalize(data.flatten(1).cpu().double(), dim=1)

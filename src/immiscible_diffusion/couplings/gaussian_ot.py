@@ -5,7 +5,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.couplings._validation import check_fitted, check_rows_finite, product, working_dtype
+from immiscible_diffusion.couplings._validation import (
+    check_fitted,
+    check_rows_finite,
+    product,
+    to_float64,
+    working_dtype,
+)
 from immiscible_diffusion.couplings.base import Cond, Coupling, Mask, Noise, Rng, start_noise
 from immiscible_diffusion.couplings.moments import Moments
 
@@ -73,12 +79,12 @@ class GaussianOT(Coupling):
 
         0 for a Gaussian: rho^4 times that of the data.
         """
-        offset, basis = self._offset_and_basis(data, torch.float64)
+        offset, basis = self._offset_and_basis(to_float64(data), torch.float64)
         along = offset @ basis.T
         along = along - along.mean(dim=0)
         variance = along.square().mean(dim=0).clamp_min(1e-30)
         excess = along.pow(4).mean(dim=0) / variance.square() - 3
-        return (self.correlation.to(data.device, torch.float64) ** 4 * excess).float()
+        return (to_float64(self.correlation).to(excess) ** 4 * excess).float().to(data.device)
 
     def _spread(self) -> Tensor:
         assert self.moments.spectrum is not None

@@ -240,7 +240,7 @@ def _batches(data: Data) -> Iterator[tuple[Tensor, Tensor | None]]:
         if not bool(values.isfinite().all()):
             raise ValueError("data are not finite; mend them before fitting moments")
         if len(values):
-            yield values.detach().to("cpu", torch.float64), labels
+            yield values.detach().cpu().double(), labels
 
 
 class IncrementalPCA:

@@ -7,7 +7,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from immiscible_diffusion.couplings._validation import check_fitted, check_labels, check_rows_finite, take_condition
+from immiscible_diffusion.couplings._validation import (
+    check_fitted,
+    check_labels,
+    check_rows_finite,
+    take_condition,
+    to_float64,
+    widest_dtype,
+)
 from immiscible_diffusion.couplings.base import Cond, Coupling, Mask, Noise, Rng, start_noise
 from immiscible_diffusion.couplings.moments import along, groups, with_parts
 from immiscible_diffusion.couplings.semidiscrete_plan import SemidiscretePlan, check_plan
@@ -66,7 +73,7 @@ class Quantile(Coupling):
         directions = plan.directions[: self.rank]
         values = along(data, plan.mean, directions)
         check_rows_finite(values)
-        level = torch.full(values.shape, torch.nan, dtype=torch.float64, device=data.device)
+        level = torch.full(values.shape, torch.nan, dtype=widest_dtype(data.device), device=data.device)
         place = torch.rand(level.shape, dtype=level.dtype, device=data.device, generator=generator)
         tie, in_order = _sorted(plan, data.device)
         for label, known in in_order:
@@ -78,7 +85,7 @@ class Quantile(Coupling):
         if labels is not None and bool((unknown := level.isnan().any(dim=1)).any()):
             raise ValueError(f"the plan has no samples of label {int(labels[unknown][0])}")
         tiny = torch.finfo(level.dtype).eps
-        parts = torch.special.ndtri(level.clamp(tiny, 1 - tiny))
+        parts = torch.special.ndtri(to_float64(level.clamp(tiny, 1 - tiny)))  # MPS has no ndtri either
         paired = with_parts(fresh, parts, directions)
         if self.share == 1:
             return paired

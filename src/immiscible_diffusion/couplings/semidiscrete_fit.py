@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from immiscible_diffusion.couplings._validation import to_float64
 from immiscible_diffusion.couplings.moments import TensorFields, groups
 from immiscible_diffusion.utils.random import keyed_generator
 from immiscible_diffusion.utils.tensor_files import load_tensors, save_tensors
@@ -127,8 +128,8 @@ def _fit(
             if known or noises >= most or chi_square - 2 * deviation > tolerance:
                 return chi_square, known and chi_square <= tolerance
 
-    quantile = torch.special.ndtri(weight.double().clamp_max(0.5)).float()
-    bias = START * quantile * torch.linalg.vector_norm(samples, dim=1)
+    quantile = torch.special.ndtri(to_float64(weight).clamp_max(0.5)).float()
+    bias = START * quantile.to(samples) * torch.linalg.vector_norm(samples, dim=1)
     start, average, chi_square, done = 0, bias.clone(), math.inf, False
     if last := kept.of(label):
         bias, average = last["bias"].to(bias), last["average"].to(bias)

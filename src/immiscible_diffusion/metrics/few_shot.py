@@ -47,5 +47,5 @@ def few_shot_metrics(extractor: FeatureExtractor, samples: Tensor, real: Tensor)
 
 def _channel_statistics(data: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each channel, over images and positions."""
-    values = data.double().transpose(0, 1).flatten(1)
+    values = data.cpu().double().transpose(0, 1).flatten(1)
     return values.mean(1), values.std(1)

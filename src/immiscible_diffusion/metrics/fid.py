@@ -17,7 +17,7 @@ def check_features(features: Tensor, dim: int | None = None) -> Tensor:
     """Features [B, F] as float64 on the CPU; ValueError if they are no matrix, not ``dim`` wide, or not finite."""
     if features.ndim != 2 or (dim is not None and features.shape[1] != dim):
         raise ValueError(f"expected features [B, {'F' if dim is None else dim}], got {list(features.shape)}")
-    features = features.detach().to("cpu", torch.float64)
+    features = features.detach().cpu().double()
     if not features.isfinite().all():
         bad = int((~features.isfinite()).any(dim=1).sum())
         raise ValueError(

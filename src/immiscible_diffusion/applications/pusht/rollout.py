@@ -119,7 +119,7 @@ def rollout(
         shape = tuple(predicted.shape)
         if len(shape) != 3 or shape[1] < first + n_action_steps or shape[2] != 2:
             raise ValueError(f"expected actions [B, {first + n_action_steps} or more, 2], got {shape}")
-        targets = predicted[:, first : first + end - now].double().cpu().numpy()
+        targets = predicted[:, first : first + end - now].cpu().double().numpy()
         latency.append((clock() - started, len(running)))
         if len(bad := np.flatnonzero(~np.isfinite(targets).all(axis=(1, 2)))):
             raise ValueError(f"the actions for episode {running[bad[0]]} at step {now} are not finite")

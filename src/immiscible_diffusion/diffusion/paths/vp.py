@@ -85,7 +85,7 @@ class VPPath(Path):
 
     def time(self, step: Tensor) -> Tensor:
         """``t`` of integer steps, float32."""
-        return ((step.double() + 1) / self.steps).float()
+        return (step.float() + 1) / self.steps
 
     def mixture(self, t: Tensor, like: Tensor) -> Mixture:
         """Coefficients at ``t`` ``[B]``, to broadcast over ``like`` ``[B, *shape]``."""
