@@ -17,6 +17,7 @@ from immiscible_diffusion.couplings import (
     SemidiscretePlan,
     Shuffled,
     _validation,
+    check_coupling_name,
     parse_coupling,
     semidiscrete,
     semidiscrete_fit,
@@ -215,6 +216,17 @@ def test_tables_follow_the_step_and_nothing_else(plan):
     shuffled = Shuffled(coupling).at_step(25).coupling
     assert shuffled.number == 2
     assert coupling.at_step(3) is coupling
+
+
+def test_tables_by_name_may_last_epochs(plan):
+    name = "shuffled:semidiscrete:refresh_epochs=1.5"
+    assert parse_coupling(name, plan=plan, epoch=5).coupling == Semidiscrete(plan, refresh=8)
+    for bad in ("refresh_epochs=0", "refresh_epochs=1e999", "refresh_epochs=true", "refresh_epochs=1,refresh=8"):
+        with pytest.raises(ValueError, match="refresh_epochs"):
+            parse_coupling(f"semidiscrete:{bad}", plan=plan, epoch=5)
+    with pytest.raises(ValueError, match="refresh_epochs"):
+        parse_coupling(name, plan=plan)
+    check_coupling_name(name)
 
 
 def test_it_keeps_what_a_coupling_promises(plan):

@@ -49,8 +49,10 @@ def test_runs_of_other_seeds_have_other_tables(tmp_path):
         for run in trained
     )
     assert not torch.allclose(one, other, atol=0.1)
-    named = dataclasses.replace(recipe(steps=1, seed=3), coupling=f"{NAME},seed=0")
-    assert train(named, tmp_path / "named").coupling.seed == 0
+    name = "semidiscrete:max_steps=0,seed=0,refresh_epochs=2"
+    named = train(dataclasses.replace(recipe(steps=1, seed=3), coupling=name), tmp_path / "named")
+    assert named.coupling.seed == 0
+    assert named.coupling.refresh == -(-2 * len(named.task.dataset) // named.recipe.batch_size)
 
 
 @pytest.mark.filterwarnings("ignore:the shares of the samples differ")

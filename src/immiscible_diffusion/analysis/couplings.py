@@ -47,7 +47,7 @@ class CouplingBuilder:
         name = str(coupling)
         if isinstance(coupling, str):
             given = (lambda: self.moments, self.measure, self.plan)
-            coupling = parse_coupling(coupling, *given, allow_import=allow_import)
+            coupling = parse_coupling(coupling, *given, epoch=1, allow_import=allow_import)
         coupling = as_coupling(coupling)
         closed_form = has_closed_form(coupling)
         if self.images.mask is not None and not closed_form:

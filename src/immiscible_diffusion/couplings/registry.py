@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -48,6 +49,7 @@ def parse_coupling(
     plan: PlanSource = None,
     *,
     seed: int = 0,
+    epoch: float | None = None,
     allow_import: bool | str = False,
 ) -> Coupling:
     """The coupling that ``name`` spells.
@@ -56,8 +58,8 @@ def parse_coupling(
         name: ``"independent"``, ``"knn:k=16"``, ``"knn:k=16,center=mean"`` (or ``label``, ``channel``),
             ``"assignment"``, ``"assignment:cost=norm"`` (and the other options of ``LinearAssignment``),
             ``"gaussian_ot:eps=4"``, ``"semidiscrete"``, ``"semidiscrete:cond_key=label,rank=32"`` (and ``max_steps=``
-            of the fit), ``"quantile"``, ``"quantile:rank=4,share=0.5"``, any of these with ``start_step=N`` (no
-            pairing before that training step),
+            of the fit, ``refresh_epochs=`` instead of ``refresh=``), ``"quantile"``, ``"quantile:rank=4,share=0.5"``,
+            any of these with ``start_step=N`` (no pairing before that training step),
             ``"shuffled:"``, ``"calibrated:"``, ``"masked:"`` (paired inside ``cond["inpaint_mask"]``),
             ``"warmup(start_step=N):"``, ``"aligned(beta=5):"``, ``"projected(pool=4):"`` or ``"projected(rank=32):"``
             before any of these, or with ``allow_import`` a coupling of your own by import path: a subclass of
@@ -68,6 +70,7 @@ def parse_coupling(
         plan: of the data set for ``semidiscrete`` and ``quantile``, or a function of "within each label?" that fits
             it, with ``rank`` and ``max_steps`` of ``SemidiscretePlan.fit`` as options.
         seed: of the tables of ``semidiscrete``, unless its name has one.
+        epoch: the steps of one, for ``refresh_epochs=``.
         allow_import: what may be imported: ``"my_module:MyCoupling"`` (brackets and wrappers do not count), or True
             for whatever the name spells. True is only for names that the user typed: one that comes with a run folder
             or another file is somebody else's code.
@@ -90,10 +93,10 @@ def parse_coupling(
                 )
 
             given = (refuse, refuse, refuse)
-        inner = parse_coupling(around["inner"], *given, seed=seed, allow_import=allow_import)
+        inner = parse_coupling(around["inner"], *given, seed=seed, epoch=epoch, allow_import=allow_import)
         return _around(name, around, inner, moments, distribution)
     if name.partition(":")[0] in COUPLINGS:
-        return _coupling(name, moments, plan, seed)
+        return _coupling(name, moments, plan, seed, epoch)
     if match := _IMPORT.fullmatch(name):
         if allow_import is not True and not (allow_import and _import_path(allow_import) == match["path"]):
             raise ValueError(
@@ -121,7 +124,7 @@ def parse_without_data(name: str, *, allow_import: bool | str = False) -> Coupli
     def plan(within: bool, **options: Any) -> SemidiscretePlan:
         return plan_of(data, labels, moments, within, **(options | UNFITTED))
 
-    return parse_coupling(name, moments, standard, plan, allow_import=allow_import)
+    return parse_coupling(name, moments, standard, plan, epoch=1, allow_import=allow_import)
 
 
 def check_coupling_name(name: str, *, allow_import: bool | str = False) -> None:
@@ -171,7 +174,7 @@ def _around(
     return _make(name, WRAPPERS[around["kind"]], options)
 
 
-def _coupling(name: str, moments: MomentsSource, plan: PlanSource, seed: int) -> Coupling:
+def _coupling(name: str, moments: MomentsSource, plan: PlanSource, seed: int, epoch: float | None) -> Coupling:
     """The coupling of ``COUPLINGS`` that ``name`` spells."""
     head, _, text = name.partition(":")
     options = ({"seed": seed} if head == Semidiscrete.name else {}) | _parse_options(name, text)
@@ -180,6 +183,13 @@ def _coupling(name: str, moments: MomentsSource, plan: PlanSource, seed: int) ->
         raise ValueError(f"coupling '{name}': center={center} is unknown; use one of {', '.join(CENTERS)}")
     if center is not None or head == GaussianOT.name:
         options["center" if center == "mean" else "moments"] = _fitted(name, moments)
+    if head == Semidiscrete.name and (epochs := options.pop("refresh_epochs", None)) is not None:
+        if "refresh" in options or epoch is None or type(epochs) not in (int, float) or not 0 < epochs < math.inf:
+            raise ValueError(
+                f"coupling '{name}': refresh_epochs is a number above 0 instead of refresh; parse_coupling needs the "
+                f"steps of an epoch with it, got {epoch=}"
+            )
+        options["refresh"] = math.ceil(epochs * epoch)
     if head in (Semidiscrete.name, Quantile.name):
         asked = {key: options.pop(key) for key in set(options) & {"rank", "max_steps"}}
         if head == Quantile.name:
@@ -211,7 +221,13 @@ def _make(name: str, kind: Callable[..., Coupling], options: dict[str, Any]) -> 
         return kind(**options)
     except TypeError as error:
         names = [key for key in inspect.signature(kind).parameters if key not in NOT_OPTIONS]
-        names += ["rank", "max_steps"] if kind is Semidiscrete else ["max_steps"] if kind is Quantile else []
+        names += (
+            ["rank", "max_steps", "refresh_epochs"]
+            if kind is Semidiscrete
+            else ["max_steps"]
+            if kind is Quantile
+            else []
+        )
         known = ", ".join(names) or "none"
         raise ValueError(f"coupling '{name}': {error}; options: {known}") from error
 

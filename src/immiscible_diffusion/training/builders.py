@@ -156,7 +156,9 @@ def build_coupling(
         fit = lambda: _plan(recipe, task, moments(), within, options)  # noqa: E731
         return _kept(run_dir, "semidiscrete", SemidiscretePlan, fit).to(device)
 
-    coupling = parse_coupling(recipe.coupling, moments, calibration, plan, seed=recipe.seed, allow_import=allow_code)
+    epoch = len(task.dataset) / recipe.batch_size
+    sources = (moments, calibration, plan)
+    coupling = parse_coupling(recipe.coupling, *sources, seed=recipe.seed, epoch=epoch, allow_import=allow_code)
     return task.coupling(coupling)
 
 

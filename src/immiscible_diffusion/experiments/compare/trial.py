@@ -105,7 +105,7 @@ class TrialRunner:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # of a pool, which is the trainer's to give
                     standard = lambda _: NoiseDistribution.standard(moments())  # noqa: E731
-                    coupling = parse_coupling(name, moments, standard, plan, allow_import=True)
+                    coupling = parse_coupling(name, moments, standard, plan, epoch=1, allow_import=True)
                     coupling(data, cond=batch.pairing_cond, mask=batch.mask, generator=torch.Generator(data.device))
             except Exception as error:
                 raise ValueError(f"coupling '{name}' fails on the data: {error}") from error
