@@ -3,7 +3,9 @@
 import os
 import shlex
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,12 +13,15 @@ import tyro
 
 from immiscible_diffusion.cli.options import Device, Switch, named_recipe, run_path, split_known, take_name
 from immiscible_diffusion.experiments.compare.collect import report
-from immiscible_diffusion.experiments.compare.plan import BASELINE, Plan
+from immiscible_diffusion.experiments.compare.plan import BASELINE, Plan, Trial
 from immiscible_diffusion.experiments.compare.sweep import Sweep, SweepRunner, run_sweep
 from immiscible_diffusion.experiments.compare.trial import TrialRunner, is_carried, is_finished
 from immiscible_diffusion.experiments.compare.workers import default_workers, run_trials, threads_each
+from immiscible_diffusion.training import dry_run as training
+from immiscible_diffusion.training.run_dir import last_step
 from immiscible_diffusion.utils.checks import FiniteFloat, NonNegativeInt, PositiveInt
 from immiscible_diffusion.utils.folder_lock import folder_lock
+from immiscible_diffusion.utils.progress import duration
 
 DEFAULT_COUPLINGS = ("knn:k=4", "matched:knn:k=4", "calibrated:knn:k=64", "assignment", "shuffled:calibrated:knn:k=64")
 
@@ -38,6 +43,7 @@ class Options:
         out: folder; by default runs/compare/RECIPE.
         workers: processes; by default one a core on a CPU, one in all on an accelerator.
         device: where to train.
+        dry_run: print the trials, what is missing, and what they would take, and stop.
         list: print the trials (number, state, coupling, seed) and stop.
         trial: run this trial alone (for job arrays).
         gather: make the report from what is there and stop.
@@ -54,6 +60,7 @@ class Options:
     out: Path | None = None
     workers: PositiveInt | None = None
     device: Device = "auto"
+    dry_run: Switch = False
     list: Switch = False
     trial: NonNegativeInt | None = None
     gather: bool = False
@@ -72,10 +79,10 @@ def main(arguments: list[str]) -> int:
     plan.check()
     sweep = Sweep(options.controls, options.guidances)
     if options.list:
-        for number, trial in enumerate(plan.trials):
-            state = "finished" if is_finished(plan, trial) else "open"
-            sys.stdout.write(f"{number:4}  {state:9} {trial}\n")
+        sys.stdout.write("".join(f"{line}\n" for line in trial_lines(plan)))
         return 0
+    if options.dry_run:
+        return dry_run(plan, options.device, options.workers, sweep)
     if options.trial is not None and not options.gather:
         run_one(plan, options.trial, options.device, sweep)
         return 0
@@ -90,6 +97,52 @@ def main(arguments: list[str]) -> int:
 def couplings(options: Options) -> tuple[str, ...]:
     """The couplings of the comparison, the baseline first."""
     return (BASELINE, *(name for name in options.coupling or DEFAULT_COUPLINGS if name != BASELINE))
+
+
+def trial_lines(plan: Plan) -> Iterator[str]:
+    """The trials of ``plan`` with their numbers and states."""
+    for number, trial in enumerate(plan.trials):
+        step = last_step(plan.trial_dir(trial) / "metrics.jsonl")
+        state = "finished" if is_finished(plan, trial) else f"step {step}" if step else "open"
+        yield f"{number:4}  {state:9} {trial}"
+
+
+def dry_run(plan: Plan, device: str, workers: int | None, sweep: Sweep) -> int:
+    """Say what would be trained and evaluated, what of it is there, and about how long the rest takes.
+
+    The first training is described as by ``train --dry-run``, those of the other couplings by their time.
+    """
+    left: dict[str, list[int]] = {}  # steps of the trainings of each coupling
+    for trial in plan.trials:
+        if not (is_finished(plan, trial) or is_carried(plan, trial)):
+            begun = last_step(plan.trial_dir(trial) / "metrics.jsonl")
+            left.setdefault(trial.unmatched.coupling, []).append(plan.recipe.steps - begun)
+    torch.set_num_threads(threads_each(device))
+    write, total = partial(print, flush=True), 0.0
+    for number, coupling in enumerate(left):
+        recipe, lines = plan.trial_recipe(Trial(coupling, plan.seeds[0])), list[str]()
+        seconds = training.dry_run(recipe, device, lines.append if number else write)
+        for line in lines:
+            if line.startswith(("time:", "missing:")) and line != "missing: nothing":
+                write(f"{coupling}: {line}")
+        if seconds is None:
+            return 2
+        if not number:
+            TrialRunner(plan, device).try_couplings()
+        total += seconds * sum(left[coupling]) / recipe.steps
+    for line in trial_lines(plan):
+        write(line)
+    steps = (", ".join(map(str, numbers)) for numbers in (plan.eval_steps, plan.recipe.task.eval.sampling_steps))
+    write("evaluated at training steps {}, in {} sampling steps".format(*steps))
+    if variants := sum(len(sweep.missing(plan, trial)) for trial in plan.trials):
+        write(f"and {variants} scores with other samplers at the end")
+    trainings = sum(map(len, left.values()))
+    number = max(1, min(trainings, workers or default_workers(device)))
+    write(
+        f"{plan.folder}: {trainings} trainings are left, of {plan.recipe.steps:,} steps; what is there is kept; about "
+        f"{duration(total / number)} in {number} processes, without evaluation"
+    )
+    return 0
 
 
 def run_all(plan: Plan, device: str, workers: int | None, sweep: Sweep) -> None:

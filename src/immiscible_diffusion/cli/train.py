@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
     recipe = options.recipe.recipe()
     out = run_path(options.out, recipe.name, default_folder(recipe))
     if options.dry_run:
-        return 0 if dry_run(recipe, options.device, partial(print, flush=True)) else 2
+        return 2 if dry_run(recipe, options.device, partial(print, flush=True)) is None else 0
     check_coupling_name(recipe.coupling, allow_import=True)  # before the data are loaded
     run = RunDir.open(out, recipe)
     trainer = Trainer(recipe, run, device=options.device)

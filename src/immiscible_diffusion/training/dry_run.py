@@ -27,13 +27,13 @@ CARD, SHARE = "H100", 0.15  # what a run elsewhere is estimated for; 64 channels
 FEW = 2  # samples of the first micro-batch
 
 
-def dry_run(recipe: Recipe, device: str, write: Callable[[str], None]) -> bool:
+def dry_run(recipe: Recipe, device: str, write: Callable[[str], None]) -> float | None:
     """Write the recipe, what is missing, parameters, and hours, memory and disk of a run, line by line.
 
     Times 20 real steps (after 3 that do not count; fewer if they are slow) in a folder that is removed. On a CPU these
     are of so few samples that one takes 5 seconds and 2 GiB at most, and what a whole one takes is scaled from them.
 
-    Returns whether nothing is missing.
+    Returns the seconds of all steps, None if something is missing.
     """
     # A misspelled one is an error, not missing.
     check_coupling_name(recipe.coupling, allow_import=True)
@@ -45,7 +45,7 @@ def dry_run(recipe: Recipe, device: str, write: Callable[[str], None]) -> bool:
         except (ValueError, ImportError, OSError) as error:
             for line in _missing(recipe, error):
                 write(f"missing: {line}")
-            return False
+            return None
         dataset, model = trainer.task.dataset, trainer.run.model
         write("missing: nothing")
         write(f"data: {dataset.name}, {len(dataset):,} of shape {'x'.join(map(str, dataset.shape))}")
@@ -84,7 +84,7 @@ def dry_run(recipe: Recipe, device: str, write: Callable[[str], None]) -> bool:
         trainer.finish_save()
         disk = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
         write(f"disk: {disk / 2**20:,.0f} MiB, and the previews")
-    return True
+    return seconds * recipe.steps
 
 
 def _missing(recipe: Recipe, error: Exception) -> list[str]:

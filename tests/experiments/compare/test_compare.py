@@ -92,6 +92,28 @@ def test_job_array_list_trial_gather(tmp_path, capsys):
     assert (tmp_path / "report.html").exists()
 
 
+def test_a_dry_run_shows_the_trials_and_their_time_and_writes_nothing(tmp_path, capsys):
+    options = ("--coupling", "assignment", "--coupling", "matched:assignment")
+    assert compare(tmp_path / "out", *options, "--dry-run") == 0
+    text = capsys.readouterr().out
+    assert text.count(" open ") == 6
+    assert "4 trainings are left" in text  # matched ones are evaluated along with the others
+    assert text.count("time:") == 2  # of every coupling once
+    assert not list(tmp_path.iterdir())
+    assert compare(tmp_path / "out", *options, "--trial", "0") == 0
+    (tmp_path / "out/trials/assignment/seed0").mkdir(parents=True)
+    (tmp_path / "out/trials/assignment/seed0/metrics.jsonl").write_text('{"kind": "train", "step": 4}\n')
+    assert compare(tmp_path / "out", *options, "--dry-run", "--controls") == 0
+    lines = capsys.readouterr().out.splitlines()
+    states = [line.split()[1] for line in lines if line.endswith(("seed 0", "seed 1"))]
+    assert states == ["finished", "step", "open", "open", "open", "open"]
+
+
+def test_a_dry_run_of_a_comparison_lists_what_is_missing(tmp_path, capsys):
+    assert main(["compare", "cifar10-flow", "--device", "cpu", "--out", str(tmp_path / "out"), "--dry-run"]) == 2
+    assert "missing: " in capsys.readouterr().out
+
+
 def test_fields_of_the_recipe_are_options_of_compare_too(tmp_path, capsys):
     options = ("--model.width", "16", "--optim.lr", "1e-3", "--data.max_samples", "128")
     assert compare(tmp_path, "--coupling", "knn:k=4", *options, "--trial", "0") == 0
