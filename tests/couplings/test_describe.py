@@ -78,7 +78,7 @@ def test_assignment_under_conditions_is_not(capsys):
     assert found["preserves_marginal"]
     assert found["expected"]["second_moment"] == 1
     assert found["expected"]["pull"] is found["cost"] is None
-    assert any("conditions of the data" in note for note in found["notes"])
+    assert any("cond_key" in note for note in found["notes"])
 
 
 def test_a_pool_is_a_larger_batch(capsys):
@@ -114,12 +114,22 @@ def test_a_projected_coupling_is_described_by_what_it_pairs(capsys):
     assert "multiples of it" in said
 
 
-def test_of_a_plan_the_share_is_known(capsys):
-    [found] = record(capsys, "semidiscrete", "--shape", "3,8,8")["couplings"]
+@pytest.mark.parametrize("name", ["semidiscrete", "quantile"])
+def test_of_a_plan_the_share_is_known(capsys, name):
+    [found] = record(capsys, name, "--shape", "3,8,8")["couplings"]
     assert found["preserves_marginal"]
     assert found["expected"]["second_moment"] == 1
     assert found["expected"]["pull"] is None
     assert "log N nats" in found["notes"][0]
+
+
+def test_gradient_steps_are_simulated_after_what_knows_no_data(capsys):
+    names = ["aligned:assignment", "aligned:independent", "independent", "aligned:semidiscrete"]
+    after, alone, nothing, unknown = record(capsys, *names, "--shape", "3,8,8", "--batch", "64")["couplings"]
+    assert after["expected"]["pull"] > alone["expected"]["pull"] > nothing["expected"]["pull"]
+    assert not after["preserves_marginal"]
+    assert after["cost"]["rows"] == 64
+    assert unknown["expected"] is None
 
 
 def test_too_large_a_batch_is_not_timed(capsys):

@@ -63,6 +63,18 @@ def test_it_is_optimal_transport_on_a_line():
     assert float((data - noise).square().mean()) == pytest.approx(float(best), rel=0.03)
 
 
+@pytest.mark.parametrize("rank", [1, 3])
+def test_the_pull_is_what_describe_says(rank):
+    variance = torch.tensor([30.0, 20, 10] + [1.0] * 60)
+    data = torch.randn(4000, 63, generator=torch.Generator().manual_seed(0)) * variance.sqrt()
+    plan = SemidiscretePlan.fit(data, Moments.fit(data), max_steps=0)
+    noise = Quantile(plan, rank)(data, generator=torch.Generator().manual_seed(1))
+    product, length = (noise * data).sum(dim=1), data.norm(dim=1)
+    expected = float((variance[:rank] / variance.sum()).sqrt().sum())
+    assert float(product.mean() / length.square().mean().sqrt()) == pytest.approx(expected, rel=0.05)
+    assert float((product / length).mean()) == pytest.approx(expected, rel=0.15)  # lengths vary
+
+
 def test_equal_values_share_their_ranks():
     """Of a coin with 3 heads in 10 the heads have the upper 3 tenths of the noise, each all of it."""
     data = torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0])[:, None]

@@ -41,7 +41,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "couplings",
         nargs="*",
         help="one or several, side by side: independent, knn:k=16, knn:k=16,center=mean (or label, channel), "
-        "assignment, shuffled:ANY, projected(pool=4):ANY; others depend on the data",
+        "assignment, aligned:ANY, shuffled:ANY, projected(pool=4):ANY; others depend on the data",
     )
     add("--shape", default="", help="of one sample as the model sees it, without the batch, such as 3,32,32")
     add(

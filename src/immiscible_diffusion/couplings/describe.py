@@ -1,8 +1,8 @@
 """What to expect of a coupling, by its name and the shape of the data alone.
 
-KNN has closed forms (``theory``). Assignment has none: it is simulated on isotropic Gaussian data. It depends on data
-and noise through their inner products and lengths only, so a batch of B in any dimension is drawn as B + 1 numbers a
-row, with the same distribution.
+KNN has closed forms (``theory``). Assignment and ``Aligned`` have none: they are simulated on isotropic Gaussian data.
+An assignment depends on data and noise through their inner products and lengths only, so a batch of B in any dimension
+is drawn as B + 1 numbers a row, with the same distribution.
 """
 
 import math
@@ -18,10 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from immiscible_diffusion.couplings import theory
+from immiscible_diffusion.couplings.aligned import Aligned
 from immiscible_diffusion.couplings.assignment import LinearAssignment
 from immiscible_diffusion.couplings.base import Coupling, Independent
 from immiscible_diffusion.couplings.knn import KNN
 from immiscible_diffusion.couplings.projected import Projected, pooled
+from immiscible_diffusion.couplings.quantile import Quantile
 from immiscible_diffusion.couplings.registry import parse_without_data
 from immiscible_diffusion.couplings.semidiscrete import Semidiscrete
 from immiscible_diffusion.couplings.wrappers import Calibrated, Shuffled
@@ -121,8 +123,8 @@ def _describe(name: str, coupling: Coupling, spec: DataSpec) -> CouplingSummary:
         summary = summary.updated(*notes, expected=expected, information_budget=theory.information_budget(coupling.k))
         # Timed without its center, which costs next to nothing and does not fit the shape.
         return _with_cost(summary, KNN(coupling.k), spec, scalars=8 * coupling.k)
-    if isinstance(coupling, LinearAssignment):
-        return _describe_assignment(summary, coupling, spec)
+    if isinstance(coupling, LinearAssignment) or (isinstance(coupling, Aligned) and _knows_no_data(coupling.coupling)):
+        return _describe_simulated(summary, coupling, spec)
     if isinstance(coupling, Calibrated):
         inner = _describe(name, coupling.coupling, spec)
         note = (
@@ -147,19 +149,27 @@ def _describe(name: str, coupling: Coupling, spec: DataSpec) -> CouplingSummary:
     if isinstance(coupling, Semidiscrete):
         note = "each sample has an equal share of N(0, I), which takes log N nats; for the pull use immiscible analyze"
         return summary.updated(note, expected=theory.Expected(math.nan, 1.0, math.nan, math.nan))
+    if isinstance(coupling, Quantile):
+        note = (
+            "each sample has the N-th part of N(0, 1) along each direction, which takes log N nats; its pull is about "
+            "the sum over them of sqrt(p), of the share p of the variance each; for yours use immiscible analyze"
+        )
+        return summary.updated(note, expected=theory.Expected(math.nan, 1.0, math.nan, math.nan))
     return summary.updated("depends on the data, so nothing is known before; use immiscible compare")
 
 
-def _describe_assignment(summary: CouplingSummary, coupling: LinearAssignment, spec: DataSpec) -> CouplingSummary:
-    rows = (spec.batch or USUAL_BATCH) * coupling.pool
-    if coupling.oversample == 1:
+def _knows_no_data(coupling: Coupling) -> bool:
+    return isinstance(coupling, (Independent, KNN, LinearAssignment)) and getattr(coupling, "center", None) is None
+
+
+def _describe_simulated(summary: CouplingSummary, coupling: Coupling, spec: DataSpec) -> CouplingSummary:
+    rows = (spec.batch or USUAL_BATCH) * coupling.pool_size
+    if isinstance(coupling, LinearAssignment) and coupling.oversample == 1:
         note = f"the budget is log({rows}!) / {rows} or less"
         summary = summary.updated(note, information_budget=theory.assignment_budget(rows), bounded=True)
     try:
-        if coupling.cond_key is not None:
-            raise ValueError(f"cond_key={coupling.cond_key!r} pairs by conditions of the data")
-        coupling = replace(coupling, pool=1, across_ranks=False)
-        expected = simulate_assignment(coupling, spec.dim, spec.rms, rows)
+        coupling = coupling.within_process()
+        expected = simulate(coupling, spec.dim, spec.rms, rows)
     except ValueError as error:
         moment = 1.0 if summary.preserves_marginal else math.nan
         unknown = theory.Expected(math.nan, moment, math.nan, math.nan)
@@ -188,20 +198,19 @@ def _with_cost(
         return summary.updated(cost=measure_cost(coupling, data))
 
 
-# -- assignment, simulated -------------------------------------------------------------------------
+# -- simulated -------------------------------------------------------------------------------------
 
 
-def simulate_assignment(
-    coupling: LinearAssignment, dim: int, rms: float, rows: int, *, seed: int = 0
-) -> theory.Expected:
-    """Expectations of an assignment on N(0, rms^2 I) data ``[rows, dim]``, with standard errors.
+def simulate(coupling: Coupling, dim: int, rms: float, rows: int, *, seed: int = 0) -> theory.Expected:
+    """Expectations of ``coupling`` on N(0, rms^2 I) data ``[rows, dim]``, with standard errors.
 
     ``coupling`` works within one process, without conditions. ValueError if it would take long.
     """
     if rows > LARGEST_BATCH:
-        raise ValueError(f"{rows} data assigned together take too long; at most {LARGEST_BATCH}")
+        raise ValueError(f"{rows} data paired together take too long; at most {LARGEST_BATCH}")
     generator = torch.Generator().manual_seed(seed)
-    repeats = max(2, min(512, 2 * LARGEST_BATCH // rows))
+    effort = LARGEST_BATCH // 2 if isinstance(coupling, Aligned) else 2 * LARGEST_BATCH  # its steps take long
+    repeats = max(2, min(512, effort // rows))
     batches = [_simulate_batch(coupling, dim, rms, rows, generator) for _ in range(repeats)]
     pull, moment, reduction = torch.stack(batches).mean(dim=0).tolist()
     errors = (torch.stack(batches).std(dim=0) / math.sqrt(repeats)).tolist()
@@ -209,18 +218,16 @@ def simulate_assignment(
     return theory.Expected(pull, moment, moment - pull**2 / dim, reduction, errors[0], errors[2])
 
 
-def _simulate_batch(coupling: LinearAssignment, dim: int, rms: float, rows: int, generator: torch.Generator) -> Tensor:
+def _simulate_batch(coupling: Coupling, dim: int, rms: float, rows: int, generator: torch.Generator) -> Tensor:
     """``[3]``: pull, second moment a dimension, distance reduction of one batch."""
-    reducible = coupling.cost in ("inner", "norm") and coupling.oversample == 1
+    square = isinstance(coupling, LinearAssignment) and coupling.oversample == 1
+    reducible = square and getattr(coupling, "cost", None) in ("inner", "norm")
     draw = _draw_reduced if reducible and dim > rows + 1 else _draw_complete
     data, noise = draw(dim, rows, generator)
     data = rms * data
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of batches of one sample
-        if coupling.oversample == 1:
-            paired = coupling.pair(data, noise, generator=generator)
-        else:
-            paired = coupling(data, generator=generator)
+        paired = coupling.pair(data, noise, generator=generator) if square else coupling(data, generator=generator)
     along = (paired * data).sum(dim=1) / data.norm(dim=1).clamp_min(1e-30)
     near, any_one = ((n - data).norm(dim=1).mean() for n in (paired, noise))
     return torch.stack([along.mean(), paired.square().sum() / (rows * dim), 1 - near / any_one])
