@@ -1,7 +1,6 @@
 """Training whose step is one CUDA graph: kernels of a small network take longer to launch than to run."""
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -35,10 +34,8 @@ class GraphedTrainer(Trainer):
         self.inputs: dict[str, Tensor] = {}
         torch.manual_seed(recipe.seed)
 
-    def train_step(self, batches: Iterator[PairedBatch]) -> None:
-        """Take one step."""
-        with self.metrics.waiting():
-            batch = next(batches)
+    def train_part(self, batch: PairedBatch) -> None:
+        """Take the step of the one part."""
         t = self.recipe.noise_path.sample_time(len(batch.data), generator=batch.rng.time)
         inputs = {"data": batch.data, "noise": batch.noise, "t": t}
         inputs |= self.task.drop_conditions(batch.cond, batch.rng) or {}
@@ -52,10 +49,6 @@ class GraphedTrainer(Trainer):
         else:
             self.graph.replay()
         self.metrics.add(self.losses, t, batch.pairing_seconds, batch.loading_seconds)
-        self.lr_schedule.step()
-        self.ema.update(self.model)
-        self.step += 1
-        self.metrics.steps += 1
 
     def compute(self) -> None:
         """Take the step on ``inputs``."""

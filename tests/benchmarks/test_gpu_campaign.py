@@ -133,6 +133,7 @@ def test_a_graphed_training_is_the_trainers(campaign, device, tmp_path):
     model = UNet(channels=8, blocks=1, groups=4, head_channels=4, multipliers=(1, 2), attention=(), dropout=0.0)
     recipe = replace(recipe_from_name("digits-flow").tiny(), model=model, conditional=True, cond_drop_prob=0.5)
     kinds = (Trainer, campaign.GraphedTrainer)
+    assert campaign.GraphedTrainer.train_step is Trainer.train_step, "one way to end a step"
     trainers = [kind(recipe, RunDir(tmp_path / kind.__name__), device=device) for kind in kinds]
     for trainer in trainers:
         trainer.train(quiet=True)

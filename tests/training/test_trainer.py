@@ -170,11 +170,13 @@ def test_batch_size_must_divide():
 
 def test_a_resumed_run_says_how_it_goes_on_and_with_how_many_processes_it_can(tiny, tmp_path, capsys):
     train(dataclasses.replace(tiny, gradient_accumulation_steps=2), tmp_path, until=1)
-    with pytest.raises(ValueError, match=r"cut into 2 parts.* 16 .* 1, 2, 4, 8 or 16 processes.* not 1 x 3"):
-        train(dataclasses.replace(tiny, gradient_accumulation_steps=3), tmp_path)
+    with pytest.raises(ValueError, match=r"cut into 2 parts.* 16 .* 1, 2, 4, 8 or 16 processes.* not 1 x 5"):
+        train(dataclasses.replace(tiny, gradient_accumulation_steps=5), tmp_path)
     capsys.readouterr()
-    Trainer(tiny, RunDir(tmp_path), device="cpu").train(until=2)
-    assert "from step 1: 2 parts a step, 2 to a process" in capsys.readouterr().err
+    for step, number in ((1, 1), (2, 3)):  # 3 do not divide 16, and the 2 pieces of each of 2 parts do
+        recipe = dataclasses.replace(tiny, gradient_accumulation_steps=number)
+        Trainer(recipe, RunDir(tmp_path), device="cpu").train(until=step + 1)
+        assert f"from step {step}: 2 parts a step, 2 to a process" in capsys.readouterr().err
 
 
 def test_training_lowers_the_loss_on_independent_noise(tiny, tmp_path):
@@ -287,7 +289,7 @@ def test_batches_that_are_paired_together_keep_their_processes(tiny, tmp_path):
     recipe = dataclasses.replace(tiny, coupling="assignment:pool=2", gradient_accumulation_steps=2)
     run = train(recipe, tmp_path, until=4).run_dir
     run.save_checkpoint(run.load_checkpoint() | {"parts": [2, 1]})
-    with pytest.raises(ValueError, match=r"2 processes x 1 .* here are 1 x 2.*keep both"):
+    with pytest.raises(ValueError, match=r"by 2 x 1 processes .* here are 1 x 2.*keep both"):
         train(recipe, tmp_path)
     assert run.recipe() == recipe
 

@@ -6,10 +6,13 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from immiscible_diffusion.couplings import PairedBatch
-from immiscible_diffusion.data import DataSet, check_split
+from immiscible_diffusion.data import DataSet
+from immiscible_diffusion.diffusion.losses import Loss
 from immiscible_diffusion.utils.batch import Batch, Cond
 from immiscible_diffusion.utils.random import RandomStreams
 
@@ -35,7 +38,7 @@ class TrainDataLoader:
         parts: of a step; by default a micro-batch of a rank is one.
 
     Raises:
-        ValueError: the batch does not divide into the micro-batches.
+        ValueError: the batch does not divide into the micro-batches of ``parts``.
     """
 
     dataset: DataSet
@@ -49,7 +52,14 @@ class TrainDataLoader:
     parts: int | None = None
 
     def __post_init__(self) -> None:
-        check_split(self.batch_size, self.num_parts * self.shares * self.num_pieces)
+        if self.parts is None or self.batch_size % (self.parts * self.shares * self.num_pieces) == 0:
+            return  # by default the data set checks it, where it divides the batch
+        numbers = [str(number) for number in range(1, self.batch_size + 1) if self.batch_size % number == 0]
+        raise ValueError(
+            f"this run was cut into {self.parts} parts; with its batch of {self.batch_size} it resumes with "
+            f"{', '.join(numbers[:-1])} or {numbers[-1]} processes and gradient_accumulation_steps 1, not "
+            f"{self.world} x {self.gradient_accumulation_steps}"
+        )
 
     def __str__(self) -> str:
         shared = f", each shared by {self.shares}" if self.shares > 1 else ""
@@ -79,6 +89,13 @@ class TrainDataLoader:
     def num_pieces(self) -> int:
         """Micro-batches that this rank's share of a part is trained in."""
         return -(-self.gradient_accumulation_steps // self.parts_per_step)
+
+    def changes(self, model: nn.Module, loss: Loss) -> list[str]:
+        """Name what of ``model`` and ``loss`` the other micro-batches of a resumed run change."""
+        divided = self.shares * self.num_pieces > 1
+        dropout = {type(m).__name__ for m in model.modules() if divided and isinstance(m, _DropoutNd) and m.p > 0}
+        norms = {type(m).__name__ for m in model.modules() if isinstance(m, _BatchNorm)}
+        return sorted(dropout | norms) + ["noise of the loss"] * (divided and loss != loss.without_augmentation())
 
     def micro_batches(
         self, batch: PairedBatch, t: Tensor, cond: Cond | None

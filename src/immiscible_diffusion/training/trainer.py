@@ -16,8 +16,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from immiscible_diffusion.couplings import Coupling, PairedBatch, PairedLoader
 from immiscible_diffusion.data import DataSet, check_split
@@ -55,17 +53,8 @@ class Trainer:
         self.device: torch.device = self.accelerator.device
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         micro_batches, batch_size = recipe.gradient_accumulation_steps, recipe.batch_size
-        try:
+        if not run_dir.checkpoint.exists():  # which says how a step is divided
             check_split(batch_size, world * micro_batches)
-        except ValueError as error:
-            if (state := run_dir.load_checkpoint()) is None or "parts" not in state:
-                raise
-            numbers = [str(number) for number in range(1, batch_size + 1) if batch_size % number == 0]
-            raise ValueError(
-                f"this run was cut into {math.prod(state['parts'])} parts; with its batch of {batch_size} it resumes "
-                f"with {', '.join(numbers[:-1])} or {numbers[-1]} processes x gradient_accumulation_steps, not "
-                f"{world} x {micro_batches}"
-            ) from error
         self.parts = [world, micro_batches]  # of the first start of the run: they decide what is drawn
         self.run = build_run(recipe, run_dir, self.device, dataset)
         self.task = self.run.task
@@ -98,7 +87,7 @@ class Trainer:
         self.pipeline = self.run.pipeline()
         self.step, self.saved_step = 0, -1
         # What ``save`` leaves to ``finish_save``: shards that a thread writes, and the state that belongs to them.
-        self.saving: tuple[Future[Any], dict[str, Any]] | None = None
+        self.saving: tuple[Future[Any] | None, dict[str, Any]] | None = None
         self.saving_group = torch.distributed.new_group(backend="gloo", timeout=TIMEOUT) if self.is_sharded else None
         self.metrics = StepMetrics(self.device)
 
@@ -191,27 +180,32 @@ class Trainer:
             start=self.step * self.loader.parts_per_step,
         )
 
-    def train_step(self, batches: Iterator[PairedBatch]) -> None:
-        """Take one optimizer step: each part is drawn as a whole and trained in this rank's pieces of it."""
+    def train_part(self, batch: PairedBatch) -> None:
+        """Train on a part: what it needs is drawn as a whole, and trained on in this rank's pieces of it."""
         recipe, task, accelerator = self.recipe, self.task, self.accelerator
         path, model, optimizer, loss_fn = recipe.noise_path, self.model, self.optimizer, recipe.loss
-        step, steps, ema = self.step, recipe.steps, self.ema
+        step, steps = self.step, recipe.steps
+        t = path.sample_time(len(batch.data), generator=batch.rng.time)
+        cond = task.drop_conditions(batch.cond, batch.rng)
+        pieces = self.loader.micro_batches(batch, t, cond)
+        for batch, t, cond in pieces:
+            with accelerator.accumulate(model):
+                torch.manual_seed(batch.rng.dropout)
+                losses = loss_fn(model, path, batch.data, batch.noise, t, cond, batch.mask, progress=step / steps)
+                accelerator.backward(losses.mean())
+                if recipe.optim.max_grad_norm and accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(model.parameters(), recipe.optim.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+                self.metrics.add(losses, t, batch.pairing_seconds, batch.loading_seconds)
+
+    def train_step(self, batches: Iterator[PairedBatch]) -> None:
+        """Take one optimizer step, at the last piece of the last part."""
+        ema, model = self.ema, self.model
         for _ in range(self.loader.parts_per_step):
             with self.metrics.waiting():
                 batch = next(batches)  # its noise = coupling(data), one batch ahead
-            t = path.sample_time(len(batch.data), generator=batch.rng.time)
-            cond = task.drop_conditions(batch.cond, batch.rng)
-            pieces = self.loader.micro_batches(batch, t, cond)
-            for batch, t, cond in pieces:
-                with accelerator.accumulate(model):
-                    torch.manual_seed(batch.rng.dropout)
-                    losses = loss_fn(model, path, batch.data, batch.noise, t, cond, batch.mask, progress=step / steps)
-                    accelerator.backward(losses.mean())
-                    if recipe.optim.max_grad_norm and accelerator.sync_gradients:
-                        accelerator.clip_grad_norm_(model.parameters(), recipe.optim.max_grad_norm)
-                    optimizer.step()
-                    optimizer.zero_grad()
-                    self.metrics.add(losses, t, batch.pairing_seconds, batch.loading_seconds)
+            self.train_part(batch)
         self.lr_schedule.step()
         ema.update(model)
         self.step += 1
@@ -222,15 +216,14 @@ class Trainer:
     def after_step(self, bar: Progress, evaluate: Evaluate | None, evaluate_at: tuple[int, ...]) -> None:
         """Log, validate, preview, evaluate and checkpoint, where this step is due for it."""
         recipe, step = self.recipe, self.step
-        last = step == recipe.steps
-        if step % recipe.log_every == 0 or last:
+        if self.is_due(recipe.log_every, step):
             self.log(bar)
         else:
             bar.update(step)
         began = time.perf_counter()
-        if step % recipe.validate_every == 0 or last:
+        if self.is_due(recipe.validate_every, step):
             self.validate()
-        if recipe.preview_every and (step % recipe.preview_every == 0 or last):
+        if self.is_due(recipe.preview_every, step):
             model = self.ema.model
             if self.is_main:
                 images = self.task.preview(self.pipeline, model)
@@ -239,9 +232,13 @@ class Trainer:
             model = self.ema.model
             if self.is_main:
                 evaluate(step, model)
-        if step % recipe.checkpoint_every == 0 or last:
+        if self.is_due(recipe.checkpoint_every, step):
             self.save()
         self.metrics.began += time.perf_counter() - began  # the log's times are of training alone
+
+    def is_due(self, every: int, step: int) -> bool:
+        """Whether ``step`` is one of ``every`` so many, or the last; never if 0."""
+        return every > 0 and (step % every == 0 or step == self.recipe.steps)
 
     def log(self, bar: Progress) -> None:
         """Write a line to metrics.jsonl and to the trackers, and begin new sums."""
@@ -307,7 +304,7 @@ class Trainer:
         from accelerate.utils import gather_object
 
         state = self.state_dict() | {"data": gather_object([self.task.dataset.state_dict()])}  # data of all ranks
-        averaged, model = self.ema.model, self.ema.whole_model()
+        averaged, model, written = self.ema.model, self.ema.whole_model(), None
         if self.is_sharded:
             own = self.run.model, self.optimizer, self.ema.weights
             written = sharding.save(self.run_dir.shards(self.step), *own, self.saving_group)
@@ -315,10 +312,9 @@ class Trainer:
         if self.is_main:
             self.run_dir.save_weights(averaged, self.step)
             self.task.export(self.run_dir, model, averaged, self.ema.numbers, self.step)
-        if self.is_sharded:
-            self.saving = written, state  # not before the weights, which belong to it
-        elif self.is_main:
-            self._save_checkpoint(state)
+        self.saving = written, state  # not before the weights, which belong to it
+        if not self.is_sharded:
+            self.finish_save()
         self.saved_step = self.step
 
     def finish_save(self) -> None:
@@ -329,16 +325,14 @@ class Trainer:
         if self.saving is None:
             return
         (written, state), self.saving = self.saving, None
-        sharding.wait(written, self.run_dir.shards(state["step"]))
+        step, limit = state["step"], self.recipe.checkpoints_total_limit
+        if written is not None:
+            sharding.wait(written, self.run_dir.shards(step))
         if self.is_main:
-            self._save_checkpoint(state)
-
-    def _save_checkpoint(self, state: dict[str, Any]) -> None:
-        step, recipe, limit = state["step"], self.recipe, self.recipe.checkpoints_total_limit
-        self.run_dir.save_checkpoint(state)
-        if limit != 1 and (step % recipe.checkpoint_every == 0 or step == recipe.steps):
-            self.run_dir.keep_checkpoint(step, limit)
-        self.run_dir.remove_shards_but(step)
+            self.run_dir.save_checkpoint(state)
+            if limit != 1 and self.is_due(self.recipe.checkpoint_every, step):
+                self.run_dir.keep_checkpoint(step, limit)
+            self.run_dir.remove_shards_but(step)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a step changes, of a model trained in part that part; randomness is keyed.
@@ -361,11 +355,11 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to the state of a checkpoint; ValueError if it is of another recipe."""
+        self._keep_parts(state.get("parts", self.parts))
         factor = self.recipe.scaling.factor
         try:
             if state["scaling"] != factor:
                 raise ValueError(f"scaling.factor was {state['scaling']}, the recipe has {factor}")
-            self._keep_parts(state.get("parts", self.parts))
             if (was_sharded := "is_sharded" in state) or self.is_sharded:
                 own = self.run.model, self.optimizer, self.ema.weights
                 if was_sharded:
@@ -396,23 +390,18 @@ class Trainer:
 
         ValueError if the coupling pairs several micro-batches of a rank, or those of all ranks, and these are others.
         """
-        if (self.coupling.pool_size > 1 or self.coupling.across_ranks) and parts != self.parts:
+        was, now = (" x ".join(map(str, numbers)) for numbers in (parts, self.parts))
+        if (self.coupling.pool_size > 1 or self.coupling.across_ranks) and was != now:
             raise ValueError(
-                "it was trained by {} processes x {} gradient_accumulation_steps, and here are {} x {}: the coupling "
-                "pairs several micro-batches at once, and would pair others; keep both".format(*parts, *self.parts)
+                f"this run was trained by {was} processes x gradient_accumulation_steps, and here are {now}: the "
+                f"coupling pairs several micro-batches at once, and would pair others; keep both"
             )
         loader = self.loader = replace(self.loader, parts=math.prod(parts))
         self.accelerator.gradient_accumulation_steps = loader.parts_per_step * loader.num_pieces
-        divided, loss = loader.shares * loader.num_pieces > 1, self.recipe.loss
-        modules = [m for m in self.run.model.modules() if isinstance(m, _BatchNorm) or (divided and _drops(m))]
-        changed = sorted({type(module).__name__ for module in modules})
-        changed += ["noise of the loss"] if divided and loss != loss.without_augmentation() else []
-        if parts != self.parts and self.is_main and changed:
-            was, now = (" x ".join(map(str, numbers)) for numbers in (parts, self.parts))
-            warnings.warn(
-                f"processes x micro-batches were {was} and are {now}: all is drawn as before but {', '.join(changed)}",
-                stacklevel=2,
-            )
+        changed = ", ".join(loader.changes(self.run.model, self.recipe.loss))
+        if was != now and self.is_main and changed:
+            text = f"processes x micro-batches were {was} and are {now}: all is drawn as before but {changed}"
+            warnings.warn(text, stacklevel=2)
         self.parts = parts
 
     def ask_ranks(self, guard: InterruptGuard) -> tuple[bool, bool]:
@@ -421,17 +410,13 @@ class Trainer:
         All must stop, and meet an error of that save, at the same step, so ranks ask each other; every few steps, as
         it stalls.
         """
-        if self.is_sharded or self.accelerator.num_processes > 1:
-            if self.step % STEPS_BETWEEN_QUESTIONS:
-                return False, False
-            is_writing = self.saving is not None and not self.saving[0].done()
-            own = torch.tensor([[guard.received or 0, is_writing]], device=self.device)
-            received, is_writing = self.accelerator.gather(own).amax(0).tolist()
-            guard.received = guard.received or received or None  # it may have come while asking
-            return received > 0, not is_writing
-        return guard.received is not None, True
-
-
-def _drops(module: nn.Module) -> bool:
-    """Whether ``module`` draws dropout for a whole micro-batch."""
-    return isinstance(module, _DropoutNd) and module.p > 0
+        if not self.is_sharded and self.accelerator.num_processes == 1:
+            return guard.received is not None, True
+        if self.step % STEPS_BETWEEN_QUESTIONS:
+            return False, False
+        written = self.saving and self.saving[0]
+        is_writing = written is not None and not written.done()
+        own = torch.tensor([[guard.received or 0, is_writing]], device=self.device)
+        received, is_writing = self.accelerator.gather(own).amax(0).tolist()
+        guard.received = guard.received or received or None  # it may have come while asking
+        return received > 0, not is_writing
