@@ -1,7 +1,7 @@
 """A device without float64, as MPS is: nothing makes any there, nor casts to it on the way to the CPU.
 
 The meta device stands in for it, whose tensors have no values: those copied to the CPU are random. It cannot run
-assignment, which needs the values, and ``aligned``, as it has no autocast.
+assignment, which needs the values.
 """
 
 import pytest
@@ -23,6 +23,7 @@ NAMES = [
     "gaussian_ot",
     "semidiscrete",
     "calibrated:knn:k=8",
+    "aligned:knn:k=8",
     "projected(pool=2):knn:k=8",
     "projected(rank=3):shuffled:knn:k=8",
 ]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from immiscible_diffusion.couplings._validation import check_rows_finite, working_dtype
+from immiscible_diffusion.couplings._validation import check_rows_finite, product, working_dtype
 from immiscible_diffusion.couplings.base import Cond, Mask, Noise, Rng
 from immiscible_diffusion.couplings.wrappers import Wrapper
 from immiscible_diffusion.utils.checks import NonNegativeFloat, PositiveFloat, PositiveInt, check_fields
@@ -66,26 +66,26 @@ class Aligned(Wrapper):
         if len(data) < 2:
             return noise
         dtype = working_dtype(data.dtype)
-        with torch.autocast(data.device.type, enabled=False):
-            rows = noise.flatten(1).to(dtype)
-            toward = normalize(data.flatten(1).to(dtype), dim=1)
-            check_rows_finite(toward)
-            check_rows_finite(rows, "noise")
-            mean, square = torch.zeros_like(rows), torch.zeros_like(rows)
-            for step in range(1, self.steps + 1):
-                slope = self.gradient(rows, toward)
-                mean, square = mean.lerp(slope, 1 - BETA1), square.lerp(slope.square(), 1 - BETA2)
-                root = (square / (1 - BETA2**step)).sqrt() + EPSILON
-                rows = rows - self.rate * mean / (1 - BETA1**step) / root
+        rows = noise.flatten(1).to(dtype)
+        toward = normalize(data.flatten(1).to(dtype), dim=1)
+        check_rows_finite(toward)
+        check_rows_finite(rows, "noise")
+        mean, square = torch.zeros_like(rows), torch.zeros_like(rows)
+        for step in range(1, self.steps + 1):
+            slope = self.gradient(rows, toward)
+            mean, square = mean.lerp(slope, 1 - BETA1), square.lerp(slope.square(), 1 - BETA2)
+            root = (square / (1 - BETA2**step)).sqrt() + EPSILON
+            rows = rows - self.rate * mean / (1 - BETA1**step) / root
         return rows.view(data.shape).to(data.dtype)
 
     def gradient(self, noise: Tensor, toward: Tensor) -> Tensor:
         """Of the loss above in ``noise`` ``[B, D]``, with ``toward`` ``[B, D]`` the directions of the data."""
         count, length = len(noise), torch.linalg.vector_norm(noise, dim=1, keepdim=True)
         units = normalize(noise, dim=1)
-        pull = (units @ toward.T / self.temperature).softmax(dim=1)
+        pull = (product(units, toward.T) / self.temperature).softmax(dim=1)
         pull.diagonal().sub_(1)
-        near = (units @ units.T / self.spread).fill_diagonal_(-torch.inf).softmax(dim=1)
-        slope = pull @ toward / self.temperature + self.beta / self.spread * (near + near.T) @ units
+        near = (product(units, units.T) / self.spread).fill_diagonal_(-torch.inf).softmax(dim=1)
+        slope = product(pull, toward) / self.temperature
+        slope += product(self.beta / self.spread * (near + near.T), units)
         slope = slope - (slope * units).sum(dim=1, keepdim=True) * units  # only along the sphere
         return (slope / length.clamp_min(1e-12) + 2 * self.shrink * noise) / count
