@@ -26,7 +26,7 @@ from examples.tiny_stable_diffusion.evaluate import label_classifier
 from immiscible_diffusion.data import DataConfig, load_images
 from immiscible_diffusion.utils.atomic_files import read_json, write_json, write_text
 from immiscible_diffusion.utils.images import image_grid
-from reproduce.small_stable_diffusion.evaluate import SAMPLER_STEPS, inpainting_scores, label_accuracy, labeled_grid
+from reproduce.small_stable_diffusion.evaluate import SAMPLING_STEPS, inpainting_scores, label_accuracy, labeled_grid
 
 SCRATCH, TUNED, LORA, INPAINT = 700, 150, 150, 400
 RUNS = ("independent", "knn", "finetune", "lora", "inpaint")
@@ -109,7 +109,7 @@ def sample(arguments: argparse.Namespace, run: str) -> list[str]:
     return [
         *("sample", str(arguments.out / run), "--to", str(arguments.out / f"images-{run}")),
         *("--count", str(pictures_of(arguments)), "--classes", str(arguments.out / "classes.txt")),
-        *("--steps", str(SAMPLER_STEPS), "--guidance", str(GUIDANCE), "--batch-size", "100"),
+        *("--sampling-steps", str(SAMPLING_STEPS), "--guidance", str(GUIDANCE), "--batch-size", "100"),
         *("--device", "cpu"),
     ]
 

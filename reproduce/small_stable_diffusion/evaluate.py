@@ -12,7 +12,7 @@ from examples.tiny_stable_diffusion.evaluate import LabelClassifier, center_mask
 from immiscible_diffusion.data.folder_of_samples import SampleFolder
 from immiscible_diffusion.utils.images import image_grid
 
-SAMPLER_STEPS = 20
+SAMPLING_STEPS = 20
 
 
 def label_accuracy(classifier: LabelClassifier, folder: Path) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def inpainting_scores(arguments: argparse.Namespace, held: Any, count: int = 64)
             mask_image=masks,
             height=images.shape[2],
             width=images.shape[3],
-            num_inference_steps=SAMPLER_STEPS,
+            num_inference_steps=SAMPLING_STEPS,
             guidance_scale=1.0,
             generator=torch.Generator().manual_seed(draw),
             output_type="pt",

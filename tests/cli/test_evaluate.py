@@ -118,7 +118,7 @@ def test_a_public_model_is_scored_by_a_folder_of_its_images(run, capsys, tmp_pat
     results = []
     for seed, size in ((0, 120), (0, 50), (1, 120)):
         out = tmp_path / f"{seed}-{size}"
-        words = ["--pipeline", str(tmp_path / "ddpm"), "--steps", "2", "--count", "120"]
+        words = ["--pipeline", str(tmp_path / "ddpm"), "--sampling-steps", "2", "--count", "120"]
         options = ["--to", str(out), "--seed", str(seed), "--batch-size", str(size)]
         assert main(["sample", *words, *options, "--device", "cpu"]) == 0
         results.append(evaluated(capsys, run, "--folder", str(out), "--metrics", "frechet")[0])
@@ -184,7 +184,7 @@ def test_guidances_make_a_table_with_the_best(run, capsys, tmp_path):
         (["--guidances", "1", "2", "--guidance", "0"], "leave folder and guidance"),
         (["--checkpoints", "0", "--checkpoint", "4"], "leave folder and guidance or checkpoint"),
         (["--folder", ".", "--checkpoint", "4"], "are there already"),
-        (["--folder", ".", "--steps", "3"], "are there already"),
+        (["--folder", ".", "--sampling-steps", "3"], "are there already"),
     ],
 )
 def test_options_that_do_not_go_together(run, capsys, words, message):

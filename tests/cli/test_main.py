@@ -105,6 +105,9 @@ def test_an_old_option_of_a_command(capsys):
     assert capsys.readouterr().err == line
     assert main(["compare", "digits-flow", "--label-dropout", "0.1"]) == 2
     assert "--label-dropout is now --cond_drop_prob" in capsys.readouterr().err
+    for command in ("sample", "evaluate"):  # where steps are not those of training
+        assert main([command, "run", "--steps", "4"]) == 2
+        assert "--steps is now --sampling_steps" in capsys.readouterr().err
 
 
 def test_train_sample_evaluate(capsys, tmp_path):
@@ -115,7 +118,7 @@ def test_train_sample_evaluate(capsys, tmp_path):
     folder = tmp_path / "run" / "images" / "step8-euler2-seed0"
     assert sorted(path.name for path in folder.iterdir()) == [f"00000{i}.png" for i in range(5)]
     assert folder.with_name("step8-euler2-seed0-grid.png").exists()
-    assert outcome(capsys, "sample", run, "--steps", "0")[0] == 2
+    assert outcome(capsys, "sample", run, "--sampling-steps", "0")[0] == 2
     assert outcome(capsys, "sample", run, "--count", "3", "--device", "cpu")[0] == 0
     assert sorted(path.name for path in folder.iterdir()) == [f"00000{i}.png" for i in range(3)]
     code, text, said = outcome(capsys, "evaluate", run, "--method", "dopri5", "--samples", "100")

@@ -89,7 +89,7 @@ def test_a_pipeline_over_class_names(pipeline: Path, tmp_path: Path) -> None:
     (tmp_path / "names").write_text("tench, Tinca tinca\ngold fish\n")
     (tmp_path / "gap").write_text("tench\n\ngold fish\n")
     assert sample(pipeline, tmp_path / "c", "--classes", str(tmp_path / "gap")) == 2
-    common = ("--classes", str(tmp_path / "names"), "--steps", "1", "--template", "a {label}")
+    common = ("--classes", str(tmp_path / "names"), "--sampling-steps", "1", "--template", "a {label}")
     assert sample(pipeline, tmp_path / "a", "--count", "3", "--batch-size", "1", *common) == 0
     assert sample(pipeline, tmp_path / "b", "--count", "3", "--batch-size", "3", *common) == 0
     assert SampleFolder(tmp_path / "a").prompts() == ["a tench", "a gold fish"]
@@ -102,7 +102,7 @@ def test_a_pipeline_over_class_names(pipeline: Path, tmp_path: Path) -> None:
 
 
 def test_prompts_and_errors_of_a_pipeline(pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    two = ("--count", "2", "--steps", "1", "--guidance", "2", "--format", "tar")
+    two = ("--count", "2", "--sampling-steps", "1", "--guidance", "2", "--format", "tar")
     assert sample(pipeline, tmp_path / "one", *two, "--prompt", "a red cat") == 0
     assert [place.number for place in SampleFolder(tmp_path / "one").places] == [0, 1]
     capsys.readouterr()

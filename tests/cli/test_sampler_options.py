@@ -9,7 +9,7 @@ from immiscible_diffusion.diffusion.samplers import SamplerConfig
 def test_given_options_change_the_sampler_and_nothing_else():
     recipe = SamplerConfig("ddim", 20, clip=1.0)
     assert SamplerChanges().of(recipe) == recipe
-    changed = SamplerChanges(spacing="quadratic", steps=10, guidance=2.0).of(recipe)
+    changed = SamplerChanges(spacing="quadratic", sampling_steps=10, guidance=2.0).of(recipe)
     assert changed == SamplerConfig("ddim", 10, clip=1.0, spacing="quadratic", guidance=2.0)
     assert SamplerChanges(eta=0.0, guidance=1.0).of(SamplerConfig("ddim", eta=0.5, guidance=3.0)) == (
         SamplerConfig("ddim")

@@ -34,13 +34,13 @@ COMMAND_LINES = {  # what is right, and options
     ),
     "sample": (
         "RUN --count 2",
-        "--count --seed --steps --method --guidance --prune --shift --eta --clip --init-noise --init-scale --spacing "
-        "--format --shard-size --batch-size --prompt --prompts --classes --template --pipeline --allow-code --device "
-        "--precision --to",
+        "--count --seed --sampling-steps --method --guidance --prune --shift --eta --clip --init-noise --init-scale "
+        "--spacing --format --shard-size --batch-size --prompt --prompts --classes --template --pipeline --allow-code "
+        "--device --precision --to",
     ),
     "evaluate": (
         "RUN",
-        "--samples --real --seed --features --metrics --guidances --guidance --clip-metrics --folder --steps "
+        "--samples --real --seed --features --metrics --guidances --guidance --clip-metrics --folder --sampling-steps "
         "--batch-size --allow-code --device --calibrate",
     ),
     "analyze": (

@@ -26,6 +26,7 @@ OPTIONS = {
     "optimiser.ema_ramp": "ema.warmup",
     "optimiser.ema_power": "ema.power",
     "budget": "sampling_steps",
+    "steps": "sampling_steps",  # of sample and evaluate
     "evaluation.budgets": "eval.sampling_steps",
     "evaluation.at": "eval.steps",
     "evaluation.points": "eval.num",

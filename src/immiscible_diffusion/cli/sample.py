@@ -61,7 +61,7 @@ class Options(SamplerChanges):
 
     immiscible sample --pipeline NAME --to images --count 50000 --classes classes.txt
 
-    immiscible sample --pipeline google/ddpm-cifar10-32 --to images --count 10000 --steps 100
+    immiscible sample --pipeline google/ddpm-cifar10-32 --to images --count 10000 --sampling-steps 100
 
     Args:
         run: a run folder; its averaged weights are sampled.
@@ -199,7 +199,7 @@ def of_pipeline(options: Options, prompts: Sequence[str]) -> Source:
         raise ValueError(f"a pipeline has its own sampler; leave {', '.join(useless)}")
     if not options.to:
         raise ValueError("where do the images of a pipeline go? --to FOLDER")
-    changes: dict[str, Any] = {} if options.steps is None else {"num_inference_steps": options.steps}
+    changes: dict[str, Any] = {} if (n := options.sampling_steps) is None else {"num_inference_steps": n}
     changes |= {} if options.guidance is None else {"guidance_scale": options.guidance}
     device, dtype = rank_world_device(options.device)[2], getattr(torch, options.precision)
     pipeline = load_pipeline(str(options.pipeline), device, dtype, text=bool(prompts))

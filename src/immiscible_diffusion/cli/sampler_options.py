@@ -18,7 +18,7 @@ class SamplerChanges:
     Args:
         method: sampler: euler, heun, midpoint or dopri5; on a VPPath also ddim, ddpm, dpm (DPM-Solver++) or pndm
             (Stable Diffusion's), on an EDMPath edm or consistency.
-        steps: sampling steps.
+        sampling_steps: steps from noise to a sample.
         tolerance: relative and absolute tolerance of dopri5.
         init_noise: normal, N(0, I), or matched, the distribution of the noise that the run was trained on (measured
             now and kept in the run if it is not there).
@@ -33,7 +33,7 @@ class SamplerChanges:
     """
 
     method: str | None = None
-    steps: PositiveInt | None = None
+    sampling_steps: PositiveInt | None = None
     tolerance: PositiveFloat | None = None
     init_noise: str | None = None
     init_scale: PositiveFloat | None = None
@@ -48,7 +48,8 @@ class SamplerChanges:
         """Return ``default``, changed where options say so; ValueError where they do not fit."""
         names = [field.name for field in dataclasses.fields(SamplerChanges)]
         changes: dict[str, Any] = {n: v for n in names if (v := getattr(self, n)) is not None}
-        sampler = dataclasses.replace(default, **changes)
+        steps = changes.pop("sampling_steps", default.steps)
+        sampler = dataclasses.replace(default, steps=steps, **changes)
         for name, methods in ONLY.items():
             if name in changes and sampler.method not in methods:
                 raise ValueError(
