@@ -28,12 +28,8 @@ from typing import Any
 import torch
 from coupling_cost import machine
 
-from immiscible_diffusion.applications.stable_diffusion.latent_cache import (
-    EncodingConfig,
-    LatentSet,
-    encode,
-    posterior,
-)
+from immiscible_diffusion.applications.stable_diffusion.latent_cache import LatentSet
+from immiscible_diffusion.applications.stable_diffusion.latent_encoding import EncodingConfig, encode, posterior
 from immiscible_diffusion.data import DataConfig
 from immiscible_diffusion.data.hf_images import images_from_rows, open_rows
 

@@ -9,7 +9,12 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from immiscible_diffusion.applications.stable_diffusion import latent_cache
+from immiscible_diffusion.applications.stable_diffusion.latent_cache import (
+    describe_transform,
+    missing_shards,
+    vae_digest,
+)
+from immiscible_diffusion.applications.stable_diffusion.latent_encoding import EncodingConfig, encode
 from immiscible_diffusion.applications.stable_diffusion.load_pipeline import load_reason
 from immiscible_diffusion.cli.options import Device, parse
 from immiscible_diffusion.data.base import DataSet
@@ -89,19 +94,17 @@ def main(arguments: list[str]) -> int:
         dataset: DataSet = load_captioned(config, captions)
     except NoCaptionsError:  # nor class names: images alone
         dataset = load_images(config)
-    transform = latent_cache.describe_transform(config, options.channels)
-    encoding = latent_cache.EncodingConfig(
-        options.dtype, options.flips, options.shard_size, options.batch_size, transform
-    )
+    transform = describe_transform(config, options.channels)
+    encoding = EncodingConfig(options.dtype, options.flips, options.shard_size, options.batch_size, transform)
     vae = load_vae(options.vae)
-    vae_hash = latent_cache.vae_digest(vae)
+    vae_hash = vae_digest(vae)
     vae = vae.to(device, getattr(torch, options.precision)).eval().requires_grad_(False)
     share = -(-len(dataset) // world)
     with (
         shared_lock(options.out, process_state(options.device)),
         Progress(share, 0, "encoding", unit="image", quiet=rank > 0) as progress,
     ):
-        manifest = latent_cache.encode(
+        manifest = encode(
             dataset,
             vae,
             options.out,
@@ -111,7 +114,7 @@ def main(arguments: list[str]) -> int:
             world=world,
             on_progress=lambda done: progress.update(min(done, share)),
         )
-    missing = latent_cache.missing_shards(manifest, options.out)
+    missing = missing_shards(manifest, options.out)
     state = "complete" if not missing else f"{len(missing)} shards of other processes are missing"
     sys.stderr.write(
         f"{options.out}: latents {manifest.shape} of {manifest.count:,} images in {manifest.shards} shards; {state}\n"

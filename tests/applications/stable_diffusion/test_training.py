@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from fixtures.stable_diffusion import sd_recipe
 from helpers import assert_same_weights, train, weights
-from immiscible_diffusion.applications.stable_diffusion.latent_cache import encode
+from immiscible_diffusion.applications.stable_diffusion.latent_encoding import encode
 from immiscible_diffusion.applications.stable_diffusion.load_pipeline import silence_hf_logging
 from immiscible_diffusion.applications.stable_diffusion.unet import LoRA
 from immiscible_diffusion.cli.sample import main as sample

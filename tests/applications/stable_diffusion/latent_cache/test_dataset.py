@@ -10,16 +10,18 @@ import torch
 
 from fixtures.tiny_vae import make_images
 from immiscible_diffusion.applications.stable_diffusion.latent_cache import (
-    EncodingConfig,
     LatentSet,
     Manifest,
-    data_digest,
     describe_transform,
-    encode,
     load_latents,
     missing_shards,
-    posterior,
     vae_digest,
+)
+from immiscible_diffusion.applications.stable_diffusion.latent_encoding import (
+    EncodingConfig,
+    data_digest,
+    encode,
+    posterior,
 )
 from immiscible_diffusion.data import DataConfig, ImageSet
 from immiscible_diffusion.data.captions import Captioned, Captions

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fixtures.tiny_vae import make_images, make_vae
-from immiscible_diffusion.applications.stable_diffusion.latent_cache import data_digest, vae_digest
+from immiscible_diffusion.applications.stable_diffusion.latent_cache import vae_digest
+from immiscible_diffusion.applications.stable_diffusion.latent_encoding import data_digest
 from immiscible_diffusion.data import DataConfig, load_images
 from immiscible_diffusion.data.captions import Captioned
 from immiscible_diffusion.data.prompts import ListCaptions
