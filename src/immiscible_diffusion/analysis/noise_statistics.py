@@ -1,7 +1,7 @@
 """The noise of a coupling: its distribution over the data, and its information on the sample."""
 
 import math
-from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ def measure_noise(
         batch_size: the coupling is called on batches of this many samples.
         seed: of pairs and noise.
     """
-    images = images_of(data, cond, mask, labels)
+    images, coupling = images_of(data, cond, mask, labels), as_coupling(coupling)
     density = density or density_for(coupling, images, batch_size=batch_size, seed=seed)
     if moments is None:
         directions = min(16, data[0].numel())
@@ -63,7 +63,7 @@ def measure_noise(
     axes = moments.directions
     assert axes is not None
 
-    def measure(members: Tensor, preserved: bool) -> NoiseStatistics:
+    def measure(members: Tensor, preserved: bool, per_label: dict[str, NoiseStatistics]) -> NoiseStatistics:
         """Over the samples ``members``, whose noise is N(0, I) if it is ``preserved``."""
         rows = members[choose_rows(len(members), pairs, seed)]
         # Only where the rest of the batch may matter: it takes more batches.
@@ -71,38 +71,38 @@ def measure_noise(
         noise = draw_noise(coupling, images, rows, seed=seed, batch_size=batch_size, share=share)
         own, truth = take(images, members), take(images, rows).data.double().flatten(1)
         paired, marginal = _log_ratios(density, noise, own, torch.searchsorted(members, rows))
-        flat = noise.flatten(1).double()
-        along = flat @ axes.to(flat).T
-        variance = along.var(dim=0)
-        fourth = (along - along.mean(dim=0)).pow(4).mean(dim=0) - variance.square()
-        offset = truth - own.data.double().flatten(1).mean(dim=0)
-        length = torch.linalg.vector_norm(offset, dim=1).clamp_min(1e-30)
         record = NoiseStatistics(
             estimate=density.estimate,
             samples=len(members),
             pairs=len(rows),
-            square=mean_of(flat.square().mean(dim=1)),
-            shift_square=mean_square(flat),
-            alignment=mean_of((flat * offset).sum(dim=1) / length),
             kl=Mean(0.0, 0.0) if preserved else mean_of(marginal),
             information=mean_of(paired if preserved else paired - marginal),
-            direction_mean=tuple(along.mean(dim=0).tolist()),
-            direction_variance=tuple(variance.tolist()),
-            direction_error=tuple((fourth.clamp_min(0) / len(flat)).sqrt().tolist()),
-            per_label={},
+            per_label=per_label,
+            **_sample_statistics(noise.flatten(1).double(), truth - own.data.double().flatten(1).mean(dim=0), axes),
         )
         return record.without_figures() if record.failed else record
 
-    coupling = as_coupling(coupling)
     preserved = coupling.preserves_marginal
     by_label = preserved and coupling.preserves_conditional(label_key)
-    record = measure(torch.arange(len(data)), preserved)
-    if labels is None:
-        return record
-    groups = {str(int(name)): labels.cpu() == name for name in labels.unique()}
-    per_label = {name: measure(own.nonzero()[:, 0], by_label) for name, own in groups.items()}
-    record = replace(record, per_label=per_label)
-    return record.without_figures() if record.failed else record
+    groups = {} if labels is None else {str(int(name)): labels.cpu() == name for name in labels.unique()}
+    per_label = {name: measure(own.nonzero()[:, 0], by_label, {}) for name, own in groups.items()}
+    return measure(torch.arange(len(data)), preserved, per_label)
+
+
+def _sample_statistics(noise: Tensor, offset: Tensor, axes: Tensor) -> dict[str, Any]:
+    """What needs no density, of ``noise`` ``[P, D]`` whose samples are ``offset`` from the mean of the data."""
+    along = noise @ axes.to(noise).T
+    variance = along.var(dim=0)
+    fourth = (along - along.mean(dim=0)).pow(4).mean(dim=0) - variance.square()
+    length = torch.linalg.vector_norm(offset, dim=1).clamp_min(1e-30)
+    return {
+        "square": mean_of(noise.square().mean(dim=1)),
+        "shift_square": mean_square(noise),
+        "alignment": mean_of((noise * offset).sum(dim=1) / length),
+        "direction_mean": tuple(along.mean(dim=0).tolist()),
+        "direction_variance": tuple(variance.tolist()),
+        "direction_error": tuple((fourth.clamp_min(0) / len(noise)).sqrt().tolist()),
+    }
 
 
 def _log_ratios(density: PairDensity, noise: Tensor, images: Batch, own: Tensor) -> tuple[Tensor, Tensor]:
