@@ -8,7 +8,6 @@ import json
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -55,15 +54,19 @@ def table_shards(
 ) -> tuple[dict[str, Shard], Sequence[str] | None]:
     """The shards, by name, of the table that ``load_arguments`` found, and the names of its classes.
 
-    The column ``caption`` has the captions, by default one of a usual name. With ``on_error`` skip the first parquet
-    file that can be read has the columns. ValueError for no such column, or the hub out of reach.
+    The column ``caption`` has the captions, by default one of a usual name. The first of parquet files has the
+    columns, with ``on_error`` skip the first that can be read. ValueError for no such file or column, or the hub out
+    of reach.
     """
     files = arguments["data_files"][config.split] if arguments["path"] == "parquet" else []
-    for file in files if config.on_error == "skip" else ():
-        with suppress(ValueError):
+    for file in files:
+        try:
             alone = open_rows(config, HINT, arguments | {"data_files": {config.split: [file]}})
             arguments = arguments | {"features": alone.features}
             break
+        except ValueError as error:
+            if config.on_error == "raise":
+                raise ValueError(f"{file}: {error}; --data.on_error skip leaves it out") from error
     rows = open_rows(config, HINT, arguments)
     image, label = columns(rows, config)
     text = caption_column(rows, caption)
