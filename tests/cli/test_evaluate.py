@@ -71,7 +71,8 @@ def test_the_frechet_distance_alone_is_that_beside_others(run, capsys):
 
 def test_unknown_metrics_are_an_error(run, capsys):
     assert main(["evaluate", str(run), "--metrics", "fid"]) == 2
-    assert "unknown metrics ['fid']; options: frechet, kid" in capsys.readouterr().err
+    assert "unknown metrics ['fid']; options: frechet, kid" in (said := capsys.readouterr().err)
+    assert "FID is frechet with the features inception" in said
 
 
 def test_a_folder_of_images_made_elsewhere(run, capsys, tmp_path):
@@ -180,7 +181,7 @@ def test_guidances_make_a_table_with_the_best(run, capsys, tmp_path):
     [
         (["--guidances", "1", "2", "--guidance", "2"], "leave folder and guidance"),
         (["--guidances", "1", "2", "--metrics", "kid"], "keep frechet among the metrics"),
-        (["--guidances", "1", "2"], "set cond_drop_prob"),
+        (["--guidances", "1", "2"], "conditional and cond_drop_prob"),
         (["--guidances", "1", "2", "--guidance", "0"], "leave folder and guidance"),
         (["--checkpoints", "0", "--checkpoint", "4"], "leave folder and guidance or checkpoint"),
         (["--folder", ".", "--checkpoint", "4"], "are there already"),

@@ -17,6 +17,7 @@ from immiscible_diffusion.diffusion.paths import VPPath
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.experiments.compare.plan import Plan
 from immiscible_diffusion.recipes import RECIPES
+from immiscible_diffusion.training.builders import make_accelerator
 from immiscible_diffusion.training.dry_run import dry_run
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.trainer import Trainer
@@ -200,3 +201,8 @@ def test_files_of_the_working_folder_replace_no_package(tmp_path, monkeypatch, c
     (tmp_path / "of_my_own.py").write_text("def near(data, *, cond, generator):\n    return data\n")
     assert main(["describe", "of_my_own:near", "--shape", "3,4,4"]) == 0
     assert sys.path.index(str(tmp_path)) == len(sys.path) - 1
+
+
+def test_half_precision_that_a_cpu_does_not_have_is_said(tiny, tmp_path, fresh_accelerate):
+    with pytest.warns(UserWarning, match="fp16 has no effect on a CPU"):
+        make_accelerator(dataclasses.replace(tiny, mixed_precision="fp16"), "cpu", RunDir(tmp_path))

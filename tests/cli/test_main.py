@@ -21,7 +21,7 @@ def outcome(capsys, *arguments: str) -> tuple[int, str, str]:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["trian"], "unknown command 'trian'"),
+        (["trian"], "did you mean 'train'"),
         (["train"], "which recipe?"),
         (["train", "digit-flow"], "did you mean 'digits-flow'"),
         (["train", "digits-flow", "--tiny", "--color", "red"], "Unrecognized options: --color"),
@@ -31,6 +31,9 @@ def outcome(capsys, *arguments: str) -> tuple[int, str, str]:
         (["train", "digits-flow", "--tiny", "--coupling", "knn:k=0"], "k must be a whole number"),
         (["train", "digits-flow", "--tiny", "--coupling", "knn:j=4"], "options: k, center"),
         (["train", "digits-flow", "--tiny", "--data.name", "nothing"], "nothing"),
+        (["train", "digits-flow", "--tiny", "--data.path", "nowhere"], "digits come with scikit-learn"),
+        (["train", "digits-flow", "--tiny", "--out", f"{__file__}/run"], "cannot make the folder"),
+        (["analyze", "--data", __file__], "no folder, nor a file .npy"),
         (["train", "digits-flow", "--tiny", "--trackers", "wandb"], "wandb"),
         (["compare", "digits-flow", "--tiny", "--coupling", "knm"], "unknown coupling 'knm'"),
         (["compare", "digits-flow", "--tiny", "--coupling", "no.module:C(k=1)"], "no.module"),
@@ -61,6 +64,7 @@ def test_help_lists_the_commands_and_recipes(capsys):
     assert all(command in text for command in COMMANDS)
     code, text, _ = outcome(capsys, "recipes")
     assert "digits-flow" in text
+    assert "``" not in text
     code, text, _ = outcome(capsys, "recipes", "cifar10-flow")
     assert json.loads(text)["name"] == "cifar10-flow"
     for command in COMMANDS.keys() - {"recipes"}:
@@ -119,6 +123,7 @@ def test_train_sample_evaluate(capsys, tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == [f"00000{i}.png" for i in range(5)]
     assert folder.with_name("step8-euler2-seed0-grid.png").exists()
     assert outcome(capsys, "sample", run, "--sampling-steps", "0")[0] == 2
+    assert f"{run} is one" in outcome(capsys, "sample", str(tmp_path))[2]  # the folder of a comparison, say
     assert outcome(capsys, "sample", run, "--count", "3", "--device", "cpu")[0] == 0
     assert sorted(path.name for path in folder.iterdir()) == [f"00000{i}.png" for i in range(3)]
     code, text, said = outcome(capsys, "evaluate", run, "--method", "dopri5", "--samples", "100")

@@ -115,7 +115,7 @@ def test_a_guided_network_knows_one_label_more(tiny):
     ("change", "said"),
     [
         ({"cond_drop_prob": 0.1}, "needs conditional"),
-        ({"sampler": SamplerConfig(guidance=2.0)}, "set cond_drop_prob"),
+        ({"sampler": SamplerConfig(guidance=2.0)}, "conditional and cond_drop_prob"),
         ({"loss": ConsistencyLoss()}, "needs an? EDMPath, got FlowMatchingPath"),
         ({"sampler": SamplerConfig("ddim")}, "ddim samples a VPPath, got FlowMatchingPath"),
         ({"path": VPPath(), "sampler": SamplerConfig("edm")}, "edm samples a EDMPath"),

@@ -138,9 +138,10 @@ def dry_run(plan: Plan, device: str, workers: int | None, sweep: Sweep) -> int:
         write(f"and {variants} scores with other samplers at the end")
     trainings = sum(map(len, left.values()))
     number = max(1, min(trainings, workers or default_workers(device)))
+    takes = f"; about {duration(total / number)} in {number} process{'es' * (number > 1)}, without evaluation"
     write(
-        f"{plan.folder}: {trainings} trainings are left, of {plan.recipe.steps:,} steps; what is there is kept; about "
-        f"{duration(total / number)} in {number} processes, without evaluation"
+        f"{plan.folder}: what is there is kept; trainings left, of {plan.recipe.steps:,} steps: {trainings}"
+        f"{takes * (trainings > 0)}"
     )
     return 0
 

@@ -11,6 +11,7 @@ from immiscible_diffusion.cli.options import Switch
 from immiscible_diffusion.data.array_files import is_array_file
 from immiscible_diffusion.data.in_memory import InMemoryData, add_mirror_images, load_arrays, load_in_memory
 from immiscible_diffusion.data.load import SOURCES, DataConfig
+from immiscible_diffusion.data.shard_files import SHARDS
 from immiscible_diffusion.utils.checks import ImageSize, PositiveInt
 
 LABEL = "label"
@@ -73,6 +74,8 @@ class DataOptions:
             self._refuse("is for a named data set, and {!r} is none", "path")
             if not Path(name).exists():
                 raise ValueError(f"there is no data set, folder or file '{name}'; known: {', '.join(NAMES)}, hub:ID")
+            if Path(name).is_file() and not name.endswith(SHARDS):
+                raise ValueError(f"'{name}' is no folder, nor a file .npy, .npz, .safetensors or .parquet")
             name, path = FOLDER, name
         config = DataConfig(name, path, self.split, size=self.size, channels=self.channels, flip=self.flip)
         whole = load_in_memory(config, self.max_images, seed=seed)

@@ -9,6 +9,7 @@ from typing import Any
 
 from immiscible_diffusion import __version__
 from immiscible_diffusion.cli.renamed import check_command
+from immiscible_diffusion.utils.checks import did_you_mean
 from immiscible_diffusion.utils.optional_deps import MissingDependencyError, require_extra
 from immiscible_diffusion.utils.signals import Interrupted
 
@@ -43,7 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if command not in COMMANDS:
             check_command(command)
-            raise ValueError(f"unknown command '{command}'; known: {', '.join(COMMANDS)}")
+            raise ValueError(
+                f"unknown command '{command}'; known: {', '.join(COMMANDS)}{did_you_mean(command, COMMANDS)}"
+            )
         warnings.simplefilter("default")
         warnings.formatwarning = _format_warning
         if command != "describe":  # which needs torch alone

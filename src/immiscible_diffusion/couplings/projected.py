@@ -37,7 +37,9 @@ class Projected(Wrapper):
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.pool is None) == (self.rank is None):
-            raise ValueError(f"give pool (pixels a side) or rank (directions), got {self.pool=} and {self.rank=}")
+            raise ValueError(
+                f"give pool (pixels a side) or rank (directions), got pool={self.pool} and rank={self.rank}"
+            )
         if self.pool is not None and (type(self.pool) is not int or self.pool < 2):
             raise ValueError(f"pool must be a whole number >= 2, got {self.pool!r}")
         if self.rank is None:

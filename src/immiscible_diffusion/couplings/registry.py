@@ -25,6 +25,7 @@ from immiscible_diffusion.couplings.semidiscrete import Semidiscrete
 from immiscible_diffusion.couplings.semidiscrete_fit import check_max_steps
 from immiscible_diffusion.couplings.semidiscrete_plan import UNFITTED, SemidiscretePlan, plan_of
 from immiscible_diffusion.couplings.wrappers import Calibrated, MaskedCoupling, Shuffled, WarmUp, Wrapper
+from immiscible_diffusion.utils.checks import did_you_mean
 
 MomentsSource = Moments | Callable[[], Moments] | None
 DistributionSource = NoiseDistribution | Callable[[Coupling], NoiseDistribution] | None
@@ -95,7 +96,13 @@ def parse_coupling(
             given = (refuse, refuse, refuse)
         inner = parse_coupling(around["inner"], *given, seed=seed, epoch=epoch, allow_import=allow_import)
         return _around(name, around, inner, moments, distribution)
-    if name.partition(":")[0] in COUPLINGS:
+    head, _, rest = name.partition(":")
+    if head == "matched":
+        raise ValueError(
+            f"'{name}' is no coupling of training: train with '{rest}', and sample with init_noise matched; where a "
+            f"command takes it, matched: comes first"
+        )
+    if head in COUPLINGS:
         return _coupling(name, moments, plan, seed, epoch)
     if match := _IMPORT.fullmatch(name):
         if allow_import is not True and not (allow_import and _import_path(allow_import) == match["path"]):
@@ -106,11 +113,12 @@ def parse_coupling(
         return _import_coupling(name, match)
     if name.partition("(")[0] in WRAPPERS:
         raise ValueError(f"'{name}' is around another coupling: write {name}:assignment, say")
+    hint = did_you_mean(re.split(r"\W", name.lower(), maxsplit=1)[0], [*COUPLINGS, *WRAPPERS])
     raise ValueError(
         f"unknown coupling '{name}'; known: independent, knn:k=K[,center=mean|label|channel], assignment"
         f"[:cost=inner|norm|l1,solver=greedy], gaussian_ot[:eps=E], semidiscrete[:cond_key=label,max_steps=0,sweeps=8]"
         f", quantile[:rank=R], shuffled:<any>, calibrated:<any>, aligned(beta=5):<any>, projected(pool=4):<any>, or "
-        f"module:Name(k=3)"
+        f"module:Name(k=3){hint}"
     )
 
 
@@ -229,7 +237,8 @@ def _make(name: str, kind: Callable[..., Coupling], options: dict[str, Any]) -> 
             else []
         )
         known = ", ".join(names) or "none"
-        raise ValueError(f"coupling '{name}': {error}; options: {known}") from error
+        cause = str(error).rpartition("() ")[2]  # without the name of the constructor
+        raise ValueError(f"coupling '{name}': {cause}; options: {known}") from error
 
 
 def _import_coupling(name: str, match: re.Match[str]) -> Coupling:
@@ -251,7 +260,8 @@ def _import_coupling(name: str, match: re.Match[str]) -> Coupling:
     try:
         target = getattr(importlib.import_module(match["module"]), match["name"])
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"coupling '{name}' cannot be imported: {error}") from error
+        hint = did_you_mean(match["module"], WRAPPERS)
+        raise ValueError(f"coupling '{name}' cannot be imported: {error}{hint}") from error
     if inspect.isclass(target) and issubclass(target, Coupling) and target is not Coupling:
         return _make(name, target, options)
     if not inspect.isfunction(target) or match["args"] is not None:

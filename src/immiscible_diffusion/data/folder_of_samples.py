@@ -53,7 +53,8 @@ class SampleFolder(DataSet):
             return sorted(places)
         files = sorted(f for f in self.folder.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES)
         if not files:
-            raise ValueError(f"{self.folder} holds no images")
+            cause = "holds no images" if self.folder.is_dir() else "is no folder"
+            raise ValueError(f"{self.folder} {cause}")
         numbers = [_NUMBER.search(file.name) for file in files]
         if not all(numbers):  # from elsewhere: in the order of their names
             return [Place(number, file) for number, file in enumerate(files)]

@@ -95,6 +95,10 @@ def load_images(config: DataConfig) -> DataSet:
 def _digits(config: DataConfig) -> DataSet:
     if config.split != "train":
         raise ValueError(f"digits has the split train only, got '{config.split}'")
+    if config.path:
+        raise ValueError(
+            f"digits come with scikit-learn, not from data.path {config.path}; set data.name, or leave it"
+        )
     with require_extra("train", "the data set digits"):
         from sklearn.datasets import load_digits
     bunch = load_digits()

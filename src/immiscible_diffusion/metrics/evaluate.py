@@ -229,4 +229,5 @@ def _subsample(features: Tensor, count: int, seed: int, name: str) -> Tensor:
 def check_metrics(metrics: Sequence[str]) -> None:
     """Raise ValueError if one of ``metrics`` is unknown."""
     if unknown := [name for name in metrics if name not in METRICS]:
-        raise ValueError(f"unknown metrics {unknown}; options: {', '.join(METRICS)}")
+        hint = "; FID is frechet with the features inception" if "fid" in unknown else ""
+        raise ValueError(f"unknown metrics {unknown}; options: {', '.join(METRICS)}{hint}")

@@ -3,13 +3,13 @@
 Every public function of a file in this folder is one: ``def digits_flow()`` is ``digits-flow``.
 """
 
-import difflib
 import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable
 
 from immiscible_diffusion.training.recipe import Recipe
+from immiscible_diffusion.utils.checks import did_you_mean
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     name.replace("_", "-"): function
@@ -23,7 +23,5 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 def recipe_from_name(name: str) -> Recipe:
     """Return the recipe called ``name``; ValueError lists the names there are."""
     if name not in RECIPES:
-        close = difflib.get_close_matches(name, RECIPES, n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
-        raise ValueError(f"unknown recipe '{name}'; known: {', '.join(RECIPES)}{hint}")
+        raise ValueError(f"unknown recipe '{name}'; known: {', '.join(RECIPES)}{did_you_mean(name, RECIPES)}")
     return RECIPES[name]()

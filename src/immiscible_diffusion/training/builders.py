@@ -1,6 +1,7 @@
 """From a recipe to the objects that train: accelerator, task, network, coupling."""
 
 import importlib.util
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -281,6 +282,8 @@ def make_accelerator(recipe: Recipe, device: str, run_dir: RunDir) -> Any:
         accelerator.state.distributed_type, accelerator.state.fsdp_plugin = DistributedType.FSDP, fsdp
     if device != "auto" and accelerator.device.type != device:
         raise ValueError(f"device {device} is not available here; use auto or cpu")
+    if recipe.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        warnings.warn("mixed_precision fp16 has no effect on a CPU: it trains in float32", stacklevel=2)
     return accelerator
 
 

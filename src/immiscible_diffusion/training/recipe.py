@@ -87,12 +87,12 @@ class Recipe:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.cond_drop_prob and not self.conditional:
-            raise ValueError(f"cond_drop_prob {self.cond_drop_prob} needs conditional")
+            raise ValueError(f"cond_drop_prob {self.cond_drop_prob} needs conditional; set it too")
         guided = self.sampler.guidance != 1
         if guided and not (self.cond_drop_prob or self.task.knows_unconditional):
             raise ValueError(
                 f"sampler.guidance {self.sampler.guidance} needs a network that was trained "
-                f"without conditions as well; set cond_drop_prob"
+                f"without conditions as well; train one with conditional and cond_drop_prob 0.1"
             )
         self.loss.check(self.path, self.sampler)
         self.sampler.check(self.path)

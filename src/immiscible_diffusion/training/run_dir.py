@@ -91,7 +91,9 @@ class RunDir:
         """Return the run in ``root``; ValueError if there is none."""
         run = cls(Path(root))
         if not run.has_begun:
-            raise ValueError(f"{root} is not a run folder (no recipe.json); train one first")
+            below = next(run.root.glob("**/recipe.json"), None)  # of a comparison, say
+            hint = f"{below.parent} is one" if below else "train one first"
+            raise ValueError(f"{root} is not a run folder (no recipe.json); {hint}")
         return run
 
     @property

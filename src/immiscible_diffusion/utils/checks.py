@@ -1,10 +1,12 @@
 """The fields of a configuration say what they may hold, and one function checks them all."""
 
+import difflib
 import math
 import numbers
 import operator
 import types
 import typing
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Annotated, Any
 
@@ -21,6 +23,12 @@ FiniteFloat = Annotated[float, ""]
 NonNegativeFloat = Annotated[float, ">= 0"]
 Fraction = Annotated[float, ">= 0 and <= 1"]
 Probability = Annotated[float, ">= 0 and < 1"]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return the end of an error about an unknown ``name``: which of ``known`` is most like it; "" if none is."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 @lru_cache(maxsize=256)

@@ -24,7 +24,10 @@ def folder_lock(folder: str | os.PathLike[str], file: str = FILE) -> Iterator[No
     path, until = Path(folder) / file, time.monotonic() + WAIT
     is_new = not path.parent.exists()
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"cannot make the folder {path.parent}: {error.strerror}") from error
         with path.open("a+", encoding="utf-8") as lock:
             if not _acquire(lock):
                 if time.monotonic() < until:

@@ -97,7 +97,7 @@ def test_a_dry_run_shows_the_trials_and_their_time_and_writes_nothing(tmp_path, 
     assert compare(tmp_path / "out", *options, "--dry-run") == 0
     text = capsys.readouterr().out
     assert text.count(" open ") == 6
-    assert "4 trainings are left" in text  # matched ones are evaluated along with the others
+    assert "trainings left, of 8 steps: 4;" in text  # matched ones are evaluated along with the others
     assert text.count("time:") == 2  # of every coupling once
     assert not list(tmp_path.iterdir())
     assert compare(tmp_path / "out", *options, "--trial", "0") == 0
