@@ -38,6 +38,10 @@ WRAPPERS: dict[str, type[Wrapper]] = {
 }
 _AROUND = re.compile(r"(?P<kind>\w+)(?:\((?P<options>.*?)\))?:(?P<inner>.*)")
 NOT_OPTIONS = ("plan", "moments", "distribution", "coupling", "number")  # of names: what is fitted, and the step's
+BY_NAME_ONLY: dict[Any, tuple[str, ...]] = {
+    Semidiscrete: ("rank", "max_steps", "refresh_epochs"),
+    Quantile: ("max_steps",),
+}
 LONGEST = 1000  # characters of a name: wrappers nest, and files may say anything
 UNREADABLE = (ValueError, SyntaxError, MemoryError, RecursionError)  # what ast raises
 _IMPORT = re.compile(r"(?P<path>(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*))(?:\((?P<args>.*)\))?")
@@ -229,13 +233,7 @@ def _make(name: str, kind: Callable[..., Coupling], options: dict[str, Any]) -> 
         return kind(**options)
     except TypeError as error:
         names = [key for key in inspect.signature(kind).parameters if key not in NOT_OPTIONS]
-        names += (
-            ["rank", "max_steps", "refresh_epochs"]
-            if kind is Semidiscrete
-            else ["max_steps"]
-            if kind is Quantile
-            else []
-        )
+        names += BY_NAME_ONLY.get(kind, ())
         known = ", ".join(names) or "none"
         cause = str(error).rpartition("() ")[2]  # without the name of the constructor
         raise ValueError(f"coupling '{name}': {cause}; options: {known}") from error
