@@ -211,7 +211,7 @@ def test_paths_by_option():
 
 
 def test_the_baseline_is_always_first():
-    assert Options(coupling=("knn:k=4", "independent")).couplings == ("independent", "knn:k=4")
+    assert Options(coupling=(("knn:k=4",), ("independent",))).couplings == ("independent", "knn:k=4")
     assert Options().couplings[0] == "independent"
 
 
@@ -223,7 +223,7 @@ def test_by_default_data_with_a_mask_have_no_coupling_that_takes_none():
 def test_help_begins_with_the_data(capsys):
     assert main(["analyze", "--help"]) == 0
     text = capsys.readouterr().out
-    assert text.index("--data STR") < text.index("--coupling STR") < text.index("--path.kind")
+    assert text.index("--data STR") < text.index("--coupling [STR") < text.index("--path.kind")
     assert "--path {None}|STR" in text
 
 

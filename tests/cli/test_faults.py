@@ -181,7 +181,7 @@ def test_a_dry_analysis_says_first_what_it_would_do_and_measures_few_samples(tmp
     built = []
     monkeypatch.setattr(analyze, "MOST_TIMED", 50)
     monkeypatch.setattr(analyze, "estimate_seconds", lambda subject: built.append(len(subject.setup.images)) or 1.0)
-    options = analyze.Options(data="digits", max_images=200, coupling=("knn:k=4",))
+    options = analyze.Options(data="digits", max_images=200, coupling=(("knn:k=4",),))
     lines = analyze.dry_run(options.load(), options, tmp_path)
     first = [next(lines) for _ in range(4)]
     assert first[0].startswith("data: digits, 200 of")

@@ -9,15 +9,13 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-import tyro
-
 from immiscible_diffusion.analysis.config import AnalysisConfig
 from immiscible_diffusion.analysis.miscibility import LEVELS
 from immiscible_diffusion.analysis.noise_density import has_closed_form, take
 from immiscible_diffusion.analysis.run import Setup, analyze, build_couplings
 from immiscible_diffusion.analysis.time_estimate import PAGE, estimate_seconds, peak_memory, timed
 from immiscible_diffusion.cli.data_options import DataOptions
-from immiscible_diffusion.cli.options import Switch, parse, run_path, set_threads
+from immiscible_diffusion.cli.options import Names, Switch, flat, parse, run_path, set_threads
 from immiscible_diffusion.data.array_files import is_array_file
 from immiscible_diffusion.data.in_memory import InMemoryData, random_rows
 from immiscible_diffusion.diffusion.paths import EDMPath, FlowMatchingPath, VPPath
@@ -74,7 +72,7 @@ class Options(DataOptions):
     immiscible analyze --data windows.npz --array action --cond obs --mask valid
 
     Args:
-        coupling: a coupling, repeated for each: knn:k=16, knn:k=16,center=mean (or label, channel), assignment,
+        coupling: the couplings: knn:k=16, knn:k=16,center=mean (or label, channel), assignment,
             gaussian_ot:eps=4, calibrated:ANY, shuffled:ANY, or your own as "my_module:MyCoupling(k=3)", exact if it
             has log_density(noise, data, cond=) -> [B]. independent is always included. By default knn:k=16,
             centered too, its shuffled control, and assignment (with a mask none that needs an estimate).
@@ -93,7 +91,7 @@ class Options(DataOptions):
         dry_run: print what would be done, how long it takes and how much memory, and stop.
     """
 
-    coupling: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    coupling: Names = ()
     out: Path | None = None
     path: PathOptions = field(default_factory=PathOptions)
     levels: tuple[float, ...] = LEVELS
@@ -111,7 +109,7 @@ class Options(DataOptions):
     def couplings(self) -> tuple[str, ...]:
         """Those asked for, the baseline first."""
         default = [name for name in DEFAULT_COUPLINGS if not (self.mask and name in UNMASKED)]
-        names = [name.strip() for name in self.coupling or default]
+        names = flat(self.coupling, "--coupling") or default
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"a coupling is named twice: {twice[0]}")
         return (BASELINE, *(name for name in names if name != BASELINE))

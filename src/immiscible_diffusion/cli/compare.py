@@ -9,9 +9,17 @@ from functools import partial
 from pathlib import Path
 
 import torch
-import tyro
 
-from immiscible_diffusion.cli.options import Device, Switch, named_recipe, run_path, split_known, take_name
+from immiscible_diffusion.cli.options import (
+    Device,
+    Names,
+    Switch,
+    flat,
+    named_recipe,
+    run_path,
+    split_known,
+    take_name,
+)
 from immiscible_diffusion.experiments.compare.collect import report
 from immiscible_diffusion.experiments.compare.plan import BASELINE, Plan, Trial
 from immiscible_diffusion.experiments.compare.sweep import Sweep, SweepRunner, run_sweep
@@ -34,7 +42,7 @@ class Options:
     couplings and seeds may be added later.
 
     Args:
-        coupling: a coupling to compare, repeated for each: independent (the baseline, always in), knn:k=16,
+        coupling: the couplings to compare: independent (the baseline, always in), knn:k=16,
             knn:k=16,center=mean (or label, channel), assignment, gaussian_ot:eps=4, semidiscrete (assigned over
             the whole data set), shuffled:ANY (its control), calibrated:ANY (its noise brought back to mean 0 and
             covariance I), aligned:ANY, projected(pool=4):ANY, matched:ANY (ANY sampled from the distribution of its
@@ -55,7 +63,7 @@ class Options:
             irreducible/; a set too large for it is left out, and the report says so).
     """
 
-    coupling: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    coupling: Names = ()
     seeds: tuple[NonNegativeInt, ...] = (0, 1, 2)
     out: Path | None = None
     workers: PositiveInt | None = None
@@ -73,6 +81,8 @@ def main(arguments: list[str]) -> int:
     """Run, list or gather a comparison."""
     name, rest = take_name(arguments, "compare")
     recipe, rest = named_recipe(name, rest)
+    if any(word.partition("=")[0] == "--seed" for word in rest):
+        raise ValueError("a comparison has several: --seeds 0 1 2; got --seed")
     options, recipe = split_known(Options, recipe, rest, f"compare {name}")
     folder = run_path(options.out, "compare", recipe.name)
     plan = Plan(folder, recipe, couplings(options), options.seeds)
@@ -96,7 +106,8 @@ def main(arguments: list[str]) -> int:
 
 def couplings(options: Options) -> tuple[str, ...]:
     """The couplings of the comparison, the baseline first."""
-    return (BASELINE, *(name for name in options.coupling or DEFAULT_COUPLINGS if name != BASELINE))
+    names = flat(options.coupling, "--coupling") or DEFAULT_COUPLINGS
+    return (BASELINE, *(name for name in names if name != BASELINE))
 
 
 def trial_lines(plan: Plan) -> Iterator[str]:

@@ -28,6 +28,8 @@ from immiscible_diffusion.utils.serialization import kinds_of
 T = TypeVar("T")
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Switch = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
+Names = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]
+"""Of an option that takes several names and may be repeated: ``--coupling A B --coupling C``."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,13 @@ def usual_sampler(path: Any, loss: Any) -> SamplerConfig:
     if isinstance(path, VPPath):
         return SamplerConfig("ddim", steps=50)
     return SamplerConfig("edm", steps=18) if isinstance(path, EDMPath) else SamplerConfig()
+
+
+def flat(names: tuple[tuple[str, ...], ...], option: str) -> tuple[str, ...]:
+    """Return the names of an option; ValueError where it is followed by none."""
+    if () in names:
+        raise ValueError(f"{option} is followed by one name at least")
+    return tuple(name.strip() for several in names for name in several)
 
 
 def set_threads(threads: int | None) -> None:

@@ -18,7 +18,7 @@ class SamplerChanges:
     Args:
         method: sampler: euler, heun, midpoint or dopri5; on a VPPath also ddim, ddpm, dpm (DPM-Solver++) or pndm
             (Stable Diffusion's), on an EDMPath edm or consistency.
-        sampling_steps: steps from noise to a sample.
+        sampling_steps: steps from noise to a sample; the recipe's by default.
         tolerance: relative and absolute tolerance of dopri5.
         init_noise: normal, N(0, I), or matched, the distribution of the noise that the run was trained on (measured
             now and kept in the run if it is not there).

@@ -10,7 +10,7 @@ import torch
 from immiscible_diffusion.data.aspect_buckets import Buckets
 from immiscible_diffusion.data.base import DataSet, forward
 from immiscible_diffusion.data.hf_images import HINT, columns, images_from_rows, open_rows
-from immiscible_diffusion.data.load import DataConfig, coco_rows, load_images
+from immiscible_diffusion.data.load import DataConfig, check_name, coco_rows, load_images
 from immiscible_diffusion.data.prompts import (
     ClassNamePrompts,
     Prompts,
@@ -134,6 +134,7 @@ def load_captioned(
     Raises:
         ValueError: what ``load_images`` raises; no such column; an image without a text file; ``NoCaptionsError``.
     """
+    check_name(config.name)
     captions = captions or Captions()
     if config.name in ("digits", "fashion_mnist"):
         if buckets is not None:

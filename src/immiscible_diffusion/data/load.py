@@ -85,11 +85,14 @@ def load_images(config: DataConfig) -> DataSet:
         ValueError: unknown name, missing or broken files, no images, or offline without local
             files; says what was tried and what to do.
     """
-    if config.name.startswith("hub:"):
-        return load_hf_images(config)
-    if config.name not in SOURCES:
-        raise ValueError(f"unknown data set '{config.name}'; known: {', '.join(SOURCES)}, or hub:ID")
-    return SOURCES[config.name](config)
+    check_name(config.name)
+    return SOURCES.get(config.name, load_hf_images)(config)
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError if no data set is called ``name``."""
+    if name not in SOURCES and not name.startswith("hub:"):
+        raise ValueError(f"unknown data set '{name}'; known: {', '.join(SOURCES)}, or hub:ID")
 
 
 def _digits(config: DataConfig) -> DataSet:

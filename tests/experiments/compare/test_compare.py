@@ -93,7 +93,7 @@ def test_job_array_list_trial_gather(tmp_path, capsys):
 
 
 def test_a_dry_run_shows_the_trials_and_their_time_and_writes_nothing(tmp_path, capsys):
-    options = ("--coupling", "assignment", "--coupling", "matched:assignment")
+    options = ("--coupling", "assignment", "matched:assignment")
     assert compare(tmp_path / "out", *options, "--dry-run") == 0
     text = capsys.readouterr().out
     assert text.count(" open ") == 6
