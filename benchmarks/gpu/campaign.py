@@ -456,7 +456,12 @@ def main(arguments: list[str] | None = None) -> int:
     }
     with tempfile.TemporaryDirectory() as folder:
         run = Run(options, values, Path(folder), Deadline(options.minutes))
-        run.take({name: part for name, part in STEPS[options.step](run).items() if options.only in name})
+        parts = STEPS[options.step](run)
+        chosen = {name: part for name, part in parts.items() if options.only in name}
+        if parts and not chosen:
+            print(f"no part has {options.only!r} in its name; there are: {'; '.join(parts)}", file=sys.stderr)
+            return 2
+        run.take(chosen)
     print(page([values]))
     if values["unfinished"]:
         print(f"unfinished after {options.minutes:g} minutes: {'; '.join(values['unfinished'])}")

@@ -100,6 +100,14 @@ def test_minutes_are_kept_and_what_is_left_is_named(measured):
     assert "unfinished after 0 minutes: Stable Diffusion" in said
 
 
+def test_parts_are_chosen_by_name(campaign, tmp_path, capsys):
+    words = ["--step", "6", "--minutes", "0", "--out", str(tmp_path), *ON_THE_CPU]
+    assert campaign.main([*words, "--only", "Unet"]) == 2
+    assert "there are: Stable Diffusion" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+    assert campaign.main([*words, "--only", "Stable"]) == 0
+
+
 def test_a_part_that_fails_is_written_down_and_the_others_go_on(campaign, tmp_path):
     options = campaign.parsed(["--step", "6", "--minutes", "1", "--out", str(tmp_path), *ON_THE_CPU])
     run = campaign.Run(options, new_values(), tmp_path, campaign.Deadline(1))

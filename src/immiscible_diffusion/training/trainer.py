@@ -140,7 +140,8 @@ class Trainer:
             self.accelerator.wait_for_everyone()
             self.accelerator.end_training()
             if self.accelerator.num_processes > 1:
-                # Threads of gloo need Python to free the last tensors, and abort while it ends (PyTorch issue 190489).
+                # Meshes keep the groups, and threads of gloo that still free tensors abort once Python ends (PyTorch
+                # issue 190489). Nothing says when they are done; they take microseconds.
                 time.sleep(0.5)
             if stopped:
                 raise Interrupted(
