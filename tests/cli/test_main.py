@@ -86,12 +86,12 @@ def test_old_names_give_one_line_with_the_new_one(capsys):
     for option, new in renamed.OPTIONS.items():
         word = f"--{option}".replace("_", "-")
         with pytest.raises(ValueError, match=re.escape(f"{word} is now --{new}") + "$"):
-            renamed.check_options(["5", f"{word}=3"])
+            renamed.check_options(["5", f"{word}=3"], "sample")
     with pytest.raises(ValueError, match=r"--optimiser\.lr is now --optim\.lr"):
-        renamed.check_options(["--optimiser.lr", "1"])
+        renamed.check_options(["--optimiser.lr", "1"], "train")
     with pytest.raises(ValueError, match=r"--no-optimiser\.eight-bit is now --no-optim\.use_8bit"):
-        renamed.check_options(["--no-optimiser.eight-bit"])
-    renamed.check_options(["--optim.lr", "--color", "precision", "start"])
+        renamed.check_options(["--no-optimiser.eight-bit"], "train")
+    renamed.check_options(["--optim.lr", "--color", "precision", "start"], "train")
 
 
 def test_new_names_are_options(capsys):
@@ -114,7 +114,11 @@ def test_an_old_option_of_a_command(capsys):
     assert "--label-dropout is now --cond_drop_prob" in capsys.readouterr().err
     for command in ("sample", "evaluate"):  # where steps are not those of training
         assert main([command, "run", "--steps", "4"]) == 2
-        assert "--steps is now --sampling_steps" in capsys.readouterr().err
+        assert "--steps is now --sampling-steps" in capsys.readouterr().err
+    for command in ("describe", "analyze", "report"):  # which sample nothing
+        code, _, said = outcome(capsys, command, "knn:k=4", "--steps", "4")
+        assert code == 2
+        assert "is now" not in said
 
 
 def test_train_sample_evaluate(capsys, tmp_path):

@@ -67,7 +67,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     add("--json", action="store_true", help="print JSON")
     options, unknown = parser.parse_known_intermixed_args(arguments)
     if unknown:
-        check_options(unknown)
+        check_options(unknown, "describe")
         raise ValueError(f"unknown option {unknown[0]}; immiscible describe --help lists all")
     return options
 

@@ -60,7 +60,7 @@ def parse(kind: type[T], arguments: Sequence[str], prog: str, default: T | None 
     settings |= {"prog": f"immiscible {prog}", "config": (tyro.conf.AvoidSubcommands,)}
     options, unknown = tyro.cli(kind, args=list(arguments), return_unknown_args=True, **settings)
     if unknown:
-        check_options(unknown)
+        check_options(unknown, prog.partition(" ")[0])
         tyro.cli(kind, args=list(arguments), **settings)  # names what is like them, and exits
     check_fields(options)
     return options

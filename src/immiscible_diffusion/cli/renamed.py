@@ -25,8 +25,8 @@ OPTIONS = {
     "optimiser.ema": "ema.decay",
     "optimiser.ema_ramp": "ema.warmup",
     "optimiser.ema_power": "ema.power",
-    "budget": "sampling_steps",
-    "steps": "sampling_steps",  # of sample and evaluate
+    "budget": "sampling-steps",
+    "steps": "sampling-steps",
     "evaluation.budgets": "eval.sampling_steps",
     "evaluation.at": "eval.steps",
     "evaluation.points": "eval.num",
@@ -58,6 +58,7 @@ OPTIONS = {
     "out": "to",
     "checkpoint": "folder, of images by `immiscible sample --pipeline NAME --to FOLDER`",
 }
+ONLY_IN = {"steps": ("sample", "evaluate")}  # others never had it
 PREFIXES = {"optimiser.": "optim.", "evaluation.": "eval.", "codec.painting.": "inpainting."}
 
 
@@ -67,15 +68,15 @@ def check_command(name: str) -> None:
         raise ValueError(f"immiscible {name} is now {COMMANDS[name]}")
 
 
-def check_options(words: Sequence[str]) -> None:
-    """Raise ValueError with the new name of the first of ``words`` that is an old option.
+def check_options(words: Sequence[str], command: str) -> None:
+    """Raise ValueError with the new name of the first of ``words`` that is an old option of ``command``.
 
     Give those that a command does not know: a name may be new in one and old in another.
     """
     for word in words:
         negated = "no-" if word.startswith("--no-") else ""
         name = word.removeprefix("--").removeprefix(negated).partition("=")[0].replace("-", "_")
-        new = OPTIONS.get(name)
+        new = OPTIONS.get(name) if command in ONLY_IN.get(name, (command,)) else None
         if new is None:
             old = next((prefix for prefix in PREFIXES if name.startswith(prefix)), None)
             new = old and PREFIXES[old] + name.removeprefix(old)
