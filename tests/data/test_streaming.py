@@ -1,5 +1,6 @@
 """Streams: every sample of every shard, ranks disjoint, damage is an error or a warning."""
 
+import itertools
 import json
 import random
 import sys
@@ -20,7 +21,7 @@ from fixtures.tar_shards import PER_SHARD, write_shards, write_tar
 from immiscible_diffusion.data import DataConfig, load_images
 from immiscible_diffusion.data.captions import Captions
 from immiscible_diffusion.data.shard_files import shard_files
-from immiscible_diffusion.data.shard_readers import ShardEndError, ShardError, read_tar
+from immiscible_diffusion.data.shard_readers import Sample, ShardEndError, ShardError, read_tar
 from immiscible_diffusion.data.streaming import Stream, open_stream
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.optional_deps import MissingDependencyError
@@ -403,3 +404,38 @@ def test_tables_and_folders_resume_too(tmp_path: Path, kind: str) -> None:
         take(killed, start)
         resumed.load_state_dict(killed.state_dict())
         assert captions_of(take(resumed, 10 - start, start=start)) == whole[2 * start :]
+
+
+@pytest.mark.parametrize("shuffle_buffer", [1, 2, 3, 4, 9])
+def test_after_damage_a_stream_goes_on_with_each_intact_sample(tmp_path: Path, shuffle_buffer: int) -> None:
+    """Once in its epoch, where no block holds intact and damaged samples; else but for a block."""
+    paths = write_shards(tmp_path, 4)
+    contents = [path.read_bytes() for path in paths]
+    for start, damaged in itertools.product((5, 16, 23, 26), range(4)):
+        options: dict[str, Any] = {"batch_size": 1, "num_workers": start % 2 * 2}
+        killed = stream(tmp_path, shuffle_buffer=shuffle_buffer)
+        given = captions_of(take(killed, start, **options))[start // 24 * 24 :]
+        kept = damaged % 2 * 3 * 4096  # nothing, or three samples
+        paths[damaged].write_bytes(contents[damaged][:kept])
+        resumed = stream(tmp_path, shuffle_buffer=shuffle_buffer, on_error="skip")
+        resumed.load_state_dict(killed.state_dict())
+        with pytest.warns(UserWarning, match=rf"{paths[damaged].name} cannot be read"):
+            found = captions_of(take(resumed, 24, start=start, **options))
+        epochs = [place[0] for place in resumed.state_dict().values()][-24:]
+        rest = [n for n, epoch in zip(found, epochs, strict=True) if epoch == start // 24]
+        intact = {int(sample.texts[0]) for path in paths for sample in read_tar(str(path)) if isinstance(sample, Sample)}
+        assert len(set(rest)) == len(rest)
+        wrong = (intact - set(given)) ^ set(rest)
+        exact = shuffle_buffer == 1 or (PER_SHARD % shuffle_buffer == 0 and kept == 0)
+        assert len(wrong) <= (0 if exact else shuffle_buffer)
+        paths[damaged].write_bytes(contents[damaged])
+
+
+def test_damage_before_the_place_of_a_resumed_stream_is_an_error_that_names_it(tmp_path: Path) -> None:
+    paths = write_shards(tmp_path, 4)
+    killed, resumed = stream(tmp_path, shuffle_buffer=1), stream(tmp_path, shuffle_buffer=1)
+    last = paths[captions_of(take(killed, 2))[-1] // PER_SHARD]
+    last.write_bytes(last.read_bytes()[:4096])
+    resumed.load_state_dict(killed.state_dict())
+    with pytest.raises(ValueError, match=rf"{last.name} cannot be read .*--data\.on_error skip"):
+        take(resumed, 1, start=2)

@@ -149,8 +149,10 @@ class Stream:
             order = torch.randperm(len(self.shards), generator=keyed_generator(seed, epoch, "shards")).tolist()
             source = self._intact(self._read(order[rank::world], epoch, shard, row))
             block = list(islice(source, self.config.shuffle_buffer))
-            if not block:
+            if not block and not (shard or row):
                 raise ValueError(f"{self.name}: no sample of this process's shards can be read")
+            if not block or block[0].place[:3] != (epoch, shard, row):
+                taken = 0  # a shard was damaged since: this is another block than the one that samples were taken of
             while block:
                 begin = block[0].place[:3]
                 generator = keyed_generator(seed, rank, *begin, "block")
@@ -168,8 +170,9 @@ class Stream:
         """What the shards ``numbers`` hold, from a row of one of them on."""
         shards = list(self.shards.values())
         for position in range(shard, len(numbers)):
-            for index, item in islice(enumerate(shards[numbers[position]]()), row, None):
-                yield item if isinstance(item, ShardError) else replace(item, place=(epoch, position, index, 0))
+            for index, item in enumerate(shards[numbers[position]]()):
+                if index >= row or isinstance(item, ShardEndError):  # which before ``row`` is damage since
+                    yield item if isinstance(item, ShardError) else replace(item, place=(epoch, position, index, 0))
             row = 0
 
     def _decoded(
