@@ -423,7 +423,8 @@ def test_after_damage_a_stream_goes_on_with_each_intact_sample(tmp_path: Path, s
             found = captions_of(take(resumed, 24, start=start, **options))
         epochs = [place[0] for place in resumed.state_dict().values()][-24:]
         rest = [n for n, epoch in zip(found, epochs, strict=True) if epoch == start // 24]
-        intact = {int(sample.texts[0]) for path in paths for sample in read_tar(str(path)) if isinstance(sample, Sample)}
+        read = itertools.chain(*(read_tar(str(path)) for path in paths))
+        intact = {int(sample.texts[0]) for sample in read if isinstance(sample, Sample)}
         assert len(set(rest)) == len(rest)
         wrong = (intact - set(given)) ^ set(rest)
         exact = shuffle_buffer == 1 or (PER_SHARD % shuffle_buffer == 0 and kept == 0)
