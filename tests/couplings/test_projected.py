@@ -100,9 +100,18 @@ def test_names_are_read_back_and_what_does_not_fit_is_refused():
         parse_coupling("projected(rank=3):knn:k=2")
 
 
-@pytest.mark.parametrize("inner", ["quantile", "gaussian_ot", "knn:k=2,center=mean", "calibrated:knn:k=2"])
-def test_by_name_nothing_is_fitted_inside_which_would_be_to_complete_data(inner):
-    with pytest.raises(ValueError, match="inside 'projected' nothing can be fitted"):
+@pytest.mark.parametrize(
+    ("inner", "instead"),
+    [
+        ("quantile", "rank=R, without projected"),
+        ("gaussian_ot", "rank=R, without projected"),
+        ("knn:k=2,center=mean", "leave out center"),
+        ("shuffled:knn:k=2,center=channel", "leave out center"),
+        ("calibrated:knn:k=2", "calibrated: in front"),
+    ],
+)
+def test_by_name_nothing_is_fitted_inside_which_would_be_to_complete_data(inner, instead):
+    with pytest.raises(ValueError, match=f"inside 'projected' nothing is fitted.*{instead}"):
         check_coupling_name(f"aligned:projected(pool=2):{inner}")
     check_coupling_name("calibrated:projected(pool=2):knn:k=2")
 
@@ -110,7 +119,8 @@ def test_by_name_nothing_is_fitted_inside_which_would_be_to_complete_data(inner)
 def test_what_is_fitted_to_the_parts_of_the_data_pairs_them():
     data = draw(300, *SHAPE)
     small = pooled(data, 2)
-    plan = SemidiscretePlan.fit(small, Moments.fit(small), max_steps=0)
+    plan = SemidiscretePlan.fit(small, Moments.fit(small), rank=1, max_steps=0)
     noise = Projected(Quantile(plan), pool=2)(data)
     ranks = [(x.flatten(1) @ plan.directions[0]).argsort() for x in (small, pooled(noise, 2))]
     assert torch.equal(*ranks)
+    assert parse_coupling("projected(pool=2):quantile", plan=plan) == Projected(Quantile(plan), pool=2)

@@ -21,6 +21,7 @@ from immiscible_diffusion import (
 from immiscible_diffusion.couplings import MaskedCoupling, WarmUp, check_coupling_name
 from immiscible_diffusion.couplings.base import FunctionCoupling
 from immiscible_diffusion.couplings.describe import DataSpec, describe_coupling
+from immiscible_diffusion.couplings.projected import Projected
 
 MEAN = Moments(torch.zeros(6), 1.0, 10)
 
@@ -144,7 +145,8 @@ NAMED = [
     LinearAssignment(cond_key="a, 'b'=1: (c)"),
 ]
 NOT_IN_ALL = [GaussianOT(FITTED, eps=0.5, rank=1), WarmUp(KNN(4, center=FITTED), 7)]  # it takes no mask, it changes
-NOT_IN_ALL += [around(inner) for inner in NOT_IN_ALL for around in (Shuffled, partial(WarmUp, start_step=5))]
+AROUND_ALL = (Shuffled, partial(WarmUp, start_step=5), partial(Projected, pool=2))
+NOT_IN_ALL += [around(inner) for inner in NOT_IN_ALL for around in AROUND_ALL]
 AROUND = [
     Shuffled,
     MaskedCoupling,
@@ -153,6 +155,7 @@ AROUND = [
     lambda inner: Calibrated(inner, STANDARD, label_key="class"),
     lambda inner: WarmUp(Calibrated(inner, STANDARD), 5),
     lambda inner: Shuffled(MaskedCoupling(inner, cond_key="the hole, if any")),
+    partial(Projected, pool=2),
 ]
 
 

@@ -70,7 +70,8 @@ def parse_coupling(
             before any of these, or with ``allow_import`` a coupling of your own by import path: a subclass of
             ``Coupling``, ``"my_module:MyCoupling(k=3)"``, or a function, ``"my_module:function"``.
         moments: moments of the data for ``center=`` and ``gaussian_ot``, or a function that fits them, called only if
-            they are needed.
+            they are needed. Inside ``projected`` no function is called, as the coupling there pairs parts of the data:
+            give moments, distribution or plan of these.
         distribution: the noise distribution for ``calibrated:``, or a function of the inner coupling that measures it.
         plan: of the data set for ``semidiscrete`` and ``quantile``, or a function of "within each label?" that fits
             it, with ``rank`` and ``max_steps`` of ``SemidiscretePlan.fit`` as options.
@@ -90,14 +91,9 @@ def parse_coupling(
     if (around := _AROUND.fullmatch(name)) and around["kind"] in WRAPPERS:
         given = (moments, distribution, plan)
         if around["kind"] == Projected.name:
-
-            def refuse(*_: Any, **__: Any) -> Any:
-                raise ValueError(
-                    f"coupling '{name}': inside 'projected' nothing can be fitted by name, as it is to complete data; "
-                    f"use quantile, gaussian_ot or semidiscrete with rank=R alone, or calibrated: in front"
-                )
-
-            given = (refuse, refuse, refuse)
+            alone = "leave out center" if "center=" in around["inner"] else "use it with rank=R, without projected"
+            instead = (alone, "put calibrated: in front of projected", alone)
+            given = tuple(_no_fit(name, *fit) for fit in zip(given, instead, strict=True))
         inner = parse_coupling(around["inner"], *given, seed=seed, epoch=epoch, allow_import=allow_import)
         return _around(name, around, inner, moments, distribution)
     head, _, rest = name.partition(":")
@@ -136,7 +132,8 @@ def parse_without_data(name: str, *, allow_import: bool | str = False) -> Coupli
     def plan(within: bool, **options: Any) -> SemidiscretePlan:
         return plan_of(data, labels, moments, within, **(options | UNFITTED))
 
-    return parse_coupling(name, moments, standard, plan, epoch=1, allow_import=allow_import)
+    given = (lambda: moments, lambda _: standard, plan)  # functions, as training gives them
+    return parse_coupling(name, *given, epoch=1, allow_import=allow_import)
 
 
 def check_coupling_name(name: str, *, allow_import: bool | str = False) -> None:
@@ -169,6 +166,20 @@ def _parse_options(name: str, text: str) -> dict[str, Any]:
         except UNREADABLE:
             options[key] = value
     return options
+
+
+def _no_fit(name: str, source: Any, instead: str) -> Any:
+    """``source``; for a function, which fits to complete data, one that refuses to: ``projected`` pairs parts."""
+    if not callable(source):
+        return source
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise ValueError(
+            f"coupling '{name}': inside 'projected' nothing is fitted by name, as that would be to complete data; "
+            f"{instead}"
+        )
+
+    return refuse
 
 
 def _around(
