@@ -31,7 +31,6 @@ def outcome(capsys, *arguments: str) -> tuple[int, str, str]:
         (["train", "digits-flow", "--tiny", "--coupling", "knn:k=0"], "k must be a whole number"),
         (["train", "digits-flow", "--tiny", "--coupling", "knn:j=4"], "options: k, center"),
         (["train", "digits-flow", "--tiny", "--data.name", "nothing"], "nothing"),
-        (["train", "digits-flow", "--tiny", "--data.path", "nowhere"], "digits come with scikit-learn"),
         (["train", "digits-flow", "--tiny", "--out", f"{__file__}/run"], "cannot make the folder"),
         (["analyze", "--data", __file__], "no folder, nor a file .npy"),
         (["train", "digits-flow", "--tiny", "--trackers", "wandb"], "wandb"),

@@ -188,6 +188,17 @@ def test_digits_have_prompts_too() -> None:
     assert all_texts(dataset) == ["a 0", "a 1", "a 2"]
 
 
+def test_runs_of_a_name_of_their_own_load(tmp_path: Path) -> None:
+    arrays = written(tmp_path, ["a", "b"])
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(name)
+    dataset = load_captioned(DataConfig("my-photos", path=str(tmp_path), channels=3))
+    assert dataset.texts(torch.arange(2)) == ["a", "b"]
+    assert torch.equal(pixels(dataset), torch.from_numpy(arrays))
+    with pytest.raises(ValueError, match="unknown data set 'my-photos'"):
+        load_captioned(DataConfig("my-photos"))
+
+
 def test_prompts_of_classes() -> None:
     assert class_prompts(["tench, Tinca", "a_b"], "see {label}") == ["see tench", "see a b"]
     with pytest.raises(ValueError, match=r"must contain \{label\}"):

@@ -79,6 +79,13 @@ def test_max_samples_are_the_first(digits: ImageSet) -> None:
     assert len(load_images(DataConfig("digits", max_samples=10**6))) == 1797
 
 
+def test_digits_with_a_path_are_digits_with_a_warning(digits: ImageSet) -> None:
+    with pytest.warns(UserWarning, match=r"data\.path mine is not read"):
+        found = load_images(DataConfig("digits", path="mine"))
+    rows = torch.arange(len(digits))
+    assert torch.equal(found.batch(rows).data, digits.batch(rows).data)
+
+
 def test_without_labels() -> None:
     pytest.importorskip("sklearn", reason="digits come with scikit-learn")
     bare = load_images(DataConfig("digits", labels=False))
