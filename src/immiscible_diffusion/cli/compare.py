@@ -26,7 +26,7 @@ from immiscible_diffusion.experiments.compare.sweep import Sweep, SweepRunner, r
 from immiscible_diffusion.experiments.compare.trial import TrialRunner, is_carried, is_finished
 from immiscible_diffusion.experiments.compare.workers import default_workers, run_trials, threads_each
 from immiscible_diffusion.training import dry_run as training
-from immiscible_diffusion.training.run_dir import last_step
+from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.checks import FiniteFloat, NonNegativeInt, PositiveInt
 from immiscible_diffusion.utils.folder_lock import folder_lock
 from immiscible_diffusion.utils.progress import duration
@@ -113,9 +113,14 @@ def couplings(options: Options) -> tuple[str, ...]:
 def trial_lines(plan: Plan) -> Iterator[str]:
     """The trials of ``plan`` with their numbers and states."""
     for number, trial in enumerate(plan.trials):
-        step = last_step(plan.trial_dir(trial) / "metrics.jsonl")
-        state = "finished" if is_finished(plan, trial) else f"step {step}" if step else "open"
-        yield f"{number:4}  {state:9} {trial}"
+        step = checkpoint_step(plan, trial)
+        state = "finished" if is_finished(plan, trial) else f"step={step}" if step else "open"
+        yield f"{number:4}  {state:12} {trial}"
+
+
+def checkpoint_step(plan: Plan, trial: Trial) -> int:
+    """The step that the training of ``trial`` goes on from: that of its checkpoint, as the log is ahead of it."""
+    return RunDir(plan.trial_dir(trial.unmatched if is_carried(plan, trial) else trial)).step
 
 
 def dry_run(plan: Plan, device: str, workers: int | None, sweep: Sweep) -> int:
@@ -126,8 +131,7 @@ def dry_run(plan: Plan, device: str, workers: int | None, sweep: Sweep) -> int:
     left: dict[str, list[int]] = {}  # steps of the trainings of each coupling
     for trial in plan.trials:
         if not (is_finished(plan, trial) or is_carried(plan, trial)):
-            begun = last_step(plan.trial_dir(trial) / "metrics.jsonl")
-            left.setdefault(trial.unmatched.coupling, []).append(plan.recipe.steps - begun)
+            left.setdefault(trial.unmatched.coupling, []).append(plan.recipe.steps - checkpoint_step(plan, trial))
     torch.set_num_threads(threads_each(device))
     write, total = partial(print, flush=True), 0.0
     for number, coupling in enumerate(left):

@@ -175,15 +175,23 @@ class RunDir:
             file.flush()
             os.fsync(file.fileno())  # what it replaces may be removed
 
-    def load_checkpoint(self) -> dict[str, Any] | None:
-        """Read the state to resume from, None if there is none; unpickles no code."""
+    @property
+    def step(self) -> int:
+        """The step of the checkpoint, 0 if there is none; the bytes of its tensors are not read."""
+        return int((self.load_checkpoint(mmap=True) or {"step": 0})["step"])
+
+    def load_checkpoint(self, *, mmap: bool = False) -> dict[str, Any] | None:
+        """Read the state to resume from, None if there is none; unpickles no code.
+
+        With ``mmap``, its tensors are read when they are used, and not checked before.
+        """
         if not self.checkpoint.exists():
             return None
         try:
             with ZipFile(self.checkpoint) as file:  # torch compares no checksums
-                if (damaged := file.testzip()) is not None:
+                if not mmap and (damaged := file.testzip()) is not None:
                     raise ValueError(f"{damaged} in it is damaged")
-            return torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+            return torch.load(self.checkpoint, map_location="cpu", weights_only=True, mmap=mmap)
         except (OSError, RuntimeError, EOFError, ValueError, KeyError, UnpicklingError, BadZipFile) as error:
             raise ValueError(f"{self.checkpoint} cannot be read ({error}); remove it to start from step 0") from error
 

@@ -6,10 +6,12 @@ import psutil
 import pytest
 from PIL import Image
 
-from immiscible_diffusion.cli.compare import DEFAULT_COUPLINGS
+from immiscible_diffusion.cli.compare import DEFAULT_COUPLINGS, trial_lines
 from immiscible_diffusion.cli.main import main
 from immiscible_diffusion.experiments.compare.plan import Plan, slug
 from immiscible_diffusion.recipes import recipe_from_name
+from immiscible_diffusion.training.run_dir import RunDir
+from immiscible_diffusion.training.trainer import Trainer
 from immiscible_diffusion.utils.atomic_files import read_record, write_record
 
 MODULE = """
@@ -101,12 +103,22 @@ def test_a_dry_run_shows_the_trials_and_their_time_and_writes_nothing(tmp_path, 
     assert text.count("time:") == 2  # of every coupling once
     assert not list(tmp_path.iterdir())
     assert compare(tmp_path / "out", *options, "--trial", "0") == 0
-    (tmp_path / "out/trials/assignment/seed0").mkdir(parents=True)
-    (tmp_path / "out/trials/assignment/seed0/metrics.jsonl").write_text('{"kind": "train", "step": 4}\n')
     assert compare(tmp_path / "out", *options, "--dry-run", "--controls") == 0
     lines = capsys.readouterr().out.splitlines()
     states = [line.split()[1] for line in lines if line.endswith(("seed 0", "seed 1"))]
-    assert states == ["finished", "step", "open", "open", "open", "open"]
+    assert states == ["finished", "open", "open", "open", "open", "open"]
+
+
+def test_the_state_of_a_trial_is_that_of_its_checkpoint_as_the_log_is_ahead_of_it(tiny, tmp_path):
+    plan = Plan(tmp_path, tiny, ("independent", "assignment", "matched:assignment"), (0,))
+    run, matched = (RunDir(plan.trial_dir(trial)) for trial in plan.trials[1:])
+    run.begin(plan.trial_recipe(plan.trials[1]))
+    matched.begin(plan.trial_recipe(plan.trials[2]))  # evaluated along with it
+    run.log("train", 6)  # and killed before the first checkpoint
+    assert [line.split()[1] for line in trial_lines(plan)] == ["open", "open", "open"]
+    Trainer(plan.trial_recipe(plan.trials[1]), run, device="cpu").train(until=3, quiet=True)
+    run.log("train", 6)
+    assert [line.split()[1] for line in trial_lines(plan)] == ["open", "step=3", "step=3"]
 
 
 def test_a_dry_run_of_a_comparison_lists_what_is_missing(tmp_path, capsys):
