@@ -142,3 +142,14 @@ def test_a_run_that_keeps_none_says_so(tiny, tmp_path, capsys):
     train(dataclasses.replace(tiny, preview_every=0), tmp_path)
     assert main(["evaluate", str(tmp_path), "--checkpoints", "0", "--device", "cpu"]) == 2
     assert "train with --checkpoints_total_limit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("below", "is_named"), [("run", True), ("trials/knn-k4/seed0", True), ("a/run", False), ("a/b/c/run", False)]
+)
+def test_a_wrong_folder_names_a_run_just_below_and_searches_no_further(tmp_path, below, is_named):
+    (tmp_path / below).mkdir(parents=True)
+    (tmp_path / below / "recipe.json").touch()
+    with pytest.raises(ValueError, match="is not a run folder") as raised:
+        RunDir.existing(tmp_path)
+    assert (f"{tmp_path / below} is one" in str(raised.value)) == is_named

@@ -19,6 +19,7 @@ from immiscible_diffusion.data import DataSet, check_split
 from immiscible_diffusion.diffusion.losses import RegressionLoss
 from immiscible_diffusion.evaluation.load_run import load_run
 from immiscible_diffusion.models import MLP
+from immiscible_diffusion.training.dataloader import TrainDataLoader
 from immiscible_diffusion.training.ema import EMAConfig
 from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
@@ -166,6 +167,15 @@ def test_batch_size_must_divide():
     check_split(256, 8)
     with pytest.raises(ValueError, match=r"250.*8 parts.*nearest: 248 or 256"):
         check_split(250, 8)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "parts", "steps", "said"),
+    [(16, 5, 5, "these are 5 parts"), (1, 1, 2, "cut into 1 part; .* with 1 process and")],
+)
+def test_parts_that_do_not_divide_are_named_as_what_they_are(batch_size, parts, steps, said):
+    with pytest.raises(ValueError, match=said):
+        TrainDataLoader(None, batch_size, 0, torch.device("cpu"), gradient_accumulation_steps=steps, parts=parts)
 
 
 def test_a_resumed_run_says_how_it_goes_on_and_with_how_many_processes_it_can(tiny, tmp_path, capsys):

@@ -54,11 +54,13 @@ class TrainDataLoader:
     def __post_init__(self) -> None:
         if self.parts is None or self.batch_size % (self.parts * self.shares * self.num_pieces) == 0:
             return  # by default the data set checks it, where it divides the batch
-        numbers = [str(number) for number in range(1, self.batch_size + 1) if self.batch_size % number == 0]
+        *few, most = (str(number) for number in range(1, self.batch_size + 1) if self.batch_size % number == 0)
+        processes = f"{', '.join(few)} or {most} processes" if few else "1 process"
+        # an old checkpoint does not say its parts: they are those of this start
+        cut = "these are" if self.parts == self.world * self.gradient_accumulation_steps else "this run was cut into"
         raise ValueError(
-            f"this run was cut into {self.parts} parts; with its batch of {self.batch_size} it resumes with "
-            f"{', '.join(numbers[:-1])} or {numbers[-1]} processes and gradient_accumulation_steps 1, not "
-            f"{self.world} x {self.gradient_accumulation_steps}"
+            f"{cut} {self.parts} part{'s' * (self.parts > 1)}; with its batch of {self.batch_size} it resumes with "
+            f"{processes} and gradient_accumulation_steps 1, not {self.world} x {self.gradient_accumulation_steps}"
         )
 
     def __str__(self) -> str:

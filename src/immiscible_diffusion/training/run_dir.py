@@ -91,8 +91,8 @@ class RunDir:
         """Return the run in ``root``; ValueError if there is none."""
         run = cls(Path(root))
         if not run.has_begun:
-            below = next(run.root.glob("**/recipe.json"), None)  # of a comparison, say
-            hint = f"{below.parent} is one" if below else "train one first"
+            below = [*run.root.glob("*/recipe.json"), *run.root.glob("trials/*/*/recipe.json")]  # of a comparison
+            hint = f"{below[0].parent} is one" if below else "train one first"
             raise ValueError(f"{root} is not a run folder (no recipe.json); {hint}")
         return run
 
