@@ -74,11 +74,13 @@ def test_assignment_is_simulated(capsys):
 
 
 def test_assignment_under_conditions_is_not(capsys):
-    [found] = record(capsys, "assignment:cond_key=label", "--shape", "3,8,8")["couplings"]
+    names = ["assignment:cond_key=label", "aligned:assignment:cond_key=label"]
+    found, aligned = record(capsys, *names, "--shape", "3,8,8")["couplings"]
+    assert any("pairs by conditions of the data" in note for note in aligned["notes"])
     assert found["preserves_marginal"]
     assert found["expected"]["second_moment"] == 1
     assert found["expected"]["pull"] is found["cost"] is None
-    assert any("cond_key" in note for note in found["notes"])
+    assert any("pairs by conditions of the data" in note for note in found["notes"])
 
 
 def test_a_pool_is_a_larger_batch(capsys):
@@ -130,6 +132,17 @@ def test_gradient_steps_are_simulated_after_what_knows_no_data(capsys):
     assert not after["preserves_marginal"]
     assert after["cost"]["rows"] == 64
     assert unknown["expected"] is None
+
+
+def test_wrappers_that_know_no_data_are_simulated_inside_and_around(capsys):
+    names = ["aligned:independent", "aligned:shuffled:knn:k=8", "aligned:knn:k=8", "aligned:aligned:independent"]
+    names += ["aligned:knn:k=8,start_step=5", "knn:k=8,start_step=5", "knn:k=8"]
+    found = [row["expected"] for row in record(capsys, *names, "--shape", "3,8,8", "--batch", "64")["couplings"]]
+    alone, shuffled, after, twice, later, warm, knn = found
+    assert shuffled["pull"] == pytest.approx(alone["pull"], abs=0.1)
+    assert twice["pull"] > alone["pull"] + 0.1
+    assert later == after
+    assert warm == knn
 
 
 def test_too_large_a_batch_is_not_timed(capsys):

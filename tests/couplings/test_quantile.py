@@ -1,10 +1,13 @@
 """Quantile coupling: ranks along directions, N(0, 1) along each, ties, labels, bad input."""
 
+import re
+
 import pytest
 import torch
 from scipy.stats import kstest, spearmanr
 
 from immiscible_diffusion.couplings import KNN, Moments, SemidiscretePlan, parse_coupling
+from immiscible_diffusion.couplings.describe import DataSpec, describe_coupling
 from immiscible_diffusion.couplings.quantile import Quantile
 from immiscible_diffusion.couplings.testing import check_coupling
 
@@ -63,14 +66,19 @@ def test_it_is_optimal_transport_on_a_line():
     assert float((data - noise).square().mean()) == pytest.approx(float(best), rel=0.03)
 
 
-@pytest.mark.parametrize("rank", [1, 3])
-def test_the_pull_is_what_describe_says(rank):
+@pytest.mark.parametrize(("rank", "share"), [(1, 1.0), (3, 1.0), (1, 0.5), (3, 0.3)])
+def test_the_pull_is_what_describe_says(rank, share):
     variance = torch.tensor([30.0, 20, 10] + [1.0] * 60)
     data = torch.randn(4000, 63, generator=torch.Generator().manual_seed(0)) * variance.sqrt()
     plan = SemidiscretePlan.fit(data, Moments.fit(data), max_steps=0)
-    noise = Quantile(plan, rank)(data, generator=torch.Generator().manual_seed(1))
+    coupling = Quantile(plan, rank, share)
+    noise = torch.cat([coupling(data, generator=torch.Generator().manual_seed(seed)) for seed in range(1, 9)])
+    data = data.repeat(8, 1)
     product, length = (noise * data).sum(dim=1), data.norm(dim=1)
-    expected = float((variance[:rank] / variance.sum()).sqrt().sum())
+    [note] = describe_coupling(f"quantile:rank={rank},share={share}", DataSpec((63,))).notes
+    times = re.search(r"([\d.]+) times the sum", note)
+    assert ("log N nats" in note) == (times is None) == (share == 1)
+    expected = float((variance[:rank] / variance.sum()).sqrt().sum()) * (float(times[1]) if times else 1)
     assert float(product.mean() / length.square().mean().sqrt()) == pytest.approx(expected, rel=0.05)
     assert float((product / length).mean()) == pytest.approx(expected, rel=0.15)  # lengths vary
 

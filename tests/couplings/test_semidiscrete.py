@@ -221,10 +221,14 @@ def test_tables_follow_the_step_and_nothing_else(plan):
 def test_tables_by_name_may_last_epochs(plan):
     name = "shuffled:semidiscrete:refresh_epochs=1.5"
     assert parse_coupling(name, plan=plan, epoch=5).coupling == Semidiscrete(plan, refresh=8)
-    for bad in ("refresh_epochs=0", "refresh_epochs=1e999", "refresh_epochs=true", "refresh_epochs=1,refresh=8"):
-        with pytest.raises(ValueError, match="refresh_epochs"):
-            parse_coupling(f"semidiscrete:{bad}", plan=plan, epoch=5)
-    with pytest.raises(ValueError, match="refresh_epochs"):
+    for epochs, epoch, steps in (("2.2", 3125, 6875), ("3", 1000 / 3, 1000), ("1e-9", 5, 1), ("1.1", 5, 6)):
+        assert parse_coupling(f"semidiscrete:refresh_epochs={epochs}", plan=plan, epoch=epoch).refresh == steps
+    for bad in ("0", "-1", "1e999", "1e308", "true", "'a'"):
+        with pytest.raises(ValueError, match=r"refresh_epochs must be above 0 and at most 1,000,000$"):
+            parse_coupling(f"semidiscrete:refresh_epochs={bad}", plan=plan, epoch=5)
+    with pytest.raises(ValueError, match="not both"):
+        parse_coupling("semidiscrete:refresh_epochs=1,refresh=8", plan=plan, epoch=5)
+    with pytest.raises(ValueError, match="needs the steps of an epoch"):
         parse_coupling(name, plan=plan)
     check_coupling_name(name)
 

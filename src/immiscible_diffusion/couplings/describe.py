@@ -26,7 +26,7 @@ from immiscible_diffusion.couplings.projected import Projected, pooled
 from immiscible_diffusion.couplings.quantile import Quantile
 from immiscible_diffusion.couplings.registry import parse_without_data
 from immiscible_diffusion.couplings.semidiscrete import Semidiscrete
-from immiscible_diffusion.couplings.wrappers import Calibrated, Shuffled
+from immiscible_diffusion.couplings.wrappers import Calibrated, Shuffled, WarmUp
 
 FEW_NUMBERS = 1 << 21  # of data and candidates, in a batch that is timed by default
 MANY_NUMBERS = 1 << 28  # in a batch of the size asked for
@@ -123,8 +123,11 @@ def _describe(name: str, coupling: Coupling, spec: DataSpec) -> CouplingSummary:
         summary = summary.updated(*notes, expected=expected, information_budget=theory.information_budget(coupling.k))
         # Timed without its center, which costs next to nothing and does not fit the shape.
         return _with_cost(summary, KNN(coupling.k), spec, scalars=8 * coupling.k)
-    if isinstance(coupling, LinearAssignment) or (isinstance(coupling, Aligned) and _knows_no_data(coupling.coupling)):
+    if isinstance(coupling, (LinearAssignment, Aligned)) and _is_simulated(_innermost(coupling)):
         return _describe_simulated(summary, coupling, spec)
+    if isinstance(coupling, WarmUp):
+        note = f"before training step {coupling.start_step} noise is independent of the data"
+        return _describe(name, coupling.coupling, spec).updated(note)
     if isinstance(coupling, Calibrated):
         inner = _describe(name, coupling.coupling, spec)
         note = (
@@ -150,15 +153,31 @@ def _describe(name: str, coupling: Coupling, spec: DataSpec) -> CouplingSummary:
         note = "each sample has an equal share of N(0, I), which takes log N nats; for the pull use immiscible analyze"
         return summary.updated(note, expected=theory.Expected(math.nan, 1.0, math.nan, math.nan))
     if isinstance(coupling, Quantile):
+        paired, times = "which takes log N nats", ""
+        if coupling.share < 1:
+            paired, times = (
+                f"at a chance of {coupling.share:g}, and else independent noise",
+                f"{coupling.share:g} times ",
+            )
         note = (
-            "each sample has the N-th part of N(0, 1) along each direction, which takes log N nats; its pull is about "
-            "the sum over them of sqrt(p), of the share p of the variance each; for yours use immiscible analyze"
+            f"each sample has the N-th part of N(0, 1) along each direction, {paired}; its pull is about {times}the "
+            f"sum over them of sqrt(p), of the share p of the variance each; for yours use immiscible analyze"
         )
         return summary.updated(note, expected=theory.Expected(math.nan, 1.0, math.nan, math.nan))
-    return summary.updated("depends on the data, so nothing is known before; use immiscible compare")
+    return summary.updated(
+        "depends on the data or is not simulated, so nothing is known before; use immiscible compare"
+    )
 
 
-def _knows_no_data(coupling: Coupling) -> bool:
+def _innermost(coupling: Coupling) -> Coupling:
+    """The coupling inside wrappers that take data of any kind."""
+    while isinstance(coupling, (Aligned, Shuffled, WarmUp)):
+        coupling = coupling.coupling
+    return coupling
+
+
+def _is_simulated(coupling: Coupling) -> bool:
+    """Whether it can be called on Gaussian data as it is, with nothing fitted to yours."""
     return isinstance(coupling, (Independent, KNN, LinearAssignment)) and getattr(coupling, "center", None) is None
 
 
@@ -168,6 +187,8 @@ def _describe_simulated(summary: CouplingSummary, coupling: Coupling, spec: Data
         note = f"the budget is log({rows}!) / {rows} or less"
         summary = summary.updated(note, information_budget=theory.assignment_budget(rows), bounded=True)
     try:
+        if key := getattr(_innermost(coupling), "cond_key", None):
+            raise ValueError(f"cond_key={key!r} pairs by conditions of the data")
         coupling = coupling.within_process()
         expected = simulate(coupling, spec.dim, spec.rms, rows)
     except ValueError as error:

@@ -42,6 +42,7 @@ BY_NAME_ONLY: dict[Any, tuple[str, ...]] = {
     Semidiscrete: ("rank", "max_steps", "refresh_epochs"),
     Quantile: ("max_steps",),
 }
+LONGEST_REFRESH = 10**6  # epochs
 LONGEST = 1000  # characters of a name: wrappers nest, and files may say anything
 UNREADABLE = (ValueError, SyntaxError, MemoryError, RecursionError)  # what ast raises
 _IMPORT = re.compile(r"(?P<path>(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*))(?:\((?P<args>.*)\))?")
@@ -207,12 +208,13 @@ def _coupling(name: str, moments: MomentsSource, plan: PlanSource, seed: int, ep
     if center is not None or head == GaussianOT.name:
         options["center" if center == "mean" else "moments"] = _fitted(name, moments)
     if head == Semidiscrete.name and (epochs := options.pop("refresh_epochs", None)) is not None:
-        if "refresh" in options or epoch is None or type(epochs) not in (int, float) or not 0 < epochs < math.inf:
-            raise ValueError(
-                f"coupling '{name}': refresh_epochs is a number above 0 instead of refresh; parse_coupling needs the "
-                f"steps of an epoch with it, got {epoch=}"
-            )
-        options["refresh"] = math.ceil(epochs * epoch)
+        if "refresh" in options:
+            raise ValueError(f"coupling '{name}': give refresh (steps) or refresh_epochs, not both")
+        if type(epochs) not in (int, float) or not 0 < epochs <= LONGEST_REFRESH:
+            raise ValueError(f"coupling '{name}': refresh_epochs must be above 0 and at most {LONGEST_REFRESH:,}")
+        if epoch is None:
+            raise ValueError(f"coupling '{name}': refresh_epochs needs the steps of an epoch: parse_coupling(epoch=)")
+        options["refresh"] = max(1, math.ceil(round(epochs * epoch, 6)))  # 2.2 * 3125 is 6875 and a rounding error
     if head in (Semidiscrete.name, Quantile.name):
         asked = {key: options.pop(key) for key in set(options) & {"rank", "max_steps"}}
         if head == Quantile.name:
