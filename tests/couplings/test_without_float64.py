@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from immiscible_diffusion import GaussianOT, Moments
 from immiscible_diffusion.couplings import EmptyAxes, NoiseDistribution, SemidiscretePlan, _validation, parse_coupling
+from immiscible_diffusion.couplings.semidiscrete_fit import _fit, _FitState
 from immiscible_diffusion.couplings.semidiscrete_plan import UNFITTED
 from immiscible_diffusion.diffusion.paths import VPPath
 from immiscible_diffusion.metrics.fid import FeatureStatistics
@@ -93,3 +94,11 @@ def test_couplings_draw_noise(name, moments, device):
 )
 def test_what_is_fitted_comes_to_the_cpu_before_it_is_cast(fit, device):
     fit(torch.randn(20, *SHAPE, device=device))
+
+
+def test_a_plan_starts_where_it_is_fitted(device):
+    """Its start alone: which samples are equal has no answer without values."""
+    samples, weight = torch.randn(9, 4, device=device), torch.full((9,), 1 / 9, device=device)
+    bias, _ = _fit(samples, weight, torch.Generator(), 0.02, 0, None, _FitState(None, ""), 0)
+    assert bias.device == device
+    assert bias.dtype == torch.float32
