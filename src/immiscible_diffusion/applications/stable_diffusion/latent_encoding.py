@@ -115,9 +115,10 @@ def _manifest(dataset: DataSet, vae: Any, config: EncodingConfig, vae_hash: str 
         raise ValueError(
             f"the VAE takes {channels} channels and the images have {images.shape[0]}; set data.channels {channels}"
         )
-    texts = None
+    texts = hashlib.sha256()
     if captions is not None:
-        texts = "".join(json.dumps(list(captions.choices(row))) for row in range(len(images)))
+        for row in range(len(images)):  # one by one: there may be millions
+            texts.update(json.dumps(list(captions.choices(row))).encode())
     stored: dict[str, Any] = {k: v for k, v in vars(config).items() if k != "batch_size"}
     return Manifest(
         **stored,
@@ -130,7 +131,7 @@ def _manifest(dataset: DataSet, vae: Any, config: EncodingConfig, vae_hash: str 
         name=dataset.name,
         note=dataset.note,
         classes=dataset.class_names,
-        captions=None if texts is None else hashlib.sha256(texts.encode()).hexdigest()[:32],
+        captions=None if captions is None else texts.hexdigest()[:32],
     )
 
 

@@ -1,6 +1,7 @@
 """Cached latents have the distribution of the VAE, and survive interruption."""
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -234,7 +235,8 @@ def test_gray_images_are_refused(vae: Any, folder: Path) -> None:
 
 def test_other_captions_are_other_latents(images: ImageSet, vae: Any, folder: Path) -> None:
     said = [[f"a {row}"] for row in range(len(images))]
-    encode(Captioned(images, ListCaptions(said)), vae, folder, SMALL)
+    manifest = encode(Captioned(images, ListCaptions(said)), vae, folder, SMALL)
+    assert manifest.captions == hashlib.sha256("".join(map(json.dumps, said)).encode()).hexdigest()[:32]
     said[3] = ["something else"]
     with pytest.raises(ValueError, match="holds other latents: captions is"):
         encode(Captioned(images, ListCaptions(said)), vae, folder, SMALL)
