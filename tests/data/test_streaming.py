@@ -127,7 +127,7 @@ def test_a_broken_image_is_named_and_skipped_alone(tmp_path: Path) -> None:
 def test_a_stream_without_readable_samples_ends_with_an_error(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", {"bad": {"txt": b"1"}})
     with (
-        pytest.raises(ValueError, match="no sample of this process's shards can be read"),
+        pytest.raises(ValueError, match=r"no sample of .*a\.tar can be read"),
         pytest.warns(UserWarning, match="skipped"),
     ):
         take(stream(tmp_path, on_error="skip"), 1)
@@ -209,6 +209,20 @@ def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
     config = DataConfig("folder", path=str(tmp_path), size=4, stream=True)
     with pytest.raises(ValueError, match=r"train-1\.parquet cannot be read"):
         take(open_stream(config), 6)
+
+
+def test_parquet_files_that_are_all_damaged_are_named_as_they_are_written(tmp_path: Path) -> None:
+    folder = tmp_path / "set [1]"
+    for number in range(3):
+        write_parquet(folder / f"train-{number}.parquet", noise(4)).write_bytes(b"no parquet")
+    with pytest.raises(ValueError, match=r"no sample of .*set \[1\]/train-0\.parquet and 2 more can be read"):
+        stream(folder, on_error="skip")
+    with pytest.raises(ValueError, match=r"set \[1\]/train-0\.parquet cannot be read") as raised:
+        stream(folder)
+    assert str(raised.value).count(str(tmp_path)) == 1
+    write_parquet(folder / "train-0.parquet", noise(4))
+    with pytest.raises(ValueError, match=r"set \[1\]/train-[12]\.parquet cannot be read to its end"):
+        take(stream(folder), 6)
 
 
 def test_a_first_parquet_file_without_a_footer_is_skipped_on_request(tmp_path: Path) -> None:

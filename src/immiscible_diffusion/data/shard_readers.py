@@ -5,10 +5,11 @@ damaged header for the end of a file and expects the same members of every sampl
 """
 
 import json
+import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import PurePosixPath
@@ -33,7 +34,7 @@ class ShardEndError(ShardError):
     """Nor can what follows it in its shard ``name``."""
 
     def __init__(self, name: str, error: Exception) -> None:
-        super().__init__(f"{name} cannot be read to its end: {error}; repair or remove it")
+        super().__init__(f"{_plain(name)} cannot be read to its end: {error}; repair or remove it")
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,15 @@ def table_shards(
     files = arguments["data_files"][config.split] if arguments["path"] == "parquet" else []
     for file in files:
         try:
-            alone = open_rows(config, HINT, arguments | {"data_files": {config.split: [file]}})
+            one = replace(config, path=_plain(file))
+            alone = open_rows(one, HINT, arguments | {"data_files": {config.split: [file]}})
             arguments = arguments | {"features": alone.features}
             break
         except ValueError as error:
             if config.on_error == "raise":
-                raise ValueError(f"{file}: {error}; --data.on_error skip leaves it out") from error
+                raise ValueError(f"{error}; --data.on_error skip leaves it out") from error
+            if file == files[-1]:
+                raise ValueError(f"{no_sample_of(files)}: {error}") from error
     rows = open_rows(config, HINT, arguments)
     image, label = columns(rows, config)
     text = caption_column(rows, caption)
@@ -83,6 +87,17 @@ def table_shards(
 
     shards: dict[str, Shard] = {name: partial(read, number) for number, name in enumerate(names)}
     return shards, getattr(rows.features[label], "names", None) if label else None
+
+
+def no_sample_of(names: Sequence[str]) -> str:
+    """Say that none of the shards ``names`` can be read."""
+    more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+    return f"no sample of {_plain(names[0])}{more} can be read"
+
+
+def _plain(name: str) -> str:
+    """The name of a file that ``glob.escape`` may have made a pattern."""
+    return re.sub(r"\[([*?[])\]", r"\1", name)
 
 
 def read_tar(name: str) -> Iterator[Sample | ShardError]:

@@ -22,7 +22,15 @@ from immiscible_diffusion.data.images import ImageSet, draw_flips, to_batch
 from immiscible_diffusion.data.load import DataConfig
 from immiscible_diffusion.data.prompts import ClassNamePrompts, ListCaptions, Tokenize, load_class_names, read_names
 from immiscible_diffusion.data.sampler import check_split
-from immiscible_diffusion.data.shard_readers import Sample, Shard, ShardEndError, ShardError, read_tar, table_shards
+from immiscible_diffusion.data.shard_readers import (
+    Sample,
+    Shard,
+    ShardEndError,
+    ShardError,
+    no_sample_of,
+    read_tar,
+    table_shards,
+)
 from immiscible_diffusion.utils.background import prefetch_iterator
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.random import RandomStreams, keyed_generator
@@ -146,11 +154,12 @@ class Stream:
         """The samples of all epochs from ``place`` on, block by block; the next one is read as one is taken from."""
         first, shard, row, taken = place
         for epoch in count(first):
-            order = torch.randperm(len(self.shards), generator=keyed_generator(seed, epoch, "shards")).tolist()
-            source = self._intact(self._read(order[rank::world], epoch, shard, row))
+            order = torch.randperm(len(self.shards), generator=keyed_generator(seed, epoch, "shards"))
+            own = order[rank::world].tolist()
+            source = self._intact(self._read(own, epoch, shard, row))
             block = list(islice(source, self.config.shuffle_buffer))
             if not block and not (shard or row):
-                raise ValueError(f"{self.name}: no sample of this process's shards can be read")
+                raise ValueError(f"{self.name}: {no_sample_of([list(self.shards)[number] for number in own])}")
             if not block or block[0].place[:3] != (epoch, shard, row):
                 taken = 0  # a shard was damaged since: this is another block than the one that samples were taken of
             while block:
@@ -252,7 +261,7 @@ def load_stream(
     stream = open_stream(config, captions, tokenize)
     first = stream.first(config.max_samples or NUM_IN_MEMORY)
     if not first:
-        raise ValueError(f"{stream.name}: no image can be read")
+        raise ValueError(f"{stream.name}: {no_sample_of(list(stream.shards))}")
     images, samples = zip(*first, strict=True)
     labels = _labels(samples) if stream.classes else None
     names = tuple(stream.classes.names) if stream.classes and labels is not None else None
