@@ -1,5 +1,6 @@
 """``immiscible compare RECIPE``."""
 
+import heapq
 import os
 import shlex
 import sys
@@ -25,7 +26,8 @@ from immiscible_diffusion.experiments.compare.plan import BASELINE, Plan, Trial
 from immiscible_diffusion.experiments.compare.sweep import Sweep, SweepRunner, run_sweep
 from immiscible_diffusion.experiments.compare.trial import TrialRunner, is_carried, is_finished
 from immiscible_diffusion.experiments.compare.workers import default_workers, run_trials, threads_each
-from immiscible_diffusion.training import dry_run as training
+from immiscible_diffusion.training.dry_run import dry_run as dry_training
+from immiscible_diffusion.training.dry_run import missing
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.utils.checks import FiniteFloat, NonNegativeInt, PositiveInt
 from immiscible_diffusion.utils.folder_lock import folder_lock
@@ -124,45 +126,56 @@ def checkpoint_step(plan: Plan, trial: Trial) -> int:
 
 
 def dry_run(plan: Plan, device: str, workers: int | None, sweep: Sweep) -> int:
-    """Say what would be trained and evaluated, what of it is there, and about how long the rest takes.
+    """Say what is missing, what would be trained and evaluated, what of it is there, and how long the rest trains.
 
     The first training is described as by ``train --dry-run``, those of the other couplings by their time.
     """
-    left: dict[str, list[int]] = {}  # steps of the trainings of each coupling
-    for trial in plan.trials:
-        if not (is_finished(plan, trial) or is_carried(plan, trial)):
-            left.setdefault(trial.unmatched.coupling, []).append(plan.recipe.steps - checkpoint_step(plan, trial))
+    write = partial(print, flush=True)
+    try:
+        runner, sweep = prepare(plan, device, sweep)
+    except (ValueError, ImportError, OSError) as error:
+        for line in missing(plan.recipe, error):
+            write(f"missing: {line}")
+        return 2
     torch.set_num_threads(threads_each(device))
-    write, total = partial(print, flush=True), 0.0
-    for number, coupling in enumerate(left):
+    open_trials = [trial for trial in plan.trials if not (is_finished(plan, trial) or is_carried(plan, trial))]
+    seconds: dict[str, float] = {}  # of a whole training with each coupling
+    for coupling in dict.fromkeys(trial.unmatched.coupling for trial in open_trials):
         recipe, lines = plan.trial_recipe(Trial(coupling, plan.seeds[0])), list[str]()
-        seconds = training.dry_run(recipe, device, lines.append if number else write)
+        takes = dry_training(recipe, device, lines.append if seconds else write, runner.task.dataset)
         for line in lines:
             if line.startswith(("time:", "missing:")) and line != "missing: nothing":
                 write(f"{coupling}: {line}")
-        if seconds is None:
+        if takes is None:
             return 2
-        if not number:
-            TrialRunner(plan, device).try_couplings()
-        total += seconds * sum(left[coupling]) / recipe.steps
+        seconds[coupling] = takes
     for line in trial_lines(plan):
         write(line)
     steps = (", ".join(map(str, numbers)) for numbers in (plan.eval_steps, plan.recipe.task.eval.sampling_steps))
     write("evaluated at training steps {}, in {} sampling steps".format(*steps))
     if variants := sum(len(sweep.missing(plan, trial)) for trial in plan.trials):
         write(f"and {variants} scores with other samplers at the end")
-    trainings = sum(map(len, left.values()))
-    number = max(1, min(trainings, workers or default_workers(device)))
-    takes = f"; about {duration(total / number)} in {number} process{'es' * (number > 1)}, without evaluation"
+    number = max(1, min(len(open_trials), workers or default_workers(device)))
+    ends = [0.0] * number  # of what each process trains: the first that is free takes the next trial
+    for trial in open_trials:
+        left = 1 - checkpoint_step(plan, trial) / plan.recipe.steps
+        heapq.heapreplace(ends, ends[0] + left * seconds[trial.unmatched.coupling])
+    about = (
+        f"; about {duration(max(ends))} in {number} process{'es' * (number > 1)}, without evaluation, fits of plans "
+        f"and tables of noise"
+    )
     write(
-        f"{plan.folder}: what is there is kept; trainings left, of {plan.recipe.steps:,} steps: {trainings}"
-        f"{takes * (trainings > 0)}"
+        f"{plan.folder}: what is there is kept; trainings left, of {plan.recipe.steps:,} steps: {len(open_trials)}"
+        f"{about * bool(open_trials)}"
     )
     return 0
 
 
-def run_all(plan: Plan, device: str, workers: int | None, sweep: Sweep) -> None:
-    """Make the evaluator once, so that workers find its classifier cached, then run all trials and the sweep."""
+def prepare(plan: Plan, device: str, sweep: Sweep) -> tuple[TrialRunner, Sweep]:
+    """Make the evaluator once, so that workers find its classifier cached; return what of ``sweep`` can be evaluated.
+
+    Raises what all trials would fail of, before anything is written to the plan's folder.
+    """
     if (ranks := os.environ.get("WORLD_SIZE", "1")) != "1":
         raise ValueError(
             f"launched as {ranks} ranks, each of which would run the whole comparison; start it "
@@ -172,6 +185,12 @@ def run_all(plan: Plan, device: str, workers: int | None, sweep: Sweep) -> None:
     runner.evaluator.check()  # fails here, once, if data, samples or simulator are missing
     sweep = sweep.check(runner)
     runner.try_couplings()
+    return runner, sweep
+
+
+def run_all(plan: Plan, device: str, workers: int | None, sweep: Sweep) -> None:
+    """Run all trials and the sweep."""
+    _, sweep = prepare(plan, device, sweep)
     workers = workers or default_workers(device)
     with folder_lock(plan.folder):
         plan.keep()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from immiscible_diffusion.couplings import PairedBatch, check_coupling_name
+from immiscible_diffusion.data import DataSet
 from immiscible_diffusion.training.builders import check_trackers
 from immiscible_diffusion.training.metrics_log import StepMetrics, bottleneck
 from immiscible_diffusion.training.recipe import Recipe
@@ -27,8 +28,10 @@ CARD, SHARE = "H100", 0.15  # what a run elsewhere is estimated for; 64 channels
 FEW = 2  # samples of the first micro-batch
 
 
-def dry_run(recipe: Recipe, device: str, write: Callable[[str], None]) -> float | None:
+def dry_run(recipe: Recipe, device: str, write: Callable[[str], None], dataset: DataSet | None = None) -> float | None:
     """Write the recipe, what is missing, parameters, and hours, memory and disk of a run, line by line.
+
+    ``dataset`` replaces the data that the recipe names.
 
     Times 20 real steps (after 3 that do not count; fewer if they are slow) in a folder that is removed. On a CPU these
     are of so few samples that one takes 5 seconds and 2 GiB at most, and what a whole one takes is scaled from them.
@@ -41,14 +44,14 @@ def dry_run(recipe: Recipe, device: str, write: Callable[[str], None]) -> float 
     write(f"hardware: {hardware()}")
     with tempfile.TemporaryDirectory() as folder:
         try:
-            trainer = Trainer(recipe, RunDir.open(folder, recipe), device=device)
+            trainer = Trainer(recipe, RunDir.open(folder, recipe), device=device, dataset=dataset)
         except (ValueError, ImportError, OSError) as error:
-            for line in _missing(recipe, error):
+            for line in missing(recipe, error):
                 write(f"missing: {line}")
             return None
-        dataset, model = trainer.task.dataset, trainer.run.model
+        data, model = trainer.task.dataset, trainer.run.model
         write("missing: nothing")
-        write(f"data: {dataset.name}, {len(dataset):,} of shape {'x'.join(map(str, dataset.shape))}")
+        write(f"data: {data.name}, {len(data):,} of shape {'x'.join(map(str, data.shape))}")
         write(f"parameters: {sum(p.numel() for p in model.parameters()):,}")
         whole, flops = trainer.loader.batch_size, trainer.flops
         size, sample_bytes = (whole, 0.0) if trainer.device.type != "cpu" else _affordable(trainer)
@@ -65,7 +68,7 @@ def dry_run(recipe: Recipe, device: str, write: Callable[[str], None]) -> float 
             f"time: {1000 * seconds:.1f} ms a step over {steps} steps{scaled}, waiting for pairing "
             f"{times['pairing_share']:.1%} of it (pairing takes {times['pairing_ms'] * scale:.1f} ms, "
             f"{'in a thread' if recipe.prefetch else 'in the step'}); {recipe.steps:,} steps take "
-            f"{duration(seconds * recipe.steps)} (without previews and validation)"
+            f"{duration(seconds * recipe.steps)} (without previews, validation, fits of plans and tables of noise)"
         )
         if note := bottleneck(times):
             write(f"{note}; --num_workers loads in more processes")
@@ -87,7 +90,7 @@ def dry_run(recipe: Recipe, device: str, write: Callable[[str], None]) -> float 
     return seconds * recipe.steps
 
 
-def _missing(recipe: Recipe, error: Exception) -> list[str]:
+def missing(recipe: Recipe, error: Exception) -> list[str]:
     """Return all that a recipe lacks, where ``error`` is the first that was met."""
     lacking = [str(error)]
     for check in (lambda: check_trackers(recipe.trackers), *recipe.task.parts().values()):

@@ -6,9 +6,10 @@ import psutil
 import pytest
 from PIL import Image
 
-from immiscible_diffusion.cli.compare import DEFAULT_COUPLINGS, trial_lines
+from immiscible_diffusion.cli.compare import DEFAULT_COUPLINGS, dry_run, trial_lines
 from immiscible_diffusion.cli.main import main
 from immiscible_diffusion.experiments.compare.plan import Plan, slug
+from immiscible_diffusion.experiments.compare.sweep import Sweep
 from immiscible_diffusion.recipes import recipe_from_name
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.trainer import Trainer
@@ -101,12 +102,78 @@ def test_a_dry_run_shows_the_trials_and_their_time_and_writes_nothing(tmp_path, 
     assert text.count(" open ") == 6
     assert "trainings left, of 8 steps: 4;" in text  # matched ones are evaluated along with the others
     assert text.count("time:") == 2  # of every coupling once
+    assert "scores with other samplers" not in text
     assert not list(tmp_path.iterdir())
     assert compare(tmp_path / "out", *options, "--trial", "0") == 0
     assert compare(tmp_path / "out", *options, "--dry-run", "--controls") == 0
     lines = capsys.readouterr().out.splitlines()
     states = [line.split()[1] for line in lines if line.endswith(("seed 0", "seed 1"))]
     assert states == ["finished", "open", "open", "open", "open", "open"]
+    assert "trainings left, of 8 steps: 3;" in lines[-1]
+    shifts, starts = 6 * 5, 2 * 5  # of every trial, and of the baseline's two; in 1 and in 2 sampling steps
+    assert f"and {2 * (shifts + starts)} scores with other samplers at the end" in lines
+
+
+def last_line_of_a_dry_run(plan: Plan, workers: int, capsys) -> str:
+    assert dry_run(plan, "cpu", workers, Sweep()) == 0
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+def test_the_time_of_a_dry_run_is_that_of_the_steps_left_in_processes_that_take_trial_after_trial(
+    tiny, tmp_path, monkeypatch, capsys
+):
+    seen = []
+
+    def seconds(recipe, device, write, dataset):
+        seen.append(dataset)
+        return 8.0 if recipe.coupling == "independent" else 16.0  # of all 8 steps
+
+    monkeypatch.setattr("immiscible_diffusion.cli.compare.dry_training", seconds)
+    plan = Plan(tmp_path / "out", tiny, ("independent", "assignment"), (0, 1))
+    assert "steps: 4; about 48 s in 1 process," in last_line_of_a_dry_run(plan, 1, capsys)
+    assert "about 24 s in 3 processes," in last_line_of_a_dry_run(plan, 3, capsys)  # 8 + 16, 16, 8
+    assert seen[0] is seen[1]  # the data are loaded once
+    assert not list(tmp_path.iterdir())
+    write_record(plan.trial_dir(plan.trials[0]) / "finished.json", {"steps": 8})
+    assert "steps: 3; about 40 s in 1 process," in last_line_of_a_dry_run(plan, 1, capsys)
+    run = RunDir(plan.trial_dir(plan.trials[3]))
+    run.root.mkdir(parents=True)
+    run.save_checkpoint({"step": 6})
+    assert "steps: 3; about 28 s in 1 process," in last_line_of_a_dry_run(plan, 1, capsys)  # 16 + 8 + 4
+    for trial in plan.trials:
+        write_record(plan.trial_dir(trial) / "finished.json", {"steps": 8})
+    assert last_line_of_a_dry_run(plan, 1, capsys).endswith("steps: 0")
+
+
+@pytest.mark.parametrize(
+    ("cause", "options"),
+    [
+        ("torch_fidelity", ("--eval.features", "inception")),
+        ("guidances need a network", ("--guidances", "1", "2")),
+        ("launched as 2 ranks", ()),
+    ],
+)
+def test_a_dry_run_says_what_the_comparison_would_be_refused_for(cause, options, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    if "ranks" in cause:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+    assert compare(tmp_path / "out", *options, "--dry-run") == 2
+    first, *_ = said = capsys.readouterr().out.splitlines()
+    assert first.startswith("missing: ")
+    assert cause in first
+    assert "missing: nothing" not in said
+    assert compare(tmp_path / "out", *options) == 2  # for the same reason
+    assert cause in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dry_run_does_not_count_a_start_that_is_left_out(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("immiscible_diffusion.cli.compare.dry_training", lambda *_: 8.0)
+    monkeypatch.setattr("immiscible_diffusion.experiments.compare.sweep.MAX_DIM", 10)
+    plan = Plan(tmp_path, tiny, ("independent",), (0,))
+    with pytest.warns(UserWarning, match="the pruned start is left out"):
+        assert dry_run(plan, "cpu", 1, Sweep(controls=True)) == 0
+    assert "and 16 scores with other samplers" in capsys.readouterr().out  # 5 shifts and 3 scales, in 1 and 2 steps
 
 
 def test_the_state_of_a_trial_is_that_of_its_checkpoint_as_the_log_is_ahead_of_it(tiny, tmp_path):
