@@ -13,6 +13,7 @@ from immiscible_diffusion.applications.stable_diffusion.load_pipeline import loa
 from immiscible_diffusion.cli import analyze
 from immiscible_diffusion.cli.main import main
 from immiscible_diffusion.cli.options import named_recipe
+from immiscible_diffusion.couplings import SemidiscretePlan
 from immiscible_diffusion.diffusion.paths import VPPath
 from immiscible_diffusion.diffusion.samplers import SamplerConfig
 from immiscible_diffusion.experiments.compare.plan import Plan
@@ -156,6 +157,14 @@ def test_a_dry_run_on_a_cpu_takes_few_samples(tiny, monkeypatch, capsys):
     assert dry_run(dataclasses.replace(tiny, gradient_accumulation_steps=2), "cpu", print)
     assert set(shapes) == {4}
     assert "scaled from 4 samples of 16" in capsys.readouterr().out
+
+
+def test_a_dry_run_fits_no_plan(tiny, monkeypatch):
+    fit, steps = SemidiscretePlan.fit, []
+    monkeypatch.setattr(SemidiscretePlan, "fit", lambda *a, **kw: steps.append(kw["max_steps"]) or fit(*a, **kw))
+    for coupling in ("semidiscrete", "shuffled:semidiscrete:max_steps=7"):
+        assert dry_run(dataclasses.replace(tiny, coupling=coupling), "cpu", [].append)
+    assert set(steps) == {0}
 
 
 def test_a_misspelt_coupling_is_an_error_before_the_data_are_loaded(monkeypatch, capsys):

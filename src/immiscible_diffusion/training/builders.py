@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from immiscible_diffusion.couplings import Coupling, EmptyAxes, Moments, NoiseDistribution, parse_coupling
 from immiscible_diffusion.couplings.distributed import ranks_together
 from immiscible_diffusion.couplings.moments import TensorFields
-from immiscible_diffusion.couplings.semidiscrete_plan import SemidiscretePlan
+from immiscible_diffusion.couplings.semidiscrete_plan import UNFITTED, SemidiscretePlan
 from immiscible_diffusion.data import DataSet
 from immiscible_diffusion.diffusion.paths import Preconditioned
 from immiscible_diffusion.diffusion.pipeline import SamplingPipeline
@@ -44,6 +44,7 @@ class Run:
 
     ``task`` is its application, loaded; ``model`` has initial weights, or those of ``step``. ``allow_code`` is the
     code that its coupling may import, as ``parse_coupling`` has it: True only for recipes that the user wrote.
+    Without ``fit_plans``, those of semidiscrete couplings stay as a fit begins: enough to time steps.
     """
 
     recipe: Recipe
@@ -53,6 +54,7 @@ class Run:
     model: nn.Module
     step: int = 0
     allow_code: bool | str = True
+    fit_plans: bool = True
 
     def with_sampler(self, sampler: SamplerConfig) -> "Run":
         """Return the run with another sampler; ValueError for one that cannot sample it."""
@@ -61,7 +63,9 @@ class Run:
     @cached_property
     def coupling(self) -> Coupling:
         """The recipe's coupling; what it needs to know of the data is measured on first use."""
-        return build_coupling(self.recipe, self.task, self.run_dir, self.device, allow_code=self.allow_code)
+        return build_coupling(
+            self.recipe, self.task, self.run_dir, self.device, allow_code=self.allow_code, fit_plans=self.fit_plans
+        )
 
     @cached_property
     def init_noise(self) -> NoiseDistribution | None:
@@ -132,17 +136,24 @@ def build_run(
     dataset: DataSet | None = None,
     *,
     allow_code: bool | str = True,
+    fit_plans: bool = True,
 ) -> Run:
     """Load what ``recipe`` needs, or ``dataset`` for its data; the weights are initial ones.
 
     ValueError says what to do if data or networks are not there, or do not fit.
     """
     task = recipe.task.build(recipe, device, dataset)
-    return Run(recipe, run_dir, device, task, task.build_model(), allow_code=allow_code)
+    return Run(recipe, run_dir, device, task, task.build_model(), allow_code=allow_code, fit_plans=fit_plans)
 
 
 def build_coupling(
-    recipe: Recipe, task: Task, run_dir: RunDir, device: torch.device, *, allow_code: bool | str = True
+    recipe: Recipe,
+    task: Task,
+    run_dir: RunDir,
+    device: torch.device,
+    *,
+    allow_code: bool | str = True,
+    fit_plans: bool = True,
 ) -> Coupling:
     """Return the recipe's coupling, with moments and calibration measured or read from the run."""
 
@@ -154,6 +165,7 @@ def build_coupling(
 
     def plan(within: bool, **options: Any) -> SemidiscretePlan:
         options = {"state": run_dir.root / "semidiscrete_fit.safetensors", "max_steps": PLAN_STEPS} | options
+        options |= {} if fit_plans else UNFITTED
         fit = lambda: _plan(recipe, task, moments(), within, options)  # noqa: E731
         return _kept(run_dir, "semidiscrete", SemidiscretePlan, fit).to(device)
 

@@ -43,10 +43,17 @@ class Trainer:
     """Everything a run of ``recipe`` consists of, ready to train.
 
     Files go to ``run_dir``; ``device`` is auto, cpu, cuda or mps; ``dataset`` replaces the data that the recipe names.
+    ``fit_plans`` is as ``Run`` has it.
     """
 
     def __init__(
-        self, recipe: Recipe, run_dir: RunDir, *, device: str = "auto", dataset: DataSet | None = None
+        self,
+        recipe: Recipe,
+        run_dir: RunDir,
+        *,
+        device: str = "auto",
+        dataset: DataSet | None = None,
+        fit_plans: bool = True,
     ) -> None:
         self.recipe, self.run_dir = recipe, run_dir
         self.accelerator = make_accelerator(recipe, device, run_dir)
@@ -56,7 +63,7 @@ class Trainer:
         if not run_dir.checkpoint.exists():  # which says how a step is divided
             check_split(batch_size, world * micro_batches)
         self.parts = [world, micro_batches]  # of the first start of the run: they decide what is drawn
-        self.run = build_run(recipe, run_dir, self.device, dataset)
+        self.run = build_run(recipe, run_dir, self.device, dataset, fit_plans=fit_plans)
         self.task = self.run.task
         self.task.check_before_training()
         self.loader = TrainDataLoader(
