@@ -22,7 +22,7 @@ from immiscible_diffusion.data import DataConfig, load_images
 from immiscible_diffusion.data.captions import Captions
 from immiscible_diffusion.data.shard_files import shard_files
 from immiscible_diffusion.data.shard_readers import Sample, ShardEndError, ShardError, read_tar
-from immiscible_diffusion.data.streaming import Stream, open_stream
+from immiscible_diffusion.data.streaming import Stream, load_stream, open_stream
 from immiscible_diffusion.utils.batch import Batch
 from immiscible_diffusion.utils.optional_deps import MissingDependencyError
 
@@ -131,6 +131,31 @@ def test_a_stream_without_readable_samples_ends_with_an_error(tmp_path: Path) ->
         pytest.warns(UserWarning, match="skipped"),
     ):
         take(stream(tmp_path, on_error="skip"), 1)
+
+
+def test_labels_that_are_numbers_need_their_count(tmp_path: Path) -> None:
+    """As those of a shard not read yet are not known."""
+    image = encoded(noise(1)[0])
+    samples = {"a": {"jpg": image, "cls": b"1"}, "b": {"jpg": image, "cls": b"7"}}
+    write_tar(tmp_path / "a.tar", samples)
+    config = DataConfig("folder", path=str(tmp_path), size=4, stream=True)
+    with pytest.warns(UserWarning, match=r"set data\.num_classes"):
+        assert load_stream(config).num_classes is None
+    known = load_stream(replace(config, num_classes=9))
+    assert known.num_classes == 9
+    [batch] = islice(known.batches(2, 0, ahead=0), 1)
+    assert batch.cond is not None
+    assert sorted(batch.cond["label"].tolist()) == [1, 7]
+    with pytest.raises(ValueError, match=r"not all of 0 to data\.num_classes"):
+        take(open_stream(replace(config, num_classes=7)), 1)
+    with pytest.raises(ValueError, match="labels run from 1 to 7"):
+        load_stream(replace(config, num_classes=7))
+    assert load_stream(replace(config, num_classes=9, labels=False)).num_classes is None
+    with pytest.raises(ValueError, match="is for streams"):
+        replace(config, num_classes=9, stream=False)
+    (tmp_path / "names").write_text("17\n23\n")
+    with pytest.raises(ValueError, match="num_classes is 9, and 2 classes have names"):
+        open_stream(replace(config, num_classes=9), Captions(names=str(tmp_path / "names")))
 
 
 def test_labels_and_json(tmp_path: Path) -> None:

@@ -60,12 +60,18 @@ class DataConfig:
     shuffle_buffer: PositiveInt = 1000  # when streaming, how many samples are shuffled; twice as many are held
     # when streaming, ``raise``, or ``skip`` what cannot be read, with a warning
     on_error: Literal["raise", "skip"] = "raise"
+    # when streaming, how many classes there are, where labels are numbers from 0 without names (.cls, plain columns)
+    num_classes: PositiveInt | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, "data.")
         if self.on_error == "skip" and not self.stream:
             raise ValueError(
                 "data.on_error skip leaves out samples of a stream alone; set data.stream, or remove data.on_error"
+            )
+        if self.num_classes and not self.stream:
+            raise ValueError(
+                "data.num_classes is for streams, as classes of other data are counted; leave it, or set stream"
             )
 
     def tiny(self) -> "DataConfig":

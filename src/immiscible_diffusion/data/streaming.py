@@ -62,6 +62,14 @@ class Stream:
         """Name for reports."""
         return self.config.path or self.config.name
 
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the classes, or their numbers, None where they are not known."""
+        if self.classes:
+            return tuple(self.classes.names)
+        number = self.config.num_classes if self.config.labels else None
+        return tuple(map(str, range(number))) if number else None
+
     @cached_property
     def _shard_set(self) -> tuple[int, int]:
         """How many shards, and a checksum of their names without folders, which may have another path when resumed."""
@@ -202,7 +210,8 @@ class Stream:
     def _decode(self, sample: Sample) -> tuple[Tensor, Sample] | ShardError:
         config, mode = self.config, "L" if self.config.channels == 1 else "RGB"
         if self.tokenize is not None and not self.texts_of(sample):
-            return ShardError(f"{sample.cell.get('path') or self.name} has no caption and no class")
+            of_class = "" if sample.label is None else f" with a name, as {sample.label} in --captions.names FILE"
+            return ShardError(f"{sample.cell.get('path') or self.name} has no caption and no class{of_class}")
         try:
             return decode_image(sample.cell, mode, config.size, config.crop, config.resize), sample
         except ValueError as error:
@@ -223,7 +232,10 @@ class Stream:
     def _batch(self, decoded: list[tuple[Tensor, Sample]], generator: torch.Generator) -> Batch:
         images, samples = zip(*decoded, strict=True)
         flips = draw_flips(len(samples), self.config.flip, generator)
-        batch = to_batch(torch.stack(images), _labels(samples), 255, flips)
+        labels, number = _labels(samples), self.config.num_classes
+        if labels is not None and number and not 0 <= int(labels.min()) <= int(labels.max()) < number:
+            raise ValueError(f"{self.name}: labels {labels.tolist()} are not all of 0 to data.num_classes - 1")
+        batch = to_batch(torch.stack(images), labels, 255, flips)
         if self.tokenize is None:
             return batch
         texts = [all_[int(torch.rand((), generator=generator) * len(all_))] for all_ in map(self.texts_of, samples)]
@@ -263,8 +275,13 @@ def load_stream(
     if not first:
         raise ValueError(f"{stream.name}: {no_sample_of(list(stream.shards))}")
     images, samples = zip(*first, strict=True)
-    labels = _labels(samples) if stream.classes else None
-    names = tuple(stream.classes.names) if stream.classes and labels is not None else None
+    labels, names = _labels(samples), stream.class_names
+    if labels is not None and names is None:
+        if config.labels and captions is None:
+            text = f"labels of {stream.name} have no names, and are not used: set data.num_classes to their number"
+            warnings.warn(text, stacklevel=2)
+        labels = None
+    names = None if labels is None else names
     note = f"a stream, of which the first {len(images):,} images are in memory"
     dataset = ImageSet(torch.stack(images), stream.name, labels, class_names=names, note=note)
     prompts = ListCaptions([list(stream.texts_of(sample)) for sample in samples])
@@ -292,4 +309,6 @@ def open_stream(config: DataConfig, captions: Captions | None = None, tokenize: 
     if config.labels and names:
         names = load_class_names(names, None, Path(config.path) if config.path else None)
         classes = ClassNamePrompts(torch.arange(len(names)), names, captions.template, captions.synonyms)
+        if config.num_classes not in (None, len(names)):
+            raise ValueError(f"data.num_classes is {config.num_classes}, and {len(names)} classes have names")
     return Stream(config, shards, tokenize, classes)
