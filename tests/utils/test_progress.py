@@ -38,3 +38,10 @@ def test_a_log_gets_lines_and_quiet_gets_none(capsys):
             progress.update(5, "too slow", loss=0.25)
         error = capsys.readouterr().err
         assert ("5/5" in error and "loss=0.25, too slow" in error) != quiet
+
+
+def test_no_bar_where_nothing_is_left(capsys):
+    for total in (50, 110):
+        with Progress(total, 110, "training"):
+            pass
+    assert not capsys.readouterr().err

@@ -11,7 +11,7 @@ DELAY = 5.0  # seconds, before what is mostly short is shown
 
 
 class Progress:
-    """Show how far ``total`` items are, from ``start`` on, with their speed and the time left."""
+    """Show how far ``total`` items are, from ``start`` on, with speed and time left; no bar if none are left."""
 
     def __init__(
         self, total: int, start: int, label: str, *, unit: str = "step", quiet: bool = False, delay: float = 0.0
@@ -19,8 +19,8 @@ class Progress:
         with require_extra("train", "the progress bar"):
             from tqdm import tqdm
         interval = 0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES
-        options = {"initial": start, "unit": unit, "disable": quiet, "mininterval": interval, "delay": delay}
-        self._bar: Any = tqdm(desc=label, total=total, dynamic_ncols=True, **options)
+        options = {"initial": start, "unit": unit, "mininterval": interval, "delay": delay}
+        self._bar: Any = tqdm(desc=label, total=total, dynamic_ncols=True, disable=quiet or start >= total, **options)
 
     def update(self, done: int, note: str = "", **figures: float) -> None:
         """Say that ``done`` items are done, with the latest ``figures`` and a ``note`` beside them."""
