@@ -123,6 +123,8 @@ def test_tiny_learns_what_the_small_pipeline_predicts(tmp_path, capsys):
         codec = dataclasses.replace(recipe.task.codec, pretrained=pipeline)
         check_schedule(dataclasses.replace(recipe, task=recipe.task.replace(codec=codec)))
     assert "digits stands in for imagenet-1k" in capsys.readouterr().err
+    named_recipe("sd-lora", ["--tiny", "--data.name=folder", "--data.path", "mine"])
+    assert not capsys.readouterr().err  # the folder is used, no stand-in
 
 
 def test_a_dry_run_lists_all_that_is_missing(capsys):

@@ -111,7 +111,8 @@ def named_recipe(name: str, arguments: Sequence[str]) -> tuple[Recipe, list[str]
     recipe = dataclasses.replace(recipe, **changes)
     if words.tiny:  # under a name of its own, so that it leaves the folder of the real run alone
         data, recipe = recipe.task.data, dataclasses.replace(recipe.tiny(), name=f"{recipe.name}{TINY}")
-        if isinstance(data, DataConfig) and data.name != recipe.task.data.name:
+        own = any(word.startswith("--data.name") for word in rest)
+        if isinstance(data, DataConfig) and data.name != recipe.task.data.name and not own:
             sys.stderr.write(f"--tiny: the data set {recipe.task.data.name} stands in for {data.name}\n")
     if words.pipeline is not None:
         rest += ["--codec.pretrained", words.pipeline]
