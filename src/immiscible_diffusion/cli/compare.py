@@ -161,8 +161,8 @@ def dry_run(plan: Plan, device: str, workers: int | None, sweep: Sweep) -> int:
         left = 1 - checkpoint_step(plan, trial) / plan.recipe.steps
         heapq.heapreplace(ends, ends[0] + left * seconds[trial.unmatched.coupling])
     about = (
-        f"; about {duration(max(ends))} in {number} process{'es' * (number > 1)}, without evaluation, fits of plans "
-        f"and tables of noise"
+        f"; training alone takes about {duration(max(ends))} in {number} process{'es' * (number > 1)}; evaluation, "
+        f"fits of plans and tables of noise come on top"
     )
     write(
         f"{plan.folder}: what is there is kept; trainings left, of {plan.recipe.steps:,} steps: {len(open_trials)}"

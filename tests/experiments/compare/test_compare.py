@@ -130,16 +130,16 @@ def test_the_time_of_a_dry_run_is_that_of_the_steps_left_in_processes_that_take_
 
     monkeypatch.setattr("immiscible_diffusion.cli.compare.dry_training", seconds)
     plan = Plan(tmp_path / "out", tiny, ("independent", "assignment"), (0, 1))
-    assert "steps: 4; about 48 s in 1 process," in last_line_of_a_dry_run(plan, 1, capsys)
-    assert "about 24 s in 3 processes," in last_line_of_a_dry_run(plan, 3, capsys)  # 8 + 16, 16, 8
+    assert "steps: 4; training alone takes about 48 s in 1 process;" in last_line_of_a_dry_run(plan, 1, capsys)
+    assert "about 24 s in 3 processes;" in last_line_of_a_dry_run(plan, 3, capsys)  # 8 + 16, 16, 8
     assert seen[0] is seen[1]  # the data are loaded once
     assert not list(tmp_path.iterdir())
     write_record(plan.trial_dir(plan.trials[0]) / "finished.json", {"steps": 8})
-    assert "steps: 3; about 40 s in 1 process," in last_line_of_a_dry_run(plan, 1, capsys)
+    assert "steps: 3; training alone takes about 40 s in 1 process;" in last_line_of_a_dry_run(plan, 1, capsys)
     run = RunDir(plan.trial_dir(plan.trials[3]))
     run.root.mkdir(parents=True)
     run.save_checkpoint({"step": 6})
-    assert "steps: 3; about 28 s in 1 process," in last_line_of_a_dry_run(plan, 1, capsys)  # 16 + 8 + 4
+    assert "takes about 28 s in 1 process;" in last_line_of_a_dry_run(plan, 1, capsys)  # 16 + 8 + 4
     for trial in plan.trials:
         write_record(plan.trial_dir(trial) / "finished.json", {"steps": 8})
     assert last_line_of_a_dry_run(plan, 1, capsys).endswith("steps: 0")
