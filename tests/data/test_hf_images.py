@@ -67,7 +67,10 @@ def test_folder_without_images(tmp_path: Path, content: str) -> None:
     (tmp_path / "pics").mkdir()
     if content == "text":
         (tmp_path / "pics" / "a.txt").write_text("a")
-    with pytest.raises(ValueError, match="pics has no images"):
+    with pytest.raises(ValueError, match=r"pics has no images$"):
+        folder(tmp_path / "pics")
+    (tmp_path / "pics" / "a.tar").touch()
+    with pytest.raises(ValueError, match=r"read with data\.stream"):
         folder(tmp_path / "pics")
 
 

@@ -134,7 +134,8 @@ def load_arguments(config: "DataConfig") -> dict[str, Any]:
             raise ValueError(f"{path} has no folder '{config.split}'")
         folder = path
     if not any(map(_is_image, folder.rglob("*"))):
-        raise ValueError(f"{folder} has no images")
+        tar = "; tar shards are read with data.stream" if next(folder.rglob("*.tar*"), None) else ""
+        raise ValueError(f"{folder} has no images{tar}")
     classes = any(map(_is_image, folder.glob("*/*"))) and not any(map(_is_image, folder.iterdir()))
     files = {config.split: f"{glob.escape(str(folder))}/**"}
     return {"path": "imagefolder", "data_files": files, "drop_labels": not (config.labels and classes)}
