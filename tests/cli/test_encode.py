@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from fixtures.two_processes import finish, start
 from immiscible_diffusion.applications.stable_diffusion.latent_cache import LatentSet, load_latents
 from immiscible_diffusion.cli.main import main
 
@@ -49,6 +50,15 @@ def test_encode_a_folder_twice(
     assert dataset.texts(torch.arange(3)) == ["picture 0", "picture 1", "picture 2"]
     assert main(arguments(pipeline, pictures, out, size=6)) == 2
     assert "transform is" in capsys.readouterr().err
+
+
+@pytest.mark.subprocess
+def test_two_processes_say_once_that_all_is_encoded(pipeline: Path, pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "latents"
+    first, other = finish(start(2, *arguments(pipeline, pictures, out)))
+    assert "in 2 shards; complete" in first
+    assert "shards" not in other
+    assert len(LatentSet.open(out)) == 3
 
 
 def test_images_without_captions_and_classes(pipeline: Path, pictures: Path, tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def test_two_processes_make_what_one_makes(noisy: Path, tmp_path: Path) -> None:
     for more in (["--to", str(tmp_path / "two"), "--device", "cpu", *options], ["--count", "6"]):
         result = subprocess.run([*command, *more], env=environment, capture_output=True, text=True, timeout=300)
         assert result.returncode == 0, result.stderr
-        assert result.stderr.count(" images, ") == 1  # shared, not made twice
+        assert result.stderr.count(" images, complete") == 1  # shared, not made twice, and said when all are there
     assert_same_images(tmp_path / "one", tmp_path / "two")
     assert np.stack(arrays(tmp_path / "one")).std() > 10
     shards = [SampleFolder(tmp_path / name).places for name in ("one", "two")]

@@ -9,11 +9,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from immiscible_diffusion.applications.stable_diffusion.latent_cache import (
-    describe_transform,
-    missing_shards,
-    vae_digest,
-)
+from immiscible_diffusion.applications.stable_diffusion.latent_cache import describe_transform, vae_digest
 from immiscible_diffusion.applications.stable_diffusion.latent_encoding import EncodingConfig, encode
 from immiscible_diffusion.applications.stable_diffusion.load_pipeline import load_reason
 from immiscible_diffusion.cli.options import Device, parse
@@ -77,6 +73,7 @@ class Options:
 def main(arguments: list[str]) -> int:
     """Write the shards that are missing."""
     options = parse(Options, arguments, "encode")
+    ranks = process_state(options.device)
     rank, world, device = rank_world_device(options.device)
     local = options.path is None and Path(options.data).exists()
     name, path = ("folder", options.data) if local else (options.data, options.path)
@@ -100,10 +97,7 @@ def main(arguments: list[str]) -> int:
     vae_hash = vae_digest(vae)
     vae = vae.to(device, getattr(torch, options.precision)).eval().requires_grad_(False)
     share = -(-len(dataset) // world)
-    with (
-        shared_lock(options.out, process_state(options.device)),
-        Progress(share, 0, "encoding", unit="image", quiet=rank > 0) as progress,
-    ):
+    with shared_lock(options.out, ranks), Progress(share, 0, "encoding", unit="image", quiet=rank > 0) as progress:
         manifest = encode(
             dataset,
             vae,
@@ -114,11 +108,12 @@ def main(arguments: list[str]) -> int:
             world=world,
             on_progress=lambda done: progress.update(min(done, share)),
         )
-    missing = missing_shards(manifest, options.out)
-    state = "complete" if not missing else f"{len(missing)} shards of other processes are missing"
-    sys.stderr.write(
-        f"{options.out}: latents {manifest.shape} of {manifest.count:,} images in {manifest.shards} shards; {state}\n"
-    )
+        ranks.wait_for_everyone()
+    if rank == 0:
+        shards = f"{manifest.shards} shard{'s' * (manifest.shards > 1)}"
+        sys.stderr.write(
+            f"{options.out}: latents {manifest.shape} of {manifest.count:,} images in {shards}; complete\n"
+        )
     return 0
 
 

@@ -153,17 +153,14 @@ def main(arguments: list[str]) -> int:
         writer.existing()  # an error now if the folder holds other images
         size, quiet = source.batch_size, rank > 0
         generate_folder(writer, source.draw, batch_size=size, rank=rank, world=world, quiet=quiet)
-        if options.to is None:
-            ranks.wait_for_everyone()
+        ranks.wait_for_everyone()
         if rank > 0:
             return 0
         if options.to is None:
             with atomic_path(out.with_name(f"{out.name}-grid.png")) as temporary:
                 image_grid(next(SampleFolder(out).in_batches(GRID))).save(temporary, format="PNG")
-    left = options.count - writer.existing()
-    state = f"{left:,} of other processes to come" if left else "complete"
     how = ", ".join(f"{name} {value}" for name, value in settings.items())
-    sys.stderr.write(f"{out}: {options.count:,} images, {state} ({how})\n")
+    sys.stderr.write(f"{out}: {options.count:,} images, complete ({how})\n")
     return 0
 
 

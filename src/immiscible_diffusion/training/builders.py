@@ -4,7 +4,6 @@ import importlib.util
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -25,7 +24,7 @@ from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.task import Task
 from immiscible_diffusion.utils.batch import Batch, Cond
-from immiscible_diffusion.utils.device import is_accelerated
+from immiscible_diffusion.utils.device import TIMEOUT, is_accelerated
 from immiscible_diffusion.utils.optional_deps import MissingDependencyError, how_to_install, require_extra
 from immiscible_diffusion.utils.progress import Progress
 from immiscible_diffusion.utils.random import RandomStreams
@@ -34,7 +33,6 @@ MOMENTS_SAMPLES = 10_000
 SAMPLES_PER_LABEL = 100
 DISTRIBUTION_SAMPLES, DISTRIBUTION_PASSES = 50_000, 50
 PLAN_STEPS = 4000  # of the fit of a semidiscrete plan, at most
-TIMEOUT = timedelta(days=2)  # ranks wait while one evaluates; the default gives up after 10 minutes
 T = TypeVar("T", bound=TensorFields)
 
 

@@ -21,7 +21,7 @@ from immiscible_diffusion.couplings import Coupling, PairedBatch, PairedLoader
 from immiscible_diffusion.data import DataSet, check_split
 from immiscible_diffusion.models.trainable import copy_sharing_frozen, load_trainable_state, trainable_state
 from immiscible_diffusion.training import sharding
-from immiscible_diffusion.training.builders import TIMEOUT, build_run, make_accelerator
+from immiscible_diffusion.training.builders import build_run, make_accelerator
 from immiscible_diffusion.training.dataloader import TrainDataLoader
 from immiscible_diffusion.training.ema import EMA
 from immiscible_diffusion.training.metrics_log import StepMetrics, bottleneck, loss_by_time
@@ -30,6 +30,7 @@ from immiscible_diffusion.training.recipe import Recipe
 from immiscible_diffusion.training.run_dir import RunDir
 from immiscible_diffusion.training.throughput import device_peak, training_flops
 from immiscible_diffusion.training.validation import validation_batches
+from immiscible_diffusion.utils.device import TIMEOUT
 from immiscible_diffusion.utils.folder_lock import folder_lock
 from immiscible_diffusion.utils.progress import Progress
 from immiscible_diffusion.utils.signals import Interrupted, InterruptGuard

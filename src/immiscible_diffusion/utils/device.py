@@ -1,11 +1,14 @@
 """Devices and processes: the one place that looks for them and measures their memory."""
 
 import sys
+from datetime import timedelta
 from typing import Any
 
 import torch
 
 from immiscible_diffusion.utils.optional_deps import require_extra
+
+TIMEOUT = timedelta(days=2)  # ranks wait for one that evaluates or is slower; the default gives up after 10 minutes
 
 
 def pick_device(name: str) -> torch.device:
@@ -28,7 +31,7 @@ def process_state(device: str) -> Any:
     """Return accelerate's ``PartialState``: rank, number of processes, barriers."""
     with require_extra("train", "running on several processes"):
         from accelerate import PartialState
-    return PartialState(cpu=pick_device(device).type == "cpu")
+    return PartialState(cpu=pick_device(device).type == "cpu", timeout=TIMEOUT)
 
 
 def rank_world_device(device: str) -> tuple[int, int, torch.device]:
