@@ -112,22 +112,24 @@ def test_shards_resumed_in_as_many_processes_are_equal_bit_for_bit(recipe, tmp_p
 
 
 NETWORKS = """
-import copy, os, sys
+import copy, os, sys, warnings
 import torch
 from pathlib import Path
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from immiscible_diffusion.applications.stable_diffusion.unet import StableDiffusionUNet
-from immiscible_diffusion.models import DiT, UNet, UNet1D
+from immiscible_diffusion.models import DiT, MLP, UNet, UNet1D
 from immiscible_diffusion.recipes import recipe_from_name
 from immiscible_diffusion.training import sharding
 from immiscible_diffusion.training.builders import make_accelerator
 from immiscible_diffusion.training.run_dir import RunDir
 
 small_sd, folder = sys.argv[1:]
+warnings.filterwarnings("error", "FSDP2-wrapped module")  # a view, which nothing changes in place: weights are equal
 observation, text = {"observation": torch.ones(2, 6)}, {"text": torch.ones(2, 12, 8)}
 for config, shape, cond, build in [
     (UNet(16, (1, 2), 1, (4,), 8, 8, 0.0), (3, 8, 8), None, {}),
+    (MLP(width=64), (3, 8, 8), None, {}),
     (DiT(heads=2, head_channels=8, depth=2), (3, 8, 8), None, {}),
     (UNet1D(channels=(16, 32)), (16, 2), observation, {"conditions": {"observation": (6,)}}),
     (StableDiffusionUNet(small_sd), (4, 8, 8), text, {}),

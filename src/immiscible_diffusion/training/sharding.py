@@ -16,6 +16,8 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from immiscible_diffusion.training.recipe import Recipe
 
+NOT_IN_PLACE = ("torch.", "diffusers.", "immiscible_diffusion.")
+
 
 def plugin(recipe: "Recipe") -> Any:
     """Return FSDP2 as accelerate's launcher was configured to shard, None if not; ValueError for what is not sharded.
@@ -76,6 +78,9 @@ def prepare(accelerator: Any, model: nn.Module, optimizer: Any) -> tuple[Any, An
         chosen = choose(*arguments)
         return chosen and (lambda module: type(module).forward is not nn.Module.forward and chosen(module))
 
+    # Torch warns of computing in place on what a layer returns. These networks never do; others may.
+    if all(type(module).__module__.startswith(NOT_IN_PLACE) for module in model.modules()):
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     with patch.object(fsdp_utils, "fsdp2_prepare_auto_wrap_policy", choose_called):  # accelerate takes no callable
         prepared, optimizer = accelerator.prepare(model, optimizer)
     model.forward = convert_outputs_to_fp32(accelerator.autocast()(model.forward))
