@@ -172,3 +172,12 @@ def test_warnings_of_the_package_are_a_line_each(monkeypatch):
     own = warnings.formatwarning("skipped\na shard", UserWarning, main.__code__.co_filename, 1)
     assert own == "immiscible: warning: skipped a shard\n"
     assert f"{json.__file__}:1: UserWarning" in warnings.formatwarning("old", UserWarning, json.__file__, 1)
+
+
+@pytest.mark.parametrize("world", ["", "WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+def test_one_process_where_several_were_asked_for_is_warned_of(recwarn, monkeypatch, world):
+    """In the environment that ``accelerate launch --cpu --num_processes 2`` makes; torchrun and MPI set a size."""
+    for name in ("ACCELERATE_USE_CPU", "MASTER_PORT", *[world] * bool(world)):
+        monkeypatch.setenv(name, "2")
+    assert main(["recipes"]) == 0
+    assert any("started one" in str(warning.message) for warning in recwarn) == (not world)

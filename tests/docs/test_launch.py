@@ -47,11 +47,14 @@ def assert_trained_by(started: subprocess.Popen, run: Path, processes: list[int]
 @pytest.mark.slow
 @pytest.mark.subprocess
 def test_one_machine(tmp_path: Path) -> None:
-    """The command for CPUs, of the page itself."""
+    """The commands for CPUs, of the page itself."""
     page = (ROOT / "docs" / "launch.md").read_text(encoding="utf-8")
-    [command] = [line for line in commands(page) if "torchrun --nproc_per_node 2" in line]
-    words = shlex.split(command.replace("RECIPE", "digits-flow"))
-    assert_trained_by(start([*words, "--tiny", "--out", str(tmp_path)]), tmp_path, [2])
+    found = [line for line in commands(page) if "--device cpu" in line]
+    assert len(found) == 2
+    for number, command in enumerate(found):
+        words, run = shlex.split(command.replace("RECIPE", "digits-flow")), tmp_path / str(number)
+        assert_trained_by(start([*words, "--tiny", "--out", str(run)]), run, [2])
+        assert (run / "shards").exists() == ("--use_fsdp" in words)
 
 
 def test_the_job_file_asks_for_what_it_says() -> None:

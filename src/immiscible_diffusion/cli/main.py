@@ -1,6 +1,7 @@
 """The command ``immiscible``: finds the subcommand, turns errors into one line and an exit code."""
 
 import importlib
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -49,6 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         warnings.simplefilter("default")
         warnings.formatwarning = _format_warning
+        # It sets these for a plain start, the port for several processes; the sizes are torchrun's and those of MPI.
+        asked = {"ACCELERATE_USE_CPU", "MASTER_PORT"} <= os.environ.keys()
+        if asked and not any(name.endswith(("WORLD_SIZE", "PMI_SIZE")) for name in os.environ):
+            warnings.warn(
+                "accelerate launch was asked for several processes and started one, as always on CPUs; there use "
+                "torchrun --nproc_per_node N -m immiscible_diffusion ..., on GPUs --multi_gpu",
+                stacklevel=1,
+            )
         if command != "describe":  # which needs torch alone
             with require_extra("train", "the command line"):
                 import tyro  # noqa: F401
