@@ -98,9 +98,9 @@ class Stream:
         """
         parts = world * gradient_accumulation_steps
         check_split(batch_size, parts)
-        if len(self.shards) < world:
+        if (number := len(self.shards)) < world:
             raise ValueError(
-                f"{self.name} has {len(self.shards)} shards for {world} processes, each of which "
+                f"{self.name} has {number} shard{'s' * (number > 1)} for {world} processes, each of which "
                 f"needs one; write more and smaller shards"
             )
         size = batch_size // parts
