@@ -195,7 +195,7 @@ def test_a_dry_run_writes_nothing(ring, tmp_path, capsys):
         (["--coupling", "assignment:cond_key=obs"], "obs"),
         (["--minutes", "0"], "minutes must be > 0"),
         (["--sampling_steps", "0"], "sampling_steps"),
-        (["--budget", "5"], "sampling_steps"),
+        (["--budget", "5"], "sampling-steps"),
         (["--cond", "state"], "state"),
         (["--network", "unet"], "--network mlp"),
         (["--seeds", "0"], "seeds must be >= 1"),
