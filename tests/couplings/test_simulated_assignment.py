@@ -44,12 +44,13 @@ def test_the_bound_on_information_holds_for_two_in_one_dimension():
 def test_gradient_steps_after_an_assignment():
     coupling = Aligned(LinearAssignment(pool=2), beta=1.0)
     found = describe.simulate(coupling.within_process(), 24, 0.5, 32)
-    data = 0.5 * torch.randn(100, 32, 24, generator=torch.Generator().manual_seed(1))
-    noise = torch.stack([coupling.within_process()(x) for x in data])
+    generator = torch.Generator().manual_seed(1)
+    data = 0.5 * torch.randn(100, 32, 24, generator=generator)
+    noise = torch.stack([coupling.within_process()(x, generator=generator) for x in data])
     pull = (noise * torch.nn.functional.normalize(data, dim=2)).sum(dim=2).mean(dim=1)
     error = math.hypot(found.pull_error, float(pull.std()) / 10)
     assert abs(found.pull - float(pull.mean())) < 4 * error
-    assert abs(found.second_moment - float(noise.square().mean())) < 0.02
+    assert abs(found.second_moment - float(noise.square().mean())) < 0.04
     assert found.pull > describe.simulate(LinearAssignment(), 24, 0.5, 32).pull + 4 * error
 
 
