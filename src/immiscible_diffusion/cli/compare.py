@@ -121,7 +121,7 @@ def trial_lines(plan: Plan) -> Iterator[str]:
 
 
 def checkpoint_step(plan: Plan, trial: Trial) -> int:
-    """The step that the training of ``trial`` goes on from: that of its checkpoint, as the log is ahead of it."""
+    """The step that the training of ``trial`` resumes from: that of its checkpoint, as the log is ahead of it."""
     return RunDir(plan.trial_dir(trial.unmatched if is_carried(plan, trial) else trial)).step
 
 
